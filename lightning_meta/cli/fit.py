@@ -1,0 +1,167 @@
+"""`lightning-meta fit`: train, keep the best and the last checkpoint, test the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+
+from lightning_meta.cli.parsing import as_list, log_into_run, remembering, with_save_dir
+from lightning_meta.cli.summary import print_summary
+from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.loading import check_same_class, weights_error
+from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
+from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.results import facts, write_results, write_tasks
+
+TRAINER_DEFAULTS: dict[str, Any] = {"num_sanity_val_steps": 0, "log_every_n_steps": 50}
+
+
+class MetaCLI(LightningCLI):
+    """Reads the configuration of a training run, and makes its model, data and Trainer.
+
+    There are no subcommands: with them Lightning lets the hyper-parameters of a checkpoint silently beat the
+    command line.
+
+    Args:
+        args: The options.
+    """
+
+    config: Namespace
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.resume_from: Path | None = None
+        self.run_logger = RunLogger()
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            save_config_callback=None,  # `SaveConfig` takes its place
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "lightning-meta fit",
+                "description": "Train a model, keep its best and last checkpoints, and test the best.",
+                "exit_on_error": False,
+            },
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(args),
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # `Described` remembers the arguments
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the run itself."""
+        parser.add_argument("--name", type=str | None, help="Name of the run; by default the config file's.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            help="Go on from this checkpoint or run directory; `last` is the newest run of this name.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_instantiator(remembering, torch.nn.Module, subclasses=True)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the options, and find the run directory to go on in."""
+        self.config = parser.parse_args(with_save_dir(args))
+        if self.config.name is None:
+            files = [Path(str(file)) for file in as_list(self.config.get("config"))]
+            self.config.name = files[-1].stem if files else "run"
+        self.run_logger = RunLogger(self.config.runs, self.config.name)
+        if self.config.ckpt_path is not None:
+            self.resume_from = checkpoint_to_resume(self.config.ckpt_path, self.config.runs, self.config.name)
+            if run := run_directory_of(self.resume_from):
+                self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name))
+            self.config.ckpt_path = None  # the saved configuration starts anew
+
+    def instantiate_classes(self) -> None:
+        """Make the objects."""
+        configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
+        self.config_text = self.parser.dump(configured, skip_none=False)
+        try:
+            super().instantiate_classes()
+        except BaseException:
+            self.run_logger.discard()
+            raise
+        self.config = configured
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, the run's own callbacks and logger first."""
+        options = {**self.config_init["trainer"].as_dict(), **kwargs}
+        callbacks = [self.config_init["checkpoint"], SaveConfig(self.config_text), *as_list(options["callbacks"])]
+        if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
+            callbacks.append(LearningRateMonitor())
+        if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(RichProgressBar())
+        loggers = [logger for logger in as_list(options["logger"]) if isinstance(logger, Logger)]
+        options |= {
+            "callbacks": callbacks,
+            "logger": [self.run_logger, *loggers],
+            "plugins": [*as_list(options["plugins"]), AtomicCheckpointIO()],
+            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+        }
+        return Trainer(**options)
+
+
+def fit(args: Sequence[str]) -> None:
+    """Train, then test the best checkpoint.
+
+    Args:
+        args: The options.
+    """
+    began = time.monotonic()
+    cli = MetaCLI(args)
+    trainer, run = cli.trainer, cli.run_logger
+    try:
+        _train(cli)
+        tested = _test_best(cli)
+    except UserError:
+        if trainer.global_step == 0:
+            run.discard()
+        raise
+    if trainer.is_global_zero and not trainer.fast_dev_run:
+        best = tested.relative_to(run.directory)
+        seconds = round(time.monotonic() - began, 2)
+        about = {"seed": cli.config.seed_everything, "checkpoint": str(best), "steps": trainer.global_step}
+        about |= {"wall_time_s": seconds, "train_time_s": round(cli.config_init["checkpoint"].seconds, 2)}
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})
+        if report := getattr(cli.model, "test_report", None):
+            write_tasks(run.directory, report)
+        print_summary(metrics, run.directory)
+
+
+def _train(cli: MetaCLI) -> None:
+    trainer, checkpoint = cli.trainer, cli.resume_from
+    if checkpoint is not None:
+        check_same_class(cli.model, checkpoint)
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except NonFiniteLossError as error:
+        kept = cli.run_logger.directory / "checkpoints" / "last.ckpt"
+        raise NonFiniteLossError(f"{error}; the last good checkpoint is {kept}") from error
+    except RuntimeError as error:
+        raise (weights_error(error, checkpoint) or error) from error
+
+
+def _test_best(cli: MetaCLI) -> Path:
+    """Test the best checkpoint; the last where nothing was validated."""
+    trainer = cli.trainer
+    if trainer.fast_dev_run:
+        trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        return Path()
+    folder = Path(trainer.log_dir or "") / "checkpoints"
+    best = folder / "best.ckpt"
+    chosen = best if best.is_file() else folder / "last.ckpt"
+    trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=chosen, verbose=False)
+    return chosen

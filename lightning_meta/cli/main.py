@@ -1,0 +1,66 @@
+"""From a command line to an exit status."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_meta.cli.fit import fit
+from lightning_meta.cli.messages import one_line
+from lightning_meta.cli.test import test
+from lightning_meta.errors import NonFiniteLossError, UserError
+
+COMMANDS = {"fit": fit, "test": test}
+
+USAGE = """usage: lightning-meta fit --config FILE [options]     train, keep the best checkpoint and test it
+       lightning-meta test --ckpt_path RUN [options]  test a trained model
+
+lightning-meta fit --help and lightning-meta test --help explain every option."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; a mistake of the user's ends in one line on stderr.
+
+    Args:
+        args: The command and its options; by default those of the process.
+
+    Returns:
+        The exit status: 0, 2 after a mistake of the user's, 1 where training itself failed.
+    """
+    command, *options = [*(sys.argv[1:] if args is None else args), ""]
+    if command not in COMMANDS:
+        asked = command in ("-h", "--help")
+        print(USAGE, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    _quieten_lightning()
+    try:
+        COMMANDS[command](options[:-1])
+    except NonFiniteLossError as error:
+        return _fail(str(error), 1)
+    except (UserError, ArgumentError, MisconfigurationException) as error:
+        return _fail(one_line(error), 2)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"lightning-meta: error: {message}", file=sys.stderr)
+    return status
+
+
+def _quieten_lightning() -> None:
+    """Silence what Lightning says about itself and its sister products."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    # Episodes are drawn by tensor indexing: loader processes do not help.
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # The log interval may well be longer than a short epoch: steps are counted over the whole run.
+    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
+    # Lightning's own use of a deprecated part of torch.
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
+    # A resumed run goes on in its own directory.
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -1,0 +1,54 @@
+"""What the two commands share: loggers' folders, remembered arguments, lists of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from lightning_meta.configuration import remember
+from lightning_meta.run import RunLogger
+
+SHORT_FORM = "--trainer.logger"
+
+
+def with_save_dir(args: Sequence[str]) -> list[str]:
+    """Let `--trainer.logger=TensorBoardLogger` stand alone, though its class asks for a folder."""
+    given = list(args)
+    for i, arg in enumerate(given):
+        name, equals, value = arg.partition("=")
+        value = value if equals else (given[i + 1] if i + 1 < len(given) else "")
+        if name == SHORT_FORM and value.rpartition(".")[2] == "TensorBoardLogger":
+            if not any(a.startswith((f"{SHORT_FORM}.save_dir", f"{SHORT_FORM}.init_args.save_dir")) for a in given):
+                given.insert(i + (1 if equals else 2), f"{SHORT_FORM}.save_dir=")
+            break
+    return given
+
+
+def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
+    """Send loggers that name no folder of their own into the run directory, which is claimed for them."""
+    for logger in as_list(config["trainer"].get("logger")):
+        if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
+            continue
+        if logger.init_args.save_dir in (None, "", "."):
+            logger.init_args.save_dir = run.save_dir
+            if "TensorBoardLogger" in logger.class_path:
+                logger.init_args.name, logger.init_args.version = "", ""
+    return config
+
+
+def remembering(cls: type, *args: Any, **kwargs: Any) -> Any:
+    """Make a module and note its arguments, so that its checkpoint can say how to make it again."""
+    instance = cls(*args, **kwargs)
+    if isinstance(instance, torch.nn.Module) and "_init_args" not in instance.__dict__ and not args:
+        remember(instance, kwargs)
+    return instance
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as nothing, one as a list of one."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,188 @@
+"""Objects as plain data, `{"class_path": ..., "init_args": {...}}`, and back.
+
+A checkpoint stores how its module was constructed, so that it loads by its path alone. `Described` remembers a
+constructor's arguments, `describe` turns them into plain data, `build` makes the object again:
+
+>>> from functools import partial
+>>> import torch
+>>> spec = describe(partial(torch.optim.Adam, lr=0.01))
+>>> spec
+{'class_path': 'torch.optim.adam.Adam', 'init_args': {'lr': 0.01}}
+>>> build(spec)
+functools.partial(<class 'torch.optim.adam.Adam'>, lr=0.01)
+
+Only classes of this package, `torch.nn` and `torch.optim` are built, plus those that the caller allows; every
+class path of a specification is checked before anything is imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from os import PathLike, fspath
+from typing import Any, TypeAlias
+
+import torch
+from lightning.pytorch.core.mixins import HyperparametersMixin
+
+from lightning_meta.errors import UserError
+
+Allow: TypeAlias = Iterable[str | type]
+
+TRUSTED = ("lightning_meta", "torch.nn", "torch.optim")
+
+
+class Described:
+    """A class whose instances remember the arguments that they were constructed with, defaults included."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        instance = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        except TypeError:
+            return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
+        bound.apply_defaults()
+        remember(instance, _flat(bound))
+        return instance
+
+    def update_init_args(self, **init_args: Any) -> None:
+        """Remember arguments that were filled in after construction, before parameters were made."""
+        remember(self, {**getattr(self, "_init_args", {}), **init_args})
+
+
+def remember(instance: Any, init_args: Mapping[str, Any]) -> None:
+    """Note down what an object was constructed with; `describe` reads it."""
+    # Not by setattr, which `nn.Module` refuses before its own constructor has run.
+    instance.__dict__["_init_args"] = dict(init_args)
+
+
+def describe(value: Any) -> Any:
+    """Turn an argument into plain data.
+
+    Args:
+        value: Numbers, strings, lists, dictionaries; dataclasses; modules that are `Described`, keep their
+            hyper-parameters in Lightning's way or were made by the command line; an optimiser's class or a
+            `functools.partial` of it.
+
+    Returns:
+        The plain data; `{"instance": name}` for an object of which nobody knows how it was made.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, list | tuple):
+        return [describe(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    cls = value if isinstance(value, type) else type(value)
+    if isinstance(value, type):
+        init_args: Mapping[str, Any] | None = {}
+    elif isinstance(value, functools.partial):  # jsonargparse's own has the class among its arguments
+        cls = next((c for c in (value.func, *value.args) if isinstance(c, type)), cls)
+        init_args = value.keywords if cls is not type(value) else None
+    elif is_dataclass(value):
+        init_args = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+    elif "_init_args" in getattr(value, "__dict__", {}):
+        init_args = value.__dict__["_init_args"]
+    elif isinstance(value, HyperparametersMixin) and (value.hparams or _takes_nothing(cls)):
+        init_args = {k: v for k, v in value.hparams.items() if not k.startswith("_")}
+    else:
+        init_args = {} if isinstance(value, torch.nn.Module) and _takes_nothing(cls) else None
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    return {"instance": name} if init_args is None else {"class_path": name, "init_args": describe(init_args)}
+
+
+def build(spec: Any, allow: Allow = ()) -> Any:
+    """Make the object that a specification describes.
+
+    Args:
+        spec: What `describe` returned; a value that describes no object is returned as it is.
+        allow: Classes, or names of modules, that may be built besides the trusted ones.
+
+    Returns:
+        The object; for an optimiser a `functools.partial` that still wants its parameters.
+
+    Raises:
+        UserError: A class is not allowed or not to be found, or its arguments do not fit.
+    """
+    allow = tuple(allow)
+    for path in class_paths(spec):
+        _check_trusted(path, allow)
+    return _build(spec, allow)
+
+
+def class_paths(spec: Any) -> Iterator[str]:
+    """Every class path in a specification."""
+    if isinstance(spec, Mapping):
+        if "class_path" in spec:
+            yield str(spec["class_path"])
+        children: Iterable[Any] = spec.values()
+    else:
+        children = spec if isinstance(spec, list | tuple) else ()
+    for child in children:
+        yield from class_paths(child)
+
+
+def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
+    if isinstance(spec, list | tuple):
+        return [_build(v, allow) for v in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    if "class_path" not in spec:
+        return {k: _build(v, allow) for k, v in spec.items()}
+    cls = _find_class(str(spec["class_path"]), allow)
+    init_args = {k: _build(v, allow) for k, v in (spec.get("init_args") or {}).items()}
+    if issubclass(cls, torch.optim.Optimizer):
+        return functools.partial(cls, **init_args)
+    try:
+        instance = cls(**init_args)
+    except TypeError as error:
+        raise UserError(f"{spec['class_path']} cannot be built: {error}") from error
+    if isinstance(instance, torch.nn.Module):
+        remember(instance, init_args)
+    return instance
+
+
+def _check_trusted(path: str, allow: tuple[str | type, ...]) -> None:
+    names = [f"{a.__module__}.{a.__qualname__}" if isinstance(a, type) else a for a in allow]
+    if not any(path == name or path.startswith(name + ".") for name in (*TRUSTED, *names)):
+        raise UserError(
+            f"the class {path} is not trusted: only {', '.join(TRUSTED)} are; if you trust whoever made this "
+            f"checkpoint, load it in Python with load(..., allow=[{path.rpartition('.')[0]!r}])"
+        )
+
+
+def _find_class(path: str, allow: tuple[str | type, ...]) -> type:
+    for candidate in allow:
+        if isinstance(candidate, type) and f"{candidate.__module__}.{candidate.__qualname__}" == path:
+            return candidate
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the class {path} is not to be found: {error}") from error
+    if not isinstance(found, type):
+        raise UserError(f"{path} is not a class")
+    # A trusted module may have imported a class from elsewhere.
+    _check_trusted(f"{found.__module__}.{found.__qualname__}", allow)
+    return found
+
+
+def _takes_nothing(cls: type) -> bool:
+    return not list(inspect.signature(cls).parameters)
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, without `self`, those of `**kwargs` laid out; `*args` cannot be named."""
+    flat: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            flat[name] = value
+    return flat

@@ -1,0 +1,170 @@
+"""Episodes as a pure function of (seed, split, meta-batch, task): no state, no order, no rank.
+
+Meta-batch b of a split has its way and shot drawn from (seed, split, b), and its t-th task from (seed, split, b, t).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_meta.batches import SPLITS, Episode, Examples, Split
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.sources.base import TaskGenerator
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import choose, integers, key
+
+Range = int | tuple[int, int]
+
+# What a draw is for. Streams with different purposes never meet.
+_WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED = range(5)
+
+
+class EpisodeShape(NamedTuple):
+    """The sizes of an episode; ways and shots may be ranges, both ends included.
+
+    Attributes:
+        ways: N, classes in a task.
+        shots: K, support examples of each class.
+        queries: Q, query examples of each class.
+    """
+
+    ways: Range
+    shots: Range
+    queries: int
+
+    def largest(self) -> tuple[int, int]:
+        """The largest N, and the largest K + Q."""
+        ways, shots = (r if isinstance(r, int) else r[1] for r in (self.ways, self.shots))
+        return ways, shots + self.queries
+
+
+class Draw(NamedTuple):
+    """Which examples make up a meta-batch.
+
+    Attributes:
+        classes: `(T, N)` classes of the pool.
+        support: `(T, N, K)` numbers of examples within their class.
+        query: `(T, N, Q)`, none of them in `support`.
+    """
+
+    classes: Tensor
+    support: Tensor
+    query: Tensor
+
+
+class EpisodeDataset(Dataset[Episode]):
+    """A map-style dataset whose item i is task `i % T` of meta-batch `i // T`.
+
+    Args:
+        tasks: A pool of stored examples, or a generator of tasks.
+        split: Which split this is; part of every key.
+        shape: Way, shot and queries.
+        meta_batch_size: T, tasks that share a way and a shot.
+        num_tasks: The length; items beyond it are as well defined as those before.
+        seed: The seed of every draw.
+    """
+
+    def __init__(
+        self,
+        tasks: Pool | TaskGenerator,
+        split: Split,
+        shape: EpisodeShape,
+        meta_batch_size: int,
+        num_tasks: int,
+        seed: int,
+    ) -> None:
+        self.tasks, self.split, self.shape = tasks, split, shape
+        self.meta_batch_size, self.num_tasks = meta_batch_size, num_tasks
+        self._root = key(seed, SPLITS.index(split))
+        if isinstance(tasks, Pool):
+            check_pool(tasks, split, shape)
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    def __getitem__(self, index: int) -> Episode:
+        """The meta-batch of the one task `index` (T = 1)."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> Episode:
+        """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
+        numbers = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.tasks, TaskGenerator):
+            _, shots = self.sizes(indices[0] // self.meta_batch_size)
+            support, query = self.tasks.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
+            return Episode(support, query, 0, numbers)
+        return assemble(self.tasks, self.draw(indices), numbers)
+
+    def sizes(self, meta_batch: int) -> tuple[int, int]:
+        """Way and shot of a meta-batch."""
+        ways, shots = self.shape.ways, self.shape.shots
+        if not isinstance(ways, int):
+            ways = int(integers(key(self._root, _WAYS, meta_batch), *ways))
+        if not isinstance(shots, int):
+            shots = int(integers(key(self._root, _SHOTS, meta_batch), *shots))
+        return ways, shots
+
+    def draw(self, indices: Sequence[int]) -> Draw:
+        """Which classes and examples the tasks `indices` of one meta-batch hold."""
+        if not isinstance(self.tasks, Pool):
+            raise TypeError("only tasks over stored examples are drawn; a generator makes its examples")
+        meta_batches = {i // self.meta_batch_size for i in indices}
+        if len(meta_batches) > 1:
+            raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
+        ways, shots = self.sizes(meta_batches.pop())
+        pool, device = self.tasks, self.tasks.x.device
+        keys = key(self._root, torch.as_tensor(indices, dtype=torch.int64)).to(device)
+        classes = choose(key(keys, _CLASSES), ways, pool.num_classes)
+        label = torch.arange(ways, device=device)
+        class_keys = key(keys.unsqueeze(-1), _MEMBERS, label)
+        members = choose(class_keys, shots + self.shape.queries, pool.sizes[classes % len(pool.names)])
+        return Draw(classes, members[..., :shots], members[..., shots:])
+
+
+def assemble(pool: Pool, draw: Draw, tasks: Tensor) -> Episode:
+    """Look up the examples of a draw.
+
+    Args:
+        pool: Where they lie.
+        draw: Which they are.
+        tasks: `(T,)` the numbers of the tasks.
+
+    Returns:
+        The meta-batch, way-major, labels 0 to N - 1 in the order of `draw.classes`.
+    """
+    x = pool.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))
+    count, ways, shots = draw.support.shape
+    labels = torch.arange(ways, device=x.device)
+
+    def examples(part: Tensor) -> Examples:
+        y = labels.repeat_interleave(part.shape[2]).expand(count, -1)
+        return Examples(part.flatten(1, 2), y)
+
+    support, query = examples(x[:, :, :shots]), examples(x[:, :, shots:])
+    return Episode(support, query, ways, tasks.to(x.device), draw.classes)
+
+
+def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
+    """Refuse a pool that cannot fill the episodes asked for.
+
+    Raises:
+        UserError: Too few classes, or a class with too few examples.
+    """
+    ways, examples = shape.largest()
+    if ways > pool.num_classes:
+        raise UserError(
+            f"ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
+            f"ask for at most {pool.num_classes}"
+        )
+    smallest = int(pool.sizes.min())
+    if examples > smallest:
+        name = pool.names[int(pool.sizes.argmin())]
+        raise UserError(
+            f"shots + queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class were asked "
+            f"for, but class {name!r} of the {split} split has {smallest}; ask for fewer or leave the class out"
+        )

@@ -1,0 +1,212 @@
+"""The data module of meta-learning: any source, served as support and query sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lightning_meta.batches import SPLITS, Episode, Split
+from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
+from lightning_meta.data.loader import EvaluationSampler, TrainLoader, TrainSampler, as_is
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.sources.base import Source, TaskGenerator
+from lightning_meta.errors import UserError
+from lightning_meta.tasks import EpisodeSpec
+
+
+class EpisodicDataModule(LightningDataModule):
+    """Episodes from a source: training tasks without end, and fixed validation and test tasks.
+
+    A task is a pure function of (seed, split, number): the same at any number of workers and ranks, and after a
+    resume. The three splits hold different classes.
+
+    Args:
+        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...) or made tasks (`Sinusoid`).
+        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included.
+        shots: K, support examples of a class (of a task, in regression); a pair draws K for each meta-batch.
+        queries: Q, query examples of a class (of a task, in regression).
+        test_ways: N of validation and test tasks; that of training by default.
+        test_shots: K of validation and test tasks; that of training by default.
+        test_queries: Q of validation and test tasks; that of training by default.
+        meta_batch_size: T, training tasks in a step, over all ranks together.
+        meta_batches_per_epoch: Training steps between two validations, by default.
+        val_tasks: Validation tasks.
+        test_tasks: Test tasks.
+        evaluation_meta_batch_size: Validation or test tasks that are evaluated at once.
+        rotations: Splits in which the quarter-turns of a class are classes of their own (Santoro et al. 2016).
+        seed: Of the training tasks; by default that of `seed_everything`, or 0.
+        evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
+        num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
+        pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+    """
+
+    def __init__(
+        self,
+        source: Source | TaskGenerator,
+        ways: Range = 5,
+        shots: Range = 1,
+        queries: int = 15,
+        test_ways: int | None = None,
+        test_shots: int | None = None,
+        test_queries: int | None = None,
+        meta_batch_size: int = 4,
+        meta_batches_per_epoch: int = 500,
+        val_tasks: int = 200,
+        test_tasks: int = 600,
+        evaluation_meta_batch_size: int = 20,
+        rotations: Sequence[Split] = (),
+        seed: int | None = None,
+        evaluation_seed: int = 0,
+        num_workers: int = 0,
+        pool_on: Literal["cpu", "accelerator"] = "cpu",
+    ) -> None:
+        super().__init__()
+        if pool_on == "accelerator" and num_workers:
+            raise UserError(
+                f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "
+                "use num_workers=0 or pool_on=cpu"
+            )
+        self.source = source
+        self.train_shape = EpisodeShape(ways, shots, queries)
+        self.test_shape = EpisodeShape(
+            _fixed("ways", ways, test_ways),
+            _fixed("shots", shots, test_shots),
+            queries if test_queries is None else test_queries,
+        )
+        for shape in (self.train_shape, self.test_shape):
+            _check_shape(shape)
+        positive = {
+            "meta_batch_size": meta_batch_size,
+            "meta_batches_per_epoch": meta_batches_per_epoch,
+            "val_tasks": val_tasks,
+            "test_tasks": test_tasks,
+            "evaluation_meta_batch_size": evaluation_meta_batch_size,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"{name}: at least 1 is needed, got {value}")
+        self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
+        self.tasks = {"val": val_tasks, "test": test_tasks}
+        self.evaluation_meta_batch_size = evaluation_meta_batch_size
+        self.rotations, self.seed, self.evaluation_seed = tuple(rotations), seed, evaluation_seed
+        self.num_workers, self.pool_on = num_workers, pool_on
+        self.datasets: dict[Split, EpisodeDataset] = {}
+        self.spec: EpisodeSpec | None = None
+
+    def prepare_data(self) -> None:
+        """Download and decode, once per machine."""
+        if isinstance(self.source, Source):
+            self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Open the pools, check that they can fill the episodes, and say what a module must know of them."""
+        if isinstance(self.source, TaskGenerator):
+            pools: dict[Split, Pool | TaskGenerator] = dict.fromkeys(SPLITS, self.source)
+            self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
+        else:
+            pools, self.spec = self._open(self.source, stage)
+        # A trained model is tested, not trained, on other ways and shots: then the training split does not matter.
+        splits = SPLITS if stage == "fit" else tuple(s for s in SPLITS if s != "train")
+        for split in splits:
+            train = split == "train"
+            self.datasets[split] = EpisodeDataset(
+                pools[split],
+                split,
+                self.train_shape if train else self.test_shape,
+                self.meta_batch_size if train else self.evaluation_meta_batch_size,
+                self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
+                self._train_seed() if train else self.evaluation_seed,
+            )
+
+    def train_dataloader(self) -> TrainLoader:
+        """The training tasks of this rank."""
+        return TrainLoader(TrainSampler(self.datasets["train"], *self._ranks()), **self._options())
+
+    def val_dataloader(self) -> DataLoader[Episode]:
+        """The validation tasks of this rank."""
+        return self._evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[Episode]:
+        """The test tasks of this rank."""
+        return self._evaluation_loader("test")
+
+    def _open(self, source: Source, stage: str) -> tuple[dict[Split, Pool | TaskGenerator], EpisodeSpec]:
+        pools = source.pools()
+        check_disjoint(pools)
+        shapes = {pool.input_shape for pool in pools.values()}
+        if len(shapes) > 1:
+            raise UserError(f"source: examples of all splits have one shape, these have {sorted(shapes)}")
+        for split in self.rotations:
+            pools[split] = pools[split].rotated()
+        ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
+        fixed = ways.pop() if len(ways) == 1 else 0
+        classes = pools["train"].num_classes
+        spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes)
+        if self.pool_on == "accelerator":
+            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+            pools = {split: pool.to(device) for split, pool in pools.items()}
+        return dict(pools), spec
+
+    def _train_seed(self) -> int:
+        return self.seed if self.seed is not None else run_seed()
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Episode]:
+        dataset = self.datasets[split]
+        sampler = EvaluationSampler(dataset, *self._ranks())
+        size = dataset.meta_batch_size
+        return DataLoader(dataset, size, sampler=sampler, collate_fn=as_is, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        pin = on_cuda and self.pool_on == "cpu"
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": pin,
+            "persistent_workers": self.num_workers > 0,
+        }
+
+
+def run_seed() -> int:
+    """The seed of `lightning.seed_everything`, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def check_disjoint(pools: dict[Split, Pool]) -> None:
+    """Refuse splits that share a class.
+
+    Raises:
+        UserError: A class of one split is also in another.
+    """
+    seen: dict[str, Split] = {}
+    for split, pool in pools.items():
+        for name in pool.names:
+            if name in seen:
+                raise UserError(f"source: class {name!r} is in both the {seen[name]} and the {split} split")
+            seen[name] = split
+
+
+def _fixed(name: str, training: Range, testing: int | None) -> int:
+    if testing is not None:
+        return testing
+    if not isinstance(training, int):
+        raise UserError(f"test_{name}: say which to test with, since {name} is a range in training ({training})")
+    return training
+
+
+def _check_shape(shape: EpisodeShape) -> None:
+    for name, low, values in (
+        ("ways", 2, shape.ways),
+        ("shots", 1, shape.shots),
+        ("queries", 1, shape.queries),
+    ):
+        first, last = (values, values) if isinstance(values, int) else values
+        if not low <= first <= last:
+            raise UserError(f"{name}: a number from {low} up, or a rising pair of them, is needed; got {values}")

@@ -1,0 +1,127 @@
+"""Stored examples of many classes: one tensor, grouped by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lightning_meta.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The examples of one split, grouped by class; classes may differ in size.
+
+    Attributes:
+        x: Every example, `(n, *input_shape)`, the classes one after the other; uint8 for images.
+        sizes: `(C,)` int64, how many examples each class has, in the order they lie in `x`.
+        names: The C class names, each once.
+        groups: The group that each class belongs to: an alphabet, a script, a superclass.
+        rotations: 1, or 4 where each class also stands as three more, turned by 90, 180 and 270 degrees
+            (Santoro et al. 2016). Class `r * C + c` is class `c` turned by `r` quarters.
+    """
+
+    x: Tensor
+    sizes: Tensor
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    rotations: int = 1
+    starts: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.sizes) == len(self.names) == len(self.groups):
+            raise ValueError(
+                f"a pool has one size, name and group per class; "
+                f"got {len(self.sizes)}, {len(self.names)} and {len(self.groups)}"
+            )
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("class names of a pool are unique")
+        if int(self.sizes.sum()) != len(self.x):
+            raise ValueError(f"class sizes add up to {int(self.sizes.sum())}, but there are {len(self.x)} examples")
+        object.__setattr__(self, "starts", self.sizes.cumsum(0) - self.sizes)
+
+    @classmethod
+    def from_examples(
+        cls, x: Tensor, y: Sequence[int], names: Sequence[str], groups: Sequence[str] | None = None
+    ) -> Pool:
+        """Group examples by their label; within a class they keep their order.
+
+        Args:
+            x: `(n, *input_shape)`.
+            y: n labels in [0, C).
+            names: The C class names.
+            groups: The C groups; by default every class is in the group "".
+
+        Raises:
+            UserError: A label is out of range.
+        """
+        labels = torch.as_tensor(y, dtype=torch.int64)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
+            wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
+            raise UserError(f"label {wrong} is out of range: there are {len(names)} classes, 0 to {len(names) - 1}")
+        order = labels.argsort(stable=True)
+        sizes = torch.bincount(labels, minlength=len(names))
+        return cls(x[order], sizes, tuple(names), tuple(groups if groups is not None else [""] * len(names)))
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes can be drawn, rotations included."""
+        return len(self.names) * self.rotations
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one example."""
+        return tuple(self.x.shape[1:])
+
+    def rotated(self) -> Pool:
+        """The same pool with each class's three quarter-turns as classes of their own.
+
+        Raises:
+            UserError: The examples are not square images.
+        """
+        if len(self.input_shape) != 3 or self.input_shape[1] != self.input_shape[2]:
+            raise UserError(
+                f"rotations: only square images (channels, height, width) can be turned into new classes, "
+                f"these examples are {self.input_shape}"
+            )
+        return replace(self, rotations=4)
+
+    def class_names(self, classes: Iterable[int]) -> list[str]:
+        """Names of classes, turned ones as `name@90`."""
+        count = len(self.names)
+        return [self.names[c % count] + (f"@{90 * (c // count)}" if c >= count else "") for c in map(int, classes)]
+
+    def select(self, classes: Sequence[int]) -> Pool:
+        """The pool of a few classes, in the order given (a copy of their examples)."""
+        chosen = torch.as_tensor(classes, dtype=torch.int64)
+        sizes, starts = self.sizes[chosen], self.starts[chosen]
+        ranges = [torch.arange(s, s + n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+        rows = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+        names, groups = [self.names[c] for c in classes], [self.groups[c] for c in classes]
+        return Pool(self.x[rows], sizes, tuple(names), tuple(groups), self.rotations)
+
+    def to(self, device: torch.device | str) -> Pool:
+        """The pool with its tensors on a device."""
+        return replace(self, x=self.x.to(device), sizes=self.sizes.to(device))
+
+    def gather(self, classes: Tensor, members: Tensor) -> Tensor:
+        """Look examples up by class and number within the class.
+
+        Args:
+            classes: `(..., N)` classes in [0, num_classes).
+            members: `(..., N, M)` numbers in [0, size of the class).
+
+        Returns:
+            `(..., N, M, *input_shape)`, turned where the class is a rotation.
+        """
+        base = classes % len(self.names)
+        x = self.x[self.starts[base].unsqueeze(-1) + members]
+        if self.rotations > 1:
+            quarters = classes // len(self.names)
+            for turn in range(1, 4):
+                chosen = quarters == turn
+                x[chosen] = torch.rot90(x[chosen], turn, dims=(-2, -1))
+        return x

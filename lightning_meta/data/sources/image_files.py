@@ -1,0 +1,104 @@
+"""What the sources that read a user's folder of images share: list it, check it, decode it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from abc import abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.sources.decoded import DecodedSource, progress
+from lightning_meta.errors import UserError
+
+Listing = dict[Split, dict[str, list[Path]]]
+"""The files of each class of each split, in the order of the pool."""
+
+
+class ImageFilesSource(DecodedSource):
+    """Images in files of a folder: a subclass lists which file is of which class and split.
+
+    Images are turned as their EXIF orientation says, resized to a square without keeping their proportions
+    (Lanczos, antialiased), and an alpha channel is dropped. Symbolic links are followed. The cache is bound
+    to the folder and to the names, sizes and times of its files: a folder that changes is decoded anew.
+    """
+
+    root: Path
+    image_size: int
+    channels: int
+
+    def _setup(self, root: str | Path, image_size: int, channels: int) -> None:
+        name = type(self).__name__
+        if image_size < 1:
+            raise UserError(f"{name} image_size={image_size}: expected at least 1 pixel")
+        if channels not in (1, 3):
+            raise UserError(f"{name} channels={channels}: expected 1 (grey) or 3 (colour)")
+        self.root = Path(root).expanduser()
+        self.image_size = image_size
+        self.channels = channels
+
+    @abstractmethod
+    def _listing(self) -> Listing:
+        """List the files, and complain about what is missing."""
+
+    def _key(self) -> str:
+        sha = hashlib.sha256(str(self.root.resolve()).encode())
+        for split, classes in self._listing().items():
+            for name, files in classes.items():
+                for file in files:
+                    try:
+                        state = file.stat()
+                    except OSError as error:
+                        raise UserError(f"{file}: the file cannot be read ({error.strerror})") from error
+                    sha.update(repr((split, name, file.name, state.st_size, state.st_mtime_ns)).encode())
+        return f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
+
+    def _decode(self) -> dict[Split, Pool]:
+        listing = self._listing()
+        return {split: self._pool(listing[split], split) for split in SPLITS}
+
+    def _pool(self, classes: dict[str, list[Path]], split: Split) -> Pool:
+        files = [file for of_class in classes.values() for file in of_class]
+        x = np.empty((len(files), self.channels, self.image_size, self.image_size), np.uint8)
+        # Pillow releases the GIL, so threads decode in parallel. A bomb's warning is an error in all of them.
+        with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            decoded = threads.map(lambda file: decode(file, self.image_size, self.channels), files)
+            for i, image in enumerate(progress(decoded, f"the {split} images", total=len(files))):
+                x[i] = image
+        sizes = torch.tensor([len(of_class) for of_class in classes.values()], dtype=torch.int64)
+        return Pool(torch.from_numpy(x), sizes, tuple(classes), ("",) * len(classes))
+
+
+def refuse_deep(image: Image.Image, where: str) -> None:
+    """Refuse more than 8 bits a channel, which Pillow would clip to white without a word."""
+    if image.mode[0] in "IF":
+        raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
+
+
+def decode(path: Path, size: int, channels: int) -> np.ndarray:
+    """One image file as uint8 `(channels, size, size)`.
+
+    Raises:
+        UserError: The file is empty, truncated, no image, too large to be safe, or has more than 8 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            refuse_deep(image, str(path))
+            upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+        resized = upright.resize((size, size), Image.Resampling.LANCZOS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: the image is too large to be safe ({error}); shrink or remove it") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, UserError):
+            raise
+        what = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({error})"
+        raise UserError(f"{path}: the file {what}; mend or remove it") from error
+    return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)

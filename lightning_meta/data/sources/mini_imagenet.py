@@ -1,0 +1,74 @@
+"""mini-ImageNet: 100 classes of ImageNet with 600 images each."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.files import data_folder
+from lightning_meta.data.sources.class_lists import class_list
+from lightning_meta.data.sources.image_files import ImageFilesSource, Listing
+from lightning_meta.errors import UserError
+
+LISTS_URL = "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet"
+PER_CLASS = 600
+
+
+class MiniImageNet(ImageFilesSource):
+    """mini-ImageNet in the split of Ravi and Larochelle (2017): 64, 16 and 20 classes, 600 images each.
+
+    ImageNet's licence forbids handing its images on, so you supply them: `root/images/*.jpg` under the names
+    of the published lists, which `train.csv`, `val.csv` and `test.csv` hold. The lists are read from `root`,
+    or as `mini_imagenet_<split>.csv` from `$LIGHTNING_META_DATA/splits`. A class is named by its WordNet id.
+
+    Args:
+        root: The folder with `images` in it.
+        image_size: Height and width of the images in pixels; resized with antialiasing (Lanczos).
+    """
+
+    def __init__(self, root: str | Path, image_size: int = 84) -> None:
+        self._setup(root, image_size, channels=3)
+
+    def _listing(self) -> Listing:
+        if not (self.root / "images").is_dir():
+            raise UserError(
+                f"MiniImageNet root={self.root}: there is no folder 'images' in it; put the 60,000 images "
+                f"there (they come from ImageNet, image-net.org, and cannot be downloaded for you)"
+            )
+        listing = {split: self._read_list(split) for split in SPLITS}
+        files = [file for classes in listing.values() for of_class in classes.values() for file in of_class]
+        present = {file.name for file in (self.root / "images").iterdir()}
+        if missing := [file for file in files if file.name not in present]:
+            raise UserError(
+                f"{missing[0]}: this image is missing, and {len(missing)} of {len(files)} in all; take them "
+                f"from ImageNet (image-net.org) under the names in the lists of {LISTS_URL}"
+            )
+        return listing
+
+    def _read_list(self, split: Split) -> dict[str, list[Path]]:
+        """The files of each class of one split, in the published order of classes."""
+        path = self._list_path(split)
+        classes: dict[str, list[Path]] = {name: [] for name in class_list("mini_imagenet")[split]}
+        with path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                name, file = row.get("label"), row.get("filename")
+                if name not in classes or not file or Path(file).name != file:
+                    raise UserError(f"{path}: unexpected row {row}; get the published list from {LISTS_URL}")
+                classes[name].append(self.root / "images" / file)
+        for name, files in classes.items():
+            if len(set(files)) != PER_CLASS:
+                raise UserError(
+                    f"{path}: class {name} has {len(set(files))} images, expected {PER_CLASS}; get the "
+                    f"published list from {LISTS_URL}"
+                )
+        return classes
+
+    def _list_path(self, split: Split) -> Path:
+        candidates = [self.root / f"{split}.csv"]
+        if (folder := data_folder()) is not None:
+            candidates.append(folder / "splits" / f"mini_imagenet_{split}.csv")
+        for path in candidates:
+            if path.is_file():
+                return path
+        raise UserError(f"{candidates[0]}: the list of images is missing; get it from {LISTS_URL}")

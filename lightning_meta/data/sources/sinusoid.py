@@ -1,0 +1,48 @@
+"""Sine waves: the regression tasks of MAML."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import Examples
+from lightning_meta.data.sources.base import TaskGenerator
+from lightning_meta.functional.random_bits import uniform
+
+
+class Sinusoid(TaskGenerator):
+    """Regression tasks y = A sin(x − φ), the amplitude and phase drawn once a task (Finn et al. 2017, section 5.1).
+
+    The paper names the ranges but not the sign of φ; the minus is that of its published code.
+
+    Args:
+        amplitude: Range of A.
+        phase: Range of φ, radians.
+        x_range: Range of the inputs.
+    """
+
+    input_shape = (1,)
+    outputs = 1
+
+    def __init__(
+        self,
+        amplitude: tuple[float, float] = (0.1, 5.0),
+        phase: tuple[float, float] = (0.0, math.pi),
+        x_range: tuple[float, float] = (-5.0, 5.0),
+    ) -> None:
+        self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
+
+    def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:
+        """Draw T waves and K + Q points on each: `x` and `y` are `(T, K, 1)` and `(T, Q, 1)`, float32."""
+        numbers = uniform(keys, 2 + shots + queries)
+
+        def scale(u: Tensor, bounds: tuple[float, float]) -> Tensor:
+            return bounds[0] + (bounds[1] - bounds[0]) * u
+
+        amplitude, phase = scale(numbers[:, :1], self.amplitude), scale(numbers[:, 1:2], self.phase)
+        x = scale(numbers[:, 2:], self.x_range)
+        y = amplitude * torch.sin(x - phase)
+        x, y = x.unsqueeze(-1).float(), y.unsqueeze(-1).float()
+        return Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])

@@ -1,0 +1,34 @@
+"""Class prototypes, and how far a feature is from them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    r"""The mean feature of each class (Snell et al. 2017, equation 1).
+
+    $$c_n = \frac{1}{|S_n|} \sum_{(x, y) \in S,\, y = n} f(x)$$
+
+    Args:
+        features: `(M, D)`.
+        labels: `(M,)` in [0, N), in any order, each class at least once.
+        ways: N.
+
+    Returns:
+        `(N, D)`.
+    """
+    members = F.one_hot(labels, ways).to(features.dtype)
+    return members.T @ features / members.sum(0).unsqueeze(-1)
+
+
+def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
+    """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`."""
+    squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1)
+    return squares - 2 * features @ prototypes.T
+
+
+def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
+    """Cosines of `(M, D)` features with `(N, D)` prototypes: `(M, N)` in [-1, 1]."""
+    return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T

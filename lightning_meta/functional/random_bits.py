@@ -1,0 +1,85 @@
+"""Stateless random draws on tensors: a number is a pure function of its key and its position.
+
+A key is made from any integers (seed, split, meta-batch, task); a stream of 64 random bits per position follows by
+the splitmix64 generator (Steele, Lea and Flood, OOPSLA 2014, figure 13), in wrapping int64 arithmetic. There is no
+state to save, share or synchronise: workers, ranks and resumed runs draw the same numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# splitmix64's constants as signed 64-bit integers: the golden ratio, and Stafford's mix number 13.
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch shifts signed integers arithmetically, so the copied sign bits are cleared."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64: every bit of the result depends on every bit of `z` (int64, any shape)."""
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def key(*words: Tensor | int) -> Tensor:
+    """Fold integers into one int64 key; words broadcast, and their order matters.
+
+    Args:
+        *words: Integers or int64 tensors, e.g. a seed, the number of the split, task numbers `(T,)`.
+
+    Returns:
+        Keys, of the broadcast shape of the words.
+    """
+    folded = torch.zeros((), dtype=torch.int64)
+    for word in words:
+        word = torch.as_tensor(word, dtype=torch.int64)
+        folded = mix(folded.to(word.device) + mix(word + _GAMMA) + _GAMMA)
+    return folded
+
+
+def bits(keys: Tensor, count: int) -> Tensor:
+    """`count` numbers of 64 random bits for each key: `(..., count)` int64."""
+    positions = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
+    return mix(keys.unsqueeze(-1) + positions * _GAMMA)
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """`count` float64 numbers in [0, 1) for each key: `(..., count)`, multiples of 2^-53."""
+    return _shift_right(bits(keys, count), 11).to(torch.float64) * 2.0**-53
+
+
+def integers(keys: Tensor, low: int, high: int) -> Tensor:
+    """One integer in [low, high] for each key, both ends included: int64 of the shape of `keys`."""
+    return low + (uniform(keys, 1)[..., 0] * (high - low + 1)).to(torch.int64)
+
+
+def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
+    """Draw `count` different numbers out of `0, ..., size - 1` for each key, in random order.
+
+    The numbers with the smallest random bits win. The low bits hold the number itself, so there are no ties and the
+    order does not depend on the device's sorting.
+
+    Args:
+        keys: `(...)` int64.
+        count: How many to draw, at most the smallest size.
+        sizes: How many there are to draw from; an integer, or one for each key, `(...)` int64.
+
+    Returns:
+        `(..., count)` int64.
+    """
+    largest = int(sizes.max()) if isinstance(sizes, Tensor) else sizes
+    if not 0 <= count <= largest:
+        raise ValueError(f"cannot draw {count} different numbers out of {largest}")
+    mask = (1 << max(largest - 1, 1).bit_length()) - 1
+    numbers = torch.arange(largest, dtype=torch.int64, device=keys.device)
+    ranks = (bits(keys, largest) & ~mask) | numbers
+    if isinstance(sizes, Tensor):
+        ranks = ranks.masked_fill(numbers >= sizes.unsqueeze(-1), torch.iinfo(torch.int64).max)
+    return ranks.topk(count, dim=-1, largest=False, sorted=True).values & mask

@@ -1,0 +1,304 @@
+"""The base of all meta-learners: two pure functions of one task, and everything around them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.batches import Episode, Examples
+from lightning_meta.configuration import Described, describe
+from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.functional.task_map import Strategy, task_map
+from lightning_meta.meta.predictor import Predictor
+from lightning_meta.meta.scores import TaskScores, TaskTable, mean_and_interval
+from lightning_meta.nn.features import as_input, output_size
+from lightning_meta.nn.normalization import TaskBatchNorm, per_task
+from lightning_meta.nn.stateless import Tensors
+from lightning_meta.tasks import EpisodeSpec, Task, task_named
+
+
+class Outcome(NamedTuple):
+    """What training on one task gives, or on T tasks with a leading dimension T.
+
+    Attributes:
+        loss: The loss that the outer loop lowers, a scalar.
+        outputs: Predictions of the query set, `(M, outputs)`.
+        targets: What they should have been, `(M, ...)`.
+        statistics: Normalisation statistics that the running ones follow, by buffer name; none by default.
+    """
+
+    loss: Tensor
+    outputs: Tensor
+    targets: Tensor
+    statistics: Tensors
+
+
+class MetaModule(Described, LightningModule, ABC):
+    """A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
+
+    Logged: `train/loss` and `train/<metric>` of a step's query sets; `val/...` and `test/...` the mean over tasks of
+    `loss` and of the metric (`accuracy` or `mse`), `<metric>_ci95`, the half-width of its 95 % interval over tasks,
+    and for learners with an inner loop `<metric>_step_<j>` after j inner steps.
+
+    Args:
+        backbone: The network that is shared by all tasks; its batch normalisation is made per task.
+        optimizer: Of the outer loop.
+        lr_scheduler: Steps once per training step.
+        strategy: How tasks are mapped over: `vmap`, `loop`, or `auto`, which is `vmap` for more than one task.
+        episodes: What the episodes look like; filled in by the data module.
+    """
+
+    inner_gradients = True
+    """Whether `adapt` differentiates the network. One that does not gets the faster memory layout."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        strategy: Strategy = "auto",
+        episodes: EpisodeSpec | None = None,
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.lr_scheduler, self.strategy = optimizer, lr_scheduler, strategy
+        self.network = self._prepared(backbone)
+        self.episodes = episodes
+        self.scores = TaskScores()
+        self.test_scores = TaskScores(keep_outputs=True)
+        self.test_report: dict[str, Any] = {}
+        self._built = False
+        if episodes is not None:
+            self.configure_model()
+
+    # What a method is: two pure functions of one task.
+
+    @abstractmethod
+    def adapt(self, support: Examples, ways: int) -> Any:
+        """Learn a task from its support set; no tensor of the module changes.
+
+        Args:
+            support: `x` `(M, *input_shape)` real-valued, `y` `(M,)` labels in [0, N) or `(M, outputs)` targets.
+            ways: N; 0 for regression.
+
+        Returns:
+            What the task needs for predicting: a pytree of tensors.
+        """
+
+    @abstractmethod
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        """Predict with what `adapt` returned.
+
+        Args:
+            state: The learned task.
+            x: `(M, *input_shape)` real-valued.
+
+        Returns:
+            Logits `(M, N)`, or predictions `(M, outputs)`.
+        """
+
+    # What a method may change.
+
+    def trajectory(self, support: Examples, ways: int) -> Sequence[Any]:
+        """The states after 0, ..., S inner steps; only the last one where there is no inner loop."""
+        return [self.adapt(support, ways)]
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The outer loss of one task: the query loss after adapting to the support set."""
+        outputs = self.predict(self.adapt(support, ways), query.x)
+        return Outcome(self.task.loss(outputs, query.y), outputs, query.y, {})
+
+    def meta_batch_loss(self, batch: Episode) -> Outcome:
+        """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
+
+        def one_task(support: Examples, query: Examples) -> Outcome:
+            return self.task_loss(support, query, batch.ways)
+
+        return self._map(one_task, batch)
+
+    def build_network(self, backbone: nn.Module, episodes: EpisodeSpec) -> nn.Module:
+        """Make of the backbone the network that is trained, once the episodes are known.
+
+        It may be called within the constructor of `MetaModule`, before a subclass has set its own attributes.
+        """
+        return backbone
+
+    def check_episodes(self, episodes: EpisodeSpec) -> None:
+        """Refuse episodes of another kind than those that the module was made for.
+
+        Raises:
+            UserError: What differs.
+        """
+        made_for = self.spec
+        for name in ("task", "input_shape"):
+            wanted, given = getattr(made_for, name), getattr(episodes, name)
+            if wanted != given:
+                raise UserError(f"{type(self).__name__} was made for {name} {wanted}, but the data has {given}")
+        if episodes.task == "classification":
+            self.check_ways(episodes.outputs)
+
+    def check_ways(self, ways: int) -> None:
+        """Refuse a way that the method cannot serve.
+
+        Raises:
+            UserError: The way asked for, and the one served.
+        """
+
+    # What everyone shares.
+
+    @property
+    def spec(self) -> EpisodeSpec:
+        """What the episodes look like.
+
+        Raises:
+            UserError: Nobody has said so yet.
+        """
+        if self.episodes is None:
+            raise UserError("episodes: give the module an EpisodeSpec, or fit it with an EpisodicDataModule first")
+        return self.episodes
+
+    @property
+    def task(self) -> Task:
+        """The loss and the metric."""
+        return task_named(self.spec.task)
+
+    def setup(self, stage: str) -> None:
+        """Take over from the data module what the episodes look like, or check that it fits."""
+        given = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
+        if given is None:
+            return
+        if self.episodes is None:
+            self.episodes = given
+            self.update_init_args(episodes=given)
+        self.check_episodes(given)
+
+    def configure_model(self) -> None:
+        """Make the parameters that depend on the episodes, once."""
+        if not self._built:
+            output_size(self.network, self.spec.input_shape)  # an input that does not fit is refused here
+            self.network = self._prepared(self.build_network(self.network, self.spec))
+            self._built = True
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and the schedule that steps with it."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store how the module was made, so that it loads by path alone."""
+        checkpoint["lightning_meta"] = describe(self)
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """The mean outer loss of a meta-batch."""
+        outcome = self.meta_batch_loss(as_input(batch, self.dtype))
+        loss = outcome.loss.mean()
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
+        if outcome.statistics:
+            self._follow(outcome.statistics)
+        # Logging costs more than a small model's step, so it is done at the steps that the loggers write.
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
+            values = {"train/loss": loss.detach(), f"train/{self.task.metric}": score}
+            self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.tasks))
+        return loss
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+        """Adapt to each task and score its query set."""
+        self._evaluate(batch, self.scores)
+
+    def test_step(self, batch: Episode, batch_idx: int) -> None:
+        """Adapt to each task, score its query set and keep the predictions."""
+        self._evaluate(batch, self.test_scores)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over validation tasks."""
+        self._report("val", self.scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over test tasks, and keep the table of tasks as `test_report`."""
+        table = self._report("test", self.test_scores)
+        self.log("test/tasks", float(len(table.tasks)), rank_zero_only=False)
+        self.test_report = {
+            "task": table.tasks.cpu().numpy(),
+            "score": table.scores.cpu().numpy(),
+            "output": table.outputs.float().cpu().numpy(),
+            "target": table.targets.cpu().numpy(),
+        }
+
+    def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Predictions `(T, M, outputs)` of the query sets."""
+        return self._evaluate_tasks(as_input(batch, self.dtype))[1][:, -1]
+
+    def predictor(self, x: Tensor, labels: Sequence[Any] | Tensor) -> Predictor:
+        """Learn a new task from examples, to predict new inputs.
+
+        Args:
+            x: Support inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1].
+            labels: M labels of any kind (names, numbers), or `(M, outputs)` real targets for regression.
+
+        Returns:
+            A function of inputs.
+        """
+        return Predictor(self, x, labels)
+
+    def _prepared(self, network: nn.Module) -> nn.Module:
+        network = per_task(network)
+        return network if self.inner_gradients else network.to(memory_format=torch.channels_last)
+
+    def _map(self, function: Any, batch: Episode) -> Any:
+        count = len(batch.tasks)
+        strategy = self.strategy if self.strategy != "auto" else ("vmap" if count > 1 else "loop")
+        return task_map(function, strategy, batch.support, batch.query)
+
+    def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor]:
+        def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
+            states = self.trajectory(support, batch.ways)
+            outputs = torch.stack([self.predict(state, query.x) for state in states])
+            return self.task.loss(outputs[-1], query.y), outputs
+
+        return self._map(one_task, batch)
+
+    def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
+        batch = as_input(batch, self.dtype)
+        loss, outputs = self._evaluate_tasks(batch)
+        score = self.task.score(outputs, batch.query.y.unsqueeze(1))
+        scores.update(batch.tasks, loss, score, outputs[:, -1], batch.query.y)
+
+    def _report(self, stage: str, scores: TaskScores) -> TaskTable:
+        table = scores.compute()
+        scores.reset()
+        metric = f"{stage}/{self.task.metric}"
+        mean, interval = mean_and_interval(table.scores[:, -1])
+        values = {f"{stage}/loss": float(table.loss.mean()), metric: mean, f"{metric}_ci95": interval}
+        if self.task.metric == "mse":
+            values[f"{metric}_median"] = float(table.scores[:, -1].median())
+        if table.scores.shape[1] > 1:
+            for step, column in enumerate(table.scores.unbind(1)):
+                mean, interval = mean_and_interval(column)
+                values[f"{metric}_step_{step}"] = mean
+                if stage == "test":
+                    values[f"{metric}_step_{step}_ci95"] = interval
+        self.log_dict(values, prog_bar=False)
+        return table
+
+    @torch.no_grad()
+    def _follow(self, statistics: Tensors) -> None:
+        """Move the running statistics towards the mean over the tasks of all ranks."""
+        means = {name: tensor.detach().mean(0) for name, tensor in statistics.items()}
+        flat = self.trainer.strategy.reduce(torch.cat([m.flatten() for m in means.values()]), reduce_op="mean")
+        assert isinstance(flat, Tensor)
+        parts = flat.split([m.numel() for m in means.values()])
+        buffers = dict(self.network.named_buffers())
+        for (name, mean), part in zip(means.items(), parts, strict=True):
+            buffers[name].lerp_(part.view_as(mean).to(buffers[name].dtype), TaskBatchNorm.momentum)

@@ -1,0 +1,70 @@
+"""A learned task as a function of new inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import Examples
+from lightning_meta.errors import UserError
+from lightning_meta.nn.features import as_input
+
+if TYPE_CHECKING:
+    from lightning_meta.meta.base import MetaModule
+
+
+class Predictor:
+    """A meta-learner together with the state that it reached on a support set.
+
+    Args:
+        module: The meta-learner; it is left as it is.
+        x: Support inputs `(M, *input_shape)`.
+        labels: M labels of any kind, or `(M, outputs)` real targets for regression.
+
+    Attributes:
+        classes: The distinct labels, sorted; column n of the outputs belongs to `classes[n]`. Empty for regression.
+        state: What `MetaModule.adapt` returned.
+
+    Raises:
+        UserError: Inputs of another shape, or a number of classes that the module does not serve.
+    """
+
+    def __init__(self, module: MetaModule, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
+        self.module = module
+        self.classes: list[Any] = []
+        x = self._inputs(x)
+        if len(x) != len(labels):
+            raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
+        if module.spec.task == "regression":
+            y = torch.as_tensor(labels).to(x)
+        else:
+            plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+            self.classes = sorted(set(plain))
+            y = torch.tensor([self.classes.index(label) for label in plain], device=module.device)
+            module.check_ways(len(self.classes))
+        module.task.check(y, len(self.classes) or module.spec.outputs)
+        with torch.no_grad():
+            self.state = module.adapt(Examples(x, y), len(self.classes))
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> Tensor:
+        """Logits `(M, N)`, or predictions `(M, outputs)` in regression."""
+        return self.module.predict(self.state, self._inputs(x))
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Class probabilities `(M, N)`, each row summing to 1."""
+        return self.outputs(x).softmax(-1)
+
+    def __call__(self, x: Tensor) -> list[Any] | Tensor:
+        """The M most probable labels, or predictions `(M, outputs)` in regression."""
+        outputs = self.outputs(x)
+        return [self.classes[n] for n in outputs.argmax(-1).tolist()] if self.classes else outputs
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        expected = self.module.spec.input_shape
+        if tuple(x.shape[1:]) != tuple(expected):
+            raise UserError(f"inputs of shape (M, {', '.join(map(str, expected))}) are needed, got {tuple(x.shape)}")
+        return as_input(x.to(self.module.device), self.module.dtype)

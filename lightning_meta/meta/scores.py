@@ -1,0 +1,80 @@
+"""Scores of evaluation tasks: each counted once at any number of ranks, with an interval over tasks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class TaskTable(NamedTuple):
+    """What was recorded, in the order of the tasks' numbers, which are unique.
+
+    Attributes:
+        tasks: `(n,)`.
+        loss: `(n,)` the query loss after the last inner step.
+        scores: `(n, S + 1)` the metric after 0, ..., S inner steps.
+        outputs: `(n, M, outputs)` after the last inner step, or empty.
+        targets: `(n, M, ...)`, or empty.
+    """
+
+    tasks: Tensor
+    loss: Tensor
+    scores: Tensor
+    outputs: Tensor
+    targets: Tensor
+
+
+class TaskScores(Metric):
+    """Gathers what each task gave, over batches and ranks.
+
+    Args:
+        keep_outputs: Whether outputs and targets are kept, too.
+    """
+
+    full_state_update = False
+    tasks: list[Tensor]
+    loss: list[Tensor]
+    scores: list[Tensor]
+    outputs: list[Tensor]
+    targets: list[Tensor]
+
+    def __init__(self, keep_outputs: bool = False) -> None:
+        super().__init__()
+        self.keep_outputs = keep_outputs
+        for name in TaskTable._fields:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        """Record T tasks; shapes as in `TaskTable` with n = T."""
+        self.tasks.append(tasks)
+        self.loss.append(loss)
+        self.scores.append(scores)
+        self.outputs.append(outputs if self.keep_outputs else outputs[:, :0])
+        self.targets.append(targets if self.keep_outputs else targets[:, :0])
+
+    def compute(self) -> TaskTable:
+        """The table over all ranks; a task that was seen twice stands once."""
+        columns = [dim_zero_cat(getattr(self, name)) for name in TaskTable._fields]
+        order = columns[0].argsort(stable=True)
+        tasks = columns[0][order]
+        first = torch.cat([tasks.new_ones(1, dtype=torch.bool), tasks[1:] != tasks[:-1]])
+        return TaskTable(*(column[order[first]] for column in columns))
+
+
+def mean_and_interval(values: Tensor) -> tuple[float, float]:
+    r"""The mean over n tasks and the half-width of its 95 % interval, $1.96\, s / \sqrt{n}$.
+
+    Args:
+        values: `(n,)`, one a task.
+
+    Returns:
+        The mean and the half-width; NaN where there is but one task.
+    """
+    values = values.double()
+    return float(values.mean()), float(1.96 * values.std(correction=1) / len(values) ** 0.5) if len(
+        values
+    ) > 1 else float("nan")

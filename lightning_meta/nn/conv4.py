@@ -1,0 +1,54 @@
+"""The four-block convolutional network of the few-shot literature."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from lightning_meta.configuration import Described
+from lightning_meta.nn.normalization import TaskBatchNorm
+
+
+class Conv4(Described, nn.Module):
+    """Blocks of a 3x3 convolution, batch normalisation, ReLU and a halving of the image (Vinyals et al. 2016).
+
+    With 64 channels and max-pooling it is the network of ProtoNet; with 64 channels and strides, its last map
+    averaged, that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet.
+
+    Args:
+        in_channels: Channels of the images: 1 for grey, 3 for colour.
+        width: Channels of every block.
+        downsample: Halve the image by a 2x2 max-pool after each block, or by a stride of 2 in its convolution.
+        spatial: What becomes of the last map: laid out flat, or averaged over its positions.
+        blocks: How many blocks.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 64,
+        downsample: Literal["max_pool", "stride"] = "max_pool",
+        spatial: Literal["flatten", "mean"] = "flatten",
+        blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(_block(in_channels if i == 0 else width, width, downsample) for i in range(blocks))
+        )
+        self.spatial = spatial
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(M, in_channels, H, W)` to features `(M, F)`."""
+        x = self.blocks(x)
+        return x.flatten(1) if self.spatial == "flatten" else x.mean((-2, -1))
+
+
+def _block(in_channels: int, width: int, downsample: str) -> nn.Sequential:
+    strided = downsample == "stride"
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, width, 3, stride=2 if strided else 1, padding=1),
+        TaskBatchNorm(width),
+        nn.ReLU(),
+    ]
+    return nn.Sequential(*layers, *([] if strided else [nn.MaxPool2d(2)]))

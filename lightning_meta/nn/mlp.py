@@ -1,0 +1,28 @@
+"""A plain multi-layer perceptron."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from lightning_meta.configuration import Described
+
+
+class MLP(Described, nn.Module):
+    """Linear layers, each followed by a ReLU; inputs are laid out flat.
+
+    Args:
+        in_features: Numbers in one input, flat.
+        hidden: Widths of the layers; the last is the width of the features.
+    """
+
+    def __init__(self, in_features: int = 1, hidden: Sequence[int] = (40, 40)) -> None:
+        super().__init__()
+        layers = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise([in_features, *hidden])]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs `(M, ...)` of `in_features` numbers each to features `(M, hidden[-1])`."""
+        return self.layers(x.flatten(1))

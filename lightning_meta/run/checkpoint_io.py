@@ -1,0 +1,67 @@
+"""How a checkpoint is written and read."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from lightning_meta.errors import UserError
+from lightning_meta.run.files import replacing
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Checkpoints that are whole or not there, and that hold plain data only.
+
+    Lightning stages a checkpoint in the temporary folder and moves it, which is not atomic where that folder is
+    on another file system.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint beside its target, then rename it."""
+        with replacing(path, "wb") as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | PathLike[str], map_location: Any | None = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint; code in it is never run, whatever `weights_only` says."""
+        return read_checkpoint(path, map_location)
+
+    def remove_checkpoint(self, path: str | PathLike[str]) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu") -> dict[str, Any]:
+    """Read a checkpoint file that holds tensors and plain data.
+
+    Args:
+        path: The file.
+        map_location: The device to put its tensors on, as for `torch.load`.
+
+    Raises:
+        UserError: There is no such file, it is no checkpoint, or it holds code.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is not a checkpoint, or is damaged") from error
+        raise UserError(
+            f"{path} holds more than tensors and plain data, and is refused because unpickling runs code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} is not a checkpoint, or is damaged") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
+    return checkpoint

@@ -1,0 +1,194 @@
+"""The best and the last checkpoint of a run, from which it goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import copy
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_meta.errors import UserError
+from lightning_meta.run.logger import RunLogger
+from lightning_meta.run.randomness import random_state, restore_random_state
+
+
+class RunCheckpoint(Callback):
+    """Keeps `checkpoints/best.ckpt`, by a validation metric, and `checkpoints/last.ckpt`.
+
+    A checkpoint is written in the quiet moment when the next training step is about to begin: the step before it
+    is then complete with its validation, the end of its epoch and its row in `metrics.csv`, even where the three
+    coincide. Resumed from either file, a run ends bit for bit as if it had never stopped, given a train loader
+    that has `state_dict` and `load_state_dict`.
+
+    Stand it first among the callbacks: what the others log for the next step comes after it.
+
+    Args:
+        monitor: The validation metric that decides which checkpoint is the best.
+        mode: Whether a good metric is large ("max") or small ("min").
+        every_n_steps: Training steps between two writings of the last checkpoint. It is also written before the
+            first step, after every validation and at the end.
+    """
+
+    def __init__(
+        self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max", every_n_steps: int = 500
+    ) -> None:
+        if every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_steps = every_n_steps
+        self.best_score: float | None = None
+        self._last_due, self._best_due = True, False
+        self._step, self._between_steps = 0, True
+        self._loaders: list[Any] = []
+        self._seconds_before = 0.0
+        self._began: float | None = None
+        self._quiet: dict[str, Any] | None = None  # set while a checkpoint is written in a quiet moment
+        self._resumed: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in training, those before a resume included."""
+        return self._seconds_before + (0 if self._began is None else time.monotonic() - self._began)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score."""
+        self.best_score = state_dict["best_score"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin at a quiet moment."""
+        self._began = time.monotonic()
+        self._step, self._between_steps = trainer.global_step, True
+        self._last_due = self._resumed is None
+        self._loaders = _loader_states(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take up what a checkpoint holds of this moment, or write what is due."""
+        if self._resumed is not None:
+            restore_random_state(self._resumed["random"])
+            # Lightning takes every checkpoint for one written within a step, and counts that step again.
+            epoch_loop = trainer.fit_loop.epoch_loop
+            epoch_loop._batches_that_stepped = self._resumed["batches_that_stepped"]
+            epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
+            self._resumed = None
+        if self._between_steps:
+            self._write_due(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note where the loader is: by the quiet moment it has fetched the next batch."""
+        self._between_steps = trainer.global_step != self._step  # else gradients are being accumulated
+        self._step = trainer.global_step
+        self._last_due |= self._between_steps and self._step % self.every_n_steps == 0
+        self._loaders = _loader_states(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the score with the best so far."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            logged = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val"))) or "nothing"
+            raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
+        self._last_due = True
+        score = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "max" else -1
+        if self.best_score is None or sign * score > sign * self.best_score:
+            self.best_score = score
+            self._best_due = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the last checkpoint."""
+        self._last_due = True
+        self._write_due(trainer, ended=True)
+        self._seconds_before, self._began = self.seconds, None
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run needs."""
+        if self._quiet is not None:
+            checkpoint["quiet_moment"] = self._quiet
+            checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = self._loaders
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Cut `metrics.csv` to the checkpoint, and remember what the first step needs.
+
+        Callbacks come before the loops in reading the checkpoint, so what is changed here is what the loops see.
+        """
+        if trainer.state.fn != "fit":
+            return
+        self._resumed = checkpoint.get("quiet_moment")
+        if self._resumed is None:
+            return
+        self._seconds_before = self._resumed["seconds"]
+        trainer.should_stop = self._resumed["stopped"]
+        logger = run_logger(trainer)
+        if logger is not None and not logger.is_new and trainer.is_global_zero:
+            logger.cut(self._resumed["rows"])
+        more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
+        if self._resumed["batches_of_ended_epoch"] is not None and more_steps:
+            _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
+
+    def _write_due(self, trainer: Trainer, ended: bool = False) -> None:
+        if trainer.fast_dev_run or not (self._last_due or self._best_due):
+            return
+        best, last, self._best_due, self._last_due = self._best_due, self._last_due, False, False
+        if not all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters()):
+            return  # the next loss will not be finite, and the last good checkpoint is worth more
+        logger = run_logger(trainer)
+        if logger is not None:
+            logger.flush()
+        self._quiet = {
+            "rows": logger.rows if logger else 0,
+            "random": random_state(),
+            "seconds": self.seconds,
+            "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
+            "stopped": ended and trainer.should_stop,
+        }
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        try:
+            # The best goes first: killed between the two, the run repeats the validation and writes it again.
+            for due, name in ((best, "best.ckpt"), (last, "last.ckpt")):
+                if due:
+                    trainer.save_checkpoint(folder / name, weights_only=False)
+        finally:
+            self._quiet = None
+
+
+def run_logger(trainer: Trainer) -> RunLogger | None:
+    """The trainer's `RunLogger`."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def _loader_states(trainer: Trainer) -> list[Any]:
+    """Where the train loaders are, as Lightning stores it."""
+    return copy.deepcopy(trainer.fit_loop.state_dict()["state_dict"].get("combined_loader", []))
+
+
+def _begin_next_step(fit_loop: dict[str, Any], batches: int | float) -> None:
+    """Turn the counters of training that ended into those of training about to go on, so that it can go on.
+
+    Lightning ends an epoch wherever training ends. In the middle of one the epoch is still open; after a full one
+    the next has begun.
+    """
+    epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
+    for counts in (epoch["total"], epoch["current"]):
+        if batch["current"]["completed"] < batches:
+            counts["processed"] -= 1
+            counts["completed"] -= 1
+        else:
+            counts["ready"] += 1
+            counts["started"] += 1
+    if batch["current"]["completed"] >= batches:
+        batch["current"] = dict.fromkeys(batch["current"], 0)
+    batch["is_last_batch"] = False
+    # One more ready than done marks the quiet moment.
+    batch["total"]["ready"] += 1
+    batch["current"]["ready"] += 1

@@ -1,0 +1,36 @@
+"""The configuration of a run, kept with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import WandbLogger
+
+from lightning_meta.run.files import replacing
+
+
+class SaveConfig(Callback):
+    """Writes `config.yaml`, which runs the same training again, into the run directory, and once into W&B.
+
+    Lightning's own callback writes it where the first logger happens to keep its files, and before the data and
+    the model have been checked.
+
+    Args:
+        text: The configuration as YAML.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it, on rank 0."""
+        directory = trainer.log_dir  # every rank asks, as rank 0 tells the others
+        if not trainer.is_global_zero or trainer.fast_dev_run or directory is None:
+            return
+        with replacing(Path(directory) / "config.yaml") as file:
+            file.write(self.text)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update(yaml.safe_load(self.text), allow_val_change=True)

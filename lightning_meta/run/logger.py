@@ -1,0 +1,158 @@
+"""The run directory, and the metrics file in it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import shutil
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_meta.run.files import replacing
+
+
+class RunLogger(Logger):
+    """Owns `root/<name>/<version>/` and appends to the `metrics.csv` in it: one row a step, one column a metric.
+
+    The directory is claimed when it is first asked for, so that a run that fails before it starts leaves none.
+    Two runs that start at once get different versions.
+
+    Args:
+        root: The folder of all runs.
+        name: The run's name.
+        version: An existing version to continue; by default a new one.
+    """
+
+    def __init__(self, root: str | Path = "runs", name: str = "run", version: int | None = None) -> None:
+        super().__init__()
+        self._root = Path(root) / name
+        self._name = name
+        self._version = version
+        self.is_new = version is None
+        self._columns: list[str] | None = None
+        self._row: dict[str, Any] = {}
+        self.rows = 0
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self._name
+
+    @property
+    def version(self) -> int | None:
+        """The run's number under its name; None until it is claimed."""
+        return self._version
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is a directory yet."""
+        return self._version is not None
+
+    @property
+    def directory(self) -> Path:
+        """The run directory, claimed on the first call; for rank 0."""
+        if self._version is None:
+            self._version = _claim(self._root)
+        return self._root / str(self._version)
+
+    @property
+    def save_dir(self) -> str | None:
+        """The run directory on rank 0, which `Trainer.log_dir` tells the other ranks."""
+        return str(self.directory) if rank_zero_only.rank == 0 else None
+
+    @property
+    def log_dir(self) -> str | None:
+        """The same as `save_dir`."""
+        return self.save_dir
+
+    @property
+    def file(self) -> Path:
+        """`metrics.csv`."""
+        return self.directory / "metrics.csv"
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of a step. The row is written when another one begins, and by `flush`."""
+        new = {"step": step, **metrics}
+        if any(self._row.get(key, value) != value for key, value in new.items()):
+            self.flush()
+        self._row.update(new)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `config.yaml` holds them."""
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Write the row that was begun."""
+        if not self._row:
+            return
+        row, self._row = self._row, {}
+        if self._columns is None:
+            self._columns = []
+        unseen = [key for key in row if key not in self._columns]
+        if unseen:
+            old = self._read() if self.rows else []
+            self._columns += unseen
+            self._rewrite([*old, row])
+        else:
+            with self.file.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        self.rows += 1
+
+    def cut(self, rows: int) -> None:
+        """Keep the first rows of an existing file, and continue after them.
+
+        A column that none of them fills is dropped: it will come back in its turn.
+        """
+        self._row = {}
+        kept = self._read()[:rows] if self.file.is_file() else []
+        self._columns = [key for key in (kept[0] if kept else ()) if any(row[key] for row in kept)]
+        self.rows = len(kept)
+        self._rewrite(kept)
+
+    def discard(self) -> None:
+        """Remove a directory that this run claimed and never used."""
+        if rank_zero_only.rank == 0 and self.is_new and self.claimed:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            with contextlib.suppress(OSError):  # only where they are empty
+                self._root.rmdir()
+                self._root.parent.rmdir()
+
+    def _read(self) -> list[dict[str, Any]]:
+        # A last row that a kill tore lies behind the row that any checkpoint counts to.
+        with self.file.open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        with replacing(self.file) as file:
+            writer = csv.DictWriter(file, self._columns or [], extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _claim(root: Path) -> int:
+    """Make the directory of the next version; `mkdir` decides between two runs that start at once."""
+    root.mkdir(parents=True, exist_ok=True)
+    version = max(versions(root), default=-1) + 1
+    while True:
+        try:
+            (root / str(version)).mkdir()
+        except FileExistsError:
+            version += 1
+        else:
+            return version
+
+
+def versions(root: Path) -> list[int]:
+    """The versions under a run's name, in order."""
+    return sorted(int(d.name) for d in root.glob("*") if d.name.isdigit()) if root.is_dir() else []

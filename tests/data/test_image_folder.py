@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lightning_meta.batches import SPLITS
+from lightning_meta.data.sources.image_folder import ImageFolder
+from lightning_meta.errors import UserError
+
+
+def save(path: Path, value: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("L", size, value).convert(mode).save(path)
+    return path
+
+
+@pytest.fixture
+def plain(cache: Path, tmp_path: Path) -> Path:
+    """`root/<class>/*`: twenty classes of two images."""
+    root = tmp_path / "plain"
+    for c in range(20):
+        for i in range(2):
+            save(root / f"class{c:02}" / f"{i}.png", 10 * c + i)
+    return root
+
+
+@pytest.fixture
+def divided(cache: Path, tmp_path: Path) -> Path:
+    """`root/train|val|test/<class>/*`: classes a and b, c, d, with 1, 2, 3, 4 images."""
+    root = tmp_path / "divided"
+    for name, split, count in (("a", "train", 1), ("b", "train", 2), ("c", "val", 3), ("d", "test", 4)):
+        for i in range(count):
+            save(root / split / name / f"{i}.png", 50 * count + i)
+    return root
+
+
+def refused(source: ImageFolder) -> str:
+    with pytest.raises(UserError) as error:
+        source.prepare()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_folders_say_the_split(divided: Path) -> None:
+    pools = ImageFolder(divided, image_size=8).pools()
+    assert [pools[split].names for split in SPLITS] == [("a", "b"), ("c",), ("d",)]
+    assert pools["train"].sizes.tolist() == [1, 2]
+    assert pools["train"].input_shape == (3, 8, 8)
+    assert pools["test"].x[:, 0, 0, 0].tolist() == [200, 201, 202, 203]  # in the order of the names
+
+
+def test_fractions_divide_the_classes(plain: Path) -> None:
+    pools = ImageFolder(plain).pools()
+    names = [set(pools[split].names) for split in SPLITS]
+    assert [len(n) for n in names] == [12, 3, 5]
+    assert len(set.union(*names)) == 20
+    assert {split: pools[split].names for split in SPLITS} == {
+        split: pool.names for split, pool in ImageFolder(plain, image_size=8).pools().items()
+    }
+    assert names != [set(pool.names) for pool in ImageFolder(plain, seed=1).pools().values()]
+
+
+def test_every_split_gets_a_class(cache: Path, tmp_path: Path) -> None:
+    for count in (3, 4, 5):
+        save(tmp_path / "few" / f"c{count}" / "0.png")
+        save(tmp_path / "few" / f"d{count}" / "0.png")
+        save(tmp_path / "few" / f"e{count}" / "0.png")
+        for fractions in ((0.9, 0.05, 0.05), (0.02, 0.96, 0.02), (0.02, 0.02, 0.96)):
+            pools = ImageFolder(tmp_path / "few", fractions=fractions).pools()
+            assert min(pool.num_classes for pool in pools.values()) >= 1
+
+
+def test_grey(divided: Path) -> None:
+    assert ImageFolder(divided, channels=1).pools()["val"].input_shape == (1, 84, 84)
+
+
+def test_foreign_files_are_passed_over(divided: Path) -> None:
+    before = ImageFolder(divided).fingerprint()
+    for name in (".hidden.png", "notes.txt", "inner/x.png"):
+        (divided / "train/a" / name).parent.mkdir(exist_ok=True)
+        (divided / "train/a" / name).touch()
+    save(divided / "train/.git/x.png")
+    assert ImageFolder(divided).fingerprint() == before
+
+
+def test_a_folder_that_changes_is_decoded_anew(divided: Path) -> None:
+    before = ImageFolder(divided).fingerprint()
+    save(divided / "val/c/0.png", 77)
+    after = ImageFolder(divided).fingerprint()
+    save(divided / "val/c/new.png", 78)
+    assert len({before, after, ImageFolder(divided).fingerprint()}) == 3
+
+
+def test_a_folder_is_decoded_once(divided: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = ImageFolder(divided).fingerprint()
+    monkeypatch.setattr(ImageFolder, "_decode", lambda self: pytest.fail("decoded twice"))
+    assert ImageFolder(divided).fingerprint() == before
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "LA", "CMYK"])
+def test_modes(divided: Path, mode: str) -> None:
+    save(divided / "train/a/0.png", 255, mode="L").unlink()
+    save(divided / "train/a/0.tif", 255, mode=mode)
+    assert ImageFolder(divided).pools()["train"].x[0].unique().tolist() == [255]
+
+
+def test_upright_and_antialiased(divided: Path) -> None:
+    pixels = np.zeros((40, 40), np.uint8)
+    pixels[:20] = 255  # the upper half is white in the file, and the right half after a quarter turn
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(divided / "val/c/0.png", exif=exif)
+    first = ImageFolder(divided, image_size=4, channels=1).pools()["val"].x[0, 0]
+    assert torch.equal(first > 127, torch.tensor([[False, False, True, True]]).expand(4, 4))
+    stripes = np.zeros((40, 40), np.uint8)
+    stripes[::2] = 255
+    Image.fromarray(stripes).save(divided / "val/c/0.png")
+    first = ImageFolder(divided, image_size=4, channels=1).pools()["val"].x[0, 0]
+    assert ((first > 100) & (first < 155)).all()  # grey, where the nearest pixel is black or white
+
+
+def test_symbolic_links_are_followed(divided: Path, tmp_path: Path) -> None:
+    outside = save(tmp_path / "outside.png", 123)
+    (divided / "val/c/9.png").symlink_to(outside)
+    assert ImageFolder(divided).pools()["val"].x[-1].unique().tolist() == [123]
+    outside.unlink()
+    assert refused(ImageFolder(divided)).startswith(f"{divided}/val/c/9.png: the file cannot be read")
+
+
+def bomb(path: Path) -> None:
+    Image.new("1", (14000, 14000)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (lambda path: path.write_bytes(b"no image"), "cannot be read as an image"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "cannot be read as an image"),
+        (lambda path: Image.new("I;16", (9, 9)).save(path), "convert the image to 8 bits a channel"),
+        (bomb, "the image is too large to be safe"),
+    ],
+)
+def test_images_that_cannot_be_read(divided: Path, make: object, message: str) -> None:
+    path = save(divided / "test/d/1.png", size=(300, 300))
+    assert callable(make)
+    make(path)
+    line = refused(ImageFolder(divided))
+    assert line.startswith(f"{path}: ")
+    assert message in line
+
+
+def test_folders_that_cannot_be_used(divided: Path, plain: Path, tmp_path: Path) -> None:
+    assert "there is no such folder" in refused(ImageFolder(tmp_path / "nowhere"))
+    (tmp_path / "bare").mkdir()
+    assert "found 0 class folders" in refused(ImageFolder(tmp_path / "bare"))
+    (plain / "class07/0.png").unlink()
+    (plain / "class07/1.png").unlink()
+    assert refused(ImageFolder(plain)).startswith(f"{plain}/class07: this class has no images")
+    save(divided / "test/a/0.png")
+    assert "class 'a' is in both train and test (1 such)" in refused(ImageFolder(divided))
+    (divided / "val").rename(tmp_path / "away")
+    assert refused(ImageFolder(divided)).startswith(f"{divided}/val: there are no class folders here")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fractions": (0.5, 0.5)}, "three positive numbers"),
+        ({"fractions": (0.8, 0.3, -0.1)}, "three positive numbers"),
+        ({"fractions": (0.6, 0.15, 0.2)}, "add up to 1"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"channels": 2}, "channels=2"),
+    ],
+)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImageFolder("anywhere", **options)

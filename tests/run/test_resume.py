@@ -1,0 +1,124 @@
+"""A run that is killed and resumed ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_meta.run import read_checkpoint
+
+ROOT = Path(__file__).parents[2]
+MODEL = [
+    "--model=tests.run.toys.ToyModule",
+    "--model.backbone=torch.nn.Linear",
+    "--model.backbone.in_features=5",
+    "--model.backbone.out_features=5",
+    "--data=tests.run.toys.ToyData",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--name=toy",
+]
+# Where checkpoints, validations and epochs fall, in steps.
+SCHEDULES = {
+    "apart": ["--checkpoint.every_n_steps=3", "--data.length=10", "--trainer.val_check_interval=4"],
+    "coinciding": ["--checkpoint.every_n_steps=5", "--data.length=5", "--trainer.val_check_interval=5"],
+    "across_epochs": [
+        "--checkpoint.every_n_steps=4",
+        "--data.length=6",
+        "--trainer.val_check_interval=4",
+        "--trainer.check_val_every_n_epoch=null",
+    ],
+    "accumulating": [
+        "--checkpoint.every_n_steps=2",
+        "--data.length=9",
+        "--trainer.val_check_interval=3",
+        "--trainer.accumulate_grad_batches=2",
+    ],
+    "every_step": ["--checkpoint.every_n_steps=1", "--data.length=4", "--trainer.val_check_interval=2"],
+}
+
+
+def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: int = 400) -> Path:
+    """The run directory, after so many kills."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
+    command += [str(events), "0.8", *MODEL, *options]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run,) = (folder / "runs" / "toy").iterdir()
+    return run
+
+
+def fingerprint(run: Path) -> dict[str, Any]:
+    """Everything that must be the same, as comparable data."""
+    files = {name: (run / name).read_text() for name in ("metrics.csv", "per_task.csv")}
+    results = json.loads((run / "results.json").read_text())
+    results = {k: v for k, v in results.items() if not k.endswith("time_s")}
+    checkpoints = {}
+    for name in ("best", "last"):
+        checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
+        checkpoint["quiet_moment"].pop("seconds")
+        checkpoints[name] = {k: checkpoint[k] for k in checkpoint if k not in ("loops", "callbacks")}
+    return {"files": files, "results": results, "checkpoints": plain(checkpoints)}
+
+
+def plain(value: Any) -> Any:
+    """Tensors as bytes, so that == compares bits."""
+    if isinstance(value, torch.Tensor):
+        return (str(value.dtype), tuple(value.shape), value.numpy().tobytes())
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+LIMITS = {"steps": ["--trainer.max_steps=23"], "epochs": ["--trainer.max_epochs=3"]}
+
+
+@pytest.mark.parametrize(("schedule", "limit", "seed"), [("apart", "steps", 0), ("coinciding", "epochs", 1)])
+def test_a_killed_run_ends_as_if_it_had_never_stopped(
+    tmp_path: Path, schedule: str, limit: str, seed: int
+) -> None:
+    options = [*SCHEDULES[schedule], *LIMITS[limit], "--trainer.log_every_n_steps=1"]
+    whole = drive(tmp_path / "whole", options, kills=0)
+    killed = drive(tmp_path / "killed", options, kills=6, seed=seed, events=250)
+    assert fingerprint(killed) == fingerprint(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str) -> None:
+    options = [*SCHEDULES[schedule], *LIMITS[limit], "--trainer.log_every_n_steps=1"]
+    whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
+    for seed in range(4):
+        assert fingerprint(drive(tmp_path / f"killed{seed}", options, kills=12, seed=seed, events=500)) == whole
+
+
+def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
+    # 15 steps end in the middle of an epoch, 20 at the end of one.
+    options = [*SCHEDULES["apart"], "--trainer.log_every_n_steps=1"]
+    whole = drive(tmp_path / "whole", [*options, "--trainer.max_steps=27"], kills=0)
+    parts = drive(tmp_path / "parts", [*options, "--trainer.max_steps=15"], kills=0)
+    for more in ("20", "27"):
+        from tests.run.kill_driver import attempt
+
+        there = os.getcwd()
+        os.chdir(parts.parents[2])
+        try:
+            assert attempt([*MODEL, *options, f"--trainer.max_steps={more}", "--ckpt_path=last"], None, None) == 0
+        finally:
+            os.chdir(there)
+    assert fingerprint(parts)["checkpoints"]["last"]["state_dict"] == (
+        fingerprint(whole)["checkpoints"]["last"]["state_dict"]
+    )
+    rows = [line for line in (parts / "metrics.csv").read_text().splitlines()]
+    assert rows == (whole / "metrics.csv").read_text().splitlines()
