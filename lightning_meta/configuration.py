@@ -1,7 +1,7 @@
 """Objects as plain data, `{"class_path": ..., "init_args": {...}}`, and back.
 
-A checkpoint stores how its module was constructed, so that it loads by its path alone. `Described` remembers a
-constructor's arguments, `describe` turns them into plain data, `build` makes the object again:
+A checkpoint stores how its module was constructed, so that it loads by its path alone. `Described` remembers
+a constructor's arguments, `describe` turns them into plain data, `build` makes the object again:
 
 >>> from functools import partial
 >>> import torch
@@ -104,7 +104,7 @@ def build(spec: Any, allow: Allow = ()) -> Any:
         allow: Classes, or names of modules, that may be built besides the trusted ones.
 
     Returns:
-        The object; for an optimiser a `functools.partial` that still wants its parameters.
+        The object, with tuples for lists; for an optimiser a `functools.partial` that still wants its parameters.
 
     Raises:
         UserError: A class is not allowed or not to be found, or its arguments do not fit.
@@ -129,7 +129,7 @@ def class_paths(spec: Any) -> Iterator[str]:
 
 def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
     if isinstance(spec, list | tuple):
-        return [_build(v, allow) for v in spec]
+        return tuple(_build(v, allow) for v in spec)
     if not isinstance(spec, Mapping):
         return spec
     if "class_path" not in spec:
@@ -142,7 +142,7 @@ def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
         instance = cls(**init_args)
     except TypeError as error:
         raise UserError(f"{spec['class_path']} cannot be built: {error}") from error
-    if isinstance(instance, torch.nn.Module):
+    if isinstance(instance, torch.nn.Module) and "_init_args" not in instance.__dict__:
         remember(instance, init_args)
     return instance
 

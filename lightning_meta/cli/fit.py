@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lightning_meta.cli.parsing import as_list, log_into_run, remembering, with_save_dir
+# So that their classes can be named without their path: `--model=ProtoNet`.
+from lightning_meta.cli.parsing import as_list, log_into_run, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
@@ -50,6 +50,7 @@ class MetaCLI(LightningCLI):
                 "prog": "lightning-meta fit",
                 "description": "Train a model, keep its best and last checkpoints, and test the best.",
                 "exit_on_error": False,
+                "allow_abbrev": False,
             },
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -69,7 +70,6 @@ class MetaCLI(LightningCLI):
             help="Go on from this checkpoint or run directory; `last` is the newest run of this name.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_instantiator(remembering, torch.nn.Module, subclasses=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to go on in."""
@@ -90,10 +90,14 @@ class MetaCLI(LightningCLI):
         self.config_text = self.parser.dump(configured, skip_none=False)
         try:
             super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            self.run_logger.discard()
+            raise error if isinstance(error, UserError) else UserError(f"the configuration: {error}") from error
         except BaseException:
             self.run_logger.discard()
             raise
         self.config = configured
+        remember_modules(self.model, configured.model.get("init_args", Namespace()))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, the run's own callbacks and logger first."""
@@ -125,8 +129,12 @@ def fit(args: Sequence[str]) -> None:
     try:
         _train(cli)
         tested = _test_best(cli)
-    except UserError:
-        if trainer.global_step == 0:
+    except NonFiniteLossError:
+        raise
+    except Exception as error:
+        # A run that never trained, or whose mistake came to light in its first validation, leaves nothing.
+        unvalidated = cli.config_init["checkpoint"].best_score is None
+        if trainer.global_step == 0 or (isinstance(error, UserError) and unvalidated):
             run.discard()
         raise
     if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -165,3 +173,11 @@ def _test_best(cli: MetaCLI) -> Path:
     chosen = best if best.is_file() else folder / "last.ckpt"
     trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=chosen, verbose=False)
     return chosen
+
+
+def fit_options() -> list[str]:
+    """The names of all options."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+    return [*parser.get_defaults().keys(), "config", "name", "runs", "ckpt_path", "seed_everything", "model", "data"]

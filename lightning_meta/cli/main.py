@@ -6,16 +6,18 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_meta.cli.fit import fit
+from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
-from lightning_meta.cli.test import test
+from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
 
 COMMANDS = {"fit": fit, "test": test}
+OPTIONS = {"fit": fit_options, "test": test_options}
 
 USAGE = """usage: lightning-meta fit --config FILE [options]     train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]  test a trained model
@@ -42,8 +44,14 @@ def main(args: Sequence[str] | None = None) -> int:
         COMMANDS[command](options[:-1])
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
-    except (UserError, ArgumentError, MisconfigurationException) as error:
-        return _fail(one_line(error), 2)
+    except ArgumentError as error:
+        files = [
+            b if a in ("-c", "--config") else a[9:] for a, b in pairwise(options) if a.startswith(("-c", "--config"))
+        ]
+        message = one_line(error, OPTIONS[command]()).replace('"<unicode string>"', " or ".join(files))
+        return _fail(message, 2)
+    except (UserError, MisconfigurationException) as error:
+        return _fail(" ".join(str(error).split()), 2)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-from lightning_meta.configuration import remember
+from lightning_meta.configuration import describe, remember
 from lightning_meta.run import RunLogger
 
 SHORT_FORM = "--trainer.logger"
@@ -39,12 +39,13 @@ def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
     return config
 
 
-def remembering(cls: type, *args: Any, **kwargs: Any) -> Any:
-    """Make a module and note its arguments, so that its checkpoint can say how to make it again."""
-    instance = cls(*args, **kwargs)
-    if isinstance(instance, torch.nn.Module) and "_init_args" not in instance.__dict__ and not args:
-        remember(instance, kwargs)
-    return instance
+def remember_modules(owner: Any, config: Namespace) -> None:
+    """Note how the modules among an object's arguments were made, so that a checkpoint can say it."""
+    for name, value in getattr(owner, "_init_args", {}).items():
+        spec = config.get(name)
+        unknown = isinstance(value, torch.nn.Module) and "instance" in describe(value)
+        if unknown and isinstance(spec, Namespace) and "class_path" in spec:
+            remember(value, spec.get("init_args", Namespace()).as_dict())
 
 
 def as_list(value: Any) -> list[Any]:

@@ -1,10 +1,134 @@
-"""`lightning-meta test`."""
+"""`lightning-meta test`: a trained model on other test tasks."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_meta.cli.summary import print_summary
+from lightning_meta.configuration import class_paths
+from lightning_meta.errors import UserError
+from lightning_meta.loading import find_checkpoint, load
+from lightning_meta.run import RunLogger, read_checkpoint
+from lightning_meta.run.directory import run_directory_of
+from lightning_meta.run.results import facts, write_results, write_tasks
+
+# Options that stand for an argument of the data module, and of the model.
+OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
+OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
+TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
 
 
 def test(args: Sequence[str]) -> None:
-    """Test."""
-    raise NotImplementedError
+    """Test a trained model, and write what comes out under `tests/` in its run directory.
+
+    Args:
+        args: The options.
+    """
+    began = time.monotonic()
+    parser = make_parser()
+    config, checkpoint = _parse(parser, args)
+    run = run_directory_of(checkpoint)
+    seed_everything(config.seed_everything, workers=True, verbose=False)
+    module = _load(checkpoint, config, run)
+    made = parser.instantiate_classes(config)
+    logger = RunLogger(run if run else Path("runs"), "tests")
+    options = made["trainer"].as_dict()
+    callbacks = [RichProgressBar()] if options["enable_progress_bar"] is not False else []
+    trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
+    trainer.test(module, datamodule=made["data"], verbose=False)
+    if not trainer.is_global_zero:
+        return
+    metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+    with logger.directory.joinpath("config.yaml").open("w", encoding="utf-8") as file:
+        file.write(parser.dump(config, skip_none=False))
+    about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
+    about["wall_time_s"] = round(time.monotonic() - began, 2)
+    write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})
+    if report := getattr(module, "test_report", None):
+        write_tasks(logger.directory, report)
+    print_summary(metrics, logger.directory)
+
+
+def make_parser() -> LightningArgumentParser:
+    """The options of the command."""
+    parser = LightningArgumentParser(
+        prog="lightning-meta test",
+        description="Test a trained model, on its own test tasks or on others.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=str | None, help="Configuration; by default that of the run directory.")
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
+    parser.add_argument("--ways", type=int | None, help="N, classes in a test task.")
+    parser.add_argument("--shots", type=int | None, help="K, support examples of a class.")
+    parser.add_argument("--queries", type=int | None, help="Q, query examples of a class.")
+    parser.add_argument("--tasks", type=int | None, help="How many test tasks.")
+    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
+    parser.add_argument(
+        "--batch_norm",
+        type=Literal["transductive", "inductive", "running"] | None,
+        help="Which statistics normalise query examples.",
+    )
+    parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
+    return parser
+
+
+def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
+    """The options over the configuration of the run; the checkpoint."""
+    first, _ = _just_paths().parse_known_args(list(args))
+    if first.ckpt_path is None:
+        return parser.parse_args(list(args)), Path()  # the parser says what is missing, or prints its help
+    checkpoint = find_checkpoint(first.ckpt_path)
+    run = run_directory_of(checkpoint)
+    file = Path(first.config) if first.config else run / "config.yaml" if run else None
+    if file is None or not file.is_file():
+        missing = file or f"{checkpoint} lies in no run directory"
+        raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
+    stored = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
+    base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
+    config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
+    for option, argument in OF_DATA.items():
+        if config[option] is not None:
+            if argument not in config.data.init_args:
+                raise UserError(f"--{option}: {config.data.class_path} has no {argument}")
+            config.data.init_args[argument] = config[option]
+    return config, checkpoint
+
+
+def _just_paths() -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--config")
+    return parser
+
+
+def _load(checkpoint: Path, config: Namespace, run: Path | None) -> Any:
+    """The model; classes that the run's own configuration names are trusted as the configuration is."""
+    stored = read_checkpoint(checkpoint).get("lightning_meta") or {}
+    overrides = {}
+    for option, argument in OF_MODEL.items():
+        if config[option] is not None:
+            if argument not in (stored.get("init_args") or {}):
+                raise UserError(f"--{option}: {stored.get('class_path')} has no {argument}")
+            overrides[argument] = config[option]
+    named = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if run else {}
+    return load(checkpoint, allow=sorted(set(class_paths(named.get("model")))), **overrides)
+
+
+def test_options() -> list[str]:
+    """The names of all options."""
+    return list(make_parser().get_defaults().keys())

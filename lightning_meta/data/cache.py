@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,9 @@ from lightning_meta.errors import UserError
 _log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key: raise it when the layout of the files below changes
+
+# The temporary names used here, by safetensors and by pooch, and no others: the folder may hold a user's files.
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}|tmp[a-z0-9_]{8}")
 _ORPHANED_AFTER = 24 * 3600.0  # seconds; nothing takes a day to write
 
 
@@ -73,7 +77,7 @@ def load_or_build(name: str, key: str, build: Callable[[], Mapping[Split, Pool]]
         UserError: The cache folder cannot be written.
     """
     key = f"format {FORMAT}; {key}"
-    path = cache_folder() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    path = cache_folder() / "decoded" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
     cached = _read(path, key)
     if cached is None:
         pools = build()
@@ -148,9 +152,8 @@ def _read(path: Path, key: str) -> Cached | None:
 
 
 def _remove_orphans(folder: Path) -> None:
-    """Remove what killed processes left, under the temporary names used here, by safetensors and by pooch."""
-    for pattern in (".*.tmp", ".tmp*", "tmp*"):
-        for file in folder.glob(pattern):
-            with contextlib.suppress(OSError):  # another process may remove it at the same time
-                if file.is_file() and time.time() - file.stat().st_mtime > _ORPHANED_AFTER:
-                    file.unlink()
+    """Remove what killed processes left behind, in a folder of the cache's own."""
+    for file in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
+            if _TEMPORARY.fullmatch(file.name) and time.time() - file.stat().st_mtime > _ORPHANED_AFTER:
+                file.unlink()

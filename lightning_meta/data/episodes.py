@@ -5,7 +5,7 @@ Meta-batch b of a split has its way and shot drawn from (seed, split, b), and it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,6 +86,10 @@ class EpisodeDataset(Dataset[Episode]):
 
     def __len__(self) -> int:
         return self.num_tasks
+
+    def __iter__(self) -> Iterator[Episode]:
+        """The tasks 0 to `len(self)` - 1, each a meta-batch of one; indexing alone would never end."""
+        return map(self.__getitem__, range(self.num_tasks))
 
     def __getitem__(self, index: int) -> Episode:
         """The meta-batch of the one task `index` (T = 1)."""

@@ -12,7 +12,7 @@ from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.errors import UserError
 
 
-class TrainSampler(DistributedSampler[Episode]):
+class TrainSampler(DistributedSampler[int]):
     """Gives rank r its share of every meta-batch: tasks r*T/W to (r+1)*T/W - 1 of T, for W ranks.
 
     Every epoch draws new tasks: epoch e of B meta-batches holds meta-batches e*B to (e+1)*B - 1. It is a
@@ -56,8 +56,10 @@ class TrainSampler(DistributedSampler[Episode]):
         return self.batches * self.share
 
 
-class EvaluationSampler(DistributedSampler[Episode]):
+class EvaluationSampler(DistributedSampler[int]):
     """Gives rank r the meta-batches r, r + W, r + 2W, ...: every task once, at any number W of ranks.
+
+    Lightning asks every rank for a batch: one that is left without repeats task 0, which `TaskScores` counts once.
 
     Args:
         dataset: All evaluation tasks.
@@ -69,7 +71,7 @@ class EvaluationSampler(DistributedSampler[Episode]):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         tasks, size = len(dataset), dataset.meta_batch_size
         starts = range(rank * size, tasks, num_replicas * size)
-        self.indices = [i for start in starts for i in range(start, min(start + size, tasks))]
+        self.indices = [i for start in starts for i in range(start, min(start + size, tasks))] or [0]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -91,7 +93,7 @@ class TrainLoader(DataLoader[Episode]):
     def __init__(self, sampler: TrainSampler, **options: Any) -> None:
         super().__init__(sampler.dataset, batch_size=sampler.share, sampler=sampler, collate_fn=as_is, **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]  # the base says which iterator
         # The sampler runs ahead of training where workers prefetch; `next` moves only as batches are handed out.
         for batch in super().__iter__():
             self.sampler.next += 1
@@ -106,6 +108,6 @@ class TrainLoader(DataLoader[Episode]):
         self.sampler.next = state["next"]
 
 
-def as_is(batch: Episode) -> Episode:
+def as_is(batch: Any) -> Any:
     """Episodes come assembled; there is nothing left to collate."""
     return batch

@@ -56,9 +56,11 @@ class Pool:
             groups: The C groups; by default every class is in the group "".
 
         Raises:
-            UserError: A label is out of range.
+            UserError: A label is out of range, or there are more or fewer labels than examples.
         """
         labels = torch.as_tensor(y, dtype=torch.int64)
+        if len(labels) != len(x):
+            raise UserError(f"{len(x)} examples have {len(labels)} labels; every example needs one")
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(names):
             wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
             raise UserError(f"label {wrong} is out of range: there are {len(names)} classes, 0 to {len(names) - 1}")

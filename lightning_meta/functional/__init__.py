@@ -1,1 +1,7 @@
-"""TODO."""
+"""Pure functions on tensors: random draws, inner loops, the task map, prototypes."""
+
+from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
+from lightning_meta.functional.task_map import task_map
+
+__all__ = ["class_means", "cosine_similarity", "inner_loop", "squared_euclidean", "task_map"]

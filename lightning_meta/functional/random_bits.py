@@ -15,6 +15,9 @@ _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
+# Bits that hold the number itself in a draw without repeats, whatever the sizes drawn beside it; 40 stay random.
+_NUMBER_BITS = 24
+
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift: torch shifts signed integers arithmetically, so the copied sign bits are cleared."""
@@ -39,8 +42,8 @@ def key(*words: Tensor | int) -> Tensor:
     """
     folded = torch.zeros((), dtype=torch.int64)
     for word in words:
-        word = torch.as_tensor(word, dtype=torch.int64)
-        folded = mix(folded.to(word.device) + mix(word + _GAMMA) + _GAMMA)
+        # Scalars on the CPU join tensors on any device, so the key lies where its words lie.
+        folded = mix(folded + mix(torch.as_tensor(word, dtype=torch.int64) + _GAMMA) + _GAMMA)
     return folded
 
 
@@ -74,10 +77,10 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
     Returns:
         `(..., count)` int64.
     """
-    largest = int(sizes.max()) if isinstance(sizes, Tensor) else sizes
-    if not 0 <= count <= largest:
-        raise ValueError(f"cannot draw {count} different numbers out of {largest}")
-    mask = (1 << max(largest - 1, 1).bit_length()) - 1
+    smallest, largest = torch.stack(sizes.aminmax()).tolist() if isinstance(sizes, Tensor) else (sizes, sizes)
+    if not 0 <= count <= smallest:
+        raise ValueError(f"cannot draw {count} different numbers out of {smallest}")
+    mask = (1 << max(largest.bit_length(), _NUMBER_BITS)) - 1
     numbers = torch.arange(largest, dtype=torch.int64, device=keys.device)
     ranks = (bits(keys, largest) & ~mask) | numbers
     if isinstance(sizes, Tensor):

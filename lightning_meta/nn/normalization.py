@@ -20,10 +20,10 @@ class TaskBatchNorm(nn.Module):
 
     $$y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$$
 
-    with μ and σ² either those of the batch (which are then stored), or those that were stored before. Who calls says
-    which, with `statistics_from`; the module's training mode plays no part. It is written with `var_mean`, which maps
-    over tasks and whose second derivatives are exact in float32 (`torch.nn.functional.batch_norm` under
-    `vmap(grad)` is 2e-3 off).
+    with μ and σ² either those of the batch (which are then stored, with the graph that made them), or those that were
+    stored before. Who calls says which, with `statistics_from`; the module's training mode plays no part. A plain call
+    takes those of the batch and stores nothing. It is written with `var_mean`, which maps over tasks and whose second
+    derivatives are exact in float32 (`torch.nn.functional.batch_norm` under `vmap(grad)` is 2e-3 off).
 
     Args:
         num_features: Channels C.
@@ -42,19 +42,21 @@ class TaskBatchNorm(nn.Module):
         self.var: Tensor
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("var", torch.ones(num_features))
-        self.statistics: Statistics = "batch"
+        self.statistics: Statistics | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(M, C, ...)` over all dimensions but C."""
         if self.statistics == "fused" and not is_functorch_wrapped_tensor(x):
             return self._fused(x)
+        mean, var = self.mean, self.var
         if self.statistics != "stored":
-            dims = [d for d in range(x.dim()) if d != 1]
-            self.var, self.mean = torch.var_mean(x, dims, correction=0)
-        scale = (self.var + self.eps).rsqrt()
+            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+            if self.statistics is not None:
+                self.mean, self.var = mean, var
+        scale = (var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        shift = -self.mean * scale
+        shift = -mean * scale
         if self.bias is not None:
             shift = shift + self.bias
         shape = [1, -1] + [1] * (x.dim() - 2)
@@ -93,16 +95,26 @@ def per_task(module: nn.Module) -> nn.Module:
     Returns:
         The module.
     """
-    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        norm = TaskBatchNorm(module.num_features, module.eps, module.affine)
-        with torch.no_grad():
-            if norm.weight is not None and norm.bias is not None:
-                norm.weight.copy_(module.weight)
-                norm.bias.copy_(module.bias)
-            if module.running_mean is not None and module.running_var is not None:
-                norm.mean.copy_(module.running_mean)
-                norm.var.copy_(module.running_var)
-        return norm
-    for name, child in module.named_children():
-        setattr(module, name, per_task(child))
+    if isinstance(module, _BATCH_NORMS):
+        return _converted(module)
+    made: dict[nn.Module, nn.Module] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent._modules.items()):  # `named_children` leaves out a layer's second place
+            if isinstance(child, _BATCH_NORMS):
+                made[child] = made[child] if child in made else _converted(child)
+                setattr(parent, name, made[child])
     return module
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def _converted(theirs: nn.Module) -> TaskBatchNorm:
+    assert isinstance(theirs, _BATCH_NORMS)
+    norm = TaskBatchNorm(theirs.num_features, theirs.eps, theirs.affine)
+    if theirs.affine:
+        norm.to(theirs.weight)
+        norm.weight, norm.bias = theirs.weight, theirs.bias
+    if theirs.running_mean is not None and theirs.running_var is not None:
+        norm.mean, norm.var = theirs.running_mean, theirs.running_var
+    return norm

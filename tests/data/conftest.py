@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,14 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One cache for the whole session: nothing is decoded twice, and the user's own is never touched."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTNING_META_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture
@@ -38,15 +29,6 @@ def own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Pa
     folder.mkdir()
     monkeypatch.setenv("LIGHTNING_META_DATA", str(folder))
     return folder
-
-
-@pytest.fixture
-def data_folder() -> Path:
-    """The folder of real data sets."""
-    given = os.environ.get("LIGHTNING_META_DATA")
-    if not given:
-        pytest.skip("LIGHTNING_META_DATA is not set")
-    return Path(given)
 
 
 class Answer(NamedTuple):

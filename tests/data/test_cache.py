@@ -59,14 +59,14 @@ def test_builds_once_and_then_reads_the_same(cache: Path) -> None:
     assert same(first.pools, pools())
     assert same(second.pools, pools())
     assert first.fingerprint == second.fingerprint == fingerprint(pools())
-    assert [path.name[:4] for path in cache.iterdir()] == ["toy-"]
+    assert [path.name[:4] for path in (cache / "decoded").iterdir()] == ["toy-"]
 
 
 def test_another_key_is_another_file(cache: Path) -> None:
     load_or_build("toy", "28 pixels", pools)
     other = load_or_build("toy", "32 pixels", lambda: pools(1))
     assert same(other.pools, pools(1))
-    assert len(list(cache.iterdir())) == 2
+    assert len(list((cache / "decoded").iterdir())) == 2
 
 
 def test_fingerprint_sees_names_sizes_order_and_examples() -> None:
@@ -80,7 +80,7 @@ def test_fingerprint_sees_names_sizes_order_and_examples() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_examples_are_memory_mapped_and_writing_to_them_leaves_the_file_alone(cache: Path) -> None:
     loaded = load_or_build("toy", "k", pools).pools
-    assert str(next(cache.iterdir())) in Path("/proc/self/maps").read_text()
+    assert str(next((cache / "decoded").iterdir())) in Path("/proc/self/maps").read_text()
     loaded["train"].x.fill_(9)
     assert same(load_or_build("toy", "k", pools).pools, pools())
 
@@ -88,7 +88,7 @@ def test_examples_are_memory_mapped_and_writing_to_them_leaves_the_file_alone(ca
 @pytest.mark.parametrize("damage", ["truncate", "flip", "extend", "empty", "not safetensors"])
 def test_a_damaged_file_is_never_used(cache: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     load_or_build("toy", "k", pools)
-    path = next(cache.iterdir())
+    path = next((cache / "decoded").iterdir())
     intact = path.read_bytes()
     rng = random.Random(damage)
     for _ in range(150 if damage in ("truncate", "flip") else 1):
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_never_used(cache: Path, damage: str, caplog: pytest.L
         rebuilt = path.read_bytes() != damaged
         assert rebuilt == ("is damaged" in caplog.text)
         assert rebuilt or damage == "flip"  # a flip may hit a blank that pads the header: harmless
-    assert len(list(cache.iterdir())) == 1
+    assert len(list((cache / "decoded").iterdir())) == 1
 
 
 def test_two_processes_build_at_once(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_two_processes_build_at_once(tmp_path: Path) -> None:
     lines = [process.communicate(timeout=120)[0].split() for process in both]
     assert all(process.returncode == 0 for process in both)
     assert lines[0][-1] == lines[1][-1]
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+    assert [path.suffix for path in (tmp_path / "decoded").iterdir()] == [".safetensors"]
 
 
 def test_killed_while_building_leaves_no_broken_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +127,7 @@ from pathlib import Path
 import os
 while True:
     load_or_build('toy', 'k', build)
-    for path in Path(os.environ['LIGHTNING_META_CACHE']).glob('*.safetensors'):
+    for path in Path(os.environ['LIGHTNING_META_CACHE']).rglob('*.safetensors'):
         path.unlink()
 """
     for delay in (0.01, 0.04):
@@ -137,19 +137,23 @@ while True:
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if list(tmp_path.glob("*.safetensors")):  # under its own name a file is whole: nothing is built again
+        if list(tmp_path.rglob("*.safetensors")):  # under its own name a file is whole: nothing is built again
             monkeypatch.setenv("LIGHTNING_META_CACHE", str(tmp_path))
             assert load_or_build("toy", "k", lambda: pytest.fail("damaged")).pools["test"].x.numel() == 8_000_000
 
 
-def test_orphans_go_after_a_day(cache: Path) -> None:
-    cache.mkdir()
-    for name in (".toy-1.safetensors.99-ab.tmp", ".tmpXyZ", "tmpq1"):
-        (cache / name).touch()
-        os.utime(cache / name, (0, 0))
-    (cache / ".toy-2.safetensors.98-cd.tmp").touch()  # another process is writing it now
+def test_orphans_go_after_a_day_and_nothing_else_does(cache: Path) -> None:
+    folder = cache / "decoded"
+    folder.mkdir(parents=True)
+    orphans = {".toy-1.safetensors.99-0a1b2c3d.tmp", ".tmpXyZ123", "tmpq1w2e3r4"}
+    others = {"tmp", "tmp-notes.txt", ".tmprc", "my.tmp", ".hidden.tmp", "tmpfile.safetensors"}
+    for name in orphans | others:
+        (folder / name).touch()
+        os.utime(folder / name, (0, 0))
+    writing = ".toy-2.safetensors.98-0a1b2c3d.tmp"  # another process, now
+    (folder / writing).touch()
     load_or_build("toy", "k", pools)
-    assert sorted(path.name[:4] for path in cache.iterdir()) == [".toy", "toy-"]
+    assert {path.name for path in folder.iterdir() if not path.name.startswith("toy-")} == {*others, writing}
 
 
 def test_a_failure_while_writing_leaves_nothing_and_the_old_file(tmp_path: Path) -> None:
@@ -186,7 +190,7 @@ except ValueError as error:
 """
     output = child(code, tmp_path).communicate(timeout=120)[0]
     assert "make room, or set LIGHTNING_META_CACHE" in output.splitlines()[-1]
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "decoded").iterdir()) == []
 
 
 def test_default_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_the_published_splits() -> None:
 
 def test_order_of_rows_and_of_members_does_not_matter(archive: Path, cache: Path) -> None:
     first = CIFARFS().fingerprint()
-    next(cache.glob("cifarfs*")).unlink()
+    next(cache.rglob("cifarfs*")).unlink()
     other = members(seed=1)
     archive.write_bytes(tar_bytes({name: other[name] for name in ("meta", "test", "train")}))
     assert CIFARFS().fingerprint() == first
@@ -106,7 +106,7 @@ def test_order_of_rows_and_of_members_does_not_matter(archive: Path, cache: Path
 
 def test_pickles_of_both_numpy_generations(archive: Path, cache: Path) -> None:
     first = FC100().fingerprint()
-    next(cache.glob("fc100*")).unlink()
+    next(cache.rglob("fc100*")).unlink()
     pickled = {name: pickle.dumps(content, protocol=2) for name, content in members().items()}
     old = {name: data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray") for name, data in pickled.items()}
     new = {name: data.replace(b"numpy.core.multiarray", b"numpy._core.multiarray") for name, data in old.items()}
@@ -114,7 +114,7 @@ def test_pickles_of_both_numpy_generations(archive: Path, cache: Path) -> None:
     for generation in (old, new):
         archive.write_bytes(tar_bytes(generation))
         assert FC100().fingerprint() == first
-        next(cache.glob("fc100*")).unlink()
+        next(cache.rglob("fc100*")).unlink()
 
 
 def test_images_are_planes_of_colour(archive: Path) -> None:

@@ -1,8 +1,9 @@
 """Runs `lightning-meta fit` in forked processes that are killed, until one gets to the end.
 
-    python -m tests.run.kill_driver FOLDER KILLS SEED [options of fit]
+    python -m tests.run.kill_driver FOLDER KILLS SEED EVENTS SECONDS [options of fit]
 
-KILLS is how many are killed, each by SIGKILL after a random time or at a random call of a function that writes.
+KILLS is how many are killed, each by SIGKILL: after a random time of at most SECONDS, or at one of the first EVENTS
+calls and returns of functions that end a step, log or write.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import random
 import signal
 import sys
 import time
+import traceback
 import types
 from pathlib import Path
 
-import lightning_meta.cli  # noqa: F401  # so that a fork starts warm
 from lightning_meta.cli import main
 
 # The kill falls just before or just after one of these is called or returns.
@@ -63,8 +64,6 @@ def attempt(args: list[str], event: int | None, delay: float | None) -> int | No
         try:
             status = main(["fit", *args])
         except BaseException:
-            import traceback
-
             traceback.print_exc()
             status = 70
         sys.stderr.flush()
@@ -90,7 +89,7 @@ def drive(folder: Path, kills: int, seed: int, args: list[str], events: int, sec
         started = any(Path("runs").glob("*/*/checkpoints/last.ckpt"))
         if not started:
             for old in Path("runs").glob("*/*"):
-                os.rename(old, folder / f"dead_{number}")
+                old.rename(folder / f"dead_{number}")
         status = attempt([*args, *(["--ckpt_path", "last"] if started else [])], event, delay)
         log.append(f"event {event}" if event else f"{delay:.2f} s" if delay else "end")
         if status not in (None, 0):

@@ -48,7 +48,7 @@ SCHEDULES = {
 
 def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: int = 400) -> Path:
     """The run directory, after so many kills."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
     command += [str(events), "0.8", *MODEL, *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -84,9 +84,7 @@ LIMITS = {"steps": ["--trainer.max_steps=23"], "epochs": ["--trainer.max_epochs=
 
 
 @pytest.mark.parametrize(("schedule", "limit", "seed"), [("apart", "steps", 0), ("coinciding", "epochs", 1)])
-def test_a_killed_run_ends_as_if_it_had_never_stopped(
-    tmp_path: Path, schedule: str, limit: str, seed: int
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path: Path, schedule: str, limit: str, seed: int) -> None:
     options = [*SCHEDULES[schedule], *LIMITS[limit], "--trainer.log_every_n_steps=1"]
     whole = drive(tmp_path / "whole", options, kills=0)
     killed = drive(tmp_path / "killed", options, kills=6, seed=seed, events=250)
@@ -107,18 +105,22 @@ def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     # 15 steps end in the middle of an epoch, 20 at the end of one.
     options = [*SCHEDULES["apart"], "--trainer.log_every_n_steps=1"]
     whole = drive(tmp_path / "whole", [*options, "--trainer.max_steps=27"], kills=0)
-    parts = drive(tmp_path / "parts", [*options, "--trainer.max_steps=15"], kills=0)
-    for more in ("20", "27"):
-        from tests.run.kill_driver import attempt
+    for steps in (15, 20, 27):
+        parts = drive(tmp_path / "parts", [*options, f"--trainer.max_steps={steps}"], kills=0)
+    assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert fingerprint(parts)["checkpoints"]["last"] == fingerprint(whole)["checkpoints"]["last"]
 
-        there = os.getcwd()
-        os.chdir(parts.parents[2])
-        try:
-            assert attempt([*MODEL, *options, f"--trainer.max_steps={more}", "--ckpt_path=last"], None, None) == 0
-        finally:
-            os.chdir(there)
-    assert fingerprint(parts)["checkpoints"]["last"]["state_dict"] == (
-        fingerprint(whole)["checkpoints"]["last"]["state_dict"]
-    )
-    rows = [line for line in (parts / "metrics.csv").read_text().splitlines()]
-    assert rows == (whole / "metrics.csv").read_text().splitlines()
+
+def test_a_finished_run_that_is_resumed_only_tests_again(tmp_path: Path) -> None:
+    options = [*SCHEDULES["apart"], *LIMITS["steps"], "--trainer.log_every_n_steps=1"]
+    once = fingerprint(drive(tmp_path / "run", options, kills=0))
+    assert fingerprint(drive(tmp_path / "run", options, kills=0)) == once
+
+
+def test_early_stopping_is_remembered(tmp_path: Path) -> None:
+    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=100"]
+    options = [*SCHEDULES["apart"], "--trainer.max_steps=200", *stopping]
+    once = fingerprint(drive(tmp_path / "run", options, kills=0))
+    assert once["results"]["steps"] < 20
+    assert fingerprint(drive(tmp_path / "run", options, kills=0)) == once

@@ -78,9 +78,7 @@ class ToyModule(Described, LightningModule):
         nan_at: The step whose loss is NaN.
     """
 
-    def __init__(
-        self, backbone: nn.Module, optimizer: OptimizerCallable = torch.optim.Adam, nan_at: int = -1
-    ) -> None:
+    def __init__(self, backbone: nn.Module, optimizer: OptimizerCallable = torch.optim.Adam, nan_at: int = -1) -> None:
         super().__init__()
         self.backbone, self.norm, self.optimizer, self.nan_at = backbone, nn.BatchNorm1d(5), optimizer, nan_at
 

@@ -1,0 +1,110 @@
+"""Pre-training on all classes, then a new head: the honest rival of meta-learning."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Episode, Examples
+from lightning_meta.errors import UserError
+from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.prototypes import class_means, cosine_similarity
+from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.nn.features import output_size
+from lightning_meta.nn.normalization import statistics_from
+from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
+from lightning_meta.tasks import EpisodeSpec
+
+
+class Baseline(MetaModule):
+    r"""Classify all training classes at once; then, for a task, train a head on the frozen features of its support set.
+
+    With a linear head this is the baseline of Tian et al. (ECCV 2020), with a cosine head Baseline++ of Chen et al.
+    (ICLR 2019). Training uses the images of a meta-batch, support and query alike, under the labels of the whole
+    training split, so that it sees what a meta-learner with the same data settings would see. Any way is served.
+
+    Deviations: the head is trained by full-batch gradient descent from a fixed start, which is deterministic, where
+    Chen et al. use SGD on batches of 4 and Tian et al. L-BFGS; a linear head sees features scaled to length 1, as in
+    Tian et al.
+
+    Args:
+        backbone: The network below the head.
+        head: `linear`: $W f(x) / \lVert f(x) \rVert + b$, or `cosine`: $s \cos(w_n, f(x))$.
+        scale: s > 0, of the cosine head.
+        head_steps: Gradient steps on the head of a new task.
+        head_lr: Their rate, > 0.
+        weight_decay: Of the head of a new task, at least 0: λ of the penalty λ/2 |W|².
+        **options: Those of `MetaModule`.
+    """
+
+    inner_gradients = False
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Literal["linear", "cosine"] = "linear",
+        scale: float = 10.0,
+        head_steps: int = 100,
+        head_lr: float = 1.0,
+        weight_decay: float = 0.001,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        if min(scale, head_lr) <= 0 or min(head_steps, weight_decay) < 0:
+            raise UserError(
+                "scale and head_lr are positive, head_steps and weight_decay at least 0; "
+                f"got {scale}, {head_lr}, {head_steps} and {weight_decay}"
+            )
+        self.head, self.scale = head, scale
+        self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
+
+    def meta_batch_loss(self, batch: Episode) -> Outcome:
+        """Cross-entropy over all training classes, of every image of the meta-batch."""
+        assert batch.classes is not None
+        x = torch.cat([batch.support.x, batch.query.x], dim=1).flatten(0, 1)
+        y = batch.classes.gather(1, torch.cat([batch.support.y, batch.query.y], dim=1)).flatten()
+        parameters, buffers = tensors_of(self.network)
+        features, tensors = stateless_call(self.network, {**parameters, **buffers}, x, "fused")
+        outputs = self._logits(features, dict(self.classifier.named_parameters()))
+        statistics = {name: tensors[name].unsqueeze(0) for name in buffers}
+        return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
+
+    def adapt(self, support: Examples, ways: int) -> Tensors:
+        """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
+        features = self._features(support.x)
+
+        def loss(head: Tensors) -> tuple[Tensor, Tensors]:
+            penalty = self.weight_decay / 2 * head["weight"].square().sum()
+            return self.task.loss(self._logits(features, head), support.y) + penalty, {}
+
+        start = {"weight": class_means(features, support.y, ways), "bias": features.new_zeros(ways)}
+        return inner_loop(loss, start, self.head_steps, self.head_lr, first_order=True)[-1][0]
+
+    def predict(self, state: Tensors, x: Tensor) -> Tensor:
+        """Logits `(M, N)` of the task's head."""
+        return self._logits(self._features(x), state)
+
+    def configure_model(self) -> None:
+        """Make the classifier of the training classes, which is left behind after training."""
+        if not self._built:
+            size = output_size(self.network, self.spec.input_shape)
+            self.classifier = nn.Linear(size, self.spec.classes)
+        super().configure_model()
+
+    def check_episodes(self, episodes: EpisodeSpec) -> None:
+        """Refuse regression."""
+        super().check_episodes(episodes)
+        if episodes.task != "classification":
+            raise UserError("Baseline classifies; for regression use MAML")
+
+    def _features(self, x: Tensor) -> Tensor:
+        with statistics_from(self.network, "stored"):
+            return self.network(x)
+
+    def _logits(self, features: Tensor, head: Tensors) -> Tensor:
+        if self.head == "cosine":
+            return self.scale * cosine_similarity(features, head["weight"])
+        return F.linear(F.normalize(features, dim=-1), head["weight"], head["bias"])

@@ -1,0 +1,37 @@
+"""What every test stands on: a cache that is not the user's, one seed, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One cache for the whole session: nothing is decoded twice, and the user's own is never touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("LIGHTNING_META_CACHE", str(folder))
+        yield
+        shutil.rmtree(folder, ignore_errors=True)  # pytest keeps temporary folders, and this one is large
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, and from no run's seed."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of real data sets."""
+    given = os.environ.get("LIGHTNING_META_DATA")
+    if not given:
+        pytest.skip("LIGHTNING_META_DATA is not set")
+    return Path(given)

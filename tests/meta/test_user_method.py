@@ -1,0 +1,76 @@
+"""The README's own method, as it stands there, trains, tests, saves and loads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_meta import load
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.sources import FromDataset
+from lightning_meta.errors import UserError
+from lightning_meta.nn import Conv4
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def readme_block(marker: str) -> str:
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if marker in b)
+    return block
+
+
+def stripes(classes: range) -> list[tuple[torch.Tensor, int]]:
+    """Images of 28x28 whose class is the frequency of a wave, at a random phase."""
+    generator = torch.Generator().manual_seed(len(classes) + classes.start)
+    position = torch.arange(28) / 28
+    images = []
+    for wave in classes:
+        for phase in torch.rand(6, generator=generator).tolist():
+            row = 0.5 + 0.5 * torch.sin(2 * torch.pi * ((wave + 1) * position + phase))
+            images.append(((255 * row).to(torch.uint8).expand(1, 28, 28).clone(), wave))
+    return images
+
+
+def data() -> EpisodicDataModule:
+    splits = {"train": range(0, 12, 2), "val": range(1, 6, 2), "test": range(7, 12, 2)}
+    source = FromDataset(**{split: stripes(waves) for split, waves in splits.items()})
+    return EpisodicDataModule(
+        source, ways=3, shots=1, queries=4, meta_batches_per_epoch=30, val_tasks=10, test_tasks=40, seed=0
+    )
+
+
+def test_readme_method_learns_and_loads(tmp_path: Path) -> None:
+    namespace: dict[str, object] = {"__name__": __name__}
+    exec(readme_block("class NearestExample"), namespace)
+    method = namespace["NearestExample"]
+    assert isinstance(method, type)
+    globals()["NearestExample"] = method  # where a checkpoint's class path finds it
+
+    L.seed_everything(1)
+    module = method(Conv4(in_channels=1, width=8))
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    episodes = data()
+    trainer.fit(module, datamodule=episodes)
+    (before,) = trainer.test(module, datamodule=episodes, verbose=False)
+    assert before["test/accuracy"] > 0.6  # chance is a third
+    assert before["test/tasks"] == 40
+
+    path = tmp_path / "checkpoint.ckpt"
+    trainer.save_checkpoint(path)
+    with pytest.raises(UserError, match="allow"):
+        load(path)
+    again = load(path, allow=[method])
+    (after,) = trainer.test(again, datamodule=episodes, verbose=False)
+    assert after == before

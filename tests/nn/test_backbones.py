@@ -1,0 +1,83 @@
+"""Shapes of the ready-made networks, and what a network that does not fit is told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.nn import MLP, Conv4, ResNet12, TaskBatchNorm
+from lightning_meta.nn.features import as_input, output_size
+
+CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
+    # The sizes that the papers give: 64 for Omniglot, 1600 and 800 for mini-ImageNet.
+    (Conv4(), (1, 28, 28), 64),
+    (Conv4(downsample="stride", spatial="mean"), (1, 28, 28), 64),
+    (Conv4(downsample="stride"), (1, 28, 28), 64 * 2 * 2),
+    (Conv4(3), (3, 32, 32), 64 * 2 * 2),
+    (Conv4(3, downsample="stride"), (3, 32, 32), 64 * 2 * 2),
+    (Conv4(3), (3, 84, 84), 1600),
+    (Conv4(3, width=32), (3, 84, 84), 800),
+    (Conv4(3, downsample="stride", width=8), (3, 84, 84), 8 * 6 * 6),
+    (Conv4(blocks=2, width=5), (1, 28, 28), 5 * 7 * 7),
+    (ResNet12(widths=(4, 5, 6, 7)), (3, 32, 32), 7),
+    (ResNet12(1, widths=(4, 8)), (1, 28, 28), 8),
+    (MLP(), (1,), 40),
+    (MLP(12, (7, 3)), (3, 2, 2), 3),
+]
+
+
+@pytest.mark.parametrize(("network", "shape", "features"), CASES)
+def test_features_of_the_documented_size(network: nn.Module, shape: tuple[int, ...], features: int) -> None:
+    assert network(torch.rand(3, *shape)).shape == (3, features)
+    assert output_size(network, shape) == features
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_sizes_of_the_papers() -> None:
+    # Four convolutions with biases and four normalisations; MetaOptNet counts 12.4 million in its ResNet-12.
+    assert parameters(Conv4()) == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 2 * 64
+    assert 12.4e6 < parameters(ResNet12()) < 12.5e6
+    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in ResNet12().modules()) == 12
+
+
+def test_finding_the_output_size_changes_nothing() -> None:
+    network = nn.Sequential(Conv4(width=4), nn.Dropout(0.5)).train()
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    state = torch.get_rng_state()
+    output_size(network, (1, 28, 28))
+    assert network.training
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert {m.statistics for m in network.modules() if isinstance(m, TaskBatchNorm)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "says"),
+    [
+        (Conv4(1), (3, 28, 28), ["backbone: Conv4", "(3, 28, 28)", "in_channels"]),
+        (Conv4(1), (1, 8, 8), ["backbone: Conv4", "(1, 8, 8)", "image size"]),
+        (MLP(4), (5,), ["backbone: MLP", "(5,)", "in_features"]),
+        (nn.Sequential(nn.Conv2d(1, 4, 3)), (1, 8, 8), ["backbone: Sequential", "(4, 6, 6)", "flatten or average"]),
+        (nn.Embedding(3, 4), (5,), ["backbone: Embedding", "(5,)"]),
+    ],
+)
+def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tuple[int, ...], says: list[str]) -> None:
+    with pytest.raises(UserError) as raised:
+        output_size(network, shape)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert [part for part in says if part not in message] == []
+
+
+def test_images_become_numbers_from_0_to_1() -> None:
+    images = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
+    torch.testing.assert_close(as_input(images, torch.float64), torch.tensor([[0, 0.2, 1]], dtype=torch.float64))
+    real = torch.tensor([-3.0, 300.0])
+    assert torch.equal(as_input(real, torch.float64), real.double())

@@ -1,0 +1,246 @@
+"""`TaskBatchNorm` against `torch.nn.BatchNorm`, in value, gradient and gradient of the gradient."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck
+from torch.func import functional_call, grad, vmap
+
+from lightning_meta.nn import TaskBatchNorm, per_task, statistics_from
+from lightning_meta.nn.normalization import Statistics
+from lightning_meta.nn.stateless import stateless_call, tensors_of
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+SHAPES = {"1d": (6, 3), "1d sequence": (6, 3, 5), "2d": (4, 3, 5, 5)}
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
+
+
+def pair(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[TaskBatchNorm, nn.Module]:
+    """Ours, and torch's with the same weights and running statistics."""
+    torch.manual_seed(0)
+    theirs = (nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d)(shape[1], dtype=dtype)
+    ours = TaskBatchNorm(shape[1]).to(dtype)
+    for tensor in theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var:
+        assert tensor is not None
+        tensor.data.uniform_(0.5, 2)
+    ours.load_state_dict(dict(zip(ours.state_dict(), list(theirs.state_dict().values())[:4], strict=True)))
+    return ours, theirs
+
+
+def derivatives(norm: nn.Module, x: Tensor) -> list[Tensor]:
+    """The output, the gradient of a loss of it, and the gradient of that gradient's norm."""
+    x = x.clone().requires_grad_()
+    inputs = [x, *norm.parameters()]
+    y = norm(x)
+    first = torch.autograd.grad((y.sin() * y).sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(sum((g.square().sum() for g in first), torch.zeros(())), inputs)
+    return [t.detach() for t in (y, *first, *second)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("statistics", ["batch", "stored"])
+def test_equals_torch_to_the_second_derivative(
+    statistics: Statistics, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    ours, theirs = pair(shape, dtype)
+    x = torch.randn(shape, dtype=dtype) * 3 + 1
+    with statistics_from(ours, statistics):
+        found = derivatives(ours, x)
+    # The reference is in float64 at any precision of ours, so that only our own rounding is measured.
+    expected = derivatives(theirs.double().train(statistics == "batch"), x.double())
+    for ours_, theirs_ in zip(found, expected, strict=True):
+        assert ours_.dtype == dtype
+        assert relative_error(ours_, theirs_) < TOLERANCE[dtype]
+
+
+def conv_net(norm: Callable[[int], nn.Module]) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), norm(4), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3), norm(4), nn.Flatten(1)
+    )
+
+
+def second_order(network: nn.Module, x: Tensor) -> Callable[[dict[str, Tensor], Tensor], dict[str, Tensor]]:
+    """The gradient of the loss after a gradient step, as MAML takes it."""
+    buffers = dict(network.named_buffers())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(network, {**parameters, **buffers}, (x,)).sin().square().mean()
+
+    def adapted(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        gradients = grad(loss)(parameters, x)
+        return loss({name: p - 0.5 * gradients[name] for name, p in parameters.items()}, x)
+
+    return grad(adapted)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_second_order_gradients_under_vmap(dtype: torch.dtype) -> None:
+    """torch's `F.batch_norm` is wrong by about 2e-3 here in float32."""
+    ours = conv_net(TaskBatchNorm).to(dtype)
+    theirs = conv_net(lambda width: nn.BatchNorm2d(width, track_running_stats=False)).double()
+    x = torch.randn(3, 5, 1, 8, 8, dtype=dtype)
+
+    found = vmap(second_order(ours, x), in_dims=(None, 0))(dict(ours.named_parameters()), x)
+    reference = second_order(theirs, x)
+    expected = [reference(dict(theirs.named_parameters()), task.double()) for task in x]
+    flat_found = torch.cat([g.flatten(1) for g in found.values()], 1)
+    flat_expected = torch.stack([torch.cat([g.flatten() for g in task.values()]) for task in expected])
+    assert relative_error(flat_found, flat_expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "vmap"])
+def test_fused_equals_batch_in_value_and_first_gradient(shape: tuple[int, ...], mapped: bool) -> None:
+    norm, _ = pair(shape, torch.float64)
+    x = torch.randn(2, *shape, dtype=torch.float64)
+
+    def call(statistics: Statistics) -> list[Tensor]:
+        def one_task(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y, tensors = stateless_call(norm, {k: v for d in tensors_of(norm) for k, v in d.items()}, x, statistics)
+            return y, tensors["mean"], tensors["var"]
+
+        norm.zero_grad()
+        y, mean, var = vmap(one_task)(x) if mapped else [torch.stack(r) for r in zip(*map(one_task, x), strict=True)]
+        (y.sin() * y).sum().backward()
+        gradients = [p.grad.clone() for p in norm.parameters() if p.grad is not None]
+        assert len(gradients) == 2
+        return [y, mean, var, *gradients]
+
+    for fused, batch in zip(call("fused"), call("batch"), strict=True):
+        torch.testing.assert_close(fused, batch, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "fused"])
+def test_stores_the_mean_and_the_biased_variance_of_the_batch(statistics: Statistics) -> None:
+    norm, _ = pair((4, 3, 5, 5), torch.float64)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64) * 2 - 1
+    _, tensors = stateless_call(norm, {**dict(norm.named_parameters()), **dict(norm.named_buffers())}, x, statistics)
+    torch.testing.assert_close(tensors["mean"], x.mean((0, 2, 3)))
+    torch.testing.assert_close(tensors["var"], x.var((0, 2, 3), correction=0))
+
+
+def test_query_gradients_flow_through_the_stored_statistics_of_the_support_set() -> None:
+    norm, _ = pair((5, 3), torch.float64)
+    parameters, buffers = tensors_of(norm)
+    support = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    query = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+
+    def normalised(support: Tensor, query: Tensor) -> Tensor:
+        _, tensors = stateless_call(norm, {**parameters, **buffers}, support, "batch")
+        return stateless_call(norm, tensors, query, "stored")[0]
+
+    scale = (support.var(0, correction=0) + norm.eps).sqrt()
+    expected = (query - support.mean(0)) / scale * norm.weight + norm.bias
+    torch.testing.assert_close(normalised(support, query), expected)
+    assert gradcheck(normalised, (support, query))
+    found, wanted = (torch.autograd.grad(y.sin().sum(), support)[0] for y in (normalised(support, query), expected))
+    torch.testing.assert_close(found, wanted)
+    assert found.norm() > 0.1
+
+
+class Residual(nn.Module):
+    """Nested modules and attributes, as in torchvision's networks."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width, eps=1e-3)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width, affine=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.bn1(self.conv1(x)) + self.downsample(x))
+
+
+def torchvision_like() -> nn.Sequential:
+    torch.manual_seed(2)
+    layers = OrderedDict(
+        stem=nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        layer1=nn.Sequential(Residual(4), Residual(4)),
+        head=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5), nn.BatchNorm1d(5)),
+    )
+    network = nn.Sequential(layers).double()
+    for _ in range(3):
+        network(torch.randn(8, 3, 8, 8, dtype=torch.float64) + 1)  # moves the running statistics
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 2)
+    return network
+
+
+def test_a_converted_network_computes_what_it_did() -> None:
+    theirs = torchvision_like()
+    ours = per_task(copy.deepcopy(theirs))
+    x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    assert not [m for m in ours.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert sum(isinstance(m, TaskBatchNorm) for m in ours.modules()) == 6
+    with statistics_from(ours, "stored"):
+        torch.testing.assert_close(ours(x), theirs.eval()(x))
+    with statistics_from(ours, "batch"):
+        torch.testing.assert_close(ours(x), theirs.train()(x))
+
+
+def test_conversion_keeps_precision_and_what_is_frozen() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)).double()
+    network[0].weight.requires_grad_(False)  # type: ignore[union-attr]
+    converted = per_task(network)
+    assert {t.dtype for t in converted.state_dict().values()} == {torch.float64}
+    assert [name for name, p in converted.named_parameters() if p.requires_grad] == ["0.bias"]
+
+
+def test_conversion_keeps_a_layer_that_stands_in_two_places_one_layer() -> None:
+    norm = nn.BatchNorm1d(3)
+    network = per_task(nn.Sequential(norm, nn.Linear(3, 3), norm))
+    assert isinstance(network, nn.Sequential)
+    assert isinstance(network[0], TaskBatchNorm)
+    assert network[0] is network[2]
+
+
+def test_the_statistics_are_chosen_within_the_context_only() -> None:
+    norm = TaskBatchNorm(2)
+    with statistics_from(nn.Sequential(norm), "stored"):
+        with statistics_from(norm, "fused"):
+            assert norm.statistics == "fused"
+        assert norm.statistics == "stored"
+    assert norm.statistics is None
+    with pytest.raises(RuntimeError, match="size of tensor"), statistics_from(norm, "stored"):
+        norm(torch.zeros(2, 3))
+    assert norm.statistics is None
+
+
+def test_a_plain_call_takes_the_statistics_of_the_batch_and_stores_nothing() -> None:
+    norm, theirs = pair((4, 3, 5, 5), torch.float64)
+    before = copy.deepcopy(norm.state_dict())
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), theirs(x))
+    torch.testing.assert_close(copy.deepcopy(norm).state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "fused", "stored"])
+@pytest.mark.parametrize("fails", [False, True], ids=["works", "raises"])
+def test_a_stateless_call_leaves_the_module_bit_identical(statistics: Statistics, fails: bool) -> None:
+    network = conv_net(TaskBatchNorm)
+    before = {name: t.clone() for name, t in network.state_dict().items()}
+    tensors = {name: t.detach() + 1 for name, t in network.state_dict().items()}
+    given = dict(tensors)
+    if fails:
+        with pytest.raises(RuntimeError):
+            stateless_call(network, tensors, torch.randn(3, 2, 8, 8), statistics)
+    else:
+        _, updated = stateless_call(network, tensors, torch.randn(3, 1, 8, 8), statistics)
+        changed = [name for name in updated if not torch.equal(updated[name], given[name])]
+        assert changed == ([] if statistics == "stored" else ["1.mean", "1.var", "5.mean", "5.var"])
+    assert all(tensors[name] is given[name] for name in given)
+    assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
+    assert [m.statistics for m in network.modules() if isinstance(m, TaskBatchNorm)] == [None, None]

@@ -1,0 +1,226 @@
+"""`lightning-meta fit` and `test`, as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from lightning_meta.cli import main
+from lightning_meta.loading import load
+
+TRAINER = {
+    "max_steps": 8,
+    "log_every_n_steps": 2,
+    "accelerator": "cpu",
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+MAML: dict[str, Any] = {
+    "model": {
+        "class_path": "lightning_meta.meta.MAML",
+        "init_args": {
+            "backbone": {"class_path": "lightning_meta.nn.MLP", "init_args": {"hidden": [8]}},
+            "inner_steps": 1,
+            "test_inner_steps": 2,
+        },
+    },
+    "data": {
+        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "init_args": {
+            "source": {"class_path": "lightning_meta.data.sources.Sinusoid"},
+            "shots": 5,
+            "queries": 6,
+            "meta_batches_per_epoch": 4,
+            "val_tasks": 10,
+            "test_tasks": 20,
+        },
+    },
+    "checkpoint": {"monitor": "val/mse", "mode": "min"},
+    "trainer": TRAINER,
+}
+TOY: dict[str, Any] = {
+    "model": {
+        "class_path": "tests.run.toys.ToyModule",
+        "init_args": {
+            "backbone": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 5, "out_features": 5}}
+        },
+    },
+    "data": {"class_path": "tests.run.toys.ToyData", "init_args": {"length": 4}},
+    "trainer": TRAINER,
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, config in (("maml", MAML), ("toy", TOY)):
+        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def run(command: str, *args: str) -> int:
+    return main([command, *args])
+
+
+def results(version: int, name: str = "maml") -> dict[str, Any]:
+    return json.loads(Path(f"runs/{name}/{version}/results.json").read_text())
+
+
+def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    found = {str(f.relative_to("runs/maml/0")) for f in Path("runs/maml/0").rglob("*") if f.is_file()}
+    assert found == {
+        "config.yaml",
+        "metrics.csv",
+        "results.json",
+        "predictions.npz",
+        "per_task.csv",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    }
+    said = results(0)
+    assert said["test/tasks"] == 20
+    assert said["steps"] == 8
+    assert {"test/mse", "test/mse_ci95", "seed", "parameters", "versions", "git_revision", "wall_time_s"} <= set(said)
+    tasks = list(csv.DictReader(Path("runs/maml/0/per_task.csv").open()))
+    assert list(tasks[0]) == ["task", "step_0", "step_1", "step_2"]
+    assert np.mean([float(t["step_2"]) for t in tasks]) == pytest.approx(said["test/mse"], rel=1e-6)
+    assert len(np.load("runs/maml/0/predictions.npz")["output"]) == 20
+    table = capsys.readouterr().out
+    for shown in ("test mse", "95 %", "tasks", "after 2 inner steps", "runs/maml/0"):
+        assert shown in table
+
+
+def test_the_saved_configuration_runs_again_to_the_same_result() -> None:
+    assert run("fit", "--config", "maml.yaml", "--seed_everything=3") == 0
+    assert run("fit", "--config", "runs/maml/0/config.yaml") == 0
+    assert results(0)["test/mse"] == results(1)["test/mse"]
+    assert results(1)["seed"] == 3
+
+
+def test_a_trained_model_is_tested_on_other_tasks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    quiet = "--trainer.enable_progress_bar=false"
+    assert run("test", "--ckpt_path=runs/maml/0", quiet) == 0
+    same = json.loads(Path("runs/maml/0/tests/0/results.json").read_text())
+    assert same["test/mse"] == results(0)["test/mse"]
+    assert run("test", "--ckpt_path=runs/maml/0", "--tasks=30", "--shots=3", "--steps=4", quiet) == 0
+    other = json.loads(Path("runs/maml/0/tests/1/results.json").read_text())
+    assert other["test/tasks"] == 30
+    assert "test/mse_step_4" in other
+
+
+def test_the_checkpoint_loads_by_the_path_of_its_run() -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    assert load("runs/maml/0").test_inner_steps == 2
+
+
+def test_a_torch_backbone_of_a_configuration_loads_too() -> None:
+    assert run("fit", "--config", "toy.yaml") == 0
+    assert load("runs/toy/0", allow=["tests.run.toys"]).backbone.in_features == 5
+
+
+def test_the_command_line_beats_the_checkpoint() -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.test_inner_steps=4") == 0
+    assert "test/mse_step_4" in results(0)
+
+
+def test_tensorboard_by_its_short_name() -> None:
+    assert run("fit", "--config", "toy.yaml", "--trainer.logger=TensorBoardLogger") == 0
+    assert list(Path("runs/toy/0").glob("events.out.tfevents*"))
+    assert Path("runs/toy/0/metrics.csv").is_file()
+
+
+@pytest.mark.slow
+def test_two_offline_wandb_runs_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb = pytest.importorskip("wandb")
+    for _ in range(2):
+        assert run("fit", "--config", "toy.yaml", "--trainer.logger=WandbLogger") == 0
+        config = dict(wandb.run.config) if wandb.run else {}
+        wandb.finish()
+    assert config["trainer"]["max_steps"] == 8
+    assert not [key for key in config if "." in key or "/" in key]
+    assert all(list(Path(f"runs/toy/{v}/wandb").glob("offline-run-*")) for v in (0, 1))
+
+
+def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", "--help")
+    text = capsys.readouterr().out
+    assert "every_n_steps" in text
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", "--config", "maml.yaml", "--print_config")
+    assert "inner_lr" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    assert main([]) == 2
+
+
+BAD = {
+    "unknown option": (
+        ["--trainer.max_step=3"],
+        "--trainer.max_step: there is no such option; did you mean trainer.max_st",
+    ),
+    "unknown argument": (["--model.iner_steps=1"], "did you mean inner_steps?"),
+    "unknown class": (["--data.source=Sinusiod"], "there is no class Sinusiod; did you mean Sinusoid?"),
+    "unknown module": (["--model.backbone=nowhere.Net"], "there is no module nowhere"),
+    "unknown torch class": (["--model.backbone=torch.nn.Linearr"], "did you mean Linear?"),
+    "bad number": (["--model.inner_steps=many"], "model.inner_steps: expected int, got many"),
+    "bad choice": (["--model.batch_norm=x"], "expected 'transductive' or 'inductive', got x"),
+    "bad union": (["--data.shots=x"], "data.shots: expected int or tuple[int, int], got x"),
+    "bad value": (["--model.inner_lr=-1"], "inner_lr: a positive number is needed"),
+    "unknown metric": (["--checkpoint.monitor=val/acc"], "'val/acc' is not logged in validation; logged: val/"),
+    "bad device": (["--trainer.devices=x"], "`devices`"),
+    "no run to resume": (["--ckpt_path=last"], "there is no run named 'maml' in runs"),
+    "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no such file"),
+    "no checkpoint": (["--ckpt_path=maml.yaml"], "is not a checkpoint, or is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_ends_in_one_line_and_no_debris(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(Path().iterdir())
+    options, expected = BAD[case]
+    assert run("fit", "--config", "maml.yaml", *options) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("lightning-meta: error: ")
+    assert expected in said
+    assert set(Path().iterdir()) == before
+
+
+def test_bad_configuration_files(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("broken.yaml").write_text("model: {class_path: [")
+    Path("typo.yaml").write_text("modle:\n  class_path: x\n")
+    for file, expected in {"none": "none.yaml", "broken": "broken.yaml", "typo": "did you mean model?"}.items():
+        assert run("fit", "--config", f"{file}.yaml") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert expected in said
+
+
+def test_the_checkpoint_of_another_class_or_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    assert run("fit", "--config", "toy.yaml", "--ckpt_path=runs/maml/0") == 2
+    assert "is a checkpoint of lightning_meta.meta.maml.MAML" in capsys.readouterr().err
+    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.backbone.hidden=[9]") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "does not fit the configured model: size mismatch" in said
+    assert results(0)["steps"] == 8  # the run that was to be resumed is as it was
+
+
+def test_nan_keeps_the_last_good_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "toy.yaml", "--model.nan_at=5") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "NaN at step 5" in said
+    assert "runs/toy/0/checkpoints/last.ckpt" in said
+    assert load("runs/toy/0/checkpoints/last.ckpt", allow=["tests.run.toys"]) is not None

@@ -1,0 +1,133 @@
+"""A checkpoint loads by its path, and a wrong or hostile one ends in one clear error."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_meta.configuration import describe
+from lightning_meta.errors import UserError
+from lightning_meta.loading import load
+from lightning_meta.meta import MAML, ProtoNet
+from lightning_meta.nn import MLP
+from lightning_meta.run import AtomicCheckpointIO
+from lightning_meta.tasks import EpisodeSpec
+
+SPEC = EpisodeSpec("classification", (6,), 5)
+
+
+def saved(path: Path, module: Any, **changes: Any) -> Path:
+    checkpoint = {"state_dict": module.state_dict(), "lightning_meta": describe(module), **changes}
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path / "a.ckpt")
+    assert [f.name for f in path.iterdir()] == ["a.ckpt"]
+    return path / "a.ckpt"
+
+
+def test_by_path_alone(tmp_path: Path) -> None:
+    module = MAML(MLP(6, (8,)), optimizer=partial(torch.optim.SGD, lr=0.1), inner_lr=0.3, episodes=SPEC)
+    loaded = load(saved(tmp_path, module))
+    assert isinstance(loaded, MAML)
+    assert loaded.inner_lr == 0.3
+    assert loaded.episodes == SPEC
+    assert not loaded.training
+    for a, b in zip(module.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert isinstance(loaded.configure_optimizers(), torch.optim.SGD)
+
+
+def test_arguments_can_be_replaced(tmp_path: Path) -> None:
+    file = saved(tmp_path, MAML(MLP(6, (8,)), episodes=SPEC))
+    assert load(file, test_inner_steps=9).test_inner_steps == 9
+
+
+def test_a_backbone_made_in_python_is_asked_for_by_name(tmp_path: Path) -> None:
+    file = saved(tmp_path, ProtoNet(nn.Sequential(nn.Linear(6, 3)), episodes=SPEC))
+    with pytest.raises(UserError, match=r"load\(path, backbone=...\)"):
+        load(file)
+    assert isinstance(load(file, backbone=nn.Sequential(nn.Linear(6, 3))), ProtoNet)
+
+
+def test_a_run_directory_means_its_best(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    saved(folder, ProtoNet(MLP(6, (8,)), episodes=SPEC)).rename(folder / "last.ckpt")
+    assert isinstance(load(tmp_path), ProtoNet)
+
+
+def test_another_shape(tmp_path: Path) -> None:
+    file = saved(tmp_path, ProtoNet(MLP(6, (8,)), episodes=SPEC))
+    with pytest.raises(UserError, match=r"is \(8, 6\) in the checkpoint and \(7, 6\) in the module"):
+        load(file, backbone=MLP(6, (7,)))
+    with pytest.raises(UserError, match="has no weights for"):
+        load(file, backbone=MLP(6, (8, 8)))
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load(tmp_path / "none.ckpt")
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        load(tmp_path)
+    file = tmp_path / "a.ckpt"
+    file.write_text("hello")
+    with pytest.raises(UserError, match="not a checkpoint, or is damaged"):
+        load(file)
+    torch.save({"x": 1}, file)
+    with pytest.raises(UserError, match="no `state_dict`"):
+        load(file)
+    torch.save({"state_dict": {}}, file)
+    with pytest.raises(UserError, match="does not say its class"):
+        load(file)
+
+
+def test_a_torn_checkpoint(tmp_path: Path) -> None:
+    file = saved(tmp_path, ProtoNet(MLP(6, (8,)), episodes=SPEC))
+    whole = file.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 10):
+        file.write_bytes(whole[:size])
+        with pytest.raises(UserError, match="not a checkpoint, or is damaged"):
+            load(file)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, raw: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "a.ckpt"
+    if raw:
+        file.write_bytes(pickle.dumps(Bomb()))
+    else:
+        torch.save({"state_dict": {}, "lightning_meta": Bomb()}, file)
+    with pytest.raises(UserError, match="refused|not a checkpoint"):
+        load(file)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("where", ["class", "backbone", "optimizer"])
+def test_a_checkpoint_that_names_a_foreign_class_is_refused(tmp_path: Path, where: str) -> None:
+    module = ProtoNet(MLP(6, (8,)), episodes=SPEC)
+    spec = describe(module)
+    hostile = {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", str(tmp_path / "exploded")]}}
+    if where == "class":
+        spec = hostile
+    else:
+        spec["init_args"][where] = hostile
+    with pytest.raises(UserError, match="subprocess.Popen is not trusted"):
+        load(saved(tmp_path, module, lightning_meta=spec))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_trusted_class_that_is_no_lightning_module(tmp_path: Path) -> None:
+    spec = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}
+    with pytest.raises(UserError, match="is not a LightningModule"):
+        load(saved(tmp_path, nn.Linear(1, 1), lightning_meta=spec))
