@@ -26,7 +26,7 @@ from os import PathLike, fspath
 from typing import Any, TypeAlias
 
 import torch
-from lightning.pytorch.core.mixins import HyperparametersMixin
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 from lightning_meta.errors import UserError
 
@@ -161,6 +161,8 @@ def _find_class(path: str, allow: tuple[str | type, ...]) -> type:
         if isinstance(candidate, type) and f"{candidate.__module__}.{candidate.__qualname__}" == path:
             return candidate
     module, _, name = path.rpartition(".")
+    if not module:
+        raise UserError(f"{path!r} is not the full path of a class")
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -108,9 +108,11 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
         raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}")
 
 
-def weights_error(error: RuntimeError, file: str | PathLike[str] | None) -> UserError | None:
+def weights_error(error: Exception, file: str | PathLike[str] | None) -> UserError | None:
     """What PyTorch says about weights that do not fit, in one line; None for other errors."""
-    headline, *differences = str(error).splitlines()
+    headline, *differences = str(error).splitlines() or [""]
+    if headline.startswith("loaded state dict"):  # an optimiser's
+        return UserError(f"{file} does not fit the configured optimizer: {headline}")
     if not headline.startswith("Error(s) in loading state_dict"):
         return None
     return UserError(f"{file} does not fit the configured model: {differences[0].strip()}")

@@ -88,7 +88,7 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
     assert said["test/tasks"] == 20
     assert said["steps"] == 8
     assert {"test/mse", "test/mse_ci95", "seed", "parameters", "versions", "git_revision", "wall_time_s"} <= set(said)
-    tasks = list(csv.DictReader(Path("runs/maml/0/per_task.csv").open()))
+    tasks = list(csv.DictReader(Path("runs/maml/0/per_task.csv").read_text().splitlines()))
     assert list(tasks[0]) == ["task", "step_0", "step_1", "step_2"]
     assert np.mean([float(t["step_2"]) for t in tasks]) == pytest.approx(said["test/mse"], rel=1e-6)
     assert len(np.load("runs/maml/0/predictions.npz")["output"]) == 20

@@ -71,7 +71,7 @@ def test_a_foreign_class_is_refused_before_it_is_imported(
     hostile: Any = {"class_path": "hostile_module.Net", "init_args": {}}
     if nested:
         hostile = {"class_path": "lightning_meta.nn.MLP", "init_args": {"hidden": [hostile]}}
-    with pytest.raises(UserError, match="hostile_module.Net is not trusted"):
+    with pytest.raises(UserError, match=r"hostile_module\.Net is not trusted"):
         build(hostile)
     assert "hostile_module" not in sys.modules
 

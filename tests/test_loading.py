@@ -108,7 +108,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, raw: bool, monkeypat
         file.write_bytes(pickle.dumps(Bomb()))
     else:
         torch.save({"state_dict": {}, "lightning_meta": Bomb()}, file)
-    with pytest.raises(UserError, match="refused|not a checkpoint"):
+    with pytest.raises(UserError, match=r"refused|not a checkpoint"):
         load(file)
     assert not (tmp_path / "exploded").exists()
 
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_names_a_foreign_class_is_refused(tmp_path: Path, wher
         spec = hostile
     else:
         spec["init_args"][where] = hostile
-    with pytest.raises(UserError, match="subprocess.Popen is not trusted"):
+    with pytest.raises(UserError, match=r"subprocess\.Popen is not trusted"):
         load(saved(tmp_path, module, lightning_meta=spec))
     assert not (tmp_path / "exploded").exists()
 

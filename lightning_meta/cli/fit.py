@@ -87,7 +87,7 @@ class MetaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Make the objects."""
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
-        self.config_text = self.parser.dump(configured, skip_none=False)
+        self.config_text = self.parser.dump(configured, skip_unset=False)
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
@@ -104,7 +104,7 @@ class MetaCLI(LightningCLI):
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
         callbacks = [self.config_init["checkpoint"], SaveConfig(self.config_text), *as_list(options["callbacks"])]
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
-            callbacks.append(LearningRateMonitor())
+            callbacks.append(LearningRateMonitor("step"))
         if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(RichProgressBar())
         loggers = [logger for logger in as_list(options["logger"]) if isinstance(logger, Logger)]
@@ -137,7 +137,7 @@ def fit(args: Sequence[str]) -> None:
         if trainer.global_step == 0 or (isinstance(error, UserError) and unvalidated):
             run.discard()
         raise
-    if trainer.is_global_zero and not trainer.fast_dev_run:
+    if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
         best = tested.relative_to(run.directory)
         seconds = round(time.monotonic() - began, 2)
         about = {"seed": cli.config.seed_everything, "checkpoint": str(best), "steps": trainer.global_step}
@@ -158,14 +158,14 @@ def _train(cli: MetaCLI) -> None:
     except NonFiniteLossError as error:
         kept = cli.run_logger.directory / "checkpoints" / "last.ckpt"
         raise NonFiniteLossError(f"{error}; the last good checkpoint is {kept}") from error
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise (weights_error(error, checkpoint) or error) from error
 
 
 def _test_best(cli: MetaCLI) -> Path:
     """Test the best checkpoint; the last where nothing was validated."""
     trainer = cli.trainer
-    if trainer.fast_dev_run:
+    if getattr(trainer, "fast_dev_run", False):
         trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         return Path()
     folder = Path(trainer.log_dir or "") / "checkpoints"

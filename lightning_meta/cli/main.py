@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from jsonargparse import ArgumentError
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line

@@ -86,7 +86,7 @@ def _arguments(path: str) -> list[str]:
     except (ImportError, AttributeError):
         return []
     parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c) and c is not object]
-    return [name for c in parents for name in list(inspect.signature(c.__init__).parameters)[1:]]
+    return [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]
 
 
 def _module_names(module: str) -> list[str]:

@@ -39,7 +39,7 @@ def test(args: Sequence[str]) -> None:
     run = run_directory_of(checkpoint)
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = _load(checkpoint, config, run)
-    made = parser.instantiate_classes(config)
+    made = parser.instantiate(config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [RichProgressBar()] if options["enable_progress_bar"] is not False else []
@@ -49,7 +49,7 @@ def test(args: Sequence[str]) -> None:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
     with logger.directory.joinpath("config.yaml").open("w", encoding="utf-8") as file:
-        file.write(parser.dump(config, skip_none=False))
+        file.write(parser.dump(config, skip_unset=False))
     about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
     about["wall_time_s"] = round(time.monotonic() - began, 2)
     write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})

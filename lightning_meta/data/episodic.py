@@ -78,8 +78,8 @@ class EpisodicDataModule(LightningDataModule):
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
         )
-        for shape in (self.train_shape, self.test_shape):
-            _check_shape(shape)
+        _check_shape(self.train_shape)
+        _check_shape(self.test_shape, "test_")
         positive = {
             "meta_batch_size": meta_batch_size,
             "meta_batches_per_epoch": meta_batches_per_epoch,
@@ -90,6 +90,11 @@ class EpisodicDataModule(LightningDataModule):
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"{name}: at least 1 is needed, got {value}")
+        if num_workers < 0:
+            raise UserError(f"num_workers: 0 or more loader processes, got {num_workers}")
+        for split in rotations:
+            if split not in SPLITS:
+                raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
         self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
         self.tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
@@ -123,9 +128,13 @@ class EpisodicDataModule(LightningDataModule):
                 self._train_seed() if train else self.evaluation_seed,
             )
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
-        return TrainLoader(TrainSampler(self.datasets["train"], *self._ranks()), **self._options())
+        sampler = TrainSampler(self.datasets["train"], *self._ranks())
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            # Lightning wants to say itself who gets what: the same first meta-batches in every epoch.
+            return DataLoader(self.datasets["train"], sampler.share, collate_fn=as_is, **self._options())
+        return TrainLoader(sampler, **self._options())
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -136,7 +145,7 @@ class EpisodicDataModule(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _open(self, source: Source, stage: str) -> tuple[dict[Split, Pool | TaskGenerator], EpisodeSpec]:
-        pools = source.pools()
+        pools = dict(source.pools())
         check_disjoint(pools)
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
@@ -201,7 +210,7 @@ def _fixed(name: str, training: Range, testing: int | None) -> int:
     return training
 
 
-def _check_shape(shape: EpisodeShape) -> None:
+def _check_shape(shape: EpisodeShape, prefix: str = "") -> None:
     for name, low, values in (
         ("ways", 2, shape.ways),
         ("shots", 1, shape.shots),
@@ -209,4 +218,5 @@ def _check_shape(shape: EpisodeShape) -> None:
     ):
         first, last = (values, values) if isinstance(values, int) else values
         if not low <= first <= last:
-            raise UserError(f"{name}: a number from {low} up, or a rising pair of them, is needed; got {values}")
+            pair = "" if prefix else ", or a rising pair of them,"
+            raise UserError(f"{prefix}{name}: a number from {low} up{pair} is needed; got {values}")

@@ -16,8 +16,8 @@ from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.task_map import Strategy, task_map
 from lightning_meta.meta.predictor import Predictor
-from lightning_meta.meta.scores import TaskScores, TaskTable, mean_and_interval
-from lightning_meta.nn.features import as_input, output_size
+from lightning_meta.meta.scores import TaskScores, TaskTable
+from lightning_meta.nn.features import Inputs, as_input, output_size
 from lightning_meta.nn.normalization import TaskBatchNorm, per_task
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
@@ -167,6 +167,11 @@ class MetaModule(Described, LightningModule, ABC):
         """The loss and the metric."""
         return task_named(self.spec.task)
 
+    def inputs(self, x: Inputs) -> Inputs:
+        """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
+        assert isinstance(self.dtype, torch.dtype)
+        return as_input(x, self.dtype)
+
     def setup(self, stage: str) -> None:
         """Take over from the data module what the episodes look like, or check that it fits."""
         given = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
@@ -200,14 +205,14 @@ class MetaModule(Described, LightningModule, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
-        outcome = self.meta_batch_loss(as_input(batch, self.dtype))
+        outcome = self.meta_batch_loss(self.inputs(batch))
         loss = outcome.loss.mean()
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
         if outcome.statistics:
             self._follow(outcome.statistics)
         # Logging costs more than a small model's step, so it is done at the steps that the loggers write.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
             values = {"train/loss": loss.detach(), f"train/{self.task.metric}": score}
             self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.tasks))
@@ -238,7 +243,7 @@ class MetaModule(Described, LightningModule, ABC):
 
     def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Predictions `(T, M, outputs)` of the query sets."""
-        return self._evaluate_tasks(as_input(batch, self.dtype))[1][:, -1]
+        return self._evaluate_tasks(self.inputs(batch))[1][:, -1]
 
     def predictor(self, x: Tensor, labels: Sequence[Any] | Tensor) -> Predictor:
         """Learn a new task from examples, to predict new inputs.
@@ -254,7 +259,9 @@ class MetaModule(Described, LightningModule, ABC):
 
     def _prepared(self, network: nn.Module) -> nn.Module:
         network = per_task(network)
-        return network if self.inner_gradients else network.to(memory_format=torch.channels_last)
+        if not self.inner_gradients:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
 
     def _map(self, function: Any, batch: Episode) -> Any:
         count = len(batch.tasks)
@@ -270,7 +277,7 @@ class MetaModule(Described, LightningModule, ABC):
         return self._map(one_task, batch)
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
-        batch = as_input(batch, self.dtype)
+        batch = self.inputs(batch)
         loss, outputs = self._evaluate_tasks(batch)
         score = self.task.score(outputs, batch.query.y.unsqueeze(1))
         scores.update(batch.tasks, loss, score, outputs[:, -1], batch.query.y)
@@ -278,18 +285,7 @@ class MetaModule(Described, LightningModule, ABC):
     def _report(self, stage: str, scores: TaskScores) -> TaskTable:
         table = scores.compute()
         scores.reset()
-        metric = f"{stage}/{self.task.metric}"
-        mean, interval = mean_and_interval(table.scores[:, -1])
-        values = {f"{stage}/loss": float(table.loss.mean()), metric: mean, f"{metric}_ci95": interval}
-        if self.task.metric == "mse":
-            values[f"{metric}_median"] = float(table.scores[:, -1].median())
-        if table.scores.shape[1] > 1:
-            for step, column in enumerate(table.scores.unbind(1)):
-                mean, interval = mean_and_interval(column)
-                values[f"{metric}_step_{step}"] = mean
-                if stage == "test":
-                    values[f"{metric}_step_{step}_ci95"] = interval
-        self.log_dict(values, prog_bar=False)
+        self.log_dict({f"{stage}/{name}": value for name, value in table.summary(self.task.metric).items()})
         return table
 
     @torch.no_grad()

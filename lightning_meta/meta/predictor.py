@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,14 +11,13 @@ from torch import Tensor
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
-from lightning_meta.nn.features import as_input
 
 if TYPE_CHECKING:
     from lightning_meta.meta.base import MetaModule
 
 
 class Predictor:
-    """A meta-learner together with the state that it reached on a support set.
+    """A meta-learner together with the state that it reached on a support set, in evaluation mode.
 
     Args:
         module: The meta-learner; it is left as it is.
@@ -25,7 +25,8 @@ class Predictor:
         labels: M labels of any kind, or `(M, outputs)` real targets for regression.
 
     Attributes:
-        classes: The distinct labels, sorted; column n of the outputs belongs to `classes[n]`. Empty for regression.
+        classes: The distinct labels, sorted (as text where they have no order); column n of the outputs belongs to
+            `classes[n]`. Empty for regression.
         state: What `MetaModule.adapt` returned.
 
     Raises:
@@ -36,23 +37,25 @@ class Predictor:
         self.module = module
         self.classes: list[Any] = []
         x = self._inputs(x)
+        if not len(x):
+            raise UserError("the support set is empty: at least one example of each class is needed")
         if len(x) != len(labels):
             raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
         if module.spec.task == "regression":
             y = torch.as_tensor(labels).to(x)
         else:
             plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-            self.classes = sorted(set(plain))
+            self.classes = _distinct(plain)
             y = torch.tensor([self.classes.index(label) for label in plain], device=module.device)
             module.check_ways(len(self.classes))
         module.task.check(y, len(self.classes) or module.spec.outputs)
-        with torch.no_grad():
+        with _evaluating(module):
             self.state = module.adapt(Examples(x, y), len(self.classes))
 
-    @torch.no_grad()
     def outputs(self, x: Tensor) -> Tensor:
         """Logits `(M, N)`, or predictions `(M, outputs)` in regression."""
-        return self.module.predict(self.state, self._inputs(x))
+        with _evaluating(self.module):
+            return self.module.predict(self.state, self._inputs(x))
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Class probabilities `(M, N)`, each row summing to 1."""
@@ -67,4 +70,30 @@ class Predictor:
         expected = self.module.spec.input_shape
         if tuple(x.shape[1:]) != tuple(expected):
             raise UserError(f"inputs of shape (M, {', '.join(map(str, expected))}) are needed, got {tuple(x.shape)}")
-        return as_input(x.to(self.module.device), self.module.dtype)
+        return self.module.inputs(x.to(self.module.device))
+
+
+def _distinct(labels: list[Any]) -> list[Any]:
+    try:
+        found = set(labels)
+    except TypeError as error:
+        raise UserError(
+            f"labels: {len(labels)} names or numbers are needed, got {labels[0]!r} for the first"
+        ) from error
+    try:
+        return sorted(found)
+    except TypeError:
+        return sorted(found, key=repr)
+
+
+@contextmanager
+def _evaluating(module: MetaModule) -> Iterator[None]:
+    """No gradients, no dropout and the inner steps of evaluation; then every part is as it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training

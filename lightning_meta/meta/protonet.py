@@ -31,6 +31,9 @@ class ProtoNet(MetaModule):
     with $c_n$ the mean embedding of class n's support examples (equation 1) and d the squared Euclidean distance
     (equation 2), or minus the cosine. Any way is served, whatever the training way was.
 
+    Deviations from the reference code: the running variance follows the variance that normalised a task's batch,
+    averaged over tasks; torch's layers follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
+
     Args:
         backbone: f.
         distance: d.

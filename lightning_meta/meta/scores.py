@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+COLUMNS = ("tasks", "loss", "scores", "outputs", "targets")
 
-class TaskTable(NamedTuple):
+
+class TaskTable:
     """What was recorded, in the order of the tasks' numbers, which are unique.
+
+    It is no tuple, since torchmetrics would squeeze the columns of a table of one task.
 
     Attributes:
         tasks: `(n,)`.
@@ -21,11 +23,20 @@ class TaskTable(NamedTuple):
         targets: `(n, M, ...)`, or empty.
     """
 
-    tasks: Tensor
-    loss: Tensor
-    scores: Tensor
-    outputs: Tensor
-    targets: Tensor
+    def __init__(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
+        self.tasks, self.loss, self.scores = tasks, loss, scores
+        self.outputs, self.targets = outputs, targets
+
+    def summary(self, metric: str) -> dict[str, float]:
+        """Means over tasks by name: the loss, the metric with its interval, and the metric after each inner step."""
+        mean, interval = mean_and_interval(self.scores[:, -1])
+        values = {"loss": float(self.loss.mean()), metric: mean, f"{metric}_ci95": interval}
+        if metric == "mse":  # a few tasks that blow up decide the mean
+            values[f"{metric}_median"] = float(self.scores[:, -1].median())
+        if self.scores.shape[1] > 1:
+            for step, column in enumerate(self.scores.unbind(1)):
+                values[f"{metric}_step_{step}"], values[f"{metric}_step_{step}_ci95"] = mean_and_interval(column)
+        return values
 
 
 class TaskScores(Metric):
@@ -45,7 +56,7 @@ class TaskScores(Metric):
     def __init__(self, keep_outputs: bool = False) -> None:
         super().__init__()
         self.keep_outputs = keep_outputs
-        for name in TaskTable._fields:
+        for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
@@ -58,7 +69,7 @@ class TaskScores(Metric):
 
     def compute(self) -> TaskTable:
         """The table over all ranks; a task that was seen twice stands once."""
-        columns = [dim_zero_cat(getattr(self, name)) for name in TaskTable._fields]
+        columns = [dim_zero_cat(getattr(self, name)) for name in COLUMNS]
         order = columns[0].argsort(stable=True)
         tasks = columns[0][order]
         first = torch.cat([tasks.new_ones(1, dtype=torch.bool), tasks[1:] != tasks[:-1]])
@@ -75,6 +86,5 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
         The mean and the half-width; NaN where there is but one task.
     """
     values = values.double()
-    return float(values.mean()), float(1.96 * values.std(correction=1) / len(values) ** 0.5) if len(
-        values
-    ) > 1 else float("nan")
+    interval = 1.96 * values.std(correction=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return float(values.mean()), float(interval)

@@ -52,11 +52,11 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
     """
     if not Path(path).is_file():
         raise UserError(f"there is no checkpoint {path}")
+    if not zipfile.is_zipfile(path):  # as `torch.save` has written since 2020
+        raise UserError(f"{path} is not a checkpoint, or is damaged")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{path} is not a checkpoint, or is damaged") from error
         raise UserError(
             f"{path} holds more than tensors and plain data, and is refused because unpickling runs code"
         ) from error

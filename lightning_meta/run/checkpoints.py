@@ -132,11 +132,12 @@ class RunCheckpoint(Callback):
         if logger is not None and not logger.is_new and trainer.is_global_zero:
             logger.cut(self._resumed["rows"])
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
-        if self._resumed["batches_of_ended_epoch"] is not None and more_steps:
+        goes_on = more_steps and not self._resumed["stopped"]
+        if goes_on and self._resumed["batches_of_ended_epoch"] is not None:
             _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
 
     def _write_due(self, trainer: Trainer, ended: bool = False) -> None:
-        if trainer.fast_dev_run or not (self._last_due or self._best_due):
+        if getattr(trainer, "fast_dev_run", False) or not (self._last_due or self._best_due):
             return
         best, last, self._best_due, self._last_due = self._best_due, self._last_due, False, False
         if not all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters()):

@@ -27,7 +27,7 @@ class SaveConfig(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, on rank 0."""
         directory = trainer.log_dir  # every rank asks, as rank 0 tells the others
-        if not trainer.is_global_zero or trainer.fast_dev_run or directory is None:
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or directory is None:
             return
         with replacing(Path(directory) / "config.yaml") as file:
             file.write(self.text)

@@ -39,7 +39,9 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
 def run_directory_of(checkpoint: Path) -> Path | None:
     """The run directory that a checkpoint lies in; None where it lies elsewhere."""
     run = checkpoint.resolve().parent.parent
-    inside = (
-        checkpoint.resolve().parent.name == "checkpoints" and run.name.isdigit() and (run / "config.yaml").is_file()
-    )
-    return checkpoint.parent.parent if inside else None
+    if checkpoint.resolve().parent.name != "checkpoints" or not run.name.isdigit():
+        return None
+    if not (run / "config.yaml").is_file():
+        return None
+    given = checkpoint.parent.parent  # shorter to read, where it names the run
+    return given if given.parent.name else run

@@ -23,6 +23,8 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.{os.getpid()}")
+    for orphan in target.parent.glob(f".{target.name}.*"):  # of a run that was killed; only one run writes here
+        orphan.unlink(missing_ok=True)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         with staged.open(mode, **text) as file:  # type: ignore[call-overload]

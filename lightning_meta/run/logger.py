@@ -63,7 +63,7 @@ class RunLogger(Logger):
     @property
     def save_dir(self) -> str | None:
         """The run directory on rank 0, which `Trainer.log_dir` tells the other ranks."""
-        return str(self.directory) if rank_zero_only.rank == 0 else None
+        return str(self.directory) if _is_rank_zero() else None
 
     @property
     def log_dir(self) -> str | None:
@@ -122,7 +122,7 @@ class RunLogger(Logger):
 
     def discard(self) -> None:
         """Remove a directory that this run claimed and never used."""
-        if rank_zero_only.rank == 0 and self.is_new and self.claimed:
+        if _is_rank_zero() and self.is_new and self.claimed:
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):  # only where they are empty
                 self._root.rmdir()
@@ -156,3 +156,7 @@ def _claim(root: Path) -> int:
 def versions(root: Path) -> list[int]:
     """The versions under a run's name, in order."""
     return sorted(int(d.name) for d in root.glob("*") if d.name.isdigit()) if root.is_dir() else []
+
+
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it on the decorator

@@ -15,7 +15,7 @@ def random_state() -> list[dict[str, Any]]:
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     state = {
         "python": random.getstate(),
-        "numpy": (name, keys.tolist(), position, has_gauss, gauss),
+        "numpy": (name, list(map(int, keys)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from lightning_meta.data.sources.base import Source
 from lightning_meta.run.files import replacing
 
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
@@ -55,7 +56,7 @@ def write_tasks(directory: Path, report: Mapping[str, np.ndarray]) -> None:
 def facts(module: LightningModule, data: LightningDataModule | None) -> dict[str, Any]:
     """What was run, and with what."""
     source = getattr(data, "source", None)
-    fingerprint = source.fingerprint() if hasattr(source, "fingerprint") else ""
+    fingerprint = source.fingerprint() if isinstance(source, Source) else ""
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

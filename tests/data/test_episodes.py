@@ -298,11 +298,18 @@ def turned_back(images: Tensor, quarters: Tensor) -> Tensor:
     return torch.stack([torch.rot90(x, -int(q), (-2, -1)) for x, q in zip(images, quarters, strict=True)])
 
 
-def check_no_leak(pools: dict[Split, Pool], tasks: int, rotated: bool, at_once: int = 500) -> None:
+def check_no_leak(pools: dict[Split, Pool], tasks: int, rotated: bool, identical: int = 0, at_once: int = 500) -> None:
     """Draws training tasks: none of their classes, and no image that is looked at, is of another split.
 
     They are 5-way with 1 support and 5 query examples, drawn in large meta-batches for speed, which does not change
     them. Two tasks of each meta-batch are looked at image by image, turned ones turned back.
+
+    Args:
+        pools: Of the splits.
+        tasks: How many are drawn.
+        rotated: Whether quarter-turns are classes, too.
+        identical: Images that the data set itself holds in a training and in a held-out class.
+        at_once: Tasks in a meta-batch.
     """
     stored = pools["train"]
     train = stored.rotated() if rotated else stored
@@ -312,6 +319,8 @@ def check_no_leak(pools: dict[Split, Pool], tasks: int, rotated: bool, at_once: 
         names_of.setdefault(image, set()).add(stored.names[label])
     held_out_images = {image for split in ("val", "test") for image in hashes(pools[split].x)}
     held_out_names = {name for split in ("val", "test") for name in pools[split].names}
+    assert held_out_names.isdisjoint(stored.names), "a held-out class is trained on"
+    assert len(held_out_images & names_of.keys()) == identical, "an image of a held-out class is trained on"
 
     dataset = EpisodeDataset(train, "train", EpisodeShape(5, 1, 5), at_once, tasks, 0)
     met = torch.zeros(train.num_classes, dtype=torch.int64)
@@ -325,13 +334,11 @@ def check_no_leak(pools: dict[Split, Pool], tasks: int, rotated: bool, at_once: 
             found = hashes(turned_back(part.x.flatten(0, 1), classes // len(stored.names)))
             bases = [stored.names[c] for c in (classes % len(stored.names)).tolist()]
             assert all(base in names_of[image] for base, image in zip(bases, found, strict=True))
-            assert held_out_images.isdisjoint(found), "an image of a held-out class was trained on"
     assert int(met.sum()) == 5 * tasks
     assert met.all(), "in so many tasks every training class is met"
     drawn = set(train.class_names(met.nonzero().flatten()))
     suffixes = ("", "@90", "@180", "@270") if rotated else ("",)
     assert drawn == {name + suffix for name in stored.names for suffix in suffixes}
-    assert held_out_names.isdisjoint(stored.names), "a held-out class was trained on"
 
 
 @pytest.fixture(scope="module")
@@ -362,11 +369,13 @@ def test_no_held_out_class_of_omniglot_in_100_000_training_episodes(
 
 @pytest.mark.data
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [CIFARFS, FC100])
+@pytest.mark.parametrize(("source", "identical"), [(CIFARFS, 14), (FC100, 3)])
 def test_no_held_out_class_of_cifar_100_in_100_000_training_episodes(
-    data_folder: Path, source: type[CIFARFS] | type[FC100]
+    data_folder: Path, source: type[CIFARFS] | type[FC100], identical: int
 ) -> None:
-    check_no_leak(source().pools(), 100_000, rotated=False)
+    # CIFAR-100 holds some images twice under two labels (seal and otter, girl and baby, ...); the published splits
+    # part them.
+    check_no_leak(source().pools(), 100_000, rotated=False, identical=identical)
 
 
 def test_a_leak_would_be_found() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -43,13 +42,18 @@ def epoch(number: int) -> list[list[int]]:
     return [list(range(b * T, b * T + T)) for b in range(number * B, number * B + B)]
 
 
+def joined(shares: list[list[list[int]]]) -> list[list[int]]:
+    """The whole meta-batches, from the share that each rank has of them."""
+    return [list(chain(*parts)) for parts in zip(*shares, strict=True)]
+
+
 # Training: shares of the same meta-batches
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_the_shares_of_all_ranks_make_up_the_same_meta_batches(world: int) -> None:
     shares = [numbers(loader(world, rank)) for rank in range(world)]
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == epoch(0)
+    assert joined(shares) == epoch(0)
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
@@ -124,7 +128,7 @@ def test_a_state_goes_on_at_another_number_of_ranks() -> None:
         resumed.load_state_dict(state)
         resumed.sampler.set_epoch(0)
         shares.append(numbers(resumed))
-    assert [sum(parts, []) for parts in zip(*shares, strict=True)] == epoch(0)[2:]
+    assert joined(shares) == epoch(0)[2:]
 
 
 class Recorder(LightningModule):
@@ -143,11 +147,23 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class Saver(Callback):
+    """Writes a checkpoint within a step, as Lightning's own callback does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "saved.ckpt")
+
+
 def trainer(folder: Path, steps: int, **options: Any) -> Trainer:
     return Trainer(
         max_steps=steps,
         accelerator="cpu",
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
@@ -158,17 +174,15 @@ def trainer(folder: Path, steps: int, **options: Any) -> Trainer:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [3, B, B + 2])
 def test_a_trainer_that_resumes_meets_every_task_once(tmp_path: Path, stop: int, workers: int) -> None:
-    checkpoints = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
     first, second = Recorder(), Recorder()
-    trainer(tmp_path, stop, callbacks=[checkpoints]).fit(first, loader(workers=workers))
-    training = loader(workers=workers)
-    trainer(tmp_path, 3 * B, callbacks=[checkpoints]).fit(second, training, ckpt_path=tmp_path / f"step={stop}.ckpt")
+    trainer(tmp_path, stop, callbacks=[Saver(stop)]).fit(first, loader(workers=workers))
+    trainer(tmp_path, 3 * B).fit(second, loader(workers=workers), ckpt_path=tmp_path / "saved.ckpt")
     assert first.seen + second.seen == [*epoch(0), *epoch(1), *epoch(2)]
 
 
 def test_a_trainer_with_limited_batches_meets_new_tasks_every_epoch(tmp_path: Path) -> None:
     module = Recorder()
-    trainer(tmp_path, 6, limit_train_batches=2, enable_checkpointing=False).fit(module, loader())
+    trainer(tmp_path, 6, limit_train_batches=2).fit(module, loader())
     assert module.seen == epoch(0)[:2] + epoch(1)[:2] + epoch(2)[:2]
 
 
@@ -198,5 +212,5 @@ def test_evaluation_covers_each_task_once_in_the_same_meta_batches(tasks: int, s
 def test_evaluation_with_a_remainder(world: int) -> None:
     whole = dataset(4, 10)
     shares = [list(EvaluationSampler(whole, world, rank)) for rank in range(world)]
-    assert sorted(sum(shares, [])) == list(range(10))
+    assert sorted(chain(*shares)) == list(range(10))
     assert [list(EvaluationSampler(whole, world, rank)) for rank in range(world)] == shares

@@ -45,9 +45,7 @@ def test_trajectory_and_meta_gradient_are_those_of_plain_autograd(steps: int, fi
     _, query, target = problem(1)
     parameters = {name: p.requires_grad_() for name, p in parameters.items()}
 
-    found = [
-        p for p, _ in inner_loop(lambda p: (squared_error(p, x, y), {}), parameters, steps, 0.1, first_order)
-    ]
+    found = [p for p, _ in inner_loop(lambda p: (squared_error(p, x, y), {}), parameters, steps, 0.1, first_order)]
     expected = by_autograd(parameters, x, y, steps, 0.1, first_order)
     assert len(found) == steps + 1
     for ours, theirs in zip(found, expected, strict=True):
@@ -88,7 +86,9 @@ def test_linear_regression_has_a_closed_form(steps: int) -> None:
     optimum = torch.linalg.solve(x.T @ x, x.T @ y)
     expected = optimum + contraction @ (theta.detach() - optimum)
     torch.testing.assert_close(phi.detach(), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(theta.grad, contraction.T @ query.T @ (query @ expected - target), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        theta.grad, contraction.T @ query.T @ (query @ expected - target), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_what_the_forward_pass_computed_comes_with_its_parameters() -> None:

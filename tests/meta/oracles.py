@@ -143,9 +143,9 @@ def loss_of(spec: EpisodeSpec, outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs.logsumexp(-1) - outputs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)).mean()
 
 
-def maml_trajectory(module: MAML, support: Examples, steps: int, parameters: Tensors | None = None) -> list[Tensors]:
+def maml_trajectory(module: MAML, support: Examples, steps: int) -> list[Tensors]:
     """φ_0, ..., φ_S (Finn et al. 2017, algorithm 2)."""
-    trajectory = [dict(module.network.named_parameters()) if parameters is None else parameters]
+    trajectory: list[Tensors] = [dict(module.network.named_parameters())]
     for _ in range(steps):
         at = trajectory[-1]
         loss = loss_of(module.spec, forward(module.network, at, support.x)[0], support.y)
@@ -208,7 +208,7 @@ class Snapshot:
     def __init__(self, module: MetaModule) -> None:
         self.module = module
         self.state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        self.parameters = {name: p for name, p in module.named_parameters()}
+        self.parameters = dict(module.named_parameters())
         self.random = torch.get_rng_state()
 
     def assert_unchanged(self) -> None:

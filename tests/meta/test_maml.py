@@ -23,7 +23,6 @@ from tests.meta.oracles import (
     KINDS,
     Snapshot,
     episodes,
-    forward,
     gradient,
     loader,
     maml,
@@ -245,6 +244,8 @@ def test_evaluation_works_under_inference_mode_and_changes_nothing(kind: str, ba
     predicted = runner.predict(module, data)
     before.assert_unchanged()
     assert predicted is not None
+    (predictions,) = predicted
+    assert isinstance(predictions, Tensor)
     assert module.training
 
     module.double()
@@ -254,7 +255,7 @@ def test_evaluation_works_under_inference_mode_and_changes_nothing(kind: str, ba
         states = maml_trajectory(module, support, 3)
         outputs.append(torch.stack([maml_outputs(module, phi, support, query.x) for phi in states]).detach())
     expected = torch.stack(outputs)  # (T, steps + 1, M, outputs)
-    torch.testing.assert_close(predicted[0].double(), expected[:, -1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(predictions.double(), expected[:, -1], rtol=1e-4, atol=1e-4)
     scores = module.task.score(expected, batch.query.y.unsqueeze(1)).mean(0)
     for stage, results in ("val", validated), ("test", tested):
         assert results[f"{stage}/{metric}"] == pytest.approx(float(scores[-1]), rel=1e-3)

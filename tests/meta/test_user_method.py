@@ -36,8 +36,7 @@ def stripes(classes: range) -> list[tuple[torch.Tensor, int]]:
 
 
 def data() -> EpisodicDataModule:
-    splits = {"train": range(0, 12, 2), "val": range(1, 6, 2), "test": range(7, 12, 2)}
-    source = FromDataset(**{split: stripes(waves) for split, waves in splits.items()})
+    source = FromDataset(stripes(range(0, 12, 2)), stripes(range(1, 6, 2)), stripes(range(7, 12, 2)))
     return EpisodicDataModule(
         source, ways=3, shots=1, queries=4, meta_batches_per_epoch=30, val_tasks=10, test_tasks=40, seed=0
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -47,14 +48,22 @@ SCHEDULES = {
 
 
 def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: int = 400) -> Path:
-    """The run directory, after so many kills."""
-    folder.mkdir(exist_ok=True)
+    """The run directory of a run that was killed and resumed so many times, in processes of its own."""
+    folder.mkdir()
     command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
     command += [str(events), "0.8", *MODEL, *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = (folder / "runs" / "toy").iterdir()
+    return run
+
+
+def run_in(folder: Path, options: list[str]) -> Path:
+    """The run directory of a run in this process; a second one in the same folder resumes it."""
+    resumed = ["--ckpt_path=last"] if (folder / "toy").is_dir() else []
+    assert main(["fit", *MODEL, f"--runs={folder}", *options, *resumed]) == 0
+    (run,) = (folder / "toy").iterdir()
     return run
 
 
@@ -68,7 +77,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
         checkpoint["quiet_moment"].pop("seconds")
         checkpoints[name] = {k: checkpoint[k] for k in checkpoint if k not in ("loops", "callbacks")}
-    return {"files": files, "results": results, "checkpoints": plain(checkpoints)}
+    names = sorted(str(file.relative_to(run)) for file in run.rglob("*"))
+    return {"names": names, "files": files, "results": results, "checkpoints": plain(checkpoints)}
 
 
 def plain(value: Any) -> Any:
@@ -104,23 +114,23 @@ def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str
 def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
     # 15 steps end in the middle of an epoch, 20 at the end of one.
     options = [*SCHEDULES["apart"], "--trainer.log_every_n_steps=1"]
-    whole = drive(tmp_path / "whole", [*options, "--trainer.max_steps=27"], kills=0)
+    whole = run_in(tmp_path / "whole", [*options, "--trainer.max_steps=27"])
     for steps in (15, 20, 27):
-        parts = drive(tmp_path / "parts", [*options, f"--trainer.max_steps={steps}"], kills=0)
+        parts = run_in(tmp_path / "parts", [*options, f"--trainer.max_steps={steps}"])
     assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     assert fingerprint(parts)["checkpoints"]["last"] == fingerprint(whole)["checkpoints"]["last"]
 
 
 def test_a_finished_run_that_is_resumed_only_tests_again(tmp_path: Path) -> None:
     options = [*SCHEDULES["apart"], *LIMITS["steps"], "--trainer.log_every_n_steps=1"]
-    once = fingerprint(drive(tmp_path / "run", options, kills=0))
-    assert fingerprint(drive(tmp_path / "run", options, kills=0)) == once
+    once = fingerprint(run_in(tmp_path / "run", options))
+    assert fingerprint(run_in(tmp_path / "run", options)) == once
 
 
 def test_early_stopping_is_remembered(tmp_path: Path) -> None:
     stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
     stopping += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=100"]
     options = [*SCHEDULES["apart"], "--trainer.max_steps=200", *stopping]
-    once = fingerprint(drive(tmp_path / "run", options, kills=0))
+    once = fingerprint(run_in(tmp_path / "run", options))
     assert once["results"]["steps"] < 20
-    assert fingerprint(drive(tmp_path / "run", options, kills=0)) == once
+    assert fingerprint(run_in(tmp_path / "run", options)) == once

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Examples
 from lightning_meta.data.sources.base import TaskGenerator
+from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import uniform
 
 
@@ -21,6 +22,9 @@ class Sinusoid(TaskGenerator):
         amplitude: Range of A.
         phase: Range of φ, radians.
         x_range: Range of the inputs.
+
+    Raises:
+        UserError: A range falls.
     """
 
     input_shape = (1,)
@@ -32,6 +36,9 @@ class Sinusoid(TaskGenerator):
         phase: tuple[float, float] = (0.0, math.pi),
         x_range: tuple[float, float] = (-5.0, 5.0),
     ) -> None:
+        for name, bounds in (("amplitude", amplitude), ("phase", phase), ("x_range", x_range)):
+            if not bounds[0] <= bounds[1]:
+                raise UserError(f"Sinusoid: {name} is {bounds}, expected a pair of numbers that does not fall")
         self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
 
     def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:

@@ -1,0 +1,147 @@
+"""One process and two ranks of a real Trainer: the same training, the same figures, one writer."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_meta.run import read_checkpoint
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 120  # seconds; ranks that wait for each other would wait for ever
+TRAINED = ["protonet", "protonet_inductive", "maml", "maml_inductive"]
+EVALUATED = ["protonet", "maml"]
+
+
+class Ran(NamedTuple):
+    """What `tests/ddp_driver.py` left: what each rank noted, and the run directories."""
+
+    folder: Path
+    ranks: list[dict[str, Any]]
+
+
+def drive(folder: Path, world: int) -> Ran:
+    command = [sys.executable, "-m", "tests.ddp_driver", str(folder), str(world)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {k: v for k, v in env.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED")}
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status: int | str = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            status = f"nothing after {TIMEOUT} s"
+            os.killpg(process.pid, signal.SIGKILL)  # the driver and the rank it started
+            process.wait()
+    assert status == 0, f"{status}: {(folder / 'output').read_text()[-3000:]}"
+    return Ran(folder, [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(world)])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return drive(tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return drive(tmp_path_factory.mktemp("two"), 2)
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest difference of two state_dicts."""
+    assert a.keys() == b.keys()
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in a if a[name].numel())
+
+
+# Training
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_ranks_train_as_one_process_with_the_same_meta_batches(one: Ran, two: Ran, name: str) -> None:
+    expected = one.ranks[0]["train"][name]["state"]
+    assert all(tensor.dtype == torch.float64 for tensor in expected.values() if tensor.is_floating_point())
+    for rank in two.ranks:
+        assert distance(rank["train"][name]["state"], expected) < 1e-12
+
+
+def test_running_statistics_have_moved_and_are_those_of_all_ranks(one: Ran, two: Ran) -> None:
+    means = {k: v for k, v in one.ranks[0]["train"]["protonet"]["state"].items() if k.endswith(".mean")}
+    assert len(means) == 4
+    assert all(mean.abs().max() > 1e-3 for mean in means.values())
+    for rank in two.ranks:
+        state = rank["train"]["protonet"]["state"]
+        assert distance({k: state[k] for k in means}, means) < 1e-12
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_rank_trains_on_its_own_share_of_the_same_tasks(one: Ran, two: Ran, name: str) -> None:
+    (whole,) = (rank["train"][name]["tasks"] for rank in one.ranks)
+    first, second = (rank["train"][name]["tasks"] for rank in two.ranks)
+    assert whole == [list(range(4 * b, 4 * b + 4)) for b in range(4)]
+    assert set(chain(*first)).isdisjoint(chain(*second))
+    assert [a + b for a, b in zip(first, second, strict=True)] == whole
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("case", ["9 tasks", "9 tasks, 2 workers", "1 task"])
+@pytest.mark.parametrize("name", EVALUATED)
+def test_figures_are_identical_at_one_and_two_ranks_and_any_workers(one: Ran, two: Ran, name: str, case: str) -> None:
+    # One task leaves the second rank with nothing of its own to do.
+    expected = one.ranks[0]["evaluate"][f"{name}, {case.split(',')[0]}"]
+    assert {"val/loss", "val/accuracy", "val/accuracy_ci95"} <= expected["val"].keys()
+    for found in (rank["evaluate"][f"{name}, {case}"] for rank in one.ranks + two.ranks):
+        for stage in ("val", "test"):
+            assert found[stage].keys() == expected[stage].keys()
+            for key, value in expected[stage].items():
+                assert found[stage][key] == value or (math.isnan(value) and math.isnan(found[stage][key])), key
+        assert all(torch.equal(found["table"][key], column) for key, column in expected["table"].items())
+
+
+@pytest.mark.parametrize(("case", "tasks"), [("9 tasks", 9), ("1 task", 1)])
+def test_every_test_task_is_counted_once(two: Ran, case: str, tasks: int) -> None:
+    for rank in two.ranks:
+        found = rank["evaluate"][f"protonet, {case}"]
+        assert found["test"]["test/tasks"] == tasks
+        assert found["table"]["task"].tolist() == list(range(tasks))
+        assert found["test"]["test/accuracy"] == pytest.approx(float(found["table"]["score"].mean()), abs=1e-7)
+
+
+# The run directory
+
+
+def test_only_rank_0_writes(two: Ran) -> None:
+    first, second = (rank["written"] for rank in two.ranks)
+    assert {Path(path).name.strip(".").split(".")[0] for path in first} >= {"metrics", "results", "last", "best"}
+    assert second == []
+
+
+def test_one_run_directory_with_every_step_once(one: Ran, two: Ran) -> None:
+    steps = []
+    for ran in (one, two):
+        (directory,) = (ran.folder / "runs" / "tiny").iterdir()
+        rows = csv.DictReader((directory / "metrics.csv").read_text().splitlines())
+        steps.append([row["step"] for row in rows if row["train/loss"]])
+        assert json.loads((directory / "results.json").read_text())["test/tasks"] == 9
+    assert steps[0] == steps[1]
+    assert len(set(steps[0])) == len(steps[0]) == 8
+
+
+def test_a_stop_and_a_resume_leave_two_ranks_where_they_leave_one_process(one: Ran, two: Ran) -> None:
+    ends = [read_checkpoint(ran.folder / "runs" / "tiny" / "0" / "checkpoints" / "last.ckpt") for ran in (one, two)]
+    assert [end["global_step"] for end in ends] == [8, 8]
+    assert distance(ends[1]["state_dict"], ends[0]["state_dict"]) < 1e-12
