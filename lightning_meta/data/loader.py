@@ -100,11 +100,23 @@ class TrainLoader(DataLoader[Episode]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The number of the next meta-batch, counted over the whole run."""
-        return {"next": self.sampler.next}
+        """The number of the next meta-batch, counted over the whole run, and what it is counted in."""
+        sampler = self.sampler
+        return {"next": sampler.next, "meta_batch_size": sampler.meta_batch_size, "batches": sampler.batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved meta-batch, at any number of ranks and workers."""
+        """Go on from a saved meta-batch, at any number of ranks and workers.
+
+        Raises:
+            UserError: Meta-batches or epochs have another size than before, so that tasks would be lost or repeated.
+        """
+        for name, option in (("meta_batch_size", "meta_batch_size"), ("batches", "meta_batches_per_epoch")):
+            now = getattr(self.sampler, name)
+            if state[name] != now:
+                raise UserError(
+                    f"{option}: the run to go on with has {state[name]}, got {now}; "
+                    "resume with the same number, or start a new run"
+                )
         self.sampler.next = state["next"]
 
 

@@ -203,6 +203,12 @@ class MetaModule(Described, LightningModule, ABC):
         """Store how the module was made, so that it loads by path alone."""
         checkpoint["lightning_meta"] = describe(self)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module."""
+        stored = [t.dtype for t in checkpoint["state_dict"].values() if t.is_floating_point()]
+        if stored:
+            self.to(stored[0])
+
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
         outcome = self.meta_batch_loss(self.inputs(batch))

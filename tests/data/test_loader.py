@@ -131,6 +131,13 @@ def test_a_state_goes_on_at_another_number_of_ranks() -> None:
     assert joined(shares) == epoch(0)[2:]
 
 
+@pytest.mark.parametrize("option", ["meta_batch_size", "meta_batches_per_epoch"])
+def test_a_state_counted_in_other_sizes_is_refused(option: str) -> None:
+    state = loader().state_dict() | {option.replace("meta_batches_per_epoch", "batches"): 3}
+    with pytest.raises(UserError, match=f"{option}: the run to go on with has 3, got"):
+        loader().load_state_dict(state)
+
+
 class Recorder(LightningModule):
     """Remembers which tasks it was trained on."""
 
