@@ -1,7 +1,7 @@
 """Multi-task learning and meta-learning on PyTorch Lightning.
 
 >>> import lightning_meta
->>> model = lightning_meta.load("runs/protonet_glyphs/version_0")  # doctest: +SKIP
+>>> model = lightning_meta.load("runs/protonet_glyphs/0")  # doctest: +SKIP
 """
 
 from lightning_meta.batches import Episode, Examples

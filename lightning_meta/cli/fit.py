@@ -18,6 +18,7 @@ from lightning_meta.cli.parsing import as_list, log_into_run, remember_modules, 
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
+from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.results import facts, write_results, write_tasks
@@ -146,6 +147,7 @@ def fit(args: Sequence[str]) -> None:
         write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})
         if report := getattr(cli.model, "test_report", None):
             write_tasks(run.directory, report)
+        write_figures(run.directory)
         print_summary(metrics, run.directory)
 
 

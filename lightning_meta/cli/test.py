@@ -17,6 +17,7 @@ from lightning_meta.cli.summary import print_summary
 from lightning_meta.configuration import class_paths
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint, load
+from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger, read_checkpoint
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.results import facts, write_results, write_tasks
@@ -55,6 +56,7 @@ def test(args: Sequence[str]) -> None:
     write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})
     if report := getattr(module, "test_report", None):
         write_tasks(logger.directory, report)
+    write_figures(logger.directory)
     print_summary(metrics, logger.directory)
 
 

@@ -323,3 +323,18 @@ def test_a_falling_range_of_sinusoids_is_refused(name: str) -> None:
 def test_points_of_a_wave_are_all_different() -> None:
     x = torch.cat([part.x[..., 0] for part in sinusoids()[:2]], 1).sort(1).values  # type: ignore[union-attr]
     assert (x.diff(dim=1) > 0).double().mean() > 0.9999
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_loading_leaves_the_random_stream_where_it_was(split: str) -> None:
+    data = ready()
+    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
+    before = torch.get_rng_state()
+    next(iter(loader))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_way_for_regression_is_refused() -> None:
+    data = EpisodicDataModule(Sinusoid(), test_ways=3)
+    with pytest.raises(UserError, match="test_ways: regression tasks have no classes"):
+        data.setup("test")

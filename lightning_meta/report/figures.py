@@ -1,0 +1,84 @@
+"""Pictures of one run, drawn from the files in its directory alone."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SIZE = (6.0, 4.0)  # inches, at 150 dots an inch
+
+
+def write_figures(directory: Path) -> list[Path]:
+    """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, where they are there.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        The pictures drawn.
+    """
+    folder = directory / "figures"
+    drawn = []
+    pictures = (("metrics.csv", "training.png", _draw_training), ("per_task.csv", "tasks.png", _draw_tasks))
+    for source, name, draw in pictures:
+        if (directory / source).is_file():
+            figure = Figure(SIZE, layout="constrained")
+            if draw(figure.subplots(), _columns(directory / source)):
+                folder.mkdir(exist_ok=True)
+                figure.savefig(folder / name, dpi=150)
+                drawn.append(folder / name)
+    return drawn
+
+
+def _columns(file: Path) -> dict[str, np.ndarray]:
+    with file.open(encoding="utf-8", newline="") as rows:
+        table = list(csv.DictReader(rows))
+    return {name: np.array([float(row[name] or "nan") for row in table]) for name in (table[0] if table else ())}
+
+
+def _draw_training(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
+    """The metric in training and validation against the step; the shade is the 95 % interval over tasks."""
+    metric = "accuracy" if "train/accuracy" in columns or "val/accuracy" in columns else "mse"
+    for name, colour, marker in ((f"train/{metric}", "0.65", ""), (f"val/{metric}", "k", "o")):
+        if name in columns:
+            there = np.isfinite(columns[name])
+            step, value = columns["step"][there], columns[name][there]
+            axes.plot(step, value, label=name, color=colour, marker=marker, markersize=3)
+            if (interval := columns.get(f"{name}_ci95")) is not None:
+                axes.fill_between(step, value - interval[there], value + interval[there], color="k", alpha=0.15, lw=0)
+    axes.set(xlabel="training step", ylabel=_label(metric), title="Training")
+    if metric == "mse":
+        axes.set_yscale("log")
+    if axes.lines:
+        axes.legend(frameon=False)
+    return bool(axes.lines)
+
+
+def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
+    """The adaptation curve over inner steps with its 95 % interval; without inner steps, the spread over tasks."""
+    scores = [columns[name] for name in columns if name != "task"]
+    metric = "accuracy" if all(((s >= 0) & (s <= 1)).all() for s in scores) else "mse"
+    tasks = len(columns["task"]) if scores else 0
+    if tasks < 2:
+        return False
+    if len(scores) > 1:
+        steps, means = np.arange(len(scores)), np.array([s.mean() for s in scores])
+        intervals = np.array([1.96 * s.std(ddof=1) / tasks**0.5 for s in scores])
+        axes.errorbar(steps, means, intervals, color="k", marker="o", ms=4, capsize=3)
+        title = f"Adaptation: mean and 95 % interval over {tasks} test tasks"
+        axes.set(xlabel="inner step", ylabel=_label(metric), title=title)
+        axes.set_xticks(steps)
+    else:
+        axes.hist(scores[0], bins=20, range=(0, 1) if metric == "accuracy" else None, color="0.65", edgecolor="k")
+        axes.axvline(scores[0].mean(), color="k", ls="--", label=f"mean {scores[0].mean():.3f}")
+        axes.set(xlabel=_label(metric), ylabel="test tasks", title=f"{tasks} test tasks")
+        axes.legend(frameon=False)
+    return True
+
+
+def _label(metric: str) -> str:
+    return {"accuracy": "accuracy", "mse": "mean squared error"}[metric]
