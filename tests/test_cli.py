@@ -83,6 +83,8 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
         "per_task.csv",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
+        "figures/training.png",
+        "figures/tasks.png",
     }
     said = results(0)
     assert said["test/tasks"] == 20

@@ -71,7 +71,9 @@ class EpisodicDataModule(LightningDataModule):
                 f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "
                 "use num_workers=0 or pool_on=cpu"
             )
-        self.source, self.ways_given = source, test_ways is not None
+        if isinstance(source, TaskGenerator) and test_ways is not None:
+            raise UserError("test_ways: regression tasks have no classes; leave it out")
+        self.source = source
         self.train_shape = EpisodeShape(ways, shots, queries)
         self.test_shape = EpisodeShape(
             _fixed("ways", ways, test_ways),
@@ -111,8 +113,6 @@ class EpisodicDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the pools, check that they can fill the episodes, and say what a module must know of them."""
         if isinstance(self.source, TaskGenerator):
-            if self.ways_given:
-                raise UserError("test_ways: regression tasks have no classes; leave it out")
             pools: dict[Split, Pool | TaskGenerator] = dict.fromkeys(SPLITS, self.source)
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
         else:
@@ -182,6 +182,8 @@ class EpisodicDataModule(LightningDataModule):
             "num_workers": self.num_workers,
             "pin_memory": pin,
             "persistent_workers": self.num_workers > 0,
+            # Loaders draw a seed for their workers, used or not; from here, so that the run's own stream stays put.
+            "generator": torch.Generator(),
         }
 
 

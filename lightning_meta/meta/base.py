@@ -57,6 +57,9 @@ class MetaModule(Described, LightningModule, ABC):
     inner_gradients = True
     """Whether `adapt` differentiates the network. One that does not gets the faster memory layout."""
 
+    classifies_only = False
+    """Whether regression is refused."""
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -185,6 +188,8 @@ class MetaModule(Described, LightningModule, ABC):
     def configure_model(self) -> None:
         """Make the parameters that depend on the episodes, once."""
         if not self._built:
+            if self.classifies_only and self.spec.task != "classification":
+                raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
             output_size(self.network, self.spec.input_shape)  # an input that does not fit is refused here
             self.network = self._prepared(self.build_network(self.network, self.spec))
             self._built = True

@@ -16,7 +16,6 @@ from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import statistics_from
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
-from lightning_meta.tasks import EpisodeSpec
 
 
 class Baseline(MetaModule):
@@ -41,6 +40,7 @@ class Baseline(MetaModule):
     """
 
     inner_gradients = False
+    classifies_only = True
 
     def __init__(
         self,
@@ -89,16 +89,10 @@ class Baseline(MetaModule):
 
     def configure_model(self) -> None:
         """Make the classifier of the training classes, which is left behind after training."""
-        if not self._built:
+        if not self._built and self.spec.task == "classification":
             size = output_size(self.network, self.spec.input_shape)
             self.classifier = nn.Linear(size, self.spec.classes)
         super().configure_model()
-
-    def check_episodes(self, episodes: EpisodeSpec) -> None:
-        """Refuse regression."""
-        super().check_episodes(episodes)
-        if episodes.task != "classification":
-            raise UserError("Baseline classifies; for regression use MAML")
 
     def _features(self, x: Tensor) -> Tensor:
         with statistics_from(self.network, "stored"):

@@ -13,7 +13,6 @@ from lightning_meta.functional.prototypes import class_means, cosine_similarity,
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
-from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["running", "inductive", "transductive"]
 
@@ -45,6 +44,7 @@ class ProtoNet(MetaModule):
     """
 
     inner_gradients = False
+    classifies_only = True
 
     def __init__(
         self,
@@ -77,12 +77,6 @@ class ProtoNet(MetaModule):
         prototypes = class_means(features[: len(support.x)], support.y, ways)
         outputs = self._logits(features[len(support.x) :], prototypes)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, statistics)
-
-    def check_episodes(self, episodes: EpisodeSpec) -> None:
-        """Refuse regression."""
-        super().check_episodes(episodes)
-        if episodes.task != "classification":
-            raise UserError("ProtoNet classifies; for regression use MAML")
 
     def _embed(self, x: Tensor, statistics: Statistics, stored: Tensors | None = None) -> tuple[Tensor, Tensors]:
         parameters, buffers = tensors_of(self.network)

@@ -335,6 +335,5 @@ def test_loading_leaves_the_random_stream_where_it_was(split: str) -> None:
 
 
 def test_a_way_for_regression_is_refused() -> None:
-    data = EpisodicDataModule(Sinusoid(), test_ways=3)
     with pytest.raises(UserError, match="test_ways: regression tasks have no classes"):
-        data.setup("test")
+        EpisodicDataModule(Sinusoid(), test_ways=3)
