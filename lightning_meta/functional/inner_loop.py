@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.func import grad
 
+from lightning_meta.functional.inference import check_gradients
+
 Tensors = dict[str, Tensor]
 
 
@@ -35,6 +37,7 @@ def inner_loop(
         For j = 0, ..., steps - 1: φ_j and what else was computed at it; last φ_steps with an empty dict, since
         no forward pass was made there.
     """
+    check_gradients()
     trajectory = []
     for _ in range(steps):
         at = {name: p.detach() for name, p in parameters.items()} if first_order else parameters

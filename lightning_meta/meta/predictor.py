@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
+from lightning_meta.functional.inference import outside_inference_mode
 
 if TYPE_CHECKING:
     from lightning_meta.meta.base import MetaModule
@@ -50,7 +51,7 @@ class Predictor:
             module.check_ways(len(self.classes))
         module.task.check(y, len(self.classes) or module.spec.outputs)
         with _evaluating(module):
-            self.state = module.adapt(Examples(x, y), len(self.classes))
+            self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
         """Logits `(M, N)`, or predictions `(M, outputs)` in regression."""

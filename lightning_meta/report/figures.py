@@ -53,6 +53,8 @@ def _draw_training(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
     axes.set(xlabel="training step", ylabel=_label(metric), title="Training")
     if metric == "mse":
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     if axes.lines:
         axes.legend(frameon=False)
     return bool(axes.lines)

