@@ -47,15 +47,15 @@ SCHEDULES = {
 }
 
 
-def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: int = 400) -> Path:
+def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: int = 400, seconds: float = 0.8) -> Path:
     """The run directory of a run that was killed and resumed so many times, in processes of its own."""
     folder.mkdir()
     command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
-    command += [str(events), "0.8", *MODEL, *options]
+    command += [str(events), str(seconds), *([] if options[0] == "--config" else MODEL), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    (run,) = (folder / "runs" / "toy").iterdir()
+    (run,) = (folder / "runs").glob("*/*")
     return run
 
 
@@ -109,6 +109,24 @@ def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str
     whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
     for seed in range(4):
         assert fingerprint(drive(tmp_path / f"killed{seed}", options, kills=12, seed=seed, events=500)) == whole
+
+
+SHIPPED = {
+    "protonet_glyphs": ["--model.backbone.width=4", "--data.meta_batches_per_epoch=7"],
+    "maml_glyphs": ["--model.backbone.width=4", "--data.meta_batches_per_epoch=6", "--data.num_workers=2"],
+    "maml_sinusoid": ["--data.meta_batches_per_epoch=5"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", SHIPPED)
+def test_shipped_methods_killed_at_random_moments(tmp_path: Path, config: str) -> None:
+    options = ["--config", str(ROOT / "configs" / f"{config}.yaml"), *SHIPPED[config]]
+    options += ["--trainer.max_steps=25", "--checkpoint.every_n_steps=3", "--trainer.log_every_n_steps=1"]
+    options += ["--data.val_tasks=8", "--data.test_tasks=8", "--trainer.enable_progress_bar=false"]
+    whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
+    killed = drive(tmp_path / "killed", options, kills=8, seed=1, events=400, seconds=8.0)
+    assert fingerprint(killed) == whole
 
 
 def test_a_finished_run_goes_on_with_more_steps(tmp_path: Path) -> None:
