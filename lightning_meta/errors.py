@@ -1,5 +1,7 @@
 """The one kind of error that is the user's to mend."""
 
+from typing import get_args
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a configuration, a file, a label or a shape.
@@ -7,6 +9,22 @@ class UserError(ValueError):
     The message is one line: the option or file, what was received, what was expected and how to mend it. The
     command line prints it without a traceback and ends with exit status 2.
     """
+
+
+def one_of(name: str, value: str, choices: object) -> None:
+    """Refuse a value that a `typing.Literal` does not list.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        choices: The Literal.
+
+    Raises:
+        UserError: The value, and those to choose from.
+    """
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise UserError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
 class NonFiniteLossError(RuntimeError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,51 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
     table = capsys.readouterr().out
     for shown in ("test mse", "95 %", "tasks", "after 2 inner steps", "runs/maml/0"):
         assert shown in table
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.help", "ProtoNet"], "temperature"),
+        (["--data.help=EpisodicDataModule"], "meta_batch_size"),
+        (["--help"], "--ckpt_path"),
+        (
+            [
+                "--model=ProtoNet",
+                "--model.backbone=Conv4",
+                "--data=EpisodicDataModule",
+                "--data.source=Glyphs",
+                "--print_config",
+            ],
+            "Conv4",
+        ),
+    ],
+)
+def test_help_explains_in_a_process_of_its_own(options: list[str], said: str) -> None:
+    # Here other tests have imported every module; a user's process has not.
+    command = [sys.executable, "-m", "lightning_meta.cli", "fit", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=-1"], "Invalid learning rate"),
+        (["--runs", "README"], "--runs: README"),
+    ],
+)
+def test_mistakes_that_only_training_finds(options: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("README").write_text("a file, not a folder")
+    assert run("fit", "--config", "maml.yaml", *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line in error
+    assert not Path("runs/maml").exists()
+
+
+def test_logging_can_be_turned_off() -> None:
+    assert run("fit", "--config", "maml.yaml", "--trainer.log_every_n_steps=0") == 0
 
 
 def test_the_saved_configuration_runs_again_to_the_same_result() -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-# So that their classes can be named without their path: `--model=ProtoNet`.
-from lightning_meta.cli.parsing import as_list, log_into_run, remember_modules, with_save_dir
+from lightning_meta.cli.parsing import Bar, as_list, log_into_run, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
@@ -23,7 +22,11 @@ from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, Sav
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.results import facts, write_results, write_tasks
 
-TRAINER_DEFAULTS: dict[str, Any] = {"num_sanity_val_steps": 0, "log_every_n_steps": 50}
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 50,
+    "enable_model_summary": False,  # `results.json` counts the parameters
+}
 
 
 class MetaCLI(LightningCLI):
@@ -107,7 +110,7 @@ class MetaCLI(LightningCLI):
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(RichProgressBar())
+            callbacks.append(Bar())
         loggers = [logger for logger in as_list(options["logger"]) if isinstance(logger, Logger)]
         options |= {
             "callbacks": callbacks,

@@ -45,9 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except ArgumentError as error:
-        files = [
-            b if a in ("-c", "--config") else a[9:] for a, b in pairwise(options) if a.startswith(("-c", "--config"))
-        ]
+        files = [b for a, b in pairwise(options) if a in ("-c", "--config")]
+        files += [a.partition("=")[2] for a in options if a.startswith("--config=")]
         message = one_line(error, OPTIONS[command]()).replace('"<unicode string>"', " or ".join(files))
         return _fail(message, 2)
     except (UserError, MisconfigurationException) as error:

@@ -96,7 +96,8 @@ def _module_names(module: str) -> list[str]:
 def _subclass_names(text: str) -> list[str]:
     """Names of the classes that a class type stands for, as far as they are imported."""
     names: list[str] = []
-    for path in re.findall(r"<class '([\w.]+)'>", re.findall(r"Subtypes: \[(.*)\]", text)[-1]):
+    subtypes = re.findall(r"Subtypes: \[(.*)\]", text)
+    for path in re.findall(r"<class '([\w.]+)'>", subtypes[-1] if subtypes else ""):
         module, _, name = path.rpartition(".")
         waiting = [getattr(importlib.import_module(module or "builtins"), name, object)]
         while waiting and waiting[0] is not object and name != "NoneType":

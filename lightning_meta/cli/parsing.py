@@ -7,9 +7,26 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 
+# So that their classes can be named without their path: `--model=ProtoNet`.
+import lightning_meta.data.sources
+import lightning_meta.meta
+import lightning_meta.nn  # noqa: F401
 from lightning_meta.configuration import describe, remember
 from lightning_meta.run import RunLogger
+
+
+class Bar(RichProgressBar):
+    """Lightning's progress bar without the number of the run, which has its own place in the summary."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
 
 SHORT_FORM = "--trainer.logger"
 

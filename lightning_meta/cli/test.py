@@ -10,9 +10,9 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_meta.cli.parsing import Bar
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.configuration import class_paths
 from lightning_meta.errors import UserError
@@ -43,7 +43,7 @@ def test(args: Sequence[str]) -> None:
     made = parser.instantiate(config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
-    callbacks = [RichProgressBar()] if options["enable_progress_bar"] is not False else []
+    callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
     trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     trainer.test(module, datamodule=made["data"], verbose=False)
     if not trainer.is_global_zero:
@@ -90,7 +90,9 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     """The options over the configuration of the run; the checkpoint."""
     first, _ = _just_paths().parse_known_args(list(args))
     if first.ckpt_path is None:
-        return parser.parse_args(list(args)), Path()  # the parser says what is missing, or prints its help
+        if not {"-h", "--help", "--data.help"} & {arg.partition("=")[0] for arg in args}:
+            raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
+        return parser.parse_args(list(args)), Path()
     checkpoint = find_checkpoint(first.ckpt_path)
     run = run_directory_of(checkpoint)
     file = Path(first.config) if first.config else run / "config.yaml" if run else None
@@ -113,7 +115,7 @@ def _just_paths() -> Any:
     import argparse
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--ckpt_path")
+    parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--config")
     return parser
 
@@ -127,6 +129,11 @@ def _load(checkpoint: Path, config: Namespace, run: Path | None) -> Any:
             if argument not in (stored.get("init_args") or {}):
                 raise UserError(f"--{option}: {stored.get('class_path')} has no {argument}")
             overrides[argument] = config[option]
+    if config.batch_norm == "running" and stored["init_args"]["batch_norm"] != "running":
+        raise UserError(
+            f"--batch_norm: running statistics were not kept in training with "
+            f"batch_norm={stored['init_args']['batch_norm']}; expected transductive or inductive"
+        )
     named = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if run else {}
     return load(checkpoint, allow=sorted(set(class_paths(named.get("model")))), **overrides)
 

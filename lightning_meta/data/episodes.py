@@ -97,6 +97,9 @@ class EpisodeDataset(Dataset[Episode]):
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
         """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
+        meta_batches = {i // self.meta_batch_size for i in indices}
+        if len(meta_batches) > 1:
+            raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
         numbers = torch.as_tensor(indices, dtype=torch.int64)
         if isinstance(self.tasks, TaskGenerator):
             _, shots = self.sizes(indices[0] // self.meta_batch_size)
@@ -160,15 +163,16 @@ def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
         UserError: Too few classes, or a class with too few examples.
     """
     ways, examples = shape.largest()
+    test = "" if split == "train" else "test_"
     if ways > pool.num_classes:
         raise UserError(
-            f"ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
+            f"{test}ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
             f"ask for at most {pool.num_classes}"
         )
     smallest = int(pool.sizes.min())
     if examples > smallest:
         name = pool.names[int(pool.sizes.argmin())]
         raise UserError(
-            f"shots + queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class were asked "
-            f"for, but class {name!r} of the {split} split has {smallest}; ask for fewer or leave the class out"
+            f"{test}shots + {test}queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class "
+            f"were asked for, but class {name!r} of the {split} split has {smallest}; ask for fewer or drop the class"
         )

@@ -25,8 +25,11 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`."""
+    # Distances do not change with the origin; one among the prototypes leaves less to cancel.
+    origin = prototypes.mean(0)
+    features, prototypes = features - origin, prototypes - origin
     squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1)
-    return squares - 2 * features @ prototypes.T
+    return (squares - 2 * features @ prototypes.T).clamp_min(0)
 
 
 def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.configuration import Described, describe
-from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.functional.task_map import Strategy, task_map
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
@@ -69,6 +69,7 @@ class MetaModule(Described, LightningModule, ABC):
         episodes: EpisodeSpec | None = None,
     ) -> None:
         super().__init__()
+        one_of("strategy", strategy, Strategy)
         self.optimizer, self.lr_scheduler, self.strategy = optimizer, lr_scheduler, strategy
         self.network = self._prepared(backbone)
         self.episodes = episodes
@@ -196,13 +197,14 @@ class MetaModule(Described, LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and the schedule that steps with it."""
-        optimizer = self.optimizer(self.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
-        }
+        try:
+            optimizer = self.optimizer(self.parameters())
+            if self.lr_scheduler is None:
+                return optimizer
+            scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer, lr_scheduler: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how the module was made, so that it loads by path alone."""
@@ -223,7 +225,8 @@ class MetaModule(Described, LightningModule, ABC):
         if outcome.statistics:
             self._follow(outcome.statistics)
         # Logging costs more than a small model's step, so it is done at the steps that the loggers write.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step + 1) % every == 0:
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
             values = {"train/loss": loss.detach(), f"train/{self.task.metric}": score}
             self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.tasks))

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import statistics_from
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
+
+Head = Literal["linear", "cosine"]
 
 
 class Baseline(MetaModule):
@@ -25,8 +27,9 @@ class Baseline(MetaModule):
     (ICLR 2019). Training uses the images of a meta-batch, support and query alike, under the labels of the whole
     training split, so that it sees what a meta-learner with the same data settings would see. Any way is served.
 
-    Deviations: the head is trained by full-batch gradient descent from a fixed start, which is deterministic, where
-    Chen et al. use SGD on batches of 4 and Tian et al. L-BFGS; a linear head sees features scaled to length 1, as in
+    Deviations: the head is trained by full-batch gradient descent from the class means of the support set's
+    features, scaled to length 1, which is deterministic, where Chen et al. use SGD on batches of 4 from a random start
+    and Tian et al. L-BFGS; a linear head sees features scaled to length 1, as in
     Tian et al.
 
     Args:
@@ -34,7 +37,7 @@ class Baseline(MetaModule):
         head: `linear`: $W f(x) / \lVert f(x) \rVert + b$, or `cosine`: $s \cos(w_n, f(x))$.
         scale: s > 0, of the cosine head.
         head_steps: Gradient steps on the head of a new task.
-        head_lr: Their rate, > 0.
+        head_lr: Their rate, > 0; for the cosine head it is divided by s², which its curvature grows with.
         weight_decay: Of the head of a new task, at least 0: λ of the penalty λ/2 |W|².
         **options: Those of `MetaModule`.
     """
@@ -45,20 +48,22 @@ class Baseline(MetaModule):
     def __init__(
         self,
         backbone: nn.Module,
-        head: Literal["linear", "cosine"] = "linear",
+        head: Head = "linear",
         scale: float = 10.0,
         head_steps: int = 100,
         head_lr: float = 1.0,
         weight_decay: float = 0.001,
         **options: Any,
     ) -> None:
+        one_of("head", head, Head)
+        self.head = head  # it decides on the parameters that the base's constructor may make
         super().__init__(backbone, **options)
         if min(scale, head_lr) <= 0 or min(head_steps, weight_decay) < 0:
             raise UserError(
                 "scale and head_lr are positive, head_steps and weight_decay at least 0; "
                 f"got {scale}, {head_lr}, {head_steps} and {weight_decay}"
             )
-        self.head, self.scale = head, scale
+        self.scale = scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:
@@ -80,8 +85,10 @@ class Baseline(MetaModule):
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
             return self.task.loss(self._logits(features, head), support.y) + penalty, {}
 
-        start = {"weight": class_means(features, support.y, ways), "bias": features.new_zeros(ways)}
-        return inner_loop(loss, start, self.head_steps, self.head_lr, first_order=True)[-1][0]
+        means = class_means(F.normalize(features, dim=-1), support.y, ways)
+        start = {"weight": means, "bias": features.new_zeros(ways)}
+        rate = self.head_lr / (self.scale**2 if self.head == "cosine" else 1)
+        return inner_loop(loss, start, self.head_steps, rate, first_order=True)[-1][0]
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of the task's head."""
@@ -91,7 +98,7 @@ class Baseline(MetaModule):
         """Make the classifier of the training classes, which is left behind after training."""
         if not self._built and self.spec.task == "classification":
             size = output_size(self.network, self.spec.input_shape)
-            self.classifier = nn.Linear(size, self.spec.classes)
+            self.classifier = nn.Linear(size, self.spec.classes, bias=self.head == "linear")
         super().configure_model()
 
     def _features(self, x: Tensor) -> Tensor:

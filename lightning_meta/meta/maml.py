@@ -8,12 +8,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.meta.base import MetaModule
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
 from lightning_meta.tasks import EpisodeSpec
+
+BatchNorm = Literal["transductive", "inductive"]
 
 
 class MAML(MetaModule):
@@ -24,6 +26,10 @@ class MAML(MetaModule):
 
     (algorithm 2). The network is the backbone and a linear head of the training way, so a model serves the way it was
     trained with.
+
+    Deviations from the paper's code: the scale and shift of batch normalisation are adapted in the inner loop like any
+    other weight (there, the shift is the outer loop's alone and there is no scale); weights start from torch's
+    initialisation.
 
     Args:
         backbone: The network below the head.
@@ -44,10 +50,11 @@ class MAML(MetaModule):
         inner_steps: int = 5,
         test_inner_steps: int | None = None,
         first_order: bool = False,
-        batch_norm: Literal["transductive", "inductive"] = "transductive",
+        batch_norm: BatchNorm = "transductive",
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
+        one_of("batch_norm", batch_norm, BatchNorm)
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order, self.batch_norm = first_order, batch_norm

@@ -69,6 +69,9 @@ class Predictor:
 
     def _inputs(self, x: Tensor) -> Tensor:
         expected = self.module.spec.input_shape
+        x = torch.as_tensor(x)
+        if not x.is_floating_point() and x.dtype != torch.uint8:
+            raise UserError(f"inputs are real numbers, or images as uint8 in [0, 255]; got {x.dtype}")
         if tuple(x.shape[1:]) != tuple(expected):
             raise UserError(f"inputs of shape (M, {', '.join(map(str, expected))}) are needed, got {tuple(x.shape)}")
         return self.module.inputs(x.to(self.module.device))

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
 
+Distance = Literal["squared_euclidean", "cosine"]
 BatchNorm = Literal["running", "inductive", "transductive"]
 
 # Where support and query examples take their normalisation statistics from. Gradients flow through those of the
@@ -49,12 +50,14 @@ class ProtoNet(MetaModule):
     def __init__(
         self,
         backbone: nn.Module,
-        distance: Literal["squared_euclidean", "cosine"] = "squared_euclidean",
+        distance: Distance = "squared_euclidean",
         temperature: float = 1.0,
         batch_norm: BatchNorm = "running",
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
+        one_of("distance", distance, Distance)
+        one_of("batch_norm", batch_norm, BatchNorm)
         if temperature <= 0:
             raise UserError(f"temperature: a positive number is needed, got {temperature}")
         self.distance, self.temperature, self.batch_norm = distance, temperature, batch_norm

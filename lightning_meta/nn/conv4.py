@@ -7,7 +7,11 @@ from typing import Literal
 from torch import Tensor, nn
 
 from lightning_meta.configuration import Described
+from lightning_meta.errors import one_of
 from lightning_meta.nn.normalization import TaskBatchNorm
+
+Downsample = Literal["max_pool", "stride"]
+Spatial = Literal["flatten", "mean"]
 
 
 class Conv4(Described, nn.Module):
@@ -28,11 +32,13 @@ class Conv4(Described, nn.Module):
         self,
         in_channels: int = 1,
         width: int = 64,
-        downsample: Literal["max_pool", "stride"] = "max_pool",
-        spatial: Literal["flatten", "mean"] = "flatten",
+        downsample: Downsample = "max_pool",
+        spatial: Spatial = "flatten",
         blocks: int = 4,
     ) -> None:
         super().__init__()
+        one_of("downsample", downsample, Downsample)
+        one_of("spatial", spatial, Spatial)
         self.blocks = nn.Sequential(
             *(_block(in_channels if i == 0 else width, width, downsample) for i in range(blocks))
         )

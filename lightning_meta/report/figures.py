@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +24,13 @@ def write_figures(directory: Path) -> list[Path]:
     """
     folder = directory / "figures"
     drawn = []
+    results = directory / "results.json"
+    metric = "mse" if results.is_file() and "test/mse" in json.loads(results.read_text()) else "accuracy"
     pictures = (("metrics.csv", "training.png", _draw_training), ("per_task.csv", "tasks.png", _draw_tasks))
     for source, name, draw in pictures:
         if (directory / source).is_file():
             figure = Figure(SIZE, layout="constrained")
-            if draw(figure.subplots(), _columns(directory / source)):
+            if draw(figure.subplots(), _columns(directory / source), metric):
                 folder.mkdir(exist_ok=True)
                 figure.savefig(folder / name, dpi=150)
                 drawn.append(folder / name)
@@ -40,10 +43,9 @@ def _columns(file: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in table]) for name in (table[0] if table else ())}
 
 
-def _draw_training(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
+def _draw_training(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool:
     """The metric in training and validation against the step; the shade is the 95 % interval over tasks."""
-    metric = "accuracy" if "train/accuracy" in columns or "val/accuracy" in columns else "mse"
-    for name, colour, marker in ((f"train/{metric}", "0.65", ""), (f"val/{metric}", "k", "o")):
+    for name, colour, marker in ((f"train/{metric}", "0.65", "."), (f"val/{metric}", "k", "o")):
         if name in columns:
             there = np.isfinite(columns[name])
             step, value = columns["step"][there], columns[name][there]
@@ -60,10 +62,9 @@ def _draw_training(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
     return bool(axes.lines)
 
 
-def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray]) -> bool:
+def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool:
     """The adaptation curve over inner steps with its 95 % interval; without inner steps, the spread over tasks."""
     scores = [columns[name] for name in columns if name != "task"]
-    metric = "accuracy" if all(((s >= 0) & (s <= 1)).all() for s in scores) else "mse"
     tasks = len(columns["task"]) if scores else 0
     if tasks < 2:
         return False

@@ -95,7 +95,10 @@ class RunCheckpoint(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
-            logged = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val"))) or "nothing"
+            logged = (
+                ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
+                or "nothing"
+            )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
         self._last_due = True
         score = float(trainer.callback_metrics[self.monitor])

@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 
 
@@ -142,15 +143,18 @@ class RunLogger(Logger):
 
 def _claim(root: Path) -> int:
     """Make the directory of the next version; `mkdir` decides between two runs that start at once."""
-    root.mkdir(parents=True, exist_ok=True)
-    version = max(versions(root), default=-1) + 1
-    while True:
-        try:
-            (root / str(version)).mkdir()
-        except FileExistsError:
-            version += 1
-        else:
-            return version
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        version = max(versions(root), default=-1) + 1
+        while True:
+            try:
+                (root / str(version)).mkdir()
+            except FileExistsError:
+                version += 1
+            else:
+                return version
+    except OSError as error:
+        raise UserError(f"--runs: {root} cannot be written to ({error.strerror}); name another folder") from error
 
 
 def versions(root: Path) -> list[int]:

@@ -1,0 +1,8 @@
+"""The console script as a module: `python -m lightning_meta.cli fit --config FILE`."""
+
+import sys
+
+from lightning_meta.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
