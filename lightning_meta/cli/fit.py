@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,6 +164,12 @@ def _train(cli: MetaCLI) -> None:
     except NonFiniteLossError as error:
         kept = cli.run_logger.directory / "checkpoints" / "last.ckpt"
         raise NonFiniteLossError(f"{error}; the last good checkpoint is {kept}") from error
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        last = cli.run_logger.directory / "checkpoints" / "last.ckpt"
+        print(f"\nstopped in step {trainer.global_step}; go on with --ckpt_path {last}", file=sys.stderr)
+        raise SystemExit(130) from None  # what a shell expects after Ctrl-C
     except (RuntimeError, ValueError) as error:
         raise (weights_error(error, checkpoint) or error) from error
 
