@@ -104,7 +104,7 @@ def build(spec: Any, allow: Allow = ()) -> Any:
         allow: Classes, or names of modules, that may be built besides the trusted ones.
 
     Returns:
-        The object, with tuples for lists; for an optimiser a `functools.partial` that still wants its parameters.
+        The object, with tuples for lists; for an optimiser or its schedule a `functools.partial` that still wants its parameters.
 
     Raises:
         UserError: A class is not allowed or not to be found, or its arguments do not fit.
@@ -136,7 +136,7 @@ def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
         return {k: _build(v, allow) for k, v in spec.items()}
     cls = _find_class(str(spec["class_path"]), allow)
     init_args = {k: _build(v, allow) for k, v in (spec.get("init_args") or {}).items()}
-    if issubclass(cls, torch.optim.Optimizer):
+    if issubclass(cls, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return functools.partial(cls, **init_args)
     try:
         instance = cls(**init_args)

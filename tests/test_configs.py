@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_meta import load
 from lightning_meta.cli import main
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -52,17 +53,23 @@ def briefly(config: Path, runs: Path) -> list[str]:
     return ["fit", "--config", str(config), "--runs", str(runs), *arguments]
 
 
+def check(run: Path) -> None:
+    """The run is whole, and its model loads by the path alone."""
+    assert (run / "results.json").is_file()
+    assert load(run).episodes is not None
+
+
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in EMBEDDED], ids=lambda config: config.stem)
 def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
     assert main(briefly(config, tmp_path)) == 0
-    assert (tmp_path / config.stem / "0" / "results.json").is_file()
+    check(tmp_path / config.stem / "0")
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_DATA], ids=lambda config: config.stem)
 def test_published_data_runs(config: Path, tmp_path: Path, data_folder: Path) -> None:
     assert main(briefly(config, tmp_path)) == 0
-    assert (tmp_path / config.stem / "0" / "results.json").is_file()
+    check(tmp_path / config.stem / "0")
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_IMAGES], ids=lambda config: config.stem)

@@ -42,6 +42,17 @@ def test_by_path_alone(tmp_path: Path) -> None:
     assert isinstance(loaded.configure_optimizers(), torch.optim.SGD)
 
 
+def test_a_schedule_comes_back(tmp_path: Path) -> None:
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=3, gamma=0.5)
+    module = ProtoNet(MLP(2, (3,)), lr_scheduler=schedule, episodes=EpisodeSpec("classification", (2,), 2, 4))
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "scheduled.ckpt")
+    configured = load(tmp_path / "scheduled.ckpt").configure_optimizers()
+    scheduler = configured["lr_scheduler"]["scheduler"]
+    assert (scheduler.step_size, scheduler.gamma) == (3, 0.5)
+
+
 def test_arguments_can_be_replaced(tmp_path: Path) -> None:
     file = saved(tmp_path, MAML(MLP(6, (8,)), episodes=SPEC))
     assert load(file, test_inner_steps=9).test_inner_steps == 9
