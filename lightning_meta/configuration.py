@@ -104,7 +104,8 @@ def build(spec: Any, allow: Allow = ()) -> Any:
         allow: Classes, or names of modules, that may be built besides the trusted ones.
 
     Returns:
-        The object, with tuples for lists; for an optimiser or its schedule a `functools.partial` that still wants its parameters.
+        The object, with tuples for lists; for an optimiser a `functools.partial` that still wants its parameters, and
+        for a schedule one that wants its optimiser.
 
     Raises:
         UserError: A class is not allowed or not to be found, or its arguments do not fit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from lightning_meta.functional.task_map import Strategy, task_map
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.nn.features import Inputs, as_input, output_size
-from lightning_meta.nn.normalization import TaskBatchNorm, per_task
+from lightning_meta.nn.normalization import follow, per_task
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
 
@@ -223,7 +224,7 @@ class MetaModule(Described, LightningModule, ABC):
         if not torch.isfinite(loss):
             raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
         if outcome.statistics:
-            self._follow(outcome.statistics)
+            follow(self.network, outcome.statistics, partial(self.trainer.strategy.reduce, reduce_op="mean"))
         # Logging costs more than a small model's step, so it is done at the steps that the loggers write.
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step + 1) % every == 0:
@@ -301,14 +302,3 @@ class MetaModule(Described, LightningModule, ABC):
         scores.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in table.summary(self.task.metric).items()})
         return table
-
-    @torch.no_grad()
-    def _follow(self, statistics: Tensors) -> None:
-        """Move the running statistics towards the mean over the tasks of all ranks."""
-        means = {name: tensor.detach().mean(0) for name, tensor in statistics.items()}
-        flat = self.trainer.strategy.reduce(torch.cat([m.flatten() for m in means.values()]), reduce_op="mean")
-        assert isinstance(flat, Tensor)
-        parts = flat.split([m.numel() for m in means.values()])
-        buffers = dict(self.network.named_buffers())
-        for (name, mean), part in zip(means.items(), parts, strict=True):
-            buffers[name].lerp_(part.view_as(mean).to(buffers[name].dtype), TaskBatchNorm.momentum)

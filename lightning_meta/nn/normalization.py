@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -119,3 +119,20 @@ def _converted(theirs: nn.Module) -> TaskBatchNorm:
     if theirs.running_mean is not None and theirs.running_var is not None:
         norm.mean, norm.var = theirs.running_mean, theirs.running_var
     return norm
+
+
+@torch.no_grad()
+def follow(network: nn.Module, statistics: Mapping[str, Tensor], mean_over_ranks: Callable[[Tensor], Any]) -> None:
+    """Move the stored statistics towards those of T tasks: by a tenth of the way to their mean.
+
+    Args:
+        network: Its buffers are moved.
+        statistics: By name of the buffer, `(T, C)`.
+        mean_over_ranks: Reduces a tensor to its mean over all ranks; called once.
+    """
+    means = {name: tensor.mean(0) for name, tensor in statistics.items()}
+    flat: Tensor = mean_over_ranks(torch.cat([mean.flatten() for mean in means.values()]))
+    buffers = dict(network.named_buffers())
+    parts = flat.split([mean.numel() for mean in means.values()])
+    for (name, mean), part in zip(means.items(), parts, strict=True):
+        buffers[name].lerp_(part.view_as(mean).to(buffers[name].dtype), TaskBatchNorm.momentum)
