@@ -35,7 +35,7 @@ class ProtoNet(MetaModule):
     averaged over tasks; torch's layers follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
 
     Args:
-        backbone: f.
+        backbone: The embedding f.
         distance: d.
         temperature: τ > 0; with `cosine` use a small one, such as 0.1, since cosines lie in [-1, 1].
         batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training as in the
