@@ -139,9 +139,9 @@ class MetaModule(Described, LightningModule, ABC):
         Raises:
             UserError: What differs.
         """
-        made_for = self.spec
-        for name in ("task", "input_shape"):
-            wanted, given = getattr(made_for, name), getattr(episodes, name)
+        names = ["task", "input_shape"] + (["outputs"] if episodes.task == "regression" else [])
+        for name in names:
+            wanted, given = getattr(self.spec, name), getattr(episodes, name)
             if wanted != given:
                 raise UserError(f"{type(self).__name__} was made for {name} {wanted}, but the data has {given}")
         if episodes.task == "classification":

@@ -315,3 +315,10 @@ def test_another_way_than_the_trained_one_is_refused() -> None:
         module.check_episodes(EpisodeSpec("classification", (7,), 3))
     with pytest.raises(UserError, match="made for task classification, but the data has regression"):
         module.check_episodes(EpisodeSpec("regression", (6,), 3))
+
+
+def test_regression_episodes_of_another_dimension_are_refused() -> None:
+    module = MAML(MLP(), episodes=EpisodeSpec("regression", (1,), 1))
+    module.check_episodes(EpisodeSpec("regression", (1,), 1))
+    with pytest.raises(UserError, match="made for outputs 1, but the data has 2"):
+        module.check_episodes(EpisodeSpec("regression", (1,), 2))
