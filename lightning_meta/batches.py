@@ -1,4 +1,4 @@
-"""What flows through the package: examples and episodes, as NamedTuples of tensors.
+"""What flows through the package: examples, episodes and task batches, as NamedTuples of tensors.
 
 Lightning moves them between devices, a DataLoader pins them, and `torch.func.vmap` maps over them.
 """
@@ -44,3 +44,23 @@ class Episode(NamedTuple):
     ways: int
     tasks: Tensor
     classes: Tensor | None = None
+
+
+class TaskBatch(NamedTuple):
+    """A batch of several tasks' labelled examples.
+
+    One input with several targets, a data set of its own for each task, and missing labels are one case: a task says
+    which rows of the inputs it has a label for, and the backbone sees every row once.
+
+    Attributes:
+        inputs: `(B, *input_shape)`; where tasks have inputs of different shapes, one such tensor per task's name.
+        targets: By name of the task, `(n_i, ...)`. A task that is not a key is absent from the batch; one whose tensor
+            is empty is present on another rank.
+        rows: By name, `(n_i,)` int64: the row of `inputs` that each target belongs to.
+        ids: By name, `(n_i,)` int64: the number of each labelled example in its task's split.
+    """
+
+    inputs: Tensor | dict[str, Tensor]
+    targets: dict[str, Tensor]
+    rows: dict[str, Tensor]
+    ids: dict[str, Tensor]

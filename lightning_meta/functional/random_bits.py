@@ -7,6 +7,8 @@ state to save, share or synchronise: workers, ranks and resumed runs draw the sa
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -45,6 +47,11 @@ def key(*words: Tensor | int) -> Tensor:
         # Scalars on the CPU join tensors on any device, so the key lies where its words lie.
         folded = mix(folded + mix(torch.as_tensor(word, dtype=torch.int64) + _GAMMA) + _GAMMA)
     return folded
+
+
+def name_key(name: str) -> int:
+    """A task's name as a number, so that its draws do not depend on which other tasks there are."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def bits(keys: Tensor, count: int) -> Tensor:

@@ -1,0 +1,59 @@
+"""Δm, the mean relative change of a method's metrics over tasks."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.errors import UserError
+
+FLOOR = 0.05
+
+
+class DeltaM(NamedTuple):
+    """What `delta_m` finds.
+
+    Attributes:
+        relative: `(...)` Δm, higher is better, 0.1 for 10 %; NaN where every task is excluded.
+        absolute: `(...)` the mean of $s_i (M_i - B_i)$ over all T tasks, in the metrics' own units, excluded or not.
+        excluded: `(...)` int64, how many tasks Δm leaves out.
+    """
+
+    relative: Tensor
+    absolute: Tensor
+    excluded: Tensor
+
+
+def delta_m(metrics: Tensor, baseline: Tensor, higher_is_better: Tensor | bool = True, floor: float = FLOOR) -> DeltaM:
+    r"""The mean relative change against a baseline (Maninis et al. 2019, section 4).
+
+    $$\Delta_m = \frac{1}{|U|} \sum_{i \in U} s_i \frac{M_i - B_i}{B_i}, \qquad U = \{i : B_i \ge \text{floor}\}$$
+
+    with $s_i = 1$ for a metric of which more is better and −1 for the others, so that a positive Δm is always an
+    improvement; papers that publish a drop have the other sign. A ratio says nothing where the baseline is near zero
+    or negative, as R² may be: such tasks are left out and counted, and the mean absolute change stands beside it.
+
+    Args:
+        metrics: M, `(..., T)`.
+        baseline: B, `(..., T)`.
+        higher_is_better: Which way each metric points; one for all, or `(T,)` bool.
+        floor: The least baseline that a ratio is formed with, above 0.
+
+    Raises:
+        UserError: The two have different numbers of tasks, or none, or the floor is not positive.
+    """
+    if metrics.shape[-1:] != baseline.shape[-1:] or not metrics.numel():
+        raise UserError(
+            f"delta_m: metrics {tuple(metrics.shape)} and baseline {tuple(baseline.shape)} end in the same number of "
+            "tasks, at least 1"
+        )
+    if not floor > 0:
+        raise UserError(f"delta_m: floor is above 0, got {floor}")
+    sign = torch.where(torch.as_tensor(higher_is_better, device=metrics.device), 1.0, -1.0).to(metrics.dtype)
+    change = sign * (metrics - baseline)
+    used = (baseline >= floor).expand(change.shape)
+    relative = torch.where(used, change / torch.where(baseline >= floor, baseline, 1.0), 0.0)
+    mean = relative.sum(-1) / used.sum(-1)
+    return DeltaM(mean, change.mean(-1), (~used).sum(-1))

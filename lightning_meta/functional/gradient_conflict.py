@@ -1,0 +1,80 @@
+"""How the gradients of T tasks on P shared parameters agree; all results are float64.
+
+>>> import torch
+>>> gradients = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
+>>> cosines = gradient_cosines(gradients)
+>>> cosines.tolist()
+[[1.0, 0.0, -1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 1.0]]
+>>> round(float(conflict_share(cosines)), 3)
+0.333
+>>> norm_shares(gradient_norms(gradients)).tolist()
+[0.25, 0.5, 0.25]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_COLUMNS = 1 << 18  # of the gradients, turned into float64 at a time
+
+
+def gradient_cosines(gradients: Tensor) -> Tensor:
+    r"""The cosine between the gradients of each two tasks, $g_i \cdot g_j / (|g_i| |g_j|)$.
+
+    Args:
+        gradients: `(T, P)`.
+
+    Returns:
+        `(T, T)` in [-1, 1]; NaN in the row and the column of a gradient that is zero, which has no direction.
+    """
+    products = gradients.new_zeros(len(gradients), len(gradients), dtype=torch.float64)
+    for columns in gradients.split(_COLUMNS, dim=1):
+        wide = columns.double()
+        products += wide @ wide.T
+    norms = products.diagonal().sqrt()
+    return (products / norms / norms[:, None]).clamp(-1, 1)
+
+
+def gradient_norms(gradients: Tensor) -> Tensor:
+    """The Euclidean norm of each gradient: `(T, P)` to `(T,)`."""
+    return torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+
+
+def norm_shares(norms: Tensor) -> Tensor:
+    """The share of each task in the sum of the norms: `(T,)` to `(T,)`; NaN where all are zero."""
+    return norms / norms.sum()
+
+
+def conflict_share(cosines: Tensor) -> Tensor:
+    """The share of pairs of tasks in conflict: whose cosine is below 0.
+
+    Yu et al., Gradient Surgery for Multi-Task Learning (NeurIPS 2020), definition 1.
+
+    Args:
+        cosines: `(T, T)`, symmetric; pairs with NaN do not count.
+
+    Returns:
+        A scalar in [0, 1]; NaN where no pair counts.
+    """
+    pairs = cosines[torch.ones_like(cosines, dtype=torch.bool).triu(1)]
+    pairs = pairs[~pairs.isnan()]
+    return (pairs < 0).double().mean()
+
+
+def inter_task_affinity(before: Tensor, after: Tensor) -> Tensor:
+    r"""How much of task j's loss a gradient step of task i takes away, $Z_{i \to j} = 1 - L_j^{(i)} / L_j$.
+
+    Above 0 the step of task i helps task j, below 0 it harms it.
+
+    Fifty et al., Efficiently Identifying Task Groupings for Multi-Task Learning (NeurIPS 2021), equation 1.
+
+    Args:
+        before: $L_j$, `(T,)`.
+        after: $L_j^{(i)}$, the loss of j after the step of i alone: `(T, T)`, a row for each i.
+
+    Returns:
+        `(T, T)`; NaN where $L_j$ is 0.
+    """
+    start = before.double()
+    return torch.where(start != 0, 1 - after.double() / start, torch.nan)
