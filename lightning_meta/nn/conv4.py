@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_meta.configuration import Described
 from lightning_meta.errors import one_of
 from lightning_meta.nn.normalization import TaskBatchNorm
+from lightning_meta.nn.stages import MeanOverPositions
 
 Downsample = Literal["max_pool", "stride"]
 Spatial = Literal["flatten", "mean"]
@@ -43,6 +44,11 @@ class Conv4(Described, nn.Module):
             *(_block(in_channels if i == 0 else width, width, downsample) for i in range(blocks))
         )
         self.spatial = spatial
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks one after the other; the last lays its map out flat or averages it."""
+        *others, last = self.blocks
+        return [*others, nn.Sequential(last, nn.Flatten() if self.spatial == "flatten" else MeanOverPositions())]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(M, in_channels, H, W)` to features `(M, F)`."""

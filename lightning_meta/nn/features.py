@@ -29,7 +29,33 @@ def as_input(x: Inputs, dtype: torch.dtype) -> Inputs:
     return x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
 
 
-@torch.no_grad()
+def shape_after(network: nn.Module, input_shape: Sequence[int], option: str = "backbone") -> tuple[int, ...]:
+    """The shape of what a network makes of one input, found by running a copy on zeros.
+
+    Args:
+        network: `(M, *input_shape)` to `(M, ...)`.
+        input_shape: The shape of one input.
+        option: What the user calls the network.
+
+    Raises:
+        UserError: The network does not take such inputs.
+    """
+    shape = tuple(input_shape)
+    name = type(network).__name__
+    copied = copy.deepcopy(network).eval()
+    like = next(iter(network.parameters()), torch.zeros(()))
+    try:
+        with torch.no_grad(), statistics_from(copied, "stored"):
+            output = copied(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{option}: {name} does not take inputs of shape {shape} (channels first): {reason}; "
+            "set its in_channels or in_features to fit the data, or the data's image size to fit the backbone"
+        ) from error
+    return tuple(output.shape[1:])
+
+
 def output_size(network: nn.Module, input_shape: Sequence[int]) -> int:
     """How many features F a network makes of one input, found by running a copy on zeros.
 
@@ -40,22 +66,10 @@ def output_size(network: nn.Module, input_shape: Sequence[int]) -> int:
     Raises:
         UserError: The network does not take such inputs, or its output is not `(M, F)`.
     """
-    shape = tuple(input_shape)
-    name = type(network).__name__
-    copied = copy.deepcopy(network).eval()
-    like = next(iter(network.parameters()), torch.zeros(()))
-    try:
-        with statistics_from(copied, "stored"):
-            output = copied(torch.zeros(2, *shape, dtype=like.dtype, device=like.device))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    features = shape_after(network, input_shape)
+    if len(features) != 1 or not features[0]:
         raise UserError(
-            f"backbone: {name} does not take inputs of shape {shape} (channels first): {reason}; "
-            "set its in_channels or in_features to fit the data, or the data's image size to fit the backbone"
-        ) from error
-    if output.dim() != 2 or not output.shape[1]:
-        raise UserError(
-            f"backbone: {name} turns inputs of shape {shape} into {tuple(output.shape[1:])}; "
+            f"backbone: {type(network).__name__} turns inputs of shape {tuple(input_shape)} into {features}; "
             "a backbone gives one row of features an input, so let it flatten or average its last map"
         )
-    return output.shape[1]
+    return features[0]

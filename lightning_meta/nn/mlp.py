@@ -23,6 +23,11 @@ class MLP(Described, nn.Module):
         layers = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise([in_features, *hidden])]
         self.layers = nn.Sequential(*layers)
 
+    def stages(self) -> list[nn.Module]:
+        """The layers one after the other; the first lays inputs out flat."""
+        first, *others = self.layers
+        return [nn.Sequential(nn.Flatten(), first), *others]
+
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `(M, ...)` of `in_features` numbers each to features `(M, hidden[-1])`."""
         return self.layers(x.flatten(1))

@@ -9,10 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn import functional as F
 
-Statistics = Literal["batch", "fused", "stored"]
+Statistics = Literal["batch", "fused", "running", "stored"]
 """Whose mean and variance normalise: those of the batch at hand; the same by torch's own kernel, which is faster, but
-then what is stored of them is constant and the second derivatives under `vmap` are inexact; or those stored before."""
+then what is stored of them is constant and the second derivatives under `vmap` are inexact; those of the batch in
+training mode, which the stored ones follow, and the stored ones else, as in `torch.nn.BatchNorm`; or those stored
+before."""
 
 
 class TaskBatchNorm(nn.Module):
@@ -21,10 +24,10 @@ class TaskBatchNorm(nn.Module):
     $$y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$$
 
     with μ and σ² either those of the batch (which are then stored, with the graph that made them), or those that were
-    stored before. Who calls says which, with `statistics_from`; the module's training mode plays no part. A plain call
-    takes those of the batch and stores nothing. It is written with `var_mean`, which maps over tasks and whose second
-    derivatives are exact in float32 (`torch.nn.functional.batch_norm` is up to a few hundredths off where autograd
-    goes through `vmap(grad)`).
+    stored before. Who calls says which, with `statistics_from` or `use_statistics`; the module's training mode plays a
+    part in "running" alone. A plain call takes those of the batch and stores nothing. It is written with `var_mean`,
+    which maps over tasks and whose second derivatives are exact in float32 (`torch.nn.functional.batch_norm` is up to
+    a few hundredths off where autograd goes through `vmap(grad)`).
 
     Args:
         num_features: Channels C.
@@ -47,12 +50,21 @@ class TaskBatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(M, C, ...)` over all dimensions but C."""
-        if self.statistics == "fused" and not is_functorch_wrapped_tensor(x):
+        statistics, mapped = self.statistics, is_functorch_wrapped_tensor(x)
+        if statistics == "fused" and not mapped:
             return self._fused(x)
+        if statistics == "running" and not self.training:
+            statistics = "stored"
+        if not x.numel() or (statistics == "running" and x.numel() == x.shape[1]):
+            statistics = "stored"  # none or one number a channel has no statistics: a rank may lack a task's examples
+        if statistics == "running" and not mapped:
+            return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, True, self.momentum, self.eps)
         mean, var = self.mean, self.var
-        if self.statistics != "stored":
+        if statistics != "stored":
             var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
-            if self.statistics is not None:
+            if statistics == "running":
+                self._follow(mean.detach(), var.detach(), x.numel() // x.shape[1])
+            elif statistics is not None:
                 self.mean, self.var = mean, var
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
@@ -63,6 +75,12 @@ class TaskBatchNorm(nn.Module):
         shape = [1, -1] + [1] * (x.dim() - 2)
         return torch.addcmul(shift.view(shape), x, scale.view(shape))
 
+    def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:
+        with torch.no_grad():
+            unbiased = var * (count / max(count - 1, 1))  # as torch keeps it
+            for stored, new in ((self.mean, mean), (self.var, unbiased)):
+                stored.mul_(1 - self.momentum).add_(new, alpha=self.momentum)
+
     def _fused(self, x: Tensor) -> Tensor:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
         self.mean, self.var = mean, inverse.pow(-2) - self.eps
@@ -71,6 +89,13 @@ class TaskBatchNorm(nn.Module):
     def extra_repr(self) -> str:
         """Shown in the module's print-out."""
         return f"{len(self.mean)}, eps={self.eps}, affine={self.weight is not None}"
+
+
+def use_statistics(module: nn.Module, statistics: Statistics) -> None:
+    """From now on, every `TaskBatchNorm` of `module` takes its statistics from there."""
+    for norm in module.modules():
+        if isinstance(norm, TaskBatchNorm):
+            norm.statistics = statistics
 
 
 @contextmanager
@@ -113,6 +138,8 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 def _converted(theirs: nn.Module) -> TaskBatchNorm:
     assert isinstance(theirs, _BATCH_NORMS)
     norm = TaskBatchNorm(theirs.num_features, theirs.eps, theirs.affine)
+    if theirs.momentum is not None:
+        norm.momentum = theirs.momentum
     if theirs.affine:
         norm.to(theirs.weight)
         norm.weight, norm.bias = theirs.weight, theirs.bias

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.configuration import Described
 from lightning_meta.nn.normalization import TaskBatchNorm
+from lightning_meta.nn.stages import MeanOverPositions
 
 
 class ResNet12(Described, nn.Module):
@@ -25,6 +26,11 @@ class ResNet12(Described, nn.Module):
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640), dropout: float = 0.0) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(_Residual(i, o, dropout) for i, o in pairwise([in_channels, *widths])))
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks one after the other; the last averages its map."""
+        *others, last = self.blocks
+        return [*others, nn.Sequential(last, MeanOverPositions())]
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(M, in_channels, H, W)` to features `(M, widths[-1])`, averaged over positions."""

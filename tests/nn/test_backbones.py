@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_meta.errors import UserError
-from lightning_meta.nn import MLP, Conv4, ResNet12, TaskBatchNorm
+from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12, TaskBatchNorm
 from lightning_meta.nn.features import as_input, output_size
 
 CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
@@ -27,6 +28,10 @@ CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (ResNet12(1, widths=(4, 8)), (1, 28, 28), 8),
     (MLP(), (1,), 40),
     (MLP(12, (7, 3)), (3, 2, 2), 3),
+    (LeNet(), (1, 28, 28), 50),
+    (LeNet(3, 32, 84), (3, 32, 32), 84),
+    (LeNet(1, 16, 5), (1, 16, 16), 5),
+    (LeNet(1, 37), (1, 37, 37), 50),
 ]
 
 
@@ -36,6 +41,24 @@ def test_features_of_the_documented_size(network: nn.Module, shape: tuple[int, .
     assert output_size(network, shape) == features
 
 
+@pytest.mark.parametrize(("network", "shape", "features"), CASES)
+@pytest.mark.parametrize("training", [False, True])
+def test_the_stages_one_after_the_other_are_the_network(
+    network: Any, shape: tuple[int, ...], features: int, training: bool
+) -> None:
+    network = copy.deepcopy(network).train(training)
+    stages = network.stages()
+    assert len(stages) > 1
+    x = torch.rand(3, *shape)
+    torch.manual_seed(1)  # of dropout
+    expected = network(x)
+    torch.manual_seed(1)
+    assert torch.equal(nn.Sequential(*stages)(x), expected)
+    # Every parameter is in one of them, and is that of the network.
+    held = [id(p) for stage in stages for p in stage.parameters()]
+    assert sorted(held) == sorted(id(p) for p in network.parameters())
+
+
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
@@ -43,6 +66,8 @@ def parameters(network: nn.Module) -> int:
 def test_sizes_of_the_papers() -> None:
     # Four convolutions with biases and four normalisations; MetaOptNet counts 12.4 million in its ResNet-12.
     assert parameters(Conv4()) == (9 * 64 + 64) + 3 * (9 * 64 * 64 + 64) + 4 * 2 * 64
+    # Two convolutions of 10 and 20 maps of 5x5, and 50 units on 20 maps of 4x4.
+    assert parameters(LeNet()) == (25 * 10 + 10) + (25 * 10 * 20 + 20) + (320 * 50 + 50)
     assert 12.4e6 < parameters(ResNet12()) < 12.5e6
     assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in ResNet12().modules()) == 12
 
@@ -63,6 +88,7 @@ def test_finding_the_output_size_changes_nothing() -> None:
     [
         (Conv4(1), (3, 28, 28), ["backbone: Conv4", "(3, 28, 28)", "in_channels"]),
         (Conv4(1), (1, 8, 8), ["backbone: Conv4", "(1, 8, 8)", "image size"]),
+        (LeNet(1, 28), (1, 32, 32), ["backbone: LeNet", "(1, 32, 32)", "image size"]),
         (MLP(4), (5,), ["backbone: MLP", "(5,)", "in_features"]),
         (nn.Sequential(nn.Conv2d(1, 4, 3)), (1, 8, 8), ["backbone: Sequential", "(4, 6, 6)", "flatten or average"]),
         (nn.Embedding(3, 4), (5,), ["backbone: Embedding", "(5,)"]),
@@ -74,6 +100,11 @@ def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tupl
     message = str(raised.value)
     assert "\n" not in message
     assert [part for part in says if part not in message] == []
+
+
+def test_images_too_small_for_lenet_are_refused() -> None:
+    with pytest.raises(UserError, match="image_size: LeNet takes images of 16 pixels or more, got 15"):
+        LeNet(image_size=15)
 
 
 def test_images_become_numbers_from_0_to_1() -> None:

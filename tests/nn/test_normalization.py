@@ -251,3 +251,89 @@ def test_a_stateless_call_leaves_the_module_bit_identical(statistics: Statistics
     assert all(tensors[name] is given[name] for name in given)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     assert [m.statistics for m in network.modules() if isinstance(m, TaskBatchNorm)] == [None, None]
+
+
+# Running statistics, as in torch's own training
+
+
+def both(shape: tuple[int, ...], dtype: torch.dtype, momentum: float = 0.1) -> tuple[TaskBatchNorm, nn.Module]:
+    ours, theirs = pair(shape, dtype)
+    assert isinstance(theirs, nn.BatchNorm1d | nn.BatchNorm2d)
+    theirs.momentum = momentum
+    ours.momentum = momentum
+    return ours, theirs
+
+
+def assert_same_statistics(ours: TaskBatchNorm, theirs: nn.Module, dtype: torch.dtype) -> None:
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(ours.mean, theirs.get_buffer("running_mean"), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(ours.var, theirs.get_buffer("running_var"), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_running_statistics_are_torchs_over_several_batches(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    ours, theirs = both(shape, dtype)
+    tolerance = TOLERANCE[dtype]
+    for number in range(4):
+        x = torch.randn(shape, dtype=dtype) * (number + 1) + number
+        with statistics_from(ours, "running"):
+            found = derivatives(ours, x) if number == 3 else [ours(x)]
+        expected = derivatives(theirs, x) if number == 3 else [theirs(x)]
+        for a, b in zip(found, expected, strict=True):
+            assert relative_error(a, b) < 100 * TOLERANCE[dtype]
+        assert_same_statistics(ours, theirs, dtype)
+    x = torch.randn(shape, dtype=dtype)
+    with statistics_from(ours, "stored"):
+        torch.testing.assert_close(ours(x), theirs.eval()(x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_stacked_networks_follow_each_its_own_statistics(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pairs = [both(shape, dtype) for _ in range(3)]
+    norms = [ours for ours, _ in pairs]
+    parameters = {name: torch.stack([norm.get_parameter(name) for norm in norms]) for name in ("weight", "bias")}
+    buffers = {name: torch.stack([norm.get_buffer(name) for norm in norms]) for name in ("mean", "var")}
+    for number in range(3):
+        x = torch.randn(3, *shape, dtype=dtype) * (number + 1) + 2
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(norms[0], (parameters, buffers), (x,))  # type: ignore[no-any-return]
+
+        with statistics_from(norms[0], "running"):
+            found = vmap(one)(parameters, buffers, x)
+        for i, (_, theirs) in enumerate(pairs):
+            assert relative_error(found[i], theirs(x[i])) < TOLERANCE[dtype]
+            torch.testing.assert_close(buffers["mean"][i], theirs.get_buffer("running_mean"), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(buffers["var"][i], theirs.get_buffer("running_var"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_an_empty_batch_moves_no_statistics_and_has_a_gradient_of_zero(stacked: bool) -> None:
+    # A rank may have no example of a task.
+    norm, _ = pair((4, 3, 5, 5), torch.float64)
+    before = {name: t.clone() for name, t in norm.state_dict().items()}
+    x = torch.zeros(0, 3, 5, 5, dtype=torch.float64)
+    with statistics_from(norm, "running"):
+        if stacked:
+            tensors = {name: t[None] for name, t in (*norm.named_parameters(), *norm.named_buffers())}
+            y = vmap(lambda tensors, x: functional_call(norm, tensors, (x,)))(tensors, x[None])[0]
+        else:
+            y = norm(x)
+    assert y.shape == x.shape
+    y.sum().backward()
+    for parameter in norm.parameters():
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    assert all(torch.equal(t, before[name]) for name, t in norm.state_dict().items())
+
+
+def test_a_converted_layer_follows_at_its_own_pace() -> None:
+    theirs = nn.BatchNorm1d(3, momentum=0.3)
+    ours = per_task(copy.deepcopy(theirs))
+    assert isinstance(ours, TaskBatchNorm)
+    x = torch.randn(8, 3) * 2 + 1
+    with statistics_from(ours, "running"):
+        torch.testing.assert_close(ours(x), theirs(x))
+    assert_same_statistics(ours, theirs, torch.float32)

@@ -1,0 +1,34 @@
+"""Heads: what turns features into the predictions of one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
+    """A linear layer, after hidden layers with ReLU where asked for.
+
+    Args:
+        features: Width of the input.
+        outputs: Width of the prediction.
+        hidden: Widths of the hidden layers.
+        dropout: Probability that a hidden unit is dropped in training, in [0, 1).
+    """
+    layers: list[nn.Module] = []
+    for i, o in pairwise([features, *hidden]):
+        layers += [nn.Linear(i, o), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear([features, *hidden][-1], outputs))
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Within the context torch draws from a stream of its own; afterwards the old one goes on."""
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
