@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import torch
-from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainLoader, TrainSampler, as_is
+from lightning_meta.data.module import Place, SourceDataModule, check_positive
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import EpisodeSpec
 
 
-class EpisodicDataModule(LightningDataModule):
+class EpisodicDataModule(SourceDataModule):
     """Episodes from a source: training tasks without end, and fixed validation and test tasks.
 
     A task is a pure function of (seed, split, number): the same at any number of workers and ranks, and after a
@@ -63,14 +60,9 @@ class EpisodicDataModule(LightningDataModule):
         seed: int | None = None,
         evaluation_seed: int = 0,
         num_workers: int = 0,
-        pool_on: Literal["cpu", "accelerator"] = "cpu",
+        pool_on: Place = "cpu",
     ) -> None:
-        super().__init__()
-        if pool_on == "accelerator" and num_workers:
-            raise UserError(
-                f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "
-                "use num_workers=0 or pool_on=cpu"
-            )
+        super().__init__(seed, num_workers, pool_on)
         if isinstance(source, TaskGenerator) and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         self.source = source
@@ -82,26 +74,20 @@ class EpisodicDataModule(LightningDataModule):
         )
         _check_shape(self.train_shape)
         _check_shape(self.test_shape, "test_")
-        positive = {
-            "meta_batch_size": meta_batch_size,
-            "meta_batches_per_epoch": meta_batches_per_epoch,
-            "val_tasks": val_tasks,
-            "test_tasks": test_tasks,
-            "evaluation_meta_batch_size": evaluation_meta_batch_size,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise UserError(f"{name}: at least 1 is needed, got {value}")
-        if num_workers < 0:
-            raise UserError(f"num_workers: 0 or more loader processes, got {num_workers}")
+        check_positive(
+            meta_batch_size=meta_batch_size,
+            meta_batches_per_epoch=meta_batches_per_epoch,
+            val_tasks=val_tasks,
+            test_tasks=test_tasks,
+            evaluation_meta_batch_size=evaluation_meta_batch_size,
+        )
         for split in rotations:
             if split not in SPLITS:
                 raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
         self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
         self.tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
-        self.rotations, self.seed, self.evaluation_seed = tuple(rotations), seed, evaluation_seed
-        self.num_workers, self.pool_on = num_workers, pool_on
+        self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
         self.datasets: dict[Split, EpisodeDataset] = {}
         self.spec: EpisodeSpec | None = None
 
@@ -127,16 +113,16 @@ class EpisodicDataModule(LightningDataModule):
                 self.train_shape if train else self.test_shape,
                 self.meta_batch_size if train else self.evaluation_meta_batch_size,
                 self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
-                self._train_seed() if train else self.evaluation_seed,
+                self.train_seed if train else self.evaluation_seed,
             )
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
-        sampler = TrainSampler(self.datasets["train"], *self._ranks())
+        sampler = TrainSampler(self.datasets["train"], *self.ranks)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             # Lightning wants to say itself who gets what: the same first meta-batches in every epoch.
-            return DataLoader(self.datasets["train"], sampler.share, collate_fn=as_is, **self._options())
-        return TrainLoader(sampler, **self._options())
+            return DataLoader(self.datasets["train"], sampler.share, collate_fn=as_is, **self.loader_options())
+        return TrainLoader(sampler, **self.loader_options())
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -145,6 +131,10 @@ class EpisodicDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Episode]:
         """The test tasks of this rank."""
         return self._evaluation_loader("test")
+
+    def fingerprint(self) -> str:
+        """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
+        return self.source.fingerprint() if isinstance(self.source, Source) else ""
 
     def _open(self, source: Source, stage: str) -> tuple[dict[Split, Pool | TaskGenerator], EpisodeSpec]:
         pools = dict(source.pools())
@@ -159,37 +149,14 @@ class EpisodicDataModule(LightningDataModule):
         classes = pools["train"].num_classes
         spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes)
         if self.pool_on == "accelerator":
-            device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-            pools = {split: pool.to(device) for split, pool in pools.items()}
+            pools = {split: pool.to(self.pool_device) for split, pool in pools.items()}
         return dict(pools), spec
-
-    def _train_seed(self) -> int:
-        return self.seed if self.seed is not None else run_seed()
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     def _evaluation_loader(self, split: Split) -> DataLoader[Episode]:
         dataset = self.datasets[split]
-        sampler = EvaluationSampler(dataset, *self._ranks())
+        sampler = EvaluationSampler(dataset, *self.ranks)
         size = dataset.meta_batch_size
-        return DataLoader(dataset, size, sampler=sampler, collate_fn=as_is, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        pin = on_cuda and self.pool_on == "cpu"
-        return {
-            "num_workers": self.num_workers,
-            "pin_memory": pin,
-            "persistent_workers": self.num_workers > 0,
-            # Loaders draw a seed for their workers, used or not; from here, so that the run's own stream stays put.
-            "generator": torch.Generator(),
-        }
-
-
-def run_seed() -> int:
-    """The seed of `lightning.seed_everything`, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return DataLoader(dataset, size, sampler=sampler, collate_fn=as_is, **self.loader_options())
 
 
 def check_disjoint(pools: dict[Split, Pool]) -> None:

@@ -1,22 +1,59 @@
-"""Loading episodes: which tasks go to which rank, and where a resumed run goes on."""
+"""Loading training batches: what goes to which rank, and where a resumed run goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from lightning_meta.batches import Episode
 from lightning_meta.data.episodes import EpisodeDataset
+from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
 
 
-class TrainSampler(DistributedSampler[int]):
-    """Gives rank r its share of every meta-batch: tasks r*T/W to (r+1)*T/W - 1 of T, for W ranks.
+class ResumableSampler(DistributedSampler[int], ABC):
+    """Training batches counted over the whole run: epoch e of B batches holds those from e*B to (e+1)*B - 1.
 
-    Every epoch draws new tasks: epoch e of B meta-batches holds meta-batches e*B to (e+1)*B - 1. It is a
-    `DistributedSampler` so that Lightning leaves it in place and tells it the epoch.
+    Every epoch draws anew. It is a `DistributedSampler` so that Lightning leaves it in place and tells it the epoch.
+
+    Attributes:
+        batches: B.
+        next: The number of the next batch.
+        share: How many items of the dataset this rank takes for a batch.
+        counted_in: What else the numbers are counted in, by name of the option: it may not change in a resume.
+    """
+
+    share: int
+    counted_in: dict[str, float]
+
+    def __init__(self, dataset: Any, batches: int, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
+        self.batches = batches
+        self.next = 0
+
+    @abstractmethod
+    def items(self, batch: int) -> range:
+        """What this rank takes of a batch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless a resumed run is already within it."""
+        if self.next // self.batches != epoch:
+            self.next = epoch * self.batches
+
+    def __iter__(self) -> Iterator[int]:
+        """This rank's items, from the next batch to the end of its epoch."""
+        end = (self.next // self.batches + 1) * self.batches
+        for batch in range(self.next, end):
+            yield from self.items(batch)
+
+    def __len__(self) -> int:
+        return self.batches * self.share
+
+
+class TrainSampler(ResumableSampler):
+    """Gives rank r its share of every meta-batch: tasks r*T/W to (r+1)*T/W - 1 of T, for W ranks.
 
     Args:
         dataset: One epoch of training tasks.
@@ -28,32 +65,39 @@ class TrainSampler(DistributedSampler[int]):
     """
 
     def __init__(self, dataset: EpisodeDataset, num_replicas: int, rank: int) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         size = dataset.meta_batch_size
+        super().__init__(dataset, len(dataset) // size, num_replicas, rank)
         if size % num_replicas:
             raise UserError(
                 f"meta_batch_size: {size} tasks cannot be shared evenly by {num_replicas} ranks; "
                 f"use a multiple of {num_replicas}"
             )
         self.share = size // num_replicas
-        self.meta_batch_size = size
-        self.batches = len(dataset) // size
-        self.next = 0
+        self.counted_in = {"meta_batch_size": size, "meta_batches_per_epoch": self.batches}
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless a resumed run is already within it."""
-        if self.next // self.batches != epoch:
-            self.next = epoch * self.batches
+    def items(self, batch: int) -> range:
+        """The numbers of this rank's tasks."""
+        first = (batch * self.num_replicas + self.rank) * self.share
+        return range(first, first + self.share)
 
-    def __iter__(self) -> Iterator[int]:
-        """The task numbers of this rank, from the next meta-batch to the end of its epoch."""
-        end = (self.next // self.batches + 1) * self.batches
-        for meta_batch in range(self.next, end):
-            first = meta_batch * self.meta_batch_size + self.rank * self.share
-            yield from range(first, first + self.share)
 
-    def __len__(self) -> int:
-        return self.batches * self.share
+class TaskBatchSampler(ResumableSampler):
+    """Gives every rank the same batch numbers; the dataset takes the rank's share of each.
+
+    Args:
+        dataset: One epoch of batches.
+        counted_in: The options that decide what a batch holds.
+    """
+
+    share = 1
+
+    def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
+        super().__init__(dataset, len(dataset), dataset.ranks, dataset.rank)
+        self.counted_in = {**counted_in, "batches_per_epoch": self.batches}
+
+    def items(self, batch: int) -> range:
+        """The number of the batch."""
+        return range(batch, batch + 1)
 
 
 class EvaluationSampler(DistributedSampler[int]):
@@ -67,7 +111,7 @@ class EvaluationSampler(DistributedSampler[int]):
         rank: r.
     """
 
-    def __init__(self, dataset: EpisodeDataset, num_replicas: int, rank: int) -> None:
+    def __init__(self, dataset: EpisodeDataset | AllExamples, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         tasks, size = len(dataset), dataset.meta_batch_size
         starts = range(rank * size, tasks, num_replicas * size)
@@ -80,46 +124,44 @@ class EvaluationSampler(DistributedSampler[int]):
         return len(self.indices)
 
 
-class TrainLoader(DataLoader[Episode]):
-    """A loader of training meta-batches that knows how many were handed out, for an exact resume.
+class TrainLoader(DataLoader[Any]):
+    """A loader of training batches that knows how many were handed out, for an exact resume.
 
     Args:
         sampler: What each rank gets.
         **options: Those of `torch.utils.data.DataLoader`.
     """
 
-    sampler: TrainSampler
+    sampler: ResumableSampler
 
-    def __init__(self, sampler: TrainSampler, **options: Any) -> None:
+    def __init__(self, sampler: ResumableSampler, **options: Any) -> None:
         super().__init__(sampler.dataset, batch_size=sampler.share, sampler=sampler, collate_fn=as_is, **options)
 
-    def __iter__(self) -> Iterator[Episode]:  # type: ignore[override]  # the base says which iterator
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base says which iterator
         # The sampler runs ahead of training where workers prefetch; `next` moves only as batches are handed out.
         for batch in super().__iter__():
             self.sampler.next += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """The number of the next meta-batch, counted over the whole run, and what it is counted in."""
-        sampler = self.sampler
-        return {"next": sampler.next, "meta_batch_size": sampler.meta_batch_size, "batches": sampler.batches}
+    def state_dict(self) -> dict[str, float]:
+        """The number of the next batch, counted over the whole run, and what it is counted in."""
+        return {"next": self.sampler.next, **self.sampler.counted_in}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved meta-batch, at any number of ranks and workers.
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from a saved batch, at any number of ranks and workers.
 
         Raises:
-            UserError: Meta-batches or epochs have another size than before, so that tasks would be lost or repeated.
+            UserError: Batches or epochs have another size than before, so that examples would be lost or repeated.
         """
-        for name, option in (("meta_batch_size", "meta_batch_size"), ("batches", "meta_batches_per_epoch")):
-            now = getattr(self.sampler, name)
-            if state[name] != now:
+        for option, now in self.sampler.counted_in.items():
+            if state.get(option) != now:
                 raise UserError(
-                    f"{option}: the run to go on with has {state[name]}, got {now}; "
+                    f"{option}: the run to go on with has {state.get(option, 'another kind of loader')}, got {now}; "
                     "resume with the same number, or start a new run"
                 )
-        self.sampler.next = state["next"]
+        self.sampler.next = int(state["next"])
 
 
 def as_is(batch: Any) -> Any:
-    """Episodes come assembled; there is nothing left to collate."""
+    """Batches come assembled; there is nothing left to collate."""
     return batch

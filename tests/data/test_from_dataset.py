@@ -100,3 +100,12 @@ def test_bad_datasets_and_names() -> None:
     assert "test[0]: label 2 is out of range, 2 names were given" in refused(*given, names=["a", "b"])
     assert "a name occurs twice" in refused(*given, names=["a", "b", "b"])
     assert "cannot both be given" in refused(*given, names=["a", "b", "c"], separate_labels=True)
+
+
+def test_a_task_has_the_same_classes_in_every_split() -> None:
+    source = FromDataset(pairs([0, 1, 1]), pairs([1, 0]), pairs([0, 1]))
+    assert {pool.names for pool in source.held_out().values()} == {("0", "1")}
+    assert source.held_out()["train"].sizes.tolist() == [1, 2]
+    assert len(source.fingerprint()) == 64
+    with pytest.raises(UserError, match="FromDataset val: there is no class '1', which train has"):
+        FromDataset(pairs([0, 1]), pairs([0]), pairs([0, 1])).held_out()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_meta.batches import SPLITS
+from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.glyph_outlines import charmap, read_outlines
 from lightning_meta.data.sources.glyphs import FACES, Character, Glyphs, read_characters
@@ -185,6 +185,63 @@ def test_bad_options_end_in_one_line(options: dict[str, float], message: str) ->
     with pytest.raises(UserError, match=message) as caught:
         Glyphs(**options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+# Multi-task learning
+
+
+@pytest.fixture(scope="module")
+def held_out() -> dict[Split, Pool]:
+    return Glyphs().held_out()
+
+
+def test_every_script_holds_all_its_characters_in_every_split(
+    held_out: dict[Split, Pool], characters: list[Character]
+) -> None:
+    scripts = Counter(c.script for c in characters)
+    assert scripts == {
+        "Latin": 847, "Greek": 306, "Cyrillic": 185, "Armenian": 78, "Georgian": 44, "Digit": 10, "Symbol": 24
+    }  # fmt: skip
+    for split, size in zip(SPLITS, (8, 2, 2), strict=True):
+        pool = held_out[split]
+        assert pool.names == tuple(c.label for c in characters)
+        assert Counter(pool.groups) == scripts
+        assert pool.sizes.unique().tolist() == [size]
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_splits_share_no_face_and_no_example_is_lost(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = few()
+    monkeypatch.setattr("lightning_meta.data.sources.glyphs.read_characters", lambda: some)
+    source = Glyphs(copies=copies)
+    everything = source.render(some).view(len(some), 12, copies, -1)
+    faces: dict[str, set[int]] = {}
+    for split, pool in source.held_out().items():
+        x = pool.x.view(len(some), -1, 784)
+        same = (x[:, :, None, None] == everything[:, None]).all(-1).all(0)  # (members, faces, copies)
+        assert same.sum((1, 2)).tolist() == [1] * x.shape[1]
+        faces[split] = set(same.any(2).nonzero()[:, 1].tolist())
+        assert x.shape[1] == copies * len(faces[split])
+    named = {split: {FACES[face] for face in of} for split, of in faces.items()}
+    assert named["val"] == {"DejaVuSansMono", "DejaVuSansMono-Oblique"}
+    assert named["test"] == {"DejaVuSerif", "DejaVuSerif-Italic"}
+    assert named["train"] == set(FACES) - named["val"] - named["test"]
+
+
+def test_a_held_out_face_is_no_twin_of_a_training_face(held_out: dict[Split, Pool], plain: Tensor) -> None:
+    """Nearest raw picture in training: right for under a quarter of letters, so that there is something to learn."""
+    train, test = (held_out[split].x.flatten(1).float() / 255 for split in ("train", "test"))
+    place = {s: torch.arange(len(held_out[s].names)).repeat_interleave(held_out[s].sizes) for s in SPLITS}
+    for script in ("Greek", "Cyrillic", "Armenian", "Georgian"):
+        inside = torch.tensor([group == script for group in held_out["train"].groups])
+        known, asked = inside[place["train"]], inside[place["test"]]
+        nearest = torch.cdist(test[asked], train[known]).argmin(1)
+        right = (place["train"][known][nearest] == place["test"][asked]).float().mean()
+        assert 2 / inside.sum() < right <= 0.25
+    upright = FACES.index("DejaVuSerif"), FACES.index("DejaVuSerif-Italic")
+    others = [i for i in range(12) if i not in upright]
+    alike = (plain[:, upright, None] == plain[:, None, others]).flatten(3).all(3).flatten(1).any(1)
+    assert alike.sum() == 2  # as documented
 
 
 # How hard it is

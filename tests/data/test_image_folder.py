@@ -180,3 +180,47 @@ def test_folders_that_cannot_be_used(divided: Path, plain: Path, tmp_path: Path)
 def test_bad_options(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ImageFolder("anywhere", **options)
+
+
+def test_examples_of_every_class_are_divided_for_tasks(cache: Path, tmp_path: Path) -> None:
+    for c, count in enumerate((3, 20, 40)):
+        for i in range(count):
+            save(tmp_path / f"one/group{c % 2}/class{c}/{i}.png", 60 * c + i, (4, 4))
+    source = ImageFolder(tmp_path / "one", image_size=4, channels=1)
+    pools = source.held_out()
+    seen = []
+    for split, sizes in zip(SPLITS, ([1, 24, 12], [1, 6, 3], [1, 10, 5]), strict=True):
+        pool = pools[split]
+        assert pool.names == ("group0/class0", "group0/class2", "group1/class1")
+        assert pool.groups == ("group0", "group0", "group1")
+        assert pool.sizes.tolist() == sizes
+        values = pool.x[:, 0, 0, 0]
+        assert (values // 60).tolist() == [0] * sizes[0] + [2] * sizes[1] + [1] * sizes[2]
+        seen += values.tolist()
+    assert len(set(seen)) == len(seen) == 63
+    assert len(source.fingerprint()) == 64
+    other = ImageFolder(tmp_path / "one", image_size=4, channels=1, seed=1).held_out()
+    assert not torch.equal(other["test"].x, pools["test"].x)
+    (tmp_path / "one/group0/class0/0.png").unlink()
+    with pytest.raises(UserError, match="class0: found 2 images; train, val and test need one each"):
+        source.held_out()
+
+
+def test_folders_say_which_image_is_in_which_split(cache: Path, tmp_path: Path) -> None:
+    for s, split in enumerate(SPLITS):
+        for name in "ab":
+            save(tmp_path / split / name / "0.png", 10 * s + ord(name), (4, 4))
+    (tmp_path / "train/a/thumbnails").mkdir()
+    source = ImageFolder(tmp_path, image_size=4, channels=1)
+    assert [source.held_out()[split].x[:, 0, 0, 0].tolist() for split in SPLITS] == [[97, 98], [107, 108], [117, 118]]
+    assert source.held_out()["val"].names == ("a", "b")
+    with pytest.raises(UserError, match="class 'a' is in both train and val"):
+        source.pools()
+    save(tmp_path / "test/c/0.png")
+    with pytest.raises(UserError, match="train: there is no class 'c', which test has"):
+        source.held_out()
+    with pytest.raises(UserError, match="there is no such folder"):
+        ImageFolder(tmp_path / "none").held_out()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="found no class folders"):
+        ImageFolder(tmp_path / "empty").held_out()

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.batches import SPLITS
+from lightning_meta.data.cache import fingerprint
 from lightning_meta.data.files import WrongContentError
 from lightning_meta.data.sources import omniglot
 from lightning_meta.data.sources.class_lists import class_list
@@ -203,3 +204,27 @@ def test_lake(data_folder: Path) -> None:
     groups = [set(pools[split].groups) for split in SPLITS]
     assert [len(g) for g in groups] == [25, 5, 20]
     assert len(set.union(*groups)) == 50
+
+
+@pytest.mark.data
+def test_drawers_are_held_out(data_folder: Path) -> None:
+    pools = Omniglot().held_out()
+    drawn = Omniglot().pools()
+    names = pools["train"].names
+    assert len(names) == 1623
+    assert list(names) == sorted(name for split in SPLITS for name in class_list("omniglot_vinyals")[split])
+    assert len(set(pools["train"].groups)) == 50
+    drawers = {"train": range(14), "val": range(14, 16), "test": range(16, 20)}
+    for split in SPLITS:
+        assert (pools[split].names, pools[split].groups) == (names, pools["train"].groups)
+        assert pools[split].sizes.unique().tolist() == [len(drawers[split])]
+        x = pools[split].x.view(1623, -1, 28, 28)
+        for of in drawn.values():
+            for c in range(0, of.num_classes, 40):
+                expected = of.x[int(of.starts[c]) :][list(drawers[split]), 0]
+                assert torch.equal(x[names.index(of.names[c])], expected)
+    assert (
+        fingerprint(pools)
+        == fingerprint(Omniglot("lake").held_out())
+        == "fa0ea104370dce5fb710bb6051448a837292cbd3d3c4568698f1c0b7fa955db9"
+    )

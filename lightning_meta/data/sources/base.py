@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
 from lightning_meta.data.pool import Pool
+from lightning_meta.data.task_set import TaskSet, fingerprint
+from lightning_meta.errors import UserError
+from lightning_meta.tasks import Task
 
 
 class Source(ABC):
@@ -23,9 +27,48 @@ class Source(ABC):
     def pools(self) -> dict[Split, Pool]:
         """The pools of the splits, classes disjoint; called in every process, after `prepare`."""
 
+    def held_out(self) -> dict[Split, Pool]:
+        """Pools for multi-task learning: every class in every split, its examples divided between them.
+
+        Raises:
+            UserError: The data set has no such division.
+        """
+        raise UserError(
+            f"source: {type(self).__name__} does not divide the examples of a class; it serves episodes only"
+        )
+
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where there is none."""
         return ""
+
+
+class TaskSource(ABC):
+    """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
+
+    Constructing a source is cheap and touches no file.
+    """
+
+    def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
+        """Download and decode into the cache what is not there yet; runs in one process per machine."""
+
+    @abstractmethod
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by name, in order; not yet fitted to training targets. Called after `prepare`."""
+
+    @abstractmethod
+    def sets(self) -> dict[Split, TaskSet]:
+        """The examples of the splits, every task in each; called in every process, after `prepare`.
+
+        Whatever is learned of the inputs (their mean and scale) is learned from the training split alone.
+        """
+
+    def descriptors(self) -> Mapping[str, tuple[float, ...]]:
+        """z_i by name of the task, where the data describes its tasks; else empty."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """The sha256 of all examples as `sets` gives them, recorded with the results."""
+        return fingerprint(self.sets())
 
 
 class TaskGenerator(ABC):

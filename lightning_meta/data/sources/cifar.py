@@ -18,6 +18,7 @@ from lightning_meta.data.sources import restricted_pickle
 from lightning_meta.data.sources.class_lists import class_list
 from lightning_meta.data.sources.decoded import DecodedSource, progress
 
+ARCHIVE = "cifar-100-python.tar.gz"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 
 IMAGES = {"train": 50000, "test": 10000}
@@ -29,9 +30,18 @@ CONTENT = "ceb1680246a70fe066aa553ae9e94015f0ac8edb18e7ac50e59c6acc4ad243eb"
 _MAX_BYTES = 256 * 2**20  # of one member of the archive; the largest has 155 MB, or 225 as pickled by Python 3
 
 
-class _Class(NamedTuple):
+class CifarClass(NamedTuple):
+    """A class of CIFAR-100.
+
+    Attributes:
+        superclass: One of 20.
+        images: `(600, 3072)` uint8, ordered by their hash.
+        official_test: `(600,)` bool, whether each image is from the test file.
+    """
+
     superclass: str
-    images: np.ndarray  # (600, 3072)
+    images: np.ndarray
+    official_test: np.ndarray
 
 
 class _Cifar100(DecodedSource):
@@ -52,7 +62,7 @@ class _Cifar100(DecodedSource):
         return f"{type(self).__name__} of the official archive"
 
     def _decode(self) -> dict[Split, Pool]:
-        classes = read_official(OfficialFile("cifar-100-python.tar.gz", self.url), _read)
+        classes = read_official(OfficialFile(ARCHIVE, self.url), read_cifar100)
         names = self._split({name: c.superclass for name, c in classes.items()})
         return {split: _pool(names[split], classes) for split in SPLITS}
 
@@ -89,8 +99,12 @@ class FC100(_Cifar100):
         return {s: [name for name, of in superclass.items() if of in splits[s]] for s in SPLITS}
 
 
-def _read(path: Path) -> dict[str, _Class]:
-    """The 100 classes in alphabetical order, verified."""
+def read_cifar100(path: Path) -> dict[str, CifarClass]:
+    """The 100 classes of the archive in alphabetical order.
+
+    Raises:
+        WrongContentError: It does not hold the official images.
+    """
     found: dict[str, Any] = {}
     with tarfile.open(path, "r:gz") as archive:  # members are read, never extracted
         for member in progress(archive, "CIFAR-100", total=len(IMAGES) + 1):
@@ -113,7 +127,7 @@ def _read(path: Path) -> dict[str, _Class]:
     return classes
 
 
-def _classes(members: dict[str, Any]) -> dict[str, _Class]:
+def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
     """Sort the images of all members by class, and within a class by their hash."""
     try:
         fields = {member: {_text(k): v for k, v in content.items()} for member, content in members.items()}
@@ -130,10 +144,11 @@ def _classes(members: dict[str, Any]) -> dict[str, _Class]:
         classes = {}
         for name in sorted(names):
             rows = np.flatnonzero(fine == names.index(name))
-            rows = rows[np.argsort([hashlib.sha256(images[row].data).hexdigest() for row in rows])]
+            test = rows >= IMAGES["train"]  # decides between equal images
+            rows = rows[np.lexsort((test, np.array([hashlib.sha256(images[row].data).hexdigest() for row in rows])))]
             if len(rows) != PER_CLASS:
                 raise WrongContentError(f"it has {len(rows)} images of class {name}, expected {PER_CLASS}")
-            classes[name] = _Class(superclasses[int(coarse[rows[0]])], images[rows])
+            classes[name] = CifarClass(superclasses[int(coarse[rows[0]])], images[rows], rows >= IMAGES["train"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise WrongContentError(f"it is not laid out like CIFAR-100 ({type(error).__name__}: {error})") from error
     return classes
@@ -143,7 +158,7 @@ def _text(name: bytes | str) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def _pool(names: list[str], classes: dict[str, _Class]) -> Pool:
+def _pool(names: list[str], classes: dict[str, CifarClass]) -> Pool:
     x = torch.from_numpy(np.concatenate([classes[name].images for name in names])).reshape(-1, 3, 32, 32)
     sizes = torch.tensor([len(classes[name].images) for name in names])
     return Pool(x, sizes, tuple(names), tuple(classes[name].superclass for name in names))

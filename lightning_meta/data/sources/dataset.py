@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +34,8 @@ class FromDataset(Source):
 
     `x` is a tensor or an array, taken as it is (images: channels first), or a PIL image, which becomes
     uint8 `(channels, height, width)`; all of one shape. `y` is an integer. A label means the same class in
-    all three datasets, so one that occurs in two of them is an error: it would leak from training into test.
+    all three datasets. In few-shot learning one that occurs in two of them is an error, as it would leak from
+    training into test; multi-task learning asks for the same labels in all three.
 
     Example:
         >>> pairs = lambda labels: [(torch.zeros(3), y) for y in labels for _ in range(2)]
@@ -70,20 +72,36 @@ class FromDataset(Source):
         self._datasets: dict[Split, MapDataset] = {"train": train, "val": val, "test": test}
         self._names = names
         self._separate = separate_labels
-        self._pools: dict[Split, Pool] | None = None
 
     def pools(self) -> dict[Split, Pool]:
         """The pools of the splits, read once."""
-        if self._pools is None:
-            pools = {split: self._read(split) for split in SPLITS}
-            mend = "give it to one split, or set separate_labels=True if the labels mean different classes"
-            refuse_shared({split: pools[split].names for split in SPLITS}, "FromDataset", mend)
-            self._pools = pools
-        return self._pools
+        pools = self._everything
+        mend = "give it to one split, or set separate_labels=True if the labels mean different classes"
+        refuse_shared({split: pools[split].names for split in SPLITS}, "FromDataset", mend)
+        return pools
+
+    def held_out(self) -> dict[Split, Pool]:
+        """The same pools where all three datasets hold the same classes: one task, without a group.
+
+        Raises:
+            UserError: A dataset lacks a class that another one has.
+        """
+        pools = self._everything
+        for split, other in ((a, b) for a in SPLITS for b in SPLITS):
+            if alone := sorted(set(pools[split].names) - set(pools[other].names)):
+                raise UserError(
+                    f"FromDataset {other}: there is no class {alone[0]!r}, which {split} has; "
+                    f"a task needs every class in train, val and test"
+                )
+        return pools
 
     def fingerprint(self) -> str:
         """The sha256 of all examples and class names."""
-        return fingerprint(self.pools())
+        return fingerprint(self._everything)
+
+    @cached_property
+    def _everything(self) -> dict[Split, Pool]:
+        return {split: self._read(split) for split in SPLITS}
 
     def _read(self, split: Split) -> Pool:
         dataset = self._datasets[split]

@@ -49,8 +49,11 @@ class ImageFilesSource(DecodedSource):
         """List the files, and complain about what is missing."""
 
     def _key(self) -> str:
+        return self._key_of(self._listing())
+
+    def _key_of(self, listing: Listing) -> str:
         sha = hashlib.sha256(str(self.root.resolve()).encode())
-        for split, classes in self._listing().items():
+        for split, classes in listing.items():
             for name, files in classes.items():
                 for file in files:
                     try:
@@ -61,7 +64,9 @@ class ImageFilesSource(DecodedSource):
         return f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
 
     def _decode(self) -> dict[Split, Pool]:
-        listing = self._listing()
+        return self._pools_of(self._listing())
+
+    def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
         return {split: self._pool(listing[split], split) for split in SPLITS}
 
     def _pool(self, classes: dict[str, list[Path]], split: Split) -> Pool:
@@ -74,7 +79,8 @@ class ImageFilesSource(DecodedSource):
             for i, image in enumerate(progress(decoded, f"the {split} images", total=len(files))):
                 x[i] = image
         sizes = torch.tensor([len(of_class) for of_class in classes.values()], dtype=torch.int64)
-        return Pool(torch.from_numpy(x), sizes, tuple(classes), ("",) * len(classes))
+        groups = tuple(name.rpartition("/")[0] for name in classes)
+        return Pool(torch.from_numpy(x), sizes, tuple(classes), groups)
 
 
 def refuse_deep(image: Image.Image, where: str) -> None:

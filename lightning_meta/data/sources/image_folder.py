@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.cache import load_or_build
+from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.class_lists import refuse_shared
+from lightning_meta.data.sources.division import divided
 from lightning_meta.data.sources.image_files import ImageFilesSource, Listing
 from lightning_meta.errors import UserError
 
@@ -19,8 +22,9 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 class ImageFolder(ImageFilesSource):
     """Images in folders named by class: `root/train|val|test/<class>/*`, or `root/<class>/*`.
 
-    In the first layout the folders say which class is in which split. In the second the classes are divided
-    here: at random, but the same on every machine, and by `seed` and the names of the classes alone.
+    For few-shot learning the folders of the first layout say which class is in which split. In the second the
+    classes are divided here: at random, but the same on every machine, and by `seed` and the names of the
+    classes alone.
 
     Files with the usual suffixes of images are read in the order of their names, hidden files and others are
     passed over, and so are folders inside a class. Images are turned as their EXIF orientation says, resized
@@ -31,8 +35,8 @@ class ImageFolder(ImageFilesSource):
         root: The folder.
         image_size: Height and width of the images in pixels.
         channels: 3 for colour, 1 for grey.
-        fractions: Which part of the classes goes to train, val and test, where the folder does not say; each
-            gets one class at least.
+        fractions: Which part of the classes, or for multi-task learning of each class's images, goes to train, val
+            and test, where the folder does not say; each gets one at least.
         seed: Draws another division into train, val and test.
     """
 
@@ -52,9 +56,51 @@ class ImageFolder(ImageFilesSource):
         self.fractions = fractions
         self.seed = seed
 
-    def _listing(self) -> Listing:
+    def held_out(self) -> dict[Split, Pool]:
+        """Every class in each split: `root/train|val|test/<class>/*` with the same classes, or `root/<class>/*`.
+
+        In the first layout the folders say which image is in which split, in the second the images of each class are
+        divided by `fractions`, `seed` and their names alone. A folder that holds folders and no images is a group of
+        classes, and with that a task: `root/<group>/<class>/*`, or `root/train/<group>/<class>/*` and so on.
+
+        Raises:
+            UserError: A class has no image in some split, or fewer than three to divide.
+        """
+        listing = self._held_out_listing()
+        key = f"examples divided; {self._key_of(listing)}"
+        cached = load_or_build(type(self).__name__.lower(), key, lambda: self._pools_of(listing))
+        self._fingerprint = cached.fingerprint
+        return cached.pools
+
+    def _held_out_listing(self) -> Listing:
+        self._check_root()
+        if any(_folders(self.root / split) for split in SPLITS):
+            classes = {split: _classes(self.root / split) for split in SPLITS}
+            for split, other in ((a, b) for a in SPLITS for b in SPLITS):
+                if alone := sorted(classes[split].keys() - classes[other].keys()):
+                    raise UserError(
+                        f"{self.root / other}: there is no class {alone[0]!r}, which {split} has; "
+                        f"tasks need every class in train, val and test"
+                    )
+            return {split: {name: _images(f) for name, f in sorted(classes[split].items())} for split in SPLITS}
+        listing: Listing = {split: {} for split in SPLITS}
+        for name, folder in sorted(_classes(self.root).items()):
+            files = {file.name: file for file in _images(folder)}
+            if len(files) < len(SPLITS):
+                raise UserError(f"{folder}: found {len(files)} images; train, val and test need one each at least")
+            split_of = divided(set(files), self.fractions, self.seed, least=1)
+            for split in SPLITS:
+                listing[split][name] = [file for of, file in files.items() if split_of[of] == split]
+        if not listing["train"]:
+            raise UserError(f"{self.root}: found no class folders")
+        return listing
+
+    def _check_root(self) -> None:
         if not self.root.is_dir():
             raise UserError(f"ImageFolder root={self.root}: there is no such folder")
+
+    def _listing(self) -> Listing:
+        self._check_root()
         if any(_folders(self.root / split) for split in SPLITS):
             folders = {split: {f.name: f for f in _folders(self.root / split)} for split in SPLITS}
             self._check_division(folders)
@@ -96,8 +142,21 @@ def _folders(root: Path) -> list[Path]:
     return sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
+def _classes(root: Path) -> dict[str, Path]:
+    """The folders of the classes of all groups by `class`, or `group/class`."""
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        inside = [] if _image_files(folder) else _folders(folder)
+        found |= {f"{folder.name}/{f.name}": f for f in inside} if inside else {folder.name: folder}
+    return found
+
+
 def _images(folder: Path) -> list[Path]:
-    files = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    if found := sorted(f for f in files if not f.is_dir()):
+    if found := _image_files(folder):
         return found
     raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
+
+
+def _image_files(folder: Path) -> list[Path]:
+    files = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+    return sorted(f for f in files if not f.is_dir())

@@ -19,6 +19,7 @@ from lightning_meta.data.files import OfficialFile, WrongContentError, read_offi
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.class_lists import class_list
 from lightning_meta.data.sources.decoded import DecodedSource, progress
+from lightning_meta.data.sources.division import divide, merged
 from lightning_meta.errors import UserError
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -30,6 +31,9 @@ ARCHIVES = {
 }
 DRAWERS = 20
 SIDE = 105
+
+# Whose drawings are for multi-task learning's splits: drawers 1 to 14, 15 and 16, 17 to 20 of every alphabet.
+DRAWERS_OF: dict[Split, range] = {"train": range(0, 14), "val": range(14, 16), "test": range(16, 20)}
 
 # The validation alphabets of Vinyals' split all lie in Lake's background set, so both splits share them.
 VALIDATION_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
@@ -67,6 +71,18 @@ class Omniglot(DecodedSource):
         self.split = split
         self.image_size = image_size
         self.url = url
+
+    def held_out(self) -> dict[Split, Pool]:
+        """All 1,623 characters of 50 alphabets in each split, by other hands.
+
+        Of every character the drawings of drawers 1 to 14 are for train, of 15 and 16 for val, of 17 to 20 for test. An
+        alphabet's drawers are the same for all its characters; whether a person drew several alphabets the archive does
+        not say. The option `split` makes no difference here.
+
+        Returns:
+            Pools with 14, 2 and 4 examples a class; classes by name, groups are alphabets.
+        """
+        return divide(merged(self.pools()), DRAWERS_OF)
 
     def _key(self) -> str:
         return f"omniglot, split {self.split}, {self.image_size} pixels, lanczos"

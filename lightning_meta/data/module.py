@@ -1,0 +1,83 @@
+"""What the data modules share: seeds, ranks and the options of loaders."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+
+from lightning_meta.errors import UserError, one_of
+
+Place = Literal["cpu", "accelerator"]
+
+
+class SourceDataModule(LightningDataModule, ABC):
+    """A data module over a source.
+
+    Args:
+        seed: Of the training draws; by default that of `seed_everything`, or 0.
+        num_workers: Loader processes.
+        pool_on: Where the stored examples lie.
+    """
+
+    def __init__(self, seed: int | None, num_workers: int, pool_on: Place) -> None:
+        super().__init__()
+        one_of("pool_on", pool_on, Place)
+        if num_workers < 0:
+            raise UserError(f"num_workers: 0 or more loader processes, got {num_workers}")
+        if pool_on == "accelerator" and num_workers:
+            raise UserError(
+                f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "
+                "use num_workers=0 or pool_on=cpu"
+            )
+        self.seed, self.num_workers, self.pool_on = seed, num_workers, pool_on
+
+    @property
+    def train_seed(self) -> int:
+        """The seed of the training draws."""
+        return self.seed if self.seed is not None else run_seed()
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The number of ranks, and this one's."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    @property
+    def pool_device(self) -> torch.device:
+        """Where the stored examples lie."""
+        on_accelerator = self.pool_on == "accelerator" and self.trainer is not None
+        return self.trainer.strategy.root_device if on_accelerator else torch.device("cpu")  # type: ignore[union-attr]
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of the examples, recorded with the results; "" where there is none."""
+
+    def loader_options(self) -> dict[str, Any]:
+        """Options of every `torch.utils.data.DataLoader`."""
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {
+            "num_workers": self.num_workers,
+            "pin_memory": on_cuda and self.pool_on == "cpu",
+            "persistent_workers": self.num_workers > 0,
+            # Loaders draw a seed for their workers, used or not; from here, so that the run's own stream stays put.
+            "generator": torch.Generator(),
+        }
+
+
+def run_seed() -> int:
+    """The seed of `lightning.seed_everything`, or 0."""
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+
+def check_positive(**options: int | None) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        UserError: The option and its value.
+    """
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise UserError(f"{name}: at least 1 is needed, got {value}")

@@ -1,0 +1,204 @@
+"""The data module of multi-task learning: any source, served as batches of several tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.utils.data import DataLoader
+
+from lightning_meta.batches import SPLITS, Split, TaskBatch
+from lightning_meta.data.group_tasks import tasks_of_groups
+from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, TrainLoader, as_is
+from lightning_meta.data.module import Place, SourceDataModule, check_positive
+from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
+from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
+from lightning_meta.data.task_set import TaskSet, fingerprint
+from lightning_meta.errors import UserError
+from lightning_meta.tasks import Task, TasksSpec
+
+
+class MultiTaskDataModule(SourceDataModule):
+    r"""Batches of a fixed set of tasks: training data without end, and every example of validation and test once.
+
+    Where every task has a data set of its own, a batch is a mini-batch of tasks and then a mini-batch of each task's
+    data; drawing task i with probability $p_i$ minimises $\sum_i p_i L_i$. Where tasks share inputs, a batch is a
+    mini-batch of inputs with all targets that they have. A batch is a pure function of (seed, number): the same at any
+    number of workers and ranks, and after a resume.
+
+    Args:
+        source: Where examples come from: a `TaskSource`, or classes in groups (`Glyphs`, `Omniglot`, ...), each group
+            a task.
+        tasks: Names of the tasks to use; all by default.
+        batch_size: Examples of each drawn task, over all ranks together; inputs, where tasks share them.
+        tasks_per_batch: Tasks drawn for a batch; all by default.
+        task_exponent: α: a task of n examples is drawn in proportion to n^α; 0 draws uniformly.
+        batches_per_epoch: Batches between two validations, by default; those of one visit to the data by default.
+        evaluation_batch_size: Inputs that are evaluated at once.
+        train_subset: Training examples of each task that are evaluated beside the test, for the gap between them.
+        seed: Of the training batches; by default that of `seed_everything`, or 0.
+        num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
+        pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+    """
+
+    def __init__(
+        self,
+        source: Source | TaskSource,
+        tasks: Sequence[str] | None = None,
+        batch_size: int = 32,
+        tasks_per_batch: int | None = None,
+        task_exponent: float = 0.0,
+        batches_per_epoch: int | None = None,
+        evaluation_batch_size: int = 512,
+        train_subset: int = 200,
+        seed: int | None = None,
+        num_workers: int = 0,
+        pool_on: Place = "cpu",
+    ) -> None:
+        super().__init__(seed, num_workers, pool_on)
+        check_positive(
+            batch_size=batch_size,
+            tasks_per_batch=tasks_per_batch,
+            batches_per_epoch=batches_per_epoch,
+            evaluation_batch_size=evaluation_batch_size,
+            train_subset=train_subset,
+        )
+        if not 0 <= task_exponent <= 10:
+            raise UserError(f"task_exponent: 0 (uniform) to 10, got {task_exponent}; 1 is in proportion to size")
+        if tasks is not None and not tasks:
+            raise UserError("tasks: name at least one, or leave it out to use all")
+        if tasks is not None and len(set(tasks)) < len(tasks):
+            raise UserError(f"tasks: {next(n for n in tasks if list(tasks).count(n) > 1)!r} is named twice")
+        self.source = source
+        self.only = None if tasks is None else list(tasks)
+        self.batch_size, self.tasks_per_batch, self.task_exponent = batch_size, tasks_per_batch, task_exponent
+        self.batches_per_epoch = batches_per_epoch
+        self.evaluation_batch_size, self.train_subset = evaluation_batch_size, train_subset
+        self.sets: dict[Split, TaskSet] = {}
+        self.spec: TasksSpec | None = None
+        self._by_inputs = False
+
+    def prepare_data(self) -> None:
+        """Download and decode, once per machine."""
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Open the sets, check them, and say what a module must know of the tasks."""
+        if self.spec is not None:
+            return
+        if isinstance(self.source, TaskSource):
+            tasks, sets, descriptors = self.source.tasks(), self.source.sets(), dict(self.source.descriptors())
+        else:
+            (tasks, sets), descriptors = tasks_of_groups(self.source.held_out()), {}
+        check_names(tasks, sets)
+        self._by_inputs = sets["train"].overlapping  # of all tasks, so that one alone meets the same batches
+        if self.only is not None:
+            for name in self.only:
+                if name not in tasks:
+                    raise UserError(f"tasks: there is no task {name!r}; there are {_listed(list(tasks))}")
+            tasks = {name: tasks[name] for name in self.only}
+            sets = {split: data.select(self.only) for split, data in sets.items()}
+            descriptors = {name: z for name, z in descriptors.items() if name in tasks}
+        check_sets(tasks, sets)
+        if self._by_inputs and (self.tasks_per_batch is not None or self.task_exponent):
+            option = "tasks_per_batch" if self.tasks_per_batch is not None else "task_exponent"
+            raise UserError(
+                f"{option}: these tasks share inputs, and a batch holds every task of its inputs; leave it out"
+            )
+        train = sets["train"]
+        self.spec = TasksSpec(
+            {name: task.fitted(train.targets[name]) for name, task in tasks.items()},
+            train.input_shapes,
+            train.counts,
+            descriptors,
+        )
+        self.sets = {split: data.to(self.pool_device) for split, data in sets.items()}
+
+    def train_dataloader(self) -> TrainLoader:
+        """This rank's share of the training batches."""
+        counted = {
+            "batch_size": self.batch_size,
+            "tasks_per_batch": self.tasks_per_batch or len(self.sets["train"].names),
+        }
+        sampler = TaskBatchSampler(self.train_batches(), {**counted, "task_exponent": self.task_exponent})
+        return TrainLoader(sampler, **self.loader_options())
+
+    def val_dataloader(self) -> DataLoader[TaskBatch]:
+        """This rank's share of the validation examples."""
+        return self._evaluation_loader(self.sets["val"])
+
+    def test_dataloader(self) -> list[DataLoader[TaskBatch]]:
+        """This rank's share of the test examples, of the validation examples, and of a fixed training subset."""
+        train = subset(self.sets["train"], self.train_subset)
+        return [self._evaluation_loader(data) for data in (self.sets["test"], self.sets["val"], train)]
+
+    def predict_dataloader(self) -> DataLoader[TaskBatch]:
+        """This rank's share of the test examples."""
+        return self._evaluation_loader(self.sets["test"])
+
+    def train_batches(self) -> TaskBatches:
+        """The training batches of one epoch, this rank's share of each."""
+        data, (ranks, rank) = self.sets["train"], self.ranks
+        if self._by_inputs:
+            return DrawnInputs(data, self.train_seed, self.batch_size, self.batches_per_epoch, rank, ranks)
+        return DrawnTasks(
+            data,
+            self.train_seed,
+            self.batch_size,
+            self.tasks_per_batch,
+            self.task_exponent,
+            self.batches_per_epoch,
+            rank,
+            ranks,
+        )
+
+    def fingerprint(self) -> str:
+        """A hash of the examples of all splits, recorded with the results."""
+        return fingerprint(self.sets)
+
+    def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
+        dataset = AllExamples(data, self.evaluation_batch_size)
+        sampler = EvaluationSampler(dataset, *self.ranks)
+        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=as_is, **self.loader_options())
+
+
+def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
+    """Refuse sets of other tasks.
+
+    Raises:
+        UserError: There is no task, or a split has other tasks.
+    """
+    if not tasks:
+        raise UserError("source: it has no tasks")
+    for split in SPLITS:
+        if set(sets[split].names) != set(tasks):
+            found, expected = _listed(sets[split].names), _listed(list(tasks))
+            raise UserError(f"source: the {split} split has tasks {found}, expected {expected}")
+
+
+def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
+    """Refuse sets that do not fit the tasks.
+
+    Raises:
+        UserError: A task has no training example, a split is empty, or targets do not fit.
+    """
+    for split in SPLITS:
+        data = sets[split]
+        for name, task in tasks.items():
+            try:
+                task.check(data.targets[name], task.outputs)
+            except UserError as error:
+                raise UserError(f"task {name!r}, {split} split: {error}") from error
+        if data.input_shapes != sets["train"].input_shapes:
+            name = next(n for n, shape in data.input_shapes.items() if shape != sets["train"].input_shapes[n])
+            shapes = f"{data.input_shapes[name]} in the {split} split and {sets['train'].input_shapes[name]} in train"
+            raise UserError(f"task {name!r}: inputs have shape {shapes}")
+        if not any(data.counts.values()):
+            raise UserError(f"source: the {split} split is empty; every split needs labelled examples")
+    for name, count in sets["train"].counts.items():
+        if not count:
+            raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")
+
+
+def _listed(names: Sequence[str], most: int = 10) -> str:
+    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

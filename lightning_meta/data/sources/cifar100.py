@@ -1,0 +1,89 @@
+"""CIFAR-100 as 20 tasks: in each superclass, to tell its five classes apart."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.cache import Cached, load_or_build
+from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
+from lightning_meta.data.group_tasks import tasks_of_groups
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.sources.base import TaskSource
+from lightning_meta.data.sources.cifar import ARCHIVE, URL, CifarClass, read_cifar100
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.tasks import Task
+
+VALIDATION = 50  # training images of each class
+
+# The sha256 of which image is a test image, class by class in alphabetical order, images ordered by their hash.
+DIVISION = "a612e0f3344c7ae1fae32583535b03b296b9b7bcd190de5d8d0fd7f3d78f2c51"
+
+
+class CIFAR100(TaskSource):
+    """CIFAR-100 (Krizhevsky 2009) as 20 tasks of five classes, a superclass each (Rosenbaum et al. 2018; PCGrad 2020).
+
+    The official division: of each class its 100 test images are for test. Of its 500 training images the 50 whose
+    hashes come first, as good as drawn at random, are for val, and 450 for train; the papers train on all 500. As
+    published, ten test images are also training images, four of them with the same label.
+
+    Images are uint8 `(3, 32, 32)`. A task is called by its superclass; its labels count its classes in alphabetical
+    order. Found as `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB).
+
+    Args:
+        url: Where to download the archive from.
+    """
+
+    def __init__(self, url: str = URL) -> None:
+        self.url = url
+
+    def prepare(self) -> None:
+        """Download and decode into the cache what is not there yet; runs in one process per machine."""
+        self._load()
+
+    def tasks(self) -> dict[str, Task]:
+        """A classification of five for each superclass, in alphabetical order."""
+        return self._tasks_and_sets[0]
+
+    def sets(self) -> dict[Split, TaskSet]:
+        """2,250, 250 and 500 images of each task."""
+        return self._tasks_and_sets[1]
+
+    def fingerprint(self) -> str:
+        """The sha256 of the decoded examples in canonical order."""
+        return self._load().fingerprint
+
+    def _load(self) -> Cached:
+        return load_or_build("cifar100", f"the official division, the first {VALIDATION} are val", self._decode)
+
+    @cached_property
+    def _tasks_and_sets(self) -> tuple[dict[str, Task], dict[Split, TaskSet]]:
+        return tasks_of_groups(self._load().pools)
+
+    def _decode(self) -> dict[Split, Pool]:
+        classes = read_official(OfficialFile(ARCHIVE, self.url), _read)
+        names = sorted(classes, key=lambda name: (classes[name].superclass, name))
+        return {split: _pool(split, {name: classes[name] for name in names}) for split in SPLITS}
+
+
+def _read(path: Path) -> dict[str, CifarClass]:
+    classes = read_cifar100(path)
+    found = hashlib.sha256(np.concatenate([c.official_test for c in classes.values()]).tobytes()).hexdigest()
+    if found != DIVISION:
+        raise WrongContentError(f"its division into training and test images is not the official one ({found})")
+    return classes
+
+
+def _pool(split: Split, classes: dict[str, CifarClass]) -> Pool:
+    test = {name: c.images[c.official_test] for name, c in classes.items()}
+    training = {name: c.images[~c.official_test] for name, c in classes.items()}
+    taken = slice(VALIDATION) if split == "val" else slice(VALIDATION, None)
+    images = list(test.values()) if split == "test" else [of_class[taken] for of_class in training.values()]
+    x = torch.from_numpy(np.concatenate(images)).reshape(-1, 3, 32, 32)
+    groups = tuple(c.superclass for c in classes.values())
+    return Pool(x, torch.tensor([len(i) for i in images]), tuple(classes), groups)

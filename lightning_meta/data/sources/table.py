@@ -1,0 +1,224 @@
+"""A table of the user's own: several target columns of one row, or one target whose rows belong to tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.data.sources.base import TaskSource
+from lightning_meta.data.sources.columns import Column, read_columns
+from lightning_meta.data.sources.division import divided
+from lightning_meta.data.sources.table_features import encode_features
+from lightning_meta.data.sources.table_targets import Kind, Target, encoded, kind_of, task_of
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.tasks import Task
+
+
+class Table(TaskSource):
+    """A CSV or Parquet file whose columns are features, targets and, if need be, the name of the row's task.
+
+    Two regimes. With several `targets` each of them is a task, and all are predicted from the same row. With a
+    `task_column` each of its values is a task of its own rows, and there is one target.
+
+    A kind that is null is told by the column: text is `multiclass`, numbers are a `regression`; numbers of two values
+    only could be either, so there the kind must be stated. A target that is missing is a label that is not there.
+
+    Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
+    the training mean. Features of text become one input of 0 or 1 for each of the texts in the training rows; a missing
+    text, or one not seen there, is 0 in all of them. Parquet's booleans are numbers, 0 or 1.
+
+    Rows are divided by a hash of `seed`, features and targets, in each task apart where there is a `task_column`: the
+    same on any machine and in any order of rows, and equal rows of a task are never in two splits. With a
+    `group_column` all rows of a group, such as a patient's, are in one split whatever their task; a `split_column`
+    leaves the division to the file. A row without any label is in none.
+
+    Example:
+        In a configuration::
+
+            class_path: lightning_meta.data.sources.Table
+            init_args:
+              path: houses.csv
+              targets: {price: regression, sold: binary, style: null}
+
+    Args:
+        path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
+        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes.
+        features: Names of the feature columns; by default all that are nothing else.
+        task_column: The column that names each row's task.
+        split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
+        group_column: Rows with the same value here are in one split.
+        fractions: Which part of the different rows, or groups, goes to train, val and test.
+        seed: Draws another division.
+        categorical: Feature columns to be taken as text although they hold numbers.
+        max_categories: The most different texts that a feature may have: more is likely a name or a date.
+        missing_indicators: For every feature that misses values in training, one more input that is 1 where it does.
+
+    Raises:
+        UserError: Options that do not go together, or a file or column that is not as they say.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        targets: Mapping[str, None | Target | str],  # noqa: RUF036 - the parser takes the first that fits
+        features: Sequence[str] | None = None,
+        task_column: str | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
+        fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+        seed: int = 0,
+        categorical: Sequence[str] = (),
+        max_categories: int = 50,
+        missing_indicators: bool = False,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        self.targets = {n: t if isinstance(t, Target) else Target(cast(Kind | None, t)) for n, t in targets.items()}
+        self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
+        self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
+        self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
+        self._check_options()
+
+    def tasks(self) -> dict[str, Task]:
+        """A task a target, by name of the column; or a task a value of `task_column`, in order of the value."""
+        tasks = {name: task_of(kind, len(classes)) for name, (kind, classes) in self._kinds.items()}
+        if self.task_column is None:
+            return tasks
+        (task,) = tasks.values()
+        return dict.fromkeys(self._column(self.task_column).classes(), task)
+
+    def classes(self) -> dict[str, list[str]]:
+        """By target of labels: the name of class 0, 1, ...; for binary, no and yes."""
+        return {name: classes for name, (kind, classes) in self._kinds.items() if kind != "regression"}
+
+    def sets(self) -> dict[Split, TaskSet]:
+        """Inputs `(n, D)` float32; targets `(n_i, 1)` numbers or `(n_i,)` labels."""
+        return self._sets
+
+    @cached_property
+    def input_names(self) -> list[str]:
+        """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
+        return self._inputs[0]
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        columns = read_columns(self.path)
+        named = (*self.targets, *(self.features or ()), *self.categorical)
+        for name in (*named, self.task_column, self.split_column, self.group_column):
+            if name is not None and name not in columns:
+                raise UserError(f"{self.path}: there is no column {name!r}; there are {', '.join(map(repr, columns))}")
+        return columns
+
+    def _column(self, name: str) -> Column:
+        """A column that has a value in every row."""
+        column = self._columns[name]
+        if column.missing.any():
+            raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
+        return column
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[Kind, list[str]]]:
+        return {name: kind_of(self._columns[name], target) for name, target in self.targets.items()}
+
+    @cached_property
+    def _feature_columns(self) -> dict[str, Column]:
+        taken = {*self.targets, self.task_column, self.split_column, self.group_column}
+        names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
+        if not names:
+            raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
+        if wrong := [name for name in self.categorical if name not in names]:
+            raise UserError(f"Table categorical: {wrong[0]!r} is no feature")
+        return {name: self._columns[name] for name in names}
+
+    @cached_property
+    def _inputs(self) -> tuple[list[str], Tensor]:
+        train = self._split_of == "train"
+        if not train.any():
+            raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
+        return encode_features(
+            self._feature_columns, train, self.categorical, self.max_categories, self.missing_indicators
+        )
+
+    @cached_property
+    def _labelled(self) -> NDArray[np.bool_]:
+        return ~np.all([self._columns[name].missing for name in self.targets], axis=0)
+
+    @cached_property
+    def _split_of(self) -> NDArray[np.str_]:
+        """The split of each row, "" for a row without any label."""
+        if self.split_column is not None:
+            column = self._column(self.split_column)
+            for row, label in enumerate(column.labels):
+                if label not in SPLITS:
+                    raise column.wrong(row, "expected train, val or test")
+            return np.where(self._labelled, column.labels, "")
+        if self.group_column is not None:
+            units, tasks = self._column(self.group_column).labels, None
+        else:
+            units = self._contents()
+            tasks = None if self.task_column is None else self._column(self.task_column).labels
+        parts: dict[str, list[int]] = {}
+        for row in self._labelled.nonzero()[0].tolist():
+            parts.setdefault("" if tasks is None else tasks[row], []).append(row)
+        split_of = np.zeros(len(units), dtype="<U5")
+        for rows in parts.values():
+            split = divided({units[row] for row in rows}, self.fractions, self.seed)
+            split_of[rows] = [split[units[row]] for row in rows]
+        return split_of
+
+    def _contents(self) -> list[str]:
+        """All features and targets of each row, in one string."""
+        columns = [*self._feature_columns.values(), *(self._columns[name] for name in self.targets)]
+        count = len(self._labelled)
+        numbers = [np.nan_to_num(c.numbers, nan=np.inf) for c in columns if c.first_text is None]
+        rows = np.column_stack([np.zeros((count, 0)), *numbers]).astype("<f8")
+        texts = zip([""] * count, *(c.labels for c in columns if c.first_text is not None), strict=True)
+        return ["\x1f".join([row.tobytes().hex(), *more]) for row, more in zip(rows, texts, strict=True)]
+
+    @cached_property
+    def _sets(self) -> dict[Split, TaskSet]:
+        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
+        values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
+        present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
+        sets: dict[Split, TaskSet] = {}
+        for split in SPLITS:
+            here = torch.from_numpy(split_of == split)
+            if self.task_column is None:
+                columns = {name: y[here] for name, y in values.items()}
+                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                continue
+            (y,), (there,) = values.values(), present.values()
+            tasks = np.array(self._column(self.task_column).labels)
+            rows = {name: here & there & torch.from_numpy(tasks == name) for name in self.tasks()}
+            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
+        return sets
+
+    def _check_options(self) -> None:
+        if not self.targets:
+            raise UserError("Table targets: expected the name of one target column at least")
+        for name, target in self.targets.items():
+            target.check(name)
+        if self.task_column is not None and len(self.targets) != 1:
+            raise UserError(f"Table targets: with a task_column there is one target, got {', '.join(self.targets)}")
+        roles = [*self.targets, *(self.features or ())]
+        roles += [name for name in (self.task_column, self.split_column) if name is not None]
+        if twice := [name for name in roles if roles.count(name) > 1]:
+            raise UserError(
+                f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task or the split"
+            )
+        if self.split_column is not None and self.group_column is not None:
+            raise UserError("Table: with a split_column the file divides the rows; leave group_column out")
+        fractions = self.fractions
+        if len(fractions) != 3 or not min(fractions) > 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+            raise UserError(f"Table fractions={list(fractions)}: expected three positive numbers that add up to 1")
+        if self.max_categories < 1:
+            raise UserError(f"Table max_categories={self.max_categories}: expected at least 1")

@@ -1,0 +1,92 @@
+"""The target columns of a table: what kind of task each is, and its values as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_meta.data.sources.columns import Column
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.tasks import Binary, Classification, Regression, Task
+
+Kind = Literal["regression", "binary", "multiclass"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a target column holds, where more is to be said than its kind.
+
+    Attributes:
+        kind: `regression` of a number, `binary` (two values) or `multiclass`; null to tell by the column.
+        classes: The labels in order, for binary no and yes; by default all that the column holds, sorted. A label
+            beyond them is an error.
+    """
+
+    kind: Kind | None = None
+    classes: Sequence[str | int] | None = None
+
+    def check(self, name: str) -> None:
+        """Refuse what cannot be, in the column of a name."""
+        if self.kind is not None:
+            one_of(f"Table targets: {name}", self.kind, Kind)
+        if self.classes is None:
+            return
+        shown = f"Table targets: {name} has classes {list(self.classes)}"
+        if self.kind == "regression":
+            raise UserError(f"{shown}; a regression has none")
+        if len(set(self.classes)) < max(2, len(self.classes)):
+            raise UserError(f"{shown}; expected two or more, each once")
+        if self.kind == "binary" and len(self.classes) != 2:
+            raise UserError(f"{shown}; expected two for binary, no and yes")
+
+
+def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
+    """The kind of a target and its classes, none for a regression.
+
+    Raises:
+        UserError: The column is not what the target says, or does not tell its kind.
+    """
+    if column.missing.all():
+        raise UserError(f"{column.where} has no value at all; a target needs some")
+    kind = target.kind
+    if kind is None and target.classes is None and column.first_text is None and len(column.classes()) == 2:
+        raise UserError(
+            f"{column.where} holds two numbers only, {' and '.join(column.classes())}; state its kind in `targets`: "
+            f"binary, multiclass or regression"
+        )
+    if kind is None and target.classes is None and column.first_text is not None and column.mixed:
+        raise column.wrong(column.first_text, "other rows hold numbers; mend it, or state multiclass")
+    if kind is None:
+        text = target.classes is not None or column.first_text is not None
+        kind = "multiclass" if text else "regression"
+    if kind == "regression":
+        column.numbers  # noqa: B018 - text and infinity are errors here
+        return kind, []
+    classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
+    if len(classes) < 2 or (kind == "binary" and len(classes) != 2):
+        wanted = "two" if kind == "binary" else "two or more"
+        found = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
+        raise UserError(f"{column.where} has {found}, expected {wanted} for {kind}")
+    for row, label in enumerate(column.labels):
+        if label not in classes and not column.missing[row]:
+            raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
+    return kind, classes
+
+
+def task_of(kind: Kind, classes: int) -> Task:
+    """The ready-made task of a kind."""
+    if kind == "regression":
+        return Regression(1)
+    return Binary() if kind == "binary" else Classification(classes)
+
+
+def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:
+    """Targets of all rows, `(n, 1)` float32 or `(n,)` int64; those that are missing are of no account."""
+    if kind == "regression":
+        return torch.from_numpy(column.numbers).float().unsqueeze(1)
+    place = {label: i for i, label in enumerate(classes)}
+    return torch.tensor([place.get(label, -1) for label in column.labels])

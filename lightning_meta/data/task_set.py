@@ -1,0 +1,163 @@
+"""The stored examples of several tasks: one split of a multi-task data set."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
+from lightning_meta.errors import UserError
+
+
+@dataclass(frozen=True)
+class TaskSet:
+    """The labelled examples of every task in one split, laid out like one large `TaskBatch`.
+
+    Attributes:
+        inputs: `(n, *input_shape)`, uint8 for images; where tasks have inputs of different shapes, one tensor a task.
+        targets: By name of the task, `(n_i, ...)`.
+        rows: By name, `(n_i,)` int64 in ascending order: the row of `inputs` that each target belongs to.
+    """
+
+    inputs: Tensor | dict[str, Tensor]
+    targets: dict[str, Tensor]
+    rows: dict[str, Tensor]
+
+    def __post_init__(self) -> None:
+        if list(self.targets) != list(self.rows):
+            raise ValueError(f"targets and rows name the same tasks, got {list(self.targets)} and {list(self.rows)}")
+        for name, rows in self.rows.items():
+            if len(rows) != len(self.targets[name]):
+                raise ValueError(f"task {name!r} has {len(self.targets[name])} targets for {len(rows)} rows")
+            if len(rows) > 1 and not (rows.diff() > 0).all():
+                raise ValueError(f"task {name!r}: rows ascend, and none is named twice")
+
+    @classmethod
+    def of_examples(cls, tasks: Mapping[str, Examples]) -> TaskSet:
+        """Tasks with a data set each; inputs are kept apart only where their shapes differ.
+
+        Args:
+            tasks: By name, inputs `(n_i, *input_shape)` and targets `(n_i, ...)`.
+
+        Raises:
+            UserError: A task has more or fewer targets than inputs.
+        """
+        for name, (x, y) in tasks.items():
+            if len(x) != len(y):
+                raise UserError(f"task {name!r} has {len(x)} inputs and {len(y)} targets; every input needs one")
+        targets = {name: y for name, (_, y) in tasks.items()}
+        counts = [len(y) for y in targets.values()]
+        if len({(x.shape[1:], x.dtype) for x, _ in tasks.values()}) > 1:
+            apart = {name: x for name, (x, _) in tasks.items()}
+            return cls(apart, targets, {name: torch.arange(len(y)) for name, y in targets.items()})
+        starts = [sum(counts[:i]) for i in range(len(counts))]
+        rows = {name: torch.arange(s, s + n) for name, s, n in zip(targets, starts, counts, strict=True)}
+        return cls(torch.cat([x for x, _ in tasks.values()]), targets, rows)
+
+    @classmethod
+    def of_columns(cls, inputs: Tensor, columns: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> TaskSet:
+        """One input with several targets, some of them missing.
+
+        Args:
+            inputs: `(n, *input_shape)`.
+            columns: By name of the task, `(n, ...)` targets.
+            present: By name, `(n,)` bool: which targets are there.
+        """
+        rows = {name: mask.nonzero()[:, 0] for name, mask in present.items()}
+        return cls(inputs, {name: column[rows[name]] for name, column in columns.items()}, rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks, in order."""
+        return list(self.targets)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labelled examples each task has."""
+        return {name: len(rows) for name, rows in self.rows.items()}
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of one input, by task."""
+        inputs = self.inputs
+        return {n: tuple((inputs[n] if isinstance(inputs, dict) else inputs).shape[1:]) for n in self.targets}
+
+    @cached_property
+    def overlapping(self) -> bool:
+        """Whether an input has targets of more than one task."""
+        if isinstance(self.inputs, dict) or not self.rows:
+            return False
+        rows = torch.cat(list(self.rows.values()))
+        return len(rows.unique()) < len(rows)
+
+    @cached_property
+    def positions(self) -> dict[str, Tensor]:
+        """By task, `(n,)` for every row of the inputs: which of the task's targets belongs to it, or -1."""
+        assert isinstance(self.inputs, Tensor)
+        found = {}
+        for name, rows in self.rows.items():
+            found[name] = torch.full((len(self.inputs),), -1)
+            found[name][rows.cpu()] = torch.arange(len(rows))
+        return found
+
+    def select(self, names: Sequence[str]) -> TaskSet:
+        """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
+        targets, rows = {n: self.targets[n] for n in names}, {n: self.rows[n] for n in names}
+        if isinstance(self.inputs, dict):
+            return TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
+        kept = torch.cat(list(rows.values())).unique()
+        place = torch.full((len(self.inputs),), -1).index_copy_(0, kept, torch.arange(len(kept)))
+        return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()})
+
+    def to(self, device: torch.device | str) -> TaskSet:
+        """The set with its tensors on a device."""
+        inputs = self.inputs
+        moved = {n: x.to(device) for n, x in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
+        targets, rows = ({n: t.to(device) for n, t in d.items()} for d in (self.targets, self.rows))
+        return TaskSet(moved, targets, rows)
+
+    def batch(self, ids: Mapping[str, Tensor]) -> TaskBatch:
+        """Gather labelled examples.
+
+        Args:
+            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples.
+
+        Returns:
+            The batch; an input that several tasks have labels for stands in it once.
+        """
+        targets = {name: self.targets[name][i] for name, i in ids.items()}
+        rows = {name: self.rows[name][i] for name, i in ids.items()}
+        if isinstance(self.inputs, dict):
+            here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
+            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, dict(ids))
+        wanted = torch.cat(list(rows.values()))
+        if self.overlapping:
+            wanted, place = wanted.unique(return_inverse=True)
+        else:
+            place = torch.arange(len(wanted), device=wanted.device)
+        parts = place.split([len(r) for r in rows.values()])
+        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), dict(ids))
+
+
+def fingerprint(sets: Mapping[Split, TaskSet]) -> str:
+    """The sha256 of names, inputs, targets and rows, split by split and task by task in their order."""
+    sha = hashlib.sha256()
+
+    def add(name: str, values: Tensor) -> None:
+        sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
+        sha.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    for split in SPLITS:
+        inputs = sets[split].inputs
+        for name, x in inputs.items() if isinstance(inputs, dict) else [(split, inputs)]:
+            add(name, x)
+        for name in sets[split].names:
+            add(name, sets[split].targets[name])
+            add(name, sets[split].rows[name])
+    return sha.hexdigest()

@@ -1,0 +1,259 @@
+"""The data module of multi-task learning: what it serves, what it tells a module, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
+from lightning_meta.data.sources import Sinusoid
+from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.multitask import MultiHead
+from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from tests.multitask.toys import SIZES, TASKS, Given, Toys, backbone, trainer
+
+X = torch.arange(24.0).view(6, 4)
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+NAN = float("nan")
+
+
+class Grouped(Source):
+    """Classes in two groups, three examples of each in every split."""
+
+    def pools(self) -> dict[Split, Pool]:
+        raise NotImplementedError
+
+    def held_out(self) -> dict[Split, Pool]:
+        names, groups = ("a1", "b1", "a2", "a3", "b2"), ("a", "b", "a", "a", "b")
+        pools = {}
+        for s, split in enumerate(SPLITS):
+            x = (100 * s + 10 * torch.arange(5).repeat_interleave(3) + torch.arange(3).repeat(5))[:, None].float()
+            pools[split] = Pool(x, torch.full((5,), 3), names, groups)
+        return pools
+
+
+def sets_of(tasks: Mapping[str, Tensor], **splits: Mapping[str, Tensor]) -> dict[Split, TaskSet]:
+    """The same targets in every split, but for those given."""
+    return {
+        split: TaskSet.of_examples({n: Examples(X[: len(y)], y) for n, y in splits.get(split, tasks).items()})
+        for split in SPLITS
+    }
+
+
+def columns(*names: str) -> Given:
+    """Inputs with several targets."""
+    present = torch.ones(6, dtype=torch.bool)
+    made = {
+        split: TaskSet.of_columns(X, dict.fromkeys(names, LABELS), dict.fromkeys(names, present)) for split in SPLITS
+    }
+    return Given({name: Classification(3) for name in names}, made)
+
+
+def ready(source: Source | TaskSource, **options: Any) -> MultiTaskDataModule:
+    module = MultiTaskDataModule(source, **options)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def test_what_a_module_must_know_of_the_tasks() -> None:
+    spec = ready(Toys()).spec
+    assert spec is not None
+    assert list(spec.tasks) == ["sum", "largest", "sign"]
+    assert {n: t.outputs for n, t in spec.tasks.items()} == {"sum": 1, "largest": 3, "sign": 2}
+    assert spec.input_shapes == dict.fromkeys(spec.tasks, (4,))
+    assert spec.train_examples == {name: sizes["train"] for name, sizes in SIZES.items()}
+    assert spec.descriptors == {}
+
+
+def test_targets_are_standardised_on_training_data_only() -> None:
+    y = torch.tensor([[1.0], [2], [3], [4], [5], [6]])
+    far = {"a": y + 1000}
+    module = ready(Given({"a": Regression(1)}, sets_of({"a": y}, val=far, test=far)))
+    assert module.spec is not None
+    task = module.spec.tasks["a"]
+    assert isinstance(task, Regression)
+    assert (task.mean, task.scale) == ((3.5,), (pytest.approx(math.sqrt(35 / 12)),))
+    (batch,) = module.val_dataloader()
+    assert batch.targets["a"].flatten().tolist() == (y + 1000).flatten().tolist(), "targets stay as they are"
+
+
+def test_a_group_of_classes_is_a_task() -> None:
+    module = ready(Grouped(), batch_size=9, seed=0)
+    assert module.spec is not None
+    assert {name: task.outputs for name, task in module.spec.tasks.items()} == {"a": 3, "b": 2}
+    batch = next(iter(module.train_dataloader()))
+    assert isinstance(batch.inputs, Tensor)
+    for name, tens in (("a", [0, 20, 30]), ("b", [10, 40])):
+        first = [tens[label] for label in batch.targets[name].tolist()]
+        x = batch.inputs[batch.rows[name]].flatten()
+        assert (x - x % 10).tolist() == first
+
+
+def test_tasks_are_chosen_by_name_and_in_order() -> None:
+    module = ready(Toys(), tasks=["sign", "sum"])
+    assert module.spec is not None
+    assert list(module.spec.tasks) == ["sign", "sum"]
+    assert [module.sets[split].names for split in SPLITS] == [["sign", "sum"]] * 3
+
+
+def test_descriptors_are_those_of_the_tasks_in_use() -> None:
+    class Described(Toys):
+        def descriptors(self) -> Mapping[str, tuple[float, ...]]:
+            return {"sum": (1.0,), "largest": (2.0,), "sign": (3.0,)}
+
+    spec = ready(Described(), tasks=["sign"]).spec
+    assert spec is not None
+    assert spec.descriptors == {"sign": (3.0,)}
+
+
+def test_shared_inputs_are_drawn_as_inputs_and_data_sets_as_tasks() -> None:
+    assert isinstance(ready(columns("a", "b")).train_batches(), DrawnInputs)
+    assert isinstance(ready(columns("a")).train_batches(), DrawnTasks)
+    assert isinstance(ready(Toys(), tasks_per_batch=2, task_exponent=0.5).train_batches(), DrawnTasks)
+
+
+def test_a_test_visits_the_test_split_the_validation_split_and_a_training_subset() -> None:
+    loaders = ready(Toys(), train_subset=30).test_dataloader()
+    counts = []
+    for loader in loaders:
+        batches = list(loader)
+        counts.append({name: sum(len(b.ids.get(name, [])) for b in batches) for name in SIZES})
+    tests, validations = ({n: s[split] for n, s in SIZES.items()} for split in ("test", "val"))
+    assert counts == [tests, validations, {"sum": 30, "largest": 30, "sign": 24}]
+
+
+def test_the_seed_is_that_of_the_run_by_default() -> None:
+    lightning.seed_everything(5, verbose=False)
+    run = ready(Toys()).train_batches().ids(0)
+    given, other = (ready(Toys(), seed=seed).train_batches().ids(0) for seed in (5, 6))
+    assert all(torch.equal(run[name], given[name]) for name in run)
+    assert not all(torch.equal(run[name], other[name]) for name in run)
+
+
+def test_epochs_of_the_length_asked_for() -> None:
+    assert len(ready(Toys(), batches_per_epoch=7).train_dataloader()) == 7
+    # 136 examples, 8 of each of three tasks a batch.
+    assert len(ready(Toys(), batch_size=8).train_dataloader()) == math.ceil(136 / 24)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"batch_size": 0}, "batch_size: at least 1 is needed, got 0"),
+        ({"tasks_per_batch": 0}, "tasks_per_batch: at least 1 is needed, got 0"),
+        ({"batches_per_epoch": -1}, "batches_per_epoch: at least 1 is needed, got -1"),
+        ({"evaluation_batch_size": 0}, "evaluation_batch_size: at least 1 is needed, got 0"),
+        ({"train_subset": 0}, "train_subset: at least 1 is needed, got 0"),
+        ({"task_exponent": -0.5}, "task_exponent: 0 (uniform) to 10, got -0.5"),
+        ({"task_exponent": NAN}, "task_exponent: 0 (uniform) to 10, got nan"),
+        ({"num_workers": -1}, "num_workers: 0 or more loader processes, got -1"),
+        ({"num_workers": 2, "pool_on": "accelerator"}, "num_workers: 2 loader processes cannot reach a pool"),
+        ({"pool_on": "gpu"}, "pool_on: expected 'cpu' or 'accelerator', got 'gpu'"),
+        ({"tasks": ["sum", "sign", "sum"]}, "tasks: 'sum' is named twice"),
+        ({"tasks": []}, "tasks: name at least one"),
+        ({"tasks": ["sum", "sine"]}, "tasks: there is no task 'sine'; there are 'sum', 'largest', 'sign'"),
+        ({"tasks_per_batch": 4}, "tasks_per_batch: 1 to 3 tasks can be drawn, got 4"),
+        ({"source": columns("a", "b"), "tasks_per_batch": 1}, "tasks_per_batch: these tasks share inputs"),
+        ({"source": columns("a", "b"), "task_exponent": 0.5}, "task_exponent: these tasks share inputs"),
+    ],
+)
+def test_options_that_do_not_fit_end_in_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        fit({"source": Toys(), **options})
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+ONE = {"a": LABELS}
+TWO = {"a": LABELS, "b": LABELS}
+EMPTY = {"a": LABELS[:0]}
+
+
+@pytest.mark.parametrize(
+    ("task", "sets", "says"),
+    [
+        (Classification(2), sets_of(ONE), "task 'a', train split: labels 0 to 2 are out of range"),
+        (Classification(3), sets_of(ONE, test={"a": LABELS - 1}), "task 'a', test split: labels -1 to 1 are out of"),
+        (Classification(3), sets_of({"a": LABELS * 1.0}), "task 'a', train split: labels are whole numbers"),
+        (Binary(), sets_of(ONE), "task 'a', train split: labels are 0 or 1, these hold 2"),
+        (Multilabel(2), sets_of(ONE), "task 'a', train split: labels of an example have shape (2,), these have ()"),
+        (
+            Regression(1),
+            sets_of({"a": LABELS[:, None] * 1.0}, val={"a": torch.tensor([[NAN]])}),
+            "task 'a', val split: regression targets are finite numbers, these hold NaN",
+        ),
+        (Regression(2), sets_of({"a": torch.zeros(6, 3)}), "task 'a', train split: regression targets end in"),
+        (Classification(3), sets_of(ONE, train=EMPTY), "source: the train split is empty"),
+        (Classification(3), sets_of(ONE, val=EMPTY), "source: the val split is empty"),
+        (Classification(3), sets_of(ONE, test=EMPTY), "source: the test split is empty"),
+        (Classification(3), sets_of(ONE, val=TWO), "source: the val split has tasks 'a', 'b', expected 'a'"),
+        (Classification(3), sets_of(TWO), "source: the train split has tasks 'a', 'b', expected 'a'"),
+    ],
+)
+@pytest.mark.parametrize("only", [None, ["a"]])
+def test_data_that_does_not_fit_ends_in_one_line(
+    task: Task, sets: dict[Split, TaskSet], says: str, only: list[str] | None
+) -> None:
+    with pytest.raises(UserError) as raised:
+        fit({"source": Given({"a": task}, sets), "tasks": only})
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_task_without_training_data_is_refused_until_it_is_left_out() -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    source = Given(tasks, sets_of(TWO, train={"a": LABELS, "b": LABELS[:0]}))
+    with pytest.raises(UserError, match="task 'b' has no training example; leave it out with `tasks`"):
+        fit({"source": source})
+    fit({"source": source, "tasks": ["a"]})
+
+
+def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    few = {"a": LABELS, "b": LABELS[:0]}
+    module = MultiHead(backbone())
+    runner = trainer(2)
+    runner.fit(module, datamodule=MultiTaskDataModule(Given(tasks, sets_of(TWO, val=few)), batches_per_epoch=2))
+    logged = {name: float(value) for name, value in runner.callback_metrics.items()}
+    assert math.isnan(logged["val/accuracy/b"])
+    assert logged["val/score"] == logged["val/accuracy/a"]
+
+
+def test_a_source_without_tasks_says_so() -> None:
+    with pytest.raises(UserError, match="source: it has no tasks"):
+        fit({"source": Given({}, {split: TaskSet(X, {}, {}) for split in SPLITS})})
+
+
+def test_episodes_are_not_tasks() -> None:
+    class Episodes(Source):
+        def pools(self) -> dict[Split, Pool]:
+            raise NotImplementedError
+
+    with pytest.raises(UserError, match="source: Episodes does not divide the examples of a class"):
+        fit({"source": Episodes()})
+    with pytest.raises(UserError, match="MultiHead learns from a MultiTaskDataModule; the data has episodes"):
+        trainer(1).fit(MultiHead(backbone()), datamodule=EpisodicDataModule(Sinusoid(), 5, 1, 1))
+
+
+def fit(options: dict[str, Any]) -> None:
+    """A training of one step; what is refused is refused before it."""
+    trainer(1, limit_val_batches=0).fit(MultiHead(backbone()), datamodule=MultiTaskDataModule(**options))
+
+
+def test_the_tasks_of_the_toys_are_trained() -> None:
+    fit({"source": Toys()})
+    assert list(TASKS) == ["sum", "largest", "sign"]
