@@ -57,6 +57,7 @@ def load(
         raise UserError(f"{file}: {error}") from error
     if not isinstance(module, LightningModule):
         raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
+    module.configure_model()  # makes what depends on the data, which the arguments describe
     check_weights(module, checkpoint["state_dict"], file)
     module.load_state_dict(checkpoint["state_dict"])
     return module.to(map_location).eval()

@@ -121,7 +121,8 @@ def evaluate(world: int, folder: Path) -> dict[str, Any]:
             runner = trainer(world, folder)
             (val,) = runner.validate(module, datamodule=given, verbose=False)
             (test,) = runner.test(module, datamodule=given, verbose=False)
-            table = {key: torch.as_tensor(column) for key, column in module.test_report.items()}
+            table = {key: torch.as_tensor(column) for key, column in module.test_report["predictions"].items()}
+            table["score"] = torch.tensor([list(row.values())[1:] for row in module.test_report["per_task"]])
             results[f"{name}, {case}"] = {"val": val, "test": test, "table": table}
     return results
 

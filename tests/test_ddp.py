@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_meta.run import read_checkpoint
+from tests.ranks import run_driver
 
-ROOT = Path(__file__).parents[1]
-TIMEOUT = 120  # seconds; ranks that wait for each other would wait for ever
 TRAINED = ["protonet", "protonet_inductive", "maml", "maml_inductive"]
 EVALUATED = ["protonet", "maml"]
 
@@ -33,20 +28,7 @@ class Ran(NamedTuple):
 
 
 def drive(folder: Path, world: int) -> Ran:
-    command = [sys.executable, "-m", "tests.ddp_driver", str(folder), str(world)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    env = {k: v for k, v in env.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED")}
-    with (folder / "output").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            status: int | str = process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            status = f"nothing after {TIMEOUT} s"
-            os.killpg(process.pid, signal.SIGKILL)  # the driver and the rank it started
-            process.wait()
-    assert status == 0, f"{status}: {(folder / 'output').read_text()[-3000:]}"
+    run_driver("tests.ddp_driver", folder, world)
     return Ran(folder, [torch.load(folder / f"rank_{rank}.pt", weights_only=True) for rank in range(world)])
 
 

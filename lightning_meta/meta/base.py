@@ -8,17 +8,16 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.configuration import Described, describe
-from lightning_meta.errors import NonFiniteLossError, UserError, one_of
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.task_map import Strategy, task_map
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
-from lightning_meta.nn.features import Inputs, as_input, output_size
+from lightning_meta.module import TrainedModule
+from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import follow, per_task
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
@@ -40,7 +39,7 @@ class Outcome(NamedTuple):
     statistics: Tensors
 
 
-class MetaModule(Described, LightningModule, ABC):
+class MetaModule(TrainedModule, ABC):
     """A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
 
     Logged: `train/loss` and `train/<metric>` of a step's query sets; `val/...` and `test/...` the mean over tasks of
@@ -69,9 +68,9 @@ class MetaModule(Described, LightningModule, ABC):
         strategy: Strategy = "auto",
         episodes: EpisodeSpec | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler)
         one_of("strategy", strategy, Strategy)
-        self.optimizer, self.lr_scheduler, self.strategy = optimizer, lr_scheduler, strategy
+        self.strategy = strategy
         self.network = self._prepared(backbone)
         self.episodes = episodes
         self.scores = TaskScores()
@@ -170,18 +169,17 @@ class MetaModule(Described, LightningModule, ABC):
     @property
     def task(self) -> Task:
         """The loss and the metric."""
-        return task_named(self.spec.task)
-
-    def inputs(self, x: Inputs) -> Inputs:
-        """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
-        assert isinstance(self.dtype, torch.dtype)
-        return as_input(x, self.dtype)
+        return task_named(self.spec.task, self.spec.outputs)
 
     def setup(self, stage: str) -> None:
         """Take over from the data module what the episodes look like, or check that it fits."""
         given = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
         if given is None:
             return
+        if not isinstance(given, EpisodeSpec):
+            raise UserError(
+                f"{type(self).__name__} learns from an EpisodicDataModule; the data has a fixed set of tasks"
+            )
         if self.episodes is None:
             self.episodes = given
             self.update_init_args(episodes=given)
@@ -196,38 +194,14 @@ class MetaModule(Described, LightningModule, ABC):
             self.network = self._prepared(self.build_network(self.network, self.spec))
             self._built = True
 
-    def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule that steps with it."""
-        try:
-            optimizer = self.optimizer(self.parameters())
-            if self.lr_scheduler is None:
-                return optimizer
-            scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer, lr_scheduler: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how the module was made, so that it loads by path alone."""
-        checkpoint["lightning_meta"] = describe(self)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module."""
-        stored = [t.dtype for t in checkpoint["state_dict"].values() if t.is_floating_point()]
-        if stored:
-            self.to(stored[0])
-
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
         outcome = self.meta_batch_loss(self.inputs(batch))
         loss = outcome.loss.mean()
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
+        self.check_finite(loss)
         if outcome.statistics:
             follow(self.network, outcome.statistics, partial(self.trainer.strategy.reduce, reduce_op="mean"))
-        # Logging costs more than a small model's step, so it is done at the steps that the loggers write.
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (self.global_step + 1) % every == 0:
+        if self.logs_this_step():
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
             values = {"train/loss": loss.detach(), f"train/{self.task.metric}": score}
             self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.tasks))
@@ -249,11 +223,15 @@ class MetaModule(Described, LightningModule, ABC):
         """Log the means over test tasks, and keep the table of tasks as `test_report`."""
         table = self._report("test", self.test_scores)
         self.log("test/tasks", float(len(table.tasks)), rank_zero_only=False)
+        names = [f"step_{s}" for s in range(table.scores.shape[1])] if table.scores.shape[1] > 1 else ["score"]
+        rows = zip(table.tasks.tolist(), table.scores.tolist(), strict=True)
         self.test_report = {
-            "task": table.tasks.cpu().numpy(),
-            "score": table.scores.cpu().numpy(),
-            "output": table.outputs.float().cpu().numpy(),
-            "target": table.targets.cpu().numpy(),
+            "predictions": {
+                "task": table.tasks.cpu().numpy(),
+                "output": table.outputs.float().cpu().numpy(),
+                "target": table.targets.cpu().numpy(),
+            },
+            "per_task": [{"task": task, **dict(zip(names, scores, strict=True))} for task, scores in rows],
         }
 
     def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:

@@ -1,0 +1,357 @@
+"""The base of all multi-task modules: what is shared and what is a task's own, and everything around it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.batches import TaskBatch
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.module import TrainedModule
+from lightning_meta.multitask.records import RecordTable, TaskRecords
+from lightning_meta.multitask.selection import BestSoFar, Improved
+from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
+from lightning_meta.multitask.weightings import Equal, Weighting
+from lightning_meta.nn.features import shape_after
+from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.normalization import per_task, use_statistics
+from lightning_meta.run.gradient_table import gradient_shares
+from lightning_meta.tasks import TasksSpec
+
+EVALUATED = ("test", "val", "train")  # what a test visits, in the order of the loaders
+
+
+class MultiTaskModule(TrainedModule, ABC):
+    r"""Learns a fixed set of tasks together: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
+
+    A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
+
+    Logged, for each stage `train`, `val` and `test`: `<stage>/loss` (in training what is minimised, else the mean over
+    tasks), `<stage>/<metric>` the mean over the tasks that have this metric (`accuracy`, `r2`), `<stage>/score` the
+    mean over all tasks, and `<stage>/loss/<task>`, `<stage>/<metric>/<task>` of each. `val/score` is what the best
+    checkpoint and early stopping follow. Training metrics are those of the batch.
+
+    Args:
+        backbone: The network before the heads. Its batch normalisation normalises by the batch in training, all tasks
+            of the batch together, and by running statistics afterwards, as in `torch.nn.BatchNorm`.
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        weighting: How the losses of the tasks become one; their sum by default.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    heads: nn.ModuleList
+    key: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weighting: Weighting | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(optimizer, lr_scheduler)
+        self.backbone = per_task(backbone)
+        self.weighting = Equal() if weighting is None else weighting
+        self.tasks = tasks
+        self.stems = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        self.records: dict[str, TaskRecords] = {}
+        self.test_report: dict[str, Any] = {}
+        self._stems_by_name = {name: per_task(stem) for name, stem in (stems or {}).items()}
+        self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
+        self._built = False
+        self._stepped_on: set[str] = set()
+
+    # What a method is.
+
+    @abstractmethod
+    def build(self, spec: TasksSpec) -> None:
+        """Make the parameters, once the tasks are known."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks.
+
+        Args:
+            x: Inputs `(B, *input_shape)`, real-valued.
+            rows: By name of the task, `(n_i,)` int64: the inputs to predict for.
+
+        Returns:
+            By name, `(n_i, outputs_i)`, as the losses take them: real targets standardised, labels as logits. `predict`
+            gives what people read.
+        """
+
+    # What a method may change.
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """What belongs to a task alone: its head and stem, by default. All else is shared."""
+        return [modules[task] for modules in (self.heads, self.stems) if len(modules)]
+
+    def selection_score(self, scores: Tensor) -> float:
+        """What selection follows, given each task's validation score, `(T,)`: their mean."""
+        return mean_of_known(scores)
+
+    def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Predictions for a batch in testing and predicting: those of the weights at hand."""
+        return self.outputs(batch)
+
+    def on_improved(self, improved: Improved) -> None:
+        """Called in training after a validation, with what it is the best of so far."""
+
+    # What everyone shares.
+
+    @property
+    def spec(self) -> TasksSpec:
+        """What the tasks are.
+
+        Raises:
+            UserError: Nobody has said so yet.
+        """
+        if self.tasks is None:
+            raise UserError("tasks: give the module a TasksSpec, or fit it with a MultiTaskDataModule first")
+        return self.tasks
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks, in order."""
+        return list(self.spec.tasks)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input of the backbone, behind the stems."""
+        shapes = {n: self.spec.input_shapes[n] for n in self.names}
+        if self._stems_by_name:
+            shapes = {n: shape_after(self._stems_by_name[n], shape, f"stems.{n}") for n, shape in shapes.items()}
+        first = next(iter(shapes))
+        for name, shape in shapes.items():
+            if shape != shapes[first]:
+                mend = " behind their stems" if self._stems_by_name else "; give each task a stem with `stems`"
+                raise UserError(f"stems: inputs of {first!r} are {shapes[first]}, of {name!r} {shape}{mend}")
+        return shapes[first]
+
+    def head(self, name: str, features: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
+        """A new head for a task; how it starts depends on the run's seed and the task's name alone."""
+        with seeded(int(key(self.key, name_key(name)))):
+            return make_head(features, self.spec.tasks[name].outputs, hidden, dropout)
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """θ_sh: the parameters that are trained for all tasks."""
+        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
+        own |= {id(p) for p in self.weighting.parameters()}
+        return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+
+    def setup(self, stage: str) -> None:
+        """Take over from the data module what the tasks are, or check that they fit."""
+        given: TasksSpec | None = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
+        if given is None:
+            return
+        if not isinstance(given, TasksSpec):
+            raise UserError(f"{type(self).__name__} learns from a MultiTaskDataModule; the data has episodes")
+        if self.tasks is None:
+            self.tasks = given
+            self.update_init_args(tasks=given)
+        check_same_tasks(self.spec, given)
+
+    def configure_model(self) -> None:
+        """Make the parameters, once."""
+        if self._built:
+            return
+        names = self.names
+        if self._stems_by_name:
+            if set(self._stems_by_name) != set(names):
+                raise UserError(
+                    f"stems: expected one for each task, {', '.join(names)}; got {list(self._stems_by_name)}"
+                )
+            self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
+        self.build(self.spec)
+        self.weighting.configure(self.spec.tasks)
+        self.best = BestSoFar(len(names))
+        self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
+        use_statistics(self, "running")
+        self._built = True
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All parameters; those of the weighting apart, without weight decay."""
+        weighting = list(self.weighting.parameters())
+        apart = {id(p) for p in weighting}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
+        ]
+        return groups + ([{"params": weighting, "weight_decay": 0.0}] if weighting else [])
+
+    def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Predictions for a batch, by name of the tasks in it."""
+        inputs = batch.inputs
+        if not len(self.stems):
+            if isinstance(inputs, dict):
+                raise UserError("stems: the tasks' inputs differ in shape; give each task a stem with `stems`")
+            return self(self.inputs(inputs), batch.rows)
+        parts, rows, start = [], {}, 0
+        for name, i in batch.rows.items():
+            x = inputs[name][i] if isinstance(inputs, dict) else inputs[i]
+            parts.append(self.stems[self.names.index(name)](self.inputs(x)))
+            rows[name] = torch.arange(start, start + len(i), device=x.device)
+            start += len(i)
+        return self(torch.cat(parts), rows)
+
+    def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
+        return self._losses(batch)[0]
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """The weighted loss of a batch of tasks."""
+        by_name, outputs = self._losses(batch)
+        names = self.names
+        none = next(iter(by_name.values())).new_zeros(())
+        losses = torch.stack([by_name.get(name, none) for name in names])
+        present = torch.tensor([name in by_name for name in names], device=self.device)
+        loss = self.weighting(losses, present)
+        self.check_finite(loss)
+        means = sum_over_ranks(losses) / world_size()
+        self._stepped_on.update(by_name)
+        if self.logs_this_step():
+            self._log_training(loss, means, present, outputs, batch)
+        self.weighting.observe(means, present)
+        if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
+            loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave alone what belongs to tasks that no batch since the last step held: momentum would move it."""
+        for i, name in enumerate(self.names):
+            if name not in self._stepped_on:
+                for module in self.own_modules(i):
+                    for parameter in module.parameters():
+                        parameter.grad = None
+        self._stepped_on.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """Tell the weighting."""
+        self.weighting.end_epoch()
+
+    def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Record the predictions."""
+        self.record("val", batch, self.outputs(batch))
+
+    def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Record the predictions."""
+        self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
+
+    def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Predictions by name of the task, as people read them."""
+        return {name: self.spec.tasks[name].readable(y) for name, y in self.selected_outputs(batch).items()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; in training, note each task's best."""
+        _, scores = self._report("val", self.records["val"])
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.on_improved(self.best.update(scores, self.global_step))
+        self.log("val/score", self.selection_score(scores), prog_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the test split, and keep the table of tasks as `test_report`."""
+        table, scores = self._report("test", self.records["test"])
+        self.log_dict({"test/score": mean_of_known(scores), "test/tasks": float(len(scores))})
+        beside = {stage: self._computed(records) for stage, records in self.records.items() if stage != "test"}
+        directory = self.trainer.log_dir  # asks the other ranks
+        shares = gradient_shares(directory) if directory else {}
+        self.test_report = {
+            "predictions": table.predictions(self.spec.tasks),
+            "per_task": rows_of_tasks(self.spec, {"test": table, **beside}, self.best.steps, shares),
+        }
+
+    @torch.no_grad()
+    def predict(self, task: str, x: Tensor) -> Tensor:
+        """Predict for new inputs of a task.
+
+        Args:
+            task: Its name.
+            x: Inputs `(M, *input_shape)`, as the data module gives them; images as uint8 or real values in [0, 1].
+
+        Returns:
+            `(M, outputs)`: real targets in their units, logits of classes or labels; for a binary task `(M,)`, the
+            probability of yes.
+
+        Raises:
+            UserError: There is no such task, or inputs have another shape.
+        """
+        if task not in self.names:
+            raise UserError(f"there is no task {task!r}; there are {', '.join(map(repr, self.names))}")
+        if tuple(x.shape[1:]) != tuple(self.spec.input_shapes[task]):
+            raise UserError(f"inputs of {task!r} are (M, *{self.spec.input_shapes[task]}), got {tuple(x.shape)}")
+        inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
+        before, rows = self.training, torch.arange(len(x), device=self.device)
+        try:
+            outputs = self.eval().selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
+        finally:
+            self.train(before)
+        return self.spec.tasks[task].readable(outputs[task])
+
+    def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
+        """Keep the predictions for a batch."""
+        for name, of_task in outputs.items():
+            losses = self.spec.tasks[name].losses(of_task, batch.targets[name])
+            self.records[stage].update(name, batch.ids[name], losses, of_task, batch.targets[name])
+
+    def _losses(self, batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        outputs = self.outputs(batch)
+        counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
+        totals = sum_over_ranks(counts).clamp_min(1)
+        losses = {}
+        for (name, y), total in zip(outputs.items(), totals, strict=True):
+            losses[name] = self.spec.tasks[name].losses(y, batch.targets[name]).sum() * (world_size() / total)
+        return losses, outputs
+
+    def _log_training(
+        self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch
+    ) -> None:
+        sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.device)
+        for i, name in enumerate(self.names):
+            if name in outputs and len(outputs[name]):
+                scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
+                if torch.isfinite(scores).all():
+                    sums[:, i] = torch.stack([scores.sum(), scores.new_tensor(len(scores))])
+        total, count = sum_over_ranks(sums)
+        values = by_task("train", self.spec.tasks, torch.where(count > 0, total / count, torch.nan))
+        weights = self.weighting.weights().detach()
+        for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
+            if here:
+                values[f"train/loss/{name}"] = float(value)
+            if not isinstance(self.weighting, Equal):
+                values[f"train/weight/{name}"] = float(weight)
+        # Not by `self.log`, which repeats the last value of a task that the batch lacks.
+        for logger in self.loggers:
+            logger.log_metrics({name: value for name, value in values.items() if value == value}, self.global_step)
+        self.log("train/loss", sum_over_ranks(loss) / world_size(), prog_bar=True, batch_size=1)
+
+    @staticmethod
+    def _computed(records: TaskRecords) -> RecordTable:
+        table: RecordTable = records.compute()
+        records.reset()
+        return table
+
+    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, Tensor]:
+        table = self._computed(records)
+        tasks = self.spec.tasks
+        scores = torch.tensor([table.of[n].score(t) for n, t in tasks.items()], dtype=torch.float64, device=self.device)
+        losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
+        values = {
+            **by_task(stage, tasks, scores),
+            **losses,
+            f"{stage}/loss": mean_of_known(torch.tensor(list(losses.values()))),
+        }
+        for name, task in tasks.items():
+            values |= {f"{stage}/{metric}/{name}": v for metric, v in table.of[name].metrics(task).items()}
+        self.log_dict(values)
+        return table, scores

@@ -1,0 +1,163 @@
+"""A network conditioned on the task: f(y given x, z_i)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.weightings import Weighting
+from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
+from lightning_meta.nn.features import output_size, shape_after
+from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.stages import check_depth, stages_of
+from lightning_meta.tasks import TasksSpec
+
+Descriptor = Literal["one_hot", "embedding", "given"]
+
+
+class Conditioned(MultiTaskModule):
+    r"""One network for all tasks, told which task it is by a descriptor: $f(y \mid x, z_i; \theta)$.
+
+    Every parameter but a learned embedding is shared, the head as well: it is as wide as the widest task asks for, and
+    a task uses the first of its outputs. An input that several tasks have targets for is run once for each of them.
+
+    Args:
+        backbone: The network before the head.
+        descriptor: z_i: a one-hot of the task, a learned embedding, or what the data gives.
+        enters: How z enters: as further channels (`concatenate`), added after a linear map (`add`), as a scale and a
+            shift of each channel (`film`), or as a gate on each channel (`gate`).
+        at: Where z enters: before which of the backbone's stages, 0 being the input and their number the head.
+        embedding_size: Numbers in a learned embedding.
+        head_hidden: Widths of hidden layers in the head; without any, it is linear.
+        head_dropout: Probability that a hidden unit of the head is dropped in training, in [0, 1).
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        weighting: How the losses of the tasks become one; their sum by default.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        descriptor: Descriptor = "one_hot",
+        enters: Entry = "concatenate",
+        at: Sequence[int] = (0,),
+        embedding_size: int = 16,
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weighting: Weighting | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        one_of("descriptor", descriptor, Descriptor)
+        one_of("enters", enters, Entry)
+        if not at or len(set(at)) < len(at):
+            raise UserError(f"at: one or more different places for z to enter, got {list(at)}")
+        if embedding_size < 1:
+            raise UserError(f"embedding_size: at least 1 is needed, got {embedding_size}")
+        self.descriptor, self.enters, self.at, self.embedding_size = descriptor, enters, tuple(at), embedding_size
+        self.head_hidden, self.head_dropout = head_hidden, head_dropout
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make the descriptors, the places where they enter, and the head."""
+        output_size(self.backbone, self.input_shape)
+        self.z = self._descriptors(spec)
+        size = self.descriptors.shape[1]
+        stages, shape = stages_of(self.backbone), self.input_shape
+        self.entries = nn.ModuleDict()
+        for place in self.at:
+            check_depth("at", place, self.backbone, stages)
+        for place in range(len(stages) + 1):
+            flat = False
+            channels = shape[0]
+            if place < len(stages):
+                shape = shape_after(stages[place], shape)
+            if place not in self.at:
+                continue
+            if self.enters == "concatenate":
+                if place < len(stages):
+                    stages[place], flat = widened(stages[place], size, f"at {place}")
+                self.entries[str(place)] = Concatenate(flat)
+            else:
+                self.entries[str(place)] = {"add": Add, "film": FiLM, "gate": Gate}[self.enters](channels, size)
+        self.backbone = nn.ModuleList(stages)
+        features = shape[0] + (size if self.enters == "concatenate" and len(stages) in self.at else 0)
+        outputs = max(task.outputs for task in spec.tasks.values())
+        self.shared_head = make_head(features, outputs, self.head_hidden, self.head_dropout)
+        like = next(self.backbone.parameters(), self.descriptors)
+        for made in (self.z, self.entries, self.shared_head):
+            made.to(like)
+        self._check_entries(like)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks, each input with the descriptor of its task."""
+        counts = [len(i) for i in rows.values()]
+        numbers = torch.tensor([self.names.index(name) for name in rows], device=x.device)
+        z = self.descriptors[numbers].repeat_interleave(torch.tensor(counts, device=x.device), 0)
+        outputs = self.conditioned(x[torch.cat(list(rows.values()))], z).split(counts)
+        return {name: y[:, : self.spec.tasks[name].outputs] for name, y in zip(rows, outputs, strict=True)}
+
+    def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
+        """f(y given x, z): inputs `(M, *input_shape)` and descriptors `(M, Z)` to `(M, widest outputs)`."""
+        h = x
+        assert isinstance(self.backbone, nn.ModuleList)
+        for place in range(len(self.backbone) + 1):
+            if str(place) in self.entries:
+                h = self.entries[str(place)](h, z)
+            if place < len(self.backbone):
+                h = self.backbone[place](h)
+        return self.shared_head(h)
+
+    @property
+    def descriptors(self) -> Tensor:
+        """The z of all tasks, `(T, Z)`."""
+        return self.z.weight if isinstance(self.z, nn.Embedding) else torch.cat(list(self.z.parameters()))
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """The task's learned embedding and stem."""
+        return [*([self.z[task]] if isinstance(self.z, nn.ModuleList) else []), *super().own_modules(task)]
+
+    def _descriptors(self, spec: TasksSpec) -> nn.Embedding | nn.ModuleList:
+        names = list(spec.tasks)
+        if self.descriptor == "embedding":  # apart, so that those of tasks absent from a batch stand still
+            return nn.ModuleList(self._embedding(name) for name in names)
+        if self.descriptor == "one_hot":
+            return nn.Embedding.from_pretrained(torch.eye(len(names)))
+        missing = [name for name in names if name not in spec.descriptors]
+        if missing:
+            raise UserError(
+                f"descriptor: the data gives no descriptor of {missing[0]!r}; use one_hot or embedding, "
+                "or a source with descriptors()"
+            )
+        sizes = {len(spec.descriptors[name]) for name in names}
+        if len(sizes) > 1:
+            raise UserError(f"descriptor: each task needs equally many numbers, the data gives {sorted(sizes)}")
+        return nn.Embedding.from_pretrained(torch.tensor([spec.descriptors[name] for name in names]))
+
+    def _embedding(self, name: str) -> nn.Embedding:
+        with seeded(int(key(self.key, name_key(name), 1))):
+            return nn.Embedding(1, self.embedding_size)
+
+    @torch.no_grad()
+    def _check_entries(self, like: Tensor) -> None:
+        mode = self.training
+        try:
+            self.eval().conditioned(like.new_zeros(2, *self.input_shape), self.descriptors[:1].expand(2, -1))
+        except RuntimeError as error:
+            raise UserError(
+                f"at: z cannot enter {list(self.at)} by {self.enters}: {str(error).splitlines()[0]}; "
+                "let it enter by film, add or gate, or elsewhere"
+            ) from error
+        finally:
+            self.train(mode)

@@ -1,0 +1,83 @@
+"""Cross-stitch networks: a network for each task, whose activations are mixed after each stage."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.weightings import Weighting
+from lightning_meta.nn.features import output_size, shape_after
+from lightning_meta.nn.stages import stages_of
+from lightning_meta.tasks import TasksSpec
+
+
+class CrossStitch(MultiTaskModule):
+    r"""Soft sharing by mixing activations (Misra et al. 2016, equation 1).
+
+    $$\tilde h_i^c = \sum_j \alpha_{ij}^c h_j^c$$
+
+    after each stage, with an α for each channel c. It starts with $\alpha_{ii}$ = `own` and the rest shared evenly by
+    the other tasks. Every input runs through all T networks, so the cost of an example grows with T.
+
+    Deviations from the paper: the networks start from the same backbone and not from T trained ones (section 4), and
+    the α have the learning rate of the other parameters and not 100 times it.
+
+    Args:
+        backbone: The network of each task, before its head.
+        own: What a task takes of its own activations at the start, in [0, 1].
+        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        weighting: How the losses of the tasks become one; their sum by default.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        own: float = 0.9,
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weighting: Weighting | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        if not 0 <= own <= 1:
+            raise UserError(f"own: a share from 0 to 1, got {own}")
+        self.own, self.head_hidden, self.head_dropout = own, head_hidden, head_dropout
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make the networks, the α between them, and the heads."""
+        features, count = output_size(self.backbone, self.input_shape), len(spec.tasks)
+        stages, shape = stages_of(self.backbone), self.input_shape
+        start = torch.full((count, count), (1 - self.own) / max(count - 1, 1))
+        start.fill_diagonal_(self.own if count > 1 else 1.0)
+        mixing = []
+        for stage in stages:
+            shape = shape_after(stage, shape)
+            mixing.append(nn.Parameter(start.repeat(shape[0], 1, 1)))
+        self.mixing = nn.ParameterList(mixing)
+        self.columns = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))
+        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.backbone = nn.Identity()
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks; every input runs through all networks."""
+        columns = [x] * len(self.columns)
+        for stage, alpha in enumerate(self.mixing):
+            h = torch.stack([of[stage](c) for of, c in zip(self.columns, columns, strict=True)])  # type: ignore[index]
+            mixed = torch.einsum("cij,jmcs->imcs", alpha, h.flatten(3) if h.dim() > 3 else h.unsqueeze(3))
+            columns = list(mixed.reshape(h.shape).unbind())
+        order = {name: self.names.index(name) for name in rows}
+        return {name: self.heads[i](columns[i][rows[name]]) for name, i in order.items()}

@@ -1,0 +1,210 @@
+"""Independent learning: a network for each task, and nothing shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite, nan
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.dropout import _DropoutNd
+
+from lightning_meta.batches import TaskBatch
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.records import TaskRecords
+from lightning_meta.multitask.selection import Improved
+from lightning_meta.multitask.snapshots import Snapshots
+from lightning_meta.nn.features import output_size
+from lightning_meta.nn.heads import seeded
+from lightning_meta.tasks import TasksSpec
+
+Strategy = Literal["auto", "vmap", "loop"]
+
+LARGE = 50_000  # parameters of a network whose copies cost more than what `vmap` saves on a CPU
+
+
+class Independent(MultiTaskModule):
+    r"""T separate trainings in one: $\min_{\theta_i} L_i(\theta_i)$ for each task i.
+
+    The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches, the
+    start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks. Each
+    task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is the
+    mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give.
+
+    That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
+    inputs without any label are not drawn.
+
+    Deviation from separate trainings of one's own: every backbone starts from the same values, those of `backbone`.
+
+    Args:
+        backbone: The network of each task, before its head.
+        strategy: How the networks are run: all of those with equally many examples at once (`vmap`), or one after the
+            other (`loop`). `auto` is `vmap`, but `loop` on the CPU for networks with convolutions or more than 50,000
+            parameters, where it is faster (`scripts/benchmark_independent.py`), and for networks with dropout, which
+            `vmap` would draw in another order.
+        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        strategy: Strategy = "auto",
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, None, stems, tasks)
+        one_of("strategy", strategy, Strategy)
+        self.strategy, self.head_hidden, self.head_dropout = strategy, head_hidden, head_dropout
+        self.networks = nn.ModuleList()
+        self._batch = (0, 0)
+
+    def build(self, spec: TasksSpec) -> None:
+        """Give each task a copy of the backbone and a head."""
+        features = output_size(self.backbone, self.input_shape)
+        self.networks = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.backbone = nn.Identity()
+        if self.strategy == "vmap" and self.draws:
+            raise UserError(
+                "strategy: networks with dropout run in a loop, so that each task draws its own; got 'vmap'"
+            )
+        self.snapshots = Snapshots([self.own_modules(i) for i in range(len(spec.tasks))])
+
+    @property
+    def draws(self) -> bool:
+        """Whether the networks draw random numbers in training."""
+        return any(isinstance(m, _DropoutNd) and m.p > 0 for m in self.modules())
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks, each with its own network."""
+        order = {name: self.names.index(name) for name in rows}
+        if self._strategy() == "loop":
+            return {name: self._one(i, name, x[rows[name]]) for name, i in order.items()}
+        alike: dict[tuple[int, int], list[str]] = {}
+        for name, i in rows.items():
+            alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
+        outputs: dict[str, Tensor] = {}
+        for (count, _), names in alike.items():
+            together = x[torch.cat([rows[name] for name in names])].unflatten(0, (len(names), count))
+            outputs |= zip(names, self._vectorised([order[name] for name in names], together), strict=True)
+        return {name: outputs[name] for name in rows}
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """All there is: the task's network, head and stem."""
+        return [self.networks[task], *super().own_modules(task)]
+
+    def selection_score(self, scores: Tensor) -> float:
+        """The mean over tasks of each one's best."""
+        best = self.best.scores if self.trainer.state.fn == "fit" else scores.tolist()
+        there = [score for score in best if isfinite(score)]
+        return sum(there) / len(there) if there else nan
+
+    def on_improved(self, improved: Improved) -> None:
+        """Keep the weights of the tasks that are at their best or cannot be validated, and of all where the mean is."""
+        for i in range(len(self.names)):
+            if improved.tasks[i] or self.best.steps[i] < 0:
+                self.snapshots.keep("selected", i)
+            if improved.mean:
+                self.snapshots.keep("joint", i)
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
+        """The sum of the tasks' losses."""
+        self._batch = (self.current_epoch, batch_idx)
+        return super().training_step(batch, batch_idx)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each task by itself."""
+        if not gradient_clip_val:
+            return
+        for i in range(len(self.names)):
+            parameters = [p for module in self.own_modules(i) for p in module.parameters()]
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_test_start(self) -> None:
+        """Make room for what the weights of the best mean predict."""
+        self.records["joint"] = TaskRecords(self.spec.tasks).to(self.device)
+
+    def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Predictions of each task's best weights."""
+        with self.weights("selected"):
+            return self.outputs(batch)
+
+    def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Record the predictions of each task's best weights, and on the test split those of the best mean."""
+        super().test_step(batch, batch_idx, dataloader_idx)
+        if dataloader_idx == 0:
+            with self.weights("joint"):
+                self.record("joint", batch, self.outputs(batch))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores under both selections."""
+        super().on_test_epoch_end()
+        joint = [row["joint"] for row in self.test_report["per_task"]]
+        self.log("test/joint_score", float(torch.tensor(joint).nanmean()))
+
+    @contextmanager
+    def weights(self, of: Literal["selected", "joint"]) -> Iterator[None]:
+        """Within the context the networks have the weights of a selection, where there was a validation."""
+        if self.best.mean_step >= 0:
+            with self.snapshots.in_place(of):
+                yield
+        else:
+            yield
+
+    def _strategy(self) -> Literal["vmap", "loop"]:
+        if self.strategy != "auto":
+            return self.strategy
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.networks[0].modules())
+        large = sum(p.numel() for p in self.networks[0].parameters()) > LARGE
+        return "loop" if self.draws or (self.device.type == "cpu" and (convolves or large)) else "vmap"
+
+    def _one(self, task: int, name: str, x: Tensor) -> Tensor:
+        if not (self.training and self.draws):
+            return self.heads[task](self.networks[task](x))
+        with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
+            return self.heads[task](self.networks[task](x))
+
+    def _vectorised(self, tasks: Sequence[int], x: Tensor) -> Tensor:
+        """Predictions `(G, M, outputs)` for inputs `(G, M, ...)`, one network each."""
+        networks = [nn.Sequential(self.networks[i], self.heads[i]) for i in tasks]
+        parameters = _stacked([dict(network.named_parameters()) for network in networks])
+        buffers = _stacked([dict(network.named_buffers()) for network in networks])
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            outputs: Tensor = functional_call(networks[0], (parameters, buffers), (x,))
+            return outputs
+
+        outputs = vmap(one)(parameters, buffers, x)
+        if self.training:  # running statistics have moved
+            for name, moved in buffers.items():
+                for network, value in zip(networks, moved, strict=True):
+                    network.get_buffer(name).copy_(value)
+        return outputs
+
+
+def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([of[name] for of in tensors]) for name in tensors[0]}

@@ -1,0 +1,81 @@
+"""Multi-gate mixture of experts: networks that all tasks share, mixed by each task in its own way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.weightings import Weighting
+from lightning_meta.nn.features import output_size
+from lightning_meta.nn.fresh import fresh
+from lightning_meta.nn.heads import seeded
+from lightning_meta.tasks import TasksSpec
+
+
+class MixtureOfExperts(MultiTaskModule):
+    r"""Soft sharing by gates (MMoE; Ma et al. 2018, equations 4 to 6).
+
+    $$f_i(x) = h_i\Big(\sum_e g_{ie}(x)\, f_e(x)\Big), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
+
+    Args:
+        backbone: The first expert; the others are made like it and start from other values.
+        experts: How many experts.
+        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        weighting: How the losses of the tasks become one; their sum by default.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        experts: int = 4,
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weighting: Weighting | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        if experts < 1:
+            raise UserError(f"experts: at least 1 is needed, got {experts}")
+        self.number, self.head_hidden, self.head_dropout = experts, head_hidden, head_dropout
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make the experts, and a gate and a head for each task."""
+        features, width = output_size(self.backbone, self.input_shape), math.prod(self.input_shape)
+        others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
+        self.experts = nn.ModuleList([self.backbone, *others])
+        self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.backbone = nn.Identity()
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks; every input runs through all experts."""
+        features, flat = torch.stack([expert(x) for expert in self.experts], dim=1), x.flatten(1)
+        outputs = {}
+        for name, i in rows.items():
+            task = self.names.index(name)
+            gates = self.gates[task](flat[i]).softmax(-1)
+            outputs[name] = self.heads[task](torch.einsum("me,mef->mf", gates, features[i]))
+        return outputs
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """The task's gate, head and stem."""
+        return [self.gates[task], *super().own_modules(task)]
+
+    def _gate(self, name: str, width: int) -> nn.Module:
+        with seeded(int(key(self.key, name_key(name), 1))):
+            return nn.Linear(width, self.number, bias=False)

@@ -1,0 +1,74 @@
+"""Multi-head learning: a backbone that all tasks share, and a head of its own for each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.weightings import Weighting
+from lightning_meta.nn.features import output_size
+from lightning_meta.nn.stages import check_depth, stages_of
+from lightning_meta.tasks import TasksSpec
+
+
+class MultiHead(MultiTaskModule):
+    r"""Hard parameter sharing (Caruana 1997): $f_i(x) = h(g(x; \theta_{sh}); \theta_i)$.
+
+    Args:
+        backbone: g.
+        shared_depth: How many of the backbone's stages are shared, from the input on: all by default. Each task has a
+            copy of the others, which all start equal; with 0, nothing is shared.
+        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
+        optimizer: Of all parameters.
+        lr_scheduler: Steps once per training step.
+        weighting: How the losses of the tasks become one; their sum by default.
+        stems: By name of the task, a network before the backbone, where inputs differ in shape.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        shared_depth: int | None = None,
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        weighting: Weighting | None = None,
+        stems: dict[str, nn.Module] | None = None,
+        tasks: TasksSpec | None = None,
+    ) -> None:
+        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        self.shared_depth, self.head_hidden, self.head_dropout = shared_depth, head_hidden, head_dropout
+        self.branches = nn.ModuleList()
+
+    def build(self, spec: TasksSpec) -> None:
+        """Cut the backbone where sharing ends, and give each task the rest and a head."""
+        features = output_size(self.backbone, self.input_shape)
+        if self.shared_depth is not None:
+            stages = stages_of(self.backbone)
+            check_depth("shared_depth", self.shared_depth, self.backbone, stages)
+            rest = nn.Sequential(*stages[self.shared_depth :])
+            self.backbone = nn.Sequential(*stages[: self.shared_depth])
+            self.branches = nn.ModuleList(copy.deepcopy(rest) for _ in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks; the shared part sees each input once."""
+        features = self.backbone(x)
+        outputs = {}
+        for name, i in rows.items():
+            task = self.names.index(name)
+            own = self.branches[task](features[i]) if len(self.branches) else features[i]
+            outputs[name] = self.heads[task](own)
+        return outputs
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """The task's branch, head and stem."""
+        return [*super().own_modules(task), *([self.branches[task]] if len(self.branches) else [])]

@@ -1,0 +1,82 @@
+"""Scores of a fixed set of tasks, as they are logged and kept in the run directory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta.errors import UserError
+from lightning_meta.multitask.records import RecordTable
+from lightning_meta.tasks import Task, TasksSpec
+
+STAGES = ("train", "val", "test")
+
+
+def mean_of_known(values: Tensor) -> float:
+    """The mean of what is not NaN."""
+    return float(values.double().nanmean())
+
+
+def by_task(stage: str, tasks: Mapping[str, Task], scores: Tensor) -> dict[str, float]:
+    """Scores by their logged names: the mean of each metric over the tasks that have it, and each task's own.
+
+    Args:
+        stage: `train`, `val` or `test`.
+        tasks: By name.
+        scores: `(T,)`, NaN where a task has none.
+    """
+    own: dict[str, float] = {}
+    of_metric: dict[str, list[float]] = {}
+    for (name, task), score in zip(tasks.items(), scores.tolist(), strict=True):
+        own[f"{stage}/{task.selection}/{name}"] = score
+        of_metric.setdefault(task.selection, []).append(score)
+    return {**{f"{stage}/{m}": mean_of_known(torch.tensor(of)) for m, of in of_metric.items()}, **own}
+
+
+def rows_of_tasks(
+    spec: TasksSpec, tables: Mapping[str, RecordTable], best_steps: Sequence[int], shares: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """The rows of `per_task.csv`.
+
+    Args:
+        spec: What the tasks are.
+        tables: Predictions by split, and under `joint` those on the test split of weights that were selected jointly.
+        best_steps: The training step of each task's best validation.
+        shares: The share of each task in the gradient, where it was recorded.
+    """
+    rows = []
+    for (name, task), step in zip(spec.tasks.items(), best_steps, strict=True):
+        found = {stage: table.of[name] for stage, table in tables.items() if name in table.of}
+        row: dict[str, Any] = {"task": name, "metric": task.selection, "train_examples": spec.train_examples[name]}
+        row |= {"test_examples": len(found["test"].ids), "best_step": step}
+        row |= {stage: found[stage].score(task) if stage in found else "" for stage in STAGES}
+        row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}
+        row |= {"joint": found["joint"].score(task) if "joint" in found else "", "gradient_share": shares.get(name, "")}
+        rows.append(row)
+    return rows
+
+
+def check_same_tasks(own: TasksSpec, given: TasksSpec) -> None:
+    """Refuse other tasks than those that a module was made for.
+
+    Raises:
+        UserError: What differs.
+    """
+    if list(own.tasks) != list(given.tasks):
+        missing = [name for name in own.tasks if name not in given.tasks]
+        extra = [name for name in given.tasks if name not in own.tasks]
+        lacks = f"the data lacks {missing[:5]}" if missing else f"the data also has {extra[:5]}"
+        raise UserError(
+            "tasks: the module was made for others: " + (lacks if missing or extra else "the order differs")
+        )
+    for name, task in own.tasks.items():
+        other = given.tasks[name]
+        if type(task) is not type(other) or task.outputs != other.outputs:
+            made, found = (f"{type(t).__name__} of {t.outputs} outputs" for t in (task, other))
+            raise UserError(f"task {name!r}: the module was made for {made}, the data has {found}")
+        if own.input_shapes[name] != given.input_shapes[name]:
+            shapes = f"{own.input_shapes[name]}, the data has {given.input_shapes[name]}"
+            raise UserError(f"task {name!r}: the module was made for inputs of shape {shapes}")

@@ -1,0 +1,29 @@
+"""The sum of the losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_meta.multitask.weightings.base import Weighting
+from lightning_meta.tasks import Task
+
+
+class Equal(Weighting):
+    r"""The sum of the losses, $\min_\theta \sum_i L_i$: every weight is 1.
+
+    A strong baseline where its learning rate is tuned like the others' (Kurin et al., NeurIPS 2022; Xin et al.,
+    NeurIPS 2022).
+    """
+
+    weight: Tensor
+
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        """One weight a task."""
+        self.register_buffer("weight", torch.ones(len(tasks)), persistent=False)
+
+    def weights(self) -> Tensor:
+        """Ones, `(T,)`."""
+        return self.weight

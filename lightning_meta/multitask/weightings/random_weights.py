@@ -1,0 +1,43 @@
+"""Weights drawn anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional import random_bits
+from lightning_meta.multitask.weightings.base import Weighting
+from lightning_meta.tasks import Task
+
+
+class RandomWeights(Weighting):
+    r"""Draws the weights of each step: $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$.
+
+    The weights sum to T and have mean 1; in the paper they sum to 1. They are a pure function of a key, which is drawn
+    once from torch's generator, and of the number of the step: the same on all ranks and after a resume.
+
+    Lin, Ye, Zhang and Tsang, Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning
+    (TMLR 2022, arXiv 2111.10603), section 3, RLW with the normal distribution.
+    """
+
+    key: Tensor
+    step: Tensor
+    count: int
+
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        """Draw the key."""
+        self.count = len(tasks)
+        self.register_buffer("key", torch.randint(torch.iinfo(torch.int64).max, ()))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def weights(self) -> Tensor:
+        """The weights of this step, `(T,)` float64; they sum to T."""
+        middle = 2.0**-54  # of a cell of the grid that uniform numbers lie on: the quantile of 0 is not finite
+        normal = torch.special.ndtri(random_bits.uniform(random_bits.key(self.key, self.step), self.count) + middle)
+        return self.count * normal.softmax(0)
+
+    def observe(self, losses: Tensor, present: Tensor) -> None:
+        """Count the step; arguments as in `Weighting`."""
+        self.step += 1
