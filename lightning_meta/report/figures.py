@@ -10,7 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lightning_meta.report.named_tasks import draw_named_tasks
+
 SIZE = (6.0, 4.0)  # inches, at 150 dots an inch
+LABELS = {"accuracy": "accuracy", "mse": "mean squared error", "r2": "R²"}
 
 
 def write_figures(directory: Path) -> list[Path]:
@@ -25,12 +28,17 @@ def write_figures(directory: Path) -> list[Path]:
     folder = directory / "figures"
     drawn = []
     results = directory / "results.json"
-    metric = "mse" if results.is_file() and "test/mse" in json.loads(results.read_text()) else "accuracy"
+    logged = json.loads(results.read_text()) if results.is_file() else {}
+    metric = next((m for m in LABELS if f"test/{m}" in logged), "accuracy")
     pictures = (("metrics.csv", "training.png", _draw_training), ("per_task.csv", "tasks.png", _draw_tasks))
     for source, name, draw in pictures:
         if (directory / source).is_file():
-            figure = Figure(SIZE, layout="constrained")
-            if draw(figure.subplots(), _columns(directory / source), metric):
+            columns = _columns(directory / source)
+            fixed = "metric" in columns and source == "per_task.csv"  # a fixed set of tasks, each with a name
+            height = max(SIZE[1], 1.2 + 0.16 * len(columns["task"])) if fixed else SIZE[1]
+            figure = Figure((SIZE[0], height), layout="constrained")
+            drawing = draw_named_tasks if fixed else draw
+            if drawing(figure.subplots(), columns, metric):
                 folder.mkdir(exist_ok=True)
                 figure.savefig(folder / name, dpi=150)
                 drawn.append(folder / name)
@@ -40,7 +48,15 @@ def write_figures(directory: Path) -> list[Path]:
 def _columns(file: Path) -> dict[str, np.ndarray]:
     with file.open(encoding="utf-8", newline="") as rows:
         table = list(csv.DictReader(rows))
-    return {name: np.array([float(row[name] or "nan") for row in table]) for name in (table[0] if table else ())}
+    return {name: _numbers([row[name] for row in table]) for name in (table[0] if table else ())}
+
+
+def _numbers(column: list[str]) -> np.ndarray:
+    """A column as numbers, or as it is where it holds names."""
+    try:
+        return np.array([float(value or "nan") for value in column])
+    except ValueError:
+        return np.array(column)
 
 
 def _draw_training(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool:
@@ -84,4 +100,4 @@ def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool
 
 
 def _label(metric: str) -> str:
-    return {"accuracy": "accuracy", "mse": "mean squared error"}[metric]
+    return LABELS.get(metric, metric)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.module import SourceDataModule
 from lightning_meta.run.files import replacing
 
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
@@ -35,28 +35,24 @@ def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[
         file.write("\n")
 
 
-def write_tasks(directory: Path, report: Mapping[str, np.ndarray]) -> None:
-    """Write the predictions and the score of every test task.
+def write_report(directory: Path, report: Mapping[str, Any]) -> None:
+    """Write the predictions and the scores of every test task: `predictions.npz` and `per_task.csv`.
 
     Args:
         directory: Where to.
-        report: `task` (n,), `score` (n, S+1) after 0 to S inner steps, `output` (n, NQ, out) and `target` (n, NQ).
+        report: `predictions`, arrays by name, and `per_task`, one row of values by name for each task.
     """
     with replacing(directory / "predictions.npz", "wb") as file:
-        np.savez_compressed(file, task=report["task"], output=report["output"], target=report["target"])
-    scores = np.asarray(report["score"])
-    scores = scores.reshape(len(scores), -1)
-    names = [f"step_{s}" for s in range(scores.shape[1])] if scores.shape[1] > 1 else ["score"]
+        np.savez_compressed(file, **report["predictions"])
     with replacing(directory / "per_task.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", *names])
-        writer.writerows([int(t), *map(float, row)] for t, row in zip(report["task"], scores, strict=True))
+        writer = csv.DictWriter(file, list(report["per_task"][0]))
+        writer.writeheader()
+        writer.writerows(report["per_task"])
 
 
 def facts(module: LightningModule, data: LightningDataModule | None) -> dict[str, Any]:
     """What was run, and with what."""
-    source = getattr(data, "source", None)
-    fingerprint = source.fingerprint() if isinstance(source, Source) else ""
+    fingerprint = data.fingerprint() if isinstance(data, SourceDataModule) else ""
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),

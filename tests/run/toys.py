@@ -101,10 +101,8 @@ class ToyModule(Described, LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self.test_report = {
-            "task": np.arange(2),
-            "score": np.zeros((2, 3)),
-            "output": np.zeros((2, 4, 5)),
-            "target": np.zeros((2, 4)),
+            "predictions": {"task": np.arange(2), "output": np.zeros((2, 4, 5)), "target": np.zeros((2, 4))},
+            "per_task": [{"task": i, "step_0": 0.0, "step_1": 0.0, "step_2": 0.0} for i in range(2)],
         }
 
     def configure_optimizers(self) -> Any:

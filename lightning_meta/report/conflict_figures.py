@@ -1,0 +1,156 @@
+"""Pictures of what `GradientConflict` recorded: who pulls with whom, and how often tasks disagree."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import squareform
+
+from lightning_meta.report.figures import SIZE
+
+# From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
+COLOURS = "cividis"
+PRINTED = 16  # tasks whose values find room in the cells
+
+
+def write_conflict_figures(directory: str | Path) -> list[Path]:
+    """Draw `figures/gradient_cosine.png`, `affinity.png` and `conflict_share.png` from `gradient_conflict.csv`.
+
+    Values are means over the measurements of a run that had both tasks. Tasks stand in the order of a hierarchical
+    clustering of their cosines (average linkage of 1 − cosine), in both matrices the same. Cells are white on the
+    diagonal of the cosines, where all are 1, and for two tasks that were never in a batch together.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        The pictures drawn: none without a measurement of two tasks, no affinity where it was not measured.
+    """
+    directory = Path(directory)
+    if not (directory / "gradient_conflict.csv").is_file():
+        return []
+    names, means, conflicts = _means(directory)
+    cosines, affinity = means
+    apart = ~np.eye(len(names), dtype=bool)
+    if not np.isfinite(cosines[apart]).any():
+        return []
+    order = _clustered(cosines)
+    labels = [names[i] for i in order]
+    np.fill_diagonal(cosines, np.nan)  # 1, always
+    figures = {
+        "gradient_cosine.png": _heatmap(
+            cosines[np.ix_(order, order)], labels, "mean cosine between task gradients", "", ""
+        )
+    }
+    if np.isfinite(affinity[apart]).any():
+        axes = ("relative fall of the loss of task j", "after a gradient step of task i")
+        figures["affinity.png"] = _heatmap(affinity[np.ix_(order, order)], labels, "mean inter-task affinity", *axes)
+    figures["conflict_share.png"] = _over_steps(conflicts)
+    folder = directory / "figures"
+    folder.mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=150)
+    return [folder / name for name in figures]
+
+
+def _rows(file: Path) -> Iterator[list[str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.reader(lines)
+        width = len(next(reader))
+        yield from (row for row in reader if len(row) == width)  # a kill may have torn the last one
+
+
+def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
+    """The tasks, `(2, T, T)` mean cosine and affinity, and by step the share of pairs in conflict."""
+    names = list(dict.fromkeys(name for _, name, _, _ in _rows(directory / "gradient_share.csv")))
+    place = {name: i for i, name in enumerate(names)}
+    sums, counts = np.zeros((2, 2, len(names), len(names)))
+    pairs: Counter[int] = Counter()
+    conflicts: Counter[int] = Counter()
+    for step, first, second, *values in _rows(directory / "gradient_conflict.csv"):
+        i, j = place[first], place[second]
+        for k, value in enumerate(map(float, values)):
+            if np.isfinite(value):
+                sums[k, i, j] += value
+                counts[k, i, j] += 1
+        if i < j and np.isfinite(cosine := float(values[0])):
+            pairs[int(step)] += 1
+            conflicts[int(step)] += cosine < 0
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return names, means, {step: conflicts[step] / count for step, count in pairs.items()}
+
+
+def _clustered(cosines: np.ndarray) -> list[int]:
+    """The order of the tasks in which those that pull the same way stand together."""
+    distance = 1 - np.where(np.isfinite(cosines), cosines, 0)
+    distance = (distance + distance.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
+    order: list[int] = leaves_list(tree).tolist()
+    return order
+
+
+def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "", down: str = "") -> Figure:
+    """A matrix of tasks; colours are scaled to the values off the diagonal, symmetric about 0."""
+    count = len(names)
+    printed = count <= PRINTED
+    side = max(count * (0.45 if printed else 0.16), 1.8)
+    labels = [name if len(name) <= 28 else f"{name[:27]}…" for name in names]
+    margin = 0.08 * max(map(len, labels)) + 0.6
+    figure = Figure((max(side + margin + 1.1, 4.5), side + margin + 0.4), layout="constrained")
+    axes = figure.subplots()
+    apart = np.abs(values[~np.eye(count, dtype=bool)])
+    # The largest, but of many values not the two in a hundred that would bleach all others.
+    limit = float(np.quantile(apart[np.isfinite(apart)], 0.98, method="higher")) or 1.0
+    exponent = int(np.floor(np.log10(limit))) if limit < 0.01 else 0
+    shown, limit = values / 10.0**exponent, limit / 10.0**exponent
+    image = axes.imshow(shown, COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
+    beyond = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    extend = beyond[bool(np.nanmin(shown) < -limit), bool(np.nanmax(shown) > limit)]
+    bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.8 if count > 4 else 1.0)
+    if exponent:
+        bar.ax.set_title(f"$\\times 10^{{{exponent}}}$", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    axes.set_xticks(range(count), labels, rotation=90, fontsize=8 if printed else 6.5)
+    axes.set_yticks(range(count), labels, fontsize=8 if printed else 6.5)
+    axes.tick_params(length=2 if printed else 0)
+    axes.set_xlabel(across, fontsize=8)
+    axes.set_ylabel(down, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    if printed:
+        _print_values(axes, shown, limit)
+    return figure
+
+
+def _print_values(axes: Axes, shown: np.ndarray, limit: float) -> None:
+    digits = 3 if limit < 0.1 else 2
+    for (i, j), value in np.ndenumerate(shown):
+        if np.isfinite(value):
+            text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.0f}"
+            colour = "w" if value < 0.1 * limit else "k"
+            axes.text(j, i, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=colour)
+
+
+def _over_steps(conflicts: dict[int, float]) -> Figure:
+    """The share of pairs in conflict at each measurement, and its moving mean."""
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.subplots()
+    steps, shares = np.array(list(conflicts)), np.array(list(conflicts.values()))
+    window = max(len(steps) // 10, 1)
+    axes.plot(steps, shares, ".", color="0.65", markersize=4, label="a measurement")
+    if window > 1:
+        kernel = np.full(window, 1 / window)
+        middle = np.convolve(steps, kernel, "valid"), np.convolve(shares, kernel, "valid")
+        axes.plot(*middle, "k", label=f"mean of {window}")
+    axes.axhline(shares.mean(), color="k", ls="--", lw=0.8, label=f"mean {shares.mean():.2f}")
+    axes.set(xlabel="training step", ylabel="share of pairs with cosine < 0", ylim=(-0.03, 1.03))
+    axes.set_title("Tasks in conflict")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
+    return figure

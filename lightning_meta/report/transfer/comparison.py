@@ -1,0 +1,176 @@
+"""From runs to the transfer report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lightning_meta.functional.delta_m import FLOOR, delta_m
+from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
+from lightning_meta.report.transfer.intervals import paired_intervals
+from lightning_meta.report.transfer.matching import Method, differences_in_common, match
+from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
+
+ALPHA = 0.05
+
+
+def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
+    """Compare multi-task runs with those of a baseline, task by task.
+
+    Args:
+        runs: Run directories, or folders of the versions of one method.
+        baseline: Those of the method to compare with; usually independent networks.
+
+    Raises:
+        UserError: The runs cannot be compared, see `matching.match`.
+    """
+    against, methods = match(runs, baseline)
+    everyone = [against, *methods]
+    names = list(against.runs[0].tasks)
+    values = np.array([[_mean(m, name, "test") for name in names] for m in everyone])
+    ranks = mean_ranks(values)
+    transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
+    selection = {}
+    for method in everyone:
+        joint = np.array([_mean(method, name, "joint") for name in names])
+        if np.isfinite(joint).all():
+            own = np.array([_mean(method, name, "test") for name in names])
+            selection[method.name] = (float(own.mean()), float(joint.mean()))
+    notes = (*_what_seeds_support(against, transfers), *differences_in_common(against, methods))
+    return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
+
+
+def mean_ranks(values: np.ndarray) -> np.ndarray:
+    """The mean over tasks of each method's rank; equals share the mean of their ranks.
+
+    Args:
+        values: `(methods, T)`, higher is better. Tasks in which a value is NaN do not count.
+
+    Returns:
+        `(methods,)`, in [1, methods].
+    """
+    values = values[:, np.isfinite(values).all(0)]
+    better = (values[None] > values[:, None]).sum(1)
+    equal = (values[None] == values[:, None]).sum(1)
+    return (better + (equal + 1) / 2).mean(1) if values.shape[1] else np.full(len(values), np.nan)
+
+
+def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
+    names = list(against.runs[0].tasks)
+    scores = [(_scores(method, name), _scores(against, name)) for name in names]
+    bounded = [
+        against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all())
+        for name, pair in zip(names, scores, strict=True)
+    ]
+    interval = paired_intervals([a - b for a, b in scores], bounded)
+    losses, loss_before = _per_seed(method, names, "train_loss"), _per_seed(against, names, "train_loss")
+    loss_share = shares(losses.mean(0))
+    gradient_share = _per_seed(method, names, "gradient_share").mean(0)
+    deciding = gradient_share if np.isfinite(gradient_share).all() else loss_share
+    dominating = [names[i] for i in dominating_tasks(shares(deciding))]
+    tasks = []
+    for i, name in enumerate(names):
+        first = against.runs[0].tasks[name]
+        verdict: Verdict = "no difference shown" if math.isfinite(interval.delta[i]) else "not comparable"
+        if interval.p_holm[i] < ALPHA:
+            verdict = "helped" if interval.delta[i] > 0 else "hurt"
+        hurts = enemy(losses[:, i] - loss_before[:, i], float(deciding[i]), dominating, len(names))
+        tasks.append(
+            TaskTransfer(
+                task=name,
+                metric=first.metric,
+                train_examples=first.train_examples,
+                test_examples=len(first.ids),
+                baseline=_mean(against, name, "test"),
+                value=_mean(method, name, "test"),
+                delta=float(interval.delta[i]),
+                low=float(interval.low[i]),
+                high=float(interval.high[i]),
+                df=float(interval.df[i]),
+                p=float(interval.p[i]),
+                p_holm=float(interval.p_holm[i]),
+                verdict=verdict,
+                enemy=hurts if verdict == "hurt" else "",
+                baseline_train_loss=float(loss_before[:, i].mean()),
+                train_loss=float(losses[:, i].mean()),
+                baseline_gap=_mean(against, name, "train") - _mean(against, name, "val"),
+                gap=_mean(method, name, "train") - _mean(method, name, "val"),
+                loss_share=float(loss_share[i]),
+                gradient_share=float(gradient_share[i]),
+                baseline_joint=_mean(against, name, "joint"),
+            )
+        )
+    comparable = [t for t in tasks if math.isfinite(t.delta)]
+    worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
+    relative, excluded = math.nan, len(comparable)
+    if comparable:
+        ours, theirs = ([getattr(t, k) for t in comparable] for k in ("value", "baseline"))
+        change = delta_m(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64))
+        relative, excluded = change.relative.item(), int(change.excluded)
+    return MethodTransfer(
+        method=method.name,
+        tasks=tuple(tasks),
+        delta_m=relative,
+        delta_m_excluded=excluded,
+        mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
+        harmed=sum(t.verdict == "hurt" for t in tasks) / len(tasks),
+        helped=sum(t.verdict == "helped" for t in tasks) / len(tasks),
+        worst=worst,
+        mean_rank=rank,
+        mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
+        dominating=tuple(dominating),
+    )
+
+
+def _what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
+    seeds, tasks = len(against.seeds), len(against.runs[0].tasks)
+    listed = ", ".join(map(str, against.seeds))
+    halves = [(t.high - t.low) / 2 for m in transfers for t in m.tasks if math.isfinite(t.low)]
+    lines = []
+    if seeds == 1:
+        lines.append(
+            f"One seed ({listed}): the intervals cover the choice of test examples alone. One seed cannot speak of "
+            "seed-to-seed variation: another might turn a verdict round."
+        )
+    else:
+        lines.append(
+            f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. The variance between "
+            f"seeds has {seeds - 1} degree{'s' * (seeds > 2)} of freedom in a task, and is steadied by all {tasks} "
+            "tasks; tasks whose seeds differ much more than the others' need more seeds."
+        )
+    if halves:
+        half = float(np.median(halves))
+        lines.append(
+            f"An interval is of one task alone, and half are wider than ± {half:.3f} in the metric (0.01 is a "
+            "percentage point of accuracy); a verdict has to stand Holm's correction over the "
+            f"{tasks} tasks of a method."
+        )
+    unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
+    if unknown:
+        lines.append(
+            "Not comparable, as they have no test example or targets that are all equal: "
+            f"{', '.join(sorted(unknown))}; means are over the others."
+        )
+    if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
+        lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; read Δm, or the tasks one by one.")
+    if excluded := max(m.delta_m_excluded for m in transfers):
+        lines.append(f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}.")
+    return lines
+
+
+def _scores(method: Method, task: str) -> np.ndarray:
+    """`(S, n)`."""
+    return np.stack([run.tasks[task].scores for run in method.runs])
+
+
+def _per_seed(method: Method, tasks: Sequence[str], field: str) -> np.ndarray:
+    """`(S, T)`."""
+    return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in method.runs])
+
+
+def _mean(method: Method, task: str, field: str) -> float:
+    return float(np.mean([getattr(run.tasks[task], field) for run in method.runs]))

@@ -1,0 +1,108 @@
+"""The transfer report as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
+from lightning_meta.report.transfer.text import printable, unit
+
+DPI = 150
+ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
+# Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
+MARKERS: dict[Verdict, tuple[str, str, str]] = {
+    "helped": ("^", "black", "black"),
+    "hurt": ("v", "black", "black"),
+    "no difference shown": ("o", "white", "0.55"),
+    "not comparable": ("x", "white", "0.55"),
+}
+SHAPES = "sD^vP*X<>"
+
+
+def draw_forest(report: TransferReport, file: Path) -> None:
+    """Draw Δ of every task with its 95 % interval, a panel a method; the mark is the verdict.
+
+    Args:
+        report: The comparison.
+        file: Where to.
+    """
+    methods = report.methods
+    names = [t.task for t in methods[0].tasks]
+    mean = np.array([[t.delta for t in m.tasks] for m in methods]).mean(0)
+    order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
+    points = all(t.metric == "accuracy" for t in methods[0].tasks)
+    figure = Figure((NAMES + PANEL * len(methods), 1.5 + ROW * max(len(names), 4)), layout="constrained")
+    axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
+    for panel, method in zip(axes, methods, strict=True):
+        _draw_method(panel, method, order, 100.0 if points else 1.0)
+        panel.set_title(printable(method.method), parse_math=False, fontsize=10)
+    axes[0].set_yticks(range(len(names)), [_label(names[i]) for i in order], fontsize=8, parse_math=False)
+    axes[0].set_ylim(-0.7, len(names) - 0.3)
+    what = f"Δ against {printable(report.baseline)}, {_unit(report)} (higher is better)"
+    figure.supxlabel(what, fontsize=9, parse_math=False)
+    handles = [
+        axes[0].plot([], [], marker, mfc=fill, mec=edge, color=edge, ls="-", label=verdict, ms=5)[0]
+        for verdict, (marker, fill, edge) in MARKERS.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(file, dpi=DPI)
+
+
+def draw_gap(report: TransferReport, file: Path) -> None:
+    """Draw the gap train − validation of every task against its number of training examples.
+
+    Args:
+        report: The comparison.
+        file: Where to.
+    """
+    figure = Figure((6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    first = report.methods[0].tasks
+    factor = 100.0 if all(t.metric == "accuracy" for t in first) else 1.0
+    examples = np.array([t.train_examples for t in first])
+    baseline = factor * np.array([t.baseline_gap for t in first])
+    axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="", label=printable(report.baseline))
+    greys = np.linspace(0.0, 0.6, len(report.methods))
+    for i, method in enumerate(report.methods):
+        gaps = factor * np.array([t.gap for t in method.tasks])
+        shape = SHAPES[i % len(SHAPES)]
+        axes.plot(examples, gaps, shape, color=str(greys[i]), ms=4, ls="", label=printable(method.method))
+    axes.axhline(0, color="0.5", lw=0.8)
+    if examples.min() > 0 and examples.max() > 3 * examples.min():
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("training examples of the task")
+    axes.set_ylabel(f"gap train − validation,\n{_unit(report)}")
+    for text in axes.legend(frameon=False, fontsize=8).get_texts():
+        text.set_parse_math(False)
+    figure.savefig(file, dpi=DPI)
+
+
+def _draw_method(axes: Axes, method: MethodTransfer, order: np.ndarray, factor: float) -> None:
+    axes.axvline(0, color="0.2", lw=1, zorder=0.9)
+    for y, i in enumerate(order):
+        task: TaskTransfer = method.tasks[i]
+        marker, fill, edge = MARKERS[task.verdict]
+        axes.plot([factor * task.low, factor * task.high], [y, y], color=edge, lw=1.2, zorder=1)
+        axes.plot(factor * task.delta, y, marker, mfc=fill, mec=edge, ms=5, zorder=2)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.tick_params(axis="y", length=0)
+
+
+def _unit(report: TransferReport) -> str:
+    return unit({t.metric for t in report.methods[0].tasks})
+
+
+def _label(name: str) -> str:
+    name = printable(name)
+    return name if len(name) <= 32 else f"{name[:29]}..."

@@ -1,0 +1,59 @@
+"""The transfer report as CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lightning_meta.report.transfer.enemies import RULES
+from lightning_meta.report.transfer.intervals import METHOD
+from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.run.files import replacing
+
+TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))
+METHOD_COLUMNS = tuple(f.name for f in fields(MethodTransfer) if f.name != "tasks")
+
+
+def write_csv(report: TransferReport, file: Path) -> None:
+    """Write one row for each method and task; what is unknown is empty.
+
+    Args:
+        report: The comparison.
+        file: Where to.
+    """
+    with replacing(file) as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["method", *TASK_COLUMNS])
+        for method in report.methods:
+            for task in method.tasks:
+                row = asdict(task)
+                writer.writerow([method.method, *("" if _unknown(row[c]) else row[c] for c in TASK_COLUMNS)])
+
+
+def write_json(report: TransferReport, file: Path) -> None:
+    """Write everything, and by what rules it was found; what is unknown is null.
+
+    Args:
+        report: The comparison.
+        file: Where to.
+    """
+    content = {"sign": "higher is better", "intervals": METHOD, "enemies": RULES, **asdict(report)}
+    with replacing(file) as stream:
+        json.dump(_plain(content), stream, indent=2, ensure_ascii=False, allow_nan=False)
+        stream.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if _unknown(value) else value
+
+
+def _unknown(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

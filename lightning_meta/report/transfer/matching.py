@@ -1,0 +1,176 @@
+"""Runs that may be compared: grouped into methods, paired with the baseline by seed, on the same data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_meta.errors import UserError
+from lightning_meta.report.transfer.reading import Run, read_run, run_directories
+
+# What the methods of a fair comparison have in common, by its place in `config.yaml`.
+COMMON = (
+    "data",
+    "checkpoint.monitor",
+    "checkpoint.mode",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "model.init_args.backbone",
+    "model.init_args.optimizer",
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """The runs of one method, one a seed.
+
+    Attributes:
+        name: That of the folder of its versions.
+        runs: In the order of their seeds.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, ascending."""
+        return tuple(run.seed for run in self.runs)
+
+
+def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[Method, list[Method]]:
+    """Read runs, and check that they can be compared.
+
+    Args:
+        runs: Run directories or folders of versions; those of the baseline among them are left out, so that a pattern
+            may name all.
+        baseline: Those of the method to compare with.
+
+    Returns:
+        The baseline, and the methods in the order given.
+
+    Raises:
+        UserError: The runs differ in tasks, data, test examples or seeds, a seed stands twice, or a run cannot be read.
+    """
+    of_baseline = run_directories(baseline)
+    known = {run.resolve() for run in of_baseline}
+    others = [run for run in run_directories(runs) if run.resolve() not in known]
+    if not others:
+        raise UserError(
+            "there is nothing to compare: every run is one of the baseline's; name others before --baseline"
+        )
+    against = _methods(of_baseline)
+    if len(against) > 1:
+        raise UserError(f"--baseline: expected the runs of one method, got {', '.join(m.name for m in against)}")
+    methods = _methods([*of_baseline, *others])
+    first = next(m for m in methods if m.runs[0].directory.resolve() in known)
+    if {run.directory.resolve() for run in first.runs} != known:
+        raise UserError(f"--baseline: name all runs of {first.name}, or leave the others out of the comparison")
+    methods.remove(first)
+    for method in methods:
+        if method.seeds != first.seeds:
+            raise UserError(
+                f"{method.name} has the seeds {_listed(method.seeds)} and the baseline {first.name} "
+                f"{_listed(first.seeds)}; runs are paired by seed: train the missing ones, or leave some out"
+            )
+    for run in (run for method in (first, *methods) for run in method.runs):
+        _check_same_data(run, first.runs[0])
+    return first, methods
+
+
+def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[str]:
+    """What a fair comparison would share and these methods do not, one line each."""
+    lines = []
+    for method in methods:
+        ours, theirs = method.runs[0].config, baseline.runs[0].config
+        for place in COMMON:
+            a, b = (_at(config, place) for config in (ours, theirs))
+            if a != b:
+                where, a, b = next(_differing(a, b, place))
+                lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(a)} and {_short(b)}")
+    return lines
+
+
+def _methods(directories: Sequence[Path]) -> list[Method]:
+    groups: dict[Path, list[Run]] = {}
+    for directory in directories:
+        groups.setdefault(directory.resolve().parent, []).append(read_run(directory))
+    short = [folder.name for folder in groups]
+    methods = []
+    for folder, runs in groups.items():
+        name = folder.name if short.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}"
+        ordered = sorted(runs, key=lambda run: run.seed)
+        for a, b in pairwise(ordered):
+            if a.seed == b.seed:
+                raise UserError(
+                    f"{a.directory} and {b.directory} have the same seed, {a.seed}; leave one "
+                    "out, or give variants names of their own with fit --name"
+                )
+        for run in ordered[1:]:
+            for where, a, b in _differing(run.config.get("model"), ordered[0].config.get("model"), "model"):
+                raise UserError(
+                    f"{run.directory} and {ordered[0].directory} are runs of {name} that differ in {where}: "
+                    f"{_short(a)} and {_short(b)}; one method has one configuration, give them names of their own"
+                )
+        methods.append(Method(name, tuple(ordered)))
+    return methods
+
+
+def _check_same_data(run: Run, first: Run) -> None:
+    if set(run.tasks) != set(first.tasks):
+        odd = sorted(set(run.tasks) ^ set(first.tasks))
+        raise UserError(
+            f"{run.directory} and {first.directory} have different tasks: {odd[0]!r} is in one only "
+            f"({len(run.tasks)} and {len(first.tasks)} tasks)"
+        )
+    if run.fingerprint != first.fingerprint:
+        raise UserError(
+            f"{run.directory} and {first.directory} were run on different data: their data_fingerprint differs "
+            f"({_short(run.fingerprint)} and {_short(first.fingerprint)}); a source must give every run the same data, "
+            "whatever the run's seed"
+        )
+    for name, task in run.tasks.items():
+        other = first.tasks[name]
+        same = np.array_equal(task.ids, other.ids) and np.array_equal(task.targets, other.targets, equal_nan=True)
+        if not same:
+            raise UserError(
+                f"{run.directory} and {first.directory} were tested on different examples of task {name!r} "
+                f"({len(task.ids)} and {len(other.ids)}); compare runs on the same data and split"
+            )
+        for what, a, b in (
+            ("metric", task.metric, other.metric),
+            ("train_examples", task.train_examples, other.train_examples),
+        ):
+            if a != b:
+                raise UserError(f"{run.directory} and {first.directory} differ in {what} of task {name!r}: {a} and {b}")
+
+
+def _at(config: dict[str, Any], place: str) -> Any:
+    found: Any = config
+    for key in place.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
+    """The places at which two configurations differ, with what stands there."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            yield from _differing(a.get(key), b.get(key), f"{place}.{key}")
+    elif a != b:
+        yield place, a, b
+
+
+def _listed(seeds: Iterable[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,221 @@
+"""Multi-task run directories, read and distrusted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lightning_meta.errors import UserError
+
+COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
+OPTIONAL = ("joint", "gradient_share")
+ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task in one run.
+
+    Attributes:
+        metric: What the task is selected and compared by; higher is better.
+        train_examples: How many it was trained on.
+        train: The metric at the selected checkpoint, on a fixed subset of the training data.
+        val: The metric in validation.
+        test: The metric in testing.
+        train_loss: The loss where `train` was measured.
+        joint: The test metric where all tasks share one selected epoch; NaN where the run selects so anyway.
+        gradient_share: The task's share of the gradient on shared parameters; NaN where it was not recorded.
+        ids: `(n,)` numbers of the test examples, ascending.
+        scores: `(n,)`; the mean is `test`.
+        targets: `(n, d)`.
+    """
+
+    metric: str
+    train_examples: int
+    train: float
+    val: float
+    test: float
+    train_loss: float
+    joint: float
+    gradient_share: float
+    ids: np.ndarray
+    scores: np.ndarray
+    targets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished multi-task run.
+
+    Attributes:
+        directory: Where it was read from.
+        seed: Its `seed_everything`.
+        fingerprint: The hash of its data; None where the data has none.
+        config: The content of `config.yaml`.
+        tasks: By name, in order.
+    """
+
+    directory: Path
+    seed: int
+    fingerprint: str | None
+    config: dict[str, Any]
+    tasks: dict[str, TaskResult]
+
+
+def run_directories(paths: Sequence[str | Path]) -> list[Path]:
+    """The run directories that paths name, each once.
+
+    Args:
+        paths: Run directories, or folders of versions, which stand for all of them. A version that stopped before its
+            first checkpoint is passed over.
+
+    Raises:
+        UserError: A path names no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        versions = sorted((d for d in path.glob("*") if d.name.isdigit()), key=lambda d: int(d.name))
+        if not path.is_dir():
+            raise UserError(f"{path}: there is no such run directory")
+        if versions and not (path / "results.json").is_file():
+            begun = [v for v in versions if any((v / f).is_file() for f in ("results.json", "checkpoints/last.ckpt"))]
+            if not begun:
+                raise UserError(f"{path}: none of its {len(versions)} versions has a result or a checkpoint")
+        elif (path / "config.yaml").is_file() or (path / "results.json").is_file():
+            begun = [path]
+        else:
+            raise UserError(f"{path} is neither a run directory, such as runs/multi_head/0, nor a folder of them")
+        found |= {run.resolve(): run for run in begun}
+    return list(found.values())
+
+
+def read_run(directory: Path) -> Run:
+    """Read a finished multi-task run.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        UserError: It is not finished, not multi-task, damaged, or its files contradict each other.
+    """
+    results = _results(directory / "results.json")
+    rows = _rows(directory / "per_task.csv")
+    arrays = _arrays(directory / "predictions.npz", results)
+    names = [str(n) for n in arrays["names"]]
+    if sorted(names) != sorted(rows):
+        raise UserError(f"{directory}: predictions.npz and per_task.csv name different tasks; the run is damaged")
+    tasks = {name: _task(directory, name, rows[name], arrays, names.index(name)) for name in rows}
+    seed, fingerprint = results.get("seed"), results.get("data_fingerprint")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise UserError(f"{directory / 'results.json'}: seed is a whole number, got {seed!r}")
+    return Run(directory, seed, fingerprint and str(fingerprint), _config(directory / "config.yaml"), tasks)
+
+
+def _results(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        run = file.parent
+        raise UserError(
+            f"{run} is not finished: it has no results.json; finish it with `fit --ckpt_path {run}`, or leave it out"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{file} is damaged: {_brief(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no table of results")
+    return found
+
+
+def _rows(file: Path) -> dict[str, dict[str, str]]:
+    try:
+        with file.open(encoding="utf-8", newline="") as lines:
+            reader = csv.DictReader(lines, strict=True)
+            header, table = list(reader.fieldnames or ()), list(reader)
+    except FileNotFoundError as error:
+        raise UserError(f"{file.parent} is no multi-task run: it has no per_task.csv") from error
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{file} is damaged: {_brief(error)}") from error
+    if missing := [c for c in ("task", *COLUMNS) if c not in header]:
+        raise UserError(
+            f"{file.parent} is no multi-task run: its per_task.csv has no column {missing[0]!r}, "
+            f"only {', '.join(header[:6]) or 'nothing'}"
+        )
+    names = [row["task"] for row in table]
+    if not names or len(set(names)) < len(names) or any(None in row.values() for row in table):
+        raise UserError(f"{file} is damaged: it needs one whole row for each task, and at least one")
+    return {row["task"]: row for row in table}
+
+
+def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            if missing := [k for k in ARRAYS if k not in stored]:
+                raise UserError(
+                    f"{file.parent} is no multi-task run: its predictions.npz has no array {missing[0]!r} "
+                    f"(its model is {results.get('model')})"
+                )
+            arrays = {k: stored[k] for k in ARRAYS}
+    except FileNotFoundError as error:
+        raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz") from error
+    except UserError:
+        raise
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+        raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
+    for name, kind in ARRAYS.items():
+        if arrays[name].dtype.kind != kind:
+            raise UserError(f"{file} is damaged: {name} is of type {arrays[name].dtype}")
+    n, tasks = len(arrays["task"]) if arrays["task"].ndim else 0, arrays["task"]
+    flat = all(arrays[k].shape == (n,) for k in ("task", "id", "score")) and arrays["names"].ndim == 1
+    if not flat or any(arrays[k].ndim != 2 or len(arrays[k]) != n for k in ("output", "target")):
+        raise UserError(f"{file} is damaged: its arrays are of different lengths")
+    if n and not 0 <= tasks.min() <= tasks.max() < len(arrays["names"]):
+        raise UserError(f"{file} is damaged: a row is of task {tasks.max()}, and there are {len(arrays['names'])}")
+    return arrays
+
+
+def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int) -> TaskResult:
+    mine = np.flatnonzero(arrays["task"] == number)
+    mine = mine[np.argsort(arrays["id"][mine], kind="stable")]
+    ids, scores = arrays["id"][mine], arrays["score"][mine]
+    if not len(ids) or (np.diff(ids) == 0).any():
+        raise UserError(f"{directory}: predictions.npz has each test example once, and task {name!r} has not")
+    try:
+        numbers = {k: float(row[k]) if row[k] else math.nan for k in COLUMNS if k != "metric"}
+        numbers |= {k: float(row.get(k) or "nan") for k in OPTIONAL}
+        examples = int(row["train_examples"])
+    except ValueError as error:
+        raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: {_brief(error)}") from error
+    test = numbers["test"]
+    if not np.isclose(scores.mean(), test, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise UserError(
+            f"{directory}: task {name!r} scores {scores.mean():.4g} in predictions.npz and {test:.4g} in "
+            "per_task.csv; the run is damaged, test it again"
+        )
+    rest = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
+    return TaskResult(row["metric"], examples, **rest, ids=ids, scores=scores, targets=arrays["target"][mine])
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file.parent} has no config.yaml; the run is damaged") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is damaged: {_brief(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no configuration")
+    return found
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,122 @@
+"""The transfer report in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
+
+PIPED_WIDTH = 140
+NARROW = 125  # columns that a whole row takes with long names
+
+
+def print_report(report: TransferReport, console: Console | None = None) -> None:
+    """Print a table of tasks for each method, the worst Δ first, then one of the methods, then the notes.
+
+    Args:
+        report: The comparison.
+        console: Where to; by default stdout, whose lines are 140 characters long where it is no terminal. In a terminal
+            of less than 125 the gap is left out, and the enemies stand below.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, PIPED_WIDTH), quiet=console.quiet)
+    for method in report.methods:
+        _print_tasks(console, method, report, narrow=console.width < NARROW)
+    console.print(_methods(report))
+    metric = _common_metric(report.methods[0])
+    for name, (own, joint) in report.selection.items():
+        console.print(
+            Text(
+                f"{printable(name)} selects each task's own best epoch: mean {metric_text(metric, own)}; "
+                f"with one joint epoch {metric_text(metric, joint)}."
+            )
+        )
+    for note in report.notes:
+        console.print(Text(printable(note)))
+
+
+def _print_tasks(console: Console, method: MethodTransfer, report: TransferReport, narrow: bool) -> None:
+    metrics = {t.metric for t in method.tasks}
+    title = f"{printable(method.method)} against {printable(report.baseline)}: Δ in {unit(metrics)}, higher is better"
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    table.add_column("task", no_wrap=True, overflow="ellipsis", max_width=15 if narrow else 40)
+    for name in (
+        "train\nexamples",
+        "baseline",
+        "method",
+        "Δ ↑",
+        "95 % interval",
+        *([] if narrow else ["gap\ntrain − val"]),
+    ):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=narrow)
+    tasks = sorted(method.tasks, key=_by_delta)
+    for task in tasks:
+        verdict, more = MARKS[task.verdict], f": {task.enemy}" if task.enemy else ""
+        brief = "–" if task.verdict == "no difference shown" else verdict
+        rest = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
+        table.add_row(*map(Text, [*_figures(task), *rest]))
+    console.print(table)
+    if narrow:
+        console.print(Text("–: no difference shown"))
+    for task in tasks if narrow else ():
+        if task.enemy:
+            console.print(Text(f"▼ {printable(task.task)}: {task.enemy}"))
+
+
+def _figures(task: TaskTransfer) -> list[str]:
+    known = math.isfinite(task.low)
+    interval = f"[{change_text(task.metric, task.low)}, {change_text(task.metric, task.high)}]" if known else "–"
+    return [
+        printable(task.task),
+        str(task.train_examples),
+        metric_text(task.metric, task.baseline),
+        metric_text(task.metric, task.value),
+        change_text(task.metric, task.delta),
+        interval,
+    ]
+
+
+def _methods(report: TransferReport) -> Table:
+    title = f"Over all {len(report.methods[0].tasks)} tasks, against {printable(report.baseline)}"
+    table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("")
+    columns = [_over_all(method) for method in report.methods]
+    for method in report.methods:
+        table.add_column(Text(printable(method.method)), justify="right", overflow="fold")
+    table.add_column(Text(printable(report.baseline)), justify="right", overflow="fold")
+    for name in columns[0]:
+        last = f"{report.baseline_rank:.2f}" if name == "mean rank ↓" else ""
+        table.add_row(name, *(Text(column[name]) for column in columns), last)
+    return table
+
+
+def _over_all(method: MethodTransfer) -> dict[str, str]:
+    metric, worst = _common_metric(method), min(method.tasks, key=_by_delta)
+    return {
+        "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
+        "mean Δ ↑": change_text(metric, method.mean_delta),
+        "tasks helped": f"{100 * method.helped:.0f} %",
+        "tasks hurt": f"{100 * method.harmed:.0f} %",
+        "worst Δ": change_text(worst.metric, worst.delta),
+        "of the task": printable(method.worst),
+        "mean rank ↓": f"{method.mean_rank:.2f}",
+        "mean gap train − val": change_text(metric, method.mean_gap),
+        "dominating tasks": ", ".join(map(printable, method.dominating)) or "none",
+    }
+
+
+def _by_delta(task: TaskTransfer) -> tuple[bool, float]:
+    return math.isnan(task.delta), task.delta
+
+
+def _common_metric(method: MethodTransfer) -> str:
+    metrics = {t.metric for t in method.tasks}
+    return metrics.pop() if len(metrics) == 1 else ""

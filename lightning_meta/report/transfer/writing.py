@@ -1,0 +1,35 @@
+"""A folder that holds the whole transfer report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning_meta.errors import UserError
+from lightning_meta.report.transfer.figures import draw_forest, draw_gap
+from lightning_meta.report.transfer.files import write_csv, write_json
+from lightning_meta.report.transfer.results import TransferReport
+
+
+def write_report(report: TransferReport, folder: str | Path) -> Path:
+    """Write `transfer.csv`, `transfer.json`, `forest.png` and `gap.png`.
+
+    Args:
+        report: The comparison.
+        folder: Where to; made where it is missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(report, folder / "transfer.csv")
+        write_json(report, folder / "transfer.json")
+        draw_forest(report, folder / "forest.png")
+        draw_gap(report, folder / "gap.png")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
+    return folder
