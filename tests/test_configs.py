@@ -1,4 +1,7 @@
-"""Every shipped configuration parses against the signatures, and runs or names the one path that it misses."""
+"""Every shipped configuration parses against the signatures, and runs or names the one path that it misses.
+
+The ladders are run in `tests/test_ladder.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,33 @@ import yaml
 
 from lightning_meta import load
 from lightning_meta.cli import main
+from lightning_meta.multitask import MultiTaskModule
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-NEEDS_IMAGES = {"protonet_mini_imagenet", "maml_mini_imagenet", "protonet_image_folder"}
-NEEDS_DATA = {"protonet_omniglot", "maml_omniglot", "protonet_cifar_fs", "maml_cifar_fs"}
-EMBEDDED = {"protonet_glyphs", "maml_glyphs", "baseline_glyphs", "maml_sinusoid"}
+FOLDER = Path(__file__).parents[1] / "configs"
+LADDERS = sorted(FOLDER.glob("ladder_*.yaml"))
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(LADDERS))
+NEEDS_FILES = {"protonet_mini_imagenet", "maml_mini_imagenet", "protonet_image_folder", "multi_head_table"}
+NEEDS_DATA = {
+    *("protonet_omniglot", "maml_omniglot", "protonet_cifar_fs", "maml_cifar_fs"),
+    *("multi_head_omniglot", "multi_head_multi_mnist", "multi_head_cifar100", "multi_head_parkinsons"),
+}
+EMBEDDED = {
+    *("protonet_glyphs", "maml_glyphs", "baseline_glyphs", "maml_sinusoid"),
+    *("independent_glyphs", "multi_head_glyphs", "conditioned_glyphs", "cross_stitch_glyphs"),
+    "mixture_of_experts_glyphs",
+}
 
 
 def test_all_are_covered() -> None:
-    assert {config.stem for config in CONFIGS} == NEEDS_IMAGES | NEEDS_DATA | EMBEDDED
+    assert {config.stem for config in CONFIGS} == NEEDS_FILES | NEEDS_DATA | EMBEDDED
+    assert {ladder.stem for ladder in LADDERS} == {"ladder_glyphs", "ladder_omniglot", "ladder_parkinsons"}
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.stem)
+@pytest.mark.parametrize("config", [*CONFIGS, *LADDERS], ids=lambda config: config.stem)
 def test_says_how_to_run_it_and_holds_no_number_that_yaml_reads_as_text(config: Path) -> None:
     text = config.read_text()
-    assert f"python scripts/fit.py --config configs/{config.name}" in text
+    script = "ladder" if config in LADDERS else "fit"
+    assert f"python scripts/{script}.py --config configs/{config.name}" in text
 
     def leaves(node: object) -> list[object]:
         if isinstance(node, dict):
@@ -37,16 +52,15 @@ def test_says_how_to_run_it_and_holds_no_number_that_yaml_reads_as_text(config: 
 
 
 def briefly(config: Path, runs: Path) -> list[str]:
-    """Two training steps and a test of two tasks, with a small network where that is the same code."""
-    options = {
-        "trainer.max_steps": 2,
-        "trainer.enable_progress_bar": "false",
-        "data.init_args.meta_batches_per_epoch": 2,
-        "data.init_args.meta_batch_size": 1,
-        "data.init_args.val_tasks": 2,
-        "data.init_args.test_tasks": 2,
-        "data.init_args.evaluation_meta_batch_size": 2,
-    }
+    """Two training steps and a test of few tasks, with a small network where that is the same code."""
+    options = {"trainer.max_steps": 2, "trainer.enable_progress_bar": "false"}
+    if "EpisodicDataModule" in config.read_text():
+        few = {"meta_batches_per_epoch": 2, "meta_batch_size": 1, "evaluation_meta_batch_size": 2}
+        options |= {f"data.init_args.{name}": value for name, value in {**few, "val_tasks": 2, "test_tasks": 2}.items()}
+    elif "multi_head_table" not in config.stem:
+        options |= {"data.init_args.batches_per_epoch": 2, "data.init_args.train_subset": 5}
+    if "sources.Glyphs" in config.read_text() and "MultiTask" in config.read_text():
+        options["data.init_args.tasks"] = "[Greek, Armenian]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
     arguments = [f"--{name}={value}" for name, value in options.items()]
@@ -56,7 +70,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
 def check(run: Path) -> None:
     """The run is whole, and its model loads by the path alone."""
     assert (run / "results.json").is_file()
-    assert load(run).episodes is not None
+    module = load(run)
+    assert (module.tasks if isinstance(module, MultiTaskModule) else module.episodes) is not None
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in EMBEDDED], ids=lambda config: config.stem)
@@ -72,8 +87,8 @@ def test_published_data_runs(config: Path, tmp_path: Path, data_folder: Path) ->
     check(tmp_path / config.stem / "0")
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_IMAGES], ids=lambda config: config.stem)
-def test_missing_images_are_named_in_one_line(
+@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_FILES], ids=lambda config: config.stem)
+def test_missing_files_are_named_in_one_line(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,14 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lightning_meta.cli.parsing import Bar, as_list, log_into_run, remember_modules, with_save_dir
+from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
-from lightning_meta.run.results import facts, write_results, write_tasks
+from lightning_meta.run.results import facts, write_report, write_results
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -78,6 +80,7 @@ class MetaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to go on in."""
+        _refuse_ladder(args)
         self.config = parser.parse_args(with_save_dir(args))
         if self.config.name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
@@ -97,7 +100,7 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
-            raise error if isinstance(error, UserError) else UserError(f"the configuration: {error}") from error
+            raise mistake_in(configured) or UserError(f"the configuration: {error}") from error
         except BaseException:
             self.run_logger.discard()
             raise
@@ -120,6 +123,17 @@ class MetaCLI(LightningCLI):
             "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
         }
         return Trainer(**options)
+
+
+def _refuse_ladder(args: Sequence[str]) -> None:
+    """Say of a ladder's file what it is; the parser would only name an option that it does not know."""
+    for option, value in pairwise([*args, ""]):
+        name, _, joined = option.partition("=")
+        file = Path(joined or value)
+        if name in ("-c", "--config") and "\n" not in str(file) and file.is_file():
+            content = file.read_text(encoding="utf-8", errors="replace")
+            if re.search(r"^rungs:", content, re.MULTILINE):
+                raise UserError(f"--config: {file} is a ladder; run it with scripts/ladder.py --config {file}")
 
 
 def fit(args: Sequence[str]) -> None:
@@ -148,9 +162,9 @@ def fit(args: Sequence[str]) -> None:
         about = {"seed": cli.config.seed_everything, "checkpoint": str(best), "steps": trainer.global_step}
         about |= {"wall_time_s": seconds, "train_time_s": round(cli.config_init["checkpoint"].seconds, 2)}
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-        write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})
         if report := getattr(cli.model, "test_report", None):
-            write_tasks(run.directory, report)
+            write_report(run.directory, report)
+        write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})  # last: the run is whole
         write_figures(run.directory)
         print_summary(metrics, run.directory)
 

@@ -7,22 +7,27 @@ import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lightning_meta.cli.compare import compare, compare_options
 from lightning_meta.cli.fit import fit, fit_options
+from lightning_meta.cli.ladder import ladder, ladder_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
 
-COMMANDS = {"fit": fit, "test": test}
-OPTIONS = {"fit": fit_options, "test": test_options}
+COMMANDS = {"fit": fit, "test": test, "compare": compare, "ladder": ladder}
+OPTIONS = {"fit": fit_options, "test": test_options, "compare": compare_options, "ladder": ladder_options}
 
 USAGE = """usage: lightning-meta fit --config FILE [options]     train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]  test a trained model
+       lightning-meta compare RUN... --baseline RUN...  what sharing did to each task
+       lightning-meta ladder --config FILE [options]  train several methods over several seeds, then compare them
 
-lightning-meta fit --help and lightning-meta test --help explain every option."""
+lightning-meta fit --help, and so for the others, explains every option."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -40,6 +45,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     _quieten_lightning()
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
         COMMANDS[command](options[:-1])
     except NonFiniteLossError as error:
@@ -65,6 +72,8 @@ def _quieten_lightning() -> None:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     # Episodes are drawn by tensor indexing: loader processes do not help.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    # What is logged at the end of a stage is the same on every rank already.
+    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
     # The log interval may well be longer than a short epoch: steps are counted over the whole run.
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
     # Lightning's own use of a deprecated part of torch.

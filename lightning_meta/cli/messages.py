@@ -40,7 +40,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         names = _module_names(found[1])
         return f"{key}: there is no class {found[1]}.{found[2]}{_meant(found[2], names)}"
     if found := re.search(r"No module named '([^']+)'", text):
-        return f"{key}: there is no module {found[1]}"
+        return f"{key}: there is no module {found[1]}; run from the folder that it lies in, or name that in PYTHONPATH"
     if found := re.search(r"Expected a dot import path string: (.*)", text):
         return f"{key}: there is no class {found[1]}{_meant(found[1], _subclass_names(text))}"
     if found := re.search(r"Expected an? (.*)\. Got value: (.*)", text):
@@ -53,7 +53,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         return f"{key}: expected {_type(subtypes[-1])}, got {values[0]}"
     if found := re.search(r"arguments are required: (.*)", text):
         missing = ", ".join(f"--{name}" for name in found[1].split(", "))
-        return f"{missing} must be given; name a configuration with --config FILE"
+        return f"{missing} must be given" + ("; name a configuration with --config FILE" if "config" in options else "")
     if found := re.search(r"File does not exist: '?([^']*)", text):
         return f"{key}: there is no file {found[1]}"
     return " ".join(text.split())[:LONGEST]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from lightning.pytorch.callbacks import RichProgressBar
 # So that their classes can be named without their path: `--model=ProtoNet`.
 import lightning_meta.data.sources
 import lightning_meta.meta
+import lightning_meta.multitask
 import lightning_meta.nn  # noqa: F401
 from lightning_meta.configuration import describe, remember
+from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
 
 
@@ -63,6 +66,35 @@ def remember_modules(owner: Any, config: Namespace) -> None:
         unknown = isinstance(value, torch.nn.Module) and "instance" in describe(value)
         if unknown and isinstance(spec, Namespace) and "class_path" in spec:
             remember(value, spec.get("init_args", Namespace()).as_dict())
+
+
+def mistake_in(config: Any) -> UserError | None:
+    """The user's mistake in the arguments of a configured object, found by making each object anew, innermost first.
+
+    The parser, which makes them, says of each alternative of a type why it does not fit, and drops the error itself.
+    """
+    try:
+        _made(config)
+    except UserError as error:
+        return error
+    return None
+
+
+def _made(config: Any) -> Any:
+    if isinstance(config, list):
+        return [_made(value) for value in config]
+    if not isinstance(config, Namespace):
+        return config
+    if "class_path" not in config:
+        return Namespace({name: _made(value) for name, value in vars(config).items()})
+    arguments = {name: _made(value) for name, value in vars(config.get("init_args", Namespace())).items()}
+    try:
+        module, _, name = config.class_path.rpartition(".")
+        return getattr(importlib.import_module(module), name)(**arguments)
+    except UserError:
+        raise
+    except Exception:  # some take what is not made here, as an optimiser its parameters
+        return config
 
 
 def as_list(value: Any) -> list[Any]:

@@ -9,21 +9,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+OF_TASK = re.compile(r"test/(accuracy|r2)/(.+)")
 CURVE = re.compile(r"test/(accuracy|mse)_step_(\d+)")
 
 
 def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
-    """Print the test score with its 95 % interval, the number of tasks, the adaptation curve and the directory.
+    """Print the test score, with its 95 % interval over drawn tasks or each named task's, and the run directory.
 
     Args:
         metrics: What was logged in testing, by name.
         directory: The run directory.
     """
     table = Table("test", "", title=None, show_header=False)
-    for metric in ("accuracy", "mse"):
+    named = {m[2]: (m[1], v) for name, v in metrics.items() if (m := OF_TASK.fullmatch(name))}
+    for task, (of_task, reached) in named.items():
+        table.add_row(task, _shown(of_task, reached))
+    if named:
+        table.add_section()
+    for metric in ("accuracy", "mse", "r2"):
         if (score := metrics.get(f"test/{metric}")) is not None:
-            interval = metrics.get(f"test/{metric}_ci95", float("nan"))
-            table.add_row(f"test {metric}", f"{_shown(metric, score)} ± {_shown(metric, interval)} (95 %)")
+            around = ""
+            if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
+                around = f" ± {_shown(metric, interval)} (95 %)"
+            table.add_row(f"test {metric}" + (", mean over tasks" if named else ""), _shown(metric, score) + around)
     if (median := metrics.get("test/mse_median")) is not None:
         table.add_row("test mse, median", _shown("mse", median))
     if (tasks := metrics.get("test/tasks")) is not None:

@@ -20,7 +20,7 @@ from lightning_meta.loading import find_checkpoint, load
 from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger, read_checkpoint
 from lightning_meta.run.directory import run_directory_of
-from lightning_meta.run.results import facts, write_results, write_tasks
+from lightning_meta.run.results import facts, write_report, write_results
 
 # Options that stand for an argument of the data module, and of the model.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
@@ -53,9 +53,9 @@ def test(args: Sequence[str]) -> None:
         file.write(parser.dump(config, skip_unset=False))
     about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
     about["wall_time_s"] = round(time.monotonic() - began, 2)
-    write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})
     if report := getattr(module, "test_report", None):
-        write_tasks(logger.directory, report)
+        write_report(logger.directory, report)
+    write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})
     write_figures(logger.directory)
     print_summary(metrics, logger.directory)
 

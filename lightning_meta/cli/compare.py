@@ -1,0 +1,57 @@
+"""`lightning-meta compare`: what sharing did to each task, from the directories of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from lightning_meta.report.transfer import TransferReport, print_report, write_report
+from lightning_meta.report.transfer import compare as compare_runs
+from lightning_meta.report.transfer.wandb_tables import log_report
+
+
+def compare(args: Sequence[str]) -> None:
+    """Compare multi-task runs with a baseline: a table, CSV, JSON and pictures.
+
+    Args:
+        args: The options.
+    """
+    config = make_parser().parse_args(list(args))
+    show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
+
+
+def show_report(report: TransferReport, out: Path, wandb_project: str | None) -> None:
+    """Print a report and write it, to W&B too where a project is named."""
+    print_report(report)
+    write_report(report, out)
+    if wandb_project is not None:
+        log_report(report, out, wandb_project)
+    print(f"written to {out}")
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        prog="lightning-meta compare",
+        description="Compare multi-task runs with a baseline, task by task. Runs of one name are one method; they are "
+        "paired with the baseline's by seed.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="A run directory (runs/multi_head/0), or a folder of versions for all of them (runs/multi_head).",
+    )
+    parser.add_argument("--baseline", nargs="+", required=True, metavar="RUN", help="The runs to compare with.")
+    parser.add_argument("--out", default="report", help="Folder of the report.")
+    parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
+    return parser
+
+
+def compare_options() -> list[str]:
+    """The names of all options."""
+    return list(make_parser().get_defaults().keys())

@@ -1,0 +1,133 @@
+"""`lightning-meta ladder`: train several methods on the same data over several seeds, then compare them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from lightning_meta.cli.compare import show_report
+from lightning_meta.cli.fit import fit
+from lightning_meta.cli.ladder_file import OF_THE_LADDER, read_ladder
+from lightning_meta.cli.ladder_jobs import run_in_processes
+from lightning_meta.cli.ladder_plan import PlannedRun, plan
+from lightning_meta.errors import UserError
+from lightning_meta.report.transfer import compare
+
+
+def ladder(args: Sequence[str]) -> None:
+    """Train what is not trained yet, then write the transfer report into `runs/<name>/report/`.
+
+    Args:
+        args: The options.
+    """
+    options, of_fit = make_parser().parse_known_args(list(args))
+    _check(options, of_fit)
+    folder = Path(options.runs) / (options.name or Path(options.config).stem)
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit)
+    runs = plan(rungs)
+    waiting = []
+    for number, run in enumerate(runs, 1):
+        line = f"run {number} of {len(runs)}: {run.title}"
+        if run.finished:
+            print(f"{line}, finished before", flush=True)
+        else:
+            waiting.append((line + (f", goes on in {run.directory}" if run.directory else ""), run))
+    try:
+        if options.jobs == 1:
+            _run_here(waiting, options.threads)
+        else:
+            run_in_processes(waiting, options.jobs, options.threads, folder / "logs")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:
+            raise
+        print("\nthe ladder stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    done = plan(rungs)
+    others = [run.directory for run in done if run.directory and run.rung != rungs.baseline]
+    baseline = [run.directory for run in done if run.directory and run.rung == rungs.baseline]
+    if others:
+        show_report(compare(others, baseline), folder / "report", options.wandb_project)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    parser = _Parser(
+        prog="lightning-meta ladder",
+        description="Train several methods on the same data with the same budget over several seeds, then compare "
+        "them. Run again, it goes on where it stopped. Any other option is one of fit's and holds for every rung, such "
+        "as --trainer.max_steps=1000.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="The ladder: seeds, baseline, shared, model and rungs.")
+    parser.add_argument("--name", help="Name of the ladder; by default the config file's.")
+    parser.add_argument("--runs", default="runs", help="Folder of all runs.")
+    parser.add_argument("--seeds", type=_list, help="Instead of the file's, such as '[1, 2, 3]'.")
+    parser.add_argument("--rungs", type=_list, help="Only these, such as '[independent, multi_head]'.")
+    parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="Threads of each run. Sums depend on it in their last digits, so it does not follow from --jobs.",
+    )
+    parser.add_argument("--wandb_project", help="Log the report to this W&B project as well.")
+    return parser
+
+
+def ladder_options() -> list[str]:
+    """The names of all options."""
+    return [action.dest for action in make_parser()._actions]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def _list(text: str) -> list[Any]:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"expected a list such as '[1, 2]', got {text!r}") from error
+    return value if isinstance(value, list) else [value]
+
+
+def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
+    if options.config is None:
+        raise UserError("--config: name the ladder's file, such as configs/ladder_glyphs.yaml")
+    names = [option.partition("=")[0].removeprefix("--") for option in of_fit if option.startswith("-")]
+    for name in names:
+        if name in OF_THE_LADDER:
+            raise UserError(f"--{name}: a ladder sets this for each run itself; it has --seeds, --name and --runs")
+        if name in ("model", "model.class_path"):
+            raise UserError(f"--{name}: the rungs of the file say which models are trained; choose with --rungs")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for name in ("jobs", "threads"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is at least 1, got {getattr(options, name)}")
+    if options.jobs > 1 and options.jobs * options.threads > cores:
+        raise UserError(
+            f"--jobs {options.jobs} with --threads {options.threads} needs {options.jobs * options.threads} cores, and "
+            f"there are {cores}; more at a time would only be slower"
+        )
+
+
+def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for line, run in runs:
+            print(line, flush=True)
+            try:
+                fit(run.arguments)
+            except UserError as error:
+                raise UserError(f"{run.title}: {error}") from error
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,139 @@
+"""A ladder's file: methods on the same data with the same budget, each checked by the parser of `fit`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError
+
+from lightning_meta.cli.fit import MetaCLI, fit_options
+from lightning_meta.cli.messages import one_line
+from lightning_meta.errors import UserError
+
+KEYS = ("seeds", "baseline", "shared", "model", "rungs")
+OF_THE_LADDER = ("config", "seed_everything", "name", "runs", "ckpt_path")
+FOLDERS = ("report", "configs", "logs")
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Methods to train on the same data with the same budget, each with the same seeds.
+
+    Attributes:
+        folder: `runs/<name>`.
+        baseline: The rung that the others are compared with.
+        seeds: One run of every rung for each.
+        rungs: By name, the whole configuration of `fit`, which differs in `model` alone.
+    """
+
+    folder: Path
+    baseline: str
+    seeds: tuple[int, ...]
+    rungs: Mapping[str, dict[str, Any]]
+
+
+def read_ladder(
+    file: str, folder: Path, seeds: Sequence[int] | None, rungs: Sequence[str] | None, options: Sequence[str]
+) -> Ladder:
+    """Read a ladder, and check the configuration of every rung.
+
+    Args:
+        file: The ladder's configuration.
+        folder: Where its runs go.
+        seeds: Instead of the file's.
+        rungs: Those to train; by default all.
+        options: Options of `fit` that hold for every rung.
+
+    Raises:
+        UserError: The file is not a ladder, or `fit` would refuse a rung.
+    """
+    content = _content(file)
+    seeds = _checked_seeds(file, content.get("seeds") if seeds is None else seeds)
+    shared, models = _mapping(file, content, "shared"), _mapping(file, content, "model")
+    known = _mapping(file, content, "rungs")
+    if odd := [k for k in shared if k == "model" or k in OF_THE_LADDER]:
+        raise UserError(f"{file}, shared.{odd[0]}: a ladder sets this itself; remove it")
+    if odd := [k for k in models if k != "init_args"]:
+        raise UserError(f"{file}, model.{odd[0]}: only init_args stand here; the class_path is each rung's own")
+    chosen = list(known) if rungs is None else list(dict.fromkeys(rungs))
+    if missing := [r for r in chosen if r not in known]:
+        raise UserError(f"--rungs: there is no rung {missing[0]!r} in {file}; it has {', '.join(known)}")
+    baseline = content.get("baseline", next(iter(known), None))
+    if baseline not in chosen:
+        raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
+    common = _mapping(file, models, "init_args")
+    merged = {r: {**shared, "model": _model(file, r, known[r], common)} for r in chosen}
+    return Ladder(folder, baseline, seeds, {r: _parsed(file, folder, r, c, options) for r, c in merged.items()})
+
+
+class _Parsed(MetaCLI):
+    """The parser of `fit` alone: nothing is made, and no seed is set."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def instantiate_classes(self) -> None:
+        pass
+
+
+def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options: Sequence[str]) -> dict[str, Any]:
+    text = yaml.safe_dump(config, sort_keys=False)
+    arguments = [f"--config={text}", *options, f"--name={rung}", f"--runs={folder}"]
+    try:
+        cli = _Parsed(arguments)
+    except ArgumentError as error:
+        raise UserError(f"{file}, rung {rung}: {one_line(error, fit_options())}") from error
+    parsed = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
+    return {k: v for k, v in parsed.items() if k not in ("config", "ckpt_path")}
+
+
+def _content(file: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--config: {file} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or "rungs" not in content:
+        raise UserError(f"--config: {file} is no ladder: it needs rungs; a single method is trained by fit")
+    if odd := [str(k) for k in content if k not in KEYS]:
+        raise UserError(f"{file}: {odd[0]} is no part of a ladder; expected {', '.join(KEYS)}")
+    return content
+
+
+def _mapping(file: str, content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{file}, {key}: expected names with values, got {value!r}")
+    return value
+
+
+def _checked_seeds(file: str, seeds: Any) -> tuple[int, ...]:
+    whole = isinstance(seeds, list | tuple) and all(type(s) is int and 0 <= s < 2**32 for s in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"{file}, seeds: expected different whole numbers from 0, such as [1, 2, 3], got {seeds!r}")
+    return tuple(seeds)
+
+
+def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[str, Any]:
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", rung) or rung in FOLDERS:
+        raise UserError(f"{file}, rungs: {rung!r} cannot name a folder of runs; letters, digits, '_' and '-' can")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise UserError(f"{file}, rungs.{rung}: expected class_path and init_args, got {model!r}")
+    if odd := [k for k in model if k not in ("class_path", "init_args")]:
+        raise UserError(
+            f"{file}, rungs.{rung}.{odd[0]}: a rung sets its model alone; data, budget and selection rule are the same "
+            "for all and stand under shared"
+        )
+    own = model.get("init_args") or {}
+    if twice := [k for k in own if k in common]:
+        raise UserError(
+            f"{file}, rungs.{rung}.init_args.{twice[0]}: model.init_args sets this for all rungs; "
+            "keep it there, or give each rung its own"
+        )
+    return {"class_path": model["class_path"], "init_args": {**common, **own}}
