@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
+from lightning_meta.run.interrupts import interrupts_wait
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -25,8 +26,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint beside its target, then rename it."""
-        with replacing(path, "wb") as file:
+        """Write a checkpoint beside its target, then rename it; Ctrl-C waits for it."""
+        with interrupts_wait(), replacing(path, "wb") as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
