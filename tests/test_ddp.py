@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_meta.run import read_checkpoint
 from tests.ranks import run_driver
 
-TRAINED = ["protonet", "protonet_inductive", "maml", "maml_inductive"]
+TRAINED = ["protonet", "protonet_inductive", "maml", "maml_inductive", "maml_measured"]
 EVALUATED = ["protonet", "maml"]
 
 
@@ -57,6 +57,11 @@ def test_two_ranks_train_as_one_process_with_the_same_meta_batches(one: Ran, two
     assert all(tensor.dtype == torch.float64 for tensor in expected.values() if tensor.is_floating_point())
     for rank in two.ranks:
         assert distance(rank["train"][name]["state"], expected) < 1e-12
+
+
+def test_ranks_visit_tasks_as_rank_0_has_chosen(two: Ran) -> None:
+    """The driver makes their measurements come out differently."""
+    assert [rank["train"]["maml_measured"]["task_map"][0] for rank in two.ranks] == ["loop", "loop"]
 
 
 def test_running_statistics_have_moved_and_are_those_of_all_ranks(one: Ran, two: Ran) -> None:

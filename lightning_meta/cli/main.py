@@ -45,6 +45,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     _quieten_lightning()
+    _show_log()
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
@@ -64,6 +65,13 @@ def main(args: Sequence[str] | None = None) -> int:
 def _fail(message: str, status: int) -> int:
     print(f"lightning-meta: error: {message}", file=sys.stderr)
     return status
+
+
+def _show_log() -> None:
+    """Print what this package says of its own choices."""
+    logger = logging.getLogger("lightning_meta")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def _quieten_lightning() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch.func import vmap
@@ -11,26 +11,44 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_meta.functional.inference import outside_inference_mode
 
-Strategy = Literal["auto", "vmap", "loop"]
 Result = TypeVar("Result")
 
 
-def task_map(function: Callable[..., Result], strategy: Literal["vmap", "loop"], *tasks: Any) -> Result:
-    """Run a one-task function over all tasks; both strategies give the same numbers, in inference mode as well.
+class TaskMap(NamedTuple):
+    """How tasks are visited; every way gives the same numbers, but for the order in which they are added up.
+
+    Attributes:
+        strategy: Vectorise over tasks, or visit one after the other.
+        chunk_size: Vectorise over so many at a time, which bounds the memory; all at once where None.
+        compile: Whether a whole training step is compiled.
+    """
+
+    strategy: Literal["vmap", "loop"] = "vmap"
+    chunk_size: int | None = None
+    compile: bool = False
+
+    def __str__(self) -> str:
+        chunks = f", {self.chunk_size} tasks at a time" if self.chunk_size else ""
+        return self.strategy + chunks + (", compiled" if self.compile else "")
+
+
+def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Result:
+    """Run a one-task function over all tasks, in inference mode as well.
+
+    What does not differ between tasks is computed once under `vmap`: a forward pass with weights that all tasks share
+    is one pass over the whole meta-batch.
 
     Args:
         function: Pytrees of tensors of one task to a pytree of tensors. Random layers draw differently in each task.
-        strategy: Vectorise over tasks, or visit one after the other.
+        how: The strategy and the size of its chunks.
         *tasks: Pytrees whose tensors have a leading task dimension T.
 
     Returns:
         What the function returns, with a leading dimension T.
     """
-    return outside_inference_mode(_vmap if strategy == "vmap" else _loop, function, *tasks)
-
-
-def _vmap(function: Callable[..., Result], *tasks: Any) -> Result:
-    return vmap(function, randomness="different")(*tasks)
+    if how.strategy == "loop":
+        return outside_inference_mode(_loop, function, *tasks)
+    return outside_inference_mode(vmap(function, randomness="different", chunk_size=how.chunk_size), *tasks)
 
 
 def _loop(function: Callable[..., Result], *tasks: Any) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
@@ -10,10 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError, one_of
-from lightning_meta.functional.task_map import Strategy, task_map
+from lightning_meta.functional.compiled import Compiled
+from lightning_meta.functional.task_map import TaskMap, task_map
+from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, timed
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import TrainedModule
@@ -21,6 +25,8 @@ from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import follow, per_task
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
+
+_log = logging.getLogger(__name__)
 
 
 class Outcome(NamedTuple):
@@ -50,7 +56,11 @@ class MetaModule(TrainedModule, ABC):
         backbone: The network that is shared by all tasks; its batch normalisation is made per task.
         optimizer: Of the outer loop.
         lr_scheduler: Steps once per training step.
-        strategy: How tasks are mapped over: `vmap`, `loop`, or `auto`, which is `vmap` for more than one task.
+        strategy: How tasks are visited: all at once by `vmap`, one after the other by `loop`; `auto` chooses by a rule,
+            `measured` by a short measurement before the first step. The choice is kept in the checkpoint.
+        chunk_size: Tasks that `vmap` takes at a time, which bounds the memory; by default all.
+        compile: Compile a whole training step, once for each shape of a meta-batch: half a minute and more at the
+            start, then small networks are several times faster. It needs `vmap`, and a C++ compiler on a CPU.
         episodes: What the episodes look like; filled in by the data module.
     """
 
@@ -66,11 +76,18 @@ class MetaModule(TrainedModule, ABC):
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         strategy: Strategy = "auto",
+        chunk_size: int | None = None,
+        compile: bool = False,
         episodes: EpisodeSpec | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         one_of("strategy", strategy, Strategy)
-        self.strategy = strategy
+        if chunk_size is not None and (chunk_size < 1 or strategy != "vmap"):
+            raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
+        if compile and strategy in ("loop", "measured"):
+            raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
+        self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
+        self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
         self.network = self._prepared(backbone)
         self.episodes = episodes
         self.scores = TaskScores()
@@ -194,9 +211,27 @@ class MetaModule(TrainedModule, ABC):
             self.network = self._prepared(self.build_network(self.network, self.spec))
             self._built = True
 
+    def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
+        """Choose how tasks are visited, on rank 0 for all, where nobody has said so yet."""
+        if self.task_map is None:
+            batch = self.inputs(batch)
+            how = self._chosen(batch) if self.trainer.is_global_zero else TaskMap()
+            self.task_map = self.trainer.strategy.broadcast(how)
+            self.update_init_args(**as_options(self.task_map))
+            if self.trainer.is_global_zero:
+                _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the choice of the run that is gone on with."""
+        super().on_load_checkpoint(checkpoint)
+        stored = checkpoint.get("lightning_meta", {}).get("init_args", {})
+        if self.task_map is None and stored.get("strategy") in ("vmap", "loop"):
+            self.task_map = TaskMap(stored["strategy"], stored.get("chunk_size"), self._compiles)
+            self.update_init_args(**as_options(self.task_map))
+
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
-        outcome = self.meta_batch_loss(self.inputs(batch))
+        outcome = self._training_outcome(self.inputs(batch))
         loss = outcome.loss.mean()
         self.check_finite(loss)
         if outcome.statistics:
@@ -257,9 +292,36 @@ class MetaModule(TrainedModule, ABC):
         return network
 
     def _map(self, function: Any, batch: Episode) -> Any:
-        count = len(batch.tasks)
-        strategy = self.strategy if self.strategy != "auto" else ("vmap" if count > 1 else "loop")
-        return task_map(function, strategy, batch.support, batch.query)
+        how = self.task_map or by_rule(self.network, self.inner_gradients, batch)
+        return task_map(function, how, batch.support, batch.query)
+
+    def _chosen(self, batch: Episode) -> TaskMap:
+        if self.strategy == "auto":
+            strategy = "vmap" if self._compiles else by_rule(self.network, self.inner_gradients, batch).strategy
+            return TaskMap(strategy, compile=self._compiles)
+
+        trained = [p for p in self.parameters() if p.requires_grad]
+
+        def seconds(how: TaskMap) -> float:
+            self.task_map = how
+            return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
+
+        with self.trainer.precision_plugin.forward_context():
+            return by_measurement(seconds, len(batch.tasks))
+
+    def _training_outcome(self, batch: Episode) -> Outcome:
+        """The outer losses of a meta-batch, by compiled code where that was asked for."""
+        if self.task_map is None or not self.task_map.compile:
+            return self.meta_batch_loss(batch)
+
+        def whole(tensors: Tensors, support: Examples, query: Examples, tasks: Tensor, classes: Tensor) -> Outcome:
+            given = Episode(support, query, batch.ways, tasks, classes)
+            outcome: Outcome = functional_call(_MetaBatchLoss(self), tensors, (given,))
+            return outcome
+
+        tensors = {f"module.{name}": t for name, t in [*self.named_parameters(), *self.named_buffers()]}
+        classes = batch.tasks if batch.classes is None else batch.classes
+        return self._compiled(whole, batch.ways, tensors, batch.support, batch.query, batch.tasks, classes)
 
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor]:
         def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
@@ -280,3 +342,14 @@ class MetaModule(TrainedModule, ABC):
         scores.reset()
         self.log_dict({f"{stage}/{name}": value for name, value in table.summary(self.task.metric).items()})
         return table
+
+
+class _MetaBatchLoss(nn.Module):
+    """A meta-learner's training step as a module's forward pass, which can be given all tensors from outside."""
+
+    def __init__(self, module: MetaModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Episode) -> Outcome:
+        return self.module.meta_batch_loss(batch)

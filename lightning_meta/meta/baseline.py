@@ -79,16 +79,16 @@ class Baseline(MetaModule):
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
-        features = self._features(support.x)
+        features = Examples(self._features(support.x), support.y)
 
-        def loss(head: Tensors) -> tuple[Tensor, Tensors]:
+        def loss(head: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
-            return self.task.loss(self._logits(features, head), support.y) + penalty, {}
+            return self.task.loss(self._logits(features.x, head), features.y) + penalty, {}
 
-        means = class_means(F.normalize(features, dim=-1), support.y, ways)
-        start = {"weight": means, "bias": features.new_zeros(ways)}
+        means = class_means(F.normalize(features.x, dim=-1), support.y, ways)
+        start = {"weight": means, "bias": features.x.new_zeros(ways)}
         rate = self.head_lr / (self.scale**2 if self.head == "cosine" else 1)
-        return inner_loop(loss, start, self.head_steps, rate, first_order=True)[-1][0]
+        return inner_loop(loss, start, features, self.head_steps, rate, first_order=True)[-1][0]
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of the task's head."""

@@ -11,7 +11,7 @@ from torch.func import grad
 from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
-from lightning_meta.functional.task_map import task_map
+from lightning_meta.functional.task_map import TaskMap, task_map
 
 STRATEGIES: list[Literal["vmap", "loop"]] = ["vmap", "loop"]
 
@@ -36,7 +36,7 @@ def test_results_are_those_of_each_task_in_order(strategy: Literal["vmap", "loop
         errors = query.x @ adapted - query.y
         return {"loss": errors.square().mean(), "both": (errors, support.y)}
 
-    found = task_map(one_task, strategy, support, query)
+    found = task_map(one_task, TaskMap(strategy), support, query)
     for t in range(5):
         alone = one_task(Examples(support.x[t], support.y[t]), Examples(query.x[t], query.y[t]))
         torch.testing.assert_close({"loss": found["loss"][t], "both": tuple(b[t] for b in found["both"])}, alone)
@@ -56,14 +56,14 @@ def test_random_layers_draw_differently_in_each_task(strategy: Literal["vmap", "
         return F.dropout(x, 0.5)
 
     torch.manual_seed(0)
-    first = task_map(draw, strategy, torch.ones(3, 64))
+    first = task_map(draw, TaskMap(strategy), torch.ones(3, 64))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[1], first[2])
     torch.manual_seed(0)
-    assert torch.equal(task_map(draw, strategy, torch.ones(3, 64)), first)
+    assert torch.equal(task_map(draw, TaskMap(strategy), torch.ones(3, 64)), first)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_one_task_keeps_its_dimension(strategy: Literal["vmap", "loop"]) -> None:
     x = torch.randn(1, 4)
-    assert torch.equal(task_map(lambda x: x + 1, strategy, x), x + 1)
+    assert torch.equal(task_map(lambda x: x + 1, TaskMap(strategy), x), x + 1)

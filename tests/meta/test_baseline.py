@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError
+from lightning_meta.functional import TaskMap
 from lightning_meta.meta import Baseline
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import EpisodeSpec
@@ -86,7 +87,7 @@ def test_vmap_is_the_loop_and_adaptation_leaves_no_trace(head: str) -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     outputs = []
     for strategy in ("vmap", "loop"):
-        module.strategy = strategy  # type: ignore[assignment]
+        module.task_map = TaskMap(strategy)  # type: ignore[arg-type]
         with torch.inference_mode():
             outputs.append(module.predict_step(episode(), 0))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)

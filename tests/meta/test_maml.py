@@ -13,7 +13,7 @@ from lightning_meta.batches import Episode
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.sources import Sinusoid
 from lightning_meta.errors import UserError
-from lightning_meta.functional.task_map import task_map
+from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
 from lightning_meta.nn.features import as_input
@@ -209,7 +209,7 @@ def test_dropout_draws_anew_at_every_step_and_in_every_task(strategy: Any) -> No
             states = module.trajectory(support, 3)[:-1]  # nothing was computed at the last
             return torch.stack([state["backbone.1.mask"] for state in states])
 
-        return task_map(one_task, strategy, batch.support)
+        return task_map(one_task, TaskMap(strategy), batch.support)
 
     drawn = masks().flatten(0, 1)
     assert drawn.shape == (9, 64)

@@ -1,0 +1,82 @@
+"""Choosing how a meta-learner visits its tasks: by a rule, or by a short measurement."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_meta.batches import Episode
+from lightning_meta.functional.task_map import TaskMap
+
+Strategy = Literal["auto", "measured", "vmap", "loop"]
+
+CROWDED = 64  # examples of a task; see `by_rule`
+CHUNK = 8  # tasks at a time, the other way that is measured
+REPEATS = 3
+
+
+def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMap:
+    """What is faster as a rule, which was measured on CPUs; `scripts/benchmark.py` measures it anew.
+
+    One task has nothing to vectorise over. On a CPU, adapted convolutions are grouped convolutions under `vmap`,
+    which are slower than a loop where a task has many examples.
+
+    Args:
+        network: What is run.
+        inner_gradients: Whether tasks have weights of their own.
+        batch: A meta-batch.
+    """
+    if len(batch.tasks) == 1:
+        return TaskMap("loop")
+    convolves = any(isinstance(module, _ConvNd) for module in network.modules())
+    crowded = batch.support.x.shape[1] + batch.query.x.shape[1] > CROWDED
+    on_cpu = batch.support.x.device.type == "cpu"
+    return TaskMap("loop" if inner_gradients and convolves and crowded and on_cpu else "vmap")
+
+
+def by_measurement(seconds: Callable[[TaskMap], float], tasks: int) -> TaskMap:
+    """The fastest of the loop, `vmap`, and `vmap` over a few tasks at a time: medians, taken in turn after a warm-up.
+
+    Args:
+        seconds: Runs a training step in a given way and returns how long it took.
+        tasks: T.
+    """
+    ways = [TaskMap("loop")]
+    if tasks > 1:
+        ways.append(TaskMap("vmap"))
+    if tasks > CHUNK:
+        ways.append(TaskMap("vmap", CHUNK))
+    for way in ways:
+        seconds(way)
+    taken: dict[TaskMap, list[float]] = {way: [] for way in ways}
+    for _ in range(REPEATS):
+        for way in ways:
+            taken[way].append(seconds(way))
+    return min(ways, key=lambda way: statistics.median(taken[way]))
+
+
+def timed(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> float:
+    """Seconds of a loss and its gradient; the parameters' `grad` and the random state stay as they are."""
+    device = parameters[0].device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
+        _synchronise(device)
+        began = time.perf_counter()
+        torch.autograd.grad(loss(), parameters, allow_unused=True)
+        _synchronise(device)
+        return time.perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def as_options(how: TaskMap) -> dict[str, Any]:
+    """The constructor's arguments that ask for it."""
+    return {"strategy": how.strategy, "chunk_size": how.chunk_size}
