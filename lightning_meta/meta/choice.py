@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from lightning_meta.functional.task_map import TaskMap
 
 Strategy = Literal["auto", "measured", "vmap", "loop"]
 
-CROWDED = 64  # examples of a task; see `by_rule`
+CROWDED = 50_000  # positions in all images of a task; see `by_rule`
 CHUNK = 8  # tasks at a time, the other way that is measured
 REPEATS = 3
 
@@ -25,7 +26,7 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     """What is faster as a rule, which was measured on CPUs; `scripts/benchmark.py` measures it anew.
 
     One task has nothing to vectorise over. On a CPU, adapted convolutions are grouped convolutions under `vmap`,
-    which are slower than a loop where a task has many examples.
+    which are slower than a loop where a task has many or large images.
 
     Args:
         network: What is run.
@@ -35,7 +36,8 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     if len(batch.tasks) == 1:
         return TaskMap("loop")
     convolves = any(isinstance(module, _ConvNd) for module in network.modules())
-    crowded = batch.support.x.shape[1] + batch.query.x.shape[1] > CROWDED
+    images = batch.support.x.shape[1] + batch.query.x.shape[1]
+    crowded = images * math.prod(batch.support.x.shape[3:]) > CROWDED
     on_cpu = batch.support.x.device.type == "cpu"
     return TaskMap("loop" if inner_gradients and convolves and crowded and on_cpu else "vmap")
 
