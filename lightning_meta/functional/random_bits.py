@@ -23,14 +23,15 @@ _NUMBER_BITS = 24
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift: torch shifts signed integers arithmetically, so the copied sign bits are cleared."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def mix(z: Tensor) -> Tensor:
     """The finaliser of splitmix64: every bit of the result depends on every bit of `z` (int64, any shape)."""
-    z = (z ^ _shift_right(z, 30)) * _MIX_1
-    z = (z ^ _shift_right(z, 27)) * _MIX_2
-    return z ^ _shift_right(z, 31)
+    # In place, as this is what drawing an episode costs.
+    z = _shift_right(z, 30).bitwise_xor_(z).mul_(_MIX_1)
+    z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_MIX_2)
+    return z.bitwise_xor_(_shift_right(z, 31))
 
 
 def key(*words: Tensor | int) -> Tensor:
@@ -57,7 +58,7 @@ def name_key(name: str) -> int:
 def bits(keys: Tensor, count: int) -> Tensor:
     """`count` numbers of 64 random bits for each key: `(..., count)` int64."""
     positions = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
-    return mix(keys.unsqueeze(-1) + positions * _GAMMA)
+    return mix(positions.mul_(_GAMMA) + keys.unsqueeze(-1))
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -89,7 +90,7 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
         raise ValueError(f"cannot draw {count} different numbers out of {smallest}")
     mask = (1 << max(largest.bit_length(), _NUMBER_BITS)) - 1
     numbers = torch.arange(largest, dtype=torch.int64, device=keys.device)
-    ranks = (bits(keys, largest) & ~mask) | numbers
+    ranks = bits(keys, largest).bitwise_and_(~mask).bitwise_or_(numbers)
     if isinstance(sizes, Tensor):
-        ranks = ranks.masked_fill(numbers >= sizes.unsqueeze(-1), torch.iinfo(torch.int64).max)
+        ranks.masked_fill_(numbers >= sizes.unsqueeze(-1), torch.iinfo(torch.int64).max)
     return ranks.topk(count, dim=-1, largest=False, sorted=True).values & mask

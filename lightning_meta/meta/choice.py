@@ -26,7 +26,8 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     """What is faster as a rule, which was measured on CPUs; `scripts/benchmark.py` measures it anew.
 
     One task has nothing to vectorise over. On a CPU, adapted convolutions are grouped convolutions under `vmap`,
-    which are slower than a loop where a task has many or large images.
+    which are slower than a loop where a task has many or large images; convolutions that all tasks share gain nothing
+    from a larger batch there, and lose the fused kernel of batch normalisation.
 
     Args:
         network: What is run.
@@ -39,7 +40,7 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     images = batch.support.x.shape[1] + batch.query.x.shape[1]
     crowded = images * math.prod(batch.support.x.shape[3:]) > CROWDED
     on_cpu = batch.support.x.device.type == "cpu"
-    return TaskMap("loop" if inner_gradients and convolves and crowded and on_cpu else "vmap")
+    return TaskMap("loop" if on_cpu and convolves and (crowded or not inner_gradients) else "vmap")
 
 
 def by_measurement(seconds: Callable[[TaskMap], float], tasks: int) -> TaskMap:

@@ -84,8 +84,9 @@ def maml(network: nn.Module) -> MetaModule:
         (maml(nn.Sequential(nn.Flatten(), nn.Linear(128, 4))), 300, 2, "vmap"),
         (maml(Conv4(2, 4, blocks=2)), 300, 2, "loop"),
         (maml(Conv4(2, 4, blocks=2)), 50, 2, "vmap"),
-        (ProtoNet(Conv4(2, 4, blocks=2), episodes=IMAGES), 300, 2, "vmap"),
-        (ProtoNet(Conv4(2, 4, blocks=2), episodes=IMAGES), 300, 1, "loop"),
+        (ProtoNet(Conv4(2, 4, blocks=2), episodes=IMAGES), 2, 2, "loop"),
+        (ProtoNet(nn.Flatten(), episodes=IMAGES), 300, 2, "vmap"),
+        (ProtoNet(nn.Flatten(), episodes=IMAGES), 300, 1, "loop"),
     ],
 )
 def test_the_rule(module: MetaModule, queries: int, tasks: int, expected: str) -> None:

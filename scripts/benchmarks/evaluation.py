@@ -1,0 +1,72 @@
+"""Evaluation on stored embeddings: 64 numbers an example, classes around a mean each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from benchmarks import peers
+from benchmarks.rows import drawn
+from lightning_meta.data import Pool
+from lightning_meta.data.episodes import EpisodeShape
+from lightning_meta.meta import ProtoNet
+from lightning_meta.tasks import EpisodeSpec
+
+TASKS, CHUNK, CLASSES, EACH, SIZE = 1000, 100, 100, 20, 64
+
+
+def features() -> Pool:
+    """Embeddings of 100 classes."""
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(CLASSES, 1, SIZE, generator=generator)
+    x = means + 2 * torch.randn(CLASSES, EACH, SIZE, generator=generator)
+    names = tuple(f"class {c}" for c in range(CLASSES))
+    return Pool(x.flatten(0, 1), torch.full((CLASSES,), EACH), names, names)
+
+
+def our_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
+    """The mean accuracy over 1000 tasks, by meta-batches of 100."""
+    module = ProtoNet(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0)).eval()
+    module.to(device)
+    pool = pool.to(device)
+
+    def evaluate() -> float:
+        draw = drawn(pool, CHUNK, EpisodeShape(5, 1, 15))
+        accuracies = []
+        with torch.inference_mode():
+            for _ in range(TASKS // CHUNK):
+                batch = module.inputs(draw())
+                outputs = module._evaluate_tasks(batch)[1][:, -1]
+                accuracies.append((outputs.argmax(-1) == batch.query.y).float().mean())
+        return float(torch.stack(accuracies).mean())
+
+    return evaluate
+
+
+def easyfsl_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
+    """The same by easyfsl's own sampler, data set of features and `evaluate`."""
+    peers.peer("easyfsl")
+    from easyfsl.datasets import FeaturesDataset
+    from easyfsl.methods import PrototypicalNetworks
+    from easyfsl.samplers import TaskSampler
+    from easyfsl.utils import evaluate
+
+    labels = torch.repeat_interleave(torch.arange(len(pool.names)), pool.sizes).tolist()
+    data = FeaturesDataset(labels, pool.x, list(pool.names))
+
+    class Sampler(TaskSampler):
+        """Its constructor passes torch's an argument that current releases refuse."""
+
+        def __init__(self) -> None:
+            self.n_way, self.n_shot, self.n_query, self.n_tasks = 5, 1, 15, TASKS
+            self.items_per_label: dict[int, list[int]] = {}
+            for item, label in enumerate(labels):
+                self.items_per_label.setdefault(label, []).append(item)
+
+    sampler = Sampler()
+    loader = DataLoader(data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
+    model = PrototypicalNetworks(nn.Identity()).to(device)
+    return lambda: float(evaluate(model, loader, device=str(device), use_tqdm=False))

@@ -1,0 +1,120 @@
+"""The same work by other libraries, as their users write it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from lightning_meta.batches import Episode
+from lightning_meta.data import Pool
+from lightning_meta.meta import MetaModule
+from lightning_meta.nn import TaskBatchNorm
+
+
+def peer(name: str) -> Any:
+    """A library, or None where it is not installed."""
+    if importlib.util.find_spec(name) is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an unmaintained gym, a torchvision without its image library
+        return importlib.import_module(name)
+
+
+def twin(module: MetaModule) -> nn.Module:
+    """A network of torch's own layers with the weights of a module's, whose normalisation keeps no statistics."""
+    network = copy.deepcopy(module.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, TaskBatchNorm):
+                assert child.weight is not None
+                norm = nn.BatchNorm2d(len(child.mean), child.eps, track_running_stats=False)
+                norm.weight, norm.bias = child.weight, child.bias  # type: ignore[assignment]
+                setattr(parent, name, norm)
+    return network
+
+
+def maml_losses(learner: Any, batch: Episode, steps: int, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The documented loop: clone, adapt, and the query loss of each task."""
+    losses = []
+    for t in range(len(batch.tasks)):
+        clone = learner.clone()
+        for _ in range(steps):
+            clone.adapt(loss(clone(batch.support.x[t]), batch.support.y[t]))
+        losses.append(loss(clone(batch.query.x[t]), batch.query.y[t]))
+    return torch.stack(losses)
+
+
+def taskset(l2l: Any, pool: Pool, ways: int, examples: int) -> Any:
+    """learn2learn's tasks over a pool in memory."""
+    labels = torch.repeat_interleave(torch.arange(len(pool.names)), pool.sizes)
+    x = pool.x.float() / 255
+    data = l2l.data.MetaDataset(TensorDataset(x, labels))
+    transforms = l2l.data.transforms
+    chosen = [
+        transforms.NWays(data, ways),
+        transforms.KShots(data, examples),
+        transforms.LoadData(data),
+        transforms.RemapLabels(data),
+        transforms.ConsecutiveLabels(data),
+    ]
+    return l2l.data.Taskset(data, task_transforms=chosen, num_tasks=-1)
+
+
+def halves(x: Tensor, y: Tensor, ways: int, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A task of learn2learn's, ordered by class, as support and query."""
+    examples = len(y) // ways
+    support = torch.arange(len(y)) % examples < shots
+    return x[support], y[support], x[~support], y[~support]
+
+
+def maml_step(
+    l2l: Any, network: nn.Module, tasks: Any, count: int, ways: int, rate: float, device: torch.device
+) -> Any:
+    """A training step of `examples/vision/maml_omniglot.py`: 1 shot, 1 query a class, one inner step."""
+    learner = l2l.algorithms.MAML(network, lr=rate, first_order=False).to(device)
+    optimizer = torch.optim.Adam(learner.parameters(), 0.001)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(count):
+            x, y = (part.to(device) for part in tasks.sample())
+            y, order = y.sort(stable=True)
+            support_x, support_y, query_x, query_y = halves(x[order], y, ways, 1)
+            clone = learner.clone()
+            clone.adapt(F.cross_entropy(clone(support_x), support_y))
+            F.cross_entropy(clone(query_x), query_y).backward()
+        for p in learner.parameters():
+            p.grad.data.mul_(1.0 / count)
+        optimizer.step()
+
+    return step
+
+
+def protonet_step(
+    network: nn.Module, tasks: Any, count: int, ways: int, shots: int, device: torch.device
+) -> Callable[[], None]:
+    """A training step of `examples/vision/protonet_miniimagenet.py`, over `count` tasks."""
+    optimizer = torch.optim.Adam(network.parameters(), 0.001)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for _ in range(count):
+            x, y = (part.to(device) for part in tasks.sample())
+            y, order = y.sort(stable=True)
+            features = network(x[order])
+            mask = torch.arange(len(y)) % (len(y) // ways) < shots
+            prototypes = features[mask].reshape(ways, shots, -1).mean(1)
+            logits = -((features[~mask].unsqueeze(1) - prototypes.unsqueeze(0)) ** 2).sum(2)
+            (F.cross_entropy(logits, y[~mask]) / count).backward()
+        optimizer.step()
+
+    return step

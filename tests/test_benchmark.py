@@ -1,0 +1,67 @@
+"""The benchmark's arithmetic, and one row of it from the command line."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import benchmark
+import pytest
+import torch
+from benchmarks import measure, rows
+
+
+def test_a_ratio_is_that_of_the_medians() -> None:
+    ours, theirs = measure.Timing.of([2.0, 1.0, 9.0]), measure.Timing.of([6.0, 8.0, 7.0])
+    assert ours == (2.0, 1.0, 9.0)
+    assert rows.Row("work", ours, "peer", theirs).ratio == 3.5
+    assert rows.Row("work", ours, "peer", None).ratio is None
+
+
+def test_contestants_are_measured_in_turn() -> None:
+    order: list[str] = []
+    contestants = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
+    measure.side_by_side(contestants, torch.device("cpu"), 3, 0)
+    assert "".join(order).endswith("ababab")
+
+
+def test_the_exponent_of_a_power_is_found() -> None:
+    power, error = measure.exponent([1, 2, 4, 8], [3 * size**1.5 for size in (1, 2, 4, 8)])
+    assert power == pytest.approx(1.5)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_peak_memory_counts_what_is_held_at_once() -> None:
+    def function() -> None:
+        first = torch.zeros(1000, 1000)
+        second = first + 1
+        del first
+        _ = second * 2
+
+    assert measure.peak_memory(function, torch.device("cpu")) == pytest.approx(8e6, rel=0.01)
+
+
+def test_sides_that_differ_are_not_timed() -> None:
+    with pytest.raises(RuntimeError, match=r"sines: the two sides differ by 1\.0e"):
+        rows.check_equal(torch.ones(2), torch.zeros(2), "sines")
+
+
+def test_a_row_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert benchmark.main(["--short", "--rows", "evaluation", "--repeats", "1", "--out", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    with (tmp_path / "table.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["work"] == "evaluating 1000 ProtoNet tasks from embeddings"
+    assert 0 < float(row["ours_low"]) <= float(row["ours"]) <= float(row["ours_high"])
+    assert "evaluating" in capsys.readouterr().out
+
+
+def test_a_row_that_fails_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(rows.ROWS, "sampling", lambda setting: 1 / 0)
+    assert benchmark.main(["--rows", "sampling", "--out", str(tmp_path)]) == 1
+    assert "benchmark: error: sampling: division by zero" in capsys.readouterr().err
