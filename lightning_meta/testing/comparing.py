@@ -1,0 +1,25 @@
+"""Comparing what modules hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers."""
+    return {name: t.detach().clone() for name, t in [*module.named_parameters(), *module.named_buffers()]}
+
+
+def differing(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[str]:
+    """Names of tensors that are not the same to the last bit."""
+    names = dict.fromkeys([*before, *after])
+    return [n for n in names if n not in before or n not in after or not torch.equal(before[n], after[n])]
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over that of the expected."""
+    found, expected = found.detach(), expected.detach()
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-300))

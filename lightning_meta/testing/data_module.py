@@ -1,0 +1,129 @@
+"""The tests of episodes: of a source of one's own, or of a data module."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import SPLITS, Episode, Split
+from lightning_meta.data import EpisodicDataModule, Pool
+from lightning_meta.data.episodes import EpisodeDataset
+
+EPISODES = 200
+
+
+class EpisodicDataModuleTests:
+    """Inherit it, and say by `make` which data module, over which source, is tested."""
+
+    allow_shared_examples = False
+    """Whether one and the same example may stand in two splits."""
+
+    @abstractmethod
+    def make(self) -> EpisodicDataModule:
+        """A new data module; the same data each time."""
+
+    def ready(self, **changes: object) -> EpisodicDataModule:
+        """The data module, ready to train, with some attributes changed."""
+        data = self.make()
+        for name, value in changes.items():
+            setattr(data, name, value)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    def test_classes_are_in_one_split(self) -> None:
+        """No name (the data module refuses that by itself) and no example stands in two."""
+        pools = self.pools()
+        for one, other in combinations(pools, 2):
+            if not self.allow_shared_examples:
+                both = _rows(pools[one].x) & _rows(pools[other].x)
+                assert not both, f"{len(both)} examples are in both {one} and {other}: test data leaks into training"
+
+    def test_episodes_are_whole(self) -> None:
+        """Way, shots, queries, labels and shapes are as promised; support and query share no example."""
+        data = self.ready()
+        for split in SPLITS:
+            dataset = data.datasets[split]
+            for start in range(0, EPISODES, dataset.meta_batch_size):
+                batch = dataset.__getitems__(range(start, start + dataset.meta_batch_size))
+                if batch.ways:
+                    _check_labels(batch, *dataset.sizes(start // dataset.meta_batch_size), dataset.shape.queries)
+            if isinstance(dataset.tasks, Pool):
+                _check_disjoint(dataset)
+
+    def test_the_same_seed_gives_the_same_episodes(self) -> None:
+        """Whoever makes them, in whichever order; another seed gives others."""
+        first, second = self.ready(seed=3), self.ready(seed=3)
+        backwards = [_drawn(second, b) for b in (2, 1, 0)][::-1]
+        for batch, (one, other) in enumerate(zip([_drawn(first, b) for b in range(3)], backwards, strict=True)):
+            assert _equal(one, other), (
+                f"meta-batch {batch} is another when it is drawn again: it must be a function "
+                + ("of seed and number alone")
+            )
+        assert not _equal(_drawn(first, 0), _drawn(self.ready(seed=4), 0)), "another seed gives the same episodes"
+
+    def test_tasks_do_not_depend_on_the_rank(self) -> None:
+        """A meta-batch in two shares is the meta-batch, and no two of its tasks are the same."""
+        data = self.ready()
+        dataset, count = data.datasets["train"], data.meta_batch_size
+        whole = dataset.__getitems__(range(count))
+        shares = [dataset.__getitems__(range(rank, count, 2)) for rank in range(min(2, count))]
+        for rank, share in enumerate(shares):
+            same = torch.equal(share.support.x, whole.support.x[rank::2])
+            assert same, f"rank {rank} of 2 draws other tasks than one process does"
+        tasks = {tuple(task.flatten().tolist()) for task in whole.support.x}
+        assert len(tasks) == count, "tasks of one meta-batch repeat: every task needs draws of its own"
+
+    def test_loader_processes_change_nothing(self) -> None:
+        """The first meta-batches by none and by two workers."""
+        batches = []
+        for workers in (0, 2):
+            data = self.ready(num_workers=workers)
+            loader = iter(data.train_dataloader())
+            batches.append([next(loader) for _ in range(3)])
+            del loader
+        for one, other in zip(*batches, strict=True):
+            assert _equal(one, other), "two loader processes draw other episodes than none"
+
+    def pools(self) -> dict[Split, Pool]:
+        """The stored examples of the splits; none where tasks are made."""
+        tasks = {split: dataset.tasks for split, dataset in self.ready().datasets.items()}
+        return {split: pool for split, pool in tasks.items() if isinstance(pool, Pool)}
+
+
+def _check_labels(batch: Episode, ways: int, shots: int, queries: int) -> None:
+    assert batch.ways == ways, f"an episode says {batch.ways} ways, {ways} were drawn"
+    for part, each in ((batch.support, shots), (batch.query, queries)):
+        assert part.x.shape[:2] == part.y.shape, f"inputs {tuple(part.x.shape)} and labels {tuple(part.y.shape)} differ"
+        counts = torch.stack([(part.y == label).sum(1) for label in range(ways)], 1)
+        assert (counts == each).all(), f"not every one of {ways} labels has {each} examples: {counts.tolist()[:2]}"
+
+
+def _check_disjoint(dataset: EpisodeDataset) -> None:
+    draw = dataset.draw(range(dataset.meta_batch_size))
+    for row in torch.cat([draw.support, draw.query], -1).flatten(0, -2).tolist():
+        assert len(set(row)) == len(row), "one example is drawn twice in an episode, or is in support and query"
+
+
+def _drawn(data: EpisodicDataModule, meta_batch: int) -> Episode:
+    count = data.meta_batch_size
+    return data.datasets["train"].__getitems__(range(meta_batch * count, (meta_batch + 1) * count))
+
+
+def _equal(one: Episode, other: Episode) -> bool:
+    tensors = (
+        [(part.x, part.y) for part in (one.support, one.query)],
+        [(p.x, p.y) for p in (other.support, other.query)],
+    )
+    return all(
+        a.shape == b.shape and torch.equal(a, b)
+        for first, second in zip(*tensors, strict=True)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _rows(x: Tensor) -> set[bytes]:
+    return {row.numpy().tobytes() for row in x.cpu()}

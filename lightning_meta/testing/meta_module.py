@@ -1,0 +1,109 @@
+"""The tests of a meta-learner."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import Episode, Examples
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.functional import TaskMap
+from lightning_meta.meta import MetaModule
+from lightning_meta.testing import toys
+from lightning_meta.testing.comparing import differing, named_tensors, relative_error
+from lightning_meta.testing.trained_module import TrainedModuleTests
+
+WAYS = {"loop": TaskMap("loop"), "vmap": TaskMap("vmap"), "chunks of vmap": TaskMap("vmap", 2)}
+
+
+class MetaModuleTests(TrainedModuleTests):
+    """Inherit it, and say by `make` which `MetaModule` is tested.
+
+    Where it does not learn from 3-way grey images of 16x16 pixels, `make_data` says from what.
+    """
+
+    unused: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that a meta-batch's loss does not depend on."""
+
+    task_tolerance = 1e-9
+    """Relative error in float64 between ways to visit the tasks."""
+
+    def make_data(self) -> EpisodicDataModule:
+        """3-way 2-shot episodes of grey images, 16x16."""
+        return toys.pictures()
+
+    def ready(self, dtype: torch.dtype = torch.float64) -> tuple[MetaModule, Episode]:
+        """The module, knowing its episodes, and a meta-batch."""
+        data = self.make_data()
+        data.prepare_data()
+        data.setup("fit")
+        module = self.made()
+        assert isinstance(module, MetaModule), f"make() returned a {type(module).__name__}, not a MetaModule"
+        if module.episodes is None:
+            module.episodes = data.spec
+        module.configure_model()
+        module.to(dtype)
+        count = data.meta_batch_size
+        return module.train(), module.inputs(data.datasets["train"].__getitems__(range(count)))
+
+    def test_adapting_changes_nothing(self) -> None:
+        """`adapt` and `predict` leave parameters, buffers and random state as they were, in inference mode too."""
+        module, batch = self.ready()
+        module.eval()
+        before, random = named_tensors(module), torch.get_rng_state()
+        with torch.inference_mode():
+            outputs = module.predict_step(batch, 0)
+        assert torch.isfinite(outputs).all(), "predictions of a new module are not finite"
+        changed = differing(before, named_tensors(module))
+        assert not changed, f"adapt or predict changed {changed}: adapt returns what it learned, and changes nothing"
+        same = torch.equal(random, torch.get_rng_state())
+        assert same, "adapt or predict drew from torch's global random stream: two evaluations would differ"
+
+    def test_tasks_do_not_depend_on_how_they_are_visited(self) -> None:
+        """The loop, `vmap` and chunks of it give the same losses and outer gradients."""
+        found = {name: self.loss_and_gradient(how) for name, how in WAYS.items()}
+        for name, (loss, gradient) in found.items():
+            errors = [relative_error(loss, found["loop"][0]), relative_error(gradient, found["loop"][1])]
+            assert max(errors) < self.task_tolerance, (
+                f"by {name} losses differ from the loop's by {errors[0]:.1e} and outer gradients by {errors[1]:.1e}, "
+                f"relatively: what adapt and predict do must depend on one task alone"
+            )
+
+    def test_the_order_of_examples_does_not_matter(self) -> None:
+        """Other orders of support and query examples permute the predictions, and change nothing else."""
+        module, batch = self.ready()
+        module.eval()
+        support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
+        outputs = self.predicted(module, support, query.x, batch.ways)
+        order = torch.arange(len(query.x) - 1, -1, -1)
+        apart = relative_error(self.predicted(module, support, query.x[order], batch.ways), outputs[order])
+        assert apart < self.task_tolerance, f"turning the query set round changes predictions by {apart:.1e}"
+        order = torch.arange(len(support.x) - 1, -1, -1)
+        turned = Examples(support.x[order], support.y[order])
+        apart = relative_error(self.predicted(module, turned, query.x, batch.ways), outputs)
+        assert apart < self.task_tolerance, f"turning the support set round changes predictions by {apart:.1e}"
+
+    def test_every_parameter_learns(self) -> None:
+        """The outer loss has a gradient in every parameter that is not declared `unused`."""
+        module, batch = self.ready()
+        module.meta_batch_loss(batch).loss.mean().backward()
+        silent = [
+            name
+            for name, p in module.named_parameters()
+            if p.requires_grad and p.grad is None and not name.startswith(self.unused or ("\0",))
+        ]
+        assert not silent, f"the outer loss does not depend on {silent}: is something detached, or never used?"
+
+    def predicted(self, module: MetaModule, support: Examples, x: Tensor, ways: int) -> Tensor:
+        """Predictions of one task."""
+        return module.predict(module.adapt(support, ways), x).detach()
+
+    def loss_and_gradient(self, how: TaskMap) -> tuple[Tensor, Tensor]:
+        """Of a meta-batch, in float64."""
+        module, batch = self.ready()
+        module.task_map = how
+        torch.manual_seed(1)
+        loss = module.meta_batch_loss(batch).loss
+        trained = [p for p in module.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss.mean(), trained, allow_unused=True)
+        return loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])

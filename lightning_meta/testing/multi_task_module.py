@@ -1,0 +1,55 @@
+"""The tests of a multi-task module."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_meta.batches import TaskBatch
+from lightning_meta.data import MultiTaskDataModule
+from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.testing import toys
+from lightning_meta.testing.comparing import relative_error
+from lightning_meta.testing.trained_module import TrainedModuleTests
+
+
+class MultiTaskModuleTests(TrainedModuleTests):
+    """Inherit it, and say by `make` which `MultiTaskModule` is tested.
+
+    Where it does not learn three tasks on four numbers, `make_data` says what it learns.
+    """
+
+    def make_data(self) -> MultiTaskDataModule:
+        """A regression and two classifications, on examples of their own."""
+        return toys.sums()
+
+    def ready(self) -> tuple[MultiTaskModule, TaskBatch]:
+        """The module, knowing its tasks, and a batch, in float64."""
+        module, data = self.made(), self.make_data()
+        assert isinstance(module, MultiTaskModule), f"make() returned a {type(module).__name__}, not a MultiTaskModule"
+        self.trainer(1).fit(module, datamodule=data)
+        module.double().eval()
+        return module, next(iter(data.train_dataloader()))
+
+    def test_an_absent_task_changes_nobody_else(self) -> None:
+        """What is predicted for a task does not depend on which others are in the batch, in evaluation."""
+        module, batch = self.ready()
+        outputs = module.outputs(batch)
+        for name in batch.rows:
+            alone = module.outputs(batch._replace(rows={name: batch.rows[name]}))[name]
+            apart = relative_error(alone.detach(), outputs[name].detach())
+            assert apart < 1e-9, f"predictions of {name!r} change by {apart:.1e} where the other tasks are absent"
+
+    def test_every_task_learns(self) -> None:
+        """The loss of each task has a gradient in some parameter, and all of them together in every one."""
+        module, batch = self.ready()
+        module.train()
+        outputs = module.outputs(batch)
+        total = torch.zeros((), dtype=torch.float64)
+        for name, values in outputs.items():
+            assert values.requires_grad, f"predictions of {name!r} depend on no parameter"
+            total = total + values.square().sum()
+        gradients = torch.autograd.grad(total, list(module.parameters()), allow_unused=True)
+        named = zip(module.named_parameters(), gradients, strict=True)
+        weighting = "weighting."  # it weighs losses, not predictions
+        silent = [name for (name, _), g in named if g is None and not name.startswith(weighting)]
+        assert not silent, f"no prediction depends on {silent}: is something never used?"

@@ -1,0 +1,147 @@
+"""What every module that is trained here must be: exact in its checkpoints, on several ranks, and in evaluation."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_meta.errors import UserError
+from lightning_meta.loading import load
+from lightning_meta.module import TrainedModule
+from lightning_meta.testing.comparing import differing, named_tensors
+from lightning_meta.testing.ranks import reach
+
+RANKS_TIMEOUT = 150  # seconds; ranks that wait for each other would wait for ever
+
+
+class TrainedModuleTests:
+    """The tests of modules of any kind."""
+
+    allow: tuple[str | type, ...] = ()
+    """What `lightning_meta.load` may instantiate besides the module's own class."""
+
+    tolerance = 1e-12
+    """Of float64 weights after training on two ranks, against one process."""
+
+    @abstractmethod
+    def make(self) -> Any:
+        """A new module, not trained; the same weights each time `torch.manual_seed` was the same."""
+
+    @abstractmethod
+    def make_data(self) -> LightningDataModule:
+        """What it learns from; the same data each time."""
+
+    def made(self, exact: bool = False) -> Any:
+        """The module in its first state, trained by plain gradient descent where figures must be exact."""
+        torch.manual_seed(0)
+        module = self.make()
+        assert isinstance(module, TrainedModule), f"make() returned a {type(module).__name__}, not a module to train"
+        if exact:
+            module.optimizer = _descent
+        return module
+
+    def trainer(self, steps: int = 2, **options: Any) -> L.Trainer:
+        """A silent Trainer on the CPU."""
+        given: dict[str, Any] = {"devices": 1, "strategy": "auto", "enable_checkpointing": False, **options}
+        return L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            **given,
+        )
+
+    def test_evaluation_leaves_no_trace(self) -> None:
+        """Validation and test change no parameter, no buffer and no random state."""
+        module, data, trainer = self.made(), self.make_data(), self.trainer(1)
+        trainer.fit(module, datamodule=data)
+        before, random = named_tensors(module), torch.get_rng_state()
+        trainer.limit_val_batches = 1.0  # type: ignore[assignment]
+        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.test(module, datamodule=data, verbose=False)
+        changed = differing(before, named_tensors(module))
+        assert not changed, f"validation or test changed {changed}: evaluate on copies, with functional calls"
+        assert torch.equal(random, torch.get_rng_state()), "evaluation drew from torch's global random stream"
+
+    def test_a_checkpoint_is_enough(self) -> None:
+        """`lightning_meta.load` makes the same module from the checkpoint's path alone."""
+        module, data, trainer = self.made(), self.make_data(), self.trainer()
+        trainer.fit(module, datamodule=data)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint.ckpt"
+            trainer.save_checkpoint(path)
+            try:
+                again = load(path, allow=[*self.allow, type(module)])
+            except UserError as error:
+                raise AssertionError(f"the checkpoint does not load by its path alone: {error}") from error
+        lost = differing(named_tensors(module), named_tensors(again))
+        assert not lost, f"a checkpoint does not hold {lost}: register tensors as parameters or buffers"
+        before = trainer.test(module, datamodule=data, verbose=False)
+        after = trainer.test(again, datamodule=data, verbose=False)
+        assert before == after, (
+            f"a loaded module has other test figures, {before} and then {after}: is all its state saved?"
+        )
+
+    def test_a_resumed_run_is_exact(self) -> None:
+        """Four steps, and two steps with two more after a restart, give the same weights to the last bit."""
+        whole, resumed = self.made(), self.made()
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the callback that only the first part has
+            self.trainer(4).fit(whole, datamodule=self.make_data())
+            within_training = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+            first = self.trainer(2, enable_checkpointing=True, callbacks=[within_training])
+            first.fit(self.made(), datamodule=self.make_data())
+            self.trainer(4).fit(resumed, datamodule=self.make_data(), ckpt_path=Path(folder) / "step=2.ckpt")
+        apart = differing(named_tensors(whole), named_tensors(resumed))
+        assert not apart, f"after a resume {apart} differ: a checkpoint lacks something that training goes on from"
+
+    def test_two_ranks_train_as_one_process(self) -> None:
+        """In float64, on the same batches: the ranks' shares together are what one process sees."""
+        one = self.trained_on(1)
+        two = self.trained_on(2)
+        assert one.keys() == two.keys()
+        apart = [name for name in one if float((one[name] - two[name]).abs().max()) > self.tolerance]
+        assert not apart, f"two ranks train {apart} otherwise than one process: is something not reduced over ranks?"
+
+    def trained_on(self, world: int) -> dict[str, Tensor]:
+        """The weights after three steps in processes of their own."""
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "lightning_meta.testing.ranks", *reach(type(self)), folder, str(world)]
+            ours = ("LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR", "NODE_RANK", "WORLD_SIZE")
+            env = {name: value for name, value in os.environ.items() if name not in ours}
+            env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+            said = Path(folder) / "said"
+            with said.open("w") as output:
+                process = subprocess.Popen(
+                    command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                )
+                try:
+                    process.wait(RANKS_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+            told = said.read_text()[-2000:]
+            assert process.returncode == 0, f"training on {world} rank(s) failed or took {RANKS_TIMEOUT} s: {told}"
+            weights: dict[str, Tensor] = torch.load(Path(folder) / "weights.pt", weights_only=True)
+            return weights
+
+
+def _descent(parameters: Any) -> torch.optim.Optimizer:
+    # No Adam: it blows the rounding of a gradient that should be zero up to the size of its steps.
+    return torch.optim.SGD(parameters, 0.05)
