@@ -28,9 +28,12 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
     """
     leaves, structure = tree_flatten(inputs)
     returned: list[TreeSpec] = []
+    device = leaves[0].device.type
+    mixed, precision = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def flat(*leaves: Tensor) -> tuple[Tensor, ...]:
-        outputs, spec = tree_flatten(function(*tree_unflatten(leaves, structure)))
+        with torch.autocast(device, precision, enabled=mixed):  # the backward pass runs outside of it
+            outputs, spec = tree_flatten(function(*tree_unflatten(leaves, structure)))
         returned[:] = [spec]
         return tuple(outputs)
 

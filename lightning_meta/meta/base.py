@@ -190,6 +190,11 @@ class MetaModule(TrainedModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Take over from the data module what the episodes look like, or check that it fits."""
+        if self.inner_gradients and str(self.trainer.precision).startswith("16"):
+            raise UserError(
+                f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
+                "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
+            )
         given = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
         if given is None:
             return

@@ -1,0 +1,153 @@
+"""Mixed precision, clipping and accumulation mean in meta-learning what they mean elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Episode
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
+from lightning_meta.multitask import CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
+from lightning_meta.nn import MLP, Conv4
+from lightning_meta.testing import toys
+from tests.meta.oracles import relative_error
+
+METHODS: dict[str, Callable[[], MetaModule]] = {
+    "ProtoNet": lambda: ProtoNet(backbone(), temperature=500.0),
+    "ProtoNet, cosine, inductive": lambda: ProtoNet(
+        backbone(), distance="cosine", temperature=0.1, batch_norm="inductive"
+    ),
+    "MAML, vmap": lambda: MAML(backbone(), 0.1, 2, strategy="vmap"),
+    "MAML, loop": lambda: MAML(backbone(), 0.1, 2, strategy="loop"),
+    "MAML, recomputed": lambda: MAML(backbone(), 0.1, 2, recompute=True),
+    "MAML, first order, inductive": lambda: MAML(backbone(), 0.1, 2, first_order=True, batch_norm="inductive"),
+    "Baseline": lambda: Baseline(backbone()),
+}
+
+
+def backbone() -> nn.Module:
+    return Conv4(width=8, downsample="stride", blocks=2)
+
+
+def descent(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 0.1)
+
+
+def data(meta_batch_size: int = 4) -> EpisodicDataModule:
+    made = toys.pictures()
+    made.meta_batch_size = meta_batch_size
+    made.meta_batches_per_epoch = 50  # Lightning takes a step at an epoch's end, however much was accumulated
+    return made
+
+
+def weights(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+class Losses(L.Callback):
+    """The loss and the outer gradient of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        self.moved = torch.zeros(())
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.start = weights(pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self.moved = weights(pl_module) - self.start
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for p in pl_module.parameters() if p.grad is not None]))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Episode, batch_idx: int) -> None:
+        self.losses.append(outputs["loss"].detach())
+
+
+def trained(make: Callable[[], Any], given: Any, steps: int = 1, **options: Any) -> tuple[Any, Losses]:
+    torch.manual_seed(0)
+    module, seen = make(), Losses()
+    module.optimizer = descent
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        callbacks=[seen],
+        **options,
+    )
+    torch.manual_seed(0)
+    trainer.fit(module, datamodule=given)
+    return module, seen
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_mixed_precision_is_close_to_float32(name: str) -> None:
+    module, mixed = trained(METHODS[name], data(), precision="bf16-mixed")
+    _, exact = trained(METHODS[name], data())
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert {t.dtype for t in module.buffers() if t.is_floating_point()} <= {torch.float32}
+    error = relative_error(mixed.gradients[0].double(), exact.gradients[0].double())
+    assert 1e-6 < error < 0.1  # it did something, and not much
+    assert abs(float(mixed.losses[0] - exact.losses[0])) < 0.03 * float(exact.losses[0])
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", logger=False, enable_progress_bar=False)
+    (tested,) = trainer.test(module, datamodule=data(), verbose=False)
+    assert 0 <= tested["test/accuracy"] <= 1
+
+
+@pytest.mark.parametrize("method", [Independent, MultiHead, CrossStitch, MixtureOfExperts])
+def test_multi_task_modules_train_in_mixed_precision(method: type[MultiTaskModule]) -> None:
+    def make() -> MultiTaskModule:
+        return method(MLP(4, (16, 16)))
+
+    module, mixed = trained(make, toys.sums(), precision="bf16-mixed")
+    _, exact = trained(make, toys.sums())
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    assert 1e-6 < relative_error(mixed.gradients[0].double(), exact.gradients[0].double()) < 0.05
+
+
+def test_float16_is_refused_where_inner_gradients_would_underflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(L.Trainer, "precision", "16-mixed")  # on a CPU Lightning takes bf16 in its place
+    with pytest.raises(UserError, match=r"precision: 16-mixed .* MAML would underflow in float16.*; use bf16-mixed"):
+        trained(METHODS["MAML, vmap"], data())
+    trained(METHODS["ProtoNet"], data())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "loop" not in name])
+def test_four_meta_batches_accumulated_are_one_four_times_the_size(name: str) -> None:
+    """In weights; ProtoNet's and Baseline's running statistics, which no training step reads, follow four times."""
+    if name == "Baseline":  # it normalises a meta-batch as one batch
+
+        def make() -> MetaModule:
+            return Baseline(MLP(256, (8,)))
+
+    else:
+        make = METHODS[name]
+    parts, _ = trained(make, data(2), 3, accumulate_grad_batches=4, precision="64-true")
+    whole, _ = trained(make, data(8), 3, precision="64-true")
+    apart = {n: float((p - dict(whole.named_parameters())[n]).detach().abs().max()) for n, p in parts.named_parameters()}
+    assert max(apart.values()) < 1e-12
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("name", ["ProtoNet", "MAML, vmap"])
+def test_clipping_is_of_the_outer_gradient(name: str, algorithm: str) -> None:
+    limit = 0.01
+    options: dict[str, Any] = {"gradient_clip_val": limit, "gradient_clip_algorithm": algorithm, "precision": "64-true"}
+    _, clipped = trained(METHODS[name], data(), **options)
+    _, plain = trained(METHODS[name], data(), precision="64-true")
+    (expected,) = plain.gradients
+    expected = expected.clamp(-limit, limit) if algorithm == "value" else expected * (limit / expected.norm())
+    assert plain.gradients[0].norm() > 5 * limit
+    assert relative_error(clipped.moved / 0.1, -expected) < 1e-5  # torch adds 1e-6 to the norm
