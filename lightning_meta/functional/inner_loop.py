@@ -24,10 +24,11 @@ def inner_loop(
     learning_rate: float,
     first_order: bool = False,
     recompute: bool = False,
+    direction: Callable[[Tensors], Tensors] = lambda gradients: gradients,
 ) -> list[tuple[Tensors, Tensors]]:
     r"""Follow the gradient of the support loss for a few steps.
 
-    $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha \nabla_\varphi L(\varphi_j)$$
+    $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha\, u(\nabla_\varphi L(\varphi_j))$$
 
     The result is differentiable in θ, through the gradients as well unless `first_order` is set; then the gradients
     are constants, no graph is built through them, and dφ/dθ is the identity.
@@ -41,13 +42,14 @@ def inner_loop(
         first_order: Leave the second derivatives out (Finn et al. 2017, section 5.2).
         recompute: Keep φ_j alone of each step, and compute the step anew where the outer gradient passes it: the
             memory of one step in place of all, for about one more forward pass and inner gradient a step.
+        direction: u, what is made of the gradients before they are followed; with `recompute` it has no parameters.
 
     Returns:
         For j = 0, ..., steps - 1: φ_j and what else was computed at it; last φ_steps with an empty dict, since
         no forward pass was made there.
     """
     check_gradients()
-    step = partial(_step, loss, learning_rate, first_order)
+    step = partial(_step, loss, learning_rate, first_order, direction)
     trajectory = []
     for _ in range(steps):
         following, other = recomputed(step, parameters, data) if recompute else step(parameters, data)
@@ -56,7 +58,15 @@ def inner_loop(
     return [*trajectory, (parameters, {})]
 
 
-def _step(loss: Loss, rate: float, first_order: bool, parameters: Tensors, data: Any) -> tuple[Tensors, Tensors]:
+def _step(
+    loss: Loss,
+    rate: float,
+    first_order: bool,
+    direction: Callable[[Tensors], Tensors],
+    parameters: Tensors,
+    data: Any,
+) -> tuple[Tensors, Tensors]:
     at = {name: p.detach() for name, p in parameters.items()} if first_order else parameters
     gradients, other = grad(loss, has_aux=True)(at, data)
-    return {name: p - rate * gradients[name] for name, p in parameters.items()}, other
+    updates = direction(gradients)
+    return {name: p - rate * updates[name] for name, p in parameters.items()}, other

@@ -245,9 +245,9 @@ def sampling(setting: Setting) -> Iterator[Row]:
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """What 20 inner steps hold at most, second order, with recomputation and without."""
+    """What 20 inner steps hold at most, 5-way 5-shot, second order, with recomputation and without."""
     steps = 5 if setting.short else 20
-    batch = work.random_images(4, 5, 1, 5, 28, setting.device)
+    batch = work.random_images(4, 5, 5, 15, 28, setting.device)
     peaks = {}
     contestants: dict[str, Callable[[], object]] = {}
     for recompute in (True, False):

@@ -136,7 +136,9 @@ def test_four_meta_batches_accumulated_are_one_four_times_the_size(name: str) ->
         make = METHODS[name]
     parts, _ = trained(make, data(2), 3, accumulate_grad_batches=4, precision="64-true")
     whole, _ = trained(make, data(8), 3, precision="64-true")
-    apart = {n: float((p - dict(whole.named_parameters())[n]).detach().abs().max()) for n, p in parts.named_parameters()}
+    apart = {
+        n: float((p - dict(whole.named_parameters())[n]).detach().abs().max()) for n, p in parts.named_parameters()
+    }
     assert max(apart.values()) < 1e-12
 
 

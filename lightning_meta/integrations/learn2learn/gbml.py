@@ -1,0 +1,68 @@
+"""Gradient-based meta-learning with learned updates, by learn2learn's gradient transforms."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.integrations.learn2learn.library import library
+from lightning_meta.meta.gradient_based import GradientBasedLearner
+from lightning_meta.nn.stateless import Tensors
+
+Transform = Literal["meta_sgd", "kronecker", "meta_curvature", "linear"]
+
+
+class GBML(GradientBasedLearner):
+    r"""MAML whose inner gradients pass through a learned transform each (learn2learn's `GBML` algorithm).
+
+    $$\varphi_{j+1} = \varphi_j - \alpha\, u_\psi(\nabla_\varphi L(\varphi_j))$$
+
+    with the transforms' weights ψ learned in the outer loop, with θ: `meta_sgd`, a rate for each weight (Li et al.
+    2017); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019); `meta_curvature` (Park and Oliva 2019);
+    `linear`, a full matrix, for small networks.
+
+    Deviations from learn2learn: every task starts from the same ψ, which the inner loop leaves alone
+    (`adapt_transform=False` there); tasks may be vectorised; normalisation is per task.
+
+    Args:
+        backbone: The network below the head.
+        transform: u.
+        **options: Those of `GradientBasedLearner` and `MetaModule`.
+    """
+
+    def __init__(self, backbone: nn.Module, transform: Transform = "meta_sgd", **options: Any) -> None:
+        one_of("transform", transform, Transform)
+        library()
+        self.transform = transform  # the base's constructor may make the network, and with it the transforms
+        super().__init__(backbone, **options)
+        if self.recompute:
+            raise UserError("recompute: gradients of the learned transforms would be lost; leave it out")
+
+    def configure_model(self) -> None:
+        """Make the head, and a transform for each parameter."""
+        super().configure_model()
+        if not hasattr(self, "transforms"):
+            make = _maker(self.transform)
+            self.names = [name for name, _ in self.network.named_parameters()]
+            self.transforms = nn.ModuleList(make(p) for p in self.network.parameters())
+
+    def direction(self, gradients: Tensors) -> Tensors:
+        """The transformed gradients."""
+        pairs = zip(self.names, self.transforms, strict=True)
+        return {name: _transformed(transform, gradients[name]) for name, transform in pairs}
+
+
+def _maker(transform: Transform) -> Any:
+    l2l = library()
+    if transform == "meta_curvature":
+        return l2l.optim.MetaCurvatureTransform
+    if transform == "kronecker":
+        return l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)
+    return l2l.optim.ModuleTransform(nn.Linear if transform == "linear" else lambda *_: l2l.nn.Scale(_[0]))
+
+
+def _transformed(transform: nn.Module, gradient: Tensor) -> Tensor:
+    update: Tensor = transform(gradient.contiguous())  # it is viewed in other shapes
+    return update
