@@ -19,6 +19,7 @@ from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
+from tests.meta.test_user_method import readme_block
 
 OWN = '''
 import torch
@@ -65,11 +66,18 @@ class TestWanders(MetaModuleTests):
 
 
 def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
-    (tmp_path / "test_own.py").write_text(OWN)
+    shown = [readme_block(marker) for marker in ("class NearestExample", "class TestNearestExample")]
+    (tmp_path / "test_own.py").write_text("\n".join([*shown, OWN]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py", "-k"]
-    right = subprocess.run([*command, "TestMatchingNetwork"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    right = subprocess.run(
+        [*command, "TestMatchingNetwork or TestNearestExample"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert right.returncode == 0, right.stdout[-3000:]
-    assert "8 passed" in right.stdout
+    assert "16 passed" in right.stdout
     broken = subprocess.run(
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
