@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import product
@@ -97,6 +98,8 @@ def cases() -> Iterator[object]:
             continue
         slow = compiled and (method, dtype) != (COMPILED[0], torch.float32)
         marks = [pytest.mark.slow] if slow else []
+        if compiled:
+            marks.append(pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler"))
         yield pytest.param(method, way, dtype, id=f"{method}-{way}-{dtype}", marks=marks)
 
 
