@@ -80,7 +80,7 @@ class EpisodeDataset(Dataset[Episode]):
     ) -> None:
         self.tasks, self.split, self.shape = tasks, split, shape
         self.meta_batch_size, self.num_tasks = meta_batch_size, num_tasks
-        self._root = key(seed, SPLITS.index(split))
+        self._root = int(key(seed, SPLITS.index(split)))
         if isinstance(tasks, Pool):
             check_pool(tasks, split, shape)
 

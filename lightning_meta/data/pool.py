@@ -120,7 +120,8 @@ class Pool:
             `(..., N, M, *input_shape)`, turned where the class is a rotation.
         """
         base = classes % len(self.names)
-        x = self.x[self.starts[base].unsqueeze(-1) + members]
+        rows = self.starts[base].unsqueeze(-1) + members
+        x = self.x.index_select(0, rows.flatten()).view(*rows.shape, *self.input_shape)  # faster than x[rows]
         if self.rotations > 1:
             quarters = classes // len(self.names)
             for turn in range(1, 4):
