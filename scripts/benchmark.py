@@ -21,7 +21,8 @@ import matplotlib as mpl
 import torch
 from benchmarks import scaling
 from benchmarks.measure import Timing
-from benchmarks.rows import ROWS, Row, Setting
+from benchmarks.row import Row, Setting
+from benchmarks.rows import ROWS
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table

@@ -8,14 +8,14 @@ from pathlib import Path
 import benchmark
 import pytest
 import torch
-from benchmarks import measure, rows
+from benchmarks import measure, row, rows
 
 
 def test_a_ratio_is_that_of_the_medians() -> None:
     ours, theirs = measure.Timing.of([2.0, 1.0, 9.0]), measure.Timing.of([6.0, 8.0, 7.0])
     assert ours == (2.0, 1.0, 9.0)
-    assert rows.Row("work", ours, "peer", theirs).ratio == 3.5
-    assert rows.Row("work", ours, "peer", None).ratio is None
+    assert row.Row("work", ours, "peer", theirs).ratio == 3.5
+    assert row.Row("work", ours, "peer", None).ratio is None
 
 
 def test_contestants_are_measured_in_turn() -> None:
@@ -43,7 +43,7 @@ def test_peak_memory_counts_what_is_held_at_once() -> None:
 
 def test_sides_that_differ_are_not_timed() -> None:
     with pytest.raises(RuntimeError, match=r"sines: the two sides differ by 1\.0e"):
-        rows.check_equal(torch.ones(2), torch.zeros(2), "sines")
+        row.check_equal(torch.ones(2), torch.zeros(2), "sines")
 
 
 def test_a_row_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,9 +53,9 @@ def test_a_row_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     finally:
         torch.set_num_threads(threads)
     with (tmp_path / "table.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert row["work"] == "evaluating 1000 ProtoNet tasks from embeddings"
-    assert 0 < float(row["ours_low"]) <= float(row["ours"]) <= float(row["ours_high"])
+        (line,) = csv.DictReader(file)
+    assert line["work"] == "evaluating 1000 ProtoNet tasks from embeddings"
+    assert 0 < float(line["ours_low"]) <= float(line["ours"]) <= float(line["ours_high"])
     assert "evaluating" in capsys.readouterr().out
 
 

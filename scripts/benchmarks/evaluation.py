@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks import peers
-from benchmarks.rows import drawn
+from benchmarks.work import drawn
 from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.meta import ProtoNet

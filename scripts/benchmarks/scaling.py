@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from benchmarks import work
 from benchmarks.measure import exponent, peak_memory
-from benchmarks.rows import Setting
+from benchmarks.row import Setting
 
 BASE = {"tasks": 8, "ways": 5, "shots": 1, "inner steps": 1, "image size": 28}
 SIZES = {

@@ -1,0 +1,81 @@
+"""Training on images, data included, and what the data costs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks import peers, work
+from benchmarks.row import Row, Setting, check_equal
+from lightning_meta.data.episodes import EpisodeShape
+from lightning_meta.meta import ProtoNet
+from lightning_meta.tasks import EpisodeSpec
+
+
+def maml(setting: Setting) -> Iterator[Row]:
+    """MAML's training step in the paper's Omniglot setting, data included, and what the data costs of it."""
+    source, pool = work.images()
+    l2l = peers.peer("learn2learn")
+    tasks = 8 if setting.short else 32
+    batch = work.drawn(pool, tasks, EpisodeShape(5, 1, 1))
+    contestants: dict[str, Callable[[], object]] = {"data": batch}
+    modules = {name: work.image_maml(5, 1, 28, setting.device, strategy=name) for name in ("auto", "loop")}
+    for name, module in modules.items():
+        contestants[name] = work.training_step(module, batch, setting.device)
+    if l2l is not None:
+        network = peers.twin(work.image_maml(5, 1, 28, setting.device))
+        one = work.moved(modules["loop"].inputs(batch()), setting.device)
+        fresh = work.image_maml(5, 1, 28, setting.device, strategy="vmap")
+        learner = l2l.algorithms.MAML(peers.twin(fresh), lr=0.4, first_order=False)
+        check_equal(fresh.meta_batch_loss(one).loss, peers.maml_losses(learner, one, 1, F.cross_entropy), "MAML")
+        contestants["learn2learn"] = peers.maml_step(
+            l2l, network, peers.taskset(l2l, pool, 5, 2), tasks, 5, 0.4, setting.device
+        )
+    took = setting.compare(contestants)
+    what = f"MAML on {source}, Conv4-64 strides, {tasks} tasks 5-way 1-shot, 1 query, 1 step, data included"
+    target = None if setting.short else (10.0 if setting.device.type == "cuda" else 1.5)
+    yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, f"auto: {modules['auto'].task_map}")
+    yield Row(what, took["auto"], "our loop", took["loop"])
+    yield Row("its data against the whole step", took["data"], "step", took["auto"], 20.0, "20: data is 5 %")
+
+
+def protonet(setting: Setting) -> Iterator[Row]:
+    """ProtoNet's training episodes, data included, and what the data costs of them."""
+    source, pool = work.images()
+    l2l = peers.peer("learn2learn")
+    for ways, shots, queries, tasks in [(5, 1, 5, 4)] if setting.short else [(60, 1, 5, 1), (5, 1, 5, 4)]:
+        batch = work.drawn(pool, tasks, EpisodeShape(ways, shots, queries))
+        torch.manual_seed(0)
+        spec = EpisodeSpec("classification", (1, 28, 28), 0)
+        network = work.conv4(downsample="max_pool", spatial="flatten")
+        module = ProtoNet(network, strategy="auto", episodes=spec).train().to(setting.device)
+        contestants: dict[str, Callable[[], object]] = {
+            "data": batch,
+            "ours": work.training_step(module, batch, setting.device),
+        }
+        if l2l is not None:
+            given = peers.taskset(l2l, pool, ways, shots + queries)
+            contestants["learn2learn"] = peers.protonet_step(
+                peers.twin(module), given, tasks, ways, shots, setting.device
+            )
+        took = setting.compare(contestants)
+        what = f"ProtoNet on {source}, Conv4-64, {tasks} x {ways}-way {shots}-shot {queries} queries, data included"
+        target = 5.0 if setting.device.type == "cuda" else 1.5
+        yield Row(what, took["ours"], "learn2learn", took.get("learn2learn"), target)
+        yield Row("its data against the whole step", took["data"], "step", took["ours"], 20.0, "20: data is 5 %")
+
+
+def sampling(setting: Setting) -> Iterator[Row]:
+    """Drawing and assembling tasks from memory."""
+    _, pool = work.images()
+    l2l = peers.peer("learn2learn")
+    batch = work.drawn(pool, 32, EpisodeShape(5, 1, 1))
+    contestants: dict[str, Callable[[], object]] = {"ours": batch}
+    if l2l is not None:
+        tasks = peers.taskset(l2l, pool, 5, 2)
+        contestants["learn2learn"] = lambda: [tasks.sample() for _ in range(32)]
+    took = setting.compare(contestants)
+    note = f"{32 / took['ours'].median:,.0f} tasks a second"
+    yield Row("sampling 32 tasks 5-way, 2 a class", took["ours"], "learn2learn", took.get("learn2learn"), 10.0, note)
