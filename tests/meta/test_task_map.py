@@ -62,6 +62,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.02}
 # In bfloat16 neighbours of a maximum tie with it, and inner steps go through which of them is taken.
 TIES = {"MAML, Conv4 max-pool, 2nd order": 0.25, "MAML, Conv4 max-pool, 1st order": 0.25}
 TIES["MAML, Conv4 strides, inductive"] = 0.1
+OLD = torch.__version__.startswith("2.6.")
 COMPILED = ("MAML, MLP, 2nd order", "MAML, Conv4 strides, inductive", "MAML, MLP, 1st order", "ProtoNet, running")
 
 
@@ -102,6 +103,7 @@ def cases() -> Iterator[object]:
         marks = [pytest.mark.slow] if slow else []
         if compiled:
             marks.append(pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler"))
+            marks.append(pytest.mark.skipif(OLD, reason="the compiler of torch 2.6 fails on the gradient of a scatter"))
         yield pytest.param(method, way, dtype, id=f"{method}-{way}-{dtype}", marks=marks)
 
 
