@@ -28,4 +28,10 @@ def one_of(name: str, value: str, choices: object) -> None:
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite; the last good checkpoint is kept."""
+    """The training loss became NaN or infinite; the last good checkpoint is kept.
+
+    Attributes:
+        on_all_ranks: Whether every rank of a distributed run raises the same.
+    """
+
+    on_all_ranks = False

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.functional.ranks import world_size
 from lightning_meta.nn.features import Inputs, as_input
 
 
@@ -26,6 +28,7 @@ class TrainedModule(Described, LightningModule):
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
         """What the optimiser is given."""
@@ -60,13 +63,46 @@ class TrainedModule(Described, LightningModule):
                 break
 
     def check_finite(self, loss: Tensor) -> None:
-        """Stop training where its loss is not finite.
+        """Stop training where its loss is not finite; with several ranks, all of them after the backward pass.
 
         Raises:
             NonFiniteLossError: The loss and the step.
         """
-        if not torch.isfinite(loss):
+        if torch.isfinite(loss):
+            return
+        if world_size() == 1:
             raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
+        self._bad_loss = loss.item()
+        if loss.requires_grad:
+            loss.register_hook(lambda gradient: gradient * torch.nan)  # the all-reduce of gradients tells the others
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step, unless the loss of some rank was not finite.
+
+        Raises:
+            NonFiniteLossError: The loss, its rank and the step, on every rank.
+        """
+
+        def checked() -> Any:
+            result = optimizer_closure() if optimizer_closure else None
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            if gradients and not torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all():
+                self._compare_losses()
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, checked if world_size() > 1 else optimizer_closure)
+
+    def _compare_losses(self) -> None:
+        """Find out whether the loss of some rank is to blame; a scaler of float16 meets infinite gradients without."""
+        losses: list[float] = [0.0] * world_size()
+        torch.distributed.all_gather_object(losses, self._bad_loss)
+        for rank, loss in enumerate(losses):
+            if loss:
+                error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {self.global_step}")
+                error.on_all_ranks = True
+                raise error
 
     def logs_this_step(self) -> bool:
         """Whether the loggers write this training step. Logging costs more than a small model's step."""

@@ -187,19 +187,6 @@ def test_tensorboard_by_its_short_name() -> None:
     assert Path("runs/toy/0/metrics.csv").is_file()
 
 
-@pytest.mark.slow
-def test_two_offline_wandb_runs_in_one_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    wandb = pytest.importorskip("wandb")
-    for _ in range(2):
-        assert run("fit", "--config", "toy.yaml", "--trainer.logger=WandbLogger") == 0
-        config = dict(wandb.run.config) if wandb.run else {}
-        wandb.finish()
-    assert config["trainer"]["max_steps"] == 8
-    assert not [key for key in config if "." in key or "/" in key]
-    assert all(list(Path(f"runs/toy/{v}/wandb").glob("offline-run-*")) for v in (0, 1))
-
-
 def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run("fit", "--help")

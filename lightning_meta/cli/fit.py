@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -24,6 +25,9 @@ from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.results import facts, write_report, write_results
+from lightning_meta.run.termination import Termination
+from lightning_meta.run.wandb_logger import WandbRunLogger
+from lightning_meta.run.watch import RankWatch
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -110,7 +114,10 @@ class MetaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, the run's own callbacks and logger first."""
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
-        callbacks = [self.config_init["checkpoint"], SaveConfig(self.config_text), *as_list(options["callbacks"])]
+        checkpoint = self.config_init["checkpoint"]
+        self.termination, self.watch = Termination(checkpoint), RankWatch()
+        callbacks = [checkpoint, self.termination, self.watch, SaveConfig(self.config_text)]
+        callbacks += as_list(options["callbacks"])
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
@@ -144,6 +151,24 @@ def fit(args: Sequence[str]) -> None:
     """
     began = time.monotonic()
     cli = MetaCLI(args)
+    with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
+        _fit(cli, began)
+
+
+@contextmanager
+def _pages(trainer: Trainer) -> Iterator[None]:
+    """End the pages of a run in W&B however it ends, so that the next run of this process has its own."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.close(status)
+
+
+def _fit(cli: MetaCLI, began: float) -> None:
     trainer, run = cli.trainer, cli.run_logger
     try:
         _train(cli)
@@ -166,6 +191,9 @@ def fit(args: Sequence[str]) -> None:
             write_report(run.directory, report)
         write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})  # last: the run is whole
         write_figures(run.directory)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.log_run(run.directory, metrics)
         print_summary(metrics, run.directory)
 
 
@@ -176,14 +204,8 @@ def _train(cli: MetaCLI) -> None:
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except NonFiniteLossError as error:
-        kept = cli.run_logger.directory / "checkpoints" / "last.ckpt"
-        raise NonFiniteLossError(f"{error}; the last good checkpoint is {kept}") from error
-    except SystemExit:
-        if not trainer.interrupted:
-            raise
-        last = cli.run_logger.directory / "checkpoints" / "last.ckpt"
-        print(f"\nstopped in step {trainer.global_step}; go on with --ckpt_path {last}", file=sys.stderr)
-        raise SystemExit(130) from None  # what a shell expects after Ctrl-C
+        error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
+        raise
     except (RuntimeError, ValueError) as error:
         raise (weights_error(error, checkpoint) or error) from error
 

@@ -19,6 +19,7 @@ import lightning_meta.nn  # noqa: F401
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
+from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
 
 class Bar(RichProgressBar):
@@ -52,10 +53,14 @@ def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
     for logger in as_list(config["trainer"].get("logger")):
         if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
             continue
+        kind = logger.class_path.rpartition(".")[2]
         if logger.init_args.save_dir in (None, "", "."):
             logger.init_args.save_dir = run.save_dir
-            if "TensorBoardLogger" in logger.class_path:
+            if kind == "TensorBoardLogger":
                 logger.init_args.name, logger.init_args.version = "", ""
+        if kind == "WandbLogger":
+            logger.class_path = f"{WandbRunLogger.__module__}.{WandbRunLogger.__qualname__}"
+            logger.init_args = Namespace(continued(logger.init_args.as_dict(), run))
     return config
 
 

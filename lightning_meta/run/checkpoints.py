@@ -42,7 +42,7 @@ class RunCheckpoint(Callback):
         self.every_n_steps = every_n_steps
         self.best_score: float | None = None
         self._last_due, self._best_due = True, False
-        self._step, self._between_steps = 0, True
+        self._step, self.between_steps = 0, True
         self._loaders: list[Any] = []
         self._seconds_before = 0.0
         self._began: float | None = None
@@ -65,7 +65,7 @@ class RunCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
         self._began = time.monotonic()
-        self._step, self._between_steps = trainer.global_step, True
+        self._step, self.between_steps = trainer.global_step, True
         self._last_due = self._resumed is None
         self._loaders = _loader_states(trainer)
 
@@ -78,16 +78,16 @@ class RunCheckpoint(Callback):
             epoch_loop._batches_that_stepped = self._resumed["batches_that_stepped"]
             epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
             self._resumed = None
-        if self._between_steps:
+        if self.between_steps:
             self._write_due(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note where the loader is: by the quiet moment it has fetched the next batch."""
-        self._between_steps = trainer.global_step != self._step  # else gradients are being accumulated
+        self.between_steps = trainer.global_step != self._step  # else gradients are being accumulated
         self._step = trainer.global_step
-        self._last_due |= self._between_steps and self._step % self.every_n_steps == 0
+        self._last_due |= self.between_steps and self._step % self.every_n_steps == 0
         self._loaders = _loader_states(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,8 +109,7 @@ class RunCheckpoint(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint."""
-        self._last_due = True
-        self._write_due(trainer, ended=True)
+        self.write_last(trainer, ended=True)
         self._seconds_before, self._began = self.seconds, None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -138,6 +137,11 @@ class RunCheckpoint(Callback):
         goes_on = more_steps and not self._resumed["stopped"]
         if goes_on and self._resumed["batches_of_ended_epoch"] is not None:
             _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
+
+    def write_last(self, trainer: Trainer, ended: bool = False) -> None:
+        """Write the last checkpoint now, on all ranks at once, in a quiet moment: where `between_steps` is true."""
+        self._last_due = True
+        self._write_due(trainer, ended)
 
     def _write_due(self, trainer: Trainer, ended: bool = False) -> None:
         if getattr(trainer, "fast_dev_run", False) or not (self._last_due or self._best_due):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
 
 from lightning_meta.run.files import replacing
+from lightning_meta.run.results import git_revision
+from lightning_meta.run.wandb_logger import WandbRunLogger
 
 
 class SaveConfig(Callback):
@@ -32,5 +33,5 @@ class SaveConfig(Callback):
         with replacing(Path(directory) / "config.yaml") as file:
             file.write(self.text)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                logger.experiment.config.update(yaml.safe_load(self.text), allow_val_change=True)
+            if isinstance(logger, WandbRunLogger):
+                logger.log_config({**yaml.safe_load(self.text), "git_revision": git_revision()})

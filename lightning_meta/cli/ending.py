@@ -1,0 +1,63 @@
+"""How a run ends that was stopped: the exit status, and one line on stderr that says how to go on."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.run.termination import STATUS, Termination
+from lightning_meta.run.watch import RankWatch
+
+_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|c10d|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
+
+
+@contextmanager
+def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) -> Iterator[None]:
+    """Turn what stops a run from outside into an exit status and a line.
+
+    Args:
+        trainer: Of the run.
+        termination: Stops it by SIGTERM; one of the trainer's callbacks.
+        watch: Sees other ranks die; one of the trainer's callbacks.
+
+    Raises:
+        SystemExit: 143 after SIGTERM, 130 after Ctrl-C, 1 where another rank died.
+    """
+    try:
+        with termination, watch:
+            yield
+    except SIGTERMException:
+        _say(trainer, f"\nstopped in step {trainer.global_step} by SIGTERM; {watch.how_to_go_on()}")
+        raise SystemExit(STATUS) from None
+    except NonFiniteLossError as error:
+        if error.on_all_ranks and not trainer.is_global_zero:
+            raise SystemExit(1) from None  # rank 0 says it
+        raise
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        _say(trainer, f"\nstopped in step {trainer.global_step}; {watch.how_to_go_on()}")
+        raise SystemExit(130) from None  # what a shell expects after Ctrl-C
+    except RuntimeError as error:
+        if trainer.world_size == 1 or isinstance(error, UserError) or not _CONNECTION.search(str(error)):
+            raise
+        time.sleep(0.2)  # the connection may be gone before the process is
+        if watch.speaks:
+            dead = (
+                watch.dead() or f"rank {trainer.global_rank} lost its connection to another rank, which may have died"
+            )
+            step = f"in step {trainer.global_step}"
+            print(f"\nlightning-meta: error: {dead}, {step}; {watch.how_to_go_on()}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _say(trainer: Trainer, line: str) -> None:
+    if trainer.is_global_zero:
+        print(line, file=sys.stderr)

@@ -1,0 +1,122 @@
+"""A sweep's file, in the format of `wandb sweep`: the search space, the metric, and the command of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lightning_meta.cli.fit import fit_options
+from lightning_meta.errors import UserError
+
+METHODS = ("grid", "random", "bayes")
+UNIFORM = ("uniform", "int_uniform", "log_uniform_values")
+OF_THE_SWEEP = ("name", "runs", "ckpt_path")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What one option of `fit` may be: one of some values, or a number of a range.
+
+    Attributes:
+        values: The choices; empty for a range.
+        low: The smallest number of the range.
+        high: The largest.
+        log: Whether the logarithm is uniform.
+        whole: Whether the numbers are integers.
+    """
+
+    values: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A search over options of `fit`.
+
+    Attributes:
+        method: How the next values are chosen: `grid`, `random` or `bayes`.
+        metric: The validation metric that decides, by its logged name.
+        maximize: Whether a good metric is large.
+        parameters: By the option's name without its hyphens.
+        options: What every run is given besides.
+    """
+
+    method: str
+    metric: str
+    maximize: bool
+    parameters: Mapping[str, Parameter]
+    options: tuple[str, ...]
+
+
+def read_sweep(file: str | Path) -> Sweep:
+    """Read a sweep's file.
+
+    Raises:
+        UserError: What is wrong with it, or what only W&B itself can do.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--config: there is no file {file}; sweeps are in configs/sweeps")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+        raise UserError(f"{file} is not a sweep: it has no parameters; a configuration is run by scripts/fit.py")
+    method = content.get("method")
+    if method not in METHODS:
+        raise UserError(f"{file}, method: one of {', '.join(METHODS)} is needed, got {method!r}")
+    if "early_terminate" in content:
+        raise UserError(f"{file}, early_terminate: only W&B does that; leave it out to run the sweep here")
+    metric = content.get("metric") or {}
+    name, goal = metric.get("name"), metric.get("goal")
+    if not isinstance(name, str) or not name.startswith("val/") or goal not in ("maximize", "minimize"):
+        raise UserError(f"{file}, metric: a name such as val/accuracy and a goal, maximize or minimize, are needed")
+    parameters = {option: _parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
+    for option in parameters:
+        if option.partition(".")[0] not in {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP):
+            raise UserError(f"{file}, {option}: fit has no such option that a sweep may set")
+        if method == "grid" and not parameters[option].values:
+            raise UserError(f"{file}, {option}: a grid needs values, not a range")
+    return Sweep(method, name, goal == "maximize", parameters, _options(str(file), content.get("command")))
+
+
+def _parameter(where: str, spec: Any) -> Parameter:
+    if not isinstance(spec, dict):
+        raise UserError(f"{where}: expected value, values, or min and max; got {spec!r}")
+    if "value" in spec:
+        return Parameter((spec["value"],))
+    if "values" in spec:
+        values = spec["values"]
+        if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
+            raise UserError(f"{where}: values is a list of numbers, words or booleans, got {values!r}")
+        return Parameter(tuple(values))
+    low, high = spec.get("min"), spec.get("max")
+    numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    if not numbers or not low < high:  # type: ignore[operator]
+        raise UserError(f"{where}: min and a larger max are needed, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
+    whole = isinstance(low, int) and isinstance(high, int)
+    kind = spec.get("distribution", "int_uniform" if whole else "uniform")
+    if kind not in UNIFORM:
+        raise UserError(f"{where}, distribution: {', '.join(UNIFORM)} can be run here, got {kind}")
+    if kind == "log_uniform_values" and low <= 0:  # type: ignore[operator]
+        raise UserError(f"{where}: min is positive where the logarithm is uniform, got {low}")
+    log = kind == "log_uniform_values"
+    return Parameter((), low, high, log, kind == "int_uniform")  # type: ignore[arg-type]
+
+
+def _options(file: str, command: Any) -> tuple[str, ...]:
+    """What the command says beyond the program and the place of the parameters."""
+    if not isinstance(command, list):
+        raise UserError(f"{file}, command: a list is needed that names the configuration, --config=FILE")
+    words = [str(word) for word in command]
+    if "${program}" not in words or "${args}" not in words:
+        raise UserError(f"{file}, command: ${{program}} and, after it, ${{args}} are needed; dotted names are options")
+    return tuple(word for word in words[words.index("${program}") + 1 :] if word != "${args}")

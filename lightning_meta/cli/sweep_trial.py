@@ -1,0 +1,87 @@
+"""One trial of a sweep: a run of `fit` in a process of its own, which outlives no doubt about who works on it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lightning_meta.errors import UserError
+
+LOCK, LOG = "lock", "log"
+
+
+@contextmanager
+def working_on(folder: Path) -> Iterator[int | None]:
+    """Hold a trial's folder; the descriptor of its lock, or None where somebody else holds it.
+
+    A process that is given the descriptor holds it, too, for as long as it lives, and nobody does once all are dead.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        yield file.fileno()
+
+
+def run_trial(folder: Path, options: Sequence[str], lock: int) -> None:
+    """Train, or go on with, the run of a trial; what it prints goes to `folder/log`.
+
+    Args:
+        folder: The trial's folder, where the run directory becomes `folder/0`.
+        options: Of `fit`.
+        lock: The descriptor that says that somebody works here.
+
+    Raises:
+        UserError: `fit` refused the options; its line.
+        FloatingPointError: Training failed; its line.
+    """
+    place = ["--runs", str(folder.parent), "--name", folder.name, "--trainer.enable_progress_bar=false"]
+    started = (folder / "0" / "checkpoints" / "last.ckpt").is_file()
+    again = ["--ckpt_path", str(folder / "0")] if started else []
+    command = [sys.executable, "-m", "lightning_meta.cli", "fit", *options, *place, *again]
+    with (folder / LOG).open("ab") as log:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], env=os.environ, check=False
+        )
+    if done.returncode:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+        line = lines[-1].removeprefix("lightning-meta: error: ")
+        if done.returncode == 1:
+            raise FloatingPointError(line)
+        raise UserError(f"{line or 'failed without a word'} (see {folder / LOG})")
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the trial's run has its results."""
+    return (folder / "0" / "results.json").is_file()
+
+
+def reached(folder: Path, metric: str, maximize: bool) -> float:
+    """The best value of a validation metric in a finished run.
+
+    Raises:
+        UserError: It was never logged.
+    """
+    with (folder / "0" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        raise UserError(f"metric: {metric} is not logged in {folder / '0' / 'metrics.csv'}")
+    return max(finite) if maximize else min(finite)
+
+
+def tested(folder: Path) -> dict[str, float]:
+    """The test results of a finished run, by name."""
+    stored = json.loads((folder / "0" / "results.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in stored.items() if name.startswith("test/")}

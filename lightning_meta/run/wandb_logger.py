@@ -1,0 +1,152 @@
+"""A run's page in Weights & Biases."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from lightning_meta.errors import UserError
+from lightning_meta.run.files import replacing
+from lightning_meta.run.logger import RunLogger
+
+PROJECT = "lightning_meta"
+ID_FILE = "wandb_run_id"
+MOST_ROWS = 10_000  # of a table; W&B shows no more
+
+_log = logging.getLogger("lightning_meta.wandb")
+
+
+class WandbRunLogger(WandbLogger):
+    """Lightning's logger, which goes on offline where W&B cannot be reached.
+
+    The command line puts it in the place of `WandbLogger`, with the same arguments.
+
+    Args:
+        **options: Those of `lightning.pytorch.loggers.WandbLogger`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            super().__init__(**options)
+        except ModuleNotFoundError as error:
+            raise UserError("trainer.logger: wandb is not installed; pip install 'lightning_meta[wandb]'") from error
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run; started by the first call, on rank 0."""
+        import wandb
+        from wandb.errors import CommError, UsageError
+
+        try:
+            return super().experiment
+        except UsageError as error:
+            text = " ".join(str(error).split())
+            raise UserError(f"trainer.logger: {text} To log without an account, set WANDB_MODE=offline") from error
+        except CommError as error:
+            wandb.teardown()  # the service keeps the number of the run that did not begin
+            self._wandb_init["mode"] = "offline"
+            run = super().experiment
+            reason = " ".join(str(error).split())[:200]
+            _log.warning("W&B cannot be reached (%s): logging offline; later, `wandb sync %s`", reason, folder_of(run))
+            return run
+
+    @rank_zero_only
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Store the configuration, once and as it was written."""
+        self.experiment.config.update(dict(config), allow_val_change=True)
+
+    @rank_zero_only
+    def log_run(self, directory: Path, summary: Mapping[str, Any]) -> None:
+        """Store what a finished run directory holds: results, figures, the table of tasks, and the best checkpoint.
+
+        Args:
+            directory: The run directory.
+            summary: The results by name.
+        """
+        import wandb
+
+        run = self.experiment
+        run.summary.update(dict(summary))
+        media: dict[str, Any] = {f"figures/{f.stem}": wandb.Image(str(f)) for f in pictures_of(directory)}
+        if (directory / "per_task.csv").is_file():
+            with (directory / "per_task.csv").open(encoding="utf-8", newline="") as file:
+                header, *rows = csv.reader(file)
+            media["per_task"] = wandb.Table(columns=list(header), data=[_typed(row) for row in rows[:MOST_ROWS]])
+        if media:
+            run.log(media)
+        best = directory / "checkpoints" / "best.ckpt"
+        if self._log_model and best.is_file():
+            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
+            artifact.add_file(str(best), name="best.ckpt")
+            run.log_artifact(artifact, aliases=["latest", "best"])
+
+    @rank_zero_only
+    def close(self, status: int) -> None:
+        """End the W&B run, so that another one can begin in this process."""
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=status)
+
+
+def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
+    """The logger's arguments for the run directory: its folder, and the W&B run that belongs to it by number and name.
+
+    Args:
+        options: The arguments as configured; what they say stays.
+        run: The run; on rank 0 its directory holds the number of the W&B run.
+    """
+    if run.save_dir is None:  # another rank, which logs nothing
+        return options
+    made: dict[str, Any] = {}
+    if options.get("save_dir"):
+        # wandb's service may have begun in another folder.
+        made["save_dir"] = str(Path(options["save_dir"]).absolute())
+    if options.get("id") is None and options.get("version") is None:
+        made["id"] = _run_id(run.directory)
+    if options.get("project") is None and "WANDB_PROJECT" not in os.environ:
+        made["project"] = PROJECT
+    if options.get("name") is None and not {"WANDB_NAME", "WANDB_SWEEP_ID"} & os.environ.keys():
+        made["name"] = f"{run.name}/{run.version}"
+    return {**options, **made}
+
+
+def _run_id(directory: Path) -> str:
+    """The number of a directory's W&B run: that of before, the one that an agent asks for, or a new one."""
+    file = directory / ID_FILE
+    stored = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    if re.fullmatch(r"[\w-]{1,64}", stored) and "WANDB_RUN_ID" not in os.environ:
+        return stored
+    number = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+    with replacing(file) as target:
+        target.write(number + "\n")
+    return number
+
+
+def pictures_of(directory: Path) -> list[Path]:
+    """The figures of a run directory."""
+    return sorted((directory / "figures").glob("*.png"))
+
+
+def folder_of(run: Any) -> Path:
+    """Where a W&B run keeps its files."""
+    return Path(run.dir).parent
+
+
+def _typed(row: list[str]) -> list[Any]:
+    def value(text: str) -> Any:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+    return [value(text) for text in row]

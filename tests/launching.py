@@ -1,0 +1,122 @@
+"""Starts `scripts/fit.py` on ranks of its own, and lets a rank meet with an accident at a chosen step."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from lightning_meta.batches import Episode
+from lightning_meta.meta import ProtoNet
+from lightning_meta.meta.base import Outcome
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 100  # seconds; ranks that wait for each other would wait for ever
+
+OPTIONS = [
+    *("--model.backbone=lightning_meta.nn.Conv4", "--model.backbone.width=4"),
+    *("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.05", "--model.optimizer.momentum=0.9"),
+    *("--data=EpisodicDataModule", "--data.source=tests.ddp_driver.Tiny"),
+    *("--data.ways=3", "--data.shots=2", "--data.queries=3", "--data.meta_batch_size=4"),
+    *("--data.meta_batches_per_epoch=3", "--data.evaluation_meta_batch_size=2"),
+    *("--data.val_tasks=5", "--data.test_tasks=5", "--trainer.max_steps=8", "--checkpoint.every_n_steps=2"),
+    *("--trainer.accelerator=cpu", "--trainer.precision=64-true", "--trainer.log_every_n_steps=1"),
+    *("--trainer.enable_progress_bar=false", "--name=tiny"),
+]
+ONE = ["--trainer.devices=1"]
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+class Accident(Callback):
+    """Sends a signal to the process of one rank, or to the one that started it, as a step begins.
+
+    Args:
+        rank: Whose.
+        step: When.
+        number: The signal.
+        whole: Whether to the process that started the rank.
+    """
+
+    def __init__(self, rank: int = 0, step: int = 5, number: int = signal.SIGKILL, whole: bool = False) -> None:
+        self.rank, self.step, self.number, self.whole = rank, step, number, whole
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            os.kill(os.getppid() if self.whole else os.getpid(), self.number)
+
+
+def accident(**options: Any) -> list[str]:
+    """The options that cause an accident."""
+    given = [f"--trainer.callbacks.{name}={str(value).lower()}" for name, value in options.items()]
+    return ["--trainer.callbacks+=tests.launching.Accident", *given]
+
+
+class Breaks(ProtoNet):
+    """Prototypical networks whose loss is NaN on the second rank alone in step 5."""
+
+    def meta_batch_loss(self, batch: Episode) -> Outcome:
+        outcome = super().meta_batch_loss(batch)
+        bad = self.global_step == 5 and self.global_rank == 1
+        return outcome._replace(loss=outcome.loss + (torch.nan if bad else 0.0))
+
+
+def start(folder: Path, *options: str, before: list[str] | None = None) -> subprocess.Popen[str]:
+    """`[before] scripts/fit.py ...` in a folder, in a process group of its own."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED")}
+    env = {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    model = [] if any(o.startswith("--model=") for o in options) else ["--model=ProtoNet"]
+    script = [*(before or [sys.executable]), str(ROOT / "scripts" / "fit.py")]
+    return subprocess.Popen(
+        [*script, *model, *OPTIONS, *options],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
+    """The exit status and the output of each process; a failure where one hangs."""
+    found = []
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=TIMEOUT)
+            found.append((process.returncode, output))
+    finally:
+        for process in processes:
+            end_group(process)
+    return found
+
+
+def end_group(process: subprocess.Popen[str]) -> bool:
+    """Kill what a process has left behind; whether there was anything."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    process.wait()
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def torchrun(nodes: int, node: int, port: int, each: int = 1) -> list[str]:
+    """The beginning of a command line that runs on one of several machines."""
+    options = [f"--nnodes={nodes}", f"--nproc_per_node={each}", f"--node_rank={node}"]
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", *options),
+        *("--master_addr=127.0.0.1", f"--master_port={port}"),
+    ]

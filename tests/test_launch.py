@@ -1,0 +1,127 @@
+"""Several ranks and machines: the same training however it is launched, and an end with a word if a rank dies."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from lightning_meta.run import read_checkpoint
+from tests.launching import ONE, TWO, accident, end_group, ended, free_port, start, torchrun
+
+LINE = "lightning-meta: error: "
+GO_ON = "go on with --ckpt_path runs/tiny/0/checkpoints/last.ckpt"
+
+pytestmark = pytest.mark.slow
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """Of the one run in a folder, after its 8 steps."""
+    (run,) = (folder / "runs" / "tiny").iterdir()
+    last = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 8
+    assert (run / "results.json").is_file()
+    state: dict[str, Tensor] = last["state_dict"]
+    return state
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point())
+
+
+def lines(output: str) -> list[str]:
+    """What was said in the voice of the command line."""
+    return [line for line in output.splitlines() if line.startswith(("lightning-meta:", "stopped in step"))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """The weights of a run on one process that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    ((status, output),) = ended(start(folder, *ONE))
+    assert status == 0, output
+    return weights(folder)
+
+
+def test_two_machines_train_as_one_process(tmp_path: Path, whole: dict[str, Tensor]) -> None:
+    port, folders = free_port(), [tmp_path / "first", tmp_path / "second"]
+    options = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
+    agents = []
+    for node, folder in enumerate(folders):
+        folder.mkdir()
+        agents.append(start(folder, *options, before=torchrun(2, node, port)))
+    for status, output in ended(*agents):
+        assert status == 0, output
+    assert distance(weights(folders[0]), whole) < 1e-12
+    assert list(folders[1].iterdir()) == []  # only rank 0 writes
+
+
+@pytest.mark.parametrize(("dies", "says"), [(1, "rank 1 was killed by SIGKILL"), (0, "rank 0 died")])
+def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(
+    tmp_path: Path, whole: dict[str, Tensor], dies: int, says: str
+) -> None:
+    began = time.monotonic()
+    process = start(tmp_path, *TWO, *accident(rank=dies))
+    ((status, output),) = ended(process)
+    assert time.monotonic() - began < 60
+    assert status == (1 if dies else -signal.SIGKILL)
+    assert not end_group(process)
+    (line,) = lines(output)
+    assert line.startswith(LINE + says)
+    assert line.endswith(GO_ON)
+    assert "Traceback" not in output
+    ((status, output),) = ended(start(tmp_path, *(ONE if dies else TWO), "--ckpt_path=last"))
+    assert status == 0, output
+    assert distance(weights(tmp_path), whole) < 1e-12
+
+
+def test_one_process_that_dies_goes_on_as_two(tmp_path: Path, whole: dict[str, Tensor]) -> None:
+    ((status, output),) = ended(start(tmp_path, *ONE, *accident()))
+    assert status == -signal.SIGKILL, output
+    ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
+    assert status == 0, output
+    assert distance(weights(tmp_path), whole) < 1e-12
+
+
+def test_a_rank_of_torchrun_that_dies_ends_the_job_on_both_machines(tmp_path: Path) -> None:
+    port = free_port()
+    options = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp", *accident(rank=1)]
+    began = time.monotonic()
+    both = ended(*(start(tmp_path, *options, before=torchrun(2, node, port)) for node in range(2)))
+    assert time.monotonic() - began < 60
+    (first, second) = both
+    assert first[0] == second[0] == 1
+    (line,) = lines(first[1])
+    assert line.startswith(f"{LINE}rank 0 lost its connection to another rank")
+    assert line.endswith(GO_ON)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
+    process = start(tmp_path, *TWO, "--model=tests.launching.Breaks")
+    ((status, output),) = ended(process)
+    assert status == 1
+    (line,) = lines(output)
+    said = "the training loss of rank 1 became nan at step 5; the last good checkpoint is "
+    assert line == f"{LINE}{said}runs/tiny/0/checkpoints/last.ckpt"
+    assert "Traceback" not in output
+    last = read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")
+    assert last["global_step"] == 4
+    assert all(tensor.isfinite().all() for tensor in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_any_rank_stops_all_with_a_checkpoint(tmp_path: Path, whole: dict[str, Tensor], rank: int) -> None:
+    process = start(tmp_path, *TWO, *accident(rank=rank, number=int(signal.SIGTERM)))
+    ((status, output),) = ended(process)
+    assert status == 143, output
+    assert not end_group(process)
+    (line,) = lines(output)
+    assert line == f"stopped in step 6 by SIGTERM; {GO_ON}"
+    assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 6
+    ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
+    assert status == 0, output
+    assert distance(weights(tmp_path), whole) < 1e-12

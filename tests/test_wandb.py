@@ -1,0 +1,120 @@
+"""Weights & Biases, offline, read back from the files that wandb writes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_meta.cli import main
+from tests.test_cli import MAML, TOY
+from tests.wandb_files import Stored, stored_in
+
+wandb = pytest.importorskip("wandb")
+LOGGED = "--trainer.logger=WandbLogger"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name, config in (("maml", MAML), ("toy", TOY)):
+        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def fit(*options: str, config: str = "maml") -> int:
+    return main(["fit", "--config", f"{config}.yaml", LOGGED, *options])
+
+
+def only(directory: str) -> Stored:
+    (stored,) = stored_in(directory)
+    return stored
+
+
+def test_what_a_run_leaves_in_wandb() -> None:
+    assert fit("--trainer.logger.init_args.log_model=true") == 0
+    page = only("runs/maml/0")
+    config = yaml.safe_load(Path("runs/maml/0/config.yaml").read_text())
+    assert config == {k: v for k, v in page.config.items() if k not in ("_wandb", "git_revision")}
+    assert "git_revision" in page.config  # null here, outside a repository
+    results = json.loads(Path("runs/maml/0/results.json").read_text())
+    tested = {k: v for k, v in results.items() if k.startswith("test/")}
+    assert {"test/mse", "test/mse_ci95"} <= tested.keys()
+    assert {k: page.summary[k] for k in tested} == pytest.approx(tested)
+    names = {name for row in page.history for name in row}
+    assert {"train/loss", "train/mse", "val/mse", "val/mse_ci95", "trainer/global_step"} <= names
+    assert {"figures/training", "figures/tasks", "per_task"} <= names
+    assert page.summary["per_task"]["nrows"] == 20
+    assert [a.type for a in page.artifacts if a.type == "model"] == ["model"]
+    assert (page.run.project, page.run.display_name, page.exit_code) == ("lightning_meta", "maml/0", 0)
+
+
+def test_two_runs_of_one_process_have_a_page_each() -> None:
+    for _ in range(2):
+        assert fit(config="toy") == 0
+    first, second = only("runs/toy/0"), only("runs/toy/1")
+    assert first.run.run_id != second.run.run_id
+    assert [first.run.display_name, second.run.display_name] == ["toy/0", "toy/1"]
+
+
+def test_a_resumed_run_goes_on_on_its_page() -> None:
+    assert fit("--trainer.max_steps=4") == 0
+    assert fit("--ckpt_path=last") == 0
+    first, second = stored_in("runs/maml/0")
+    assert first.run.run_id == second.run.run_id
+    steps = [row["trainer/global_step"] for page in (first, second) for row in page.history if "train/loss" in row]
+    assert steps == [1, 3, 5, 7]
+
+
+def test_a_failed_run_is_marked_as_failed() -> None:
+    assert fit("--model.nan_at=5", config="toy") == 1
+    assert only("runs/toy/0").exit_code == 1
+
+
+def test_an_explicit_number_of_a_run_and_a_disabled_wandb(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = [f"--trainer.logger.init_args.{name}" for name in ("id=chosen", "project=mine", "name=me")]
+    assert fit(*named, config="toy") == 0
+    run = only("runs/toy/0").run
+    assert (run.run_id, run.project, run.display_name) == ("chosen", "mine", "me")
+    wandb.teardown()  # which reads the environment once a process
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert fit(config="toy") == 0
+    assert not stored_in("runs/toy/1")
+
+
+@pytest.mark.slow
+def test_without_the_service_training_goes_on_offline(capsys: pytest.CaptureFixture[str]) -> None:
+    env = {**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "x" * 40}
+    command = [sys.executable, "-m", "lightning_meta.cli", "fit", "--config", "maml.yaml", LOGGED]
+    done = _run(command, {**env, "WANDB_INIT_TIMEOUT": "3"})
+    assert done.returncode == 0, done.stderr
+    assert "W&B cannot be reached" in done.stderr
+    assert "runs/maml/0/wandb/offline-run-" in done.stderr
+    assert only("runs/maml/0").exit_code == 0
+
+
+@pytest.mark.slow
+def test_without_an_account_one_line_says_what_to_do() -> None:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(Path.cwd())}
+    done = _run([sys.executable, "-m", "lightning_meta.cli", "fit", "--config", "maml.yaml", LOGGED], env)
+    assert done.returncode == 2
+    assert "WANDB_MODE=offline" in done.stderr.strip().splitlines()[-1]
+    assert not Path("runs").exists()
+
+
+def _run(command: list[str], env: dict[str, str]) -> Any:
+    root = str(Path(__file__).parents[1])
+    env = {**env, "PYTHONPATH": root}
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=300
+    )
