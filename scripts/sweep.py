@@ -1,4 +1,4 @@
-"""Test a trained model: `python scripts/sweep.py --ckpt_path runs/protonet_glyphs/0 --shots 5`."""
+"""Search options of fit: `python scripts/sweep.py --config configs/sweeps/maml_glyphs.yaml --trials 20`."""
 
 import sys
 

@@ -44,12 +44,28 @@ class Accident(Callback):
         whole: Whether to the process that started the rank.
     """
 
-    def __init__(self, rank: int = 0, step: int = 5, number: int = signal.SIGKILL, whole: bool = False) -> None:
+    def __init__(self, rank: int = 0, step: int = 5, number: int = 9, whole: bool = False) -> None:
         self.rank, self.step, self.number, self.whole = rank, step, number, whole
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:
             os.kill(os.getppid() if self.whole else os.getpid(), self.number)
+
+
+class NotesWrites(Callback):
+    """Leaves `rank_<r>` in the working directory: the files below `runs` that the process opened for writing."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        sys.addaudithook(self._watch)
+
+    def _watch(self, event: str, args: tuple[Any, ...]) -> None:
+        writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if (writes or event in ("os.mkdir", "os.rename", "os.remove")) and "runs" in Path(str(args[0])).parts:
+            self.written.append(str(args[0]))
+
+    def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+        Path(f"rank_{trainer.global_rank}").write_text("\n".join(self.written))
 
 
 def accident(**options: Any) -> list[str]:
@@ -67,14 +83,15 @@ class Breaks(ProtoNet):
         return outcome._replace(loss=outcome.loss + (torch.nan if bad else 0.0))
 
 
-def start(folder: Path, *options: str, before: list[str] | None = None) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *options: str, model: str = "ProtoNet", before: list[str] | None = None
+) -> subprocess.Popen[str]:
     """`[before] scripts/fit.py ...` in a folder, in a process group of its own."""
     kept = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED")}
     env = {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
-    model = [] if any(o.startswith("--model=") for o in options) else ["--model=ProtoNet"]
-    script = [*(before or [sys.executable]), str(ROOT / "scripts" / "fit.py")]
+    script = [*(before or [sys.executable]), str(ROOT / "scripts" / "fit.py"), f"--model={model}"]
     return subprocess.Popen(
-        [*script, *model, *OPTIONS, *options],
+        [*script, *OPTIONS, *options],
         cwd=folder,
         env=env,
         stdout=subprocess.PIPE,

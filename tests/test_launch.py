@@ -13,6 +13,7 @@ from lightning_meta.run import read_checkpoint
 from tests.launching import ONE, TWO, accident, end_group, ended, free_port, start, torchrun
 
 LINE = "lightning-meta: error: "
+MACHINES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
 GO_ON = "go on with --ckpt_path runs/tiny/0/checkpoints/last.ckpt"
 
 pytestmark = pytest.mark.slow
@@ -48,16 +49,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 
 
 def test_two_machines_train_as_one_process(tmp_path: Path, whole: dict[str, Tensor]) -> None:
-    port, folders = free_port(), [tmp_path / "first", tmp_path / "second"]
-    options = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
-    agents = []
-    for node, folder in enumerate(folders):
-        folder.mkdir()
-        agents.append(start(folder, *options, before=torchrun(2, node, port)))
-    for status, output in ended(*agents):
+    port = free_port()
+    options = [*MACHINES, "--trainer.callbacks+=tests.launching.NotesWrites"]
+    for status, output in ended(*(start(tmp_path, *options, before=torchrun(2, n, port)) for n in range(2))):
         assert status == 0, output
-    assert distance(weights(folders[0]), whole) < 1e-12
-    assert list(folders[1].iterdir()) == []  # only rank 0 writes
+    assert distance(weights(tmp_path), whole) < 1e-12
+    assert "metrics.csv" in (tmp_path / "rank_0").read_text()
+    assert (tmp_path / "rank_1").read_text() == ""  # only rank 0 writes
 
 
 @pytest.mark.parametrize(("dies", "says"), [(1, "rank 1 was killed by SIGKILL"), (0, "rank 0 died")])
@@ -89,7 +87,7 @@ def test_one_process_that_dies_goes_on_as_two(tmp_path: Path, whole: dict[str, T
 
 def test_a_rank_of_torchrun_that_dies_ends_the_job_on_both_machines(tmp_path: Path) -> None:
     port = free_port()
-    options = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp", *accident(rank=1)]
+    options = [*MACHINES, *accident(rank=1)]
     began = time.monotonic()
     both = ended(*(start(tmp_path, *options, before=torchrun(2, node, port)) for node in range(2)))
     assert time.monotonic() - began < 60
@@ -101,7 +99,7 @@ def test_a_rank_of_torchrun_that_dies_ends_the_job_on_both_machines(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
-    process = start(tmp_path, *TWO, "--model=tests.launching.Breaks")
+    process = start(tmp_path, *TWO, model="tests.launching.Breaks")
     ((status, output),) = ended(process)
     assert status == 1
     (line,) = lines(output)
@@ -115,13 +113,13 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_one_line(tmp_path: 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_any_rank_stops_all_with_a_checkpoint(tmp_path: Path, whole: dict[str, Tensor], rank: int) -> None:
-    process = start(tmp_path, *TWO, *accident(rank=rank, number=int(signal.SIGTERM)))
+    process = start(tmp_path, *TWO, *accident(rank=rank, step=4, number=int(signal.SIGTERM)))
     ((status, output),) = ended(process)
     assert status == 143, output
     assert not end_group(process)
     (line,) = lines(output)
-    assert line == f"stopped in step 6 by SIGTERM; {GO_ON}"
-    assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 6
+    assert line == f"stopped in step 5 by SIGTERM; {GO_ON}"
+    assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 5
     ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
     assert status == 0, output
     assert distance(weights(tmp_path), whole) < 1e-12

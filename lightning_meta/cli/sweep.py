@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +42,12 @@ def sweep(args: Sequence[str]) -> None:
         raise UserError(f"--trials: say how many to run, at least 1, for method {space.method}; got {config.trials}")
     folder = Path(config.runs) / (config.name or f"sweep_{Path(config.config).stem}")
     study = _open(space, folder)
-    while _next(study, space, folder, trials if grid is None else min(trials, grid)):
-        pass
+    try:
+        while _next(study, space, folder, trials if grid is None else min(trials, grid)):
+            pass
+    except KeyboardInterrupt:
+        print("\nthe sweep stopped; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
     _write(study, folder / "trials.csv", space)
     _show(study, folder, space)
 
@@ -74,23 +80,29 @@ def _open(space: Sweep, folder: Path) -> Study:
         raise UserError("optuna is not installed; pip install 'lightning_meta[sweep]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    samplers: dict[str, Any] = {"random": optuna.samplers.RandomSampler}
     # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
-    samplers["bayes"] = lambda: optuna.samplers.TPESampler(constant_liar=True)
-    samplers["grid"] = lambda: optuna.samplers.GridSampler({n: list(p.values) for n, p in space.parameters.items()})
-    study = optuna.create_study(
-        study_name="sweep",
-        storage=f"sqlite:///{folder / DATABASE}",
-        sampler=samplers[space.method](),
-        direction="maximize" if space.maximize else "minimize",
-        load_if_exists=True,
-    )
+    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
+    with working_on(folder, wait=True):
+        study = optuna.create_study(
+            study_name="sweep",
+            storage=f"sqlite:///{folder / DATABASE}",
+            sampler=bayes if space.method == "bayes" else at_random,
+            direction="maximize" if space.maximize else "minimize",
+            load_if_exists=True,
+        )
+        _check_space(study, space, folder)
+        if space.method == "grid" and not study.get_trials(deepcopy=False):
+            for point in product(*(p.values for p in space.parameters.values())):
+                study.enqueue_trial(dict(zip(space.parameters, point, strict=True)))
+    return study
+
+
+def _check_space(study: Study, space: Sweep, folder: Path) -> None:
     known = study.user_attrs.get("space")
     now = {"metric": space.metric, "parameters": {n: repr(p) for n, p in space.parameters.items()}}
     if known is not None and known != now:
         raise UserError(f"--name: {folder} holds a sweep over another space or metric; give this one another name")
     study.set_user_attr("space", now)
-    return study
 
 
 def _next(study: Study, space: Sweep, folder: Path, trials: int) -> bool:
@@ -103,7 +115,7 @@ def _next(study: Study, space: Sweep, folder: Path, trials: int) -> bool:
             if lock is not None and study.get_trials(deepcopy=False)[old.number].state == TrialState.RUNNING:
                 _work(study, space, old, place, lock)
                 return True
-    if len(study.get_trials(deepcopy=False)) >= trials:
+    if sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)) >= trials:
         return False
     asked = study.ask({name: _distribution(p) for name, p in space.parameters.items()})
     place = folder / f"trial_{asked.number}"

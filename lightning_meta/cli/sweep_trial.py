@@ -1,12 +1,10 @@
-"""One trial of a sweep: a run of `fit` in a process of its own, which outlives no doubt about who works on it."""
+"""One trial of a sweep: a run of `fit` in a process of its own, and a lock that says whether anybody works on it."""
 
 from __future__ import annotations
 
 import csv
 import fcntl
-import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,18 +14,23 @@ from pathlib import Path
 from lightning_meta.errors import UserError
 
 LOCK, LOG = "lock", "log"
+GRACE = 60.0  # seconds to write a checkpoint in
 
 
 @contextmanager
-def working_on(folder: Path) -> Iterator[int | None]:
+def working_on(folder: Path, wait: bool = False) -> Iterator[int | None]:
     """Hold a trial's folder; the descriptor of its lock, or None where somebody else holds it.
 
     A process that is given the descriptor holds it, too, for as long as it lives, and nobody does once all are dead.
+
+    Args:
+        folder: The folder.
+        wait: Until nobody else does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("ab") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield None
             return
@@ -43,6 +46,7 @@ def run_trial(folder: Path, options: Sequence[str], lock: int) -> None:
         lock: The descriptor that says that somebody works here.
 
     Raises:
+        KeyboardInterrupt: It was stopped, and can be gone on with.
         UserError: `fit` refused the options; its line.
         FloatingPointError: Training failed; its line.
     """
@@ -51,13 +55,18 @@ def run_trial(folder: Path, options: Sequence[str], lock: int) -> None:
     again = ["--ckpt_path", str(folder / "0")] if started else []
     command = [sys.executable, "-m", "lightning_meta.cli", "fit", *options, *place, *again]
     with (folder / LOG).open("ab") as log:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock], env=os.environ, check=False
-        )
-    if done.returncode:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[lock])
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:  # which the run was sent, too: it writes its last checkpoint
+            process.wait(GRACE)
+            raise
+    if status in (130, 143):
+        raise KeyboardInterrupt
+    if status:
         lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
         line = lines[-1].removeprefix("lightning-meta: error: ")
-        if done.returncode == 1:
+        if status == 1:
             raise FloatingPointError(line)
         raise UserError(f"{line or 'failed without a word'} (see {folder / LOG})")
 
@@ -79,9 +88,3 @@ def reached(folder: Path, metric: str, maximize: bool) -> float:
     if not finite:
         raise UserError(f"metric: {metric} is not logged in {folder / '0' / 'metrics.csv'}")
     return max(finite) if maximize else min(finite)
-
-
-def tested(folder: Path) -> dict[str, float]:
-    """The test results of a finished run, by name."""
-    stored = json.loads((folder / "0" / "results.json").read_text(encoding="utf-8"))
-    return {name: value for name, value in stored.items() if name.startswith("test/")}

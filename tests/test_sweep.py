@@ -1,0 +1,200 @@
+"""Sweeps: by the code of W&B's agents, and on this machine by Optuna."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_meta.cli import main
+from lightning_meta.cli.sweep_file import read_sweep
+from tests.test_cli import MAML, TOY
+from tests.wandb_files import stored_in
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted(ROOT.glob("configs/sweeps/*.yaml"))
+SPACE: dict[str, Any] = {
+    "program": "scripts/fit.py",
+    "method": "random",
+    "metric": {"name": "val/mse", "goal": "minimize"},
+    "parameters": {
+        "model.init_args.inner_lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
+        "model.init_args.inner_steps": {"values": [1, 2]},
+    },
+    "command": ["${env}", "python", "${program}", "--config=maml.yaml", "${args}"],
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, content in (("maml", MAML), ("toy", TOY), ("space", SPACE)):
+        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path
+
+
+def trials(name: str = "sweep_space") -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(f"runs/{name}/trials.csv").read_text().splitlines()))
+
+
+def agent_command(file: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Any]:
+    """The command line and the environment that W&B's agent makes of a point of a sweep."""
+    wandb_agent = pytest.importorskip("wandb.wandb_agent")
+    content = yaml.safe_load(file.read_text())
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    started: list[tuple[list[str], Any]] = []
+
+    class Process:
+        last_sigterm_time = None
+
+        def __init__(self, env: Any, command: list[str], forward_signals: Any = None) -> None:
+            started.append((command, dict(env)))
+
+    monkeypatch.setattr(wandb_agent, "AgentProcess", Process)
+    agent = object.__new__(wandb_agent.Agent)
+    agent.__dict__ |= {"_in_jupyter": False, "_sweep_command": content["command"], "_function": None}
+    agent.__dict__ |= {"_forward_signals": False, "_run_processes": {}}
+    args = {name: {"value": value} for name, value in values.items()}
+    agent._command_run({"args": args, "run_id": "run456", "program": content["program"]})
+    return started[0]
+
+
+def a_point(file: Path) -> dict[str, Any]:
+    """One value for each parameter."""
+    return {name: p.values[-1] if p.values else p.low for name, p in read_sweep(file).parameters.items()}
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
+def test_every_shipped_sweep_expands_to_a_command_that_fit_takes(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, _ = agent_command(file, a_point(file), monkeypatch)
+    assert command[0] == "/usr/bin/env"
+    assert command[2] == "scripts/fit.py"
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", *command[3:], "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    for name, value in a_point(file).items():
+        found = config
+        for part in name.split("."):
+            found = found[part]
+        assert found == value or found["class_path"].endswith(f".{value}")
+    monitor = config["checkpoint"]["monitor"]
+    assert read_sweep(file).metric == monitor
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maml_glyphs", "multi_head_glyphs"])
+def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    file = ROOT / "configs" / "sweeps" / f"{name}.yaml"
+    command, env = agent_command(file, a_point(file), monkeypatch)
+    env |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    few = ["--data.init_args.meta_batches_per_epoch=2", "--data.init_args.val_tasks=4", "--data.init_args.test_tasks=4"]
+    few = few if name == "maml_glyphs" else ["--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
+    few += [
+        "--trainer.max_steps=4",
+        "--trainer.limit_train_batches=2",
+        f"--runs={folder / 'runs'}",
+        "--trainer.enable_progress_bar=false",
+    ]
+    env["WANDB_SWEEP_PARAM_PATH"] = str(Path(env["WANDB_SWEEP_PARAM_PATH"]).absolute())
+    done = subprocess.run([*command, *few], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (page,) = stored_in(folder / "runs" / name / "0")
+    assert (page.run.run_id, page.run.sweep_id) == ("run456", "sweep123")
+    assert read_sweep(file).metric in page.summary
+    for parameter, value in a_point(file).items():
+        found: Any = page.config
+        for part in parameter.split("."):
+            found = found[part]
+        assert found == value or found["class_path"].endswith(f".{value}")
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    assert main(["sweep", "--config", "space.yaml", "--trials", "2"]) == 0
+    before = trials()
+    assert [t["state"] for t in before] == ["complete"] * 2
+    assert main(["sweep", "--config", "space.yaml", "--trials", "3"]) == 0
+    assert trials()[:2] == before
+    assert len(trials()) == 3
+    said = capsys.readouterr().out
+    best = min(trials(), key=lambda t: float(t["val/mse"]))
+    assert f"the best run: runs/sweep_space/trial_{best['trial']}/0" in said
+    stored = yaml.safe_load(Path(f"runs/sweep_space/trial_{best['trial']}/0/config.yaml").read_text())
+    assert stored["model"]["init_args"]["inner_lr"] == float(best["model.init_args.inner_lr"])
+    rows = csv.DictReader(Path(f"runs/sweep_space/trial_{best['trial']}/0/metrics.csv").read_text().splitlines())
+    assert min(float(r["val/mse"]) for r in rows if r["val/mse"]) == float(best["val/mse"])
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_grid_and_a_killed_one_is_gone_on_with() -> None:
+    pytest.importorskip("optuna")
+    grid = {**SPACE, "method": "grid"}
+    grid["parameters"] = {"model.init_args.inner_lr": {"values": [0.01, 0.1]}, "seed_everything": {"values": [0, 1]}}
+    Path("grid.yaml").write_text(yaml.safe_dump(grid))
+    command = [sys.executable, "-m", "lightning_meta.cli", "sweep", "--config", "grid.yaml"]
+    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while not list(Path("runs").glob("*/trial_0/0/checkpoints/last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    found = trials("sweep_grid")
+    assert [t["state"] for t in found] == ["complete"] * 4
+    points = {(t["model.init_args.inner_lr"], t["seed_everything"]) for t in found}
+    assert points == {(lr, seed) for lr in ("0.01", "0.1") for seed in ("0", "1")}
+    began = [line for text in said for line in text.splitlines() if line.startswith("trial") and "inner_lr" in line]
+    assert len(began) == len(set(began)) == 4  # the one left behind, and three more: none twice
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_is_noted_and_one_that_is_refused_ends_the_sweep(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("optuna")
+    space = {**SPACE, "method": "grid", "metric": {"name": "val/accuracy", "goal": "maximize"}}
+    space["parameters"] = {"model.init_args.nan_at": {"values": [5]}}
+    space["command"] = ["${program}", "--config=toy.yaml", "${args}"]
+    Path("nan.yaml").write_text(yaml.safe_dump(space))
+    assert main(["sweep", "--config", "nan.yaml"]) == 0
+    assert [t["state"] for t in trials("sweep_nan")] == ["fail"]
+    space["parameters"] = {"model.init_args.nan": {"values": [5]}}
+    Path("typo.yaml").write_text(yaml.safe_dump(space))
+    assert main(["sweep", "--config", "typo.yaml"]) == 2
+    assert "nan" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no sweep": ({"parameters": None}, "is not a sweep"),
+    "method": ({"method": "best"}, "grid, random, bayes"),
+    "metric": ({"metric": {"name": "test/mse", "goal": "minimize"}}, "such as val/accuracy"),
+    "text": ({"parameters": {"model.init_args.inner_lr": {"min": "1e-4", "max": 1}}}, "write 0.0001"),
+    "option": ({"parameters": {"modle.lr": {"values": [1]}}}, "fit has no such option"),
+    "grid": ({"method": "grid"}, "a grid needs values"),
+    "early": ({"early_terminate": {"type": "hyperband"}}, "only W&B does that"),
+    "command": ({"command": ["python", "fit.py"]}, "${program}"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_sweep_that_cannot_be_is_refused_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    change, said = BAD[case]
+    Path("bad.yaml").write_text(yaml.safe_dump({**SPACE, **change}))
+    assert main(["sweep", "--config", "bad.yaml", "--trials", "1"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert said in line
+    assert not Path("runs").exists()
