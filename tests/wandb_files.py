@@ -28,7 +28,7 @@ def records(folder: Path) -> list[Any]:
         parts = (b"" if kind in (FULL, FIRST) else parts) + data[at + HEADER : at + HEADER + length]
         at += HEADER + length
         if kind in (FULL, LAST):
-            record = pb.Record()
+            record = pb.Record()  # type: ignore[attr-defined]
             record.ParseFromString(parts)
             found.append(record)
     return found

@@ -14,17 +14,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta.cli.parsing import Bar
 from lightning_meta.cli.summary import print_summary
-from lightning_meta.configuration import class_paths
+from lightning_meta.cli.trained import load_trained
 from lightning_meta.errors import UserError
-from lightning_meta.loading import find_checkpoint, load
+from lightning_meta.loading import find_checkpoint
 from lightning_meta.report import write_figures
-from lightning_meta.run import RunLogger, read_checkpoint
+from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.results import facts, write_report, write_results
 
-# Options that stand for an argument of the data module, and of the model.
+# Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
-OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
 
 
@@ -39,7 +38,7 @@ def test(args: Sequence[str]) -> None:
     config, checkpoint = _parse(parser, args)
     run = run_directory_of(checkpoint)
     seed_everything(config.seed_everything, workers=True, verbose=False)
-    module = _load(checkpoint, config, run)
+    module = load_trained(checkpoint, steps=config.steps, batch_norm=config.batch_norm)
     made = parser.instantiate(config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
@@ -118,24 +117,6 @@ def _just_paths() -> Any:
     parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--config")
     return parser
-
-
-def _load(checkpoint: Path, config: Namespace, run: Path | None) -> Any:
-    """The model; classes that the run's own configuration names are trusted as the configuration is."""
-    stored = read_checkpoint(checkpoint).get("lightning_meta") or {}
-    overrides = {}
-    for option, argument in OF_MODEL.items():
-        if config[option] is not None:
-            if argument not in (stored.get("init_args") or {}):
-                raise UserError(f"--{option}: {stored.get('class_path')} has no {argument}")
-            overrides[argument] = config[option]
-    if config.batch_norm == "running" and stored["init_args"]["batch_norm"] != "running":
-        raise UserError(
-            f"--batch_norm: running statistics were not kept in training with "
-            f"batch_norm={stored['init_args']['batch_norm']}; expected transductive or inductive"
-        )
-    named = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if run else {}
-    return load(checkpoint, allow=sorted(set(class_paths(named.get("model")))), **overrides)
 
 
 def test_options() -> list[str]:

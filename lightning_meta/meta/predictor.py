@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,6 +62,12 @@ class Predictor:
     def probabilities(self, x: Tensor) -> Tensor:
         """Class probabilities `(M, N)`, each row summing to 1."""
         return self.outputs(x).softmax(-1)
+
+    def export(self, file: str | Path) -> Path:
+        """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
+        from lightning_meta.meta.export import export
+
+        return export(self, file)
 
     def __call__(self, x: Tensor) -> list[Any] | Tensor:
         """The M most probable labels, or predictions `(M, outputs)` in regression."""

@@ -22,6 +22,9 @@ Listing = dict[Split, dict[str, list[Path]]]
 """The files of each class of each split, in the order of the pool."""
 
 
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+
 class ImageFilesSource(DecodedSource):
     """Images in files of a folder: a subclass lists which file is of which class and split.
 
@@ -33,6 +36,7 @@ class ImageFilesSource(DecodedSource):
     root: Path
     image_size: int
     channels: int
+    _keyed: str
 
     def _setup(self, root: str | Path, image_size: int, channels: int) -> None:
         name = type(self).__name__
@@ -61,13 +65,18 @@ class ImageFilesSource(DecodedSource):
                     except OSError as error:
                         raise UserError(f"{file}: the file cannot be read ({error.strerror})") from error
                     sha.update(repr((split, name, file.name, state.st_size, state.st_mtime_ns)).encode())
-        return f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
+        self._keyed = f"{self.channels} channels, {self.image_size} pixels, lanczos, files {sha.hexdigest()}"
+        return self._keyed
 
     def _decode(self) -> dict[Split, Pool]:
         return self._pools_of(self._listing())
 
     def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
-        return {split: self._pool(listing[split], split) for split in SPLITS}
+        before = self._keyed
+        pools = {split: self._pool(listing[split], split) for split in SPLITS}
+        if self._key_of(listing) != before:  # what was read now must not be kept for what the files were then
+            raise UserError(f"{self.root}: files changed while they were read; wait until all are there and run again")
+        return pools
 
     def _pool(self, classes: dict[str, list[Path]], split: Split) -> Pool:
         files = [file for of_class in classes.values() for file in of_class]
@@ -83,6 +92,43 @@ class ImageFilesSource(DecodedSource):
         return Pool(torch.from_numpy(x), sizes, tuple(classes), groups)
 
 
+def folders_in(root: Path) -> list[Path]:
+    """The folders right in a folder, hidden ones left out, by name; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted(f for f in _entries(root) if f.is_dir())
+
+
+def image_files_in(folder: Path) -> list[Path]:
+    """The files right in a folder that have the suffix of an image, hidden ones left out, by name."""
+    return sorted(f for f in _entries(folder) if f.suffix.lower() in SUFFIXES and not f.is_dir())
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What lies in a folder, hidden ones left out."""
+    try:
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+    for entry in entries:
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{entry}: the name is not in UTF-8; rename it") from None
+    return entries
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The images of a class.
+
+    Raises:
+        UserError: There are none.
+    """
+    if found := image_files_in(folder):
+        return found
+    raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
+
+
 def refuse_deep(image: Image.Image, where: str) -> None:
     """Refuse more than 8 bits a channel, which Pillow would clip to white without a word."""
     if image.mode[0] in "IF":
@@ -95,6 +141,8 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     Raises:
         UserError: The file is empty, truncated, no image, too large to be safe, or has more than 8 bits.
     """
+    if path.exists() and not path.is_file():  # to read from a pipe is to wait
+        raise UserError(f"{path}: this is not a regular file; remove it")
     try:
         with Image.open(path) as image:
             refuse_deep(image, str(path))

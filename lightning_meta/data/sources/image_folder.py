@@ -13,10 +13,8 @@ from lightning_meta.data.cache import load_or_build
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.class_lists import refuse_shared
 from lightning_meta.data.sources.division import divided
-from lightning_meta.data.sources.image_files import ImageFilesSource, Listing
+from lightning_meta.data.sources.image_files import ImageFilesSource, Listing, folders_in, image_files_in, images_of
 from lightning_meta.errors import UserError
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 class ImageFolder(ImageFilesSource):
@@ -74,7 +72,7 @@ class ImageFolder(ImageFilesSource):
 
     def _held_out_listing(self) -> Listing:
         self._check_root()
-        if any(_folders(self.root / split) for split in SPLITS):
+        if any(folders_in(self.root / split) for split in SPLITS):
             classes = {split: _classes(self.root / split) for split in SPLITS}
             for split, other in ((a, b) for a in SPLITS for b in SPLITS):
                 if alone := sorted(classes[split].keys() - classes[other].keys()):
@@ -82,10 +80,10 @@ class ImageFolder(ImageFilesSource):
                         f"{self.root / other}: there is no class {alone[0]!r}, which {split} has; "
                         f"tasks need every class in train, val and test"
                     )
-            return {split: {name: _images(f) for name, f in sorted(classes[split].items())} for split in SPLITS}
+            return {split: {name: images_of(f) for name, f in sorted(classes[split].items())} for split in SPLITS}
         listing: Listing = {split: {} for split in SPLITS}
         for name, folder in sorted(_classes(self.root).items()):
-            files = {file.name: file for file in _images(folder)}
+            files = {file.name: file for file in images_of(folder)}
             if len(files) < len(SPLITS):
                 raise UserError(f"{folder}: found {len(files)} images; train, val and test need one each at least")
             split_of = divided(set(files), self.fractions, self.seed, least=1)
@@ -101,13 +99,13 @@ class ImageFolder(ImageFilesSource):
 
     def _listing(self) -> Listing:
         self._check_root()
-        if any(_folders(self.root / split) for split in SPLITS):
-            folders = {split: {f.name: f for f in _folders(self.root / split)} for split in SPLITS}
+        if any(folders_in(self.root / split) for split in SPLITS):
+            folders = {split: {f.name: f for f in folders_in(self.root / split)} for split in SPLITS}
             self._check_division(folders)
         else:
-            folders = self._divide(_folders(self.root))
+            folders = self._divide(folders_in(self.root))
         return {
-            split: {name: _images(folder) for name, folder in classes.items()} for split, classes in folders.items()
+            split: {name: images_of(folder) for name, folder in classes.items()} for split, classes in folders.items()
         }
 
     def _check_division(self, folders: dict[Split, dict[str, Path]]) -> None:
@@ -136,27 +134,10 @@ class ImageFolder(ImageFilesSource):
         return {split: {f.name: f for f in sorted(parts[split])} for split in SPLITS}
 
 
-def _folders(root: Path) -> list[Path]:
-    if not root.is_dir():
-        return []
-    return sorted(f for f in root.iterdir() if f.is_dir() and not f.name.startswith("."))
-
-
 def _classes(root: Path) -> dict[str, Path]:
     """The folders of the classes of all groups by `class`, or `group/class`."""
     found: dict[str, Path] = {}
-    for folder in _folders(root):
-        inside = [] if _image_files(folder) else _folders(folder)
+    for folder in folders_in(root):
+        inside = [] if image_files_in(folder) else folders_in(folder)
         found |= {f"{folder.name}/{f.name}": f for f in inside} if inside else {folder.name: folder}
     return found
-
-
-def _images(folder: Path) -> list[Path]:
-    if found := _image_files(folder):
-        return found
-    raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
-
-
-def _image_files(folder: Path) -> list[Path]:
-    files = (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
-    return sorted(f for f in files if not f.is_dir())

@@ -1,0 +1,177 @@
+"""`lightning-meta predict`: label images by a few labelled ones of new classes."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from lightning_meta.cli.trained import load_trained
+from lightning_meta.data.images import image_files, labelled_files, read_images
+from lightning_meta.errors import UserError
+from lightning_meta.loading import find_checkpoint
+from lightning_meta.meta import MetaModule, Predictor
+from lightning_meta.meta.export import FORMATS, export
+from lightning_meta.run.files import replacing
+
+ROUNDED = "{:.6f}"
+
+
+def predict(args: Sequence[str]) -> None:
+    """Label images, and write label, margin and probabilities of each.
+
+    Args:
+        args: The options.
+    """
+    config = make_parser().parse_args(list(args))
+    _check(config)
+    model = _meta_learner(config)
+    files, labels = labelled_files(config.support)
+    predictor = Predictor(model, read_images(files, model.spec.input_shape, config.invert), labels)
+    if config.export is not None:
+        print(f"exported to {export(predictor, config.export)}")
+    if config.query is None:
+        return
+    queries = image_files(config.query)
+    together = getattr(model, "batch_norm", None) == "transductive"
+    if together and len(queries) > config.batch_size:
+        raise UserError(
+            f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
+            f"more than --batch_size {config.batch_size}; give --batch_norm inductive, or a larger --batch_size"
+        )
+    counts: Counter[str] = Counter()
+    skipped: list[str] = []
+    with replacing(Path(config.out)) as out:
+        _write(out, predictor, _batches(queries, model, config, skipped), counts)
+    _show(predictor, Counter(labels), counts, skipped, config, together)
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        prog="lightning-meta predict",
+        description="Label images by a few labelled ones of each class; the classes may be new to the model. Images "
+        "are turned upright and resized to the square that the model was trained with, grey or colour as it was.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
+    parser.add_argument("--support", type=str, required=True, help="A folder with a folder of images for each class.")
+    parser.add_argument(
+        "--query", type=str, nargs="+", help="Images to label: files, or folders with all that is below them."
+    )
+    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
+    parser.add_argument("--export", type=str | None, help="Also write the learned task, to FILE.pt2 or FILE.onnx.")
+    parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
+    parser.add_argument(
+        "--batch_norm",
+        type=Literal["transductive", "inductive", "running"] | None,
+        help="Which statistics normalise the images; by default those of training. With transductive a prediction "
+        "depends on the images that it is made with.",
+    )
+    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
+    parser.add_argument(
+        "--invert", action="store_true", help="Turn dark into light, for dark strokes on white: Glyphs has light ones."
+    )
+    parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
+    return parser
+
+
+def predict_options() -> list[str]:
+    """The names of all options."""
+    return list(make_parser().get_defaults().keys())
+
+
+def _check(config: Namespace) -> None:
+    if config.batch_size < 1:
+        raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
+    if config.query is None and config.export is None:
+        raise UserError("--query: name the images to label, or --export a file for the learned task")
+    if not Path(config.out).absolute().parent.is_dir():
+        raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
+    if config.export is not None and Path(config.export).suffix not in FORMATS:
+        raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
+
+
+def _meta_learner(config: Namespace) -> MetaModule:
+    checkpoint = find_checkpoint(config.ckpt_path)
+    model = load_trained(checkpoint, steps=config.steps, batch_norm=config.batch_norm)
+    if not isinstance(model, MetaModule):
+        raise UserError(f"--ckpt_path {checkpoint}: {type(model).__name__} has fixed tasks and does not learn new ones")
+    if model.spec.task != "classification":
+        raise UserError(f"--ckpt_path {checkpoint}: the model was trained for regression; it does not label images")
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return model.to(torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _batches(
+    files: Sequence[Path], model: MetaModule, config: Namespace, skipped: list[str]
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """Images as they are needed, and their files; those that cannot be read are noted, where that was asked for."""
+    starts = range(0, len(files), config.batch_size)
+    for start in track(starts, "labelling", transient=True, disable=len(starts) < 2):
+        part, images = list(files[start : start + config.batch_size]), []
+        try:
+            yield part, read_images(part, model.spec.input_shape, config.invert)
+            continue
+        except UserError as error:
+            if not config.skip_unreadable:
+                raise UserError(f"{error}; or give --skip_unreadable") from error
+        readable = []
+        for file in part:
+            try:
+                images.append(read_images([file], model.spec.input_shape, config.invert))
+                readable.append(file)
+            except UserError as error:
+                skipped.append(str(error))
+        if readable:
+            yield readable, torch.cat(images)
+
+
+def _write(
+    out: IO[Any], predictor: Predictor, batches: Iterator[tuple[list[Path], Tensor]], counts: Counter[str]
+) -> None:
+    writer = csv.writer(out)
+    writer.writerow(["file", "label", "margin", *(f"p({name})" for name in predictor.classes)])
+    for files, images in batches:
+        probabilities = predictor.probabilities(images).cpu()
+        two = probabilities.topk(2).values
+        margins = (two[:, 0] - two[:, 1]).tolist()
+        for file, row, margin in zip(files, probabilities.tolist(), margins, strict=True):
+            label = predictor.classes[row.index(max(row))]
+            counts[label] += 1
+            writer.writerow([file, label, *map(ROUNDED.format, (margin, *row))])
+
+
+def _show(
+    predictor: Predictor,
+    support: Counter[str],
+    counts: Counter[str],
+    skipped: Sequence[str],
+    config: Namespace,
+    together: bool,
+) -> None:
+    table = Table("class", "labelled examples", "images given this label")
+    for name in predictor.classes:
+        table.add_row(name, str(support[name]), str(counts[name]))
+    Console().print(table)
+    for line in skipped:
+        print(f"passed over: {line}")
+    if together:
+        print("each image was normalised by all others of this query (transductive)")
+    print(f"written to {config.out}")

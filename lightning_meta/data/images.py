@@ -1,0 +1,96 @@
+"""A user's image files as tensors, decoded as the training images of an `ImageFolder` are."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lightning_meta.data.sources.image_files import decode, folders_in, image_files_in, images_of
+from lightning_meta.errors import UserError
+
+
+def read_images(files: Iterable[str | Path], input_shape: Sequence[int], invert: bool = False) -> Tensor:
+    """Read image files, turned upright and resized to a square.
+
+    Args:
+        files: M files.
+        input_shape: `(channels, size, size)`, 1 or 3 channels, such as `model.spec.input_shape`.
+        invert: Whether dark becomes light: for dark strokes on white, where training had light ones on black.
+
+    Returns:
+        `(M, channels, size, size)` uint8.
+
+    Raises:
+        UserError: A file is no image, or the shape is not that of square images.
+    """
+    if len(input_shape) != 3 or input_shape[0] not in (1, 3) or input_shape[1] != input_shape[2]:
+        raise UserError(f"the model takes inputs of shape {tuple(input_shape)}, which are no square grey or RGB images")
+    channels, size, _ = input_shape
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        images = list(threads.map(lambda file: decode(Path(file), size, channels), files))
+    x = torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
+    return 255 - x if invert else x
+
+
+def labelled_files(folder: str | Path) -> tuple[list[Path], list[str]]:
+    """The images of a folder that holds a folder for each class.
+
+    Args:
+        folder: `folder/<class>/*`; hidden files and those without the suffix of an image are passed over.
+
+    Returns:
+        M files, class by class, and the M names of their classes.
+
+    Raises:
+        UserError: There is no such folder, fewer than two classes, or a class without images.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise UserError(f"{root}: there is no such folder")
+    classes = folders_in(root)
+    if len(classes) < 2:
+        raise UserError(f"{root}: found {len(classes)} class folders; a folder for each class, two at least, is needed")
+    found = [(file, name.name) for name in classes for file in images_of(name)]
+    return [file for file, _ in found], [name for _, name in found]
+
+
+def image_files(places: Sequence[str | Path]) -> list[Path]:
+    """Image files: those that are named, and those in folders and the folders below them.
+
+    Args:
+        places: Files and folders.
+
+    Returns:
+        The files, each folder's in the order of their names.
+
+    Raises:
+        UserError: A place is not there, or there is no image in any.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            found += _below(place, set())
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise UserError(f"{place}: there is no such file or folder")
+    if not found:
+        raise UserError(f"{', '.join(map(str, places))}: found no images")
+    return found
+
+
+def _below(folder: Path, above: set[Path]) -> list[Path]:
+    """The images in a folder and below it; a link back to a folder above is not followed."""
+    real = folder.resolve()
+    if real in above:
+        return []
+    return image_files_in(folder) + [file for f in folders_in(folder) for file in _below(f, above | {real})]

@@ -1,0 +1,117 @@
+"""A learned task as a file, against the predictor that wrote it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML, Baseline, MetaModule, Predictor, ProtoNet
+from lightning_meta.nn import MLP, Conv4
+from lightning_meta.tasks import EpisodeSpec
+from tests.meta.oracles import roughen
+from tests.meta.test_predictor import SPEC, images
+
+METHODS: dict[str, Callable[[], MetaModule]] = {
+    "protonet": lambda: ProtoNet(Conv4(1, 4, blocks=2), episodes=SPEC),
+    "protonet cosine transductive": lambda: ProtoNet(
+        Conv4(1, 4, blocks=2), distance="cosine", batch_norm="transductive", episodes=SPEC
+    ),
+    "maml transductive": lambda: MAML(Conv4(1, 4, blocks=2), 0.1, 3, episodes=SPEC),
+    "maml inductive": lambda: MAML(Conv4(1, 4, blocks=2), 0.1, 3, batch_norm="inductive", episodes=SPEC),
+    "baseline": lambda: Baseline(Conv4(1, 4, blocks=2), episodes=replace(SPEC, classes=7)),
+}
+# Stands in for a machine without this package: whatever would import it fails.
+ELSEWHERE = """
+import json, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("lightning_meta", "lightning"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import torch
+extra = {"lightning_meta.json": ""}
+model = torch.export.load(sys.argv[1], extra_files=extra).module()
+print(json.dumps({"rows": model(torch.load(sys.argv[2])).tolist(), **json.loads(extra["lightning_meta.json"])}))
+"""
+
+
+def learned(name: str) -> tuple[Predictor, Tensor]:
+    module = METHODS[name]()
+    roughen(module)
+    support, query = images()
+    return module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"]), query
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: str, tmp_path: Path) -> None:
+    predictor, query = learned(name)
+    training = predictor.module.train().training
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2")).module()
+    assert predictor.module.training == training
+    for count in (1, 5, len(query)):
+        part = query[:count]
+        torch.testing.assert_close(model(part / 255), predictor.probabilities(part), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_onnx_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    predictor, query = learned(name)
+    session = runtime.InferenceSession(str(predictor.export(tmp_path / "task.onnx")))
+    about = json.loads(session.get_modelmeta().custom_metadata_map["lightning_meta.json"])
+    assert about["classes"] == ["ant", "bee", "owl"]
+    assert about["depends_on_company"] == ("transductive" in name)
+    for count in (1, 5, len(query)):
+        part = query[:count]
+        (found,) = session.run(None, {session.get_inputs()[0].name: (part / 255).numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), predictor.probabilities(part), rtol=0, atol=1e-5)
+
+
+def test_a_task_is_used_where_this_package_is_not(tmp_path: Path) -> None:
+    predictor, query = learned("protonet")
+    predictor.export(tmp_path / "task.pt2")
+    torch.save(query / 255, tmp_path / "x.pt")
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "task.pt2"), str(tmp_path / "x.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["classes"] == ["ant", "bee", "owl"]
+    torch.testing.assert_close(torch.tensor(said["rows"]), predictor.probabilities(query), rtol=0, atol=1e-6)
+
+
+def test_regression_exports_predictions(tmp_path: Path) -> None:
+    module = MAML(MLP(1, [8]), 0.01, 2, episodes=EpisodeSpec("regression", (1,), 1))
+    predictor = module.predictor(torch.randn(5, 1), torch.randn(5, 1))
+    x = torch.randn(7, 1)
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2")).module()
+    torch.testing.assert_close(model(x), predictor.outputs(x), rtol=0, atol=1e-6)
+
+
+class Fickle(ProtoNet):
+    """Predicts by what the numbers are, which no graph can hold."""
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return super().predict(state, x) * (2 if float(x.sum()) > 0 else 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("task.txt", ".pt2 or .onnx"), ("nowhere/task.pt2", "no such folder"), ("task.pt2", "Fickle")]
+)
+def test_what_cannot_be_exported_is_one_error_and_no_file(file: str, said: str, tmp_path: Path) -> None:
+    support, _ = images()
+    predictor = Fickle(Conv4(1, 4, blocks=2), episodes=SPEC).predictor(support, [0, 0, 1, 1, 2, 2])
+    with pytest.raises(UserError, match=said):
+        predictor.export(tmp_path / file)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,187 @@
+"""`lightning-meta predict`, from folders of images to a table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightning_meta import load
+from lightning_meta.cli import main
+from lightning_meta.data.images import image_files, labelled_files, read_images
+from tests.test_cli import MAML, TRAINER
+
+SIZE = 16
+
+
+def picture(kind: int, seed: int, channels: int = 1) -> Image.Image:
+    """A noisy picture of one of three kinds: bright at the left, at the right, or at the top."""
+    x = np.random.default_rng(seed).integers(0, 60, (SIZE, SIZE))
+    bright = [(slice(None), slice(0, 6)), (slice(None), slice(-6, None)), (slice(0, 6), slice(None))][kind]
+    x[bright] += 180
+    return Image.fromarray(x.astype(np.uint8)).convert("L" if channels == 1 else "RGB")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of MAML and ProtoNet on images of noise; what they learned does not matter, as pixels tell the classes."""
+    folder = tmp_path_factory.mktemp("trained")
+    for c in range(12):
+        for i in range(8):
+            (folder / "images" / f"class_{c}").mkdir(parents=True, exist_ok=True)
+            picture(c % 3, 100 * c + i).save(folder / "images" / f"class_{c}" / f"{i}.png")
+    source = {"root": str(folder / "images"), "image_size": SIZE, "channels": 1, "fractions": [0.34, 0.33, 0.33]}
+    data = {
+        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "init_args": {
+            "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+            **{"ways": 3, "shots": 2, "queries": 3, "meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4},
+        },
+    }
+    backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 8, "blocks": 2}}
+    for name in ("ProtoNet", "MAML"):
+        model = {"class_path": f"lightning_meta.meta.{name}", "init_args": {"backbone": backbone}}
+        file = folder / f"{name.lower()}.yaml"
+        file.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {**TRAINER, "max_steps": 2}}))
+        assert main(["fit", "--config", str(file), "--runs", str(folder / "runs")]) == 0
+    return folder / "runs"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for kind, name in enumerate(("left", "right", "top")):
+        Path("support", name).mkdir(parents=True)
+        for i in range(2):
+            picture(kind, i, channels=3).save(Path("support", name, f"{i}.png"))
+        Path("query", "more").mkdir(parents=True, exist_ok=True)
+        for i in range(4):
+            picture(kind, 50 + i).resize((40, 40)).save(Path("query", "more" if i > 2 else ".", f"{name}_{i}.jpg"))
+    Path("query", "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def predict(run: Path, *options: str) -> int:
+    return main(["predict", "--ckpt_path", str(run), "--support", "support", "--query", "query", *options])
+
+
+def rows(file: str = "predictions.csv") -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(file).read_text().splitlines()))
+
+
+def test_a_folder_in_a_table_out(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(trained / "protonet" / "0", "--out", "labels.csv") == 0
+    found = rows("labels.csv")
+    assert len(found) == 12
+    assert list(found[0]) == ["file", "label", "margin", "p(left)", "p(right)", "p(top)"]
+    assert {r["file"] for r in found} >= {"query/left_0.jpg", "query/more/top_3.jpg"}
+    assert all(Path(r["file"]).name.startswith(r["label"]) for r in found)
+    for row in found:
+        p = sorted((float(row[f"p({name})"]) for name in ("left", "right", "top")), reverse=True)
+        assert sum(p) == pytest.approx(1, abs=1e-5)
+        assert float(row["margin"]) == pytest.approx(p[0] - p[1], abs=2e-6)
+        assert float(row[f"p({row['label']})"]) == p[0]
+    said = capsys.readouterr().out
+    assert "labels.csv" in said
+    assert "labelled examples" in said
+
+
+def test_the_table_does_not_depend_on_the_batches_and_is_what_python_says(trained: Path) -> None:
+    run = trained / "protonet" / "0"
+    assert predict(run, "--out", "a.csv") == 0
+    assert predict(run, "--out", "b.csv", "--batch_size", "5") == 0
+    one, many = rows("a.csv"), rows("b.csv")
+    assert [r["file"] for r in one] == [r["file"] for r in many]
+    files, labels = labelled_files("support")
+    model = load(run)
+    predictor = model.predictor(read_images(files, model.spec.input_shape), labels)
+    queries = image_files(["query"])
+    expected = predictor.probabilities(read_images(queries, model.spec.input_shape))
+    assert [str(f) for f in queries] == [r["file"] for r in one]
+    for table in (one, many):
+        found = torch.tensor([[float(r[f"p({name})"]) for name in predictor.classes] for r in table])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_single_files_and_inverted_images(trained: Path) -> None:
+    files = ["--query", "query/left_0.jpg", "query/top_1.jpg"]
+    command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support", *files]
+    assert main([*command, "--invert"]) == 0
+    assert [r["label"] for r in rows()] == ["left", "top"]
+    straight, inverted = (read_images(["query/left_0.jpg"], (1, SIZE, SIZE), i) for i in (False, True))
+    assert torch.equal(straight.int() + inverted.int(), torch.full_like(straight, 255).int())
+
+
+def test_an_exported_task_from_the_command(trained: Path) -> None:
+    command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support"]
+    assert main([*command, "--export", "task.pt2"]) == 0
+    assert not Path("predictions.csv").exists()
+    model = torch.export.load("task.pt2").module()
+    assert model(torch.rand(4, 1, SIZE, SIZE)).shape == (4, 3)
+
+
+def test_a_transductive_model_predicts_all_at_once_or_says_so(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained / "maml" / "0"
+    assert predict(run) == 0
+    assert "transductive" in capsys.readouterr().out
+    assert predict(run, "--batch_size", "5") == 2
+    assert "--batch_norm inductive" in capsys.readouterr().err
+    assert predict(run, "--batch_size", "5", "--batch_norm", "inductive") == 0
+
+
+def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("query/broken.png").write_bytes(b"no picture")
+    run = trained / "protonet" / "0"
+    assert predict(run) == 2
+    error = capsys.readouterr().err
+    assert "query/broken.png" in error
+    assert "--skip_unreadable" in error
+    assert not Path("predictions.csv").exists()
+    assert predict(run, "--skip_unreadable") == 0
+    assert "passed over: query/broken.png" in capsys.readouterr().out
+    assert len(rows()) == 12
+
+
+BAD = {
+    "no support": (["--support=nowhere"], "nowhere: there is no such folder"),
+    "no query": (["--query=nowhere"], "nowhere: there is no such file or folder"),
+    "no classes": (["--support=query"], "found 1 class folders"),
+    "no images": (["--query=empty"], "found no images"),
+    "no folder": (["--out=nowhere/labels.csv"], "there is no folder nowhere"),
+    "batch": (["--batch_size=0"], "at least 1"),
+    "export": (["--export=task.bin"], ".pt2 or .onnx"),
+    "device": (["--device=warp"], "--device warp"),
+    "statistics": (["--steps=3"], "has no test_inner_steps"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_mistake_ends_in_one_line(case: str, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("empty").mkdir()
+    options, said = BAD[case]
+    assert predict(trained / "protonet" / "0", *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not Path("predictions.csv").exists()
+
+
+def test_other_ways_other_models_and_classes_without_images(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (0, 1):
+        Path("support", "top", f"{number}.png").rename(f"top_{number}.png")
+    assert predict(trained / "protonet" / "0") == 2
+    assert "this class has no images" in capsys.readouterr().err
+    Path("support/top").rmdir()
+    assert predict(trained / "maml" / "0") == 2
+    assert "3" in capsys.readouterr().err
+    Path("sine.yaml").write_text(yaml.safe_dump(MAML))
+    assert main(["fit", "--config", "sine.yaml"]) == 0
+    assert predict(Path("runs/sine/0")) == 2
+    assert "regression" in capsys.readouterr().err.splitlines()[-1]
