@@ -8,7 +8,17 @@ class UserError(ValueError):
 
     The message is one line: the option or file, what was received, what was expected and how to mend it. The
     command line prints it without a traceback and ends with exit status 2.
+
+    Args:
+        message: The line. What a terminal would obey, as the name of a file may hold, is written as an escape.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else _shown(c) for c in message))
+
+
+def _shown(character: str) -> str:
+    return " " if character.isspace() else character.encode("unicode_escape").decode()
 
 
 def one_of(name: str, value: str, choices: object) -> None:

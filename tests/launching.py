@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,21 +37,23 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 class Accident(Callback):
-    """Sends a signal to the process of one rank, or to the one that started it, as a step begins.
+    """Sends a signal to the process of one rank as a step begins.
 
     Args:
         rank: Whose.
         step: When.
         number: The signal.
-        whole: Whether to the process that started the rank.
+        stall: Seconds that the others wait then, as in a call that does not return.
     """
 
-    def __init__(self, rank: int = 0, step: int = 5, number: int = 9, whole: bool = False) -> None:
-        self.rank, self.step, self.number, self.whole = rank, step, number, whole
+    def __init__(self, rank: int = 0, step: int = 5, number: int = 9, stall: float = 0.0) -> None:
+        self.rank, self.step, self.number, self.stall = rank, step, number, stall
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank == self.rank and trainer.global_step == self.step:
-            os.kill(os.getppid() if self.whole else os.getpid(), self.number)
+        if trainer.global_step == self.step:
+            if trainer.global_rank == self.rank:
+                os.kill(os.getpid(), self.number)
+            time.sleep(self.stall)
 
 
 class NotesWrites(Callback):
@@ -102,26 +106,18 @@ def start(
 
 
 def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
-    """The exit status and the output of each process; a failure where one hangs."""
+    """The exit status and the output of each process, once all that it started have ended too; they may not hang."""
     found = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=TIMEOUT)
+            output, _ = process.communicate(timeout=TIMEOUT)  # until the last of them closes its output
             found.append((process.returncode, output))
     finally:
         for process in processes:
-            end_group(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return found
-
-
-def end_group(process: subprocess.Popen[str]) -> bool:
-    """Kill what a process has left behind; whether there was anything."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    process.wait()
-    return True
 
 
 def free_port() -> int:

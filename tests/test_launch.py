@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from lightning_meta.run import read_checkpoint
-from tests.launching import ONE, TWO, accident, end_group, ended, free_port, start, torchrun
+from tests.launching import ONE, TWO, accident, ended, free_port, start, torchrun
 
 LINE = "lightning-meta: error: "
 MACHINES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
@@ -63,11 +63,9 @@ def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(
     tmp_path: Path, whole: dict[str, Tensor], dies: int, says: str
 ) -> None:
     began = time.monotonic()
-    process = start(tmp_path, *TWO, *accident(rank=dies))
-    ((status, output),) = ended(process)
+    ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=dies)))
     assert time.monotonic() - began < 60
     assert status == (1 if dies else -signal.SIGKILL)
-    assert not end_group(process)
     (line,) = lines(output)
     assert line.startswith(LINE + says)
     assert line.endswith(GO_ON)
@@ -75,6 +73,14 @@ def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(
     ((status, output),) = ended(start(tmp_path, *(ONE if dies else TWO), "--ckpt_path=last"))
     assert status == 0, output
     assert distance(weights(tmp_path), whole) < 1e-12
+
+
+@pytest.mark.parametrize(("dies", "says"), [(1, "rank 1 was killed by SIGKILL"), (0, "rank 0 died")])
+def test_a_rank_that_waits_in_vain_ends_too(tmp_path: Path, dies: int, says: str) -> None:
+    began = time.monotonic()
+    ((_, output),) = ended(start(tmp_path, *TWO, *accident(rank=dies, stall=90)))
+    assert time.monotonic() - began < 60
+    assert lines(output) == [f"{LINE}{says}; {GO_ON}"]
 
 
 def test_one_process_that_dies_goes_on_as_two(tmp_path: Path, whole: dict[str, Tensor]) -> None:
@@ -99,8 +105,7 @@ def test_a_rank_of_torchrun_that_dies_ends_the_job_on_both_machines(tmp_path: Pa
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_one_line(tmp_path: Path) -> None:
-    process = start(tmp_path, *TWO, model="tests.launching.Breaks")
-    ((status, output),) = ended(process)
+    ((status, output),) = ended(start(tmp_path, *TWO, model="tests.launching.Breaks"))
     assert status == 1
     (line,) = lines(output)
     said = "the training loss of rank 1 became nan at step 5; the last good checkpoint is "
@@ -113,10 +118,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_with_one_line(tmp_path: 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_sigterm_to_any_rank_stops_all_with_a_checkpoint(tmp_path: Path, whole: dict[str, Tensor], rank: int) -> None:
-    process = start(tmp_path, *TWO, *accident(rank=rank, step=4, number=int(signal.SIGTERM)))
-    ((status, output),) = ended(process)
+    ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=rank, step=4, number=int(signal.SIGTERM))))
     assert status == 143, output
-    assert not end_group(process)
     (line,) = lines(output)
     assert line == f"stopped in step 5 by SIGTERM; {GO_ON}"
     assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 5

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_meta import load
 from lightning_meta.cli import main
-from lightning_meta.data.images import image_files, labelled_files, read_images
+from lightning_meta.data.images import image_files, labelled_files, read_images, read_labelled
 from tests.test_cli import MAML, TRAINER
 
 SIZE = 16
@@ -108,6 +108,42 @@ def test_the_table_does_not_depend_on_the_batches_and_is_what_python_says(traine
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_the_same_in_python(trained: Path) -> None:
+    model = load(trained / "protonet" / "0")
+    predictor = model.predictor(*read_labelled("support", model.spec.input_shape))
+    labels = predictor(read_images("query", model.spec.input_shape))
+    assert predict(trained / "protonet" / "0") == 0
+    assert labels == [r["label"] for r in rows()]
+
+
+def test_rows_are_sorted_and_each_image_is_there_once(trained: Path) -> None:
+    picture(0, 1).save("alone.bmp")
+    assert predict(trained / "protonet" / "0", "--query", "query/top_1.jpg", "query", "alone.bmp", "query/more") == 0
+    files = [r["file"] for r in rows()]
+    assert files == sorted(set(files))
+    assert len(files) == 13
+
+
+def test_what_lies_in_a_folder_beside_visible_images_is_passed_over() -> None:
+    Path("query/.hidden").mkdir()
+    for file in ("query/.hidden/a.png", "query/.a.png", "support/left/.a.png"):
+        picture(0, 1).save(file)
+    Path("query/more/above").symlink_to(Path("query").absolute())
+    assert len(image_files(["query"])) == 12
+    assert len(labelled_files("support")[0]) == 6
+
+
+def test_classes_of_any_name(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["file", '[red]a, "b"', "label"]
+    for old, new in zip(("left", "right", "top"), names, strict=True):
+        Path("support", old).rename(Path("support", new))
+    assert predict(trained / "protonet" / "0") == 0
+    assert list(rows()[0])[3:] == [f"p({name})" for name in sorted(names)]
+    assert {r["label"] for r in rows()} == set(names)
+    said = capsys.readouterr().out
+    assert all(name in said for name in names)
+
+
 def test_single_files_and_inverted_images(trained: Path) -> None:
     files = ["--query", "query/left_0.jpg", "query/top_1.jpg"]
     command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support", *files]
@@ -145,8 +181,14 @@ def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture
     assert "--skip_unreadable" in error
     assert not Path("predictions.csv").exists()
     assert predict(run, "--skip_unreadable") == 0
-    assert "passed over: query/broken.png" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 images could not be read" in said
+    assert "passed over: query/broken.png" in said
     assert len(rows()) == 12
+    Path("predictions.csv").unlink()
+    assert predict(run, "--skip_unreadable", "--query", "query/broken.png") == 2
+    assert "none of 1 images can be read; the first: query/broken.png" in capsys.readouterr().err
+    assert not Path("predictions.csv").exists()
 
 
 BAD = {
@@ -155,6 +197,7 @@ BAD = {
     "no classes": (["--support=query"], "found 1 class folders"),
     "no images": (["--query=empty"], "found no images"),
     "no folder": (["--out=nowhere/labels.csv"], "there is no folder nowhere"),
+    "a folder": (["--out=support"], "this is a folder"),
     "batch": (["--batch_size=0"], "at least 1"),
     "export": (["--export=task.bin"], ".pt2 or .onnx"),
     "device": (["--device=warp"], "--device warp"),

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.run.termination import STATUS, Termination
 from lightning_meta.run.watch import RankWatch
@@ -29,12 +30,15 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
 
     Raises:
         SystemExit: 143 after SIGTERM, 130 after Ctrl-C, 1 where another rank died.
+        UserError: The disk is full, or a folder cannot be written.
     """
     try:
         with termination, watch:
             yield
     except SIGTERMException:
         _say(trainer, f"\nstopped in step {trainer.global_step} by SIGTERM; {watch.how_to_go_on()}")
+        if not trainer.is_global_zero:
+            time.sleep(1)  # rank 0 speaks first: srun ends all as soon as one has ended
         raise SystemExit(STATUS) from None
     except NonFiniteLossError as error:
         if error.on_all_ranks and not trainer.is_global_zero:
@@ -45,8 +49,10 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
             raise
         _say(trainer, f"\nstopped in step {trainer.global_step}; {watch.how_to_go_on()}")
         raise SystemExit(130) from None  # what a shell expects after Ctrl-C
-    except RuntimeError as error:
-        if trainer.world_size == 1 or isinstance(error, UserError) or not _CONNECTION.search(str(error)):
+    except (RuntimeError, OSError) as error:
+        if trouble := disk_trouble(error):
+            raise UserError(f"cannot write ({trouble}); make room or mend it, then {watch.how_to_go_on()}") from error
+        if trainer.world_size == 1 or not _CONNECTION.search(str(error)):
             raise
         time.sleep(0.2)  # the connection may be gone before the process is
         if watch.speaks:

@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.cli.ending import ending_well
+from lightning_meta.cli.messages import parsing
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -85,7 +86,8 @@ class MetaCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to go on in."""
         _refuse_ladder(args)
-        self.config = parser.parse_args(with_save_dir(args))
+        with parsing():
+            self.config = parser.parse_args(with_save_dir(args))
         if self.config.name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"
@@ -98,8 +100,9 @@ class MetaCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make the objects."""
+        with parsing():
+            self.config_text = self.parser.dump(self.config, skip_unset=False)
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
-        self.config_text = self.parser.dump(configured, skip_unset=False)
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:

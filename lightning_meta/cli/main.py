@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.compare import compare, compare_options
+from lightning_meta.cli.curves import curves, curves_options
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder import ladder, ladder_options
 from lightning_meta.cli.messages import one_line
@@ -21,7 +22,15 @@ from lightning_meta.cli.sweep import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
 
-COMMANDS = {"fit": fit, "test": test, "compare": compare, "ladder": ladder, "sweep": sweep, "predict": predict}
+COMMANDS = {
+    "fit": fit,
+    "test": test,
+    "compare": compare,
+    "ladder": ladder,
+    "sweep": sweep,
+    "predict": predict,
+    "curves": curves,
+}
 OPTIONS = {
     "fit": fit_options,
     "test": test_options,
@@ -29,12 +38,14 @@ OPTIONS = {
     "ladder": ladder_options,
     "sweep": sweep_options,
     "predict": predict_options,
+    "curves": curves_options,
 }
 
 USAGE = """usage: lightning-meta fit --config FILE [options]     train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]  test a trained model
        lightning-meta predict --ckpt_path RUN ...     label images by a few labelled ones of new classes
        lightning-meta compare RUN... --baseline RUN...  what sharing did to each task
+       lightning-meta curves RUN... [options]         training curves of several runs in one picture
        lightning-meta ladder --config FILE [options]  train several methods over several seeds, then compare them
        lightning-meta sweep --config FILE [options]   search options of fit, here or, by `wandb sweep`, anywhere
 

@@ -10,7 +10,10 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from lightning_meta.errors import UserError
 
 LONGEST = 400
 
@@ -57,6 +60,22 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     if found := re.search(r"File does not exist: '?([^']*)", text):
         return f"{key}: there is no file {found[1]}"
     return " ".join(text.split())[:LONGEST]
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Say it in one line where a configuration trips the parser itself, as `config: false` within one does.
+
+    Raises:
+        UserError: What the parser met with; an `ArgumentError` of its own passes.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+        raise UserError(f"the configuration cannot be read ({said}); --print_config shows how one looks") from error
 
 
 def _meant(name: str, names: Iterable[str]) -> str:

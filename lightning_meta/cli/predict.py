@@ -11,6 +11,7 @@ from typing import IO, Any, Literal
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
@@ -42,7 +43,7 @@ def predict(args: Sequence[str]) -> None:
     if config.query is None:
         return
     queries = image_files(config.query)
-    together = getattr(model, "batch_norm", None) == "transductive"
+    together = predictor.depends_on_company
     if together and len(queries) > config.batch_size:
         raise UserError(
             f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
@@ -50,8 +51,13 @@ def predict(args: Sequence[str]) -> None:
         )
     counts: Counter[str] = Counter()
     skipped: list[str] = []
-    with replacing(Path(config.out)) as out:
-        _write(out, predictor, _batches(queries, model, config, skipped), counts)
+    try:
+        with replacing(Path(config.out)) as out:
+            _write(out, predictor, _batches(queries, model, config, skipped), counts)
+            if not counts:
+                raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
+    except OSError as error:
+        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
     _show(predictor, Counter(labels), counts, skipped, config, together)
 
 
@@ -60,14 +66,18 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="lightning-meta predict",
         description="Label images by a few labelled ones of each class; the classes may be new to the model. Images "
-        "are turned upright and resized to the square that the model was trained with, grey or colour as it was.",
+        "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
+        "ImageFolder does it, with pixels from 0 to 1 and nothing more; so light and dark must be as in training.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
     parser.add_argument("--support", type=str, required=True, help="A folder with a folder of images for each class.")
     parser.add_argument(
-        "--query", type=str, nargs="+", help="Images to label: files, or folders with all that is below them."
+        "--query",
+        type=str,
+        nargs="+",
+        help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
     )
     parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
     parser.add_argument("--export", type=str | None, help="Also write the learned task, to FILE.pt2 or FILE.onnx.")
@@ -80,7 +90,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
     parser.add_argument(
-        "--invert", action="store_true", help="Turn dark into light, for dark strokes on white: Glyphs has light ones."
+        "--invert",
+        action="store_true",
+        help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
@@ -99,6 +111,8 @@ def _check(config: Namespace) -> None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
     if not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
+    if Path(config.out).is_dir():
+        raise UserError(f"--out {config.out}: this is a folder; name a file in it")
     if config.export is not None and Path(config.export).suffix not in FORMATS:
         raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
 
@@ -168,8 +182,12 @@ def _show(
 ) -> None:
     table = Table("class", "labelled examples", "images given this label")
     for name in predictor.classes:
-        table.add_row(name, str(support[name]), str(counts[name]))
+        table.add_row(escape(name), str(support[name]), str(counts[name]))
+    table.add_section()
+    table.add_row("in all", str(support.total()), str(counts.total()))
     Console().print(table)
+    if skipped:
+        print(f"{len(skipped)} images could not be read:")
     for line in skipped:
         print(f"passed over: {line}")
     if together:

@@ -40,7 +40,7 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
     for step, metric, value in steps:
         table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
     table.add_row("run directory", str(directory))
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # names of tasks are text
 
 
 def _shown(metric: str, value: float) -> str:

@@ -35,7 +35,8 @@ _DAMAGED = (
     EOFError,
     OSError,
     NotImplementedError,  # zipfile: a compression method or encryption it does not know
-    RuntimeError,  # zipfile: a member that asks for a password
+    RuntimeError,  # zipfile: a member that asks for a password; tarfile: links in a circle
+    KeyError,  # tarfile: a link to nowhere
     pickle.UnpicklingError,
 )
 

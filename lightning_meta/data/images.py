@@ -17,11 +17,11 @@ from lightning_meta.data.sources.image_files import decode, folders_in, image_fi
 from lightning_meta.errors import UserError
 
 
-def read_images(files: Iterable[str | Path], input_shape: Sequence[int], invert: bool = False) -> Tensor:
+def read_images(files: str | Path | Iterable[str | Path], input_shape: Sequence[int], invert: bool = False) -> Tensor:
     """Read image files, turned upright and resized to a square.
 
     Args:
-        files: M files.
+        files: M files in any order; or one place, all of whose `image_files` are read.
         input_shape: `(channels, size, size)`, 1 or 3 channels, such as `model.spec.input_shape`.
         invert: Whether dark becomes light: for dark strokes on white, where training had light ones on black.
 
@@ -34,11 +34,30 @@ def read_images(files: Iterable[str | Path], input_shape: Sequence[int], invert:
     if len(input_shape) != 3 or input_shape[0] not in (1, 3) or input_shape[1] != input_shape[2]:
         raise UserError(f"the model takes inputs of shape {tuple(input_shape)}, which are no square grey or RGB images")
     channels, size, _ = input_shape
+    files = image_files([files]) if isinstance(files, str | Path) else files
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         images = list(threads.map(lambda file: decode(Path(file), size, channels), files))
     x = torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
     return 255 - x if invert else x
+
+
+def read_labelled(folder: str | Path, input_shape: Sequence[int], invert: bool = False) -> tuple[Tensor, list[str]]:
+    """Read a support set: a folder that holds a folder of images for each class.
+
+    Args:
+        folder: `folder/<class>/*`, as `labelled_files` reads it.
+        input_shape: `(channels, size, size)`, such as `model.spec.input_shape`.
+        invert: Whether dark becomes light.
+
+    Returns:
+        `(M, channels, size, size)` uint8, and the M names of their classes.
+
+    Raises:
+        UserError: There is no such folder, fewer than two classes, a class without images, or a file is no image.
+    """
+    files, labels = labelled_files(folder)
+    return read_images(files, input_shape, invert), labels
 
 
 def labelled_files(folder: str | Path) -> tuple[list[Path], list[str]]:
@@ -70,7 +89,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
         places: Files and folders.
 
     Returns:
-        The files, each folder's in the order of their names.
+        The files, each once, sorted by path.
 
     Raises:
         UserError: A place is not there, or there is no image in any.
@@ -85,7 +104,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
             raise UserError(f"{place}: there is no such file or folder")
     if not found:
         raise UserError(f"{', '.join(map(str, places))}: found no images")
-    return found
+    return sorted(set(found), key=Path.as_posix)
 
 
 def _below(folder: Path, above: set[Path]) -> list[Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,117 +19,149 @@ from torch.utils import _pytree as pytree
 
 from lightning_meta.errors import UserError
 from lightning_meta.meta.predictor import Predictor
+from lightning_meta.nn.features import as_input
+from lightning_meta.nn.stateless import tensors_of
+from lightning_meta.run.files import replacing
 
 FORMATS = (".pt2", ".onnx")
 METADATA = "lightning_meta.json"
+INPUTS = {torch.float32: "float32; images in [0, 1]", torch.uint8: "uint8; images in [0, 255]"}
 
 
 class AdaptedModel(nn.Module):
-    """A meta-learner and the task it learned, as a plain function of inputs.
+    """A copy of a meta-learner and of the task it learned, as a plain function of inputs, in evaluation mode.
 
     Args:
         predictor: The learned task.
+        probabilities: Whether it returns probabilities; else logits. Regression returns predictions.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
+    def __init__(self, predictor: Predictor, probabilities: bool = True) -> None:
         super().__init__()
-        self.learner = predictor.module
-        leaves, self._structure = pytree.tree_flatten(predictor.state)
+        self.learner = copy.deepcopy(predictor.module)
+        self._normalises = probabilities and bool(predictor.classes)
+        self._is_the_network = self._taken_over(predictor.state)
+        leaves, self._structure = pytree.tree_flatten(None if self._is_the_network else predictor.state)
+        self._leaves = len(leaves)
         for number, leaf in enumerate(leaves):
             self.register_buffer(f"state_{number}", leaf.detach().clone())
-        self._leaves = len(leaves)
-        self._classifies = bool(predictor.classes)
+        self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Probabilities `(M, N)`, or in regression predictions `(M, outputs)`, of real inputs `(M, *input_shape)`."""
-        state = pytree.tree_unflatten([getattr(self, f"state_{n}") for n in range(self._leaves)], self._structure)
-        outputs = self.learner.predict(state, x)
-        return outputs.softmax(-1) if self._classifies else outputs
+        """Inputs `(M, *input_shape)`, images as uint8 or real in [0, 1], to `(M, N)` or `(M, outputs)`."""
+        dtype = next((t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), x.dtype)
+        outputs = self.learner.predict(self._state(), as_input(x, dtype))
+        return outputs.softmax(-1) if self._normalises else outputs
+
+    def _taken_over(self, state: Any) -> bool:
+        """Put adapted weights in the place of the network's own, which would lie beside them in the file, unused."""
+        parameters, buffers = tensors_of(self.learner.network)
+        own = {**parameters, **buffers}
+        if not isinstance(state, Mapping) or not own or state.keys() != own.keys():
+            return False
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(state[name])
+        return True
+
+    def _state(self) -> Any:
+        if self._is_the_network:
+            parameters, buffers = tensors_of(self.learner.network)
+            return {**parameters, **buffers}
+        return pytree.tree_unflatten([getattr(self, f"state_{n}") for n in range(self._leaves)], self._structure)
 
 
-def export(predictor: Predictor, file: str | Path) -> Path:
+def export(predictor: Predictor, file: str | Path, dtype: torch.dtype = torch.float32) -> Path:
     """Write a learned task to a file: `.pt2`, by `torch.export`, or `.onnx`.
 
-    The function in it takes float32 inputs `(M, *input_shape)`, images in [0, 1], for any M, and returns
-    probabilities `(M, N)`, or predictions in regression. The names of the N classes lie in the file beside it: in
-    `.pt2` as the extra file `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`.
+    The function in it runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M, N)`,
+    or predictions in regression. The names of the N classes lie in the file beside it: in `.pt2` as the extra file
+    `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`.
 
     Args:
         predictor: The learned task.
-        file: Where to, with the suffix `.pt2` or `.onnx`.
+        file: Where to, with the suffix `.pt2` or `.onnx`; a file that is there is replaced once the new one is whole.
+        dtype: Of the inputs: float32, images in [0, 1], or uint8, images in [0, 255].
 
     Returns:
         The file.
 
     Raises:
-        UserError: Another suffix, a package that is missing, or an operator that cannot be exported.
+        UserError: Another suffix or dtype, a package that is missing, or an operator that cannot be exported.
     """
     path = Path(file)
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: a file ending in {' or '.join(FORMATS)} is needed to export to")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path.parent}: there is no such folder to export to")
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; name a file to export to")
+    if dtype not in INPUTS:
+        raise UserError(f"dtype: torch.float32 or torch.uint8 inputs can be exported, got {dtype}")
     module = predictor.module
-    model = AdaptedModel(predictor)
-    x = torch.rand(3, *module.spec.input_shape, device=module.device)
-    about = json.dumps({"classes": list(map(str, predictor.classes)), **_facts(predictor)})
-    with _quiet(model):
+    x = torch.zeros(3, *module.spec.input_shape, dtype=dtype)
+    about = json.dumps({"classes": list(map(str, predictor.classes)), **_facts(predictor, dtype)})
+    write = _pt2 if path.suffix == ".pt2" else _onnx
+    with _quiet():
         try:
+            model = AdaptedModel(predictor).cpu()
             batch = {"x": {0: torch.export.Dim("inputs", min=1, max=1 << 20)}}
             program = torch.export.export(model, (x,), dynamic_shapes=batch, strict=False)
-            if path.suffix == ".pt2":
-                torch.export.save(program, path, extra_files={METADATA: about})
-            else:
-                _write_onnx(program, x, path, about)
+            content = write(program, x, about)
         except UserError:
             raise
-        except Exception as error:
-            path.unlink(missing_ok=True)
+        except Exception as error:  # whatever the exporters raise for what they do not know
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{path}: {type(module).__name__} cannot be exported: {reason}") from error
+    with replacing(path, "wb") as out:
+        out.write(content)
     return path
 
 
-def _facts(predictor: Predictor) -> dict[str, Any]:
+def _facts(predictor: Predictor, dtype: torch.dtype) -> dict[str, Any]:
     """What the reader of an exported file must know."""
     module = predictor.module
     return {
         "input_shape": list(module.spec.input_shape),
-        "input": "float32; images in [0, 1]",
+        "input": INPUTS[dtype],
         "output": "probabilities" if predictor.classes else "predictions",
         "method": type(module).__name__,
-        "depends_on_company": getattr(module, "batch_norm", None) == "transductive",
+        "depends_on_company": predictor.depends_on_company,
     }
 
 
-def _write_onnx(program: Any, x: Tensor, path: Path, about: str) -> None:
+def _pt2(program: Any, x: Tensor, about: str) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: about})
+    return file.getvalue()
+
+
+def _onnx(program: Any, x: Tensor, about: str) -> bytes:
     try:
-        import onnx
+        import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("onnx and onnxscript are not installed; pip install 'lightning_meta[export]'") from error
-    torch.onnx.export(program, (x,), str(path), dynamo=True, external_data=False, verbose=False)
-    model = onnx.load(path)
+    made = torch.onnx.export(program, (x,), dynamo=True, verbose=False)
+    assert made is not None
+    model = made.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, about
-    onnx.save(model, path)
+    return bytes(model.SerializeToString())
 
 
-@contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
-    """Without the exporters' remarks on themselves, and with the learner's modes as they were afterwards."""
-    modes = [(part, part.training) for part in model.modules()]
-    exporters = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in exporters]
-    model.eval()
-    for log in exporters:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on themselves: where they fail, they print the whole graph."""
+    exporters = [logging.getLogger(name) for name in ("torch.fx", "torch.onnx", "onnxscript", "onnx_ir")]
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    levels = [(log, log.level) for log in (*exporters, shapes)]
+    for log, _ in levels:
         log.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for log, level in zip(exporters, levels, strict=True):
+        for log, level in levels:
             log.setLevel(level)
-        for part, training in modes:
-            part.training = training

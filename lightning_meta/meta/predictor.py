@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
@@ -63,11 +64,33 @@ class Predictor:
         """Class probabilities `(M, N)`, each row summing to 1."""
         return self.outputs(x).softmax(-1)
 
-    def export(self, file: str | Path) -> Path:
+    @cached_property
+    def depends_on_company(self) -> bool:
+        """Whether a prediction depends on the inputs that it is made with, as transductive normalisation makes it."""
+        g = torch.Generator().manual_seed(0)
+        noise = torch.rand(1, *self.module.spec.input_shape, generator=g)
+        alone, among = self.outputs(noise)[0], self.outputs(torch.cat([noise, noise / 9, 1 - noise / 9]))[0]
+        return bool((alone - among).abs().max() > 1e-3 * among.abs().max().clamp_min(1e-6))  # more than rounding
+
+    def as_module(self, probabilities: bool = True) -> nn.Module:
+        """The learned task as a plain `torch.nn.Module` of its own, in evaluation mode.
+
+        Args:
+            probabilities: Whether it returns probabilities `(M, N)`; else logits. Regression returns predictions.
+
+        Returns:
+            A function of inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1]; its outputs are in the
+            order of `classes`.
+        """
+        from lightning_meta.meta.export import AdaptedModel
+
+        return AdaptedModel(self, probabilities)
+
+    def export(self, file: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
         from lightning_meta.meta.export import export
 
-        return export(self, file)
+        return export(self, file, dtype)
 
     def __call__(self, x: Tensor) -> list[Any] | Tensor:
         """The M most probable labels, or predictions `(M, outputs)` in regression."""

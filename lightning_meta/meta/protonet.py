@@ -69,8 +69,11 @@ class ProtoNet(MetaModule):
 
     def predict(self, state: dict[str, Any], x: Tensor) -> Tensor:
         """Logits `(M, N)`: minus the distances to the prototypes."""
-        features, _ = self._embed(x, _QUERY[self.batch_norm], state["statistics"])
-        return self._logits(features, state["prototypes"])
+        return self._logits(self.features(state, x), state["prototypes"])
+
+    def features(self, state: dict[str, Any], x: Tensor) -> Tensor:
+        """The embedding `(M, D)` of query inputs `(M, *input_shape)`."""
+        return self._embed(x, _QUERY[self.batch_norm], state["statistics"])[0]
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The query loss; with running statistics, support and query are embedded as one batch."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,6 +21,7 @@ COLOURS = "cividis"
 PRINTED = 16  # tasks whose values find room in the cells
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def write_conflict_figures(directory: str | Path) -> list[Path]:
     """Draw `figures/gradient_cosine.png`, `affinity.png` and `conflict_share.png` from `gradient_conflict.csv`.
 

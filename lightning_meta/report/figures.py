@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,6 +17,7 @@ SIZE = (6.0, 4.0)  # inches, at 150 dots an inch
 LABELS = {"accuracy": "accuracy", "mse": "mean squared error", "r2": "R²"}
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def write_figures(directory: Path) -> list[Path]:
     """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, where they are there.
 
@@ -33,7 +35,7 @@ def write_figures(directory: Path) -> list[Path]:
     pictures = (("metrics.csv", "training.png", _draw_training), ("per_task.csv", "tasks.png", _draw_tasks))
     for source, name, draw in pictures:
         if (directory / source).is_file():
-            columns = _columns(directory / source)
+            columns = columns_of(directory / source)
             fixed = "metric" in columns and source == "per_task.csv"  # a fixed set of tasks, each with a name
             height = max(SIZE[1], 1.2 + 0.16 * len(columns["task"])) if fixed else SIZE[1]
             figure = Figure((SIZE[0], height), layout="constrained")
@@ -45,7 +47,8 @@ def write_figures(directory: Path) -> list[Path]:
     return drawn
 
 
-def _columns(file: Path) -> dict[str, np.ndarray]:
+def columns_of(file: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV file by name: numbers, NaN where there is none, or words."""
     with file.open(encoding="utf-8", newline="") as rows:
         table = list(csv.DictReader(rows))
     return {name: _numbers([row[name] for row in table]) for name in (table[0] if table else ())}
@@ -68,7 +71,7 @@ def _draw_training(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> b
             axes.plot(step, value, label=name, color=colour, marker=marker, markersize=3)
             if (interval := columns.get(f"{name}_ci95")) is not None:
                 axes.fill_between(step, value - interval[there], value + interval[there], color="k", alpha=0.15, lw=0)
-    axes.set(xlabel="training step", ylabel=_label(metric), title="Training")
+    axes.set(xlabel="training step", ylabel=label_of(metric), title="Training")
     if metric == "mse":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -89,15 +92,16 @@ def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool
         intervals = np.array([1.96 * s.std(ddof=1) / tasks**0.5 for s in scores])
         axes.errorbar(steps, means, intervals, color="k", marker="o", ms=4, capsize=3)
         title = f"Adaptation: mean and 95 % interval over {tasks} test tasks"
-        axes.set(xlabel="inner step", ylabel=_label(metric), title=title)
+        axes.set(xlabel="inner step", ylabel=label_of(metric), title=title)
         axes.set_xticks(steps)
     else:
         axes.hist(scores[0], bins=20, range=(0, 1) if metric == "accuracy" else None, color="0.65", edgecolor="k")
         axes.axvline(scores[0].mean(), color="k", ls="--", label=f"mean {scores[0].mean():.3f}")
-        axes.set(xlabel=_label(metric), ylabel="test tasks", title=f"{tasks} test tasks")
+        axes.set(xlabel=label_of(metric), ylabel="test tasks", title=f"{tasks} test tasks")
         axes.legend(frameon=False)
     return True
 
 
-def _label(metric: str) -> str:
+def label_of(metric: str) -> str:
+    """A metric's name as a person would write it."""
     return LABELS.get(metric, metric)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 PERIOD = 0.5  # seconds between two looks
@@ -61,7 +61,7 @@ class RankWatch(Callback):
         self._rank, self._local_rank = trainer.global_rank, trainer.local_rank
         self._others = getattr(trainer.strategy.launcher, "procs", [])
         self._parent = None if self._others else os.getppid()
-        environment = trainer.strategy.cluster_environment
+        environment = getattr(trainer.strategy, "cluster_environment", None)
         if self._local_rank and isinstance(environment, LightningEnvironment):
             self._starter = f"rank {self._rank - self._local_rank}"
         for thread in threading.enumerate():

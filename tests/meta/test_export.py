@@ -63,6 +63,54 @@ def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: 
         torch.testing.assert_close(model(part / 255), predictor.probabilities(part), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_module_of_its_own(name: str, dtype: torch.dtype) -> None:
+    module = METHODS[name]().to(dtype)
+    roughen(module)
+    support, query = images()
+    predictor = module.predictor(support, list("aabbcc"))
+    expected = predictor.outputs(query)
+    adapted, logits = predictor.as_module(), predictor.as_module(probabilities=False)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()  # training goes on
+    for x in (query, query / 255):
+        torch.testing.assert_close(logits(x), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(adapted(x), expected.softmax(-1), rtol=1e-5, atol=1e-5)
+    assert not adapted.training
+    assert not adapted(query).requires_grad
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_says_whether_a_prediction_depends_on_the_others(name: str) -> None:
+    predictor, query = learned(name)
+    alone, among = predictor.probabilities(query[:1]), predictor.probabilities(query)[:1]
+    assert predictor.depends_on_company == ("transductive" in name) == (not torch.allclose(alone, among, atol=1e-4))
+
+
+def test_without_normalisation_nothing_depends_on_the_others() -> None:
+    module = MAML(MLP(64, (8,)), 0.1, 2, batch_norm="transductive", episodes=SPEC)
+    assert not module.predictor(images()[0], list("aabbcc")).depends_on_company
+
+
+def test_a_file_may_take_stored_images_from_a_model_in_double_precision(tmp_path: Path) -> None:
+    module = METHODS["maml inductive"]().double()
+    support, query = images()
+    predictor = module.predictor(support, list("aabbcc"))
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2", torch.uint8)).module()
+    torch.testing.assert_close(model(query), predictor.probabilities(query))
+    with pytest.raises(UserError, match=r"float32 or torch.uint8 inputs can be exported, got torch.int64"):
+        predictor.export(tmp_path / "task.pt2", torch.int64)
+
+
+def test_weights_lie_in_a_file_once(tmp_path: Path) -> None:
+    predictor, _ = learned("maml transductive")
+    program = torch.export.load(predictor.export(tmp_path / "task.pt2"))
+    own = [*predictor.module.network.parameters(), *predictor.module.network.buffers()]
+    assert sum(t.numel() for t in program.state_dict.values()) == sum(t.numel() for t in own)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_onnx_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
@@ -109,9 +157,22 @@ class Fickle(ProtoNet):
 @pytest.mark.parametrize(
     ("file", "said"), [("task.txt", ".pt2 or .onnx"), ("nowhere/task.pt2", "no such folder"), ("task.pt2", "Fickle")]
 )
-def test_what_cannot_be_exported_is_one_error_and_no_file(file: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_one_error_and_no_file(
+    file: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     support, _ = images()
     predictor = Fickle(Conv4(1, 4, blocks=2), episodes=SPEC).predictor(support, [0, 0, 1, 1, 2, 2])
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=said) as raised:
         predictor.export(tmp_path / file)
+    assert "\n" not in str(raised.value)
     assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    file = learned("protonet")[0].export(tmp_path / "task.pt2")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="Fickle"):
+        Fickle(Conv4(1, 4, blocks=2), episodes=SPEC).predictor(images()[0], list("aabbcc")).export(file)
+    assert file.read_bytes() == before
+    assert [f.name for f in tmp_path.iterdir()] == ["task.pt2"]

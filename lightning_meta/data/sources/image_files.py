@@ -23,6 +23,8 @@ Listing = dict[Split, dict[str, list[Path]]]
 
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Pillow looks at the content, not at the suffix, and some of its other readers start programs.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class ImageFilesSource(DecodedSource):
@@ -144,7 +146,7 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     if path.exists() and not path.is_file():  # to read from a pipe is to wait
         raise UserError(f"{path}: this is not a regular file; remove it")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             refuse_deep(image, str(path))
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         resized = upright.resize((size, size), Image.Resampling.LANCZOS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ MARKERS: dict[Verdict, tuple[str, str, str]] = {
 SHAPES = "sD^vP*X<>"
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_forest(report: TransferReport, file: Path) -> None:
     """Draw Δ of every task with its 95 % interval, a panel a method; the mark is the verdict.
 
@@ -53,6 +55,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     figure.savefig(file, dpi=DPI)
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
     """Draw the gap train − validation of every task against its number of training examples.
 

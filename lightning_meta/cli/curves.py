@@ -1,0 +1,38 @@
+"""`lightning-meta curves`: training curves of several runs in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from lightning_meta.report.curves import compare_training
+
+
+def curves(args: Sequence[str]) -> None:
+    """Draw a metric of several runs against the training step.
+
+    Args:
+        args: The options.
+    """
+    config = make_parser().parse_args(list(args))
+    print(f"written to {compare_training(config.runs, config.out, config.metric)}")
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        prog="lightning-meta curves",
+        description="Draw a metric of several runs against the training step, in one picture.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
+    parser.add_argument("--metric", type=str, default="val/accuracy", help="As it is named in metrics.csv.")
+    parser.add_argument("--out", type=str, default="curves.png", help="The picture.")
+    return parser
+
+
+def curves_options() -> list[str]:
+    """The names of all options."""
+    return list(make_parser().get_defaults().keys())

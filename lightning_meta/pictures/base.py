@@ -1,0 +1,101 @@
+"""What the pictures share: when they are drawn, of what, and where they go."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta.batches import Episode, Examples
+from lightning_meta.data import EpisodeDataset, EpisodicDataModule, Pool
+from lightning_meta.errors import UserError
+from lightning_meta.functional.inference import outside_inference_mode
+from lightning_meta.meta import MetaModule
+
+DOTS = 150  # an inch
+
+
+class Picture(Callback, ABC):
+    """Draws one picture after the test, on rank 0, from test tasks that are drawn again by their number."""
+
+    file: str
+    """Name of the picture under `figures/`, without its suffix."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot be drawn, before training starts."""
+        data = getattr(trainer, "datamodule", None)
+        name = type(self).__name__
+        if not isinstance(pl_module, MetaModule) or not isinstance(data, EpisodicDataModule):
+            raise UserError(
+                f"trainer.callbacks: {name} draws meta-learners on an EpisodicDataModule; leave it out here"
+            )
+        if data.spec is not None and data.spec.task != "classification":
+            raise UserError(f"trainer.callbacks: {name} draws classes, and these tasks are regression; leave it out")
+        self.check(pl_module)
+
+    def check(self, module: MetaModule) -> None:
+        """Refuse a method that has not got what is drawn.
+
+        Raises:
+            UserError: What is missing.
+        """
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw it."""
+        folder = trainer.log_dir or trainer.default_root_dir  # every rank asks, as rank 0 tells the others
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        assert isinstance(pl_module, MetaModule)
+        dataset: EpisodeDataset = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
+        figures = Path(folder) / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        self.draw(pl_module, dataset, figures).savefig(figures / f"{self.file}.png", dpi=DOTS)
+
+    @abstractmethod
+    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+        """Make the picture.
+
+        Args:
+            module: The tested meta-learner, in evaluation mode.
+            dataset: Its test tasks.
+            folder: Where a table may go.
+        """
+
+
+def check_task(option: str, task: int) -> None:
+    """Refuse a task that has no number.
+
+    Raises:
+        UserError: It is negative.
+    """
+    if task < 0:
+        raise UserError(f"{option}: the number of a test task is at least 0, got {task}")
+
+
+def episode_of(dataset: EpisodeDataset, task: int, module: MetaModule) -> Episode:
+    """A test task by its number, on the module's device."""
+    episode = dataset[task]
+    to = module.device
+    support, query = (Examples(part.x.to(to), part.y.to(to)) for part in (episode.support, episode.query))
+    return episode._replace(support=support, query=query)
+
+
+def learn(module: MetaModule, episode: Episode) -> tuple[Any, Examples, Examples]:
+    """Learn a meta-batch of one task: its state, and its support and query set as the network takes them."""
+    given = module.inputs(episode)
+    support, query = (Examples(part.x[0], part.y[0]) for part in (given.support, given.query))
+    with torch.no_grad():
+        return outside_inference_mode(module.adapt, support, episode.ways), support, query
+
+
+def class_names(dataset: EpisodeDataset, classes: Tensor) -> list[str]:
+    """The names of classes of the pool; a rotated one says by how much."""
+    pool = dataset.tasks
+    assert isinstance(pool, Pool)
+    turned = [divmod(number, len(pool.names)) for number in classes.tolist()]
+    return [pool.names[name] + (f" {90 * turn}°" if turn else "") for turn, name in turned]

@@ -1,0 +1,118 @@
+"""Which classes are taken for which, over all test tasks."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta.data import EpisodeDataset
+from lightning_meta.data.pool import Pool
+from lightning_meta.meta import MetaModule
+from lightning_meta.pictures.base import Picture, class_names
+from lightning_meta.run.files import replacing
+
+MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
+
+
+def confusion(outputs: Tensor, targets: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Count over tasks which class was taken for which.
+
+    Args:
+        outputs: `(T, M, N)` logits of the queries of T tasks.
+        targets: `(T, M)` labels in [0, N).
+        classes: `(T, N)` the class that each label stands for, in [0, C).
+        num_classes: C.
+
+    Returns:
+        `(C, C)` queries of class i (row) that were taken for class j (column), and `(C, C)` those that could have
+        been, since both classes stood in their task.
+    """
+    true = classes.gather(1, targets)
+    taken = classes.gather(1, outputs.argmax(-1))
+    ways = classes.shape[1]
+    pairs = (true.unsqueeze(-1) * num_classes + classes.unsqueeze(1)).flatten()
+    assert pairs.numel() == true.numel() * ways
+
+    def counted(at: Tensor) -> Tensor:
+        return torch.bincount(at, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+    return counted((true * num_classes + taken).flatten()), counted(pairs)
+
+
+class ConfusionByClass(Picture):
+    """Draws which classes of the test split were taken for which, as a matrix, or of many classes the hardest.
+
+    A task holds a few of the classes, so that a share is of the queries whose task held both. All pairs that were
+    confused go to `confusion.csv`.
+    """
+
+    file = "confusion"
+
+    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+        """The matrix of shares, or bars of the lowest accuracies."""
+        assert isinstance(dataset.tasks, Pool)
+        stored = {name: torch.as_tensor(value) for name, value in module.test_report["predictions"].items()}
+        tasks = stored["task"].tolist()
+        size = dataset.meta_batch_size
+        drawn = [dataset.draw([t for t in tasks if t // size == m]).classes for m in sorted({t // size for t in tasks})]
+        count = dataset.tasks.num_classes
+        taken, possible = confusion(stored["output"], stored["target"], torch.cat(drawn).cpu(), count)
+        names = class_names(dataset, torch.arange(count))
+        _write(folder / "confusion.csv", taken, possible, names)
+        return _matrix(taken, possible, names) if count <= MATRIX else _hardest(taken, possible, names)
+
+
+def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> None:
+    with replacing(file) as target:
+        writer = csv.writer(target)
+        writer.writerow(["class", "taken_for", "queries", "of"])
+        for i, j in taken.nonzero().tolist():
+            writer.writerow([names[i], names[j], int(taken[i, j]), int(possible[i, j])])
+
+
+def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
+    share = (100 * taken / possible).numpy()  # NaN, drawn white, for two classes that never met
+    side = max(4.0, 1.6 + 0.28 * len(names))
+    figure = Figure((side + 0.8, side), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Greys", vmin=0, vmax=100)
+    if len(names) <= PRINTED:
+        for (i, j), value in np.ndenumerate(share):
+            if np.isfinite(value):
+                axes.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color="w" if value > 55 else "k")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set(xlabel="taken for", ylabel="class")
+    figure.colorbar(image, label="% of the queries whose task held both", shrink=0.8)
+    return figure
+
+
+def _hardest(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
+    seen = possible.diagonal()
+    met = seen.nonzero().flatten()
+    accuracy = taken.diagonal()[met] / seen[met]
+    order = met[accuracy.argsort(stable=True)][:HARDEST]
+    figure = Figure((6.5, 1.2 + 0.2 * len(order)), layout="constrained")
+    axes = figure.subplots()
+    values = (100 * taken.diagonal()[order] / seen[order]).tolist()
+    axes.barh(range(len(order)), values, color="0.6", edgecolor="k", lw=0.5)
+    for row, number in enumerate(order.tolist()):
+        wrong = taken[number].clone()
+        wrong[number] = 0
+        most = int(wrong.argmax())
+        text = f" {taken[number, number]} of {seen[number]}"
+        text += f"; {wrong[most]} as {names[most]}" if wrong[most] else ""
+        axes.text(values[row], row, text, va="center", fontsize=6)
+    axes.set_yticks(range(len(order)), [names[i] for i in order.tolist()], fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 130), xlabel="accuracy of the class's queries, %")
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_title(
+        f"The {len(order)} hardest of {len(met)} test classes; mean {100 * accuracy.mean():.1f} %", fontsize=9
+    )
+    return figure

@@ -1,0 +1,87 @@
+"""The embedding of one test task, in two dimensions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta.data import EpisodeDataset
+from lightning_meta.errors import UserError
+from lightning_meta.meta import MetaModule, ProtoNet
+from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+
+MARKERS = "osD^vP<>X*pH"
+
+
+def principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The plane in which points differ most: principal components.
+
+    Args:
+        features: `(M, D)`, D ≥ 2.
+
+    Returns:
+        The centre `(D,)`, the two axes `(D, 2)` and the shares of the variance along them `(2,)`, in [0, 1]. The
+        largest entry of each axis is positive, so that a picture is not mirrored by chance.
+    """
+    features = features.double()
+    centre = features.mean(0)
+    _, singular, axes = torch.linalg.svd(features - centre, full_matrices=False)
+    plane = axes[:2].T
+    largest = plane.gather(0, plane.abs().argmax(0, keepdim=True))
+    return centre, plane * largest.sign(), (singular.square() / singular.square().sum())[:2]
+
+
+class EpisodeEmbedding(Picture):
+    """Draws the embedding of a test task by its two principal components: support, queries and prototypes.
+
+    Args:
+        task: Its number.
+    """
+
+    file = "embedding"
+
+    def __init__(self, task: int = 0) -> None:
+        check_task("EpisodeEmbedding task", task)
+        self.task = task
+
+    def check(self, module: MetaModule) -> None:
+        """Refuse all but ProtoNet."""
+        if not isinstance(module, ProtoNet):
+            raise UserError(
+                f"trainer.callbacks: EpisodeEmbedding draws prototypes, and {type(module).__name__} has none; leave it out"
+            )
+
+    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+        """Filled markers for the support set, hollow ones for queries, stars for prototypes."""
+        assert isinstance(module, ProtoNet)
+        episode = episode_of(dataset, self.task, module)
+        state, support, query = learn(module, episode)
+        with torch.no_grad():
+            parts = [module.features(state, support.x), module.features(state, query.x), state["prototypes"]]
+        known, asked, prototypes = (part.cpu().double() for part in parts)
+        centre, plane, shares = principal(torch.cat([known, asked]))
+        known, asked, prototypes = ((part - centre) @ plane for part in (known, asked, prototypes))
+        names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
+        figure = Figure((7.0, 4.8), layout="constrained")
+        axes = figure.subplots()
+        for label, name in enumerate(names):
+            marker = MARKERS[label % len(MARKERS)]
+            shade = str(0.75 * (label % 4) / 3)
+            style = {"marker": marker, "ls": "", "color": shade, "ms": 5}
+            mine = asked[query.y.cpu() == label]
+            axes.plot(mine[:, 0], mine[:, 1], **style, mfc="none", label=name)  # type: ignore[arg-type]
+            mine = known[support.y.cpu() == label]
+            axes.plot(mine[:, 0], mine[:, 1], **style)  # type: ignore[arg-type]
+            at = prototypes[label].tolist()
+            axes.plot(*at, marker="*", ms=15, mec="k", mfc=shade, mew=0.8)
+            axes.annotate(str(label + 1), at, xytext=(7, 6), textcoords="offset points", fontsize=8, weight="bold")
+        x, y = (f"principal component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(shares))
+        axes.set(xlabel=x, ylabel=y, title=f"Test task {self.task}: ★ prototypes, filled support, hollow queries")
+        axes.set_aspect("equal", adjustable="datalim")
+        legend = [f"{n + 1}: {name}" for n, name in enumerate(names)]
+        handles = axes.get_legend_handles_labels()[0]
+        axes.legend(handles, legend, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        return figure

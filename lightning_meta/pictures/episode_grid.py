@@ -1,0 +1,84 @@
+"""One test task as a person sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta.data import EpisodeDataset
+from lightning_meta.meta import MetaModule
+from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+
+INCH = 0.72  # the side of an image
+
+
+class EpisodeGrid(Picture):
+    """Draws a test task: support and query images of each class, what each query was taken for, and how surely.
+
+    Args:
+        task: Its number.
+        shots: Support images of a class that are shown at most.
+        queries: Query images of a class that are shown at most.
+        ways: Classes that are shown at most.
+    """
+
+    file = "episode"
+
+    def __init__(self, task: int = 0, shots: int = 5, queries: int = 6, ways: int = 10) -> None:
+        check_task("EpisodeGrid task", task)
+        self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
+
+    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+        """A row a class: its name, support images, query images with the predicted class and its probability."""
+        episode = episode_of(dataset, self.task, module)
+        state, _, query = learn(module, episode)
+        with torch.no_grad():
+            probabilities = module.predict(state, query.x).softmax(-1).cpu()
+        names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
+        right = float((probabilities.argmax(-1) == query.y.cpu()).float().mean())
+        support, queries = (_by_class(x.x[0].cpu(), episode.ways) for x in (episode.support, episode.query))
+        shown = probabilities.reshape(episode.ways, -1, episode.ways)
+        k, q, n = min(self.shots, support.shape[1]), min(self.queries, queries.shape[1]), min(self.ways, episode.ways)
+        figure = Figure((1.9 + INCH * (k + q + 0.4), 1.0 + (INCH + 0.2) * n), layout="constrained")
+        grid = figure.subplots(n, k + q + 1, squeeze=False, width_ratios=[1] * k + [0.3] + [1] * q)
+        for row in range(n):
+            grid[row, k].axis("off")
+            for column in range(k):
+                _show(grid[row, column], support[row, column])
+            label = f"{row + 1}: {names[row]}"
+            grid[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
+            for column in range(q):
+                axes, p = grid[row, k + 1 + column], shown[row, column]
+                _show(axes, queries[row, column])
+                _mark(axes, int(p.argmax()) + 1, float(p.max()), int(p.argmax()) == row)
+        grid[0, 0].set_title("support", fontsize=7, loc="left")
+        figure.suptitle(
+            f"Test task {self.task}: {100 * right:.0f} % of {len(query.y)} queries right\n"
+            "below each query the class it was taken for, and its probability; wrong ones are framed",
+            fontsize=8,
+        )
+        return figure
+
+
+def _by_class(x: Tensor, ways: int) -> Tensor:
+    """Way-major images `(N * M, C, H, W)` as `(N, M, C, H, W)`."""
+    return x.reshape(ways, -1, *x.shape[1:])
+
+
+def _show(axes: Axes, image: Tensor) -> None:
+    pixels = image if image.dtype == torch.uint8 else (255 * image.clamp(0, 1)).byte()
+    picture = np.moveaxis(pixels.numpy(), 0, -1)
+    axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _mark(axes: Axes, number: int, probability: float, right: bool) -> None:
+    axes.set_xlabel(f"{'' if right else '✗ '}{number}: {100 * probability:.0f} %", fontsize=6, labelpad=2)
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.5 if right else 3.0, color="0.7" if right else "k")
