@@ -23,7 +23,7 @@ NEEDS_DATA = {
     *("multi_head_omniglot", "multi_head_multi_mnist", "multi_head_cifar100", "multi_head_parkinsons"),
 }
 EMBEDDED = {
-    *("protonet_glyphs", "maml_glyphs", "baseline_glyphs", "maml_sinusoid"),
+    *("protonet_glyphs", "maml_glyphs", "baseline_glyphs", "maml_sinusoid", "protonet_glyphs_pictures"),
     *("independent_glyphs", "multi_head_glyphs", "conditioned_glyphs", "cross_stitch_glyphs"),
     "mixture_of_experts_glyphs",
 }

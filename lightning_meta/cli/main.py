@@ -25,11 +25,11 @@ from lightning_meta.errors import NonFiniteLossError, UserError
 COMMANDS = {
     "fit": fit,
     "test": test,
+    "predict": predict,
     "compare": compare,
+    "curves": curves,
     "ladder": ladder,
     "sweep": sweep,
-    "predict": predict,
-    "curves": curves,
 }
 OPTIONS = {
     "fit": fit_options,

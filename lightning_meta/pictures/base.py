@@ -31,9 +31,7 @@ class Picture(Callback, ABC):
         data = getattr(trainer, "datamodule", None)
         name = type(self).__name__
         if not isinstance(pl_module, MetaModule) or not isinstance(data, EpisodicDataModule):
-            raise UserError(
-                f"trainer.callbacks: {name} draws meta-learners on an EpisodicDataModule; leave it out here"
-            )
+            raise UserError(f"trainer.callbacks: {name} draws meta-learners on an EpisodicDataModule; leave it out")
         if data.spec is not None and data.spec.task != "classification":
             raise UserError(f"trainer.callbacks: {name} draws classes, and these tasks are regression; leave it out")
         self.check(pl_module)

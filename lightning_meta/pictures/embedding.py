@@ -50,9 +50,8 @@ class EpisodeEmbedding(Picture):
     def check(self, module: MetaModule) -> None:
         """Refuse all but ProtoNet."""
         if not isinstance(module, ProtoNet):
-            raise UserError(
-                f"trainer.callbacks: EpisodeEmbedding draws prototypes, and {type(module).__name__} has none; leave it out"
-            )
+            name = type(module).__name__
+            raise UserError(f"trainer.callbacks: EpisodeEmbedding draws prototypes, {name} has none; leave it out")
 
     def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
         """Filled markers for the support set, hollow ones for queries, stars for prototypes."""

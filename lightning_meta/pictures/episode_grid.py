@@ -59,7 +59,7 @@ class EpisodeGrid(Picture):
         grid[0, 0].set_title("support", fontsize=7, loc="left")
         figure.suptitle(
             f"Test task {self.task}: {100 * right:.0f} % of {len(query.y)} queries right\n"
-            "below each query the class it was taken for, and its probability; wrong ones are framed",
+            "below each query the class it was taken for, and its probability; wrong ones on black",
             fontsize=8,
         )
         return figure
@@ -79,6 +79,6 @@ def _show(axes: Axes, image: Tensor) -> None:
 
 
 def _mark(axes: Axes, number: int, probability: float, right: bool) -> None:
-    axes.set_xlabel(f"{'' if right else '✗ '}{number}: {100 * probability:.0f} %", fontsize=6, labelpad=2)
-    for spine in axes.spines.values():
-        spine.set(linewidth=0.5 if right else 3.0, color="0.7" if right else "k")
+    wrong = {"bbox": {"facecolor": "k", "edgecolor": "k", "pad": 1.5}, "color": "w", "weight": "bold"}
+    text = f"{number}: {100 * probability:.0f} %" if right else f"✗ {number}: {100 * probability:.0f} %"
+    axes.set_xlabel(text, fontsize=6, labelpad=3, **({} if right else wrong))  # type: ignore[arg-type]

@@ -46,14 +46,26 @@ class ShotAndWay(Picture):
         shots: K's.
         ways: N's; by default that of the test tasks, and 10 and 20.
         tasks: Tasks of each.
+        queries: Q, query examples of a class in them.
     """
 
     file = "shot_and_way"
 
-    def __init__(self, shots: Sequence[int] = (1, 2, 5), ways: Sequence[int] | None = None, tasks: int = 200) -> None:
-        if not shots or min(shots) < 1 or tasks < 2 or (ways is not None and (not ways or min(ways) < 2)):
-            raise UserError(f"ShotAndWay: shots from 1, ways from 2 and tasks from 2 up; got {shots}, {ways}, {tasks}")
-        self.shots, self.ways, self.tasks = tuple(sorted(shots)), ways, tasks
+    def __init__(
+        self, shots: Sequence[int] = (1, 2, 5), ways: Sequence[int] | None = None, tasks: int = 200, queries: int = 5
+    ) -> None:
+        if (
+            not shots
+            or min(shots) < 1
+            or tasks < 2
+            or queries < 1
+            or (ways is not None and (not ways or min(ways) < 2))
+        ):
+            raise UserError(
+                "ShotAndWay: shots and queries from 1, ways and tasks from 2 up are needed; "
+                f"got {shots}, {queries}, {ways} and {tasks}"
+            )
+        self.shots, self.ways, self.tasks, self.queries = tuple(sorted(shots)), ways, tasks, queries
 
     def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
         """A line for each way."""
@@ -75,7 +87,7 @@ class ShotAndWay(Picture):
         module.check_ways(ways)
         pool = dataset.tasks
         assert isinstance(pool, Pool)
-        shape = EpisodeShape(ways, shots, dataset.shape.queries)
+        shape = EpisodeShape(ways, shots, self.queries)
         size = max(1, dataset.meta_batch_size * dataset.shape.largest()[0] // ways)
         drawn = EpisodeDataset(pool, "test", shape, size, self.tasks, 0)
         scores = []

@@ -87,7 +87,7 @@ def configurations(draw: st.DrawFn) -> Any:
     return config
 
 
-PATIENCE = 20  # seconds
+PATIENCE = 10  # seconds
 MEMORY = 12 * 2**30  # bytes of addresses; a width of a billion would take the machine down
 
 counts: Counter[str] = Counter()
