@@ -134,6 +134,22 @@ def test_stopped_in_a_run_it_goes_on_there_to_the_same_end() -> None:
     assert outcome() == outcome("whole")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_moments_it_ends_as_if_it_never_was(seed: int, folder: Path) -> None:
+    found = {}
+    for name, kills in (("whole", 0), ("killed", 12)):
+        command = [sys.executable, "-m", "tests.run.kill_ladder", str(folder), str(kills), str(seed)]
+        command += ["--config=toy.yaml", f"--name={name}", "--threads=1"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[name] = outcome(name), Path("runs", name, "report", "transfer.csv").read_text()
+        killed = int(done.stdout.strip().splitlines()[-1])
+        assert killed >= kills / 3
+    assert found["whole"][0].keys() == set(RUNS)
+    assert found["whole"] == found["killed"]
+
+
 def test_results_do_not_depend_on_how_many_train_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert climb("--name=one", "--seeds=[1]") == 0

@@ -88,6 +88,9 @@ class MetaCLI(LightningCLI):
         _refuse_ladder(args)
         with parsing():
             self.config = parser.parse_args(with_save_dir(args))
+        seed = self.config.seed_everything
+        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {seed}")
         if self.config.name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"

@@ -55,14 +55,14 @@ def kill_at(event: int) -> None:
     sys.settrace(trace)  # type: ignore[arg-type]
 
 
-def attempt(args: list[str], event: int | None, delay: float | None) -> int | None:
-    """One process; its exit status, or None where it was killed."""
+def attempt(command: list[str], event: int | None, delay: float | None) -> int | None:
+    """One process that runs a command of the command line; its exit status, or None where it was killed."""
     pid = os.fork()
     if pid == 0:
         if event is not None:
             kill_at(event)
         try:
-            status = main(["fit", *args])
+            status = main(command)
         except BaseException:
             traceback.print_exc()
             status = 70
@@ -90,7 +90,7 @@ def drive(folder: Path, kills: int, seed: int, args: list[str], events: int, sec
         if not started:
             for old in Path("runs").glob("*/*"):
                 old.rename(folder / f"dead_{number}")
-        status = attempt([*args, *(["--ckpt_path", "last"] if started else [])], event, delay)
+        status = attempt(["fit", *args, *(["--ckpt_path", "last"] if started else [])], event, delay)
         log.append(f"event {event}" if event else f"{delay:.2f} s" if delay else "end")
         if status not in (None, 0):
             raise SystemExit(f"attempt {number} ({log}) exited with {status}")
