@@ -91,6 +91,7 @@ def test_every_shipped_sweep_expands_to_a_command_that_fit_takes(
         assert found == value or found["class_path"].endswith(f".{value}")
     monitor = config["checkpoint"]["monitor"]
     assert read_sweep(file).metric == monitor
+    assert not [option for option in read_sweep(file).options if "logger" in option]  # here it runs without W&B
 
 
 @pytest.mark.slow
@@ -123,7 +124,10 @@ def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: py
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
-    assert main(["sweep", "--config", "space.yaml", "--trials", "2"]) == 0
+    assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_stepz=6"]) == 2
+    assert "did you mean trainer.max_steps?" in capsys.readouterr().err
+    assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_steps=6"]) == 0
+    assert Path("runs/sweep_space/trial_1/0/results.json").read_text().count('"steps": 6')
     before = trials()
     assert [t["state"] for t in before] == ["complete"] * 2
     assert main(["sweep", "--config", "space.yaml", "--trials", "3"]) == 0
@@ -187,6 +191,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "early": ({"early_terminate": {"type": "hyperband"}}, "only W&B does that"),
     "command": ({"command": ["python", "fit.py"]}, "${program}"),
 }
+
+
+def test_what_a_sweep_sets_is_not_set_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("--model.init_args.inner_lr=0.1", "--ckpt_path=last"):
+        assert main(["sweep", "--config", "space.yaml", "--trials", "1", option]) == 2
+        assert "sets this for each trial itself" in capsys.readouterr().err
+    assert main(["sweep", "--trials", "1"]) == 2
+    assert "--config: name the sweep" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", BAD)

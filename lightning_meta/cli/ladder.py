@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import yaml
@@ -17,6 +17,7 @@ from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder_file import OF_THE_LADDER, read_ladder
 from lightning_meta.cli.ladder_jobs import run_in_processes
 from lightning_meta.cli.ladder_plan import PlannedRun, plan
+from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 
@@ -58,7 +59,7 @@ def ladder(args: Sequence[str]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = _Parser(
+    parser = PlainParser(
         prog="lightning-meta ladder",
         description="Train several methods on the same data with the same budget over several seeds, then compare "
         "them. Run again, it goes on where it stopped. Any other option is one of fit's and holds for every rung, such "
@@ -84,11 +85,6 @@ def make_parser() -> argparse.ArgumentParser:
 def ladder_options() -> list[str]:
     """The names of all options."""
     return [action.dest for action in make_parser()._actions]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
 
 
 def _list(text: str) -> list[Any]:

@@ -1,10 +1,11 @@
-"""What the two commands share: loggers' folders, remembered arguments, lists of one."""
+"""What the commands share: loggers' folders, remembered arguments, lists of one."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -30,6 +31,14 @@ class Bar(RichProgressBar):
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+
+class PlainParser(argparse.ArgumentParser):
+    """The options of a command that passes others on to `fit`; a mistake is a `UserError`."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise UserError(message)
 
 
 SHORT_FORM = "--trainer.logger"

@@ -6,15 +6,16 @@ import csv
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.cli.sweep_file import Parameter, Sweep, read_sweep
+from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.sweep_file import OF_THE_SWEEP, Parameter, Sweep, read_sweep
 from lightning_meta.cli.sweep_trial import is_finished, reached, run_trial, working_on
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
@@ -34,8 +35,11 @@ def sweep(args: Sequence[str]) -> None:
     Args:
         args: The options.
     """
-    config = make_parser().parse_args(list(args))
+    config, of_fit = make_parser().parse_known_args(list(args))
+    if config.config is None:
+        raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")
     space = read_sweep(config.config)
+    space = replace(space, options=(*space.options, *_checked(of_fit, space)))
     grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else None
     trials = config.trials if config.trials is not None else grid
     if trials is None or trials < 1:
@@ -52,25 +56,34 @@ def sweep(args: Sequence[str]) -> None:
     _show(study, folder, space)
 
 
-def make_parser() -> ArgumentParser:
+def make_parser() -> PlainParser:
     """The options of the command."""
-    parser = ArgumentParser(
+    parser = PlainParser(
         prog="lightning-meta sweep",
         description="Search options of fit on this machine, in the space of a file for `wandb sweep`. Several of these "
-        "commands may work on one sweep at once. Stopped or killed and started again, it goes on where it was.",
-        exit_on_error=False,
+        "commands may work on one sweep at once. Stopped or killed and started again, it goes on where it was. Any "
+        "other option is one of fit's and holds for every trial, such as --trainer.max_steps=1000.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=str, required=True, help="The sweep, such as configs/sweeps/maml_glyphs.yaml.")
-    parser.add_argument("--trials", type=int | None, help="Trials in all; of a grid every point by default.")
-    parser.add_argument("--name", type=str | None, help="Name of the sweep; by default sweep_<the file's>.")
-    parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+    parser.add_argument("--config", metavar="FILE", help="The sweep, such as configs/sweeps/maml_glyphs.yaml.")
+    parser.add_argument("--trials", type=int, help="Trials in all; of a grid every point by default.")
+    parser.add_argument("--name", help="Name of the sweep; by default sweep_<the file's>.")
+    parser.add_argument("--runs", default="runs", help="Folder of all runs.")
     return parser
 
 
 def sweep_options() -> list[str]:
     """The names of all options."""
-    return list(make_parser().get_defaults().keys())
+    return [action.dest for action in make_parser()._actions]
+
+
+def _checked(of_fit: Sequence[str], space: Sweep) -> list[str]:
+    """Options for every trial, none of which the sweep sets itself."""
+    for option in of_fit:
+        name = option.partition("=")[0].removeprefix("--")
+        if option.startswith("-") and (name in space.parameters or name in OF_THE_SWEEP):
+            raise UserError(f"--{name}: the sweep sets this for each trial itself")
+    return list(of_fit)
 
 
 def _open(space: Sweep, folder: Path) -> Study:
@@ -140,8 +153,12 @@ def _work(study: Study, space: Sweep, trial: FrozenTrial, place: Path, lock: int
         print(f"trial {trial.number} failed: {error}", flush=True)
         return
     except UserError as error:
+        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            # The first trial: not its values, but what all have in common may be wrong. It is tried again.
+            raise UserError(f"trial {trial.number} ({given}): {error}") from error
         study.tell(trial.number, state=TrialState.FAIL)
-        raise UserError(f"trial {trial.number} ({given}): {error}") from error
+        print(f"trial {trial.number} was refused: {error}", flush=True)
+        return
     value = reached(place, space.metric, space.maximize)
     study.tell(trial.number, value)
     print(f"trial {trial.number}: {space.metric} {value:.4g}", flush=True)

@@ -45,7 +45,7 @@ class Sweep:
         metric: The validation metric that decides, by its logged name.
         maximize: Whether a good metric is large.
         parameters: By the option's name without its hyphens.
-        options: What every run is given besides.
+        options: What every run is given besides; without loggers, which W&B's agents need and a search here does not.
     """
 
     method: str
@@ -119,4 +119,5 @@ def _options(file: str, command: Any) -> tuple[str, ...]:
     words = [str(word) for word in command]
     if "${program}" not in words or "${args}" not in words:
         raise UserError(f"{file}, command: ${{program}} and, after it, ${{args}} are needed; dotted names are options")
-    return tuple(word for word in words[words.index("${program}") + 1 :] if word != "${args}")
+    after = [word for word in words[words.index("${program}") + 1 :] if word != "${args}"]
+    return tuple(word for word in after if not word.startswith("--trainer.logger"))  # what W&B's agents need
