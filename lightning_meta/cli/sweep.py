@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -148,18 +149,19 @@ def _work(study: Study, space: Sweep, trial: FrozenTrial, place: Path, lock: int
     try:
         if not is_finished(place):
             run_trial(place, options, lock)
+        value = reached(place, space.metric, space.maximize)
     except FloatingPointError as error:
         study.tell(trial.number, state=TrialState.FAIL)
         print(f"trial {trial.number} failed: {error}", flush=True)
         return
     except UserError as error:
         if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            # The first trial: not its values, but what all have in common may be wrong. It is tried again.
+            # The first trial: not its values, but what all have in common may be wrong. It will begin anew.
+            shutil.rmtree(place / "0", ignore_errors=True)
             raise UserError(f"trial {trial.number} ({given}): {error}") from error
         study.tell(trial.number, state=TrialState.FAIL)
         print(f"trial {trial.number} was refused: {error}", flush=True)
         return
-    value = reached(place, space.metric, space.maximize)
     study.tell(trial.number, value)
     print(f"trial {trial.number}: {space.metric} {value:.4g}", flush=True)
 

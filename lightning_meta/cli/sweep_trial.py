@@ -86,5 +86,5 @@ def reached(folder: Path, metric: str, maximize: bool) -> float:
         values = [float(row[metric]) for row in csv.DictReader(file) if row.get(metric)]
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        raise UserError(f"metric: {metric} is not logged in {folder / '0' / 'metrics.csv'}")
+        raise UserError(f"{metric} was never logged: train for longer or validate sooner, or mend the sweep's metric")
     return max(finite) if maximize else min(finite)
