@@ -41,7 +41,7 @@ class AdaptedModel(nn.Module):
         self.learner = copy.deepcopy(predictor.module)
         self._normalises = probabilities and bool(predictor.classes)
         self._is_the_network = self._taken_over(predictor.state)
-        leaves, self._structure = pytree.tree_flatten(None if self._is_the_network else predictor.state)
+        leaves, self._structure = pytree.tree_flatten(() if self._is_the_network else predictor.state)
         self._leaves = len(leaves)
         for number, leaf in enumerate(leaves):
             self.register_buffer(f"state_{number}", leaf.detach().clone())
