@@ -88,6 +88,8 @@ class MetaCLI(LightningCLI):
         _refuse_ladder(args)
         with parsing():
             self.config = parser.parse_args(with_save_dir(args))
+        if self.config.get("model") is None:
+            raise UserError("--model must be given; name a configuration with --config FILE")
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {seed}")

@@ -16,7 +16,7 @@ from lightning_meta.batches import SPLITS, Episode, Examples, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import TaskGenerator
 from lightning_meta.errors import UserError
-from lightning_meta.functional.random_bits import choose, integers, key
+from lightning_meta.functional.random_bits import choose, fold, integers, key
 
 Range = int | tuple[int, int]
 
@@ -125,10 +125,10 @@ class EpisodeDataset(Dataset[Episode]):
             raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
         ways, shots = self.sizes(meta_batches.pop())
         pool, device = self.tasks, self.tasks.x.device
-        keys = key(self._root, torch.as_tensor(indices, dtype=torch.int64)).to(device)
-        classes = choose(key(keys, _CLASSES), ways, pool.num_classes)
+        keys = key(key(self._root, torch.as_tensor(indices, dtype=torch.int64)).to(device))
+        classes = choose(fold(keys, _CLASSES), ways, pool.num_classes)
         label = torch.arange(ways, device=device)
-        class_keys = key(keys.unsqueeze(-1), _MEMBERS, label)
+        class_keys = fold(keys.unsqueeze(-1), _MEMBERS, label)
         members = choose(class_keys, shots + self.shape.queries, pool.sizes[classes % len(pool.names)])
         return Draw(classes, members[..., :shots], members[..., shots:])
 

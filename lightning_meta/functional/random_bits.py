@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+_UNSIGNED_1, _UNSIGNED_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_27, _30, _31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 # Bits that hold the number itself in a draw without repeats, whatever the sizes drawn beside it; 40 stay random.
 _NUMBER_BITS = 24
@@ -28,7 +31,15 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 def mix(z: Tensor) -> Tensor:
     """The finaliser of splitmix64: every bit of the result depends on every bit of `z` (int64, any shape)."""
-    # In place, as this is what drawing an episode costs.
+    # In place, as this is what drawing an episode costs; NumPy has unsigned integers and a third of torch's overhead.
+    if z.device.type == "cpu" and z.ndim:
+        u = z.numpy().view(np.uint64)
+        u = (u >> _30) ^ u
+        u *= _UNSIGNED_1
+        u ^= u >> _27
+        u *= _UNSIGNED_2
+        u ^= u >> _31
+        return torch.from_numpy(u.view(np.int64))
     z = _shift_right(z, 30).bitwise_xor_(z).mul_(_MIX_1)
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_MIX_2)
     return z.bitwise_xor_(_shift_right(z, 31))
@@ -43,7 +54,19 @@ def key(*words: Tensor | int) -> Tensor:
     Returns:
         Keys, of the broadcast shape of the words.
     """
-    folded: Tensor | int = 0
+    return fold(0, *words)
+
+
+def fold(folded: Tensor | int, *words: Tensor | int) -> Tensor:
+    """Go on with a key: `fold(key(a), b)` is `key(a, b)`.
+
+    Args:
+        folded: The key of the words before.
+        *words: Further words, as for `key`.
+
+    Returns:
+        Keys, of the broadcast shape of all.
+    """
     for word in words:
         folded = _mixed(_mixed(word) + folded)
     return folded if isinstance(folded, Tensor) else torch.tensor(folded)
