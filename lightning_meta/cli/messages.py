@@ -102,7 +102,9 @@ def _arguments(path: str) -> list[str]:
     module, _, name = path.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+    except (ImportError, AttributeError, ValueError):
+        return []
+    if not inspect.isclass(cls):  # as typing.Callable
         return []
     parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c) and c is not object]
     return [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]

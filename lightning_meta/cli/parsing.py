@@ -32,6 +32,9 @@ class Bar(RichProgressBar):
         metrics.pop("v_num", None)
         return metrics
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return super()._get_train_description(current_epoch).replace("/-2", "")  # where only steps are counted
+
 
 class PlainParser(argparse.ArgumentParser):
     """The options of a command that passes others on to `fit`; a mistake is a `UserError`."""

@@ -64,6 +64,14 @@ def test_fractions_divide_the_classes(plain: Path) -> None:
     assert names != [set(pool.names) for pool in ImageFolder(plain, seed=1).pools().values()]
 
 
+def test_thirty_classes_are_enough_for_five_ways(cache: Path, tmp_path: Path) -> None:
+    for c in range(30):
+        (tmp_path / f"class_{c}").mkdir()
+        Image.new("L", (4, 4), c).save(tmp_path / f"class_{c}" / "0.png")
+    pools = ImageFolder(tmp_path, image_size=4, channels=1).pools()
+    assert [pools[split].num_classes for split in ("train", "val", "test")] == [17, 5, 8]
+
+
 def test_every_split_gets_a_class(cache: Path, tmp_path: Path) -> None:
     for count in (3, 4, 5):
         save(tmp_path / "few" / f"c{count}" / "0.png")
