@@ -92,8 +92,6 @@ def learn(module: MetaModule, episode: Episode) -> tuple[Any, Examples, Examples
 
 
 def class_names(dataset: EpisodeDataset, classes: Tensor) -> list[str]:
-    """The names of classes of the pool; a rotated one says by how much."""
-    pool = dataset.tasks
-    assert isinstance(pool, Pool)
-    turned = [divmod(number, len(pool.names)) for number in classes.tolist()]
-    return [pool.names[name] + (f" {90 * turn}°" if turn else "") for turn, name in turned]
+    """The names of classes of the pool that tasks are drawn from."""
+    assert isinstance(dataset.tasks, Pool)
+    return dataset.tasks.class_names(classes.tolist())
