@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.compare import compare, compare_options
 from lightning_meta.cli.curves import curves, curves_options
+from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder import ladder, ladder_options
 from lightning_meta.cli.messages import one_line
@@ -81,6 +82,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(message, 2)
     except (UserError, MisconfigurationException) as error:
         return _fail(" ".join(str(error).split()), 2)
+    except (OSError, RuntimeError) as error:
+        if trouble := disk_trouble(error):
+            return _fail(f"cannot write ({trouble}); make room or mend it", 2)
+        raise
     return 0
 
 

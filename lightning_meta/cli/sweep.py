@@ -197,7 +197,7 @@ def _show(study: Study, folder: Path, space: Sweep) -> None:
     for trial in done[:BEST_SHOWN]:
         values = (_shown(trial.params.get(name)) for name in space.parameters)
         table.add_row(str(trial.number), f"{trial.value:.4g}", *values)
-    Console().print(table)
+    Console(markup=False).print(table)
     if done:
         print(f"the best run: {folder / f'trial_{done[0].number}' / '0'}; all trials: {folder / 'trials.csv'}")
 
