@@ -74,7 +74,8 @@ def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_tables_go_to_wandb_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()  # which reads the environment once a process
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     options = ["compare", "runs/multi_head", "--baseline", "runs/independent", "--wandb_project", "transfer"]
