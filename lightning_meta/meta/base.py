@@ -46,11 +46,22 @@ class Outcome(NamedTuple):
 
 
 class MetaModule(TrainedModule, ABC):
-    """A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
+    r"""A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
 
-    Logged: `train/loss` and `train/<metric>` of a step's query sets; `val/...` and `test/...` the mean over tasks of
-    `loss` and of the metric (`accuracy` or `mse`), `<metric>_ci95`, the half-width of its 95 % interval over tasks,
-    and for learners with an inner loop `<metric>_step_<j>` after j inner steps.
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of a task's query examples that are classified right, in [0, 1],
+          the mean over tasks. In regression it is `mse`, the mean squared error in squared units of the target, and
+          beside it `val/mse_median`, `test/mse_median`, the median over tasks, which a few tasks that blow up do not
+          move.
+        - `val/accuracy_ci95`, `test/accuracy_ci95`: the half-width of the 95 % interval of that mean,
+          $1.96\, s / \sqrt{n}$, with s the standard deviation over the n tasks. It is about other tasks of the same
+          split, and says nothing about other seeds.
+        - `val/accuracy_step_<j>`, `val/accuracy_step_<j>_ci95`, and `test` alike: the same after j inner steps, from 0
+          to the last; of learners with an inner loop alone.
+        - `val/loss`, `test/loss`: the loss of the query set, the mean over tasks.
+        - `train/loss`, `train/accuracy`: of the meta-batch of one step, every `log_every_n_steps` steps: the mean outer
+          loss, which is what is minimised, and the accuracy (or `mse`) of its query sets.
+        - `test/tasks`: n.
 
     Args:
         backbone: The network that is shared by all tasks; its batch normalisation is made per task.

@@ -11,12 +11,31 @@ class MAML(GradientBasedLearner):
     $$\min_\theta \sum_i L_i(\varphi_i; \mathrm{query}), \qquad
       \varphi_i = \theta - \alpha \nabla_\theta L_i(\theta; \mathrm{support}) \text{ (a few times)}$$
 
-    (algorithm 2). The network is the backbone and a linear head of the training way, so a model serves the way it was
-    trained with.
+    (algorithm 2; https://arxiv.org/abs/1703.03400). The network is the backbone and a linear head of the training way,
+    so a model serves the way it was trained with. Its options are those of `GradientBasedLearner` and `MetaModule`.
 
-    Deviations from the paper's code: the scale and shift of batch normalisation are adapted in the inner loop like any
-    other weight (there, the shift is the outer loop's alone and there is no scale); weights start from torch's
-    initialisation.
+    Run it:
+        `python scripts/fit.py --config configs/maml_glyphs.yaml` without a download; the paper's experiments are
+        `configs/maml_sinusoid.yaml`, `configs/maml_omniglot.yaml` and `configs/maml_mini_imagenet.yaml`, and there is
+        `configs/maml_cifar_fs.yaml`.
 
-    Its options are those of `GradientBasedLearner` and `MetaModule`.
+    Logged:
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
+          inner steps, from 0 to `test_inner_steps`, with its `_ci95`. Step 0 is θ itself: about chance in
+          classification, as labels are dealt out anew in each task. The last step is `test/accuracy`.
+        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - Algorithm 2, the last step: the optimiser (Adam by default, as in the paper's code) steps on the mean over
+          tasks, as in that code, where the algorithm takes a gradient step on the sum.
+        - Equation 3: cross-entropy is the mean over examples, in the inner loop as well. The paper's code adds up the
+          N·K support examples and divides by K, so at the same `inner_lr` its inner steps are N times as long, and its
+          outer gradients are N·Q / K times as large, which clipping notices and Adam does not. The shipped
+          configurations have the paper's numbers.
+        - Section 5.2: the inner loop adapts the scale and shift of batch normalisation like any other weight (in the
+          paper's code the shift is the outer loop's alone, and there is no scale), and ε is 1e-5 (there 1e-3).
+        - Weights start from torch's initialisation (in the paper's code from Glorot's or a normal one), and `fit` tests
+          those of the best validation (there, the last ones).
     """

@@ -28,11 +28,31 @@ class ProtoNet(MetaModule):
 
     $$p(y = n \mid x) = \mathrm{softmax}_n\left(-d(f(x), c_n) / \tau\right)$$
 
-    with $c_n$ the mean embedding of class n's support examples (equation 1) and d the squared Euclidean distance
-    (equation 2), or minus the cosine. Any way is served, whatever the training way was.
+    (equation 2; https://arxiv.org/abs/1703.05175) with $c_n$ the mean embedding of class n's support examples
+    (equation 1) and d the squared Euclidean distance, or minus the cosine. Any way is served, whatever the training way
+    was.
 
-    Deviations from the reference code: the running variance follows the variance that normalised a task's batch,
-    averaged over tasks; torch's layers follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
+    Run it:
+        `python scripts/fit.py --config configs/protonet_glyphs.yaml` without a download, or
+        `configs/protonet_glyphs_pictures.yaml` with every picture; the paper's experiments are
+        `configs/protonet_omniglot.yaml` and `configs/protonet_mini_imagenet.yaml`; `configs/protonet_cifar_fs.yaml`,
+        and your own images by `configs/protonet_image_folder.yaml`.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each. Where these are more, as the
+          paper advises, the accuracy is lower than in validation for that alone.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - Equation 2: the temperature τ is an addition; 1 is the paper's.
+        - The reference code's running variance: here it follows the variance that normalised a task's batch, averaged
+          over tasks; torch's layers follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
+        - Section 3.1: the paper trains on 1200 characters of Omniglot, as its code does once validation has chosen the
+          epoch; here the 172 of them that are for validation are never trained on.
+        - Section 3.3, classes that are described and have no examples (zero-shot), is not there.
 
     Args:
         backbone: The embedding f.

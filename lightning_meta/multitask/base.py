@@ -33,10 +33,23 @@ class MultiTaskModule(TrainedModule, ABC):
 
     A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
 
-    Logged, for each stage `train`, `val` and `test`: `<stage>/loss` (in training what is minimised, else the mean over
-    tasks), `<stage>/<metric>` the mean over the tasks that have this metric (`accuracy`, `r2`), `<stage>/score` the
-    mean over all tasks, and `<stage>/loss/<task>`, `<stage>/<metric>/<task>` of each. `val/score` is what the best
-    checkpoint and early stopping follow. Training metrics are those of the batch.
+    Logged:
+        - `val/score`, `test/score`: the mean over all tasks of what each is judged by: `accuracy`, in [0, 1], or `r2`,
+          1 at best and 0 where a model does no better than the mean of the split's targets. `val/score` is what the
+          best checkpoint and early stopping follow.
+        - `val/accuracy/<task>`, `val/r2/<task>`, and `test` alike: of each task, over every labelled example of the
+          split; `val/accuracy`, `val/r2`: the mean over the tasks that have this metric.
+        - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
+          error of targets standardised by the training split's mean and scale; `val/loss`, `test/loss`: the mean over
+          tasks, not weighted.
+        - `val/f1/<task>` (macro average), `val/auroc/<task>` and `val/mae/<task>`, and `test` alike: of tasks of
+          classes or several labels, of yes-or-no tasks, and of real targets, in their own units.
+        - `train/loss`: what is minimised, so by default the sum over the tasks in the batch. `train/loss/<task>`,
+          `train/accuracy/<task>`, `train/accuracy` and so on are those of one batch, every `log_every_n_steps` steps; a
+          task that the batch lacks has none. `train/weight/<task>`: see `Weighting`.
+        - `test/tasks`: T.
+
+        There are no intervals: `scripts/compare.py` has them, over seeds and test examples.
 
     Args:
         backbone: The network before the heads. Its batch normalisation normalises by the batch in training, all tasks

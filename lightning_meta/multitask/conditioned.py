@@ -25,8 +25,26 @@ Descriptor = Literal["one_hot", "embedding", "given"]
 class Conditioned(MultiTaskModule):
     r"""One network for all tasks, told which task it is by a descriptor: $f(y \mid x, z_i; \theta)$.
 
+    With `enters: film` it is FiLM (Perez et al., AAAI 2018, https://arxiv.org/abs/1709.07871) that is told the task.
     Every parameter but a learned embedding is shared, the head as well: it is as wide as the widest task asks for, and
     a task uses the first of its outputs. An input that several tasks have targets for is run once for each of them.
+
+    Run it:
+        `python scripts/fit.py --config configs/conditioned_glyphs.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples, told which task it is;
+          `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - Perez et al. make scale and shift of a question, by a recurrent network; here they are linear in z, without a
+          bias, and start at 1 and 0.
+        - Their FiLM stands within a residual block, behind a batch normalisation without scale and shift; here it
+          stands before a stage of any backbone, whose normalisation keeps both.
+        - `concatenate`, `add` and `gate` follow no one paper.
 
     Args:
         backbone: The network before the head.

@@ -18,15 +18,29 @@ from lightning_meta.tasks import TasksSpec
 
 
 class CrossStitch(MultiTaskModule):
-    r"""Soft sharing by mixing activations (Misra et al. 2016, equation 1).
+    r"""Soft sharing by mixing activations (Misra, Shrivastava, Gupta and Hebert, CVPR 2016).
 
     $$\tilde h_i^c = \sum_j \alpha_{ij}^c h_j^c$$
 
-    after each stage, with an α for each channel c. It starts with $\alpha_{ii}$ = `own` and the rest shared evenly by
-    the other tasks. Every input runs through all T networks, so the cost of an example grows with T.
+    (equation 1; https://arxiv.org/abs/1604.03539) after each stage, with an α for each channel c. It starts with
+    $\alpha_{ii}$ = `own` and the rest shared evenly by the other tasks. Every input runs through all T networks, so the
+    cost of an example grows with T.
 
-    Deviations from the paper: the networks start from the same backbone and not from T trained ones (section 4), and
-    the α have the learning rate of the other parameters and not 100 times it.
+    Run it:
+        `python scripts/fit.py --config configs/cross_stitch_glyphs.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - The α are not logged; a checkpoint has them as `mixing.<stage>`, `(C, T, T)`.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - Section 4: the networks start from the same backbone and not from T trained ones, and the α have the learning
+          rate of the other parameters and not 100 times it.
+        - Figure 4: activations are mixed after every stage of the backbone; the paper's AlexNets are stitched after
+          pooling and fully connected layers, two of them for two tasks.
 
     Args:
         backbone: The network of each task, before its head.

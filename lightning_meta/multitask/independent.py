@@ -33,15 +33,31 @@ LARGE = 50_000  # parameters of a network whose copies cost more than what `vmap
 class Independent(MultiTaskModule):
     r"""T separate trainings in one: $\min_{\theta_i} L_i(\theta_i)$ for each task i.
 
-    The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches, the
-    start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks. Each
-    task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is the
-    mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give.
+    Single-task learning (Caruana, Multitask Learning, Machine Learning 28, 1997), the baseline of every method that
+    shares. The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches,
+    the start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks.
+    Each task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is
+    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give.
 
     That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
     inputs without any label are not drawn.
 
-    Deviation from separate trainings of one's own: every backbone starts from the same values, those of `backbone`.
+    Run it:
+        `python scripts/fit.py --config configs/independent_glyphs.yaml`; beside methods that share, over several seeds:
+        `python scripts/ladder.py --config configs/ladder_glyphs.yaml --jobs 2`.
+
+    Logged:
+        - `val/score`: the mean over tasks of the best validation of each so far, so it never falls in a run;
+          `val/accuracy/<task>` and the others are those of the weights at hand.
+        - `test/score`, `test/accuracy/<task>` and so on: each task with the weights of its own best validation.
+        - `test/joint_score`: the mean over tasks with the weights of the best mean, which is how methods that share are
+          selected; by task it is `joint` in `per_task.csv`.
+        - `train/loss`: the sum over tasks.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - From separate trainings of one's own: every backbone starts from the same values, those of `backbone`.
 
     Args:
         backbone: The network of each task, before its head.

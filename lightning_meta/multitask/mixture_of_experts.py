@@ -20,9 +20,25 @@ from lightning_meta.tasks import TasksSpec
 
 
 class MixtureOfExperts(MultiTaskModule):
-    r"""Soft sharing by gates (MMoE; Ma et al. 2018, equations 4 to 6).
+    r"""Soft sharing by gates (MMoE; Ma, Zhao, Yi, Chen, Hong and Chi, KDD 2018).
 
     $$f_i(x) = h_i\Big(\sum_e g_{ie}(x)\, f_e(x)\Big), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
+
+    (section 4.2; https://doi.org/10.1145/3219819.3220007). Every input runs through all experts.
+
+    Run it:
+        `python scripts/fit.py --config configs/mixture_of_experts_glyphs.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - The gates are not logged.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - An expert is any backbone, where the paper's is one layer; a gate is linear in the input laid out flat, which
+          are pixels where inputs are images. Inputs are those behind the stems, where there are any.
 
     Args:
         backbone: The first expert; the others are made like it and start from other values.

@@ -19,6 +19,25 @@ from lightning_meta.tasks import TasksSpec
 class MultiHead(MultiTaskModule):
     r"""Hard parameter sharing (Caruana 1997): $f_i(x) = h(g(x; \theta_{sh}); \theta_i)$.
 
+    Caruana, Multitask Learning, Machine Learning 28 (1997), https://doi.org/10.1023/A:1007379606734.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml` without a download;
+        `configs/multi_head_omniglot.yaml`, `configs/multi_head_cifar100.yaml`, `configs/multi_head_multi_mnist.yaml`,
+        `configs/multi_head_parkinsons.yaml`, and your own table by `configs/multi_head_table.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples, with the weights of the best
+          `val/score`: one checkpoint for all tasks. When each task was at its best is `best_step` in `per_task.csv`.
+        - `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - The paper's networks share one hidden layer, and an example has the targets of all tasks. Here sharing ends at
+          any depth, a head may have layers of its own, and tasks may have examples of their own.
+
     Args:
         backbone: g.
         shared_depth: How many of the backbone's stages are shared, from the input on: all by default. Each task has a

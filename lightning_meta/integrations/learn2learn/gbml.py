@@ -20,11 +20,25 @@ class GBML(GradientBasedLearner):
     $$\varphi_{j+1} = \varphi_j - \alpha\, u_\psi(\nabla_\varphi L(\varphi_j))$$
 
     with the transforms' weights ψ learned in the outer loop, with θ: `meta_sgd`, a rate for each weight (Li et al.
-    2017); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019); `meta_curvature` (Park and Oliva 2019);
+    2017, https://arxiv.org/abs/1707.09835); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019,
+    https://arxiv.org/abs/1910.13603); `meta_curvature` (Park and Oliva 2019, https://arxiv.org/abs/1902.03356);
     `linear`, a full matrix, for small networks.
 
-    Deviations from learn2learn: every task starts from the same ψ, which the inner loop leaves alone
-    (`adapt_transform=False` there); tasks may be vectorised; normalisation is per task.
+    Run it:
+        With learn2learn built (`python scripts/build_learn2learn.py`), as any configuration of MAML:
+        `python scripts/fit.py --config configs/maml_glyphs.yaml --model lightning_meta.integrations.learn2learn.GBML
+        --model.init_args.transform meta_sgd`.
+
+    Logged:
+        As by `MAML`: `test/accuracy_step_<j>`, the mean over tasks after j inner steps, from 0 to `test_inner_steps`,
+        with its `_ci95`; the last is `test/accuracy`. The transforms are not logged; a checkpoint has them. The rest is
+        said at `MetaModule`.
+
+    Deviations:
+        - From learn2learn: every task starts from the same ψ, which the inner loop leaves alone
+          (`adapt_transform=False` there); tasks may be vectorised; normalisation is per task.
+        - From Li et al.: α stands before the learned rates, which all start at 1.
+        - Those of `MAML`.
 
     Args:
         backbone: The network below the head.

@@ -17,6 +17,14 @@ class Weighting(Described, nn.Module, ABC):
     All weightings are on the scale of `Equal`, whose weights are 1, so that a learning rate means the same under each.
     Whatever changes in training is a parameter or a buffer, so that a resumed run goes on exactly.
 
+    Run it:
+        By its name, in any configuration of several tasks but those of `Independent`:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting Uncertainty`.
+
+    Logged:
+        - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`.
+        - `train/loss`: the objective, so weighted. `train/loss/<task>` and everything in validation and testing is not.
+
     A weighting of your own gives `configure` and `weights`. What it keeps of the losses it takes in `observe` and
     `end_epoch`, which see the same numbers on all ranks; `forward` sees those of its own rank.
     """

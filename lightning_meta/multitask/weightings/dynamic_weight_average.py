@@ -19,10 +19,21 @@ class DynamicWeightAverage(Weighting):
     $$w_i(t) = T \, \mathrm{softmax}_i(r_i(t) / \tau), \qquad r_i(t) = L_i(t-1) / L_i(t-2),$$
 
     where $L_i(t)$ is the mean over the steps of epoch t that had the task in the batch. The weights sum to T, and are
-    all 1 in the first two epochs. A task that is absent for an epoch keeps its ratio, which is 1 until the task has
-    been seen in two epochs; so does one whose loss was not above 0, to which no ratio can be taken.
+    all 1 in the first two epochs.
 
-    Liu, Johns and Davison, End-to-End Multi-Task Learning with Attention (CVPR 2019), section 3.3, equation 7.
+    Liu, Johns and Davison, End-to-End Multi-Task Learning with Attention (CVPR 2019,
+    https://arxiv.org/abs/1803.10704), section 3.3, equation 7.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting
+        DynamicWeightAverage`.
+
+    Logged:
+        `train/weight/<task>`: $w_i(t)$, the same for all steps of an epoch.
+
+    Deviations:
+        - Equation 7 for a task that is absent for an epoch: it keeps its ratio, which is 1 until the task has been seen
+          in two epochs; so does one whose loss was not above 0, to which no ratio can be taken.
 
     Args:
         temperature: τ, above 0; the larger, the more equal the weights.

@@ -16,6 +16,12 @@ class Equal(Weighting):
 
     A strong baseline where its learning rate is tuned like the others' (Kurin et al., NeurIPS 2022; Xin et al.,
     NeurIPS 2022).
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml`; it is the default.
+
+    Logged:
+        No weights; `train/loss` is the sum over the tasks in the batch.
     """
 
     weight: Tensor

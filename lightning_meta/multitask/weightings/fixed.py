@@ -16,6 +16,13 @@ from lightning_meta.tasks import Task
 class Fixed(Weighting):
     r"""A weighted sum of the losses, $\sum_i w_i L_i$, with the weights as they are given.
 
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_multi_mnist.yaml --model.init_args.weighting Fixed
+        --model.init_args.weighting.init_args.weights '{left: 1.5, right: 0.5}'`.
+
+    Logged:
+        `train/weight/<task>`: as given.
+
     Args:
         weights: The weight of every task, by its name: at least 0, and not all 0. They are not normalised: the scale
             of `Equal` is a mean of 1.

@@ -15,11 +15,20 @@ from lightning_meta.tasks import Task
 class RandomWeights(Weighting):
     r"""Draws the weights of each step: $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$.
 
-    The weights sum to T and have mean 1; in the paper they sum to 1. They are a pure function of a key, which is drawn
-    once from torch's generator, and of the number of the step: the same on all ranks and after a resume.
+    They are a pure function of a key, which is drawn once from torch's generator, and of the number of the step: the
+    same on all ranks and after a resume.
 
     Lin, Ye, Zhang and Tsang, Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning
-    (TMLR 2022, arXiv 2111.10603), section 3, RLW with the normal distribution.
+    (TMLR 2022, https://arxiv.org/abs/2111.10603), section 3, RLW with the normal distribution.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting RandomWeights`.
+
+    Logged:
+        `train/weight/<task>`: those drawn for the step.
+
+    Deviations:
+        - Section 3: the weights sum to T and have mean 1; in the paper they sum to 1.
     """
 
     key: Tensor

@@ -21,10 +21,19 @@ class Uncertainty(Weighting):
     neither term. The $s_i$ begin at 0 and are trained like the network's parameters, without weight decay, which would
     pull every noise towards 1.
 
-    The squared error of a target of several dimensions is averaged over them, as $\tfrac{1}{2} s_i$ is for one.
-
     Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics
-    (CVPR 2018), section 3.2.
+    (CVPR 2018, https://arxiv.org/abs/1705.07115), section 3.2.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_parkinsons.yaml`, whose weighting it is.
+
+    Logged:
+        - `train/weight/<task>`: $c_i e^{-s_i}$.
+        - `train/loss`: with the $\tfrac{1}{2} s_i$, so it may fall below 0.
+
+    Deviations:
+        - Section 3.2: the squared error of a target of several dimensions is averaged over them, as
+          $\tfrac{1}{2} s_i$ is for one.
     """
 
     log_variance: nn.Parameter

@@ -1,0 +1,98 @@
+"""How Sphinx makes the pages: README.md in front, and behind it what the docstrings say."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.inspect import stringify_signature
+
+project = "lightning_meta"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+html_theme = "furo"
+html_title = "lightning_meta"
+html_show_copyright = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures stay short; the Args say what a value is
+napoleon_custom_sections = ["Run it", "Logged", "Deviations"]
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+
+# README.md links to files of the repository. Where it names a class, that has a place of its own here.
+_TO_CLASS = re.compile(r"\[`(\w+)`([^\]]*)\]\(lightning_meta/((?:\w+/)+)\w+\.py\)")
+_TO_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)[^)]+\)")
+
+# Docstrings are written as Markdown, which people read in the code. What Sphinx reads is reStructuredText.
+_MARKUP = re.compile(
+    r"(?<!`)`(?P<code>[^`]+)`(?!`)"
+    r"|^(?P<indent>[ ]*)\$\$(?P<equation>.+?)\$\$"
+    r"|\$(?P<math>[^$]+)\$"
+    r"|(?P<literal>\||(?<=\w)_(?!\w)|(?<=: )\w(?=\.$))",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def as_restructured_text(docstring: str) -> str:
+    """Code spans, formulae and characters with a meaning, paragraph by paragraph; doctests stay as they are."""
+    return "\n\n".join(
+        block if block.lstrip().startswith(">>>") else _MARKUP.sub(_marked_up, block)
+        for block in docstring.split("\n\n")
+    )
+
+
+def _marked_up(found: re.Match[str]) -> str:
+    if code := found["code"]:
+        if re.fullmatch(r"[A-Z]\w+(\.\w+)*", code):
+            return f":py:obj:`.{code}`"  # a class, whatever module it is in
+        return f":py:obj:`{code}`" if re.fullmatch(r"[a-z_][\w.]*", code) else f"``{code}``"
+    if equation := found["equation"]:
+        lines = "".join(f"{found['indent']}   {line.strip()}\n" for line in equation.splitlines())
+        return f"{found['indent']}.. math::\n\n{lines}"
+    if math := found["math"]:
+        return f":math:`{math}`"
+    return "\\" + found["literal"]
+
+
+def _docstring(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    for i, line in enumerate(lines[1:], 1):
+        if lines[i - 1].strip() == "Returns:":  # what stands before a colon is no type
+            lines[i] = re.sub(r"^ *", r"\g<0>: ", line)
+    lines[:] = as_restructured_text("\n".join(lines)).split("\n")
+
+
+def _skip(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the fields of a NamedTuple, which its Attributes describe."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def _signature(app: Sphinx, what: str, name: str, thing: Any, *others: Any) -> tuple[str, str] | None:
+    """That of the constructor; `Described` takes any arguments in order to remember them."""
+    if what != "class" or not inspect.isfunction(thing.__init__):
+        return None
+    signature = inspect.signature(thing.__init__)
+    arguments = list(signature.parameters.values())[1:]
+    text = stringify_signature(signature.replace(parameters=arguments), show_annotation=False)
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text), ""
+
+
+def _readme(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
+    text = _TO_CLASS.sub(lambda m: f"[`{m[1]}`{m[2]}](#lightning_meta.{m[3].replace('/', '.')}{m[1]})", content[0])
+    content[0] = _TO_FILE.sub(r"\1", text)
+
+
+def _one_entry_a_method(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:
+    if app.env.docname == "methods" and isinstance(content.parent, nodes.Element):  # its sections are enough
+        content.parent["no-contents-entry"] = True
+
+
+def setup(app: Sphinx) -> None:
+    """Have docstrings turned before napoleon takes their sections apart, and README's links as it is included."""
+    app.connect("autodoc-process-docstring", _docstring, priority=400)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("autodoc-skip-member", _skip)
+    app.connect("include-read", _readme)
+    app.connect("object-description-transform", _one_entry_a_method)

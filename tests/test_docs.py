@@ -1,0 +1,274 @@
+"""What the README, the pages and the docstrings show is run; what they name is there."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+import shlex
+import subprocess
+import sys
+from abc import ABC
+from functools import partial
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import yaml
+
+import lightning_meta
+from lightning_meta import meta, multitask
+from lightning_meta.cli import main
+from lightning_meta.cli.ladder_file import read_ladder
+from lightning_meta.cli.sweep_file import read_sweep
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.sources import Sinusoid
+from lightning_meta.integrations.learn2learn import GBML
+from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
+from lightning_meta.multitask import MultiHead, MultiTaskModule, weightings
+from lightning_meta.multitask.weightings import Fixed, Weighting
+from lightning_meta.nn import MLP, Conv4
+from lightning_meta.run import RunLogger
+from lightning_meta.testing import toys
+from tests.test_configs import briefly
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = sorted(ROOT.glob("lightning_meta/**/*.py"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+BASES = (MetaModule, MultiTaskModule, Weighting)
+
+
+def shipped(package: Any) -> list[type]:
+    """The methods among what a package offers."""
+    offered = (getattr(package, name) for name in package.__all__)
+    return [c for c in offered if inspect.isclass(c) and issubclass(c, BASES) and ABC not in c.__bases__]
+
+
+METHODS = [*shipped(meta), GBML, *shipped(multitask), *shipped(weightings)]
+by_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a page: how many lines stand before each, and its text."""
+    text = page.read_text()
+    fences = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [(text.count("\n", 0, found.start(1)), found[1]) for found in fences]
+
+
+def shell_commands(page: Path) -> list[str]:
+    """The commands of this repository that a page shows, without their comments."""
+    lines = [
+        shlex.join(shlex.split(line, comments=True)) for _, text in blocks(page, "sh") for line in text.split("\n")
+    ]
+    return [part for line in lines for part in line.split(" '&&' ") if part.startswith("python scripts/")]
+
+
+def commands_of(method: type) -> list[str]:
+    """The commands that a docstring shows."""
+    return [" ".join(code.split()) for code in re.findall(r"`(python scripts/[^`]+)`", method.__doc__ or "")]
+
+
+def parsed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """The configuration that `fit` makes of a command's options; of others, whether their parsers take them."""
+    script, *options = shlex.split(command)[1:]
+    assert (ROOT / script).is_file()
+    name = Path(script).stem
+    if name == "fit":
+        asked = [] if any("help" in option for option in options) else ["--print_config"]
+        with pytest.raises(SystemExit) as ended:
+            main(["fit", *options, *asked])
+        assert not ended.value.code
+        return yaml.safe_load(capsys.readouterr().out) if asked else {}
+    if name in ("predict", "compare", "curves", "ladder", "sweep"):
+        parser = importlib.import_module(f"lightning_meta.cli.{name}").make_parser()
+        if name == "ladder":
+            given, of_fit = parser.parse_known_args(options)
+            read_ladder(given.config, Path("runs"), given.seeds, given.rungs, of_fit)
+        elif name == "sweep":
+            given, of_fit = parser.parse_known_args(options)
+            parsed(shlex.join(["python", "scripts/fit.py", *read_sweep(given.config).options, *of_fit]), capsys)
+        else:
+            parser.parse_args(options)
+    else:
+        assert not options, f"no test knows the options of {name}"
+    return {}
+
+
+# What is shown is run.
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs that README takes for granted, of two steps each, and a learned task."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("protonet_glyphs", "maml_glyphs", "multi_head_glyphs"):
+        assert main(briefly(ROOT / "configs" / f"{name}.yaml", folder / "runs")) == 0
+    predictor = lightning_meta.load(folder / "runs" / "protonet_glyphs" / "0").predictor(
+        torch.rand(2, 1, 28, 28), ["a", "b"]
+    )
+    predictor.export(folder / "task.pt2")
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    namespace: dict[str, Any] = {"__name__": "readers_session", "lightning_meta": lightning_meta}
+    namespace |= {"images": torch.rand(3, 1, 28, 28), "new_images": torch.rand(2, 1, 28, 28)}
+    namespace["support_images"] = torch.rand(4, 1, 28, 28)
+    code = "".join(text for _, text in blocks(page, "python"))
+    shorter = {"max_steps=500": "max_steps=2, logger=False", "queries=5)": "queries=5, val_tasks=2, test_tasks=2)"}
+    for line, text in blocks(page, "python"):
+        for long, short in shorter.items():
+            assert page.name != "README.md" or long in code, f"this test makes {long!r} of the README shorter"
+            text = text.replace(long, short)
+        exec(compile("\n" * line + text, page, "exec"), namespace)
+    if page.name == "README.md":
+        assert set(namespace["predictor"](namespace["new_images"])) <= {"alpha", "beta", "gamma"}
+
+
+@pytest.mark.parametrize("file", [f for f in PACKAGE if ">>>" in f.read_text()], ids=lambda file: file.stem)
+def test_examples_of_docstrings(file: Path) -> None:
+    module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    failed, attempted = doctest.testmod(importlib.import_module(module))
+    assert attempted
+    assert not failed
+
+
+@pytest.mark.parametrize(
+    "command", sorted({c for page in PAGES for c in shell_commands(page)}), ids=lambda command: command[15:70]
+)
+def test_commands_of_the_pages(
+    command: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if " scripts/test.py " in command:  # its options are those of a run
+        monkeypatch.chdir(runs)
+        quick = ["--tasks=2", "--trainer.enable_progress_bar=false"]
+        assert main(["test", *shlex.split(command)[2:], *quick]) == 0
+    else:
+        monkeypatch.chdir(ROOT)
+        parsed(command, capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_configurations_of_the_pages(
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for _, text in blocks(page, "yaml"):
+        (tmp_path / "shown.yaml").write_text(text)
+        parsed(f"python scripts/fit.py --config configs/maml_glyphs.yaml --config {tmp_path / 'shown.yaml'}", capsys)
+
+
+# What is named is there.
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_that_a_page_names(page: Path) -> None:
+    named = re.findall(r"(?<![\w/])(?:configs|docs|lightning_meta|scripts|tests)/[\w./-]+\.[a-z]\w*", page.read_text())
+    assert not [file for file in named if not (ROOT / file).exists()]
+
+
+def test_every_method_has_its_place_on_the_page() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text()
+    found, module = [], ""
+    for directive, name in re.findall(r"^\.\. (currentmodule|autoclass):: (\S+)$", page, re.MULTILINE):
+        if directive == "currentmodule":
+            module = name
+        else:
+            path, _, last = name.rpartition(".")
+            found.append(getattr(importlib.import_module(path or module), last))
+    assert len(found) == len(set(found))
+    assert {c for c in found if ABC not in c.__bases__} == set(METHODS)
+    assert set(BASES) < set(found)
+
+
+@by_method
+def test_a_method_says_how_to_run_it(
+    method: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = inspect.cleandoc(method.__doc__ or "")
+    sections = re.findall(r"^(Run it|Logged|Deviations|Args):$", text, re.MULTILINE)
+    expected = ["Run it", "Logged", "Deviations"] if method.__name__ not in ("Equal", "Fixed") else ["Run it", "Logged"]
+    assert sections[: len(expected)] == expected
+    for config in set(re.findall(r"configs/\w+\.yaml", text)):
+        assert (ROOT / config).is_file()
+    commands = commands_of(method)
+    models = [parsed(command, capsys).get("model", {}) for command in commands]
+    path = f"{method.__module__.rpartition('.')[0]}.{method.__name__}"
+    assert path in [m.get("class_path") for m in models] + [
+        (m.get("init_args", {}).get("weighting") or {}).get("class_path") for m in models
+    ]
+
+
+def conv4() -> Conv4:
+    return Conv4(width=4, blocks=2)
+
+
+def sines() -> EpisodicDataModule:
+    return EpisodicDataModule(Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4)
+
+
+LOGGING: dict[str, Any] = {
+    "MAML": (partial(MAML, inner_steps=1), conv4, toys.pictures),
+    "MAML of regression": (partial(MAML, inner_steps=1), lambda: MLP(1, (8,)), sines),
+    "ProtoNet": (ProtoNet, conv4, toys.pictures),
+    "Baseline": (partial(Baseline, head_steps=2), conv4, toys.pictures),
+    **{method.__name__: (method, lambda: MLP(4, (8, 8)), toys.sums) for method in shipped(multitask)},
+    **{
+        weighting.__name__: (partial(MultiHead, weighting=weighting()), lambda: MLP(4, (8,)), toys.sums)
+        for weighting in shipped(weightings)
+        if weighting is not Fixed
+    },
+}
+
+
+@pytest.mark.parametrize("case", LOGGING)
+def test_every_logged_metric_is_explained(case: str, tmp_path: Path) -> None:
+    method, backbone, make_data = LOGGING[case]
+    module, data, logger = method(backbone()), make_data(), RunLogger(tmp_path)
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
+    )
+    steps: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 2, "num_sanity_val_steps": 0}
+    trainer = lightning.Trainer(logger=logger, log_every_n_steps=1, accelerator="cpu", **steps, **quiet)
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    logger.finalize("success")
+    classes = [*type(module).__mro__, *(type(m) for m in module.modules() if isinstance(m, Weighting)), Weighting]
+    text = " ".join(c.__doc__ or "" for c in classes if issubclass(c, BASES))
+    explained = [_alike(name) for name in re.findall(r"`((?:train|val|test)/[^`]+)`", text)]
+    patterns = [re.escape(name).replace("<j>", r"\d+").replace("<task>", r"\w+") for name in explained]
+    logged = [name for name in logger.file.read_text().splitlines()[0].split(",") if "/" in name]
+    assert {"train/loss", "test/loss"} <= set(logged)
+    assert not [name for name in logged if not any(re.fullmatch(p, _alike(name)) for p in patterns)]
+
+
+def _alike(name: str) -> str:
+    """Validation and test are explained in one, and so are the metrics by which tasks are judged."""
+    return re.sub(r"/(mse|r2)(?!_median)", "/accuracy", name.replace("test/", "val/"))
+
+
+# The pages.
+
+
+@pytest.mark.slow
+def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-d", str(tmp_path / "cache")]
+    done = subprocess.run([*command, str(ROOT / "docs"), str(tmp_path / "html")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    front, methods = ((tmp_path / "html" / f"{page}.html").read_text() for page in ("index", "methods"))
+    for image in re.findall(r"!\[[^\]]*\]\(docs/([^)]+)\)", PAGES[0].read_text()):
+        assert f'src="_images/{image}"' in front
+        assert (tmp_path / "html" / "_images" / image).is_file()
+    assert 'href="methods.html#lightning_meta.meta.MAML"' in front  # README's table leads to the pages
+    text = unescape(re.sub(r"<[^>]+>", "", methods[methods.index("<article") :]))
+    assert "`" not in text
+    assert "$" not in text
+    for heading in ("Run it", "Logged", "Deviations"):
+        assert methods.count(f'<p class="rubric">{heading}</p>') >= len(METHODS) - 2
