@@ -15,6 +15,9 @@ from lightning_meta.data.sources.base import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import EpisodeSpec
 
+USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
+"""The splits of a stage of the Trainer."""
+
 
 class EpisodicDataModule(SourceDataModule):
     """Episodes from a source: training tasks without end, and fixed validation and test tasks.
@@ -103,9 +106,8 @@ class EpisodicDataModule(SourceDataModule):
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
         else:
             pools, self.spec = self._open(self.source, stage)
-        # A trained model is tested, not trained, on other ways and shots: then the training split does not matter.
-        splits = SPLITS if stage == "fit" else tuple(s for s in SPLITS if s != "train")
-        for split in splits:
+        # A trained model may be tested on ways and shots that the other splits could not fill.
+        for split in USED[stage]:
             train = split == "train"
             self.datasets[split] = EpisodeDataset(
                 pools[split],

@@ -29,7 +29,7 @@ def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     origin = prototypes.mean(0)
     features, prototypes = features - origin, prototypes - origin
     squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1)
-    return (squares - 2 * features @ prototypes.T).clamp_min(0)
+    return (squares - features @ (2 * prototypes).T).clamp_min(0)
 
 
 def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:

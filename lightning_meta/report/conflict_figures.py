@@ -19,6 +19,7 @@ from lightning_meta.report.figures import SIZE
 # From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
 COLOURS = "cividis"
 PRINTED = 16  # tasks whose values find room in the cells
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
@@ -118,7 +119,7 @@ def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "",
     extend = beyond[bool(np.nanmin(shown) < -limit), bool(np.nanmax(shown) > limit)]
     bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.8 if count > 4 else 1.0)
     if exponent:
-        bar.ax.set_title(f"$\\times 10^{{{exponent}}}$", fontsize=8)
+        title += f", × 10{str(exponent).translate(SUPERSCRIPTS)}"
     bar.ax.tick_params(labelsize=7)
     axes.set_xticks(range(count), labels, rotation=90, fontsize=8 if printed else 6.5)
     axes.set_yticks(range(count), labels, fontsize=8 if printed else 6.5)
@@ -135,6 +136,7 @@ def _print_values(axes: Axes, shown: np.ndarray, limit: float) -> None:
     digits = 3 if limit < 0.1 else 2
     for (i, j), value in np.ndenumerate(shown):
         if np.isfinite(value):
+            value = round(value, digits) + 0.0  # no −0.00
             text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.0f}"
             colour = "w" if value < 0.1 * limit else "k"
             axes.text(j, i, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=colour)

@@ -166,12 +166,16 @@ def test_the_spec_says_what_a_module_must_know() -> None:
     assert (spec.task, spec.input_shape, spec.outputs, spec.classes) == ("regression", (1,), 1, 0)
 
 
-def test_a_trained_model_is_tested_whatever_the_training_split_can_fill() -> None:
+def test_a_trained_model_is_tested_whatever_the_other_splits_can_fill() -> None:
     # Training classes are too few for this way; that is an error in fit, and no matter in test.
     options = {"ways": 9, "test_ways": 4}
     with pytest.raises(UserError, match=r"ways: 9 classes a task .* the train split has 8"):
         ready("fit", **options)
     assert next(iter(ready("test", **options).test_dataloader())).ways == 4
+    # Six classes are in the test split, five in that for validation.
+    assert next(iter(ready("test", test_ways=6).test_dataloader())).ways == 6
+    with pytest.raises(UserError, match=r"test_ways: 6 classes a task .* the val split has 5"):
+        ready("fit", test_ways=6)
 
 
 def test_rotations_are_of_the_splits_asked_for_and_leave_the_source_as_it_was() -> None:
