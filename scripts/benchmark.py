@@ -4,7 +4,8 @@
     python scripts/benchmark.py --threads 2        # every row, every curve
 
 Both sides of a row do the same work on the same data in the same process, in turn, after a warm-up; where they compute
-a loss, the losses are compared first. A ratio is the median time of the other library over that of this package.
+a loss, the losses are compared first. A ratio is the median time of the other library over that of this package. Freed
+memory is kept for both sides, as `fit` does for its process; the row `allocator` shows what that alone gives.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lightning_meta.run.files import replacing
+from lightning_meta.run.memory import keep_freed_memory
 
 
 def arguments(args: list[str] | None) -> argparse.Namespace:
@@ -47,6 +49,7 @@ def main(args: list[str] | None = None) -> int:
     """Measure, print, and write; the exit status is 1 where a row could not be measured."""
     options = arguments(args)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     mpl.use("agg")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -41,16 +41,21 @@ def maml(setting: Setting) -> Iterator[Row]:
     yield Row("its data against the whole step", took["data"], "step", took["auto"], 20.0, "20: data is 5 %")
 
 
+def protonet_module(device: torch.device) -> ProtoNet:
+    """ProtoNet with its paper's network for Omniglot, in training."""
+    torch.manual_seed(0)
+    spec = EpisodeSpec("classification", (1, 28, 28), 0)
+    network = work.conv4(downsample="max_pool", spatial="flatten")
+    return ProtoNet(network, strategy="auto", episodes=spec).train().to(device)
+
+
 def protonet(setting: Setting) -> Iterator[Row]:
     """ProtoNet's training episodes, data included, and what the data costs of them."""
     source, pool = work.images()
     l2l = peers.peer("learn2learn")
     for ways, shots, queries, tasks in [(5, 1, 5, 4)] if setting.short else [(60, 1, 5, 1), (5, 1, 5, 4)]:
         batch = work.drawn(pool, tasks, EpisodeShape(ways, shots, queries))
-        torch.manual_seed(0)
-        spec = EpisodeSpec("classification", (1, 28, 28), 0)
-        network = work.conv4(downsample="max_pool", spatial="flatten")
-        module = ProtoNet(network, strategy="auto", episodes=spec).train().to(setting.device)
+        module = protonet_module(setting.device)
         contestants: dict[str, Callable[[], object]] = {
             "data": batch,
             "ours": work.training_step(module, batch, setting.device),

@@ -42,7 +42,38 @@ def twin(module: MetaModule) -> nn.Module:
     return network
 
 
-def maml_losses(learner: Any, batch: Episode, steps: int, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def torchopt_losses(network: nn.Module, batch: Episode, steps: int, rate: float, loss: Loss) -> Tensor:
+    """MAML by torchopt's `MetaSGD`: after each task the network is put back where it was."""
+    torchopt = peer("torchopt")
+    inner = torchopt.MetaSGD(network, lr=rate)
+    parts = (network, inner)
+    start = [torchopt.extract_state_dict(part, by="reference") for part in parts]
+    losses = []
+    for t in range(len(batch.tasks)):
+        for _ in range(steps):
+            inner.step(loss(network(batch.support.x[t]), batch.support.y[t]))
+        losses.append(loss(network(batch.query.x[t]), batch.query.y[t]))
+        for part, state in zip(parts, start, strict=True):
+            torchopt.recover_state_dict(part, state)
+    return torch.stack(losses)
+
+
+def higher_losses(network: nn.Module, batch: Episode, steps: int, rate: float, loss: Loss) -> Tensor:
+    """MAML by higher's `innerloop_ctx`."""
+    inner = torch.optim.SGD(network.parameters(), lr=rate)
+    losses = []
+    for t in range(len(batch.tasks)):
+        with peer("higher").innerloop_ctx(network, inner, copy_initial_weights=False) as (adapted, optimizer):
+            for _ in range(steps):
+                optimizer.step(loss(adapted(batch.support.x[t]), batch.support.y[t]))
+            losses.append(loss(adapted(batch.query.x[t]), batch.query.y[t]))
+    return torch.stack(losses)
+
+
+def maml_losses(learner: Any, batch: Episode, steps: int, loss: Loss) -> Tensor:
     """The documented loop: clone, adapt, and the query loss of each task."""
     losses = []
     for t in range(len(batch.tasks)):

@@ -36,16 +36,22 @@ def sine(setting: Setting) -> Iterator[Row]:
             learner = l2l.algorithms.MAML(module.network, lr=0.01, first_order=False)
             trained = list(learner.parameters())
 
-            def losses(learner: Any = learner, batch: Episode = batch, steps: int = steps) -> torch.Tensor:
-                return peers.maml_losses(learner, batch, steps, F.mse_loss)
-
+            losses = partial(peers.maml_losses, learner, batch, steps, F.mse_loss)
             check_equal(module.meta_batch_loss(batch).loss, losses(), "sine MAML")
             contestants["learn2learn"] = partial(_gradient, losses, trained)
+        others = {"torchopt": peers.torchopt_losses, "higher": peers.higher_losses}
+        for name in [name for name in others if not setting.short and peers.peer(name) is not None]:
+            module = work.sine_maml(steps, False, setting.device)
+            losses = partial(others[name], module.network, batch, steps, 0.01, F.mse_loss)
+            check_equal(module.meta_batch_loss(batch).loss, losses(), f"sine MAML by {name}")
+            contestants[name] = partial(_gradient, losses, list(module.parameters()))
         took = setting.compare(contestants)
         what = f"sine MAML 40-40, {tasks} tasks, {steps} inner step{'s' * (steps > 1)}"
         targets = {25: (7.0, 12.0), 100: (18.0, 25.0)}[tasks] if steps == 1 else (None, None)
         for name, target in zip(("vmap", "compiled"), targets, strict=True):
             yield Row(f"{what}, {name}", took[name], "learn2learn", took.get("learn2learn"), target)
+        for name in sorted(others.keys() & took.keys()):
+            yield Row(f"{what}, vmap", took["vmap"], name, took[name])
     yield trainer_overhead(setting)
 
 
