@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
-import signal
+import random
+import runpy
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.cli.sweep_file import read_sweep
+from tests.sweep_toy import ended, forked, kill_run, wait_for
 from tests.test_cli import MAML, TOY
 from tests.wandb_files import stored_in
 
@@ -121,16 +122,26 @@ def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: py
         assert found == value or found["class_path"].endswith(f".{value}")
 
 
+def test_what_every_trial_would_be_refused_for_is_said_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_stepz=6"]) == 2
+    assert "did you mean trainer.max_steps?" in capsys.readouterr().err
+    values = {"parameters": {"model.init_args.inner_stepz": {"values": [1, 2]}}}
+    Path("typo.yaml").write_text(yaml.safe_dump({**SPACE, **values}))
+    assert main(["sweep", "--config", "typo.yaml", "--trials", "2"]) == 2
+    assert "inner_stepz: there is no such option of MAML" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 @pytest.mark.slow
 def test_a_search_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("optuna")
-    assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_stepz=6"]) == 2
-    assert "did you mean trainer.max_steps?" in capsys.readouterr().err
     assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_steps=6"]) == 0
     assert Path("runs/sweep_space/trial_1/0/results.json").read_text().count('"steps": 6')
     before = trials()
     assert [t["state"] for t in before] == ["complete"] * 2
-    assert main(["sweep", "--config", "space.yaml", "--trials", "3"]) == 0
+    assert main(["sweep", "--config", "space.yaml", "--trials", "3"]) == 2
+    assert "a sweep with --trainer.max_steps=6, not no --trainer.max_steps; give" in capsys.readouterr().err
+    assert main(["sweep", "--config", "space.yaml", "--trials", "3", "--trainer.max_steps", "6"]) == 0
     assert trials()[:2] == before
     assert len(trials()) == 3
     said = capsys.readouterr().out
@@ -143,27 +154,37 @@ def test_a_search_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_grid_and_a_killed_one_is_gone_on_with() -> None:
+def test_a_killed_sweep_goes_on_with_the_run_that_was_cut_off() -> None:
     pytest.importorskip("optuna")
-    grid = {**SPACE, "method": "grid"}
-    grid["parameters"] = {"model.init_args.inner_lr": {"values": [0.01, 0.1]}, "seed_everything": {"values": [0, 1]}}
-    Path("grid.yaml").write_text(yaml.safe_dump(grid))
-    command = [sys.executable, "-m", "lightning_meta.cli", "sweep", "--config", "grid.yaml"]
-    first = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
-    while not list(Path("runs").glob("*/trial_0/0/checkpoints/last.ckpt")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    found = trials("sweep_grid")
-    assert [t["state"] for t in found] == ["complete"] * 4
-    points = {(t["model.init_args.inner_lr"], t["seed_everything"]) for t in found}
-    assert points == {(lr, seed) for lr in ("0.01", "0.1") for seed in ("0", "1")}
-    began = [line for text in said for line in text.splitlines() if line.startswith("trial") and "inner_lr" in line]
-    assert len(began) == len(set(began)) == 4  # the one left behind, and three more: none twice
+    space = {**SPACE, "method": "grid", "parameters": {"model.init_args.inner_lr": {"values": [0.01, 0.1]}}}
+    Path("grid.yaml").write_text(yaml.safe_dump(space))
+    options = ("--config", "grid.yaml", "--trainer.max_steps=40")
+    place = Path("runs/sweep_grid/trial_0")
+    first = forked(*options)
+    wait_for((place / "0").is_dir, 100)
+    time.sleep(random.uniform(0, 1))  # before the first checkpoint, or after it
+    first.kill()
+    kill_run(place)
+    ended(first)
+    assert ended(forked(*options), 300) == 0
+    assert [t["state"] for t in trials("sweep_grid")] == ["complete"] * 2
+    assert sorted(t["model.init_args.inner_lr"] for t in trials("sweep_grid")) == ["0.01", "0.1"]
+    assert not (place / "1").exists()
+    assert '"steps": 40' in (place / "0" / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_sweep_ends_its_run_with_a_checkpoint() -> None:
+    pytest.importorskip("optuna")
+    options = ("--config", "space.yaml", "--trials", "1", "--trainer.max_steps=100000")
+    place = Path("runs/sweep_space/trial_0")
+    sweep = forked(*options)
+    wait_for(lambda: list(place.glob("0/metrics.csv")), 100)
+    sweep.terminate()
+    assert ended(sweep) == 143
+    assert "by SIGTERM" in (place / "log").read_text()
+    assert (place / "0" / "checkpoints" / "last.ckpt").is_file()
+    assert not kill_run(place)  # nothing runs any more
 
 
 @pytest.mark.slow
@@ -181,6 +202,10 @@ def test_a_trial_that_fails_is_noted_and_one_that_is_refused_ends_the_sweep(caps
     assert "nan" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+def _inner_lr(**spec: Any) -> dict[str, Any]:
+    return {"parameters": {"model.init_args.inner_lr": spec}}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no sweep": ({"parameters": None}, "is not a sweep"),
     "method": ({"method": "best"}, "grid, random, bayes"),
@@ -188,6 +213,20 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "text": ({"parameters": {"model.init_args.inner_lr": {"min": "1e-4", "max": 1}}}, "write 0.0001"),
     "option": ({"parameters": {"modle.lr": {"values": [1]}}}, "fit has no such option"),
     "grid": ({"method": "grid"}, "a grid needs values"),
+    "metric as a word": ({"metric": "val/accuracy"}, "as in {name: val/accuracy, goal: maximize}"),
+    "metric's target": ({"metric": {"name": "val/mse", "goal": "minimize", "target": 0}}, "target"),
+    "number": ({"parameters": {3: {"values": [1]}}}, "their names are options of fit, got [3]"),
+    "nothing": ({"parameters": {}}, "is not a sweep"),
+    "half": (_inner_lr(distribution="int_uniform", min=0.5, max=2.5), "whole numbers are needed"),
+    "probabilities": (_inner_lr(values=[0.1, 0.2], probabilities=[0.9, 0.1]), "got probabilities"),
+    "step": (_inner_lr(min=0.1, max=0.2, q=0.01), "got q"),
+    "normal": (_inner_lr(distribution="normal", mu=0.1, sigma=0.2), "got mu, sigma"),
+    "range of values": (_inner_lr(values=[0.1], distribution="uniform"), "categorical or constant"),
+    "twice": (_inner_lr(values=[1, 0.1, 1.0]), "got 1.0 again"),
+    "null": (_inner_lr(value=None), "numbers, words or booleans, got None"),
+    "endless": (_inner_lr(min=0.1, max=float("inf")), "a larger max"),
+    "cap": ({"run_cap": 3}, "got run_cap"),
+    "checkpoint": ({"command": ["${program}", "--ckpt_path=last", "${args}"]}, "each run's own"),
     "early": ({"early_terminate": {"type": "hyperband"}}, "only W&B does that"),
     "command": ({"command": ["python", "fit.py"]}, "${program}"),
 }
@@ -210,3 +249,27 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line(case: str, capsys: pytest
     assert line.count("\n") == 1
     assert said in line
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("logger", [["--trainer.logger=WandbLogger"], ["--trainer.logger", "WandbLogger"]])
+def test_loggers_are_left_out_as_one_word_or_two(logger: list[str]) -> None:
+    more = ["--trainer.logger.project", "p", "--trainer.logger+=CSVLogger", "--trainer.max_steps", "3"]
+    command = ["${program}", "--config", "maml.yaml", *logger, *more, "${args}"]
+    Path("loggers.yaml").write_text(yaml.safe_dump({**SPACE, "command": command}))
+    assert read_sweep("loggers.yaml").options == ("--config", "maml.yaml", "--trainer.max_steps", "3")
+
+
+def test_without_locks_the_commands_can_be_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
+    for name in ("sweep", "sweep_study", "sweep_trial", "sweep_signals"):
+        runpy.run_path(str(ROOT / "lightning_meta" / "cli" / f"{name}.py"))
+    assert main(["sweep", "--config", "space.yaml", "--trials", "1"]) == 2
+    assert "needs the file locks of Linux or macOS" in capsys.readouterr().err
+
+
+def test_its_help_tells_how_several_gpus_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["sweep", "--help"])
+    assert "CUDA_VISIBLE_DEVICES=1" in capsys.readouterr().out

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import math
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse import ArgumentError
 from rich.console import Console
 from rich.table import Table
 
+from lightning_meta.cli.fit import fit, fit_options
+from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.parsing import PlainParser
-from lightning_meta.cli.sweep_file import OF_THE_SWEEP, Parameter, Sweep, read_sweep
-from lightning_meta.cli.sweep_trial import is_finished, reached, run_trial, working_on
+from lightning_meta.cli.sweep_file import OF_THE_SWEEP, Sweep, read_sweep
+from lightning_meta.cli.sweep_signals import Signals, StoppedBySignal
+from lightning_meta.cli.sweep_study import SweepRecord
+from lightning_meta.cli.sweep_trial import OtherMetricError, reached, run_trial
 from lightning_meta.errors import UserError
-from lightning_meta.run.files import replacing
 
 if TYPE_CHECKING:
-    from optuna import Study
-    from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-DATABASE = "study.db"
 BEST_SHOWN = 10
+DISK = "cannot write ("  # what `fit` says of a full disk begins so
 
 
 def sweep(args: Sequence[str]) -> None:
@@ -41,20 +42,20 @@ def sweep(args: Sequence[str]) -> None:
         raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")
     space = read_sweep(config.config)
     space = replace(space, options=(*space.options, *_checked(of_fit, space)))
-    grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else None
+    grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else math.inf
     trials = config.trials if config.trials is not None else grid
-    if trials is None or trials < 1:
+    if trials < 1 or trials == math.inf:
         raise UserError(f"--trials: say how many to run, at least 1, for method {space.method}; got {config.trials}")
-    folder = Path(config.runs) / (config.name or f"sweep_{Path(config.config).stem}")
-    study = _open(space, folder)
-    try:
-        while _next(study, space, folder, trials if grid is None else min(trials, grid)):
-            pass
-    except KeyboardInterrupt:
-        print("\nthe sweep stopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
-    _write(study, folder / "trials.csv", space)
-    _show(study, folder, space)
+    _check_ends(space)
+    with Signals() as signals:
+        record = SweepRecord(space, Path(config.runs) / (config.name or f"sweep_{Path(config.config).stem}"))
+        try:
+            while _run_next(record, int(min(trials, grid)), signals):
+                signals.check()
+        except StoppedBySignal as stopped:
+            print(f"\nthe sweep was stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(128 + stopped.number) from None
+        _show(record, record.write_table())
 
 
 def make_parser() -> PlainParser:
@@ -62,8 +63,10 @@ def make_parser() -> PlainParser:
     parser = PlainParser(
         prog="lightning-meta sweep",
         description="Search options of fit on this machine, in the space of a file for `wandb sweep`. Several of these "
-        "commands may work on one sweep at once. Stopped or killed and started again, it goes on where it was. Any "
-        "other option is one of fit's and holds for every trial, such as --trainer.max_steps=1000.",
+        "commands may work on one sweep at once. Each trains on every GPU that it sees: start one for each GPU, with "
+        "CUDA_VISIBLE_DEVICES=0, CUDA_VISIBLE_DEVICES=1 and so on before it. Stopped or killed and started again, it "
+        "goes on where it was. Any other option is one of fit's and holds for every trial, such as "
+        "--trainer.max_steps=1000; it must be the same each time.",
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="The sweep, such as configs/sweeps/maml_glyphs.yaml.")
@@ -78,128 +81,90 @@ def sweep_options() -> list[str]:
     return [action.dest for action in make_parser()._actions]
 
 
-def _checked(of_fit: Sequence[str], space: Sweep) -> list[str]:
+def _checked(of_fit: Sequence[str], space: Sweep) -> Sequence[str]:
     """Options for every trial, none of which the sweep sets itself."""
     for option in of_fit:
         name = option.partition("=")[0].removeprefix("--")
         if option.startswith("-") and (name in space.parameters or name in OF_THE_SWEEP):
             raise UserError(f"--{name}: the sweep sets this for each trial itself")
-    return list(of_fit)
+    return of_fit
 
 
-def _open(space: Sweep, folder: Path) -> Study:
+def _check_ends(space: Sweep) -> None:
+    """Refuse at once what the parser of `fit` would refuse of every trial: of both ends of the space alike.
+
+    Raises:
+        UserError: What it says.
+    """
+    first, last = (
+        {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
+        for end in (0, -1)
+    )
+    reason = _refusal(_options(space, first))
+    if reason is not None and reason == _refusal(_options(space, last)):
+        raise UserError(reason)
+
+
+def _refusal(options: Sequence[str]) -> str | None:
     try:
-        import optuna
-    except ImportError as error:
-        raise UserError("optuna is not installed; pip install 'lightning_meta[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
-    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
-    with working_on(folder, wait=True):
-        study = optuna.create_study(
-            study_name="sweep",
-            storage=f"sqlite:///{folder / DATABASE}",
-            sampler=bayes if space.method == "bayes" else at_random,
-            direction="maximize" if space.maximize else "minimize",
-            load_if_exists=True,
-        )
-        _check_space(study, space, folder)
-        if space.method == "grid" and not study.get_trials(deepcopy=False):
-            for point in product(*(p.values for p in space.parameters.values())):
-                study.enqueue_trial(dict(zip(space.parameters, point, strict=True)))
-    return study
+        with redirect_stdout(io.StringIO()):
+            fit([*options, "--print_config"])
+    except ArgumentError as error:
+        return one_line(error, fit_options())
+    except UserError as error:
+        return str(error)
+    except SystemExit:  # it has printed
+        pass
+    return None
 
 
-def _check_space(study: Study, space: Sweep, folder: Path) -> None:
-    known = study.user_attrs.get("space")
-    now = {"metric": space.metric, "parameters": {n: repr(p) for n, p in space.parameters.items()}}
-    if known is not None and known != now:
-        raise UserError(f"--name: {folder} holds a sweep over another space or metric; give this one another name")
-    study.set_user_attr("space", now)
+def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
+    return [*space.options, *(f"--{name}={value}" for name, value in values.items())]
 
 
-def _next(study: Study, space: Sweep, folder: Path, trials: int) -> bool:
+def _run_next(record: SweepRecord, trials: int, signals: Signals) -> bool:
     """Run one trial, first those that nobody works on any more; False where there is none left."""
-    from optuna.trial import TrialState
-
-    for old in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        place = folder / f"trial_{old.number}"
-        with working_on(place) as lock:
-            if lock is not None and study.get_trials(deepcopy=False)[old.number].state == TrialState.RUNNING:
-                _work(study, space, old, place, lock)
-                return True
-    if sum(trial.state != TrialState.WAITING for trial in study.get_trials(deepcopy=False)) >= trials:
-        return False
-    asked = study.ask({name: _distribution(p) for name, p in space.parameters.items()})
-    place = folder / f"trial_{asked.number}"
-    with working_on(place) as lock:
-        if lock is not None:  # else another process took it for one that was left behind
-            _work(study, space, study.get_trials(deepcopy=False)[asked.number], place, lock)
-    return True
+    with record.next_trial(trials) as trial:
+        if trial is not None:
+            _run(record, trial, signals)
+    return trial is not None
 
 
-def _work(study: Study, space: Sweep, trial: FrozenTrial, place: Path, lock: int) -> None:
+def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> None:
     """Train a trial, or go on with it, and note what it reached."""
-    from optuna.trial import TrialState
-
-    given = ", ".join(f"{name.rpartition('.')[2]} {_shown(value)}" for name, value in trial.params.items())
-    options = [*space.options, *(f"--{name}={value}" for name, value in trial.params.items())]
-    print(f"trial {trial.number}: {given}", flush=True)
+    space, place = record.space, record.place(trial)
+    title = f"trial {trial.number}"
+    given = ", ".join(f"{_short(name)} {_shown(value)}" for name, value in trial.params.items())
+    print(f"{title}: {given}", flush=True)
     try:
-        if not is_finished(place):
-            run_trial(place, options, lock)
+        run_trial(place, _options(space, trial.params), signals)
         value = reached(place, space.metric, space.maximize)
     except FloatingPointError as error:
-        study.tell(trial.number, state=TrialState.FAIL)
-        print(f"trial {trial.number} failed: {error}", flush=True)
-        return
+        record.fail(trial)
+        print(f"{title} failed: {error}", flush=True)
     except UserError as error:
-        if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            # The first trial: not its values, but what all have in common may be wrong. It will begin anew.
-            shutil.rmtree(place / "0", ignore_errors=True)
-            raise UserError(f"trial {trial.number} ({given}): {error}") from error
-        study.tell(trial.number, state=TrialState.FAIL)
-        print(f"trial {trial.number} was refused: {error}", flush=True)
-        return
-    study.tell(trial.number, value)
-    print(f"trial {trial.number}: {space.metric} {value:.4g}", flush=True)
+        # Nothing is wrong with the trial: once it is mended, the trial goes on, or the other metric is read.
+        kept = DISK in str(error) or (isinstance(error, OtherMetricError) and not record.ranking())
+        if kept or record.refuse(trial, str(error).replace(str(place), "")):
+            raise UserError(f"{title} ({given}): {error}") from error
+        print(f"{title} was refused: {error}", flush=True)
+    else:
+        record.complete(trial, value)
+        print(f"{title}: {space.metric} {value:.4g}", flush=True)
 
 
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    from optuna import distributions
-
-    if parameter.values:
-        return distributions.CategoricalDistribution(parameter.values)
-    if parameter.whole:
-        return distributions.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
-    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
-
-
-def _ordered(study: Study, space: Sweep) -> list[FrozenTrial]:
-    """Finished trials, the best first."""
-    done = [trial for trial in study.get_trials(deepcopy=False) if trial.value is not None]
-    return sorted(done, key=lambda t: -(t.value or 0.0) if space.maximize else (t.value or 0.0))
-
-
-def _write(study: Study, file: Path, space: Sweep) -> None:
-    with replacing(file) as target:
-        writer = csv.writer(target)
-        writer.writerow(["trial", "state", space.metric, *space.parameters])
-        for trial in study.get_trials(deepcopy=False):
-            values = [trial.params.get(name) for name in space.parameters]
-            writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values])
-
-
-def _show(study: Study, folder: Path, space: Sweep) -> None:
-    done = _ordered(study, space)
-    table = Table("trial", space.metric, *(name.rpartition(".")[2] for name in space.parameters))
-    for trial in done[:BEST_SHOWN]:
-        values = (_shown(trial.params.get(name)) for name in space.parameters)
-        table.add_row(str(trial.number), f"{trial.value:.4g}", *values)
+def _show(record: SweepRecord, file: Path) -> None:
+    space, ranking = record.space, record.ranking()
+    table = Table("trial", space.metric, *(_short(name) for name in space.parameters))
+    for trial in ranking[:BEST_SHOWN]:
+        table.add_row(str(trial.number), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters))
     Console(markup=False).print(table)
-    if done:
-        print(f"the best run: {folder / f'trial_{done[0].number}' / '0'}; all trials: {folder / 'trials.csv'}")
+    best = f"the best run: {record.place(ranking[0]) / '0'}" if ranking else "no trial has a result"
+    print(f"{best}; all trials: {file}")
+
+
+def _short(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _shown(value: Any) -> str:

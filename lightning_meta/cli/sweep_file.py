@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -13,7 +14,9 @@ from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
 
 METHODS = ("grid", "random", "bayes")
-UNIFORM = ("uniform", "int_uniform", "log_uniform_values")
+KEYS = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity"}
+LIST, RANGE = {"constant", "categorical"}, {"uniform", "int_uniform", "log_uniform_values"}
+LOGGER = "--trainer.logger"
 OF_THE_SWEEP = ("name", "runs", "ckpt_path")
 
 
@@ -68,17 +71,17 @@ def read_sweep(file: str | Path) -> Sweep:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("parameters"), dict):
+    if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
         raise UserError(f"{file} is not a sweep: it has no parameters; a configuration is run by scripts/fit.py")
     method = content.get("method")
     if method not in METHODS:
         raise UserError(f"{file}, method: one of {', '.join(METHODS)} is needed, got {method!r}")
     if "early_terminate" in content:
         raise UserError(f"{file}, early_terminate: only W&B does that; leave it out to run the sweep here")
-    metric = content.get("metric") or {}
-    name, goal = metric.get("name"), metric.get("goal")
-    if not isinstance(name, str) or not name.startswith("val/") or goal not in ("maximize", "minimize"):
-        raise UserError(f"{file}, metric: a name such as val/accuracy and a goal, maximize or minimize, are needed")
+    _only(str(file), content, KEYS)
+    name, goal = _metric(f"{file}, metric", content.get("metric"))
+    if not all(isinstance(option, str) for option in content["parameters"]):
+        raise UserError(f"{file}, parameters: their names are options of fit, got {[*content['parameters']]}")
     parameters = {option: _parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
     for option in parameters:
         if option.partition(".")[0] not in {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP):
@@ -88,28 +91,65 @@ def read_sweep(file: str | Path) -> Sweep:
     return Sweep(method, name, goal == "maximize", parameters, _options(str(file), content.get("command")))
 
 
+def _only(where: str, given: Mapping[Any, Any], known: set[str]) -> None:
+    """Refuse what would be ignored."""
+    if unknown := [str(key) for key in given if key not in known]:
+        raise UserError(f"{where}: {', '.join(sorted(known))} are understood here, got {', '.join(unknown)}")
+
+
+def _metric(where: str, metric: Any) -> tuple[str, str]:
+    if not isinstance(metric, dict):
+        raise UserError(
+            f"{where}: a name and a goal are needed, as in {{name: val/accuracy, goal: maximize}}, got {metric!r}"
+        )
+    _only(where, metric, {"name", "goal"})
+    name, goal = metric.get("name"), metric.get("goal")
+    if not isinstance(name, str) or not name.startswith("val/") or goal not in ("maximize", "minimize"):
+        raise UserError(
+            f"{where}: a name such as val/accuracy and a goal, maximize or minimize, are needed, got {metric}"
+        )
+    return name, goal
+
+
 def _parameter(where: str, spec: Any) -> Parameter:
     if not isinstance(spec, dict):
         raise UserError(f"{where}: expected value, values, or min and max; got {spec!r}")
-    if "value" in spec:
-        return Parameter((spec["value"],))
-    if "values" in spec:
-        values = spec["values"]
-        if not isinstance(values, list) or not values or any(isinstance(v, dict | list) for v in values):
-            raise UserError(f"{where}: values is a list of numbers, words or booleans, got {values!r}")
-        return Parameter(tuple(values))
+    if "value" in spec or "values" in spec:
+        return _choice(where, spec)
+    return _range(where, spec)
+
+
+def _choice(where: str, spec: Mapping[str, Any]) -> Parameter:
+    key = "value" if "value" in spec else "values"
+    _only(where, spec, {key, "distribution"})
+    if spec.get("distribution", "constant") not in LIST:
+        raise UserError(f"{where}, distribution: {key} has none but {' or '.join(sorted(LIST))}, got {spec}")
+    values = [spec["value"]] if key == "value" else spec["values"]
+    if not isinstance(values, list) or not values or not all(isinstance(v, int | float | str) for v in values):
+        raise UserError(f"{where}: {key} is made of numbers, words or booleans, got {spec[key]!r}")
+    if twice := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise UserError(f"{where}: each of values once, got {twice[0]!r} again")
+    return Parameter(tuple(values))
+
+
+def _range(where: str, spec: Mapping[str, Any]) -> Parameter:
+    _only(where, spec, {"min", "max", "distribution"})
     low, high = spec.get("min"), spec.get("max")
-    numbers = isinstance(low, int | float) and isinstance(high, int | float)
-    if not numbers or not low < high:  # type: ignore[operator]
+    if not _is_number(low) or not _is_number(high) or not low < high:
         raise UserError(f"{where}: min and a larger max are needed, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
     whole = isinstance(low, int) and isinstance(high, int)
     kind = spec.get("distribution", "int_uniform" if whole else "uniform")
-    if kind not in UNIFORM:
-        raise UserError(f"{where}, distribution: {', '.join(UNIFORM)} can be run here, got {kind}")
-    if kind == "log_uniform_values" and low <= 0:  # type: ignore[operator]
+    if kind not in RANGE:
+        raise UserError(f"{where}, distribution: {', '.join(sorted(RANGE))} can be run here, got {kind}")
+    if kind == "int_uniform" and not whole:
+        raise UserError(f"{where}: whole numbers are needed as min and max of int_uniform, got {low} and {high}")
+    if kind == "log_uniform_values" and low <= 0:
         raise UserError(f"{where}: min is positive where the logarithm is uniform, got {low}")
-    log = kind == "log_uniform_values"
-    return Parameter((), low, high, log, kind == "int_uniform")  # type: ignore[arg-type]
+    return Parameter((), low, high, kind == "log_uniform_values", kind == "int_uniform")
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _options(file: str, command: Any) -> tuple[str, ...]:
@@ -120,4 +160,17 @@ def _options(file: str, command: Any) -> tuple[str, ...]:
     if "${program}" not in words or "${args}" not in words:
         raise UserError(f"{file}, command: ${{program}} and, after it, ${{args}} are needed; dotted names are options")
     after = [word for word in words[words.index("${program}") + 1 :] if word != "${args}"]
-    return tuple(word for word in after if not word.startswith("--trainer.logger"))  # what W&B's agents need
+    if any(word.startswith("--ckpt_path") for word in after):
+        raise UserError(f"{file}, command: --ckpt_path is each run's own; leave it out")
+    return tuple(_without_loggers(after))
+
+
+def _without_loggers(words: Iterable[str]) -> Iterator[str]:
+    """Leave out what W&B's agents need, as one word or two."""
+    dropping = False
+    for word in words:
+        if word.startswith("-"):
+            name = word.partition("=")[0].rstrip("+")
+            dropping = name == LOGGER or name.startswith(f"{LOGGER}.")
+        if not dropping:
+            yield word

@@ -1,0 +1,101 @@
+"""What stands in for `fit` where a test is about the search alone: a script that starts in a moment."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_meta.cli import main, sweep_trial
+
+PRELUDE = """
+import fcntl, json, os, pathlib, random, signal, sys, time
+words = sys.argv[1:]
+given = dict(word[2:].split("=", 1) for word in words if "=" in word)
+pairs = dict(zip(words, words[1:]))
+place = pathlib.Path(pairs["--runs"]) / pairs["--name"]
+number = int(place.name.rpartition("_")[2])
+with open("starts.txt", "a") as file:
+    file.write(json.dumps([place.name, given, "--ckpt_path" in pairs]) + "\\n")
+alone = open(place / "alone", "a")
+fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run fails where another is at the same trial
+versions = [int(old.name) for old in place.iterdir() if old.name.isdigit()]
+run = place / str(0 if "--ckpt_path" in pairs else max(versions, default=-1) + 1)
+run.mkdir(exist_ok=True)
+
+def checkpoint():
+    (run / "checkpoints").mkdir(exist_ok=True)
+    (run / "checkpoints" / "last.ckpt").touch()
+
+def finish(value=1.0, metric="val/mse"):
+    (run / "metrics.csv").write_text(f"step,{metric}\\n1,{value}\\n")
+    (run / "results.json").write_text("{}")
+
+def refuse(line):
+    os.rmdir(run)
+    print("lightning-meta: error: " + line, file=sys.stderr)
+    sys.exit(2)
+"""
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, body: str = "finish()") -> None:
+    """Let trials run a script: `given` are its options, `run` its directory."""
+    Path("toy_fit.py").write_text(PRELUDE + body)
+    monkeypatch.setattr(sweep_trial, "FIT", (sys.executable, "-S", "toy_fit.py"))
+    monkeypatch.setattr("lightning_meta.cli.sweep._check_ends", lambda space: None)  # asks `fit` itself
+
+
+def starts() -> list[tuple[str, dict[str, str], bool]]:
+    """The trial, the options, and whether it was gone on with, of all runs that were started."""
+    file = Path("starts.txt")
+    return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def forked(*options: str) -> BaseProcess:
+    """A sweep in a process of its own, without the seconds that importing takes."""
+    process = multiprocessing.get_context("fork").Process(target=_sweep, args=(options,))
+    process.start()
+    return process
+
+
+def ended(process: BaseProcess, seconds: float = 60) -> int | None:
+    """Its exit status."""
+    process.join(seconds)
+    return process.exitcode
+
+
+def wait_for(condition: Any, seconds: float = 60) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def kill_run(trial: Path) -> bool:
+    """Kill the run of a trial; False where it has none."""
+    pid = (trial / "run.pid").read_text() if (trial / "run.pid").is_file() else ""
+    try:
+        # Its number may be another process's by now.
+        if not pid or trial.name.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return False
+        os.kill(int(pid), signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return True
+
+
+def _sweep(options: tuple[str, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Path(f"said_{os.getpid()}.txt").open("w", buffering=1) as said:
+        sys.stdout = sys.stderr = said
+        status = main(["sweep", *options])
+    os._exit(status)

@@ -1,0 +1,301 @@
+"""A search shared by several processes, killed and stopped at any moment; a script stands in for `fit`."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lightning_meta.cli import main, sweep_trial
+from tests.sweep_toy import ended, forked, kill_run, stand_in, starts, wait_for
+
+optuna = pytest.importorskip("optuna")
+
+RATE, SEED = "model.init_args.inner_lr", "seed_everything"
+GRID: dict[str, Any] = {
+    "program": "scripts/fit.py",
+    "method": "grid",
+    "metric": {"name": "val/mse", "goal": "minimize"},
+    "parameters": {RATE: {"values": [0.01, 0.1]}, SEED: {"values": [0, 1, 2]}},
+    "command": ["${program}", "--config=maml.yaml", "${args}"],
+}
+RANDOM = {**GRID, "method": "random", "parameters": {RATE: {"min": 0.01, "max": 0.1}, SEED: {"values": [0, 1, 2]}}}
+OPTIONS = ("--config", "s.yaml", "--name", "s")
+FOLDER = Path("runs/s")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def search(*options: str, space: dict[str, Any] = GRID) -> int:
+    Path("s.yaml").write_text(yaml.safe_dump(space))
+    return main(["sweep", *OPTIONS, *options])
+
+
+def table() -> list[dict[str, str]]:
+    return list(csv.DictReader((FOLDER / "trials.csv").read_text().splitlines()))
+
+
+def states() -> list[str]:
+    return [row["state"] for row in table()]
+
+
+def assert_whole(space: dict[str, Any], count: int, killed: list[str]) -> None:
+    """That there are as many trials as asked for, each with its values, and each run once but for those killed."""
+    assert states() == ["complete"] * count
+    assert all(row[name] for row in table() for name in (RATE, SEED))
+    if space["method"] == "grid":
+        assert len({(row[RATE], row[SEED]) for row in table()}) == count
+    began = Counter(name for name, _, _ in starts())
+    assert began == Counter({f"trial_{row['trial']}": 1 for row in table()}) + Counter(killed)
+    for name, given, _ in starts():
+        row = next(row for row in table() if f"trial_{row['trial']}" == name)
+        assert (given[RATE], given[SEED]) == (row[RATE], row[SEED])
+
+
+def shared_round(space: dict[str, Any], count: int) -> None:
+    """Three processes, one of which is killed at some moment, its run beside it or not, and started again."""
+    Path("s.yaml").write_text(yaml.safe_dump(space))
+    options = (*OPTIONS, "--trials", str(count))
+    processes = [forked(*options) for _ in range(3)]
+    time.sleep(random.uniform(0, 3))
+    processes[0].kill()
+    ended(processes[0])
+    found = sorted(FOLDER.glob("trial_*")) if random.random() < 0.5 else []
+    killed = [place.name for place in found if orphaned(place) and kill_run(place)]
+    processes[0] = forked(*options)
+    assert [ended(process) for process in processes] == [0, 0, 0], said()
+    assert_whole(space, count, killed)
+
+
+def orphaned(place: Path) -> bool:
+    with sweep_trial.working_on(place) as free:
+        return free
+
+
+def said() -> str:
+    return "\n".join(file.read_text() for file in Path().glob("said_*"))
+
+
+def test_processes_share_a_search_and_none_runs_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "time.sleep(random.uniform(0, 0.2)); finish(number)")
+    shared_round(GRID, 6)
+
+
+@pytest.mark.slow
+def test_processes_share_a_search_in_many_rounds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for i in range(10):
+        place = tmp_path / str(i)
+        place.mkdir()
+        monkeypatch.chdir(place)
+        stand_in(monkeypatch, "time.sleep(random.uniform(0, 0.2)); finish(number)")
+        shared_round((GRID, RANDOM)[i % 2], 6)
+
+
+def test_a_trial_that_was_cut_off_before_its_values_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    assert search("--trials=1", space=RANDOM) == 0
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{FOLDER}/study.db")
+    study.ask()
+    study.ask({RATE: optuna.distributions.FloatDistribution(0.01, 0.1)})
+    assert search("--trials=3", space=RANDOM) == 0
+    assert_whole(RANDOM, 3, [])
+
+
+def test_a_grid_is_whole_after_a_kill_while_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    made = []
+
+    def kill_at_the_third(study: Any, trial: Any) -> None:
+        made.append(trial)
+        if len(made) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(study, trial)
+
+    add = optuna.Study.add_trial
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "add_trial", kill_at_the_third)
+        assert ended(forked(*OPTIONS)) == -signal.SIGKILL
+    assert search() == 0
+    assert_whole(GRID, 6, [])
+
+
+def test_a_grid_goes_on_with_the_points_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    assert search("--trials=4") == 0
+    assert search("--trials=9") == 0  # there are but six
+    assert search() == 0
+    assert_whole(GRID, 6, [])
+
+
+def test_bayes_goes_beyond_its_random_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, f"finish(abs(float(given['{RATE}']) - 0.05))")
+    assert search("--trials=16", space={**RANDOM, "method": "bayes"}) == 0
+    assert states() == ["complete"] * 16
+    late = [float(row["val/mse"]) for row in table()[10:]]
+    assert min(late) < 0.02
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "time.sleep(60)")
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    for _ in range(2):
+        count = len(starts())
+        process = forked(*OPTIONS)
+        wait_for(lambda count=count: len(starts()) > count and (FOLDER / "trial_0" / "0").is_dir())
+        process.kill()
+        ended(process)
+        wait_for(lambda: kill_run(FOLDER / "trial_0"))
+    stand_in(monkeypatch)
+    assert search() == 0
+    assert states() == ["complete"] * 6
+    assert not (FOLDER / "trial_0" / "1").exists()
+
+
+def test_a_run_with_a_checkpoint_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "checkpoint(); time.sleep(60)")
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    process = forked(*OPTIONS)
+    wait_for((FOLDER / "trial_0/0/checkpoints/last.ckpt").is_file)
+    process.kill()
+    ended(process)
+    wait_for(lambda: kill_run(FOLDER / "trial_0"))
+    stand_in(monkeypatch)
+    assert search("--trials=1") == 0
+    assert [resumed for _, _, resumed in starts()] == [False, True]
+
+
+def test_a_run_that_outlives_its_sweep_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "time.sleep(1); finish(7.0)")
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    process = forked(*OPTIONS)
+    wait_for(starts)
+    process.kill()
+    ended(process)
+    assert search("--trials=1") == 0
+    assert [row["val/mse"] for row in table()] == ["7.0"]
+    assert len(starts()) == 1
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    heed = "signal.signal(signal.SIGTERM, lambda *_: (checkpoint(), sys.exit(143)))\n"
+    stand_in(monkeypatch, heed + "(run / 'ready').touch(); time.sleep(60)")
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    process = forked(*OPTIONS)
+    wait_for((FOLDER / "trial_0/0/ready").is_file)
+    os.kill(process.pid or 0, number)
+    assert ended(process) == status
+    assert f"stopped by {signal.Signals(number).name}; the same command goes on" in said()
+    assert not kill_run(FOLDER / "trial_0")
+    stand_in(monkeypatch)
+    assert search("--trials=1") == 0
+    assert [resumed for _, _, resumed in starts()] == [False, True]
+
+
+@pytest.mark.parametrize("again", [True, False], ids=["by a second signal", "in time"])
+def test_a_run_that_does_not_end_is_ended(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_trial, "GRACE", 60 if again else 0.3)
+    stand_in(monkeypatch, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n(run / 'ready').touch()\ntime.sleep(60)")
+    Path("s.yaml").write_text(yaml.safe_dump(GRID))
+    process = forked(*OPTIONS)
+    wait_for((FOLDER / "trial_0/0/ready").is_file)
+    os.kill(process.pid or 0, signal.SIGINT)
+    if again:
+        time.sleep(0.5)
+        os.kill(process.pid or 0, signal.SIGINT)
+    assert ended(process, 20) == 130
+    assert "Traceback" not in said()
+    assert not kill_run(FOLDER / "trial_0")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_is_killed_does_not_stand_in_the_way(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_trial, "TOGETHER", 0.05)
+    stand_in(monkeypatch, f"os.kill(os.getpid(), {int(number)}) if number == 0 else finish()")
+    assert search() == 0
+    assert states() == ["fail"] + ["complete"] * 5
+
+
+def test_a_point_that_is_refused_does_not_stand_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, f"refuse('too few classes') if given['{RATE}'] == '0.01' else finish()")
+    assert search() == 0
+    assert states() == ["fail"] * 3 + ["complete"] * 3
+    assert search() == 0
+    assert len(starts()) == 6
+
+
+def test_what_all_trials_have_in_common_ends_the_search_until_it_is_mended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for failure in ("refuse(f'no such data, see {place}')", "raise RuntimeError", "os.kill(os.getpid(), 9)"):
+        monkeypatch.setattr(sweep_trial, "TOGETHER", 0.05)
+        stand_in(monkeypatch, failure)
+        before = len(starts())
+        assert search("--trainer.max_steps=5") == 2
+        assert len(starts()) - before == 4  # the first with another learning rate
+        assert capsys.readouterr().err.count("\n") == 1
+    stand_in(monkeypatch)
+    assert search("--trainer.max_steps=6") == 0  # the mend may be of the options
+    assert states() == ["complete"] * 6
+    assert search("--trainer.max_steps=5") == 2
+    assert "trainer.max_steps=6, not --trainer.max_steps=5" in capsys.readouterr().err
+
+
+def test_another_metric_is_read_from_the_run_that_lacked_the_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch, "finish(3.0)")
+    assert search("--trials=1", space={**GRID, "metric": {"name": "val/loss", "goal": "minimize"}}) == 2
+    assert "val/loss was never logged; mend the sweep's file: val/mse were" in capsys.readouterr().err
+    assert search("--trials=1") == 0
+    assert len(starts()) == 1
+    assert table()[0]["val/mse"] == "3.0"
+
+
+def test_a_full_disk_ends_the_search_and_fails_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "refuse('cannot write (x: No space left on device); make room') if number == 2 else finish()")
+    assert search() == 2
+    stand_in(monkeypatch)
+    assert search() == 0
+    assert states() == ["complete"] * 6
+
+
+CHANGED: dict[str, tuple[dict[str, Any], str]] = {
+    "method": ({"method": "random"}, "method grid, not random"),
+    "goal": ({"metric": {"name": "val/mse", "goal": "maximize"}}, "goal minimize, not maximize"),
+    "metric": ({"metric": {"name": "val/loss", "goal": "minimize"}}, "metric val/mse, not val/loss"),
+    "values": ({"parameters": {**GRID["parameters"], SEED: {"values": [0, 5]}}}, f"other values of {SEED}"),
+    "names": ({"parameters": {RATE: {"values": [0.01, 0.1]}}}, f"other values of {SEED}"),
+    "options": (
+        {"command": [*GRID["command"], "--trainer.max_steps", "3"]},
+        "with no --trainer.max_steps, not --trainer.max_steps=3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGED)
+def test_a_search_does_not_go_on_as_another(
+    case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, told = CHANGED[case]
+    stand_in(monkeypatch)
+    assert search("--trials=1") == 0
+    assert search("--trials=2", space={**GRID, **change}) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert told in line
+    assert "give this one another --name" in line
+    assert len(starts()) == 1
