@@ -16,7 +16,8 @@ from lightning_meta.multitask import MultiTaskModule
 
 FOLDER = Path(__file__).parents[1] / "configs"
 LADDERS = sorted(FOLDER.glob("ladder_*.yaml"))
-CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(LADDERS))
+PARTS = [FOLDER / "wandb.yaml"]  # of a configuration, given before a whole one; see `tests/test_wandb.py`
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(LADDERS) - set(PARTS))
 NEEDS_FILES = {"protonet_mini_imagenet", "maml_mini_imagenet", "protonet_image_folder", "multi_head_table"}
 NEEDS_DATA = {
     *("protonet_omniglot", "maml_omniglot", "protonet_cifar_fs", "maml_cifar_fs"),
@@ -34,7 +35,7 @@ def test_all_are_covered() -> None:
     assert {ladder.stem for ladder in LADDERS} == {"ladder_glyphs", "ladder_omniglot", "ladder_parkinsons"}
 
 
-@pytest.mark.parametrize("config", [*CONFIGS, *LADDERS], ids=lambda config: config.stem)
+@pytest.mark.parametrize("config", [*CONFIGS, *LADDERS, *PARTS], ids=lambda config: config.stem)
 def test_says_how_to_run_it_and_holds_no_number_that_yaml_reads_as_text(config: Path) -> None:
     text = config.read_text()
     script = "ladder" if config in LADDERS else "fit"

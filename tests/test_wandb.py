@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.run.wandb_logger import WandbRunLogger
 from tests.test_cli import MAML, TOY
 from tests.wandb_files import Stored, stored_in
 
@@ -60,6 +61,14 @@ def test_what_a_run_leaves_in_wandb() -> None:
     assert (page.run.project, page.run.display_name, page.exit_code) == ("lightning_meta", "maml/0", 0)
 
 
+def test_a_configuration_adds_wandb_to_another() -> None:
+    with_wandb = Path(__file__).parents[1] / "configs" / "wandb.yaml"
+    assert main(["fit", "--config", str(with_wandb), "--config", "toy.yaml"]) == 0
+    page = only("runs/toy/0")
+    assert (page.run.project, page.run.display_name) == ("lightning_meta", "toy/0")
+    assert [a.type for a in page.artifacts if a.type == "model"] == ["model"]
+
+
 def test_two_runs_of_one_process_have_a_page_each() -> None:
     for _ in range(2):
         assert fit(config="toy") == 0
@@ -91,6 +100,22 @@ def test_an_explicit_number_of_a_run_and_a_disabled_wandb(monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert fit(config="toy") == 0
     assert not stored_in("runs/toy/1")
+
+
+def test_the_end_of_a_run_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seconds(given: Any = None) -> float:
+        logger = WandbRunLogger(settings=given, save_dir=".")
+        settings = logger.experiment.settings
+        logger.close(0)
+        assert settings.finish_timeout_raises
+        return settings.finish_timeout
+
+    assert seconds() == 60
+    assert seconds({"finish_timeout": 7}) == 7
+    assert seconds(wandb.Settings(finish_timeout=8)) == 8
+    wandb.teardown()  # which reads the environment once a process
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "9")
+    assert seconds() == 9
 
 
 @pytest.mark.slow

@@ -65,4 +65,7 @@ class Stored:
 
 def stored_in(run_directory: Path | str) -> list[Stored]:
     """The offline W&B runs of a run directory, in the order of their start."""
+    import wandb
+
+    wandb.teardown()  # its service writes the last of a finished run a moment later, and ends when all is written
     return [Stored(f) for f in sorted(Path(run_directory).glob("wandb/offline-run-*"), key=lambda f: f.stat().st_ctime)]

@@ -22,14 +22,16 @@ from lightning_meta.run.logger import RunLogger
 PROJECT = "lightning_meta"
 ID_FILE = "wandb_run_id"
 MOST_ROWS = 10_000  # of a table; W&B shows no more
+FINISH_TIMEOUT = 60.0  # seconds; wandb itself would go on trying for a week
 
 _log = logging.getLogger("lightning_meta.wandb")
 
 
 class WandbRunLogger(WandbLogger):
-    """Lightning's logger, which goes on offline where W&B cannot be reached.
+    """Lightning's logger, which goes on offline where W&B cannot be reached, and does not wait for it for ever.
 
-    The command line puts it in the place of `WandbLogger`, with the same arguments.
+    The command line puts it in the place of `WandbLogger`, with the same arguments. At the end of a run it waits up to
+    `WANDB_FINISH_TIMEOUT` seconds (0: without end) until the service has taken everything.
 
     Args:
         **options: Those of `lightning.pytorch.loggers.WandbLogger`.
@@ -48,6 +50,8 @@ class WandbRunLogger(WandbLogger):
         import wandb
         from wandb.errors import CommError, UsageError
 
+        if self._experiment is None:
+            self._wandb_init["settings"] = _ending_in_time(self._wandb_init.get("settings"))
         try:
             return super().experiment
         except UsageError as error:
@@ -75,27 +79,49 @@ class WandbRunLogger(WandbLogger):
             summary: The results by name.
         """
         import wandb
+        from wandb.errors import CommError
 
         run = self.experiment
         run.summary.update(dict(summary))
-        media: dict[str, Any] = {f"figures/{f.stem}": wandb.Image(str(f)) for f in pictures_of(directory)}
-        if (directory / "per_task.csv").is_file():
-            with (directory / "per_task.csv").open(encoding="utf-8", newline="") as file:
-                header, *rows = csv.reader(file)
-            media["per_task"] = wandb.Table(columns=list(header), data=[_typed(row) for row in rows[:MOST_ROWS]])
-        if media:
-            run.log(media)
-        best = directory / "checkpoints" / "best.ckpt"
-        if self._log_model and best.is_file():
-            artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
-            artifact.add_file(str(best), name="best.ckpt")
-            run.log_artifact(artifact, aliases=["latest", "best"])
+        if pictures := pictures_of(directory):
+            run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in pictures})
+        table, best = directory / "per_task.csv", directory / "checkpoints" / "best.ckpt"
+        files = [f for f in (table, best) if f.is_file() and (f is table or self._log_model)]
+        try:
+            if table in files:
+                with table.open(encoding="utf-8", newline="") as file:
+                    header, *rows = csv.reader(file)
+                data = [_typed(row) for row in rows[:MOST_ROWS]]
+                run.log({"per_task": wandb.Table(columns=list(header), data=data)})
+            if best in files:
+                artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
+                artifact.add_file(str(best), name="best.ckpt")
+                run.log_artifact(artifact, aliases=["latest", "best"])
+        except CommError:
+            # wandb asks the service before it keeps a table or an artifact for later; plain files it keeps.
+            for kept in files:
+                run.save(str(kept.absolute()), base_path=str(directory.absolute()), policy="end")
 
     @rank_zero_only
     def close(self, status: int) -> None:
-        """End the W&B run, so that another one can begin in this process."""
-        if self._experiment is not None:
-            self._experiment.finish(exit_code=status)
+        """End the W&B run, so that another one can begin in this process.
+
+        Args:
+            status: Zero where the run went well.
+
+        Raises:
+            SystemExit: 130 after Ctrl-C.
+        """
+        run = self._experiment
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=status)
+        except (TimeoutError, KeyboardInterrupt) as error:
+            sync = f"wandb sync --include-online {folder_of(run)}"  # without the option it leaves such runs out
+            _log.warning("W&B has not taken everything: the page of the run is incomplete; later, `%s`", sync)
+            if isinstance(error, KeyboardInterrupt):
+                raise SystemExit(130) from None  # what a shell expects after Ctrl-C
 
 
 def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
@@ -117,6 +143,9 @@ def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
         made["project"] = PROJECT
     if options.get("name") is None and not {"WANDB_NAME", "WANDB_SWEEP_ID"} & os.environ.keys():
         made["name"] = f"{run.name}/{run.version}"
+    chosen = any(options.get(name) for name in ("resume", "resume_from", "fork_from")) or "WANDB_RESUME" in os.environ
+    if not chosen:
+        made["resume"] = "allow"  # Lightning's default, which the parser's None would replace
     return {**options, **made}
 
 
@@ -140,6 +169,17 @@ def pictures_of(directory: Path) -> list[Path]:
 def folder_of(run: Any) -> Path:
     """Where a W&B run keeps its files."""
     return Path(run.dir).parent
+
+
+def _ending_in_time(given: Any) -> Any:
+    """wandb's settings: those given, and an end to the waiting where neither they nor the environment say when."""
+    import wandb
+
+    settings = given.model_copy() if isinstance(given, wandb.Settings) else wandb.Settings(**(given or {}))
+    if "finish_timeout" not in settings.model_fields_set and "WANDB_FINISH_TIMEOUT" not in os.environ:
+        settings.finish_timeout = FINISH_TIMEOUT
+    settings.finish_timeout_raises = True
+    return settings
 
 
 def _typed(row: list[str]) -> list[Any]:
