@@ -11,8 +11,8 @@ a constructor's arguments, `describe` turns them into plain data, `build` makes 
 >>> build(spec)
 functools.partial(<class 'torch.optim.adam.Adam'>, lr=0.01)
 
-Only classes of this package, `torch.nn` and `torch.optim` are built, plus those that the caller allows; every
-class path of a specification is checked before anything is imported.
+Only what a model is made of is built: modules, optimisers, schedules and tasks of `TRUSTED`, plus what the caller
+allows. Every class path of a specification is checked before anything is imported, and every class before it is called.
 """
 
 from __future__ import annotations
@@ -32,7 +32,33 @@ from lightning_meta.errors import UserError
 
 Allow: TypeAlias = Iterable[str | type]
 
-TRUSTED = ("lightning_meta", "torch.nn", "torch.optim")
+# The rooms that hold what a model is made of, and none whose classes open files, start runs or import by name.
+TRUSTED = (
+    "lightning_meta.meta",
+    "lightning_meta.multitask",
+    "lightning_meta.nn",
+    "lightning_meta.tasks",
+    "lightning_meta.integrations.learn2learn",
+    "torch.nn",
+    "torch.optim",
+)
+
+
+class UntrustedClassError(UserError):
+    """A specification names a class that is neither trusted nor allowed.
+
+    Args:
+        path: The path of the class.
+        where: Where it was named, as the line begins.
+    """
+
+    def __init__(self, path: str, where: str = "") -> None:
+        self.path = path
+        super().__init__(
+            f"{where}the class {path} is not trusted: only parts of models of lightning_meta, torch.nn and torch.optim "
+            f"are; if you trust whoever made this checkpoint, load it in Python with "
+            f"load(..., allow=[{path.rpartition('.')[0]!r}])"
+        )
 
 
 class Described:
@@ -111,9 +137,12 @@ def build(spec: Any, allow: Allow = ()) -> Any:
         UserError: A class is not allowed or not to be found, or its arguments do not fit.
     """
     allow = tuple(allow)
-    for path in class_paths(spec):
-        _check_trusted(path, allow)
-    return _build(spec, allow)
+    try:
+        for path in class_paths(spec):
+            _check_trusted(path, allow)
+        return _build(spec, allow)
+    except RecursionError as error:
+        raise UserError("the description of the object is nested too deeply, or holds itself") from error
 
 
 def class_paths(spec: Any) -> Iterator[str]:
@@ -136,13 +165,18 @@ def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
     if "class_path" not in spec:
         return {k: _build(v, allow) for k, v in spec.items()}
     cls = _find_class(str(spec["class_path"]), allow)
-    init_args = {k: _build(v, allow) for k, v in (spec.get("init_args") or {}).items()}
+    given = spec.get("init_args") or {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{spec['class_path']} cannot be built: its init_args are no arguments by name")
+    init_args = {k: _build(v, allow) for k, v in given.items()}
     if issubclass(cls, (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)):
         return functools.partial(cls, **init_args)
     try:
         instance = cls(**init_args)
-    except TypeError as error:
-        raise UserError(f"{spec['class_path']} cannot be built: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # torch checks its arguments by errors of every kind
+        raise UserError(f"{spec['class_path']} cannot be built: {_reason(error)}") from error
     if isinstance(instance, torch.nn.Module) and "_init_args" not in instance.__dict__:
         remember(instance, init_args)
     return instance
@@ -150,29 +184,53 @@ def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
 
 def _check_trusted(path: str, allow: tuple[str | type, ...]) -> None:
     names = [f"{a.__module__}.{a.__qualname__}" if isinstance(a, type) else a for a in allow]
-    if not any(path == name or path.startswith(name + ".") for name in (*TRUSTED, *names)):
-        raise UserError(
-            f"the class {path} is not trusted: only {', '.join(TRUSTED)} are; if you trust whoever made this "
-            f"checkpoint, load it in Python with load(..., allow=[{path.rpartition('.')[0]!r}])"
-        )
+    if not lies_in(path, (*TRUSTED, *names)):
+        raise UntrustedClassError(path)
+
+
+def lies_in(path: str, rooms: Iterable[str]) -> bool:
+    """Whether a class path is one of the names, or lies below one of them."""
+    return any(path == room or path.startswith(room + ".") for room in rooms)
 
 
 def _find_class(path: str, allow: tuple[str | type, ...]) -> type:
     for candidate in allow:
         if isinstance(candidate, type) and f"{candidate.__module__}.{candidate.__qualname__}" == path:
             return candidate
+    found = import_class(path)
+    # A trusted module may have imported a class from elsewhere.
+    _check_trusted(f"{found.__module__}.{found.__qualname__}", allow)
+    if not _describable(found):
+        raise UserError(f"{path} is not a part of a model: expected a module, an optimiser, a schedule or a task")
+    return found
+
+
+def import_class(path: str) -> type:
+    """The class of a path, whose module is imported.
+
+    Raises:
+        UserError: There is none.
+    """
     module, _, name = path.rpartition(".")
     if not module:
         raise UserError(f"{path!r} is not the full path of a class")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"the class {path} is not to be found: {error}") from error
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for "..x" and "x..y"
+        raise UserError(f"the class {path} is not to be found: {_reason(error)}") from error
     if not isinstance(found, type):
         raise UserError(f"{path} is not a class")
-    # A trusted module may have imported a class from elsewhere.
-    _check_trusted(f"{found.__module__}.{found.__qualname__}", allow)
     return found
+
+
+def _describable(cls: type) -> bool:
+    """Whether a class is of a kind that `describe` describes; no other is called, whoever allows its module."""
+    kinds = (torch.nn.Module, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, Described)
+    return issubclass(cls, kinds) or is_dataclass(cls)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _takes_nothing(cls: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_meta.configuration import Allow, build
+from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
@@ -27,8 +27,8 @@ def load(
 
     Args:
         path: A checkpoint, or a run directory: its best checkpoint, or its last where there is no best.
-        allow: Classes or names of modules that the checkpoint may instantiate besides this package's, `torch.nn`'s
-            and `torch.optim`'s. Importing a module runs its code: allow what you trust.
+        allow: Classes or names of modules that the checkpoint may instantiate besides the parts of models of this
+            package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow what you trust.
         map_location: The device.
         **overrides: Constructor arguments to use in place of the stored ones.
 
@@ -44,7 +44,10 @@ def load(
     spec = checkpoint.get(KEY)
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"{file} was not written by a module of lightning_meta: it does not say its class")
-    init_args = {**(spec.get("init_args") or {}), **overrides}
+    stored, weights = spec.get("init_args") or {}, checkpoint["state_dict"]
+    if not isinstance(stored, dict) or not isinstance(weights, dict):
+        raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
+    init_args = {**stored, **overrides}
     for name, value in init_args.items():
         if isinstance(value, dict) and "instance" in value:
             raise UserError(
@@ -53,13 +56,15 @@ def load(
             )
     try:
         module = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
+    except UntrustedClassError as error:
+        raise UntrustedClassError(error.path, f"{file}: ") from error
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     if not isinstance(module, LightningModule):
         raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
     module.configure_model()  # makes what depends on the data, which the arguments describe
-    check_weights(module, checkpoint["state_dict"], file)
-    module.load_state_dict(checkpoint["state_dict"])
+    check_weights(module, weights, file)
+    module.load_state_dict(weights)
     return module.to(map_location).eval()
 
 
@@ -90,6 +95,8 @@ def check_weights(module: LightningModule, weights: Any, file: str | PathLike[st
     for name, tensor in own.items():
         if name not in weights:
             raise UserError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
+        if not isinstance(weights[name], torch.Tensor):
+            raise UserError(f"{where}: {name} is no tensor in the checkpoint")
         if weights[name].shape != tensor.shape:
             got, expected = tuple(weights[name].shape), tuple(tensor.shape)
             raise UserError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from traceback import walk_tb
 
-_NAMES = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "EACCES", "EPERM")
-_NUMBERS = {getattr(errno, name) for name in _NAMES if hasattr(errno, name)}
+_FULL = ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")
+_FORBIDDEN = ("EACCES", "EPERM")  # of reading as well
+_ROOMS = ("run", "report", "pictures", "staging", "data.cache")
+_WRITERS = tuple(f"lightning_meta.{room}" for room in _ROOMS)
 
 
 def disk_trouble(error: BaseException) -> str | None:
@@ -15,13 +19,33 @@ def disk_trouble(error: BaseException) -> str | None:
         error: What was raised.
 
     Returns:
-        The file, where it is known, and what is wrong with it; None where the disk has nothing to do with it.
+        The file, where it is known, and what is wrong with it; None where the disk has nothing to do with it, or
+        where what cannot be read or written is none of this package's files.
     """
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, OSError) and cause.errno in _NUMBERS:
-            return f"{cause.filename}: {cause.strerror}" if cause.filename else str(cause.strerror)
-        cause = cause.__cause__ or cause.__context__
+    for behind in _behind(error):
+        if isinstance(behind, OSError) and _is_of_writing(behind):
+            return f"{behind.filename}: {behind.strerror}" if behind.filename else str(behind.strerror)
     return None
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it was raised from, and what was being handled when it was raised, each once."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        waiting += [found.__cause__, found.__context__]
+
+
+def _is_of_writing(error: OSError) -> bool:
+    name = errno.errorcode.get(error.errno or 0)
+    return name in _FULL or (name in _FORBIDDEN and _raised_by_a_writer(error))
+
+
+def _raised_by_a_writer(error: OSError) -> bool:
+    names = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return any(name == w or name.startswith(w + ".") for name in names for w in _WRITERS)

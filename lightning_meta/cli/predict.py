@@ -17,7 +17,9 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_meta.cli.trained import load_trained
+from lightning_meta.cli.trust import HELP
 from lightning_meta.data.images import image_files, labelled_files, read_images
+from lightning_meta.data.sources.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
@@ -95,6 +97,7 @@ def make_parser() -> ArgumentParser:
         help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
+    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
     return parser
 
@@ -109,6 +112,7 @@ def _check(config: Namespace) -> None:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
     if config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
+    refuse_odd_name(Path(config.out))
     if not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
     if Path(config.out).is_dir():
@@ -119,7 +123,7 @@ def _check(config: Namespace) -> None:
 
 def _meta_learner(config: Namespace) -> MetaModule:
     checkpoint = find_checkpoint(config.ckpt_path)
-    model = load_trained(checkpoint, steps=config.steps, batch_norm=config.batch_norm)
+    model = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     if not isinstance(model, MetaModule):
         raise UserError(f"--ckpt_path {checkpoint}: {type(model).__name__} has fixed tasks and does not learn new ones")
     if model.spec.task != "classification":

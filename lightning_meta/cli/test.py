@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_meta.cli.messages import parsing
 from lightning_meta.cli.parsing import Bar
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
+from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.report import write_figures
@@ -38,12 +39,15 @@ def test(args: Sequence[str]) -> None:
     config, checkpoint = _parse(parser, args)
     run = run_directory_of(checkpoint)
     seed_everything(config.seed_everything, workers=True, verbose=False)
-    module = load_trained(checkpoint, steps=config.steps, batch_norm=config.batch_norm)
+    module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = parser.instantiate(config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
-    trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
+    try:
+        trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--trainer: {error}") from error
     trainer.test(module, datamodule=made["data"], verbose=False)
     if not trainer.is_global_zero:
         return
@@ -79,6 +83,7 @@ def make_parser() -> LightningArgumentParser:
         type=Literal["transductive", "inductive", "running"] | None,
         help="Which statistics normalise query examples.",
     )
+    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)
@@ -98,10 +103,13 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     if file is None or not file.is_file():
         missing = file or f"{checkpoint} lies in no run directory"
         raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
-    stored = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    stored = read_configuration(file)
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
-    config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
+    if not first.config and not first.trust:  # what the user names is trusted as code is
+        check_untrusted(base, file)
+    with parsing():
+        config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:
@@ -116,6 +124,7 @@ def _just_paths() -> Any:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--config")
+    parser.add_argument("--trust", action="store_true")
     return parser
 
 

@@ -5,29 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_meta.configuration import class_paths
+from lightning_meta.cli.trust import MEND
+from lightning_meta.configuration import UntrustedClassError, class_paths
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.run import read_checkpoint
-from lightning_meta.run.directory import run_directory_of
 
 OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 
 
-def load_trained(checkpoint: Path, **options: Any) -> Any:
-    """Load a model; classes that its run's own configuration names are trusted as the configuration is.
+def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
+    """Load a model.
 
     Args:
         checkpoint: The file.
+        trust: Whether classes of any module that it names are imported and built.
         **options: `steps` and `batch_norm` in place of the stored ones; None leaves those.
 
     Raises:
         UserError: The model has no such option, or `lightning_meta.load` refuses.
     """
     stored = read_checkpoint(checkpoint).get("lightning_meta") or {}
-    init_args = stored.get("init_args") or {}
+    init_args = stored.get("init_args") or {} if isinstance(stored, dict) else {}
+    if not isinstance(init_args, dict):
+        raise UserError(f"{checkpoint} is not a checkpoint of lightning_meta, or is damaged")
     overrides = {}
     for option, value in options.items():
         if value is not None:
@@ -39,6 +40,9 @@ def load_trained(checkpoint: Path, **options: Any) -> Any:
             f"--batch_norm: running statistics were not kept in training with "
             f"batch_norm={init_args['batch_norm']}; expected transductive or inductive"
         )
-    run = run_directory_of(checkpoint)
-    named = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")) if run else {}
-    return load(checkpoint, allow=sorted(set(class_paths(named.get("model")))), **overrides)
+    try:
+        return load(checkpoint, allow=sorted(set(class_paths(stored))) if trust else (), **overrides)
+    except UntrustedClassError as error:
+        raise UserError(f"{checkpoint}: the class {error.path} is not one of lightning_meta's; {MEND}") from error
+    except RecursionError as error:
+        raise UserError(f"{checkpoint} is not a checkpoint of lightning_meta, or is damaged") from error

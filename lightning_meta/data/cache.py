@@ -17,8 +17,6 @@ import json
 import logging
 import os
 import re
-import secrets
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -31,14 +29,14 @@ from safetensors.torch import save_file
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
+from lightning_meta.staging import STAGED, remove_orphans, staging
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key: raise it when the layout of the files below changes
 
 # The temporary names used here, by safetensors and by pooch, and no others: the folder may hold a user's files.
-_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp|\.tmp[A-Za-z0-9]{6}|tmp[a-z0-9_]{8}")
-_ORPHANED_AFTER = 24 * 3600.0  # seconds; nothing takes a day to write
+_TEMPORARY = re.compile(rf"\..+{STAGED}|\.tmp[A-Za-z0-9]{{6}}|tmp[a-z0-9_]{{8}}")
 
 
 class Cached(NamedTuple):
@@ -96,24 +94,19 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         UserError: The file cannot be written: a read-only folder or a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_orphans(path.parent)
-        temporary.touch()  # who may read it is what the umask says: pooch and safetensors make private files
-        mode = temporary.stat().st_mode
-        temporary.unlink()
-        yield temporary
-        temporary.chmod(mode)
-        temporary.replace(path)
+        with staging(path) as temporary:
+            remove_orphans(path.parent, _TEMPORARY)
+            temporary.touch()  # who may read it is what the umask says: pooch and safetensors make private files
+            mode = temporary.stat().st_mode
+            temporary.unlink()
+            yield temporary
+            temporary.chmod(mode)
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
         raise UserError(
             f"cannot write {path.name} to the cache folder {path.parent} ({error}); "
             f"make it writable, make room, or set LIGHTNING_META_CACHE to another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, key: str, pools: Mapping[Split, Pool]) -> None:
@@ -149,11 +142,3 @@ def _read(path: Path, key: str) -> Cached | None:
         _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
         return None
     return Cached(pools, header["sha256"])
-
-
-def _remove_orphans(folder: Path) -> None:
-    """Remove what killed processes left behind, in a folder of the cache's own."""
-    for file in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process may remove it at the same time
-            if _TEMPORARY.fullmatch(file.name) and time.time() - file.stat().st_mtime > _ORPHANED_AFTER:
-                file.unlink()

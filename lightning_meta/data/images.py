@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_meta.data.sources.image_files import decode, folders_in, image_files_in, images_of
+from lightning_meta.data.sources.image_files import decode, folders_in, image_files_in, images_of, refuse_odd_name
 from lightning_meta.errors import UserError
 
 
@@ -92,10 +92,11 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
         The files, each once, sorted by path.
 
     Raises:
-        UserError: A place is not there, or there is no image in any.
+        UserError: A place is not there, there is no image in any, or a name is not in UTF-8.
     """
     found: list[Path] = []
     for place in map(Path, places):
+        refuse_odd_name(place)
         if place.is_dir():
             found += _below(place, set())
         elif place.is_file():

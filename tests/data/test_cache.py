@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -16,6 +17,10 @@ from lightning_meta.batches import Split
 from lightning_meta.data.cache import cache_folder, fingerprint, load_or_build, replacing
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
+
+SLOW = pytest.mark.slow
+# What a killed process wrote under a temporary name goes with the next build, or after a day.
+KINDS = ("killed", "ended", "whole after one ended", "temporary files")
 
 # What the child processes below run: the same pools, large enough that writing them takes a while.
 CHILD = """
@@ -140,6 +145,21 @@ while True:
         if list(tmp_path.rglob("*.safetensors")):  # under its own name a file is whole: nothing is built again
             monkeypatch.setenv("LIGHTNING_META_CACHE", str(tmp_path))
             assert load_or_build("toy", "k", lambda: pytest.fail("damaged")).pools["test"].x.numel() == 8_000_000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+@pytest.mark.parametrize(
+    ("kind", "kills"), [("toy", 12), pytest.param("toy", 50, marks=SLOW), pytest.param("images", 50, marks=SLOW)]
+)
+def test_killed_at_random_moments_a_cache_is_whole_or_absent(tmp_path: Path, kind: str, kills: int) -> None:
+    command = [sys.executable, "-m", "tests.data.kill_cache", str(tmp_path), str(kills), "0", kind]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    print(f"\n{kind}: {seen}")
+    assert seen["killed"] >= kills // 4  # how many fall before the end is the machine's
+    assert seen.keys() <= {*KINDS, *(f"{left} after both were killed" for left in ("whole", "absent"))}
 
 
 def test_orphans_go_after_a_day_and_nothing_else_does(cache: Path) -> None:

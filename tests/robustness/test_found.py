@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from lightning_meta.cli import main
+from lightning_meta.data.images import image_files
+from lightning_meta.data.sources import ImageFolder
+from lightning_meta.data.sources.image_files import decode
 from lightning_meta.errors import UserError
 
 CONFIG = Path(__file__).parents[2] / "configs" / "maml_sinusoid.yaml"
@@ -42,6 +48,38 @@ def test_a_wrong_argument_of_what_is_no_class(tmp_path: Path, capsys: pytest.Cap
     file.write_text(yaml.safe_dump(content))
     assert main(["fit", "--config", str(file), f"--runs={tmp_path / 'runs'}"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it passes over
+def test_a_damaged_exif_tag_is_one_line(tmp_path: Path) -> None:
+    buffer, tags = io.BytesIO(), Image.Exif()
+    tags.update({274: 6, 271: "maker", 282: 72.0})
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", exif=tags)
+    whole, file = buffer.getvalue(), tmp_path / "a.jpg"
+    start, refused = whole.index(b"Exif"), []
+    for place in range(start, start + len(tags.tobytes())):
+        for value in (0, 1, 2, 3, 5, 7, 11, 26, 255):
+            file.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
+            try:
+                assert decode(file, 4, 3).shape == (3, 4, 4)
+            except UserError as error:
+                refused.append(str(error))
+    assert any("required argument is not an integer" in line for line in refused)  # a struct.error
+    assert all(line.startswith(f"{file}: the file cannot be read as an image (") for line in refused)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are in Unicode there")
+@pytest.mark.parametrize("place", ["\udcff.png", "\udcff", "."])
+def test_a_name_that_is_not_in_utf_8(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path() if place.endswith(".png") else Path("\udcff")
+    folder.mkdir(exist_ok=True)
+    with (folder / "\udcff.png").open("wb") as file:
+        Image.new("L", (9, 9)).save(file, "PNG")
+    with pytest.raises(UserError, match="the name is not in UTF-8; rename it"):
+        image_files([place])
+    with pytest.raises(UserError, match="the name is not in UTF-8; rename it"):
+        ImageFolder("\udcff").prepare()
 
 
 def test_no_line_holds_what_a_terminal_would_obey() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_meta.cli import main
-from tests.robustness.fuzzing import repeated, short
+from tests.robustness.fuzzing import SECONDS, repeated, short
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 CONTENT = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS if not path.stem.startswith("ladder_")}
@@ -87,7 +87,7 @@ def configurations(draw: st.DrawFn) -> Any:
     return config
 
 
-PATIENCE = 10  # seconds
+PATIENCE = 10.0  # seconds of computing; what waits instead is ended by pytest's own limit
 MEMORY = 12 * 2**30  # bytes of addresses; a width of a billion would take the machine down
 
 counts: Counter[str] = Counter()
@@ -101,6 +101,18 @@ def _too_slow(number: int, frame: Any) -> None:
     raise TooSlow
 
 
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Raise `TooSlow` after a while, and again where that was caught; pytest-timeout has the alarm to itself."""
+    before = signal.signal(signal.SIGPROF, _too_slow)
+    signal.setitimer(signal.ITIMER_PROF, PATIENCE, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
 def outcome(text: str) -> str:
     """Fit with a configuration of this text; how it ended."""
     folder = Path("fuzz")
@@ -109,15 +121,11 @@ def outcome(text: str) -> str:
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     before = set(Path().rglob("*"))
     said, shown = io.StringIO(), io.StringIO()
-    signal.signal(signal.SIGALRM, _too_slow)
-    signal.alarm(PATIENCE)
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        with patience(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             status = main(["fit", "--config", str(file), *QUICK])
     except TooSlow:  # a billion inner steps are a wish like any other
         return "slow"
-    finally:
-        signal.alarm(0)
     assert status in (0, 1, 2), status
     errors = [line for line in said.getvalue().splitlines() if line.startswith("lightning-meta: error: ")]
     assert len(errors) == (status != 0), said.getvalue()
@@ -157,7 +165,21 @@ def torn(path: Path, data: st.DataObject) -> None:
     counts[outcome(text)] += 1
 
 
+def test_patience_leaves_the_limit_of_pytest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.robustness.test_fuzz_config.PATIENCE", 0.05)
+    limit, handlers = (
+        signal.getitimer(signal.ITIMER_REAL),
+        [signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGPROF)],
+    )
+    with pytest.raises(TooSlow), patience():
+        sum(iter(lambda: 1, 0))  # without end
+    assert bool(signal.getitimer(signal.ITIMER_REAL)[0]) == bool(limit[0])
+    assert [signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGPROF)] == handlers
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.filterwarnings("ignore")
 def test_a_changed_configuration_runs_or_is_refused_in_one_line() -> None:
     counts.clear()
@@ -166,6 +188,7 @@ def test_a_changed_configuration_runs_or_is_refused_in_one_line() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.filterwarnings("ignore")
 def test_torn_text_is_refused_in_one_line() -> None:
     counts.clear()

@@ -43,7 +43,23 @@ ODD = [
 ]
 NAMES = st.sampled_from(ODD) | st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), max_size=8)
 KINDS = st.sampled_from(
-    ["good", "good", "good", "good", "mutated", "cut", "noise", "empty", "folder", "loop", "dangling", "svg", "fifo"]
+    [
+        "good",
+        "good",
+        "good",
+        "good",
+        "mutated",
+        "exif",
+        "exif",
+        "cut",
+        "noise",
+        "empty",
+        "folder",
+        "loop",
+        "dangling",
+        "svg",
+        "fifo",
+    ]
 )
 
 counts: Counter[str] = Counter()
@@ -54,12 +70,20 @@ def image(draw: random.Random, suffix: str) -> bytes:
     mode = draw.choice(["L", "RGB", "1", "P", "RGBA", "CMYK", "LA"])
     picture = Image.new("RGB", (draw.randint(1, 20), draw.randint(1, 20)), tuple(draw.randbytes(3)))
     buffer = io.BytesIO()
+    more = {"exif": exif(draw)} if suffix in (".jpg", ".png", ".webp", ".tif") and draw.random() < 0.5 else {}
     try:
-        picture.convert(mode).save(buffer, FORMATS[suffix])
+        picture.convert(mode).save(buffer, FORMATS[suffix], **more)
     except (OSError, ValueError):  # not every format knows every mode
         buffer = io.BytesIO()
-        picture.save(buffer, FORMATS[suffix])
+        picture.save(buffer, FORMATS[suffix], **more)
     return buffer.getvalue()
+
+
+def exif(draw: random.Random) -> Image.Exif:
+    """What cameras note down, of every type of tag."""
+    tags = Image.Exif()
+    tags.update({274: draw.randint(1, 8), 271: "maker", 282: 72.0, 306: "2020:01:01 00:00:00", 40091: b"title"})
+    return tags
 
 
 def place(path: Path, kind: str, draw: random.Random) -> None:
@@ -71,6 +95,8 @@ def place(path: Path, kind: str, draw: random.Random) -> None:
     if kind == "mutated":
         for _ in range(draw.randint(1, 8)):
             data[draw.randrange(len(data))] = draw.randrange(256)
+    elif kind == "exif" and (start := data.find(b"Exif")) >= 0:
+        data[start + draw.randrange(min(150, len(data) - start))] = draw.randrange(256)
     elif kind == "cut":
         data = data[: draw.randrange(len(data))]
     elif kind == "noise":

@@ -47,6 +47,7 @@ class ImageFilesSource(DecodedSource):
         if channels not in (1, 3):
             raise UserError(f"{name} channels={channels}: expected 1 (grey) or 3 (colour)")
         self.root = Path(root).expanduser()
+        refuse_odd_name(self.root)
         self.image_size = image_size
         self.channels = channels
 
@@ -58,7 +59,7 @@ class ImageFilesSource(DecodedSource):
         return self._key_of(self._listing())
 
     def _key_of(self, listing: Listing) -> str:
-        sha = hashlib.sha256(str(self.root.resolve()).encode())
+        sha = hashlib.sha256(os.fsencode(self.root.resolve()))
         for split, classes in listing.items():
             for name, files in classes.items():
                 for file in files:
@@ -113,11 +114,20 @@ def _entries(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be read ({error.strerror})") from error
     for entry in entries:
-        try:
-            entry.name.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{entry}: the name is not in UTF-8; rename it") from None
+        refuse_odd_name(entry)
     return entries
+
+
+def refuse_odd_name(path: Path) -> None:
+    """Refuse a name that no table can hold.
+
+    Raises:
+        UserError: It is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: the name is not in UTF-8; rename it") from None
 
 
 def images_of(folder: Path) -> list[Path]:
@@ -152,9 +162,10 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
         resized = upright.resize((size, size), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the image is too large to be safe ({error}); shrink or remove it") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        what = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({error})"
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever their parts do, as struct.error for a damaged EXIF tag
+        why = str(error) or type(error).__name__
+        what = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({why})"
         raise UserError(f"{path}: the file {what}; mend or remove it") from error
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)

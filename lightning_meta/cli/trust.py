@@ -1,0 +1,132 @@
+"""What a run directory may name before its user has said `--trust`.
+
+The configuration in a run directory is read for its data. The parser imports what a configuration names, wherever its
+types expect a class or a function, by a class path, by a string, by a file that a string names. So a class is looked
+for in the rooms below alone, and a string is let through only where its type is one of plain values.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from os import PathLike
+from pathlib import Path
+from reprlib import repr
+from typing import Any
+
+import yaml
+
+from lightning_meta.configuration import import_class, lies_in
+from lightning_meta.errors import UserError
+
+HELP = (
+    "Also import and build the classes of other modules than this package's and torch's that the run names, such as "
+    "a method in a file of your own. This runs their code: give it if the run is yours."
+)
+MEND = "give --trust if the run is yours: it imports what the run names, which runs its code"
+
+ROOMS = ("lightning_meta.data", "lightning_meta.integrations.learn2learn")
+_CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
+_PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
+
+
+def read_configuration(file: Path) -> dict[str, Any]:
+    """The configuration of a run.
+
+    Raises:
+        UserError: The file cannot be read, or does not hold one.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, no such date
+        said = " ".join(str(error).split())
+        raise UserError(f"{file}: this is no configuration ({said}); mend it, or give another with --config") from error
+    sections = [content, *(content.get(name) or {} for name in ("data", "trainer"))] if _named(content) else [content]
+    if not all(map(_named, sections)) or _is_endless(content):
+        raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer; mend it")
+    return dict(content)
+
+
+def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
+    """Refuse a configuration by which the parser might import or call what is not this package's.
+
+    Args:
+        stored: The options `data`, `trainer` and `seed_everything` of a run.
+        file: Where they were read, for the error.
+
+    Raises:
+        UserError: What is not let through.
+    """
+    try:
+        _check_object(stored.get("data"), "data")
+        for name, value in {**stored["trainer"], "seed_everything": stored.get("seed_everything")}.items():
+            if not all(map(_is_harmless, value if isinstance(value, list) else [value])):
+                raise UserError(f"{name} is {repr(value)}")
+    except UserError as error:
+        raise UserError(f"{file}: {error}; {MEND}") from error
+
+
+def _check_object(spec: Any, key: str) -> None:
+    """Check `{"class_path": ..., "init_args": {...}}`, and all that lies in it."""
+    if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
+        raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
+    path, given = str(spec.get("class_path")), spec.get("init_args") or {}
+    if not lies_in(path, ROOMS):
+        raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
+    cls = import_class(path)
+    if not lies_in(cls.__module__, ROOMS):
+        raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
+    if not _named(given):
+        raise UserError(f"{key}: {path} has no arguments by name")
+    hints = _hints(cls)
+    for name, value in given.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            _check_object(value, f"{key}.{name}")
+        elif not (value is None or isinstance(value, bool | int | float) or _is_plain(hints.get(name))):
+            raise UserError(f"{key}.{name} is {repr(value)}, which may name anything")
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of the arguments of a constructor, inherited ones included."""
+    hints: dict[str, Any] = {}
+    for parent in inspect.getmro(cls):
+        if "__init__" in vars(parent) and parent.__module__.startswith("lightning_meta."):
+            hints = {**typing.get_type_hints(parent.__init__), **hints}  # type: ignore[misc]
+    return hints
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is made of numbers, text and paths, so that no value of it is imported or called."""
+    if hint in _PLAIN:
+        return True
+    if isinstance(hint, type) and is_dataclass(hint):
+        return all(map(_is_plain, [typing.get_type_hints(hint)[field.name] for field in fields(hint)]))
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return True
+    known = origin in _CONTAINERS or (isinstance(origin, type) and issubclass(origin, typing.Collection))  # type: ignore[arg-type]
+    return known and all(map(_is_plain, typing.get_args(hint)))
+
+
+def _is_harmless(value: Any) -> bool:
+    """Whether an option of the trainer is a number or a name, and neither a path nor code."""
+    if value is None or isinstance(value, bool | int | float):
+        return True
+    return isinstance(value, str) and bool(re.fullmatch(r"[\w,-]*", value)) and not Path(value).is_file()
+
+
+def _is_endless(content: Any) -> bool:
+    """Whether a configuration holds itself, or what it repeats by reference is too much to read."""
+    waiting, left = [content], 100_000
+    while waiting and left:
+        value, left = waiting.pop(), left - 1
+        waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return bool(waiting)
+
+
+def _named(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
