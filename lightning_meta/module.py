@@ -73,8 +73,6 @@ class TrainedModule(Described, LightningModule):
         if world_size() == 1:
             raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
         self._bad_loss = loss.item()
-        if loss.requires_grad:
-            loss.register_hook(lambda gradient: gradient * torch.nan)  # the all-reduce of gradients tells the others
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -87,18 +85,17 @@ class TrainedModule(Described, LightningModule):
 
         def checked() -> Any:
             result = optimizer_closure() if optimizer_closure else None
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            if gradients and not torch.stack(torch._foreach_norm(gradients, torch.inf)).isfinite().all():
-                self._compare_losses()
+            self._compare_losses()
             return result
 
         super().optimizer_step(epoch, batch_idx, optimizer, checked if world_size() > 1 else optimizer_closure)
 
     def _compare_losses(self) -> None:
-        """Find out whether the loss of some rank is to blame; a scaler of float16 meets infinite gradients without."""
-        losses: list[float] = [0.0] * world_size()
-        torch.distributed.all_gather_object(losses, self._bad_loss)
-        for rank, loss in enumerate(losses):
+        """Ask all ranks, whatever gradients this one has: some may be its own alone, or sparse, or none."""
+        losses = torch.zeros(world_size(), device=self.device)
+        losses[torch.distributed.get_rank()] = self._bad_loss
+        torch.distributed.all_reduce(losses)
+        for rank, loss in enumerate(losses.tolist()):
             if loss:
                 error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {self.global_step}")
                 error.on_all_ranks = True

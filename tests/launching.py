@@ -20,7 +20,8 @@ from lightning_meta.meta import ProtoNet
 from lightning_meta.meta.base import Outcome
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 100  # seconds; ranks that wait for each other would wait for ever
+TIMEOUT = 300  # seconds, on a machine with other work; ranks that wait for each other would wait for ever
+STALL = 200  # seconds in a call that would not return
 
 OPTIONS = [
     *("--model.backbone=lightning_meta.nn.Conv4", "--model.backbone.width=4"),
@@ -37,23 +38,41 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 class Accident(Callback):
-    """Sends a signal to the process of one rank as a step begins.
+    """Sends a signal to the process of one rank, and leaves `accident` in the working directory just before.
 
     Args:
-        rank: Whose.
+        rank: Whose; -1 is every rank's, as Ctrl-C in a terminal.
         step: When.
         number: The signal.
         stall: Seconds that the others wait then, as in a call that does not return.
+        hook: Within which hook.
+        times: How many signals.
     """
 
-    def __init__(self, rank: int = 0, step: int = 5, number: int = 9, stall: float = 0.0) -> None:
-        self.rank, self.step, self.number, self.stall = rank, step, number, stall
+    def __init__(
+        self,
+        rank: int = 0,
+        step: int = 5,
+        number: int = 9,
+        stall: float = 0.0,
+        hook: str = "on_train_batch_start",
+        times: int = 1,
+    ) -> None:
+        self.rank, self.step, self.number, self.stall, self.times = rank, step, number, stall, times
+        setattr(self, hook, self._happen)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def _happen(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
-            if trainer.global_rank == self.rank:
-                os.kill(os.getpid(), self.number)
+            if self.rank in (-1, trainer.global_rank):
+                Path("accident").touch()
+                for _ in range(self.times):
+                    os.kill(os.getpid(), self.number)
             time.sleep(self.stall)
+
+
+def seconds_since_accident(folder: Path) -> float:
+    """How long ago it was, in a folder that a process with an `Accident` ran in."""
+    return time.time() - (folder / "accident").stat().st_mtime
 
 
 class NotesWrites(Callback):
@@ -76,6 +95,21 @@ def accident(**options: Any) -> list[str]:
     """The options that cause an accident."""
     given = [f"--trainer.callbacks.{name}={str(value).lower()}" for name, value in options.items()]
     return ["--trainer.callbacks+=tests.launching.Accident", *given]
+
+
+class Sparse(ProtoNet):
+    """Prototypical networks with a table that no other rank sees, whose gradient is sparse."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.table = torch.nn.Embedding(4, 2, sparse=True)
+        self._ddp_params_and_buffers_to_ignore = ["table.weight"]
+
+    def meta_batch_loss(self, batch: Episode) -> Outcome:
+        outcome = super().meta_batch_loss(batch)
+        row = self.table(torch.tensor([self.global_step % 4], device=self.device))
+        bad = self.global_step == 5 and self.global_rank == 1
+        return outcome._replace(loss=outcome.loss + row.square().sum() + (torch.nan if bad else 0.0))
 
 
 class Breaks(ProtoNet):

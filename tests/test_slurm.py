@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from lightning_meta.run import read_checkpoint
-from tests.launching import ONE, OPTIONS, ROOT, accident, ended, free_port, start
+from tests.launching import ONE, OPTIONS, ROOT, TIMEOUT, accident, ended, free_port, start
 
 # Starts two ranks, as srun does on two machines, and ends both as soon as one has failed.
 SRUN = """#!/usr/bin/env python
 import os, subprocess, sys, time
-command = [arg for arg in sys.argv[1:] if arg != "--kill-on-bad-exit=1"]
+command = sys.argv[1:]
+while command[0].startswith("--"):
+    print("srun was given", command.pop(0), flush=True)
 ranks = [subprocess.Popen(command, env={**os.environ, "SLURM_PROCID": str(r), "SLURM_NODEID": str(r)}) for r in (0, 1)]
 while any(rank.poll() is None for rank in ranks):
     time.sleep(0.02)
@@ -57,7 +59,7 @@ def job(folder: Path, cluster: dict[str, str], *options: str) -> tuple[int, str]
     """The job of the shipped script, in the folder that it was submitted from."""
     command = ["bash", str(ROOT / "configs" / "slurm" / "fit.sbatch"), "tiny.yaml", *OPTIONS[:-1], *options]
     env = {**cluster, "MASTER_PORT": str(free_port()), "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -85,6 +87,33 @@ def test_a_task_that_dies_ends_the_job_which_is_not_queued_again(tmp_path: Path,
     status, output = job(tmp_path, cluster, *accident(rank=1))
     assert status not in (0, 143), output
     assert not (tmp_path / "called").exists()
+
+
+def test_a_run_in_another_folder_is_found_again(tmp_path: Path, cluster: dict[str, str]) -> None:
+    (tmp_path / "bin" / "srun").write_text(NAMED)
+    kept = tmp_path / "scratch" / "tiny_77" / "0" / "checkpoints"
+    script = ["bash", str(ROOT / "configs" / "slurm" / "fit.sbatch"), "tiny.yaml"]
+    env = {**cluster, "SLURM_CPUS_PER_TASK": "3"}
+    for options in (["--runs", "scratch"], ["--runs=scratch", "--ckpt_path=old.ckpt"]):
+        for goes_on in (False, True):
+            if goes_on:
+                kept.mkdir(parents=True, exist_ok=True)
+                (kept / "last.ckpt").touch()
+            subprocess.run([*script, *options], cwd=tmp_path, env=env, check=True)
+            said = (tmp_path / "called").read_text().splitlines()[-1]
+            assert said.startswith("srun --kill-on-bad-exit=1 --cpus-per-task=3 python scripts/fit.py ")
+            own = " --name tiny_77 --runs scratch"
+            assert said.endswith(f"{own} --ckpt_path last" if goes_on else own)
+        (kept / "last.ckpt").unlink()
+
+
+def test_a_name_would_hide_the_run_and_is_refused(tmp_path: Path, cluster: dict[str, str]) -> None:
+    for given in (["--name", "mine"], ["--name=mine"]):
+        script = ["bash", str(ROOT / "configs" / "slurm" / "fit.sbatch"), "tiny.yaml", *given]
+        done = subprocess.run(script, cwd=tmp_path, env=cluster, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert "leave --name out" in done.stderr
 
 
 def test_torchrun_is_given_the_machines(tmp_path: Path, cluster: dict[str, str]) -> None:

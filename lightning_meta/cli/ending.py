@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,10 +13,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.run.termination import STATUS, Termination
-from lightning_meta.run.watch import RankWatch
-
-_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|c10d|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
+from lightning_meta.run.termination import Termination, status_of
+from lightning_meta.run.watch import RankWatch, lost_connection
 
 
 @contextmanager
@@ -25,21 +23,22 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
 
     Args:
         trainer: Of the run.
-        termination: Stops it by SIGTERM; one of the trainer's callbacks.
+        termination: Stops it by SIGTERM and Ctrl-C; one of the trainer's callbacks.
         watch: Sees other ranks die; one of the trainer's callbacks.
 
     Raises:
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C, 1 where another rank died.
+        SystemExit: 143 after SIGTERM, 130 after Ctrl-C, on whichever rank, 1 where another rank died.
         UserError: The disk is full, or a folder cannot be written.
     """
     try:
         with termination, watch:
             yield
-    except SIGTERMException:
-        _say(trainer, f"\nstopped in step {trainer.global_step} by SIGTERM; {watch.how_to_go_on()}")
+    except SIGTERMException as stop:
+        number = getattr(stop, "number", int(signal.SIGTERM))  # Lightning's own says none
+        _say(trainer, watch.stopped_line(number))
         if not trainer.is_global_zero:
             time.sleep(1)  # rank 0 speaks first: srun ends all as soon as one has ended
-        raise SystemExit(STATUS) from None
+        raise SystemExit(status_of(number)) from None
     except NonFiniteLossError as error:
         if error.on_all_ranks and not trainer.is_global_zero:
             raise SystemExit(1) from None  # rank 0 says it
@@ -47,14 +46,17 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
     except SystemExit:
         if not trainer.interrupted:
             raise
-        _say(trainer, f"\nstopped in step {trainer.global_step}; {watch.how_to_go_on()}")
-        raise SystemExit(130) from None  # what a shell expects after Ctrl-C
+        _say(trainer, watch.stopped_line(signal.SIGINT))
+        raise SystemExit(status_of(signal.SIGINT)) from None
     except (RuntimeError, OSError) as error:
         if trouble := disk_trouble(error):
             raise UserError(f"cannot write ({trouble}); make room or mend it, then {watch.how_to_go_on()}") from error
-        if trainer.world_size == 1 or not _CONNECTION.search(str(error)):
+        if trainer.world_size == 1 or not lost_connection(error):
             raise
         time.sleep(0.2)  # the connection may be gone before the process is
+        if stopped_by := watch.stopped_by():
+            _say(trainer, watch.stopped_line(stopped_by))
+            raise SystemExit(status_of(stopped_by)) from None
         if watch.speaks:
             dead = (
                 watch.dead() or f"rank {trainer.global_rank} lost its connection to another rank, which may have died"

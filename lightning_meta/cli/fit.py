@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from lightning_meta.run.results import facts, write_report, write_results
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from lightning_meta.run.watch import RankWatch
+
+_log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
@@ -215,7 +218,9 @@ def _train(cli: MetaCLI) -> None:
         error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
         raise
     except (RuntimeError, ValueError) as error:
-        raise (weights_error(error, checkpoint) or error) from error
+        if better := weights_error(error, checkpoint):
+            raise better from error
+        raise
 
 
 def _test_best(cli: MetaCLI) -> Path:
@@ -227,6 +232,8 @@ def _test_best(cli: MetaCLI) -> Path:
     folder = Path(trainer.log_dir or "") / "checkpoints"
     best = folder / "best.ckpt"
     chosen = best if best.is_file() else folder / "last.ckpt"
+    if chosen is not best and trainer.is_global_zero:
+        _log.warning("no validation took place, so the last checkpoint is tested: train for longer or validate sooner")
     trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=chosen, verbose=False)
     return chosen
 

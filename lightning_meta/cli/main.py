@@ -22,6 +22,7 @@ from lightning_meta.cli.predict import predict, predict_options
 from lightning_meta.cli.sweep import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.run.memory import keep_freed_memory
 
 COMMANDS = {
     "fit": fit,
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The command and its options; by default those of the process.
 
     Returns:
-        The exit status: 0, 2 after a mistake of the user's, 1 where training itself failed.
+        The exit status: 0, 2 after a mistake of the user's, 1 where training itself failed, 130 after Ctrl-C.
     """
     command, *options = [*(sys.argv[1:] if args is None else args), ""]
     if command not in COMMANDS:
@@ -69,6 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     _quieten_lightning()
     _show_log()
+    keep_freed_memory()
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
@@ -86,7 +88,18 @@ def main(args: Sequence[str] | None = None) -> int:
         if trouble := disk_trouble(error):
             return _fail(f"cannot write ({trouble}); make room or mend it", 2)
         raise
+    except KeyboardInterrupt:
+        return _interrupted()
+    except SystemExit as stop:
+        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end of a test
+            return _interrupted()
+        raise
     return 0
+
+
+def _interrupted() -> int:
+    print("\nlightning-meta: stopped by Ctrl-C", file=sys.stderr)
+    return 130
 
 
 def _fail(message: str, status: int) -> int:

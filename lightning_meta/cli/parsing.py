@@ -62,6 +62,8 @@ def with_save_dir(args: Sequence[str]) -> list[str]:
 
 def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
     """Send loggers that name no folder of their own into the run directory, which is claimed for them."""
+    if config["trainer"].get("fast_dev_run"):  # the Trainer puts a logger that writes nothing in the place of all
+        return config
     for logger in as_list(config["trainer"].get("logger")):
         if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
             continue

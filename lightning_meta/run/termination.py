@@ -1,4 +1,4 @@
-"""SIGTERM, by which schedulers and launchers stop a run, lets the step end and leaves a checkpoint."""
+"""SIGTERM, by which schedulers and launchers stop a run, and Ctrl-C let the step end and leave a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,17 +14,40 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_meta.run.checkpoints import RunCheckpoint
 
-STATUS = 128 + signal.SIGTERM  # what a shell expects after SIGTERM
+NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+def status_of(number: int) -> int:
+    """The exit status that a shell expects after a signal."""
+    return 128 + number
+
+
+def stopping_signal(status: int | None) -> int | None:
+    """The signal that let a run end well with this status; None where the status says something else."""
+    return next((int(number) for number in NAMES if status == status_of(number)), None)
+
+
+class Stopped(SIGTERMException):
+    """The run was told to stop.
+
+    Args:
+        number: The signal that told it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(status_of(number))
+        self.number = number
 
 
 class Termination(Callback):
-    """Stops a run that is told to by SIGTERM, with status 143, at a moment from which it goes on bit for bit.
+    """Stops a run that SIGTERM (status 143) or Ctrl-C (130) tells to, at a moment from which it goes on bit for bit.
 
     In training the step ends first, on all ranks, and the last checkpoint is written. A validation or a test is broken
-    off: the run goes on from its last checkpoint. Within `with`, SIGTERM is heeded before and after training too.
+    off: the run goes on from its last checkpoint. Within `with`, both are heeded before and after training too. A
+    second Ctrl-C interrupts at once.
 
-    Lightning's own handler speaks to the other ranks from within the signal, amid whatever else they were saying, and
-    writes no checkpoint; it is replaced. Stand this callback right behind the checkpoint.
+    Lightning's own handler of SIGTERM speaks to the other ranks from within the signal, amid whatever else they were
+    saying, and writes no checkpoint; it is replaced. Stand this callback right behind the checkpoint.
 
     Args:
         checkpoint: What writes the last checkpoint.
@@ -32,26 +55,28 @@ class Termination(Callback):
 
     def __init__(self, checkpoint: RunCheckpoint) -> None:
         self._checkpoint = checkpoint
-        self._requested = self._agreed = False
+        self._told = self._agreed = 0  # the signal that came to this rank, and the one that all ranks heed; 0 is none
         self._at_once = True  # no step is under way that should end first
-        self._before: Any = None
+        self._before: dict[int, Any] = {}
         self._device = torch.device("cpu")
 
     def __enter__(self) -> Termination:
-        """Take SIGTERM over."""
-        self._before = signal.getsignal(signal.SIGTERM)
-        self._register(self._handle)
+        """Take both signals over, but for Ctrl-C where it is ignored, as in the background of a script."""
+        taken = [n for n in NAMES if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.getsignal(number) for number in taken}
+        self._register()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give SIGTERM back."""
-        self._register(signal.SIG_DFL if self._before is None else self._before)
+        """Give them back."""
+        for number, handler in self._before.items():
+            _set(number, signal.SIG_DFL if handler is None else handler)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM over from Lightning; let steps end."""
-        self._register(self._handle)
+        self._register()
         self._at_once = False
         self._device = trainer.strategy.root_device
         if trainer.world_size > 1:  # in place of Lightning's question to rank 0 alone, which every step asks
@@ -60,45 +85,59 @@ class Termination(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop, if any rank was told to, between two steps."""
         if trainer.world_size == 1:
-            self._agreed = self._requested
+            self._agreed = self._told
         if self._agreed and self._checkpoint.between_steps:
             self._checkpoint.write_last(trainer)
-            raise SIGTERMException(STATUS)
+            raise Stopped(self._agreed)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do not begin a validation, which may take long."""
-        if trainer.world_size > 1 and trainer.state.fn == "fit":
-            self._ask_all()
-        if self._requested or self._agreed:
-            raise SIGTERMException(STATUS)
-        self._at_once = True
+        if trainer.state.fn == "fit":
+            self._agree(trainer)
+        self._break_off()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let steps end again."""
         self._at_once = trainer.state.fn != "fit"
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop after the last step, before the test."""
-        self._at_once = True
-        self._register(self._handle)  # Lightning has put back what was before
-        if self._requested or self._agreed:
-            raise SIGTERMException(STATUS)
+        """Stop after the last step, before the test; all ranks or none."""
+        self._agree(trainer)
+        self._register()  # Lightning has put back what was before
+        self._break_off()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take SIGTERM over from Lightning."""
-        self._register(self._handle)
+        self._register()
 
     def _handle(self, number: int, frame: Any) -> None:
-        self._requested = True
+        again, self._told = self._told, number
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
         if self._at_once:
-            raise SIGTERMException(STATUS)
+            raise Stopped(number)
+
+    def _break_off(self) -> None:
+        """From here on do not wait for the end of a step."""
+        self._at_once = True  # before the question, lest a signal come between
+        if number := self._told or self._agreed:
+            raise Stopped(number)
+
+    def _agree(self, trainer: Trainer) -> None:
+        if trainer.world_size > 1:
+            self._device = trainer.strategy.root_device
+            self._ask_all()
 
     def _ask_all(self) -> None:
-        told = torch.tensor([int(self._requested)], device=self._device)
+        told = torch.tensor([self._told], device=self._device)
         torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        self._agreed |= bool(told.item())
+        self._agreed = max(self._agreed, int(told.item()))
 
-    @staticmethod
-    def _register(handler: Any) -> None:
-        if threading.current_thread() is threading.main_thread():  # the only one that may
-            signal.signal(signal.SIGTERM, handler)
+    def _register(self) -> None:
+        for number in self._before or (signal.SIGTERM,):
+            _set(number, self._handle)
+
+
+def _set(number: int, handler: Any) -> None:
+    if threading.current_thread() is threading.main_thread():  # the only one that may
+        signal.signal(number, handler)

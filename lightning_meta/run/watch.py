@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,17 +14,30 @@ from pathlib import Path
 from types import TracebackType
 
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_meta.run.termination import NAMES, status_of, stopping_signal
 
 PERIOD = 0.5  # seconds between two looks
 GRACE = 3.0  # seconds in which the ranks of one run may end one after the other
+DYING = 30.0  # seconds from the end of a rank's connection to that of its process, which tells how it ended
+
+_CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|c10d|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
+
+
+def lost_connection(error: BaseException | None) -> bool:
+    """Whether an error tells of another rank that went away."""
+    return isinstance(error, RuntimeError | OSError) and _CONNECTION.search(str(error)) is not None
 
 
 class RankWatch(Callback):
     """Watches the other ranks that this machine can see, from a thread, while this rank may wait for them in vain.
 
-    The first rank of a machine sees those that it started, they see it; ranks that torchrun or SLURM started are ended
-    by that, and see it. Whoever finds another one dead ends this process with status 1 and one line on stderr.
+    The first rank of a machine sees those that it started, they see it, and ranks of torchrun see its agent. SLURM and
+    MPI end what they started themselves; a shell that started a rank may end before it. Whoever finds another one dead
+    ends this process with status 1 and one line on stderr, or as the other one was stopped: with 143 by SIGTERM, 130 by
+    Ctrl-C.
 
     Lightning has a watch of its own, of the first rank alone, that kills all without a word; it is replaced.
     """
@@ -34,6 +48,8 @@ class RankWatch(Callback):
         self._parent: int | None = None
         self._rank, self._local_rank = 0, 0
         self._starter = "the process that started the ranks"
+        self._trainer: Trainer | None = None
+        self._killed: set[int] = set()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -49,21 +65,23 @@ class RankWatch(Callback):
         if self._thread is not None:
             self._thread.join()
         if kind is not None:
-            until = time.monotonic() + GRACE
+            until = time.monotonic() + (DYING if lost_connection(error) else GRACE)
             while time.monotonic() < until and any(other.poll() is None for other in self._others):
                 time.sleep(0.05)
             self._kill_others()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin to watch."""
+        self._trainer = trainer
         if trainer.world_size == 1 or self._thread is not None:
             return
         self._rank, self._local_rank = trainer.global_rank, trainer.local_rank
         self._others = getattr(trainer.strategy.launcher, "procs", [])
-        self._parent = None if self._others else os.getppid()
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if self._local_rank and isinstance(environment, LightningEnvironment):
-            self._starter = f"rank {self._rank - self._local_rank}"
+            self._parent, self._starter = os.getppid(), f"rank {self._rank - self._local_rank}"
+        elif isinstance(environment, TorchElasticEnvironment):
+            self._parent = os.getppid()
         for thread in threading.enumerate():
             if thread.name == "child-process-observer":  # Lightning's
                 thread._child_processes = []  # type: ignore[attr-defined]
@@ -94,24 +112,37 @@ class RankWatch(Callback):
         if self._parent is not None and os.getppid() != self._parent:
             return f"{self._starter} died"
         for i, other in enumerate(self._others):
-            if status := other.poll():
+            if other.pid not in self._killed and (status := other.poll()):
                 return f"rank {self._rank + 1 + i} {_how(status)}"
         return None
+
+    def stopped_by(self) -> int | None:
+        """The signal that stopped another rank, which went well; None where there is none such."""
+        return next((n for other in self._others if (n := stopping_signal(other.poll()))), None)
+
+    def stopped_line(self, number: int) -> str:
+        """What is said of a run that a signal stopped."""
+        step = self._trainer.global_step if self._trainer else 0
+        return f"\nstopped in step {step} by {NAMES[signal.Signals(number)]}; {self.how_to_go_on()}"
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD):
             if self.dead() and not self._ended.wait(GRACE):
-                self._say_and_end(self.dead())
+                self._say_and_end()
 
-    def _say_and_end(self, dead: str | None) -> None:
+    def _say_and_end(self) -> None:
+        line, status = f"\nlightning-meta: error: {self.dead()}; {self.how_to_go_on()}", 1
+        if number := self.stopped_by():
+            line, status = self.stopped_line(number), status_of(number)
         if self.speaks:
-            print(f"\nlightning-meta: error: {dead}; {self.how_to_go_on()}", file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
         self._kill_others()
-        os._exit(1)  # the main thread may wait for ever in a call to the dead rank
+        os._exit(status)  # the main thread may wait for ever in a call to the dead rank
 
     def _kill_others(self) -> None:
         for other in self._others:
             if other.poll() is None:
+                self._killed.add(other.pid)
                 with contextlib.suppress(ProcessLookupError):
                     other.kill()
 

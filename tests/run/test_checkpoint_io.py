@@ -2,7 +2,6 @@ import os
 import signal
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +20,6 @@ class PressesControlC:
         return OrderedDict, ()
 
 
-@pytest.fixture
-def _interrupts() -> Iterator[None]:
-    """Ctrl-C as a user's process has it, whatever runs the tests."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_interrupts")
 def test_an_interrupt_comes_after_the_checkpoint_is_written(tmp_path: Path) -> None:
     file = tmp_path / "last.ckpt"
     checkpoint = {"state_dict": {"w": torch.ones(3)}, "pressed": PressesControlC(), "after": torch.arange(100_000)}
