@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from matplotlib.figure import Figure
@@ -16,8 +19,11 @@ from lightning_meta.data import EpisodeDataset, EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
+from lightning_meta.report.figures import DPI
 
-DOTS = 150  # an inch
+LONGEST = 300  # letters of a reason
+
+_log = logging.getLogger("lightning_meta.pictures")
 
 
 class Picture(Callback, ABC):
@@ -34,25 +40,35 @@ class Picture(Callback, ABC):
             raise UserError(f"trainer.callbacks: {name} draws meta-learners on an EpisodicDataModule; leave it out")
         if data.spec is not None and data.spec.task != "classification":
             raise UserError(f"trainer.callbacks: {name} draws classes, and these tasks are regression; leave it out")
-        self.check(pl_module)
+        self.check(pl_module, None if data.spec is None else data.spec.input_shape)
 
-    def check(self, module: MetaModule) -> None:
-        """Refuse a method that has not got what is drawn.
+    def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
+        """Refuse a method or data that have not got what is drawn.
+
+        Args:
+            module: The meta-learner.
+            input_shape: Of one example, where it is known.
 
         Raises:
             UserError: What is missing.
         """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw it."""
+        """Draw it; what goes wrong costs the picture, and not the results, which are written after it."""
         folder = trainer.log_dir or trainer.default_root_dir  # every rank asks, as rank 0 tells the others
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         assert isinstance(pl_module, MetaModule)
         dataset: EpisodeDataset = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
         figures = Path(folder) / "figures"
-        figures.mkdir(parents=True, exist_ok=True)
-        self.draw(pl_module, dataset, figures).savefig(figures / f"{self.file}.png", dpi=DOTS)
+        try:
+            figures.mkdir(parents=True, exist_ok=True)
+            with matplotlib.rc_context({"text.parse_math": False}):  # names of classes are text
+                self.draw(pl_module, dataset, figures).savefig(figures / f"{self.file}.png", dpi=DPI)
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+            _log.warning("figures/%s.png could not be drawn (%s)", self.file, said)
+            _log.debug("why", exc_info=True)
 
     @abstractmethod
     def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
 from lightning_meta.data import EpisodeDataset
 from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
+from lightning_meta.report.figures import shortened
 from lightning_meta.run.files import replacing
 
 MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
@@ -78,9 +80,10 @@ def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> Non
 def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
     share = (100 * taken / possible).numpy()  # NaN, drawn white, for two classes that never met
     side = max(4.0, 1.6 + 0.28 * len(names))
-    figure = Figure((side + 0.8, side), layout="constrained")
+    figure = Figure((side + 0.9, side), layout=ConstrainedLayoutEngine(w_pad=0.1))
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Greys", vmin=0, vmax=100)
+    names = list(map(shortened, names))
     if len(names) <= PRINTED:
         for (i, j), value in np.ndenumerate(share):
             if np.isfinite(value):
@@ -101,18 +104,21 @@ def _hardest(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
     axes = figure.subplots()
     values = (100 * taken.diagonal()[order] / seen[order]).tolist()
     axes.barh(range(len(order)), values, color="0.6", edgecolor="k", lw=0.5)
-    for row, number in enumerate(order.tolist()):
-        wrong = taken[number].clone()
-        wrong[number] = 0
-        most = int(wrong.argmax())
-        text = f" {taken[number, number]} of {seen[number]}"
-        text += f"; {wrong[most]} as {names[most]}" if wrong[most] else ""
-        axes.text(values[row], row, text, va="center", fontsize=6)
+    names = list(map(shortened, names))
     axes.set_yticks(range(len(order)), [names[i] for i in order.tolist()], fontsize=7)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 130), xlabel="accuracy of the class's queries, %")
-    axes.set_xticks(range(0, 101, 20))
+    beside = axes.secondary_yaxis("right")
+    beside.set_yticks(range(len(order)), [_counts(taken[i], i, seen[i], names) for i in order.tolist()], fontsize=6)
+    beside.tick_params(length=0)
+    axes.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy of the class's queries, %")
     axes.set_title(
         f"The {len(order)} hardest of {len(met)} test classes; mean {100 * accuracy.mean():.1f} %", fontsize=9
     )
     return figure
+
+
+def _counts(taken: Tensor, number: int, seen: Tensor, names: list[str]) -> str:
+    """How many of a class's queries were right, and what most of the others were taken for."""
+    wrong = taken.clone()
+    wrong[number] = 0
+    most = int(wrong.argmax())
+    return f"{taken[number]} of {seen}" + (f"; {wrong[most]} as {names[most]}" if wrong[most] else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +13,10 @@ from lightning_meta.data import EpisodeDataset
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+from lightning_meta.report.figures import shortened
 
-MARKERS = "osD^vP<>X*pH"
+MARKERS = "osD^vP<>XpH"  # no star: those are the prototypes
+ROWS = 25  # names below each other
 
 
 def principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +50,7 @@ class EpisodeEmbedding(Picture):
         check_task("EpisodeEmbedding task", task)
         self.task = task
 
-    def check(self, module: MetaModule) -> None:
+    def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
         """Refuse all but ProtoNet."""
         if not isinstance(module, ProtoNet):
             name = type(module).__name__
@@ -66,21 +69,23 @@ class EpisodeEmbedding(Picture):
         names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
         figure = Figure((7.0, 4.8), layout="constrained")
         axes = figure.subplots()
-        for label, name in enumerate(names):
+        handles = []
+        for label in range(len(names)):
             marker = MARKERS[label % len(MARKERS)]
-            shade = str(0.75 * (label % 4) / 3)
+            shade = str(0.6 * (label % 4) / 3)
             style = {"marker": marker, "ls": "", "color": shade, "ms": 5}
             mine = asked[query.y.cpu() == label]
-            axes.plot(mine[:, 0], mine[:, 1], **style, mfc="none", label=name)  # type: ignore[arg-type]
+            handles += axes.plot(mine[:, 0], mine[:, 1], **style, mfc="none")  # type: ignore[arg-type]
             mine = known[support.y.cpu() == label]
-            axes.plot(mine[:, 0], mine[:, 1], **style)  # type: ignore[arg-type]
+            axes.plot(mine[:, 0], mine[:, 1], **style, mec="w", zorder=3)  # type: ignore[arg-type]
             at = prototypes[label].tolist()
             axes.plot(*at, marker="*", ms=15, mec="k", mfc=shade, mew=0.8)
             axes.annotate(str(label + 1), at, xytext=(7, 6), textcoords="offset points", fontsize=8, weight="bold")
         x, y = (f"principal component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(shares))
         axes.set(xlabel=x, ylabel=y, title=f"Test task {self.task}: ★ prototypes, filled support, hollow queries")
         axes.set_aspect("equal", adjustable="datalim")
-        legend = [f"{n + 1}: {name}" for n, name in enumerate(names)]
-        handles = axes.get_legend_handles_labels()[0]
-        axes.legend(handles, legend, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+        # By the markers that were drawn: matplotlib's own list leaves out names that begin with "_".
+        legend = [f"{n + 1}: {shortened(name)}" for n, name in enumerate(names)]
+        columns = -(-len(names) // ROWS)
+        figure.legend(handles, legend, fontsize=7, frameon=False, loc="outside right center", ncols=columns)
         return figure

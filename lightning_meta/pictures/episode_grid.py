@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_meta.data import EpisodeDataset
+from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+from lightning_meta.report.figures import shortened
 
 INCH = 0.72  # the side of an image
 
@@ -33,6 +36,15 @@ class EpisodeGrid(Picture):
         check_task("EpisodeGrid task", task)
         self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
 
+    def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
+        """Refuse all but images."""
+        if input_shape is not None and (len(input_shape) != 3 or input_shape[0] not in (1, 3)):
+            shape = tuple(input_shape)
+            raise UserError(
+                f"trainer.callbacks: EpisodeGrid draws images of 1 or 3 channels, and examples have shape {shape}; "
+                "leave it out"
+            )
+
     def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
         """A row a class: its name, support images, query images with the predicted class and its probability."""
         episode = episode_of(dataset, self.task, module)
@@ -50,15 +62,17 @@ class EpisodeGrid(Picture):
             grid[row, k].axis("off")
             for column in range(k):
                 _show(grid[row, column], support[row, column])
-            label = f"{row + 1}: {names[row]}"
+            label = f"{row + 1}: {shortened(names[row])}"
             grid[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
             for column in range(q):
                 axes, p = grid[row, k + 1 + column], shown[row, column]
                 _show(axes, queries[row, column])
                 _mark(axes, int(p.argmax()) + 1, float(p.max()), int(p.argmax()) == row)
         grid[0, 0].set_title("support", fontsize=7, loc="left")
+        grid[0, k + 1].set_title("queries", fontsize=7, loc="left")
+        part = f"; the first {n} of {episode.ways} classes" if n < episode.ways else ""
         figure.suptitle(
-            f"Test task {self.task}: {100 * right:.0f} % of {len(query.y)} queries right\n"
+            f"Test task {self.task}: {100 * right:.0f} % of {len(query.y)} queries right{part}\n"
             "below each query the class it was taken for, and its probability; wrong ones on black",
             fontsize=8,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +16,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.scores import mean_and_interval
 from lightning_meta.pictures.base import Picture
+from lightning_meta.report.figures import LINES
 from lightning_meta.run.files import replacing
-
-STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
 
 
 class Point(NamedTuple):
@@ -102,7 +102,7 @@ class ShotAndWay(Picture):
 def _draw(points: Sequence[Point], left_out: Sequence[str], tasks: int) -> Figure:
     figure = Figure((6.0, 4.0), layout="constrained")
     axes = figure.subplots()
-    for (line, marker), ways in zip(STYLES * len(points), sorted({p.ways for p in points}), strict=False):
+    for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
         mine = [p for p in points if p.ways == ways]
         shots, accuracy, interval = (
             [p.shots for p in mine],
@@ -126,7 +126,8 @@ def _draw(points: Sequence[Point], left_out: Sequence[str], tasks: int) -> Figur
     axes.minorticks_off()
     axes.set(xlabel="support examples of a class (shot)", ylabel="accuracy, %")
     title = f"Mean and 95 % interval over {tasks} test tasks each"
-    axes.set_title(title + (f"\nnot served: {', '.join(left_out)}" if left_out else ""), fontsize=8)
+    missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []
+    axes.set_title("\n".join([title, *missing]), fontsize=8)
     if points:
         axes.legend(frameon=False, fontsize=8)
     return figure

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from lightning_meta.report.figures import SIZE
+from lightning_meta.report.figures import DPI, SIZE
 
 # From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
 COLOURS = "cividis"
@@ -59,7 +59,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     folder = directory / "figures"
     folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / name, dpi=150)
+        figure.savefig(folder / name, dpi=DPI)
     return [folder / name for name in figures]
 
 

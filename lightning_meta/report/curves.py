@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.figures import SIZE, columns_of, label_of
-
-STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
+from lightning_meta.report.figures import DPI, LINES, SIZE, columns_of, label_of
 
 
+@matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
 def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = "val/accuracy") -> Path:
     """Draw a metric of several runs against the training step; the shade is its 95 % interval where it was logged.
 
@@ -26,10 +26,12 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         The picture.
 
     Raises:
-        UserError: A run without `metrics.csv`, or one that did not log the metric.
+        UserError: A run without `metrics.csv`, one that did not log the metric, or a picture that cannot be written.
     """
+    target = _target(out)
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
+    drawn = []
     for number, run in enumerate(map(Path, runs)):
         file = run / "metrics.csv"
         if not file.is_file():
@@ -40,16 +42,29 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
             raise UserError(f"--metric {metric}: {file} has no such column; it has {known or 'nothing of validation'}")
         there = np.isfinite(columns[metric])
         step, value = columns["step"][there], columns[metric][there]
-        line, marker = STYLES[number % len(STYLES)]
-        shade = str(0.7 * (number // len(STYLES) % 3) / 2)
-        axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade, label=str(run))
+        line, marker = LINES[number % len(LINES)]
+        shade = str(0.7 * (number // len(LINES) % 3) / 2)
+        drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
         if (interval := columns.get(f"{metric}_ci95")) is not None:
             axes.fill_between(step, value - interval[there], value + interval[there], color=shade, alpha=0.12, lw=0)
     stage, _, of = metric.partition("/")
     axes.set(xlabel="training step", ylabel=f"{label_of(of)} ({stage})")
-    axes.legend(frameon=False, fontsize=7)
+    if axes.collections:
+        axes.set_title("shade: 95 % interval", fontsize=8)
+    # By the lines that were drawn: matplotlib's own list leaves out names that begin with "_".
+    axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
+    figure.savefig(target, dpi=DPI)
+    return target
+
+
+def _target(out: str | Path) -> Path:
+    """The file of the picture."""
     target = Path(out)
+    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})  # pictures without more
+    if target.suffix.removeprefix(".").lower() not in known:
+        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in known)}")
     if not target.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {target.parent}")
-    figure.savefig(target, dpi=150)
+    if target.is_dir():
+        raise UserError(f"--out {out}: this is a folder; name a file in it")
     return target

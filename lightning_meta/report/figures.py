@@ -10,10 +10,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightning_meta.report.named_tasks import draw_named_tasks
 
-SIZE = (6.0, 4.0)  # inches, at 150 dots an inch
+SIZE = (6.0, 4.0)  # inches
+DPI = 150
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))  # and their markers
+LONGEST = 28  # letters of a name
 LABELS = {"accuracy": "accuracy", "mse": "mean squared error", "r2": "R²"}
 
 
@@ -42,7 +46,7 @@ def write_figures(directory: Path) -> list[Path]:
             drawing = draw_named_tasks if fixed else draw
             if drawing(figure.subplots(), columns, metric):
                 folder.mkdir(exist_ok=True)
-                figure.savefig(folder / name, dpi=150)
+                figure.savefig(folder / name, dpi=DPI)
                 drawn.append(folder / name)
     return drawn
 
@@ -71,7 +75,8 @@ def _draw_training(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> b
             axes.plot(step, value, label=name, color=colour, marker=marker, markersize=3)
             if (interval := columns.get(f"{name}_ci95")) is not None:
                 axes.fill_between(step, value - interval[there], value + interval[there], color="k", alpha=0.15, lw=0)
-    axes.set(xlabel="training step", ylabel=label_of(metric), title="Training")
+    shade = "; shade: 95 % interval" if axes.collections else ""
+    axes.set(xlabel="training step", ylabel=label_of(metric), title=f"Training{shade}")
     if metric == "mse":
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -95,11 +100,32 @@ def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool
         axes.set(xlabel="inner step", ylabel=label_of(metric), title=title)
         axes.set_xticks(steps)
     else:
-        axes.hist(scores[0], bins=20, range=(0, 1) if metric == "accuracy" else None, color="0.65", edgecolor="k")
+        axes.hist(scores[0], _edges(scores[0]).tolist(), color="0.65", edgecolor="k")
         axes.axvline(scores[0].mean(), color="k", ls="--", label=f"mean {scores[0].mean():.3f}")
         axes.set(xlabel=label_of(metric), ylabel="test tasks", title=f"{tasks} test tasks")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
     return True
+
+
+def _edges(scores: np.ndarray) -> np.ndarray:
+    """Borders of some 20 bins; where few scores are possible, as shares of Q queries are, as many of them in each."""
+    values = np.unique(scores.round(6))
+    steps = np.diff(values)
+    grid = steps.min() if len(steps) else 1.0
+    if len(steps) == 0 or not np.allclose(steps / grid, (steps / grid).round(), atol=1e-2):
+        return np.histogram_bin_edges(scores, bins=20)
+    width = grid * max(1, round((values[-1] - values[0]) / grid / 20))
+    count = int(np.ceil((values[-1] - values[0] + grid / 2) / width)) or 1
+    return values[0] - grid / 2 + width * np.arange(count + 1)
+
+
+def shortened(name: str) -> str:
+    """A name that leaves room for the picture: of a long one the beginning and the end, which tell it from others."""
+    if len(name) <= LONGEST:
+        return name
+    half = (LONGEST - 1) // 2
+    return f"{name[: LONGEST - 1 - half]}…{name[-half:]}"
 
 
 def label_of(metric: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from lightning_meta.report import write_figures
+from lightning_meta.report.figures import _edges
 
 
 def test_draws_what_there_is(tmp_path: Path) -> None:
@@ -29,3 +31,21 @@ def test_one_test_task_has_no_interval_and_no_picture(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,epoch\n0,0\n")
     assert write_figures(tmp_path) == []
     assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("queries", [10, 50, 75])
+def test_a_histogram_of_shares_has_as_many_possible_scores_in_each_bin(queries: int) -> None:
+    """Scores are k / Q: bins of another width hold now three, now two possible ones, and show peaks that are not."""
+    scores = np.arange(queries // 2, queries + 1) / queries
+    edges = _edges(scores)
+    counts, _ = np.histogram(scores, edges)
+    assert edges[0] < scores.min()
+    assert scores.max() < edges[-1]
+    assert len(set(counts[:-1])) == 1
+    assert counts[-1] <= counts[0]
+
+
+def test_bins_of_other_scores_cover_them() -> None:
+    for scores in (np.random.default_rng(0).exponential(size=200), np.full(5, 0.3)):
+        counts, _ = np.histogram(scores, _edges(scores))
+        assert counts.sum() == len(scores)

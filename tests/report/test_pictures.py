@@ -11,13 +11,51 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from lightning_meta.batches import SPLITS, Split
 from lightning_meta.cli import main
+from lightning_meta.data import EpisodeDataset, Pool
+from lightning_meta.data.sources import Source
+from lightning_meta.meta import MetaModule
+from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.pictures.confusion import confusion
 from lightning_meta.pictures.embedding import principal
 from tests.test_cli import MAML, TRAINER
+
+NAMES = (r"$\frac{$", "_hidden", "a very long name of a class that nobody would write by hand", "x", "y", "z")
+
+
+class Shaped(Source):
+    """Noise of a shape, in classes with names that trip matplotlib.
+
+    Args:
+        shape: Of an example.
+    """
+
+    def __init__(self, shape: list[int]) -> None:
+        self.shape = shape
+
+    def pools(self) -> dict[Split, Pool]:
+        def pool(split: Split) -> Pool:
+            names = NAMES if split == "test" else [f"{split} {c}" for c in range(6)]
+            generator = torch.Generator().manual_seed(len(split))
+            return Pool.from_examples(
+                torch.rand(48, *self.shape, generator=generator), [c // 8 for c in range(48)], names
+            )
+
+        return {split: pool(split) for split in SPLITS}
+
+
+class Fails(EpisodeGrid):
+    """A picture that cannot be drawn."""
+
+    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+        raise ArithmeticError("no\nsuch thing")
+
 
 PICTURES = ["EpisodeGrid", "EpisodeEmbedding", "ConfusionByClass", "ShotAndWay"]
 
@@ -103,6 +141,58 @@ def test_the_tables_say_what_the_run_says() -> None:
     assert right / (9 * 3 * 4) == pytest.approx(said["test/accuracy"])
 
 
+def shaped(pictures: list[Any], *shape: int) -> dict[str, Any]:
+    """ProtoNet on noise of a shape, three ways of six."""
+    content = config("ProtoNet", pictures)
+    source = {"class_path": f"{__name__}.Shaped", "init_args": {"shape": list(shape)}}
+    content["data"]["init_args"]["source"] = source
+    backbone = {
+        "class_path": "lightning_meta.nn.Conv4",
+        "init_args": {"in_channels": shape[0], "width": 4, "blocks": 2},
+    }
+    flat = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": shape[0], "hidden": [8]}}
+    content["model"]["init_args"]["backbone"] = flat if len(shape) == 1 else backbone
+    return content
+
+
+def test_names_are_text_whatever_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    said: dict[str, list[str]] = {}
+    write = Figure.savefig
+
+    def noted(self: Figure, file: Path, **options: Any) -> None:
+        said[file.name] = [text.get_text() for legend in self.legends for text in legend.get_texts()]
+        for legend in self.legends:
+            markers = {handle.get_marker() for handle in legend.legend_handles if isinstance(handle, Line2D)}
+            assert len(markers) == len(legend.get_texts())
+        write(self, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    content = shaped(PICTURES, 1, 16, 16)
+    content["data"]["init_args"]["ways"] = 6
+    assert fit(content) == 0
+    assert "could not be drawn" not in capsys.readouterr().err
+    assert len(list(Path("runs/run/0/figures").glob("*.png"))) >= 5
+    assert len(said["embedding.png"]) == 6
+    assert {line.partition(": ")[2] for line in said["embedding.png"]} >= {r"$\frac{$", "_hidden"}
+    assert max(map(len, said["embedding.png"])) < 35
+
+
+def test_a_picture_that_fails_costs_no_results(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(config("ProtoNet", [{"class_path": f"{__name__}.Fails"}, "ConfusionByClass"])) == 0
+    assert "figures/episode.png could not be drawn (ArithmeticError: no such thing)\n" in capsys.readouterr().err
+    run = Path("runs/run/0")
+    assert {"results.json", "predictions.npz", "per_task.csv"} <= {file.name for file in run.iterdir()}
+    assert (run / "figures" / "confusion.png").is_file()
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (256,)])
+def test_what_is_no_image_is_said_before_training(shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(shaped(["EpisodeGrid"], *shape)) == 2
+    assert f"examples have shape {shape}" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not Path("runs").exists()
+    assert fit(shaped(["ConfusionByClass"], *shape)) == 0
+
+
 @pytest.mark.parametrize("case", ["method", "regression", "argument"])
 def test_what_cannot_be_drawn_is_said_before_training(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     grid = {"class_path": "lightning_meta.pictures.EpisodeGrid"}
@@ -117,15 +207,36 @@ def test_what_cannot_be_drawn_is_said_before_training(case: str, capsys: pytest.
 
 
 def test_curves_of_several_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in range(2):
-        assert fit(config("ProtoNet", [])) == 0
-    assert main(["curves", "runs/run/0", "runs/run/1", "--out", "both.png"]) == 0
+    runs = ["a$x_{$b", "_hidden"]
+    for name in runs:
+        Path(name).mkdir()
+        (Path(name) / "metrics.csv").write_text("step,val/accuracy\n4,0.5\n8,0.6\n")
+    figures: list[Figure] = []
+    write = Figure.savefig
+
+    def kept(self: Figure, *args: Any, **options: Any) -> None:
+        figures.append(self)
+        write(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", kept)
+        assert main(["curves", *runs, "--out", "both.png"]) == 0
     assert Path("both.png").stat().st_size > 5000
+    legend = figures[0].axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == runs
+    assert len({handle.get_linestyle() for handle in legend.legend_handles if isinstance(handle, Line2D)}) == 2
     capsys.readouterr()
     for options, said in (
         (["runs/run/7"], "no metrics.csv"),
-        (["runs/run/0", "--metric", "val/mse"], "it has val/accuracy"),
-        (["runs/run/0", "--out", "nowhere/x.png"], "there is no folder nowhere"),
+        (["_hidden", "--metric", "val/mse"], "it has val/accuracy"),
+        (["_hidden", "--out", "nowhere/x.png"], "there is no folder nowhere"),
+        (["_hidden", "--out", "x.xyz"], "--out x.xyz: expected a file that ends in one of "),
+        (["_hidden", "--out", "picture"], ".png, "),
+        (["_hidden", "--out", "folder.png"], "this is a folder"),
     ):
+        Path("folder.png").mkdir(exist_ok=True)
         assert main(["curves", *options]) == 2
-        assert said in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1

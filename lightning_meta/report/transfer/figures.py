@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from lightning_meta.report.figures import DPI
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
 from lightning_meta.report.transfer.text import printable, unit
 
-DPI = 150
 ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
 # Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
 MARKERS: dict[Verdict, tuple[str, str, str]] = {
@@ -46,10 +46,13 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     axes[0].set_yticks(range(len(names)), [_label(names[i]) for i in order], fontsize=8, parse_math=False)
     axes[0].set_ylim(-0.7, len(names) - 0.3)
     what = f"Δ against {printable(report.baseline)}, {_unit(report)} (higher is better)"
-    figure.supxlabel(what, fontsize=9, parse_math=False)
+    how = "lines: 95 % intervals of each task alone; marks: verdicts after Holm's correction over the tasks"
+    figure.supxlabel(f"{what}\n{how}", fontsize=9, parse_math=False)
+    given = {task.verdict for method in methods for task in method.tasks}
     handles = [
         axes[0].plot([], [], marker, mfc=fill, mec=edge, color=edge, ls="-", label=verdict, ms=5)[0]
         for verdict, (marker, fill, edge) in MARKERS.items()
+        if verdict in given
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(file, dpi=DPI)
@@ -69,12 +72,12 @@ def draw_gap(report: TransferReport, file: Path) -> None:
     factor = 100.0 if all(t.metric == "accuracy" for t in first) else 1.0
     examples = np.array([t.train_examples for t in first])
     baseline = factor * np.array([t.baseline_gap for t in first])
-    axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="", label=printable(report.baseline))
+    drawn = axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="")
     greys = np.linspace(0.0, 0.6, len(report.methods))
     for i, method in enumerate(report.methods):
         gaps = factor * np.array([t.gap for t in method.tasks])
         shape = SHAPES[i % len(SHAPES)]
-        axes.plot(examples, gaps, shape, color=str(greys[i]), ms=4, ls="", label=printable(method.method))
+        drawn += axes.plot(examples, gaps, shape, color=str(greys[i]), ms=4, ls="")
     axes.axhline(0, color="0.5", lw=0.8)
     if examples.min() > 0 and examples.max() > 3 * examples.min():
         axes.set_xscale("log")
@@ -83,7 +86,8 @@ def draw_gap(report: TransferReport, file: Path) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training examples of the task")
     axes.set_ylabel(f"gap train − validation,\n{_unit(report)}")
-    for text in axes.legend(frameon=False, fontsize=8).get_texts():
+    names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
+    for text in axes.legend(drawn, names, frameon=False, fontsize=8).get_texts():
         text.set_parse_math(False)
     figure.savefig(file, dpi=DPI)
 
