@@ -71,7 +71,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _quieten_lightning()
     _show_log()
     keep_freed_memory()
-    if (here := str(Path.cwd())) not in sys.path:
+    if _trusts_what_is_named(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
         COMMANDS[command](options[:-1])
@@ -95,6 +95,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return _interrupted()
         raise
     return 0
+
+
+def _trusts_what_is_named(command: str, options: Sequence[str]) -> bool:
+    """Whether modules that lie where the command is run may be imported; not where only a stranger's run names them."""
+    given = {option.partition("=")[0] for option in options}
+    return command not in ("predict", "test") or bool(given & {"--trust", "--config"})
 
 
 def _interrupted() -> int:

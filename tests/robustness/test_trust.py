@@ -373,3 +373,23 @@ def test_a_method_of_the_users_own_is_tested_by_those_who_trust_it(
     assert main([*predict, "--trust"]) == 2
     assert "nowhere: there is no such folder" in capsys.readouterr().err
     sys.modules.pop("users_file", None)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "searched"),
+    [
+        ("fit", (), True),
+        ("predict", (), False),
+        ("test", (), False),
+        ("test", ("--trust",), True),
+        ("test", ("--config=mine.yaml",), True),
+    ],
+)
+def test_modules_beside_a_strangers_run_are_not_found(
+    command: str, options: tuple[str, ...], searched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder with a checkpoint of `GBML` and a `learn2learn.py`, where learn2learn is not installed."""
+    here = str(Path.cwd())
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", here)])
+    assert main([command, *options]) == 2
+    assert (here in sys.path) == searched
