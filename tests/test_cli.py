@@ -204,6 +204,7 @@ BAD = {
         ["--trainer.max_step=3"],
         "--trainer.max_step: there is no such option; did you mean trainer.max_st",
     ),
+    "no option": (["configs/maml.yaml"], "an option was expected; did you mean --config configs/maml.yaml?"),
     "unknown argument": (["--model.iner_steps=1"], "did you mean inner_steps?"),
     "unknown class": (["--data.source=Sinusiod"], "there is no class Sinusiod; did you mean Sinusoid?"),
     "unknown module": (["--model.backbone=nowhere.Net"], "there is no module nowhere"),

@@ -153,6 +153,12 @@ def test_single_files_and_inverted_images(trained: Path) -> None:
     assert torch.equal(straight.int() + inverted.int(), torch.full_like(straight, 255).int())
 
 
+def test_a_mistake_in_the_query_leaves_no_export_behind(trained: Path) -> None:
+    command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support", "--query", "nowhere"]
+    assert main([*command, "--export", "t.pt2"]) == 2
+    assert not Path("t.pt2").exists()
+
+
 def test_an_exported_task_from_the_command(trained: Path) -> None:
     command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "support"]
     assert main([*command, "--export", "task.pt2"]) == 0

@@ -186,6 +186,10 @@ def _fit(cli: MetaCLI, began: float) -> None:
         tested = _test_best(cli)
     except NonFiniteLossError:
         raise
+    except SystemExit:  # by Ctrl-C or SIGTERM
+        if run.claimed and not any(run.directory.glob("checkpoints/*.ckpt")):
+            run.discard()
+        raise
     except Exception as error:
         # A run that never trained, or whose mistake came to light in its first validation, leaves nothing.
         unvalidated = cli.config_init["checkpoint"].best_score is None

@@ -31,6 +31,8 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     text = str(error)
     key = ".".join(re.findall(r'Parser key "([^"]+)"', text))
     classes = re.findall(r"class_path[= ]'([^']+)'", text)
+    if found := re.search(r"nrecognized arguments: ([^-\s]\S*\.ya?ml)", text):
+        return f"{found[1]}: an option was expected; did you mean --config {found[1]}?"
     if found := re.search(r"nrecognized arguments: -*([^\s=]+)", text):
         return f"--{found[1]}: there is no such option{_meant(found[1], options)}"
     if found := re.search(r"Option '([^']+)' is not accepted", text):

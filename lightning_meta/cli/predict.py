@@ -40,10 +40,14 @@ def predict(args: Sequence[str]) -> None:
     model = _meta_learner(config)
     files, labels = labelled_files(config.support)
     predictor = Predictor(model, read_images(files, model.spec.input_shape, config.invert), labels)
-    if config.export is not None:
+    if config.query is not None:
+        _label(config, model, predictor, Counter(labels))
+    if config.export is not None:  # last: a mistake in the query leaves nothing behind
         print(f"exported to {export(predictor, config.export)}")
-    if config.query is None:
-        return
+
+
+def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str]) -> None:
+    """Write the table of the query images, and show how many of each class there are."""
     queries = image_files(config.query)
     together = predictor.depends_on_company
     if together and len(queries) > config.batch_size:
@@ -60,7 +64,7 @@ def predict(args: Sequence[str]) -> None:
                 raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
-    _show(predictor, Counter(labels), counts, skipped, config, together)
+    _show(predictor, support, counts, skipped, config, together)
 
 
 def make_parser() -> ArgumentParser:

@@ -254,8 +254,9 @@ class MetaModule(TrainedModule, ABC):
             follow(self.network, outcome.statistics, partial(self.trainer.strategy.reduce, reduce_op="mean"))
         if self.logs_this_step():
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
-            values = {"train/loss": loss.detach(), f"train/{self.task.metric}": score}
-            self.log_dict(values, prog_bar=True, sync_dist=True, batch_size=len(batch.tasks))
+            for name, value in (("loss", loss.detach()), (self.task.metric, score)):
+                shown = name == "loss"  # beside the metric in validation, which is the one that counts
+                self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
@@ -356,7 +357,8 @@ class MetaModule(TrainedModule, ABC):
     def _report(self, stage: str, scores: TaskScores) -> TaskTable:
         table = scores.compute()
         scores.reset()
-        self.log_dict({f"{stage}/{name}": value for name, value in table.summary(self.task.metric).items()})
+        for name, value in table.summary(self.task.metric).items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.task.metric)
         return table
 
 

@@ -114,6 +114,7 @@ def test_control_c_in_the_set_up_ends_at_once(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().err.strip() == (
         "stopped in step 0 by Ctrl-C; there is no checkpoint yet: start it again"
     )
+    assert not (tmp_path / "toy").exists()  # the next run is the first one
 
 
 def test_control_c_that_is_ignored_stays_so(tmp_path: Path) -> None:

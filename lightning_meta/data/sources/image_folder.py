@@ -95,7 +95,8 @@ class ImageFolder(ImageFilesSource):
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
-            raise UserError(f"ImageFolder root={self.root}: there is no such folder")
+            option = "--data.init_args.source.init_args.root"
+            raise UserError(f"ImageFolder root={self.root}: there is no such folder; name yours with {option} FOLDER")
 
     def _listing(self) -> Listing:
         self._check_root()
