@@ -65,3 +65,9 @@ def test_a_row_that_fails_is_told(
     monkeypatch.setitem(rows.ROWS, "sampling", lambda setting: 1 / 0)
     assert benchmark.main(["--rows", "sampling", "--out", str(tmp_path)]) == 1
     assert "benchmark: error: sampling: division by zero" in capsys.readouterr().err
+
+
+def test_operations_are_counted() -> None:
+    a, b = torch.rand(3, 4), torch.rand(4, 5)
+    assert measure.operations(lambda: a @ b) == 2 * 3 * 4 * 5
+    assert measure.floor(0, torch.device("cpu"), 8).startswith("0.0 GFLOP, 0 ms at the ")

@@ -110,14 +110,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     predictor = lightning_meta.load(folder / "runs" / "protonet_glyphs" / "0").predictor(
         torch.rand(2, 1, 28, 28), ["a", "b"]
     )
-    predictor.export(folder / "task.pt2")
+    for name in ("task.pt2", "task.onnx"):
+        predictor.export(folder / name)
     return folder
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
-    namespace: dict[str, Any] = {"__name__": "readers_session", "lightning_meta": lightning_meta}
+    namespace: dict[str, Any] = {"__name__": "readers_session"}
     namespace |= {"images": torch.rand(3, 1, 28, 28), "new_images": torch.rand(2, 1, 28, 28)}
     namespace["support_images"] = torch.rand(4, 1, 28, 28)
     code = "".join(text for _, text in blocks(page, "python"))

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import peers, work
+from benchmarks.measure import floor, operations
 from benchmarks.row import Row, Setting, check_equal
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.meta import ProtoNet
@@ -36,7 +37,8 @@ def maml(setting: Setting) -> Iterator[Row]:
     took = setting.compare(contestants)
     what = f"MAML on {source}, Conv4-64 strides, {tasks} tasks 5-way 1-shot, 1 query, 1 step, data included"
     target = None if setting.short else (10.0 if setting.device.type == "cuda" else 1.5)
-    yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, f"auto: {modules['auto'].task_map}")
+    note = f"auto: {modules['auto'].task_map}; {floor(operations(contestants['loop']), setting.device)}"
+    yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, note)
     yield Row(what, took["auto"], "our loop", took["loop"])
     yield Row("its data against the whole step", took["data"], "step", took["auto"], 20.0, "20: data is 5 %")
 
@@ -68,7 +70,8 @@ def protonet(setting: Setting) -> Iterator[Row]:
         took = setting.compare(contestants)
         what = f"ProtoNet on {source}, Conv4-64, {tasks} x {ways}-way {shots}-shot {queries} queries, data included"
         target = 5.0 if setting.device.type == "cuda" else 1.5
-        yield Row(what, took["ours"], "learn2learn", took.get("learn2learn"), target)
+        note = floor(operations(contestants["ours"]), setting.device)
+        yield Row(what, took["ours"], "learn2learn", took.get("learn2learn"), target, note)
         yield Row("its data against the whole step", took["data"], "step", took["ours"], 20.0, "20: data is 5 %")
 
 

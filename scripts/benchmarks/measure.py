@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from scipy.stats import linregress
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Timing(NamedTuple):
@@ -64,6 +65,26 @@ def _time(function: Callable[[], object], calls: int, device: torch.device) -> f
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def operations(function: Callable[[], object]) -> int:
+    """Floating-point operations of the convolutions and matrix products of one call.
+
+    torch's counter takes a grouped convolution, as `vmap` makes them of weights of one task, for a whole one: count a
+    loop over tasks.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+def floor(count: int, device: torch.device, size: int = 2048) -> str:
+    """How fast so many operations can be, in words: at the rate of a product of two large matrices."""
+    a = torch.rand(size, size, device=device)
+    a @ a
+    rate = 2 * size**3 / min(_time(lambda: a @ a, 1, device) for _ in range(5))
+    ms = 1000 * count / rate
+    return f"{count / 1e9:.1f} GFLOP, {ms:.0f} ms at the {rate / 1e9:.0f} GFLOP/s of a matrix product"
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
