@@ -5,7 +5,7 @@
 
 Both sides of a row do the same work on the same data in the same process, in turn, after a warm-up; where they compute
 a loss, the losses are compared first. A ratio is the median time of the other library over that of this package. Freed
-memory is kept for both sides, as `fit` does for its process; the row `allocator` shows what that alone gives.
+memory is kept for both sides, as `fit` does for its process; the rows `processes` compare them as they are run.
 """
 
 from __future__ import annotations

@@ -75,6 +75,31 @@ def protonet(setting: Setting) -> Iterator[Row]:
         yield Row("its data against the whole step", took["data"], "step", took["ours"], 20.0, "20: data is 5 %")
 
 
+def steps(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
+    """Training steps, data included: MAML's of the paper's Omniglot setting, ProtoNet's of 60 ways or four tasks of 5.
+
+    Args:
+        name: `MAML`, `60-way` or `5-way`.
+        device: Where.
+
+    Returns:
+        `ours` and, where it is installed, `learn2learn`.
+    """
+    l2l, (_, pool) = peers.peer("learn2learn"), work.images()
+    ways, queries, tasks = {"MAML": (5, 1, 32), "60-way": (60, 5, 1), "5-way": (5, 5, 4)}[name]
+    module = work.image_maml(5, 1, 28, device) if name == "MAML" else protonet_module(device)
+    batch = work.drawn(pool, tasks, EpisodeShape(ways, 1, queries))
+    made: dict[str, Callable[[], object]] = {"ours": work.training_step(module, batch, device)}
+    if l2l is not None:
+        given, network = peers.taskset(l2l, pool, ways, 1 + queries), peers.twin(module)
+        made["learn2learn"] = (
+            peers.maml_step(l2l, network, given, tasks, ways, 0.4, device)
+            if name == "MAML"
+            else peers.protonet_step(network, given, tasks, ways, 1, device)
+        )
+    return made
+
+
 def sampling(setting: Setting) -> Iterator[Row]:
     """Drawing and assembling tasks from memory."""
     _, pool = work.images()

@@ -71,15 +71,16 @@ def imports(setting: Setting) -> Iterator[Row]:
 
 
 STEP = """
-import sys, time, torch
-from benchmarks import images, work
+import sys, time, warnings
+warnings.simplefilter("ignore")
+import torch
+from benchmarks.images import steps
 from lightning_meta.run.memory import keep_freed_memory
-torch.set_num_threads(int(sys.argv[1]))
-if sys.argv[2] == "kept" and not keep_freed_memory():
+threads, work, side, memory = sys.argv[1:]
+torch.set_num_threads(int(threads))
+if memory == "kept" and not keep_freed_memory():
     sys.exit("the C library offers no mallopt, or MALLOC_ variables are set")
-_, pool = work.images()
-device = torch.device("cpu")
-step = work.training_step(images.protonet_module(device), work.drawn(pool, 1, images.EpisodeShape(60, 1, 5)), device)
+step = steps(work, torch.device("cpu"))[side]
 step(), step()
 began = time.perf_counter()
 for _ in range(5):
@@ -88,18 +89,30 @@ print((time.perf_counter() - began) / 5)
 """
 
 
-def allocator(setting: Setting) -> Iterator[Row]:
-    """ProtoNet's step on a CPU with freed memory kept, as `fit` does, and given back: in turn, a process each."""
-    taken: dict[str, list[float]] = {"kept": [], "not": []}
-    for _ in range(2 if setting.short else 5):
-        for how, seconds in taken.items():
-            command = [sys.executable, "-c", STEP, str(torch.get_num_threads()), how]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
-            if done.returncode:
-                raise RuntimeError(done.stderr.strip().splitlines()[-1])
-            seconds.append(float(done.stdout.split()[-1]))
-    ours, theirs = Timing.of(taken["kept"]), Timing.of(taken["not"])
-    yield Row("ProtoNet 60-way 1-shot 5 queries, freed memory kept", ours, "given back", theirs)
+def processes(setting: Setting) -> Iterator[Row]:
+    """Steps on a CPU as users run them, in turn and a process each: freed memory is kept here, as `fit` does it."""
+    if setting.device.type != "cpu":
+        return
+    for work_name in ["5-way"] if setting.short else ["MAML", "60-way", "5-way"]:
+        sides = {"here": ("ours", "kept"), "here, memory given back": ("ours", "default")}
+        if peers.peer("learn2learn") is not None:
+            sides["learn2learn"] = ("learn2learn", "default")
+        taken: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(2 if setting.short else 3):
+            for name, (side, memory) in sides.items():
+                taken[name].append(_in_a_process(work_name, side, memory))
+        ours, *others = ((name, Timing.of(seconds)) for name, seconds in taken.items())
+        for name, theirs in others:
+            target = 1.5 if name == "learn2learn" and not setting.short else None
+            yield Row(f"{work_name} on images, a process each, as it is run", ours[1], name, theirs, target)
+
+
+def _in_a_process(work_name: str, side: str, memory: str) -> float:
+    command = [sys.executable, "-c", STEP, str(torch.get_num_threads()), work_name, side, memory]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return float(done.stdout.split()[-1])
 
 
 ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
@@ -110,5 +123,5 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "evaluation": evaluation,
     "imports": imports,
-    "allocator": allocator,
+    "processes": processes,
 }
