@@ -41,6 +41,21 @@ def test_features_of_the_documented_size(network: nn.Module, shape: tuple[int, .
     assert output_size(network, shape) == features
 
 
+def test_a_block_rectified_after_its_max_pool_is_the_papers_bit_by_bit() -> None:
+    torch.manual_seed(0)
+    ours = Conv4(width=8)
+    blocks = [list(block.children()) for block in ours.blocks]
+    papers = nn.Sequential(
+        *(nn.Sequential(conv, norm, nn.ReLU(), nn.MaxPool2d(2)) for conv, norm, *_ in blocks), nn.Flatten()
+    )
+    x = torch.randn(6, 1, 28, 28)
+    assert torch.equal(ours(x), papers(x))
+    weights, toward = list(ours.parameters()), torch.randn(6, 8)
+    gradients = [torch.autograd.grad((network(x) * toward).sum(), weights) for network in (ours, papers)]
+    for own, expected in zip(*gradients, strict=True):
+        assert torch.equal(own, expected)
+
+
 @pytest.mark.parametrize(("network", "shape", "features"), CASES)
 @pytest.mark.parametrize("training", [False, True])
 def test_the_stages_one_after_the_other_are_the_network(
