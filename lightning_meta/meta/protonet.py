@@ -12,7 +12,7 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics
-from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
+from lightning_meta.nn.stateless import Tensors, stateless_call
 
 Distance = Literal["squared_euclidean", "cosine"]
 BatchNorm = Literal["running", "inductive", "transductive"]
@@ -105,9 +105,8 @@ class ProtoNet(MetaModule):
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, statistics)
 
     def _embed(self, x: Tensor, statistics: Statistics, stored: Tensors | None = None) -> tuple[Tensor, Tensors]:
-        parameters, buffers = tensors_of(self.network)
-        features, tensors = stateless_call(self.network, {**parameters, **buffers, **(stored or {})}, x, statistics)
-        return features, {name: tensors[name] for name in buffers}
+        buffers = dict(self.network.named_buffers())
+        return stateless_call(self.network, {**buffers, **(stored or {})}, x, statistics)
 
     def _logits(self, features: Tensor, prototypes: Tensor) -> Tensor:
         if self.distance == "cosine":

@@ -25,9 +25,9 @@ class TaskBatchNorm(nn.Module):
 
     with μ and σ² either those of the batch (which are then stored, with the graph that made them), or those that were
     stored before. Who calls says which, with `statistics_from` or `use_statistics`; the module's training mode plays a
-    part in "running" alone. A plain call takes those of the batch and stores nothing. It is written with `var_mean`,
-    which maps over tasks and whose second derivatives are exact in float32 (`torch.nn.functional.batch_norm` is up to
-    a few hundredths off where autograd goes through `vmap(grad)`).
+    part in "running" alone. A plain call takes those of the batch and stores nothing. It is written out in sums, which
+    map over tasks and whose second derivatives are exact in float32 (`torch.nn.functional.batch_norm` is up to a few
+    hundredths off where autograd goes through `vmap(grad)`).
 
     Args:
         num_features: Channels C.
@@ -59,9 +59,10 @@ class TaskBatchNorm(nn.Module):
             statistics = "stored"  # none or one number a channel has no statistics: a rank may lack a task's examples
         if statistics == "running" and not mapped:
             return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, True, self.momentum, self.eps)
-        mean, var = self.mean, self.var
+        shape, var = [1, -1] + [1] * (x.dim() - 2), self.var
+        shift: Tensor | None = self.bias
         if statistics != "stored":
-            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+            x, mean, var = self._centred(x, shape)
             if statistics == "running":
                 self._follow(mean.detach(), var.detach(), x.numel() // x.shape[1])
             elif statistics is not None:
@@ -69,11 +70,19 @@ class TaskBatchNorm(nn.Module):
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        shift = -mean * scale
-        if self.bias is not None:
-            shift = shift + self.bias
-        shape = [1, -1] + [1] * (x.dim() - 2)
+        if statistics == "stored":
+            shift = -self.mean * scale if shift is None else shift - self.mean * scale
+        if shift is None:
+            return x * scale.view(shape)
         return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+    @staticmethod
+    def _centred(x: Tensor, shape: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """`x` less its mean, the mean and the variance. Their gradients are spread once, over sums, and no more."""
+        dims, count = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1]
+        mean = x.sum(dims) / count
+        x = x - mean.view(shape)
+        return x, mean, x.square().sum(dims) / count
 
     def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:
         with torch.no_grad():

@@ -16,11 +16,11 @@ def tensors_of(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def stateless_call(module: nn.Module, tensors: Tensors, x: Tensor, statistics: Statistics) -> tuple[Tensor, Tensors]:
-    """Run a module on given parameters and buffers.
+    """Run a module on given parameters and buffers, those that are not given being its own.
 
     Args:
-        module: What is run; none of its tensors change.
-        tensors: All its parameters and buffers by name; a missing one would be read from the module.
+        module: What is run; no tensor that is given changes.
+        tensors: Parameters and buffers by name. A buffer that is left out is the module's own, and may change.
         x: `(M, *input_shape)`.
         statistics: Whose statistics normalise: those of `x`, or those stored in `tensors`.
 
