@@ -7,16 +7,15 @@ import os
 import sys
 
 # glibc's names and numbers, from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_LARGEST_MMAP_THRESHOLD = 1 << 25  # 32 MiB; mallopt refuses more
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
     """Let the process keep the memory that it frees, for the next step to use.
 
     A training step on a CPU frees what it made. By default glibc gives blocks of some size back to the system at once,
-    and the next step waits while the system hands out the same pages again, each cleared: up to a third of the time of
-    a convolutional network. No number changes; the process holds its largest size until it ends. Nothing is done
+    and the next step waits while the system hands out the same pages again, each cleared: a third of the time of a
+    convolutional network. No number changes; the process holds its largest size until it ends. Nothing is done
     without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
 
     Returns:
@@ -27,6 +26,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library
         return False
-    options = {_MMAP_THRESHOLD: _LARGEST_MMAP_THRESHOLD, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 1 << 26}
+    # No block is mapped on its own, of any size: a threshold for that may be 32 MiB at most.
+    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 1 << 26}
     taken = [mallopt(option, value) for option, value in options.items()]
     return all(taken)
