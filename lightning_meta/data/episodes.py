@@ -124,11 +124,10 @@ class EpisodeDataset(Dataset[Episode]):
         if len(meta_batches) > 1:
             raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
         ways, shots = self.sizes(meta_batches.pop())
-        pool, device = self.tasks, self.tasks.x.device
-        keys = key(key(self._root, torch.as_tensor(indices, dtype=torch.int64)).to(device))
+        pool = self.tasks
+        keys = key(key(self._root, torch.as_tensor(indices, dtype=torch.int64)))
         classes = choose(fold(keys, _CLASSES), ways, pool.num_classes)
-        label = torch.arange(ways, device=device)
-        class_keys = fold(keys.unsqueeze(-1), _MEMBERS, label)
+        class_keys = fold(keys.unsqueeze(-1), _MEMBERS, torch.arange(ways))
         members = choose(class_keys, shots + self.shape.queries, pool.sizes[classes % len(pool.names)])
         return Draw(classes, members[..., :shots], members[..., shots:])
 
@@ -153,7 +152,7 @@ def assemble(pool: Pool, draw: Draw, tasks: Tensor) -> Episode:
         return Examples(part.flatten(1, 2), y)
 
     support, query = examples(x[:, :, :shots]), examples(x[:, :, shots:])
-    return Episode(support, query, ways, tasks.to(x.device), draw.classes)
+    return Episode(support, query, ways, tasks.to(x.device), draw.classes.to(x.device))
 
 
 def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:

@@ -106,8 +106,8 @@ class Pool:
         return Pool(self.x[rows], sizes, tuple(names), tuple(groups), self.rotations)
 
     def to(self, device: torch.device | str) -> Pool:
-        """The pool with its tensors on a device."""
-        return replace(self, x=self.x.to(device), sizes=self.sizes.to(device))
+        """The pool with its examples on a device; which of them are drawn is always said on the CPU."""
+        return replace(self, x=self.x.to(device))
 
     def gather(self, classes: Tensor, members: Tensor) -> Tensor:
         """Look examples up by class and number within the class.
@@ -121,7 +121,8 @@ class Pool:
         """
         base = classes % len(self.names)
         rows = self.starts[base].unsqueeze(-1) + members
-        x = self.x.index_select(0, rows.flatten()).view(*rows.shape, *self.input_shape)  # faster than x[rows]
+        flat = rows.flatten().to(self.x.device, non_blocking=True)
+        x = self.x.index_select(0, flat).view(*rows.shape, *self.input_shape)  # faster than x[rows]
         if self.rotations > 1:
             quarters = classes // len(self.names)
             for turn in range(1, 4):
