@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import benchmark
 import pytest
 import torch
-from benchmarks import measure, row, rows
+from benchmarks import images, measure, peers, row, rows, work
 
 
 def test_a_ratio_is_that_of_the_medians() -> None:
@@ -70,4 +71,21 @@ def test_a_row_that_fails_is_told(
 def test_operations_are_counted() -> None:
     a, b = torch.rand(3, 4), torch.rand(4, 5)
     assert measure.operations(lambda: a @ b) == 2 * 3 * 4 * 5
-    assert measure.floor(0, torch.device("cpu"), 8).startswith("0.0 GFLOP, 0 ms at the ")
+    products = r"0\.0 GFLOP, 0 ms at the \d+ GFLOP/s of a matrix product"
+    copies = r"0\.00 GB, 0 ms at the \d+ GB/s of a copy"
+    assert re.fullmatch(f"{products}; beside them {copies}", measure.floor(0, 0, torch.device("cpu"), 64))
+
+
+def test_bytes_are_counted_once_a_tensor_and_not_for_views_or_products() -> None:
+    a = torch.rand(10, 10)
+    assert measure.traffic(lambda: a.T + 1) == 2 * 400
+    assert measure.traffic(lambda: (a + 1).relu()) == 4 * 400
+    assert measure.traffic(lambda: a @ a) == measure.traffic(lambda: torch.empty(9)) == 0
+    assert measure.traffic(lambda: a.expand(3, 10, 10).sum()) == 400 + 4  # what is spread is read once
+
+
+def test_learn2learns_own_network_computes_what_ours_does() -> None:
+    l2l = pytest.importorskip("learn2learn")
+    for module in (work.image_maml(5, 1, 28, torch.device("cpu")), images.protonet_module(torch.device("cpu"))):
+        x = torch.rand(10, 1, 28, 28)
+        torch.testing.assert_close(peers.own_network(l2l, module)(x), module.network(x), rtol=1e-4, atol=1e-4)

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks import peers, work
-from benchmarks.measure import floor, operations
+from benchmarks.measure import floor, operations, traffic
 from benchmarks.row import Row, Setting, check_equal
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.meta import ProtoNet
@@ -26,18 +26,18 @@ def maml(setting: Setting) -> Iterator[Row]:
     for name, module in modules.items():
         contestants[name] = work.training_step(module, batch, setting.device)
     if l2l is not None:
-        network = peers.twin(work.image_maml(5, 1, 28, setting.device))
         one = work.moved(modules["loop"].inputs(batch()), setting.device)
         fresh = work.image_maml(5, 1, 28, setting.device, strategy="vmap")
-        learner = l2l.algorithms.MAML(peers.twin(fresh), lr=0.4, first_order=False)
+        learner = l2l.algorithms.MAML(peers.own_network(l2l, fresh), lr=0.4, first_order=False)
         check_equal(fresh.meta_batch_loss(one).loss, peers.maml_losses(learner, one, 1, F.cross_entropy), "MAML")
         contestants["learn2learn"] = peers.maml_step(
-            l2l, network, peers.taskset(l2l, pool, 5, 2), tasks, 5, 0.4, setting.device
+            l2l, peers.own_network(l2l, fresh), peers.taskset(l2l, pool, 5, 2), tasks, 5, 0.4, setting.device
         )
     took = setting.compare(contestants)
     what = f"MAML on {source}, Conv4-64 strides, {tasks} tasks 5-way 1-shot, 1 query, 1 step, data included"
     target = None if setting.short else (10.0 if setting.device.type == "cuda" else 1.5)
-    note = f"auto: {modules['auto'].task_map}; {floor(operations(contestants['loop']), setting.device)}"
+    work_floor = floor(operations(contestants["loop"]), traffic(contestants["auto"]), setting.device)
+    note = f"auto: {modules['auto'].task_map}; {work_floor}"
     yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, note)
     yield Row(what, took["auto"], "our loop", took["loop"])
     yield Row("its data against the whole step", took["data"], "step", took["auto"], 20.0, "20: data is 5 %")
@@ -65,12 +65,12 @@ def protonet(setting: Setting) -> Iterator[Row]:
         if l2l is not None:
             given = peers.taskset(l2l, pool, ways, shots + queries)
             contestants["learn2learn"] = peers.protonet_step(
-                peers.twin(module), given, tasks, ways, shots, setting.device
+                peers.own_network(l2l, module), given, tasks, ways, shots, setting.device
             )
         took = setting.compare(contestants)
         what = f"ProtoNet on {source}, Conv4-64, {tasks} x {ways}-way {shots}-shot {queries} queries, data included"
         target = 5.0 if setting.device.type == "cuda" else 1.5
-        note = floor(operations(contestants["ours"]), setting.device)
+        note = floor(operations(contestants["ours"]), traffic(contestants["ours"]), setting.device)
         yield Row(what, took["ours"], "learn2learn", took.get("learn2learn"), target, note)
         yield Row("its data against the whole step", took["data"], "step", took["ours"], 20.0, "20: data is 5 %")
 
@@ -91,7 +91,7 @@ def steps(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
     batch = work.drawn(pool, tasks, EpisodeShape(ways, 1, queries))
     made: dict[str, Callable[[], object]] = {"ours": work.training_step(module, batch, device)}
     if l2l is not None:
-        given, network = peers.taskset(l2l, pool, ways, 1 + queries), peers.twin(module)
+        given, network = peers.taskset(l2l, pool, ways, 1 + queries), peers.own_network(l2l, module)
         made["learn2learn"] = (
             peers.maml_step(l2l, network, given, tasks, ways, 0.4, device)
             if name == "MAML"

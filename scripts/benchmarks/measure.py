@@ -6,12 +6,14 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import linregress
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 class Timing(NamedTuple):
@@ -78,13 +80,46 @@ def operations(function: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def floor(count: int, device: torch.device, size: int = 2048) -> str:
-    """How fast so many operations can be, in words: at the rate of a product of two large matrices."""
-    a = torch.rand(size, size, device=device)
+def traffic(function: Callable[[], object]) -> int:
+    """Bytes that the other operations of one call read and write, each of its tensors once."""
+    with _Traffic() as counter:
+        function()
+    return counter.bytes
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the tensors of all operations but views and those that `operations` counts."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket
+        if not (func.is_view or name in flop_registry or name.__name__.startswith(("empty", "new_empty"))):
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+            self.bytes += sum(min(t.numel() * t.element_size(), t.untyped_storage().nbytes()) for t in tensors)
+        return result
+
+
+def floor(count: int, moved: int, device: torch.device, size: int = 2048) -> str:
+    """How fast so much work can be, in words: at the rates of a product and of a copy of large matrices.
+
+    Args:
+        count: Floating-point operations, see `operations`.
+        moved: Bytes, see `traffic`. What stays in the processor's caches can be faster.
+        device: Where.
+        size: Rows and columns of the matrices that are multiplied; those that are copied have 16 times the numbers.
+    """
+    a, b = torch.rand(size, size, device=device), torch.rand(16, size, size, device=device)
+    to = b.clone()
     a @ a
-    rate = 2 * size**3 / min(_time(lambda: a @ a, 1, device) for _ in range(5))
-    ms = 1000 * count / rate
-    return f"{count / 1e9:.1f} GFLOP, {ms:.0f} ms at the {rate / 1e9:.0f} GFLOP/s of a matrix product"
+    operations_rate = 2 * size**3 / min(_time(lambda: a @ a, 1, device) for _ in range(5))
+    bytes_rate = 2 * b.nbytes / min(_time(lambda: to.copy_(b), 1, device) for _ in range(5))
+    return (
+        f"{count / 1e9:.1f} GFLOP, {1000 * count / operations_rate:.0f} ms at the {operations_rate / 1e9:.0f} GFLOP/s "
+        f"of a matrix product; beside them {moved / 1e9:.2f} GB, {1000 * moved / bytes_rate:.0f} ms at the "
+        f"{bytes_rate / 1e9:.0f} GB/s of a copy"
+    )
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:

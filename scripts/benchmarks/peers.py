@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import importlib.util
 import warnings
@@ -17,7 +16,6 @@ from torch.utils.data import TensorDataset
 from lightning_meta.batches import Episode
 from lightning_meta.data import Pool
 from lightning_meta.meta import MetaModule
-from lightning_meta.nn import TaskBatchNorm
 
 
 def peer(name: str) -> Any:
@@ -29,17 +27,24 @@ def peer(name: str) -> Any:
         return importlib.import_module(name)
 
 
-def twin(module: MetaModule) -> nn.Module:
-    """A network of torch's own layers with the weights of a module's, whose normalisation keeps no statistics."""
-    network = copy.deepcopy(module.network).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    for parent in list(network.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, TaskBatchNorm):
-                assert child.weight is not None
-                norm = nn.BatchNorm2d(len(child.mean), child.eps, track_running_stats=False)
-                norm.weight, norm.bias = child.weight, child.bias  # type: ignore[assignment]
-                setattr(parent, name, norm)
-    return network
+def own_network(l2l: Any, module: MetaModule) -> nn.Module:
+    """learn2learn's own network of four blocks, `OmniglotCNN` or `CNN4Backbone`, with the weights of a module's."""
+    given = dict(module.network.named_parameters())
+    if "head.weight" in given:
+        network = l2l.vision.models.OmniglotCNN(len(given["head.weight"]))
+        parts = {"head": network.classifier}
+        blocks, prefix = network.base, "backbone.blocks"
+    else:
+        network = blocks = l2l.vision.models.CNN4Backbone(channels=1)
+        parts, prefix = {}, "blocks"
+    for i, block in enumerate(blocks):
+        parts |= {f"{prefix}.{i}.0": block.conv, f"{prefix}.{i}.1": block.normalize}
+    with torch.no_grad():
+        for name, part in parts.items():
+            part.weight.copy_(given[f"{name}.weight"])
+            part.bias.copy_(given[f"{name}.bias"])
+    made: nn.Module = network.to(next(module.parameters()).device)
+    return made
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
