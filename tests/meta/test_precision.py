@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from lightning_meta.batches import Episode
@@ -115,6 +116,29 @@ def test_multi_task_modules_train_in_mixed_precision(method: type[MultiTaskModul
     _, exact = trained(make, toys.sums())
     assert {p.dtype for p in module.parameters()} == {torch.float32}
     assert 1e-6 < relative_error(mixed.gradients[0].double(), exact.gradients[0].double()) < 0.05
+
+
+FLOAT16: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    **{name: (METHODS[name], data) for name in METHODS if "MAML" not in name},
+    **{
+        method.__name__: (lambda method=method: method(MLP(4, (16, 16))), toys.sums)  # type: ignore[misc]
+        for method in (Independent, MultiHead, CrossStitch, MixtureOfExperts)
+    },
+}
+
+
+@pytest.mark.parametrize("name", FLOAT16)
+def test_float16_is_close_to_float32_where_there_is_no_inner_loop(name: str) -> None:
+    make, given = FLOAT16[name]
+    scaled = MixedPrecision("16-mixed", "cpu")  # by its name alone, Lightning takes bf16 on a CPU
+    module, mixed = trained(make, given(), plugins=[scaled])
+    _, exact = trained(make, given())
+    assert scaled.scaler is not None
+    assert float(scaled.scaler.get_scale()) == 2.0**16  # no step was left out for an overflow
+    assert {p.dtype for p in module.parameters()} == {torch.float32}
+    error = relative_error(mixed.gradients[0].double(), exact.gradients[0].double())
+    assert 1e-7 < error < 0.02
+    assert float(mixed.moved.norm()) > 0
 
 
 def test_float16_is_refused_where_inner_gradients_would_underflow(monkeypatch: pytest.MonkeyPatch) -> None:
