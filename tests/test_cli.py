@@ -15,6 +15,7 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.loading import load
+from lightning_meta.run.hold import Hold
 
 TRAINER = {
     "max_steps": 8,
@@ -252,6 +253,21 @@ def test_the_checkpoint_of_another_class_or_shape(capsys: pytest.CaptureFixture[
     assert said.count("\n") == 1
     assert "does not fit the configured model: size mismatch" in said
     assert results(0)["steps"] == 8  # the run that was to be resumed is as it was
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
+def test_a_run_that_another_process_trains_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", "--config", "maml.yaml") == 0
+    before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+    held = Hold(Path("runs/maml/0"))
+    capsys.readouterr()
+    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--trainer.max_steps=12") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "runs/maml/0: another process is training this run" in said
+    assert {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()} == before
+    held.release()
+    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--trainer.max_steps=12") == 0
 
 
 def test_nan_keeps_the_last_good_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,8 +162,13 @@ def fit(args: Sequence[str]) -> None:
     """
     began = time.monotonic()
     cli = MetaCLI(args)
-    with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
-        _fit(cli, began)
+    try:
+        if not cli.run_logger.is_new:
+            cli.run_logger.hold()
+        with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
+            _fit(cli, began)
+    finally:
+        cli.run_logger.release()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
+from lightning_meta.run.hold import Hold
 
 
 class RunLogger(Logger):
@@ -38,6 +39,7 @@ class RunLogger(Logger):
         self._columns: list[str] | None = None
         self._row: dict[str, Any] = {}
         self.rows = 0
+        self._hold: Hold | None = None
 
     @property
     def name(self) -> str:
@@ -59,7 +61,23 @@ class RunLogger(Logger):
         """The run directory, claimed on the first call; for rank 0."""
         if self._version is None:
             self._version = _claim(self._root)
+            self.hold()
         return self._root / str(self._version)
+
+    def hold(self) -> None:
+        """Keep other processes from training this run until `release`.
+
+        Raises:
+            UserError: One does.
+        """
+        if self._hold is None and _is_rank_zero():
+            self._hold = Hold(self.directory)
+
+    def release(self) -> None:
+        """Let other processes go on with the run."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
 
     @property
     def save_dir(self) -> str | None:

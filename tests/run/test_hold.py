@@ -1,0 +1,69 @@
+"""One process at a time trains a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_meta.errors import UserError
+from lightning_meta.run import RunLogger
+from lightning_meta.run.hold import Hold
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs file locks")
+
+HOLD = """
+import sys, time, os
+from pathlib import Path
+from lightning_meta.run.hold import Hold
+held = Hold(Path(sys.argv[1]))
+child = os.fork()  # as a loader's worker
+if child:
+    print("held", child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline().split()[1])
+    yield process, child
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    os.kill(child, signal.SIGKILL)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(
+    tmp_path: Path, holder: tuple[subprocess.Popen[str], int]
+) -> None:
+    process, child = holder
+    with pytest.raises(UserError, match=r"another process is training this run; wait for its end, or stop it first"):
+        Hold(tmp_path)
+    process.kill()
+    process.wait()
+    os.kill(child, 0)  # its worker is still there, and holds nothing
+    Hold(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_is_held_from_its_first_moment_and_let_go(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, "run")
+    with pytest.raises(UserError, match="another process"):
+        Hold(logger.directory)
+    logger.release()
+    again = RunLogger(tmp_path, "run", 0)
+    again.hold()
+    del again
+    Hold(logger.directory).release()
+
+
+def test_what_cannot_be_locked_is_not_kept_from_anyone(tmp_path: Path) -> None:
+    Hold(tmp_path / "missing").release()
