@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from lightning_meta.cli import main, sweep_trial
+from lightning_meta.cli import main
+from lightning_meta.cli.sweep import trial as sweep_trial
 
 PRELUDE = """
 import fcntl, json, os, pathlib, random, signal, sys, time
@@ -50,7 +51,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, body: str = "finish()") -> None:
     """Let trials run a script: `given` are its options, `run` its directory."""
     Path("toy_fit.py").write_text(PRELUDE + body)
     monkeypatch.setattr(sweep_trial, "FIT", (sys.executable, "-S", "toy_fit.py"))
-    monkeypatch.setattr("lightning_meta.cli.sweep._check_ends", lambda space: None)  # asks `fit` itself
+    monkeypatch.setattr("lightning_meta.cli.sweep.command._check_ends", lambda space: None)  # asks `fit` itself
 
 
 def starts() -> list[tuple[str, dict[str, str], bool]]:

@@ -23,8 +23,8 @@ import yaml
 import lightning_meta
 from lightning_meta import meta, multitask
 from lightning_meta.cli import main
-from lightning_meta.cli.ladder_file import read_ladder
-from lightning_meta.cli.sweep_file import read_sweep
+from lightning_meta.cli.ladder.file import read_ladder
+from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.sources import Sinusoid
 from lightning_meta.integrations.learn2learn import GBML
@@ -84,7 +84,8 @@ def parsed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
         assert not ended.value.code
         return yaml.safe_load(capsys.readouterr().out) if asked else {}
     if name in ("predict", "compare", "curves", "ladder", "sweep"):
-        parser = importlib.import_module(f"lightning_meta.cli.{name}").make_parser()
+        room = f"{name}.command" if name in ("ladder", "sweep") else name
+        parser = importlib.import_module(f"lightning_meta.cli.{room}").make_parser()
         if name == "ladder":
             given, of_fit = parser.parse_known_args(options)
             read_ladder(given.config, Path("runs"), given.seeds, given.rungs, of_fit)

@@ -104,7 +104,7 @@ def test_finished_runs_are_not_trained_again(
 ) -> None:
     assert climb("--seeds=[1]") == 0
     trained: list[list[str]] = []
-    monkeypatch.setattr("lightning_meta.cli.ladder.fit", trained.append)
+    monkeypatch.setattr("lightning_meta.cli.ladder.command.fit", trained.append)
     assert climb("--seeds=[1]") == 0
     assert trained == []
     assert "run 2 of 2: wide, seed 1, finished before" in capsys.readouterr().out

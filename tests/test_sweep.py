@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
-from lightning_meta.cli.sweep_file import read_sweep
+from lightning_meta.cli.sweep.file import read_sweep
 from tests.sweep_toy import ended, forked, kill_run, wait_for
 from tests.test_cli import MAML, TOY
 from tests.wandb_files import stored_in
@@ -263,8 +263,8 @@ def test_without_locks_the_commands_can_be_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
-    for name in ("sweep", "sweep_study", "sweep_trial", "sweep_signals"):
-        runpy.run_path(str(ROOT / "lightning_meta" / "cli" / f"{name}.py"))
+    for name in ("command", "study", "trial", "signals"):
+        runpy.run_path(str(ROOT / "lightning_meta" / "cli" / "sweep" / f"{name}.py"))
     assert main(["sweep", "--config", "space.yaml", "--trials", "1"]) == 2
     assert "needs the file locks of Linux or macOS" in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lightning_meta.cli import main, sweep_trial
+from lightning_meta.cli import main
+from lightning_meta.cli.sweep import trial as sweep_trial
 from tests.sweep_toy import ended, forked, kill_run, stand_in, starts, wait_for
 
 optuna = pytest.importorskip("optuna")

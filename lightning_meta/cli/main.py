@@ -16,10 +16,10 @@ from lightning_meta.cli.compare import compare, compare_options
 from lightning_meta.cli.curves import curves, curves_options
 from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.cli.fit import fit, fit_options
-from lightning_meta.cli.ladder import ladder, ladder_options
+from lightning_meta.cli.ladder.command import ladder, ladder_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.predict import predict, predict_options
-from lightning_meta.cli.sweep import sweep, sweep_options
+from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.run.memory import keep_freed_memory

@@ -14,9 +14,9 @@ import yaml
 
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
-from lightning_meta.cli.ladder_file import OF_THE_LADDER, read_ladder
-from lightning_meta.cli.ladder_jobs import run_in_processes
-from lightning_meta.cli.ladder_plan import PlannedRun, plan
+from lightning_meta.cli.ladder.file import OF_THE_LADDER, read_ladder
+from lightning_meta.cli.ladder.jobs import run_in_processes
+from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lightning_meta.cli.sweep_signals import POLL, Signals
+from lightning_meta.cli.sweep.signals import POLL, Signals
 from lightning_meta.errors import UserError
 
 LOCK, RUN, LOG = "lock", "run.pid", "log"

@@ -18,10 +18,10 @@ from rich.table import Table
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.parsing import PlainParser
-from lightning_meta.cli.sweep_file import OF_THE_SWEEP, Sweep, read_sweep
-from lightning_meta.cli.sweep_signals import Signals, StoppedBySignal
-from lightning_meta.cli.sweep_study import SweepRecord
-from lightning_meta.cli.sweep_trial import OtherMetricError, reached, run_trial
+from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
+from lightning_meta.cli.sweep.signals import Signals, StoppedBySignal
+from lightning_meta.cli.sweep.study import SweepRecord
+from lightning_meta.cli.sweep.trial import OtherMetricError, reached, run_trial
 from lightning_meta.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from lightning_meta.cli.ladder_plan import PlannedRun
+from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.errors import UserError
 
 GRACE = 60.0  # seconds that a process has to write its last checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.cli.ladder_file import OF_THE_LADDER, Ladder
+from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import versions
