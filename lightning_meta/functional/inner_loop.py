@@ -42,7 +42,8 @@ def inner_loop(
         first_order: Leave the second derivatives out (Finn et al. 2017, section 5.2).
         recompute: Keep φ_j alone of each step, and compute the step anew where the outer gradient passes it: the
             memory of one step in place of all, for about one more forward pass and inner gradient a step.
-        direction: u, what is made of the gradients before they are followed; with `recompute` it has no parameters.
+        direction: u, what is made of the gradients before they are followed, called once a step and in order; with
+            `recompute` it has no parameters and keeps nothing.
 
     Returns:
         For j = 0, ..., steps - 1: φ_j and what else was computed at it; last φ_steps with an empty dict, since

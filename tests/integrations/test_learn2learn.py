@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +12,18 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # an unmaintained gym, a torchvision without its image library
-    l2l = pytest.importorskip("learn2learn")
 
 import lightning_meta
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.integrations.learn2learn import GBML, FromTasksets, convert_maml
-from lightning_meta.meta import MAML, ProtoNet
-from lightning_meta.nn import MLP, Conv4
-from lightning_meta.tasks import EpisodeSpec
-from lightning_meta.testing import EpisodicDataModuleTests, MetaModuleTests
-from tests.meta.oracles import IMAGES, KINDS, episodes, gradient, loss_of, relative_error, roughen, task
+from lightning_meta.integrations.learn2learn import GBML, FromTasksets
+from lightning_meta.meta import ProtoNet
+from lightning_meta.testing import EpisodicDataModuleTests
+from tests.integrations.peer import l2l
 
-TRANSFORMS = ["meta_sgd", "kronecker", "meta_curvature", "linear"]
+SPLITS = {"train": range(6), "val": range(6, 9), "test": range(9, 12)}
 
 
 def meta_dataset() -> Any:
@@ -42,27 +34,30 @@ def meta_dataset() -> Any:
     return l2l.data.MetaDataset(TensorDataset(x, torch.arange(12).repeat_interleave(10)))
 
 
-def tasksets(leak: bool) -> list[Any]:
+def drawing(dataset: Any) -> list[Any]:
+    """The task transforms of its benchmarks."""
+    transforms = l2l.data.transforms
+    return [
+        transforms.FusedNWaysKShots(dataset, n=3, k=5),
+        transforms.LoadData(dataset),
+        transforms.RemapLabels(dataset),
+        transforms.ConsecutiveLabels(dataset),
+    ]
+
+
+def tasksets(leak: bool = False, also: Callable[[Any], list[Any]] = lambda dataset: []) -> list[Any]:
     """As its benchmarks are made: a filtered data set a split; leaking ones draw from the whole."""
     whole = meta_dataset()
-    made = []
-    for classes in (range(6), range(6, 9), range(9, 12)):
-        own = l2l.data.FilteredMetaDataset(whole, labels=list(classes))
-        bound = whole if leak else own
-        transforms = l2l.data.transforms
-        chosen = [
-            transforms.FusedNWaysKShots(bound, n=3, k=5),
-            transforms.LoadData(bound),
-            transforms.RemapLabels(bound),
-            transforms.ConsecutiveLabels(bound),
-        ]
-        made.append(l2l.data.Taskset(own, task_transforms=chosen, num_tasks=-1))
-    return made
+    own = [l2l.data.FilteredMetaDataset(whole, labels=list(classes)) for classes in SPLITS.values()]
+    return [
+        l2l.data.Taskset(dataset, task_transforms=drawing(bound) + also(bound))
+        for dataset, bound in zip(own, [whole] * 3 if leak else own, strict=True)
+    ]
 
 
 def data() -> EpisodicDataModule:
     return EpisodicDataModule(
-        FromTasksets(*tasksets(leak=False)),
+        FromTasksets(*tasksets()),
         ways=3,
         shots=1,
         queries=4,
@@ -80,12 +75,10 @@ class TestTasksets(EpisodicDataModuleTests):
 
 
 def test_every_class_is_served_under_its_own_label() -> None:
-    pools = FromTasksets(*tasksets(leak=False)).pools()
-    assert [pools[split].names for split in ("train", "val", "test")] == [
-        tuple("012345"),
-        tuple("678"),
-        ("9", "10", "11"),
-    ]
+    pools = FromTasksets(*tasksets()).pools()
+    assert {split: pools[split].names for split in SPLITS} == {  # type: ignore[index]
+        split: tuple(map(str, classes)) for split, classes in SPLITS.items()
+    }
     x, y = meta_dataset()[93]
     assert int(y) == 9
     assert torch.equal(pools["test"].x[3], x)
@@ -101,49 +94,64 @@ def test_leaking_splits_are_refused() -> None:
         FromTasksets(whole, whole, whole).pools()
 
 
-class TestMetaSGD(MetaModuleTests):
-    def make(self) -> GBML:
-        return GBML(Conv4(width=4, blocks=2), "meta_sgd", inner_lr=0.1, inner_steps=2)
+def test_classes_that_transforms_leave_out_are_left_out() -> None:
+    whole, transforms = meta_dataset(), l2l.data.transforms
+    filtered = [[transforms.FilterLabels(whole, list(classes)), *drawing(whole)] for classes in SPLITS.values()]
+    fused = [
+        [transforms.FusedNWaysKShots(whole, n=3, k=5, filter_labels=list(classes)), *drawing(whole)[1:]]
+        for classes in SPLITS.values()
+    ]
+    expected = FromTasksets(*tasksets()).fingerprint()
+    for chosen in (filtered, fused):
+        made = [l2l.data.Taskset(whole, task_transforms=each) for each in chosen]
+        assert FromTasksets(*made).fingerprint() == expected
 
 
-class TestKronecker(MetaModuleTests):
-    def make(self) -> GBML:
-        return GBML(MLP(256, (8,)), "kronecker", inner_lr=0.1, inner_steps=2)
+def test_rotations_are_told_how_to_be_had_here() -> None:
+    rotation = l2l.vision.transforms.RandomClassRotation
+    train, _, test = tasksets(also=lambda dataset: [rotation(dataset, [0.0, 90.0, 180.0, 270.0])])
+    val = tasksets()[1]
+    with pytest.warns(UserWarning, match=r"RandomClassRotation is not run; .* rotations=\['train', 'test'\]") as caught:
+        source = FromTasksets(train, val, test)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    told = EpisodicDataModule(source, ways=3, shots=1, queries=1, rotations=["train", "test"])
+    told.setup("fit")
+    assert told.spec is not None
+    assert told.spec.classes == 4 * 6
+    silent = FromTasksets(train, val, test, ignore_transforms=True)
+    assert silent.fingerprint() == source.fingerprint()
+    slanted = tasksets(also=lambda dataset: [rotation(dataset, [0.0, 45.0])])
+    with pytest.raises(UserError, match="train: the task transform RandomClassRotation would not be run"):
+        FromTasksets(*slanted)
 
 
-def theirs(network: nn.Module, ours: GBML, name: str, batch: Any, steps: int, first_order: bool, spec: Any) -> Tensor:
-    """Losses by learn2learn's GBML with the same transforms."""
-    pieces = iter(copy.deepcopy(ours.transforms))
-    peer = l2l.algorithms.GBML(network, lambda p: next(pieces), lr=0.1, first_order=first_order)
-    losses = []
-    for t in range(len(batch.tasks)):
-        support, query = task(batch, t)
-        clone = peer.clone()
-        for _ in range(steps):
-            clone.adapt(loss_of(spec, clone(support.x), support.y))
-        losses.append(loss_of(spec, clone(query.x), query.y))
-    return gradient(torch.stack(losses).mean(), peer)
+def unheard_of(description: Any) -> Any:
+    return description
 
 
-@pytest.mark.parametrize("strategy", ["vmap", "loop"])
-@pytest.mark.parametrize("first_order", [False, True], ids=["second order", "first order"])
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_meta_gradients_of_weights_and_transforms_are_theirs(transform: Any, first_order: bool, strategy: Any) -> None:
-    spec = KINDS["mlp"].spec
-    options: dict[str, Any] = {"inner_lr": 0.1, "inner_steps": 2, "first_order": first_order, "strategy": strategy}
-    torch.manual_seed(0)
-    ours = GBML(MLP(6, (8, 5)), transform, episodes=spec, **options)
-    roughen(ours.network)
-    with torch.no_grad():
-        for p in ours.transforms.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    ours.double()
-    batch = episodes(spec, tasks=3)
-    found = gradient(ours.meta_batch_loss(batch).loss.mean(), ours)
-    expected = theirs(copy.deepcopy(ours.network), ours, transform, batch, 2, first_order, spec)
-    assert relative_error(found, expected) < 1e-10
-    transforms = torch.cat([p.flatten() for p in ours.transforms.parameters()])
-    assert found[-len(transforms) :].norm() > 0
+class Doubled(l2l.data.transforms.KShots):  # type: ignore[misc]
+    """A transform of learn2learn's that somebody changed."""
+
+
+@pytest.mark.parametrize(
+    ("also", "name"),
+    [(lambda dataset: [unheard_of], "unheard_of"), (lambda dataset: [Doubled(dataset, k=2)], "Doubled")],
+    ids=["function", "subclass"],
+)
+def test_transforms_of_other_makes_are_refused(also: Callable[[Any], list[Any]], name: str) -> None:
+    train, val, _ = tasksets()
+    test = tasksets(also=also)[2]
+    with pytest.raises(UserError, match=f"test: the task transform {name} would not be run.*ignore_transforms=True"):
+        FromTasksets(train, val, test)
+    source = FromTasksets(train, val, test, ignore_transforms=True)
+    assert source.fingerprint() == FromTasksets(*tasksets()).fingerprint()
+
+
+def test_one_function_in_place_of_a_list_is_a_transform_too() -> None:
+    given = [l2l.data.Taskset(each.dataset, task_transforms=unheard_of) for each in tasksets()]
+    with pytest.raises(UserError, match="train: the task transform unheard_of"):
+        FromTasksets(*given)
 
 
 def backbone() -> nn.Module:
@@ -213,32 +221,3 @@ def test_from_the_command_line_and_back(tmp_path: Path) -> None:
     assert len(module.transforms) == len(list(module.network.parameters()))
     with pytest.raises(UserError, match="allow"):
         lightning_meta.load(tmp_path / "runs/gbml/0")
-
-
-def test_a_maml_checkpoint_converts(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    peer = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).double()
-    learner = l2l.algorithms.MAML(peer, lr=0.1)
-    batch = episodes(IMAGES, tasks=1)
-    support, query = task(batch, 0)
-    path = tmp_path / "maml.pt"
-    torch.save(learner.state_dict(), path)
-    clone = learner.clone()
-    for _ in range(3):
-        clone.adapt(nn.functional.cross_entropy(clone(support.x), support.y))
-    expected = clone(query.x)
-
-    def fresh(width: int = 4) -> MAML:
-        network = nn.Sequential(nn.Conv2d(2, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten())
-        return MAML(network, 0.1, 3, episodes=IMAGES).double()
-
-    module = convert_maml(path, fresh())
-    torch.testing.assert_close(module.predict(module.adapt(support, 3), query.x), expected, rtol=1e-10, atol=1e-10)
-    with pytest.raises(UserError, match=r"module.0.weight \(4, 2, 3, 3\) does not fit .* \(6, 2, 3, 3\)"):
-        convert_maml(path, fresh(6))
-    torch.save(learner, tmp_path / "pickled.pt")
-    with pytest.raises(UserError, match="save the state_dict alone"):
-        convert_maml(tmp_path / "pickled.pt", fresh())
-    shallow = MAML(MLP(128, (4,)), episodes=EpisodeSpec("classification", (2, 8, 8), 3))
-    with pytest.raises(UserError, match="it holds 8 weights, the module has 4"):
-        convert_maml(path, shallow)

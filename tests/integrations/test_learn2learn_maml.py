@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,13 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # an unmaintained gym, a torchvision without its image library
-    l2l = pytest.importorskip("learn2learn")
-
 from lightning_meta.batches import Episode
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
+from tests.integrations.peer import l2l
 from tests.meta.oracles import (
     IMAGES,
     KINDS,

@@ -3,54 +3,103 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
+from lightning_meta.nn import Conv4
+from lightning_meta.nn.stateless import Tensors
 
 _NAMES = {"running_mean": "mean", "running_var": "var"}
+_STATISTICS = {"mean", "var"}
 
 
 def convert_maml(path: str | PathLike[str], module: MAML) -> MAML:
     """Fill a MAML with what `torch.save(learn2learn.algorithms.MAML(model).state_dict(), path)` wrote.
 
-    Both networks list their layers in the same order, backbone before head; weights are matched by it, and every
-    shape must agree.
+    Layers are matched in the order in which the networks list them, backbone before head. learn2learn's vision models
+    list a block's `normalize` before the `conv` or `linear` that it follows; here it is put behind. A layer must have
+    the same weights as its match, of the same shapes, or nothing is filled. Running statistics of batch normalisation
+    are taken over where the file has them; a MAML normalises by those of the task alone, as learn2learn's does in
+    training mode.
+
+    The file holds weights alone. What else a network computes, such as pooling, strides and ε, and whether a layer
+    without running statistics normalises over the batch, is for the caller to make the same.
 
     Args:
         path: The file, of tensors only.
-        module: A MAML with the same architecture that knows its episodes, for example
-            `MAML(backbone, episodes=EpisodeSpec("classification", (1, 28, 28), 5))`. It is filled in place.
+        module: A MAML with the same architecture that knows its episodes, for `OmniglotCNN(5)`
+            `MAML(Conv4(1, 64, "stride", "mean"), episodes=EpisodeSpec("classification", (1, 28, 28), 5))`, and for
+            `CNN4(5, hidden_size=32)` `MAML(Conv4(3, 32), episodes=EpisodeSpec("classification", (3, 84, 84), 5))`. It
+            is filled in place.
 
     Returns:
         The module.
 
     Raises:
-        UserError: The file holds something else, or the first tensor that does not fit.
+        UserError: The file holds something else, or the first layer that does not fit.
     """
-    theirs = list(_tensors(path).items())
-    ours = list(module.network.state_dict(keep_vars=True).items())
-    ours = [(name, tensor) for i, (name, tensor) in enumerate(ours) if all(tensor is not t for _, t in ours[:i])]
+    module.configure_model()
+    tensors = _tensors(path)
+    _refuse_other_pooling(path, tensors, module.network.get_submodule("backbone"))
+    theirs, ours = _layers(tensors), _layers(module.network.state_dict(keep_vars=True))
     if len(theirs) != len(ours):
-        raise UserError(f"{path}: it holds {len(theirs)} weights, the module has {len(ours)}: other architectures")
-    for (source, given), (target, own) in zip(theirs, ours, strict=True):
-        last = _NAMES.get(source.rpartition(".")[2], source.rpartition(".")[2])
-        if given.shape != own.shape or last != target.rpartition(".")[2]:
-            raise UserError(
-                f"{path}: {source} {tuple(given.shape)} does not fit {target} {tuple(own.shape)} in the module"
-            )
+        raise UserError(
+            f"{path}: it holds {len(theirs)} layers with weights, the module has {len(ours)}: other architectures"
+        )
+    pairs = list(zip(theirs.items(), ours.items(), strict=True))
+    for (source, given), (target, own) in pairs:
+        missing, shapes = own.keys() - given.keys(), {name: t.shape for name, t in own.items()}
+        if not missing <= _STATISTICS or any(shapes.get(name) != t.shape for name, t in given.items()):
+            raise UserError(f"{path}: {_shown(source, given)} does not fit {_shown(target, own)} in the module")
     with torch.no_grad():
-        for (_, given), (_, own) in zip(theirs, ours, strict=True):
-            own.copy_(given)
+        for (_, given), (_, own) in pairs:
+            for name, tensor in given.items():
+                own[name].copy_(tensor)
     return module
 
 
-def _tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Each weight once, without the counters of batch normalisation."""
+def _layers(tensors: Tensors) -> dict[str, Tensors]:
+    """The weights of each layer, in the order of computation; a weight in two places counts in the first."""
+    layers: dict[str, Tensors] = {}
+    seen: set[object] = set()
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        if place not in seen and last != "num_batches_tracked":
+            seen.add(place)
+            layers.setdefault(layer, {})[_NAMES.get(last, last)] = tensor
+    names = list(layers)
+    for i in range(len(names) - 1):
+        block, _, last = names[i].rpartition(".")
+        if last == "normalize" and names[i + 1] in (f"{block}.conv", f"{block}.linear"):
+            names[i], names[i + 1] = names[i + 1], names[i]
+    return {name: layers[name] for name in names}
+
+
+def _refuse_other_pooling(path: str | PathLike[str], tensors: Iterable[str], backbone: nn.Module) -> None:
+    """OmniglotCNN, known by listing its blocks twice, has strides and a mean, and fits a Conv4 that pools as well."""
+    twice = {"base.0.conv.weight", "features.1.0.conv.weight"}
+    if isinstance(backbone, Conv4) and twice <= {name.removeprefix("module.") for name in tensors}:
+        given = describe(backbone)["init_args"]
+        if (given["downsample"], given["spatial"]) != ("stride", "mean"):
+            raise UserError(
+                f"{path}: it holds an OmniglotCNN, so Conv4 must have downsample 'stride' and spatial 'mean'; got "
+                f"{given['downsample']!r} and {given['spatial']!r}"
+            )
+
+
+def _shown(name: str, layer: Tensors) -> str:
+    return f"{name} ({', '.join(f'{last} {tuple(t.shape)}' for last, t in layer.items())})"
+
+
+def _tensors(path: str | PathLike[str]) -> Tensors:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -59,11 +108,4 @@ def _tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
         raise UserError(f"{path} holds more than tensors, or is damaged; save the state_dict alone") from error
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
         raise UserError(f"{path} is no state_dict: save learn2learn's MAML(...).state_dict()")
-    found: dict[str, Tensor] = {}
-    seen: set[tuple[int, int]] = set()
-    for name, tensor in state.items():
-        place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
-        if place not in seen and not name.endswith("num_batches_tracked"):
-            seen.add(place)
-            found[name] = tensor
-    return found
+    return state

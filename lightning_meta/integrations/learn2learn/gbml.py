@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.integrations.learn2learn.adapted_transforms import AdaptedTransforms
 from lightning_meta.integrations.learn2learn.library import library
 from lightning_meta.meta.gradient_based import GradientBasedLearner
 from lightning_meta.nn.stateless import Tensors
@@ -22,7 +24,14 @@ class GBML(GradientBasedLearner):
     with the transforms' weights ψ learned in the outer loop, with θ: `meta_sgd`, a rate for each weight (Li et al.
     2017, https://arxiv.org/abs/1707.09835); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019,
     https://arxiv.org/abs/1910.13603); `meta_curvature` (Park and Oliva 2019, https://arxiv.org/abs/1902.03356);
-    `linear`, a full matrix, for small networks.
+    `linear`, a full matrix, for small networks. With `adapt_transform` each task adapts ψ too: from the second inner
+    step on,
+
+    $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_j), \qquad
+      \varphi_j = \varphi_{j-1} - \alpha\, u_{\psi_{j-1}}(\nabla_\varphi L(\varphi_{j-1}))$$
+
+    before φ_j moves by u with ψ_j, and what the outer loop learns is ψ_0, its start (with `meta_sgd` akin to Alpha
+    MAML: Behl et al. 2019, https://arxiv.org/abs/1905.07435).
 
     Run it:
         With learn2learn built (`python scripts/build_learn2learn.py`), as any configuration of MAML:
@@ -35,24 +44,37 @@ class GBML(GradientBasedLearner):
         said at `MetaModule`.
 
     Deviations:
-        - From learn2learn: every task starts from the same ψ, which the inner loop leaves alone
-          (`adapt_transform=False` there); tasks may be vectorised; normalisation is per task.
+        - From learn2learn: tasks may be vectorised; normalisation is per task; `adapt_transform` refuses
+          `first_order` (there, the first inner step is then of second order, and the second one fails).
         - From Li et al.: α stands before the learned rates, which all start at 1.
         - Those of `MAML`.
 
     Args:
         backbone: The network below the head.
         transform: u.
+        adapt_transform: Whether each task adapts ψ as well, from its second inner step on.
         **options: Those of `GradientBasedLearner` and `MetaModule`.
     """
 
-    def __init__(self, backbone: nn.Module, transform: Transform = "meta_sgd", **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        transform: Transform = "meta_sgd",
+        adapt_transform: bool = False,
+        **options: Any,
+    ) -> None:
         one_of("transform", transform, Transform)
         library()
         self.transform = transform  # the base's constructor may make the network, and with it the transforms
+        self.adapt_transform = adapt_transform
         super().__init__(backbone, **options)
         if self.recompute:
             raise UserError("recompute: gradients of the learned transforms would be lost; leave it out")
+        if adapt_transform and self.first_order:
+            raise UserError(
+                "adapt_transform: the transforms' own gradient passes through an inner step, whose derivatives "
+                "first_order leaves out; leave one of the two out"
+            )
 
     def configure_model(self) -> None:
         """Make the head, and a transform for each parameter."""
@@ -62,10 +84,14 @@ class GBML(GradientBasedLearner):
             self.names = [name for name, _ in self.network.named_parameters()]
             self.transforms = nn.ModuleList(make(p) for p in self.network.parameters())
 
-    def direction(self, gradients: Tensors) -> Tensors:
-        """The transformed gradients."""
-        pairs = zip(self.names, self.transforms, strict=True)
-        return {name: _transformed(transform, gradients[name]) for name, transform in pairs}
+    @property
+    def direction(self) -> Callable[[Tensors], Tensors]:
+        """u_ψ, for the inner loop of one task: where tasks adapt ψ, each asking gives a new one that starts at ψ_0."""
+        transforms = dict(zip(self.names, self.transforms, strict=True))
+        if self.adapt_transform:
+            return AdaptedTransforms(transforms, self.inner_lr)
+        # Contiguous, since transforms view their gradients in other shapes.
+        return lambda gradients: {name: u(gradients[name].contiguous()) for name, u in transforms.items()}
 
 
 def _maker(transform: Transform) -> Any:
@@ -75,8 +101,3 @@ def _maker(transform: Transform) -> Any:
     if transform == "kronecker":
         return l2l.optim.KroneckerTransform(l2l.nn.KroneckerLinear)
     return l2l.optim.ModuleTransform(nn.Linear if transform == "linear" else lambda *_: l2l.nn.Scale(_[0]))
-
-
-def _transformed(transform: nn.Module, gradient: Tensor) -> Tensor:
-    update: Tensor = transform(gradient.contiguous())  # it is viewed in other shapes
-    return update

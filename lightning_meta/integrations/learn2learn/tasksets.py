@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning_meta.batches import SPLITS, Split
@@ -16,7 +17,9 @@ class FromTasksets(Source):
     """The classes of three learn2learn task sets, such as `get_tasksets` gives, or of three of its meta data sets.
 
     The examples are theirs; way, shot, queries and rotations are the `EpisodicDataModule`'s, whose draws differ between
-    ranks and repeat with their seed (learn2learn's do neither), so their task transforms are not used.
+    ranks and repeat with their seed (learn2learn's do neither). So task transforms are not run. Classes that
+    `FilterLabels` or `FusedNWaysKShots` leave out are left out here, and what else learn2learn's own do has its like in
+    the data module: of quarter-turns by `RandomClassRotation` a warning says how. Any other transform is refused.
 
     Refused are splits that leak: a task set whose transforms draw from another data set than its own, as in
     learn2learn 0.2.0's Omniglot benchmark, where training tasks hold test characters; and a label in two splits.
@@ -26,11 +29,21 @@ class FromTasksets(Source):
         validation: The same for validation.
         test: The same for test.
         separate_labels: Each split numbers its own classes from 0, as in learn2learn's mini-ImageNet.
+        ignore_transforms: Leave out `RandomClassRotation` and transforms of other makes, without a word.
     """
 
-    def __init__(self, train: Any, validation: Any, test: Any, separate_labels: bool = False) -> None:
+    def __init__(
+        self,
+        train: Any,
+        validation: Any,
+        test: Any,
+        separate_labels: bool = False,
+        ignore_transforms: bool = False,
+    ) -> None:
         given: dict[Split, Any] = dict(zip(SPLITS, (train, validation, test), strict=True))
         first, second, third = (_dataset(split, tasks) for split, tasks in given.items())
+        if not ignore_transforms:
+            _check_transforms({split: _transforms(tasks) for split, tasks in given.items()})
         self._source = FromDataset(first, second, third, separate_labels=separate_labels)
 
     def pools(self) -> dict[Split, Pool]:
@@ -46,11 +59,19 @@ class FromTasksets(Source):
         return self._source.fingerprint()
 
 
+def _transforms(tasks: Any) -> list[Any]:
+    if not isinstance(tasks, library().data.Taskset):
+        return []
+    given = tasks.task_transforms
+    return [given] if callable(given) else list(given)
+
+
 def _dataset(split: Split, tasks: Any) -> Any:
-    """The data set of a task set, whose transforms draw from it and no other."""
+    """The data set of a task set, whose transforms draw from it and no other: those classes that they let through."""
     if not isinstance(tasks, library().data.Taskset):
         return tasks
-    for transform in tasks.task_transforms or ():
+    kept = set(tasks.dataset.labels)
+    for transform in _transforms(tasks):
         bound = getattr(transform, "dataset", tasks.dataset)
         if bound is not tasks.dataset:
             raise UserError(
@@ -58,4 +79,31 @@ def _dataset(split: Split, tasks: Any) -> Any:
                 f"task set's own ({len(tasks.dataset)}), so classes of other splits leak into its tasks; "
                 "give FromTasksets the three filtered data sets themselves"
             )
-    return tasks.dataset
+        if isinstance(transform, library().data.transforms.CythonFilterLabels):
+            kept &= set(transform.labels)
+        elif isinstance(transform, library().data.transforms.CythonFusedNWaysKShots):
+            kept &= set(transform.filter_labels)
+    if len(kept) == len(tasks.dataset.labels):
+        return tasks.dataset
+    return library().data.FilteredMetaDataset(tasks.dataset, sorted(kept))
+
+
+def _check_transforms(transforms: dict[Split, list[Any]]) -> None:
+    """Warn of quarter-turns, and refuse what is not among learn2learn's own, which all have their like here."""
+    rotation = library().vision.transforms.RandomClassRotation
+    turned = []
+    for split, transform in [(split, transform) for split, given in transforms.items() for transform in given]:
+        if type(transform) is rotation and all(degree % 90 == 0 for degree in transform.degrees):
+            turned.append(split)
+        elif type(transform).__module__ != library().data.transforms.__name__:
+            name = getattr(transform, "__name__", type(transform).__name__)
+            raise UserError(
+                f"{split}: the task transform {name} would not be run, as EpisodicDataModule draws the tasks; make it "
+                "part of the data set, or leave it out by FromTasksets(..., ignore_transforms=True)"
+            )
+    if turned:
+        warnings.warn(
+            "RandomClassRotation is not run; EpisodicDataModule makes the quarter-turns of a class classes of their "
+            f"own with rotations={turned}",
+            stacklevel=3,
+        )

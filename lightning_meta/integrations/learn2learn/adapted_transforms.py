@@ -1,0 +1,47 @@
+"""Gradient transforms whose own weights each task adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.func import functional_call, vjp
+from torch.utils._pytree import tree_map
+
+from lightning_meta.nn.stateless import Tensors
+
+
+class AdaptedTransforms:
+    r"""u_ψ of one task: from the second call on, its weights first take a gradient step of their own.
+
+    $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_{j-1} - \alpha\, u_\psi(g_{j-1}))\big|_{\psi = \psi_{j-1}}
+      = \psi_{j-1} + \alpha^2 (\partial u_\psi(g_{j-1}) / \partial \psi)^\top g_j$$
+
+    with $g_j = \nabla_\varphi L(\varphi_j)$, so the gradients are all that it needs to be told. It is differentiable in
+    ψ_0 and in the gradients, and no tensor of the transforms changes.
+
+    Args:
+        transforms: A module for each parameter of the network, by name; their weights are ψ_0.
+        rate: α.
+    """
+
+    def __init__(self, transforms: Mapping[str, nn.Module], rate: float) -> None:
+        self.transforms, self.rate = transforms, rate
+        self.weights = {name: dict(transform.named_parameters()) for name, transform in transforms.items()}
+        self.pull_back: Callable[[Tensors], Any] | None = None
+
+    def __call__(self, gradients: Tensors) -> Tensors:
+        """u_{ψ_j}(g_j): the gradients of the j-th call, transformed."""
+        if self.pull_back is not None:
+            (ascent,) = self.pull_back(gradients)
+            self.weights = tree_map(lambda w, a: w + self.rate**2 * a, self.weights, ascent)
+        updates, self.pull_back = vjp(partial(self._updates, gradients), self.weights)  # type: ignore[misc]
+        return updates
+
+    def _updates(self, gradients: Tensors, weights: dict[str, Tensors]) -> Tensors:
+        return {
+            name: functional_call(transform, weights[name], (gradients[name].contiguous(),))
+            for name, transform in self.transforms.items()
+        }
