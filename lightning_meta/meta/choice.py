@@ -17,7 +17,7 @@ from lightning_meta.functional.task_map import TaskMap
 
 Strategy = Literal["auto", "measured", "vmap", "loop"]
 
-CROWDED = 50_000  # positions in all images of a task; see `by_rule`
+CROWDED = 100_000  # positions in all images of a task; see `by_rule`
 CHUNK = 8  # tasks at a time, the other way that is measured
 REPEATS = 3
 

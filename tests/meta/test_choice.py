@@ -82,7 +82,7 @@ def maml(network: nn.Module) -> MetaModule:
     ("module", "queries", "tasks", "expected"),
     [
         (maml(nn.Sequential(nn.Flatten(), nn.Linear(128, 4))), 300, 2, "vmap"),
-        (maml(Conv4(2, 4, blocks=2)), 300, 2, "loop"),
+        (maml(Conv4(2, 4, blocks=2)), 600, 2, "loop"),
         (maml(Conv4(2, 4, blocks=2)), 50, 2, "vmap"),
         (ProtoNet(Conv4(2, 4, blocks=2), episodes=IMAGES), 2, 2, "loop"),
         (ProtoNet(nn.Flatten(), episodes=IMAGES), 300, 2, "vmap"),
