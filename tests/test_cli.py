@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,19 @@ def test_tensorboard_by_its_short_name() -> None:
     assert run("fit", "--config", "toy.yaml", "--trainer.logger=TensorBoardLogger") == 0
     assert list(Path("runs/toy/0").glob("events.out.tfevents*"))
     assert Path("runs/toy/0/metrics.csv").is_file()
+
+
+def test_help_of_a_class_lists_networks_and_is_short_enough_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", "--model.help", "ProtoNet")
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) < 150
+    listed = re.search(r"--model.backbone BACKBONE.*?known subclasses: (.*?), and (\d+) others", text, re.DOTALL)
+    assert listed is not None
+    networks = {path.rpartition(".")[2] for path in "".join(listed[1].split()).split(",")}
+    assert networks == {"Conv4", "LeNet", "MLP", "ResNet12"}
+    assert int(listed[2]) > 100
+    assert "torch.optim.AdamW" in text
 
 
 def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

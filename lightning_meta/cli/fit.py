@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.cli.ending import ending_well
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parsing
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
@@ -71,6 +72,7 @@ class MetaCLI(LightningCLI):
             subclass_mode_data=True,
             args=list(args),
             run=False,
+            parser_class=Parser,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # `Described` remembers the arguments
         )

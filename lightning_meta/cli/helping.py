@@ -1,0 +1,38 @@
+"""What `--help` shows of classes that may stand for an option: the package's own, and that others may."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_meta import nn
+
+MANY = 20  # classes that are listed at most
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Lists the ready-made networks alone among the hundreds of classes that may be a backbone."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return re.sub(r"(known subclasses: )([^)]*)", _shortened, super()._get_help_string(action))
+
+
+def _shortened(found: re.Match[str]) -> str:
+    classes = found[2].split(", ")
+    if len(classes) <= MANY:
+        return found[0]
+    networks = {f"{nn.__name__}.{name}" for name, of in vars(nn).items() if hasattr(of, "stages")}
+    shown = [path for path in classes if path in networks] or classes[:MANY]
+    others = len(classes) - len(shown)
+    return f"{found[1]}{', '.join(shown)}, and {others} others of torch and elsewhere, or your own, by their path"
+
+
+class Parser(LightningArgumentParser):
+    """Lightning's, whose help is short enough to read; the help of a class is given by a parser of the same type."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
