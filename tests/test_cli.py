@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.cli.messages import with_remedy
 from lightning_meta.loading import load
 from lightning_meta.run.hold import Hold
 
@@ -215,6 +217,7 @@ def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) 
 
 
 BAD = {
+    "no GPU": (["--trainer.accelerator=gpu"], "torch finds no GPU here; leave it out to use what this machine has"),
     "unknown option": (
         ["--trainer.max_step=3"],
         "--trainer.max_step: there is no such option; did you mean trainer.max_st",
@@ -238,6 +241,8 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_mistake_ends_in_one_line_and_no_debris(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if case == "no GPU" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     before = set(Path().iterdir())
     options, expected = BAD[case]
     assert run("fit", "--config", "maml.yaml", *options) == 2
@@ -246,6 +251,12 @@ def test_a_mistake_ends_in_one_line_and_no_debris(case: str, capsys: pytest.Capt
     assert said.count("\n") == 1
     assert expected in said
     assert set(Path().iterdir()) == before
+
+
+def test_gpus_that_are_not_there_are_named() -> None:
+    said = with_remedy("You requested gpu: [0, 1] But your machine only has: [0]")
+    assert said == "--trainer.devices: GPUs [0, 1] were asked for, this machine has [0]"
+    assert with_remedy("something else") == "something else"
 
 
 def test_bad_configuration_files(capsys: pytest.CaptureFixture[str]) -> None:

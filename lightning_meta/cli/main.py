@@ -17,7 +17,7 @@ from lightning_meta.cli.curves import curves, curves_options
 from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder.command import ladder, ladder_options
-from lightning_meta.cli.messages import one_line
+from lightning_meta.cli.messages import one_line, with_remedy
 from lightning_meta.cli.predict import predict, predict_options
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
@@ -82,7 +82,9 @@ def main(args: Sequence[str] | None = None) -> int:
         files += [a.partition("=")[2] for a in options if a.startswith("--config=")]
         message = one_line(error, OPTIONS[command]()).replace('"<unicode string>"', " or ".join(files))
         return _fail(message, 2)
-    except (UserError, MisconfigurationException) as error:
+    except MisconfigurationException as error:
+        return _fail(with_remedy(" ".join(str(error).split())), 2)
+    except UserError as error:
         return _fail(" ".join(str(error).split()), 2)
     except (OSError, RuntimeError) as error:
         if trouble := disk_trouble(error):

@@ -64,6 +64,15 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     return " ".join(text.split())[:LONGEST]
 
 
+def with_remedy(text: str) -> str:
+    """What Lightning refuses, with a way out where it names none."""
+    if "No supported gpu backend found" in text:
+        return "--trainer.accelerator: torch finds no GPU here; leave it out to use what this machine has"
+    if found := re.search(r"You requested gpu: (.*?) But your machine only has: (.*)", text):
+        return f"--trainer.devices: GPUs {found[1]} were asked for, this machine has {found[2]}"
+    return text
+
+
 @contextmanager
 def parsing() -> Iterator[None]:
     """Say it in one line where a configuration trips the parser itself, as `config: false` within one does.
