@@ -101,17 +101,18 @@ class MetaCLI(LightningCLI):
         if self.config.name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"
-        self.run_logger = RunLogger(self.config.runs, self.config.name)
+        self.run_logger = RunLogger(self.config.runs, self.config.name, exclusive=True)
         if self.config.ckpt_path is not None:
             self.resume_from = checkpoint_to_resume(self.config.ckpt_path, self.config.runs, self.config.name)
             if run := run_directory_of(self.resume_from):
-                self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name))
+                self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name), exclusive=True)
             self.config.ckpt_path = None  # the saved configuration starts anew
 
     def instantiate_classes(self) -> None:
         """Make the objects."""
         with parsing():
             self.config_text = self.parser.dump(self.config, skip_unset=False)
+        self.run_logger.hold()  # before anything is written into it
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
         try:
             super().instantiate_classes()
@@ -165,8 +166,6 @@ def fit(args: Sequence[str]) -> None:
     began = time.monotonic()
     cli = MetaCLI(args)
     try:
-        if not cli.run_logger.is_new:
-            cli.run_logger.hold()
         with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
             _fit(cli, began)
     finally:

@@ -41,6 +41,7 @@ class Pool:
             raise ValueError("class names of a pool are unique")
         if int(self.sizes.sum()) != len(self.x):
             raise ValueError(f"class sizes add up to {int(self.sizes.sum())}, but there are {len(self.x)} examples")
+        object.__setattr__(self, "sizes", self.sizes.cpu())
         object.__setattr__(self, "starts", self.sizes.cumsum(0) - self.sizes)
 
     @classmethod

@@ -105,7 +105,7 @@ def bits(keys: Tensor, count: int) -> Tensor:
 def _bits(keys: Tensor, count: int) -> Words:
     positions = np.arange(1, count + 1, dtype=np.uint64)
     positions *= _GAMMA_64
-    return mix(keys.unsqueeze(-1).numpy().view(np.uint64) + positions)
+    return mix(_unsigned(keys.unsqueeze(-1)) + positions)
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -122,7 +122,7 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
     """Draw `count` different numbers out of `0, ..., size - 1` for each key, in random order.
 
     The numbers with the smallest random bits win. The low bits hold the number itself, so there are no ties and the
-    order does not depend on the device's sorting.
+    order does not depend on how a sort treats them.
 
     Args:
         keys: `(...)` int64.

@@ -62,5 +62,5 @@ def _block(in_channels: int, width: int, downsample: str) -> nn.Sequential:
         nn.Conv2d(in_channels, width, 3, stride=2 if strided else 1, padding=1),
         TaskBatchNorm(width),
     ]
-    # The largest of four rectified numbers is the largest, rectified: the same bits, from a quarter of the work.
+    # The largest of four rectified numbers is the largest, rectified: the same bits, from a quarter of the numbers.
     return nn.Sequential(*layers, *([] if strided else [nn.MaxPool2d(2)]), nn.ReLU())

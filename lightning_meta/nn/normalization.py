@@ -80,7 +80,8 @@ class TaskBatchNorm(nn.Module):
     def _centred(x: Tensor, shape: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """`x` less its mean, the mean and the variance. Their gradients are spread once, over sums, and no more."""
         dims, count = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1]
-        mean = x.sum(dims) / count
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
+        mean = x.sum(dims, dtype=exact) / count
         x = x - mean.view(shape)
         return x, mean, x.square().sum(dims) / count
 

@@ -46,7 +46,7 @@ class _Residual(nn.Module):
             layers += [convolution, TaskBatchNorm(width)] + ([nn.LeakyReLU(0.1)] if i < 2 else [])
         self.residual = nn.Sequential(*layers)
         self.shortcut = nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), TaskBatchNorm(width))
-        self.after = nn.Sequential(nn.LeakyReLU(0.1), nn.MaxPool2d(2), nn.Dropout(dropout))
+        self.after = nn.Sequential(nn.MaxPool2d(2), nn.LeakyReLU(0.1), nn.Dropout(dropout))  # as in `Conv4`
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.residual(x) + self.shortcut(x))

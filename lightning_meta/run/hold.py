@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_meta.errors import UserError
 
@@ -12,7 +13,7 @@ class Hold:
     """Keeps other processes from training the same run, until `release` or the end of this process, however it ends.
 
     It is a lock of the operating system on the directory, so no file is left behind. Where the system or the file
-    system has no such locks, nothing is kept from anyone.
+    system has no such locks (NFS has none on directories), nothing is kept from anyone.
 
     Args:
         directory: The run directory.
@@ -23,6 +24,7 @@ class Hold:
 
     def __init__(self, directory: Path) -> None:
         self._descriptor: int | None = None
+        self._process = os.getpid()
         try:
             import fcntl
 
@@ -32,7 +34,7 @@ class Hold:
         except BlockingIOError as error:
             self.release()
             raise UserError(
-                f"{directory}: another process is training this run; wait for its end, or stop it first"
+                f"{directory}: another process is training this run, or has it open; wait for its end, or stop it first"
             ) from error
         except (ImportError, OSError):
             self.release()
@@ -40,9 +42,12 @@ class Hold:
     def release(self) -> None:
         """Let go."""
         descriptor, self._descriptor = self._descriptor, None
-        if descriptor in _HELD:
+        if descriptor in _HELD and self._process == os.getpid():
             _HELD.remove(descriptor)
             os.close(descriptor)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a lock cannot be copied")
 
     def __del__(self) -> None:
         self.release()

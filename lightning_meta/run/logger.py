@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import shutil
 from argparse import Namespace
 from collections.abc import Mapping
@@ -28,9 +29,12 @@ class RunLogger(Logger):
         root: The folder of all runs.
         name: The run's name.
         version: An existing version to continue; by default a new one.
+        exclusive: Keep other processes that ask for this from training the run meanwhile.
     """
 
-    def __init__(self, root: str | Path = "runs", name: str = "run", version: int | None = None) -> None:
+    def __init__(
+        self, root: str | Path = "runs", name: str = "run", version: int | None = None, exclusive: bool = False
+    ) -> None:
         super().__init__()
         self._root = Path(root) / name
         self._name = name
@@ -39,6 +43,7 @@ class RunLogger(Logger):
         self._columns: list[str] | None = None
         self._row: dict[str, Any] = {}
         self.rows = 0
+        self._exclusive = exclusive
         self._hold: Hold | None = None
 
     @property
@@ -65,12 +70,12 @@ class RunLogger(Logger):
         return self._root / str(self._version)
 
     def hold(self) -> None:
-        """Keep other processes from training this run until `release`.
+        """Keep other processes from training an exclusive run that there is, until `release`.
 
         Raises:
             UserError: One does.
         """
-        if self._hold is None and _is_rank_zero():
+        if self._exclusive and self.claimed and self._hold is None and _is_rank_zero():
             self._hold = Hold(self.directory)
 
     def release(self) -> None:
@@ -140,12 +145,16 @@ class RunLogger(Logger):
         self._rewrite(kept)
 
     def discard(self) -> None:
-        """Remove a directory that this run claimed and never used."""
+        """Remove a directory that this run claimed and never used; let go of an older one."""
+        self.release()
         if _is_rank_zero() and self.is_new and self.claimed:
             shutil.rmtree(self.directory, ignore_errors=True)
             with contextlib.suppress(OSError):  # only where they are empty
                 self._root.rmdir()
                 self._root.parent.rmdir()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_hold": None}
 
     def _read(self) -> list[dict[str, Any]]:
         # A last row that a kill tore lies behind the row that any checkpoint counts to.
@@ -181,4 +190,5 @@ def versions(root: Path) -> list[int]:
 
 
 def _is_rank_zero() -> bool:
-    return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it on the decorator
+    # Lightning sets it on the decorator, of a process that starts the ranks of its machine once there is a Trainer.
+    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from functools import cache
 
 # glibc's names and numbers, from malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
@@ -27,6 +28,13 @@ def keep_freed_memory() -> bool:
     if mallopt is None:  # another C library
         return False
     # No block is mapped on its own, of any size: a threshold for that may be 32 MiB at most.
-    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 1 << 26}
+    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 26}
     taken = [mallopt(option, value) for option, value in options.items()]
+    _give_back_in_children()
     return all(taken)
+
+
+@cache
+def _give_back_in_children() -> None:
+    """A forked worker needs nothing of what is kept; what it shared would be copied when its parent writes to it."""
+    os.register_at_fork(after_in_child=lambda: ctypes.CDLL(None).malloc_trim(0))

@@ -36,6 +36,7 @@ def maml(setting: Setting) -> Iterator[Row]:
     took = setting.compare(contestants)
     what = f"MAML on {source}, Conv4-64 strides, {tasks} tasks 5-way 1-shot, 1 query, 1 step, data included"
     target = None if setting.short else (10.0 if setting.device.type == "cuda" else 1.5)
+    # Operations are those of the loop: torch's counter does not read the grouped convolutions of `vmap` right.
     work_floor = floor(operations(contestants["loop"]), traffic(contestants["auto"]), setting.device)
     note = f"auto: {modules['auto'].task_map}; {work_floor}"
     yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, note)

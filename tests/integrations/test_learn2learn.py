@@ -126,6 +126,14 @@ def test_rotations_are_told_how_to_be_had_here() -> None:
         FromTasksets(*slanted)
 
 
+def test_draws_with_replacement_are_refused() -> None:
+    given = tasksets(also=lambda dataset: [l2l.data.transforms.KShots(dataset, k=2, replacement=True)])
+    with pytest.raises(UserError, match="train: KShots draws with replacement, which EpisodicDataModule does not"):
+        FromTasksets(*given)
+    train, val, test = given
+    FromTasksets(train, val, test, ignore_transforms=True)
+
+
 def unheard_of(description: Any) -> Any:
     return description
 

@@ -47,6 +47,11 @@ def epoch(weighting: Weighting, *steps: list[float], absent: tuple[int, ...] = (
     weighting.end_epoch()
 
 
+def test_weights_that_are_drawn_on_the_cpu_weigh_losses_elsewhere() -> None:
+    weighting = configured(RandomWeights())  # the meta device stands in for an accelerator
+    assert weighting(torch.ones(3, device="meta"), HERE.to("meta")).device.type == "meta"
+
+
 # Every weighting
 
 

@@ -337,3 +337,11 @@ def test_a_converted_layer_follows_at_its_own_pace() -> None:
     with statistics_from(ours, "running"):
         torch.testing.assert_close(ours(x), theirs(x))
     assert_same_statistics(ours, theirs, torch.float32)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_half_precision_neither_overflows_nor_loses_the_mean(dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x = (3 + torch.rand(100, 2, 30, 30)).to(dtype)  # 90,000 numbers a channel, whose sum float16 does not hold
+    norm = TaskBatchNorm(2)
+    assert relative_error(norm(x), norm(x.double())) < tolerance

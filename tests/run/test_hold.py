@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -45,7 +47,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(
     tmp_path: Path, holder: tuple[subprocess.Popen[str], int]
 ) -> None:
     process, child = holder
-    with pytest.raises(UserError, match=r"another process is training this run; wait for its end, or stop it first"):
+    with pytest.raises(UserError, match=r"another process is training this run, or has it open; wait for its end"):
         Hold(tmp_path)
     process.kill()
     process.wait()
@@ -55,14 +57,30 @@ def test_a_second_process_is_refused_until_the_first_is_gone(
 
 
 def test_a_new_run_is_held_from_its_first_moment_and_let_go(tmp_path: Path) -> None:
-    logger = RunLogger(tmp_path, "run")
+    logger = RunLogger(tmp_path, "run", exclusive=True)
     with pytest.raises(UserError, match="another process"):
         Hold(logger.directory)
     logger.release()
-    again = RunLogger(tmp_path, "run", 0)
+    again = RunLogger(tmp_path, "run", 0, exclusive=True)
     again.hold()
-    del again
+    for copied in (copy.deepcopy(again), pickle.loads(pickle.dumps(again))):
+        del copied
+    with pytest.raises(UserError, match="another process"):
+        Hold(logger.directory)
+    again.discard()  # it is not new, and stays
     Hold(logger.directory).release()
+
+
+def test_a_logger_outside_of_fit_holds_nothing(tmp_path: Path) -> None:
+    logger = RunLogger(tmp_path, "run")
+    Hold(logger.directory).release()
+
+
+def test_a_lock_is_not_copied(tmp_path: Path) -> None:
+    held = Hold(tmp_path)
+    with pytest.raises(TypeError, match="a lock cannot be copied"):
+        copy.copy(held)
+    held.release()
 
 
 def test_what_cannot_be_locked_is_not_kept_from_anyone(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ class FromTasksets(Source):
 
     The examples are theirs; way, shot, queries and rotations are the `EpisodicDataModule`'s, whose draws differ between
     ranks and repeat with their seed (learn2learn's do neither). So task transforms are not run. Classes that
-    `FilterLabels` or `FusedNWaysKShots` leave out are left out here, and what else learn2learn's own do has its like in
-    the data module: of quarter-turns by `RandomClassRotation` a warning says how. Any other transform is refused.
+    `FilterLabels` or `FusedNWaysKShots` leave out are left out here; a warning says how to have the quarter-turns of
+    `RandomClassRotation`; draws with replacement, and transforms that are not learn2learn's own, are refused.
 
     Refused are splits that leak: a task set whose transforms draw from another data set than its own, as in
     learn2learn 0.2.0's Omniglot benchmark, where training tasks hold test characters; and a label in two splits.
@@ -29,7 +29,7 @@ class FromTasksets(Source):
         validation: The same for validation.
         test: The same for test.
         separate_labels: Each split numbers its own classes from 0, as in learn2learn's mini-ImageNet.
-        ignore_transforms: Leave out `RandomClassRotation` and transforms of other makes, without a word.
+        ignore_transforms: Leave out without a word what is warned of or refused for not being run.
     """
 
     def __init__(
@@ -89,12 +89,17 @@ def _dataset(split: Split, tasks: Any) -> Any:
 
 
 def _check_transforms(transforms: dict[Split, list[Any]]) -> None:
-    """Warn of quarter-turns, and refuse what is not among learn2learn's own, which all have their like here."""
+    """Warn of quarter-turns, and refuse what has no like here."""
     rotation = library().vision.transforms.RandomClassRotation
     turned = []
     for split, transform in [(split, transform) for split, given in transforms.items() for transform in given]:
         if type(transform) is rotation and all(degree % 90 == 0 for degree in transform.degrees):
             turned.append(split)
+        elif getattr(transform, "replacement", False):
+            raise UserError(
+                f"{split}: {type(transform).__name__} draws with replacement, which EpisodicDataModule does not; leave "
+                "that out, or ask for it by FromTasksets(..., ignore_transforms=True)"
+            )
         elif type(transform).__module__ != library().data.transforms.__name__:
             name = getattr(transform, "__name__", type(transform).__name__)
             raise UserError(
@@ -103,7 +108,7 @@ def _check_transforms(transforms: dict[Split, list[Any]]) -> None:
             )
     if turned:
         warnings.warn(
-            "RandomClassRotation is not run; EpisodicDataModule makes the quarter-turns of a class classes of their "
-            f"own with rotations={turned}",
+            "RandomClassRotation is not run; EpisodicDataModule makes all four quarter-turns of a class classes of "
+            f"their own with rotations={turned}",
             stacklevel=3,
         )

@@ -54,7 +54,7 @@ class Weighting(Described, nn.Module, ABC):
         Returns:
             A scalar.
         """
-        return (self.weights().to(losses.dtype) * losses * present).sum()
+        return (self.weights().to(losses) * losses * present).sum()
 
     def observe(self, losses: Tensor, present: Tensor) -> None:
         """Take note of a training step that is over.
