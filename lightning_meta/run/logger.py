@@ -190,5 +190,5 @@ def versions(root: Path) -> list[int]:
 
 
 def _is_rank_zero() -> bool:
-    # Lightning sets it on the decorator, of a process that starts the ranks of its machine once there is a Trainer.
+    # Lightning sets it on the decorator; before there is a Trainer, the first process of another machine has 0 as well.
     return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"

