@@ -52,6 +52,7 @@ def agent_command(file: Path, values: dict[str, Any], monkeypatch: pytest.Monkey
     wandb_agent = pytest.importorskip("wandb.wandb_agent")
     content = yaml.safe_load(file.read_text())
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep123")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", "")  # the agent sets it in this process, and leaves it
     started: list[tuple[list[str], Any]] = []
 
     class Process:
