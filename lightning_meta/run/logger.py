@@ -75,7 +75,9 @@ class RunLogger(Logger):
         Raises:
             UserError: One does.
         """
-        if self._exclusive and self.claimed and self._hold is None and _is_rank_zero():
+        # Before there is a Trainer, the first process of another machine passes for rank 0.
+        elsewhere = os.environ.get("NODE_RANK", "0") != "0"
+        if self._exclusive and self.claimed and self._hold is None and _is_rank_zero() and not elsewhere:
             self._hold = Hold(self.directory)
 
     def release(self) -> None:
@@ -190,5 +192,4 @@ def versions(root: Path) -> list[int]:
 
 
 def _is_rank_zero() -> bool:
-    # Lightning sets it on the decorator; before there is a Trainer, the first process of another machine has 0 as well.
-    return getattr(rank_zero_only, "rank", 0) == 0 and os.environ.get("NODE_RANK", "0") == "0"
+    return getattr(rank_zero_only, "rank", 0) == 0  # Lightning sets it on the decorator

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from benchmarks import peers, work
 from benchmarks.measure import floor, operations, traffic
 from benchmarks.row import Row, Setting, check_equal
+from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.meta import ProtoNet
 from lightning_meta.tasks import EpisodeSpec
@@ -52,22 +53,25 @@ def protonet_module(device: torch.device) -> ProtoNet:
     return ProtoNet(network, strategy="auto", episodes=spec).train().to(device)
 
 
+def protonet_steps(
+    pool: Pool, tasks: int, shape: EpisodeShape, device: torch.device
+) -> dict[str, Callable[[], object]]:
+    """ProtoNet's data and training steps: `data`, `ours` and, where it is installed, `learn2learn`."""
+    batch, module, l2l = work.drawn(pool, tasks, shape), protonet_module(device), peers.peer("learn2learn")
+    made: dict[str, Callable[[], object]] = {"data": batch, "ours": work.training_step(module, batch, device)}
+    if l2l is not None:
+        ways, examples = shape.largest()
+        given = peers.taskset(l2l, pool, ways, examples)
+        shots = examples - shape.queries
+        made["learn2learn"] = peers.protonet_step(peers.own_network(l2l, module), given, tasks, ways, shots, device)
+    return made
+
+
 def protonet(setting: Setting) -> Iterator[Row]:
     """ProtoNet's training episodes, data included, and what the data costs of them."""
     source, pool = work.images()
-    l2l = peers.peer("learn2learn")
     for ways, shots, queries, tasks in [(5, 1, 5, 4)] if setting.short else [(60, 1, 5, 1), (5, 1, 5, 4)]:
-        batch = work.drawn(pool, tasks, EpisodeShape(ways, shots, queries))
-        module = protonet_module(setting.device)
-        contestants: dict[str, Callable[[], object]] = {
-            "data": batch,
-            "ours": work.training_step(module, batch, setting.device),
-        }
-        if l2l is not None:
-            given = peers.taskset(l2l, pool, ways, shots + queries)
-            contestants["learn2learn"] = peers.protonet_step(
-                peers.own_network(l2l, module), given, tasks, ways, shots, setting.device
-            )
+        contestants = protonet_steps(pool, tasks, EpisodeShape(ways, shots, queries), setting.device)
         took = setting.compare(contestants)
         what = f"ProtoNet on {source}, Conv4-64, {tasks} x {ways}-way {shots}-shot {queries} queries, data included"
         target = 5.0 if setting.device.type == "cuda" else 1.5
@@ -87,17 +91,15 @@ def steps(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
         `ours` and, where it is installed, `learn2learn`.
     """
     l2l, (_, pool) = peers.peer("learn2learn"), work.images()
-    ways, queries, tasks = {"MAML": (5, 1, 32), "60-way": (60, 5, 1), "5-way": (5, 5, 4)}[name]
-    module = work.image_maml(5, 1, 28, device) if name == "MAML" else protonet_module(device)
-    batch = work.drawn(pool, tasks, EpisodeShape(ways, 1, queries))
+    if name != "MAML":
+        tasks, ways = {"60-way": (1, 60), "5-way": (4, 5)}[name]
+        return protonet_steps(pool, tasks, EpisodeShape(ways, 1, 5), device)
+    module = work.image_maml(5, 1, 28, device)
+    batch = work.drawn(pool, 32, EpisodeShape(5, 1, 1))
     made: dict[str, Callable[[], object]] = {"ours": work.training_step(module, batch, device)}
     if l2l is not None:
-        given, network = peers.taskset(l2l, pool, ways, 1 + queries), peers.own_network(l2l, module)
-        made["learn2learn"] = (
-            peers.maml_step(l2l, network, given, tasks, ways, 0.4, device)
-            if name == "MAML"
-            else peers.protonet_step(network, given, tasks, ways, 1, device)
-        )
+        network = peers.own_network(l2l, module)
+        made["learn2learn"] = peers.maml_step(l2l, network, peers.taskset(l2l, pool, 5, 2), 32, 5, 0.4, device)
     return made
 
 

@@ -76,6 +76,15 @@ def test_a_logger_outside_of_fit_holds_nothing(tmp_path: Path) -> None:
     Hold(logger.directory).release()
 
 
+def test_a_run_of_one_device_on_a_second_machine_has_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_RANK", "1")  # as a cluster sets it, whatever is run
+    logger = RunLogger(tmp_path, "run", exclusive=True)
+    assert logger.save_dir == str(tmp_path / "run" / "0")
+    Hold(logger.directory).release()  # the machines of one run do not keep each other out
+
+
 def test_a_lock_is_not_copied(tmp_path: Path) -> None:
     held = Hold(tmp_path)
     with pytest.raises(TypeError, match="a lock cannot be copied"):
