@@ -41,6 +41,7 @@ TRUSTED = (
     "lightning_meta.integrations.learn2learn",
     "torch.nn",
     "torch.optim",
+    "lightning.pytorch.cli.ReduceLROnPlateau",
 )
 
 

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule
 
 from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
+from lightning_meta.migration import layout_of, renamed_weights
+from lightning_meta.nn.normalization import hold_in_evaluation
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
@@ -63,9 +65,13 @@ def load(
     if not isinstance(module, LightningModule):
         raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
     module.configure_model()  # makes what depends on the data, which the arguments describe
+    if layout_of(checkpoint) == 1:
+        weights = renamed_weights(weights, module)
     check_weights(module, weights, file)
     module.load_state_dict(weights)
-    return module.to(map_location).eval()
+    module.to(map_location).eval()
+    hold_in_evaluation(module, spec.get("frozen_norms") or ())
+    return module
 
 
 def find_checkpoint(path: str | PathLike[str]) -> Path:
@@ -110,7 +116,8 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
     Raises:
         UserError: Both classes, or why the file cannot be read.
     """
-    stored = (read_checkpoint(file).get(KEY) or {}).get("class_path")
+    checkpoint = read_checkpoint(file)
+    stored = (checkpoint.get(KEY) or {}).get("class_path")
     own = f"{type(module).__module__}.{type(module).__qualname__}"
     if stored is not None and stored != own:
         raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.ranks import world_size
+from lightning_meta.migration import LAYOUT, layout_of, renamed_weights
 from lightning_meta.nn.features import Inputs, as_input
 
 
@@ -31,31 +35,97 @@ class TrainedModule(Described, LightningModule):
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
-        """What the optimiser is given."""
-        return self.parameters()
+        """What the optimiser is given: weights that are frozen can be added when they are unfrozen."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def spec_of_data(self) -> Any:
+        """What the trainer's data module says of its data; None where there is none, or it is not set up."""
+        trainer = self._trainer
+        return getattr(getattr(trainer, "datamodule", None), "spec", None)
 
     def inputs(self, x: Inputs) -> Inputs:
         """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
         return as_input(x, self.dtype)
 
+    @property
+    def lr(self) -> float | None:
+        """The learning rate that the optimiser starts with; None where `optimizer` does not say it.
+
+        Setting it changes `optimizer`: `Tuner(trainer).lr_find(module)` does.
+        """
+        made = self.optimizer
+        given = made.keywords.get("lr") if isinstance(made, partial) else None
+        parameter = inspect.signature(_class_of(made)).parameters.get("lr")
+        default = given if given is not None else getattr(parameter, "default", None)
+        return float(default) if isinstance(default, int | float) else None
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if isinstance(self.optimizer, partial | type):
+            self.optimizer = partial(self.optimizer, lr=value)
+        else:
+            self.optimizer = partial(_with_rate, self.optimizer, value)
+        self.update_init_args(optimizer=self.optimizer)
+
     def configure_optimizers(self) -> Any:
-        """The optimiser, and the schedule that steps with it."""
+        """The optimiser, and its schedule: it steps with the optimiser, one that watches a metric after validation."""
         try:
             optimizer = self.optimizer(self.parameter_groups())
             if self.lr_scheduler is None:
                 return optimizer
-            scheduler = {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}
+            scheduler = self.lr_scheduler(optimizer)
         except (TypeError, ValueError) as error:
             raise UserError(f"optimizer, lr_scheduler: {error}") from error
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is None:
+            raise UserError(
+                "lr_scheduler: ReduceLROnPlateau must know its metric; use lightning.pytorch.cli.ReduceLROnPlateau with "
+                "monitor, such as val/loss"
+            )
+        options = {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}
+        return {"optimizer": optimizer, "lr_scheduler": options}
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's has arguments for other kinds of checkpoints
+        cls, checkpoint_path: Any, map_location: Any = "cpu", **overrides: Any
+    ) -> Self:
+        """Load a trained module as `lightning_meta.load` does, which says more.
+
+        Args:
+            checkpoint_path: A checkpoint, or a run directory.
+            map_location: The device.
+            **overrides: Constructor arguments to use in place of the stored ones.
+
+        Raises:
+            UserError: The checkpoint is of another class, or does not load.
+        """
+        from lightning_meta.loading import load  # it knows every family of modules
+
+        module = load(checkpoint_path, allow=[cls], map_location=map_location or "cpu", **overrides)
+        if not isinstance(module, cls):
+            raise UserError(f"{checkpoint_path} is a checkpoint of {type(module).__name__}, not of {cls.__name__}")
+        return module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how the module was made, so that it loads by path alone."""
-        checkpoint["lightning_meta"] = describe(self)
+        checkpoint["lightning_meta"] = {**describe(self), "layout": LAYOUT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module."""
+        """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module.
+
+        Raises:
+            UserError: A run of an earlier layout is to be resumed: its optimiser has the weights in another order.
+        """
+        if "lightning_meta" in checkpoint and layout_of(checkpoint) < LAYOUT:
+            if self.trainer.state.fn == "fit":
+                raise UserError(
+                    "the checkpoint was written by version 0.1, whose runs cannot be resumed; its weights load by "
+                    "lightning_meta.load and `test`: finish the run with that version, or train anew"
+                )
+            checkpoint["state_dict"] = renamed_weights(checkpoint["state_dict"], self)
         weights = checkpoint["state_dict"]
         for name, parameter in self.named_parameters():
             if name in weights and weights[name].dtype != parameter.dtype:
@@ -105,3 +175,17 @@ class TrainedModule(Described, LightningModule):
         """Whether the loggers write this training step. Logging costs more than a small model's step."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
+
+
+def _class_of(factory: Any) -> Any:
+    """The optimiser that a factory makes, where it says so."""
+    if isinstance(factory, partial):  # jsonargparse's has the class among its arguments
+        return next((c for c in (*factory.args, factory.func) if isinstance(c, type)), factory.func)
+    return factory
+
+
+def _with_rate(factory: Callable[[Any], Any], rate: float, parameters: Any) -> Any:
+    optimizer = factory(parameters)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return optimizer

@@ -1,24 +1,27 @@
-"""The inner loop: gradient descent on one task's support set, differentiable in where it starts."""
+"""Gradient descent on a support set, differentiable in where it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.func import grad
+from torch.utils._pytree import tree_map
 
 from lightning_meta.functional.inference import check_gradients
 from lightning_meta.functional.recomputation import recomputed
 
 Tensors = dict[str, Tensor]
-Loss = Callable[[Tensors, Any], tuple[Tensor, Tensors]]
+Loss = Callable[[Tensors, Tensors, Any], tuple[Tensor, Tensors]]
+Tree = TypeVar("Tree")
 
 
 def inner_loop(
     loss: Loss,
     parameters: Tensors,
+    buffers: Tensors,
     data: Any,
     steps: int,
     learning_rate: float,
@@ -34,8 +37,9 @@ def inner_loop(
     are constants, no graph is built through them, and dφ/dθ is the identity.
 
     Args:
-        loss: Parameters and data to the support loss (a scalar), and what else the forward pass computed at them.
-        parameters: θ by name.
+        loss: Parameters, buffers and data to the support loss (a scalar), and the buffers after the forward pass.
+        parameters: θ by name: what is adapted.
+        buffers: The buffers of the first forward pass by name; each pass gets those that the last one left.
         data: What the loss needs besides: a pytree of tensors, the support set.
         steps: How many, at least 0.
         learning_rate: α.
@@ -46,17 +50,18 @@ def inner_loop(
             `recompute` it has no parameters and keeps nothing.
 
     Returns:
-        For j = 0, ..., steps - 1: φ_j and what else was computed at it; last φ_steps with an empty dict, since
-        no forward pass was made there.
+        For j = 0, ..., steps - 1: φ_j and the buffers after the forward pass at φ_j; last φ_steps with the buffers
+        that were left, since no forward pass was made there.
     """
     check_gradients()
     step = partial(_step, loss, learning_rate, first_order, direction)
     trajectory = []
     for _ in range(steps):
-        following, other = recomputed(step, parameters, data) if recompute else step(parameters, data)
-        trajectory.append((parameters, other))
+        inputs = (parameters, buffers, data)
+        following, buffers = recomputed(step, *inputs) if recompute else step(*inputs)
+        trajectory.append((parameters, buffers))
         parameters = following
-    return [*trajectory, (parameters, {})]
+    return [*trajectory, (parameters, buffers)]
 
 
 def _step(
@@ -65,9 +70,17 @@ def _step(
     first_order: bool,
     direction: Callable[[Tensors], Tensors],
     parameters: Tensors,
+    buffers: Tensors,
     data: Any,
 ) -> tuple[Tensors, Tensors]:
-    at = {name: p.detach() for name, p in parameters.items()} if first_order else parameters
-    gradients, other = grad(loss, has_aux=True)(at, data)
+    at = parameters
+    if first_order:  # the data may have a graph too: a head's are features
+        at, buffers, data = _constant(at), _constant(buffers), _constant(data)
+    gradients, after = grad(loss, has_aux=True)(at, buffers, data)
     updates = direction(gradients)
-    return {name: p - rate * updates[name] for name, p in parameters.items()}, other
+    return {name: p - rate * updates[name] for name, p in parameters.items()}, after
+
+
+def _constant(tree: Tree) -> Tree:
+    constant: Tree = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
+    return constant

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.compiled import Compiled
+from lightning_meta.functional.precision import full_float32, tf32_requested
 from lightning_meta.functional.task_map import TaskMap, task_map
-from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, timed
+from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, first_tasks, obstacle, timed
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.features import output_size
-from lightning_meta.nn.normalization import follow, per_task
-from lightning_meta.nn.stateless import Tensors
+from lightning_meta.nn.normalization import collected_statistics, follow, freeze_evaluated, per_task, task_norms
+from lightning_meta.nn.stateless import Tensors, own_buffers, put_buffers, swapped, tensors_of, untouched
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
 
 _log = logging.getLogger(__name__)
@@ -36,13 +37,14 @@ class Outcome(NamedTuple):
         loss: The loss that the outer loop lowers, a scalar.
         outputs: Predictions of the query set, `(M, outputs)`.
         targets: What they should have been, `(M, ...)`.
-        statistics: Normalisation statistics that the running ones follow, by buffer name; none by default.
+        buffers: What the forward passes made of the backbone's buffers, by name, where they are not the module's own:
+            statistics that the running ones of batch normalisation follow, and others that changed.
     """
 
     loss: Tensor
     outputs: Tensor
     targets: Tensor
-    statistics: Tensors
+    buffers: Tensors
 
 
 class MetaModule(TrainedModule, ABC):
@@ -64,8 +66,8 @@ class MetaModule(TrainedModule, ABC):
         - `test/tasks`: n.
 
     Args:
-        backbone: The network that is shared by all tasks; its batch normalisation is made per task.
-        optimizer: Of the outer loop.
+        backbone: The network that is shared by all tasks; its batch normalisations become `TaskBatchNorm`.
+        optimizer: Optimizer of the outer loop.
         lr_scheduler: Steps once per training step.
         strategy: How tasks are visited: all at once by `vmap`, one after the other by `loop`; `auto` chooses by a rule,
             `measured` by a short measurement before the first step. The choice is kept in the checkpoint.
@@ -99,12 +101,17 @@ class MetaModule(TrainedModule, ABC):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
         self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
-        self.network = self._prepared(backbone)
+        self.backbone = per_task(backbone)
+        if not self.inner_gradients:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.episodes = episodes
         self.scores = TaskScores()
         self.test_scores = TaskScores(keep_outputs=True)
         self.test_report: dict[str, Any] = {}
         self._built = False
+        self._visits_checked = False  # whether vmap was tried before training, or is not used
+        self._evaluates: bool | None = None  # whether vmap can run an evaluation
+        self._loops_told = False
         if episodes is not None:
             self.configure_model()
 
@@ -149,16 +156,31 @@ class MetaModule(TrainedModule, ABC):
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
 
         def one_task(support: Examples, query: Examples) -> Outcome:
-            return self.task_loss(support, query, batch.ways)
+            with collected_statistics(self.network) as statistics:
+                outcome = self.task_loss(support, query, batch.ways)
+            buffers = self.keep_buffers(outcome.buffers) if in_loop else outcome.buffers
+            return outcome._replace(buffers={**statistics, **buffers})
 
+        if self.training:
+            freeze_evaluated(self.backbone)
+        in_loop = self._way(batch).strategy == "loop"
         return self._map(one_task, batch)
 
-    def build_network(self, backbone: nn.Module, episodes: EpisodeSpec) -> nn.Module:
-        """Make of the backbone the network that is trained, once the episodes are known.
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the parameters that depend on the episodes; `self.feature_size` is how many features the backbone has.
 
         It may be called within the constructor of `MetaModule`, before a subclass has set its own attributes.
         """
-        return backbone
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that `adapt` runs."""
+        return self.backbone
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the other query examples; then the method says so."""
+        return False
 
     def check_episodes(self, episodes: EpisodeSpec) -> None:
         """Refuse episodes of another kind than those that the module was made for.
@@ -200,45 +222,78 @@ class MetaModule(TrainedModule, ABC):
         return task_named(self.spec.task, self.spec.outputs)
 
     def setup(self, stage: str) -> None:
-        """Take over from the data module what the episodes look like, or check that it fits."""
+        """Take from the data module what the episodes look like, or check that it fits."""
         if self.inner_gradients and str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
                 "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
             )
-        given = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
+        given = self.spec_of_data()
         if given is None:
             return
         if not isinstance(given, EpisodeSpec):
             raise UserError(
                 f"{type(self).__name__} learns from an EpisodicDataModule; the data has a fixed set of tasks"
             )
-        if self.episodes is None:
-            self.episodes = given
-            self.update_init_args(episodes=given)
+        self._take_episodes(given)
         self.check_episodes(given)
 
     def configure_model(self) -> None:
-        """Make the parameters that depend on the episodes, once."""
-        if not self._built:
-            if self.classifies_only and self.spec.task != "classification":
-                raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-            output_size(self.network, self.spec.input_shape)  # an input that does not fit is refused here
-            self.network = self._prepared(self.build_network(self.network, self.spec))
-            self._built = True
+        """Make the parameters that depend on the episodes, once. Callbacks may call it before `setup`."""
+        if self._built:
+            return
+        given = self.spec_of_data()
+        if isinstance(given, EpisodeSpec):
+            self._take_episodes(given)
+        if self.classifies_only and self.spec.task != "classification":
+            raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
+        size = output_size(self.backbone, self.spec.input_shape)  # an input that does not fit is refused here
+        self.feature_size = size
+        self.build(self.spec)
+        like = next(self.backbone.parameters(), None)
+        if like is not None and like.device.type != "cpu":
+            self.to(like.device)  # a callback may copy the module to its device before `setup`
+        self._built = True
+
+    def train(self, mode: bool = True) -> Self:
+        """Also note which batch normalisations the user holds in evaluation mode while the others train."""
+        if self.training and not mode:
+            freeze_evaluated(self.backbone)
+        return super().train(mode)
+
+    def _take_episodes(self, given: EpisodeSpec) -> None:
+        if self.episodes is None:
+            self.episodes = given
+            self.update_init_args(episodes=given)
+
+    def on_fit_start(self) -> None:
+        """Refuse statistics over ranks: a task lies on one."""
+        if any(isinstance(part, nn.SyncBatchNorm) for part in self.modules()):
+            raise UserError(
+                f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
+                "one rank; leave it out"
+            )
 
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
-        """Choose how tasks are visited, on rank 0 for all, where nobody has said so yet."""
-        if self.task_map is None:
+        """Choose how tasks are visited, rank 0 for all, before the first step."""
+        if self.task_map is None or not self._visits_checked:
             batch = self.inputs(batch)
-            how = self._chosen(batch) if self.trainer.is_global_zero else TaskMap()
-            self.task_map = self.trainer.strategy.broadcast(how)
+            self.task_map = self.trainer.strategy.broadcast(self._chosen(batch))
+            self._visits_checked = True
             self.update_init_args(**as_options(self.task_map))
             if self.trainer.is_global_zero:
                 _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also note the batch normalisations that were held in evaluation mode, which no tensor says."""
+        super().on_save_checkpoint(checkpoint)
+        if self.training:
+            freeze_evaluated(self.backbone)
+        frozen = [name for name, norm in task_norms(self).items() if norm.frozen]
+        checkpoint["lightning_meta"]["frozen_norms"] = frozen
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the choice of the run that is gone on with."""
+        """Take the choice of the run that is resumed."""
         super().on_load_checkpoint(checkpoint)
         stored = checkpoint.get("lightning_meta", {}).get("init_args", {})
         if self.task_map is None and stored.get("strategy") in ("vmap", "loop"):
@@ -247,17 +302,27 @@ class MetaModule(TrainedModule, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
-        outcome = self._training_outcome(self.inputs(batch))
+        with self.exact_arithmetic():
+            outcome = self._training_outcome(self.inputs(batch))
         loss = outcome.loss.mean()
         self.check_finite(loss)
-        if outcome.statistics:
-            follow(self.network, outcome.statistics, partial(self.trainer.strategy.reduce, reduce_op="mean"))
+        if outcome.buffers:
+            follow(self.network, outcome.buffers, partial(self.trainer.strategy.reduce, reduce_op="mean"))
         if self.logs_this_step():
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
             for name, value in (("loss", loss.detach()), (self.task.metric, score)):
                 shown = name == "loss"  # beside the metric in validation, which is the one that counts
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The outer backward pass, which runs after `training_step` has returned."""
+        with self.exact_arithmetic():
+            super().backward(loss, *args, **kwargs)
+
+    def exact_arithmetic(self) -> AbstractContextManager[None]:
+        """Full float32 where there is an inner loop, unless less was asked for."""
+        return full_float32(self.inner_gradients and not tf32_requested())
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Adapt to each task and score its query set."""
@@ -302,29 +367,82 @@ class MetaModule(TrainedModule, ABC):
         """
         return Predictor(self, x, labels)
 
-    def _prepared(self, network: nn.Module) -> nn.Module:
-        network = per_task(network)
-        if not self.inner_gradients:
-            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
+    def keep_buffers(self, buffers: Tensors) -> Tensors:
+        """Keep what a forward pass in training made of buffers that are no batch statistics.
+
+        Args:
+            buffers: After the pass, by name.
+
+        Returns:
+            The batch statistics among them, which running ones follow once for all tasks.
+        """
+        own = own_buffers(self.network)
+        if own and self.training:
+            put_buffers(self.network, {name: buffers[name] for name in own if name in buffers})
+        return {name: tensor for name, tensor in buffers.items() if name not in own}
 
     def _map(self, function: Any, batch: Episode) -> Any:
-        how = self.task_map or by_rule(self.network, self.inner_gradients, batch)
-        return task_map(function, how, batch.support, batch.query)
+        return task_map(function, self._way(batch), batch.support, batch.query)
+
+    def _way(self, batch: Episode) -> TaskMap:
+        return self.task_map or by_rule(self.network, self.inner_gradients, batch)
 
     def _chosen(self, batch: Episode) -> TaskMap:
-        if self.strategy == "auto":
-            strategy = "vmap" if self._compiles else by_rule(self.network, self.inner_gradients, batch).strategy
-            return TaskMap(strategy, compile=self._compiles)
-
+        """How training visits tasks: what was asked for, or what suits the network, if `vmap` can run it."""
+        if self._compiles:
+            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
+        how = self._way(batch)
+        measures = self.strategy == "measured" and self.task_map is None
+        if measures:
+            how = TaskMap("vmap")
+        if how.strategy == "loop" or len(batch.tasks) == 1:
+            return how
         trained = [p for p in self.parameters() if p.requires_grad]
 
-        def seconds(how: TaskMap) -> float:
-            self.task_map = how
-            return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
+        @contextmanager
+        def visiting(how: TaskMap) -> Iterator[None]:
+            before, self.task_map = self.task_map, how
+            try:
+                yield
+            finally:
+                self.task_map = before
 
-        with self.trainer.precision_plugin.forward_context():
-            return by_measurement(seconds, len(batch.tasks))
+        def step(how: TaskMap) -> None:
+            with visiting(how):
+                outcome = self.meta_batch_loss(first_tasks(batch))
+            self.keep_buffers({name: of_tasks[-1] for name, of_tasks in outcome.buffers.items()})  # `obstacle` sees it
+            torch.autograd.grad(outcome.loss.mean(), trained, allow_unused=True)
+
+        def seconds(how: TaskMap) -> float:
+            with visiting(how):
+                return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
+
+        with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
+            if not self._vectorises(step):
+                return TaskMap("loop")
+            if not measures or not self.trainer.is_global_zero:
+                return how
+            with untouched(self):
+                return by_measurement(seconds, len(batch.tasks))
+
+    def _vectorises(self, run: Callable[[TaskMap], Any]) -> bool:
+        """Whether `vmap` can run a function of two tasks.
+
+        Raises:
+            UserError: It cannot, and was asked for by name.
+        """
+        reason = obstacle(run, self)
+        if reason is None:
+            return True
+        asked = self.strategy == "vmap"
+        if asked:
+            with untouched(self):
+                run(TaskMap("loop"))  # an error that is not about vmap shows itself
+            raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
+        if not self._loops_told:
+            self._loops_told = True
+            _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
+        return False
 
     def _training_outcome(self, batch: Episode) -> Outcome:
         """The outer losses of a meta-batch, by compiled code where that was asked for."""
@@ -332,21 +450,32 @@ class MetaModule(TrainedModule, ABC):
             return self.meta_batch_loss(batch)
 
         def whole(tensors: Tensors, support: Examples, query: Examples, tasks: Tensor, classes: Tensor) -> Outcome:
-            given = Episode(support, query, batch.ways, tasks, classes)
-            outcome: Outcome = functional_call(_MetaBatchLoss(self), tensors, (given,))
-            return outcome
+            with swapped(self, tensors):
+                return self.meta_batch_loss(Episode(support, query, batch.ways, tasks, classes))
 
-        tensors = {f"module.{name}": t for name, t in [*self.named_parameters(), *self.named_buffers()]}
+        parameters, buffers = tensors_of(self)
         classes = batch.tasks if batch.classes is None else batch.classes
-        return self._compiled(whole, batch.ways, tensors, batch.support, batch.query, batch.tasks, classes)
+        return self._compiled(
+            whole, batch.ways, {**parameters, **buffers}, batch.support, batch.query, batch.tasks, classes
+        )
 
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor]:
+        """The query loss of each task, `(T,)`, and predictions after each inner step, `(T, S + 1, M, outputs)`."""
+
         def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
             states = self.trajectory(support, batch.ways)
             outputs = torch.stack([self.predict(state, query.x) for state in states])
             return self.task.loss(outputs[-1], query.y), outputs
 
-        return self._map(one_task, batch)
+        def run(how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor]:
+            found: tuple[Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
+            return found
+
+        with self.exact_arithmetic(), untouched(self):
+            how = self._way(batch)
+            if how.strategy == "vmap" and self._evaluates is None:
+                self._evaluates = self._vectorises(lambda how: run(how, first_tasks(batch)))
+            return run(how if self._evaluates is not False else TaskMap("loop"), batch)
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         batch = self.inputs(batch)
@@ -361,13 +490,3 @@ class MetaModule(TrainedModule, ABC):
             self.log(f"{stage}/{name}", value, prog_bar=name == self.task.metric)
         return table
 
-
-class _MetaBatchLoss(nn.Module):
-    """A meta-learner's training step as a module's forward pass, which can be given all tensors from outside."""
-
-    def __init__(self, module: MetaModule) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, batch: Episode) -> Outcome:
-        return self.module.meta_batch_loss(batch)

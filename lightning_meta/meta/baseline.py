@@ -13,9 +13,8 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
 from lightning_meta.meta.base import MetaModule, Outcome
-from lightning_meta.nn.features import output_size
-from lightning_meta.nn.normalization import statistics_from
-from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.tasks import EpisodeSpec
 
 Head = Literal["linear", "cosine"]
 
@@ -97,39 +96,34 @@ class Baseline(MetaModule):
         assert batch.classes is not None
         x = torch.cat([batch.support.x, batch.query.x], dim=1).flatten(0, 1)
         y = batch.classes.gather(1, torch.cat([batch.support.y, batch.query.y], dim=1)).flatten()
-        parameters, buffers = tensors_of(self.network)
-        features, tensors = stateless_call(self.network, {**parameters, **buffers}, x, "fused")
+        features, buffers = stateless_call(self.backbone, own_buffers(self.backbone), x, "fused")
         outputs = self._logits(features, dict(self.classifier.named_parameters()))
-        statistics = {name: tensors[name].unsqueeze(0) for name in buffers}
+        statistics = {name: tensor.unsqueeze(0) for name, tensor in self.keep_buffers(buffers).items()}
         return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
         features = Examples(self._features(support.x), support.y)
 
-        def loss(head: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
+        def loss(head: Tensors, buffers: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
             return self.task.loss(self._logits(features.x, head), features.y) + penalty, {}
 
         means = class_means(F.normalize(features.x, dim=-1), support.y, ways)
         start = {"weight": means, "bias": features.x.new_zeros(ways)}
         rate = self.head_lr / (self.scale**2 if self.head == "cosine" else 1)
-        return inner_loop(loss, start, features, self.head_steps, rate, first_order=True)[-1][0]
+        return inner_loop(loss, start, {}, features, self.head_steps, rate, first_order=True)[-1][0]
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of the task's head."""
         return self._logits(self._features(x), state)
 
-    def configure_model(self) -> None:
+    def build(self, episodes: EpisodeSpec) -> None:
         """Make the classifier of the training classes, which is left behind after training."""
-        if not self._built and self.spec.task == "classification":
-            size = output_size(self.network, self.spec.input_shape)
-            self.classifier = nn.Linear(size, self.spec.classes, bias=self.head == "linear")
-        super().configure_model()
+        self.classifier = nn.Linear(self.feature_size, episodes.classes, bias=self.head == "linear")
 
     def _features(self, x: Tensor) -> Tensor:
-        with statistics_from(self.network, "stored"):
-            return self.network(x)
+        return stateless_call(self.backbone, own_buffers(self.backbone), x, "stored")[0]
 
     def _logits(self, features: Tensor, head: Tensors) -> Tensor:
         if self.head == "cosine":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_meta.batches import Episode
+from lightning_meta.errors import UserError
 from lightning_meta.functional.task_map import TaskMap
+from lightning_meta.nn.stateless import own_buffers, untouched
 
 Strategy = Literal["auto", "measured", "vmap", "loop"]
 
@@ -41,6 +44,43 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     crowded = images * math.prod(batch.support.x.shape[3:]) > CROWDED
     on_cpu = batch.support.x.device.type == "cpu"
     return TaskMap("loop" if on_cpu and convolves and (crowded or not inner_gradients) else "vmap")
+
+
+def first_tasks(batch: Episode, count: int = 2) -> Episode:
+    """The first few tasks of a meta-batch."""
+    support, query = (part._replace(x=part.x[:count], y=part.y[:count]) for part in (batch.support, batch.query))
+    classes = None if batch.classes is None else batch.classes[:count]
+    return batch._replace(support=support, query=query, tasks=batch.tasks[:count], classes=classes)
+
+
+def obstacle(run: Callable[[TaskMap], Any], module: nn.Module) -> str | None:
+    """Why a function of a few tasks cannot be run by `vmap`; None where it can.
+
+    Recurrent layers, some random layers, control flow that depends on values, and buffers that a forward pass changes
+    have no vectorised form. torch also loops by itself over operators it has no rule for, which is slower than a loop.
+
+    Args:
+        run: Runs the function in a given way.
+        module: Its buffers and the random state are as before afterwards.
+    """
+    before = own_buffers(module)
+    with untouched(module):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message=".*performance drop")
+                run(TaskMap("vmap"))
+        except UserError:
+            raise
+        except Exception as error:  # torch raises errors of many kinds here
+            return " ".join(str(error).split())[:200] or type(error).__name__
+        changed = [name for name, buffer in module.named_buffers() if name in before and not _same(buffer, before[name])]
+        return f"a forward pass changes the buffer {changed[0]!r}" if changed else None
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 def by_measurement(seconds: Callable[[TaskMap], float], tasks: int) -> TaskMap:

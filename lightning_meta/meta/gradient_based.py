@@ -7,14 +7,13 @@ from collections import OrderedDict
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
-from lightning_meta.meta.base import MetaModule
-from lightning_meta.nn.features import output_size
-from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
+from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of
 from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -63,52 +62,78 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError(f"inner_steps, test_inner_steps: at least 0, got {inner_steps} and {test_inner_steps}")
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
-        if recompute and any(isinstance(module, _DropoutNd) and module.p for module in backbone.modules()):
-            raise UserError("recompute: a step computed anew would draw other dropout; the backbone must have none")
+        refuse_other_batch_norms(self.backbone)
 
     def direction(self, gradients: Tensors) -> Tensors:
         """u: what is made of the gradients, by name of the parameter, before they are followed."""
         return gradients
 
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
-        """φ_0 = θ, ..., φ_S, each with the normalisation statistics of the support set."""
+        """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
         parameters, buffers = tensors_of(self.network)
+        adapted = {name: p for name, p in parameters.items() if p.requires_grad}
+        fixed = {name: p for name, p in parameters.items() if not p.requires_grad}
+        if not adapted:
+            raise UserError(
+                f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
+                "call unfreeze(), or freeze the backbone alone"
+            )
 
-        def forward(parameters: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
-            outputs, tensors = stateless_call(self.network, {**parameters, **buffers}, support.x, "batch")
-            return outputs, {name: tensors[name] for name in buffers}
+        def forward(adapted: Tensors, buffers: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
+            outputs, after = stateless_call(self.network, {**adapted, **fixed, **buffers}, support.x, "batch")
+            return outputs, {name: tensor for name, tensor in after.items() if name not in parameters}
 
-        def support_loss(parameters: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
-            outputs, statistics = forward(parameters, support)
-            return self.task.loss(outputs, support.y), statistics
+        def support_loss(adapted: Tensors, buffers: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
+            outputs, buffers = forward(adapted, buffers, support)
+            return self.task.loss(outputs, support.y), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
         recompute = self.recompute and self.training
-        *visited, (last, _) = inner_loop(
-            support_loss, parameters, support, steps, self.inner_lr, self.first_order, recompute, self.direction
+        start = {**buffers, **own_buffers(self.network)}
+        *visited, (last, after) = inner_loop(
+            support_loss, adapted, start, support, steps, self.inner_lr, self.first_order, recompute, self.direction
         )
         # No forward pass was made with the last parameters; only inductive prediction needs its statistics.
-        needed = buffers and self.batch_norm == "inductive"
-        states = [*visited, (last, forward(last, support)[1] if needed else buffers)]
-        return [{**parameters, **statistics} for parameters, statistics in states]
+        if self.batch_norm == "inductive" and task_norms(self.network):
+            after = forward(last, after, support)[1]
+        return [{**fixed, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The adapted parameters φ and the normalisation statistics of the support set, by name."""
+        """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
         return self.trajectory(support, ways)[-1]
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` or predictions `(M, outputs)` of the adapted network."""
-        return stateless_call(self.network, state, x, "batch" if self.batch_norm == "transductive" else "stored")[0]
+        return self._predict(state, x)[0]
 
-    def build_network(self, backbone: nn.Module, episodes: EpisodeSpec) -> nn.Module:
-        """Put a linear head on the backbone."""
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The query loss of the adapted network."""
+        outputs, buffers = self._predict(self.adapt(support, ways), query.x)
+        return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone and the head, one after the other."""
+        whole: nn.Sequential | None = self.__dict__.get("_network")
+        if whole is None or whole[0] is not self.backbone or whole[1] is not self.head:
+            whole = nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))
+            self.__dict__["_network"] = whole  # beside the registered modules, so that each is listed once
+        whole.training = self.training
+        return whole
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the query set."""
+        return self.batch_norm == "transductive" and bool(task_norms(self.backbone))
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the linear head."""
         if not episodes.outputs:
             raise UserError(
                 f"{type(self).__name__} has a head of a fixed way: ways and test_ways must be one and the same number; "
                 "a metric method such as ProtoNet serves any"
             )
-        head = nn.Linear(output_size(backbone, episodes.input_shape), episodes.outputs)
-        return nn.Sequential(OrderedDict(backbone=backbone, head=head))
+        self.head = nn.Linear(self.feature_size, episodes.outputs)
 
     def check_ways(self, ways: int) -> None:
         """Refuse another way than the head's."""
@@ -117,3 +142,12 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways and serves no other, "
                 f"got {ways or 'differing ways'}; a metric method such as ProtoNet serves any"
             )
+
+    def _predict(self, state: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+        """Predictions, and the buffers after the pass but for batch statistics."""
+        own = {name: state[name].clone() for name in own_buffers(self.network)}  # a pass may change them in place
+        outputs, after = stateless_call(self.network, {**state, **own}, x, _QUERY[self.batch_norm])
+        return outputs, {name: after[name] for name in own}
+
+
+_QUERY: dict[BatchNorm, Statistics] = {"transductive": "batch", "inductive": "stored"}

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
-from lightning_meta.meta.base import MetaModule, Outcome
-from lightning_meta.nn.normalization import Statistics
-from lightning_meta.nn.stateless import Tensors, stateless_call
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
 Distance = Literal["squared_euclidean", "cosine"]
-BatchNorm = Literal["running", "inductive", "transductive"]
-
-# Where support and query examples take their normalisation statistics from. Gradients flow through those of the
-# support set where the query set is normalised by them, so there they are no constants.
-_SUPPORT: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "batch", "transductive": "fused"}
-_QUERY: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "stored", "transductive": "fused"}
 
 
-class ProtoNet(MetaModule):
+class ProtoNet(MetricLearner):
     r"""Classify by the nearest class mean in a learned embedding (Snell, Swersky and Zemel, NeurIPS 2017).
 
     $$p(y = n \mid x) = \mathrm{softmax}_n\left(-d(f(x), c_n) / \tau\right)$$
@@ -64,9 +55,6 @@ class ProtoNet(MetaModule):
         **options: Those of `MetaModule`.
     """
 
-    inner_gradients = False
-    classifies_only = True
-
     def __init__(
         self,
         backbone: nn.Module,
@@ -75,40 +63,18 @@ class ProtoNet(MetaModule):
         batch_norm: BatchNorm = "running",
         **options: Any,
     ) -> None:
-        super().__init__(backbone, **options)
+        super().__init__(backbone, batch_norm, **options)
         one_of("distance", distance, Distance)
-        one_of("batch_norm", batch_norm, BatchNorm)
         if temperature <= 0:
             raise UserError(f"temperature: a positive number is needed, got {temperature}")
-        self.distance, self.temperature, self.batch_norm = distance, temperature, batch_norm
+        self.distance, self.temperature = distance, temperature
 
-    def adapt(self, support: Examples, ways: int) -> dict[str, Any]:
-        """Prototypes `(N, D)`, and the normalisation statistics of the support set."""
-        features, statistics = self._embed(support.x, _SUPPORT[self.batch_norm])
-        return {"prototypes": class_means(features, support.y, ways), "statistics": statistics}
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """Prototypes `(N, F)`."""
+        return {"prototypes": class_means(support.x, support.y, ways)}
 
-    def predict(self, state: dict[str, Any], x: Tensor) -> Tensor:
-        """Logits `(M, N)`: minus the distances to the prototypes."""
-        return self._logits(self.features(state, x), state["prototypes"])
-
-    def features(self, state: dict[str, Any], x: Tensor) -> Tensor:
-        """The embedding `(M, D)` of query inputs `(M, *input_shape)`."""
-        return self._embed(x, _QUERY[self.batch_norm], state["statistics"])[0]
-
-    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
-        """The query loss; with running statistics, support and query are embedded as one batch."""
-        if self.batch_norm != "running":
-            return super().task_loss(support, query, ways)
-        features, statistics = self._embed(torch.cat([support.x, query.x]), "fused")
-        prototypes = class_means(features[: len(support.x)], support.y, ways)
-        outputs = self._logits(features[len(support.x) :], prototypes)
-        return Outcome(self.task.loss(outputs, query.y), outputs, query.y, statistics)
-
-    def _embed(self, x: Tensor, statistics: Statistics, stored: Tensors | None = None) -> tuple[Tensor, Tensors]:
-        buffers = dict(self.network.named_buffers())
-        return stateless_call(self.network, {**buffers, **(stored or {})}, x, statistics)
-
-    def _logits(self, features: Tensor, prototypes: Tensor) -> Tensor:
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Minus the distances to the prototypes, `(M, N)`."""
         if self.distance == "cosine":
-            return cosine_similarity(features, prototypes) / self.temperature
-        return -squared_euclidean(features, prototypes) / self.temperature
+            return cosine_similarity(features, summary["prototypes"]) / self.temperature
+        return -squared_euclidean(features, summary["prototypes"]) / self.temperature

@@ -21,7 +21,7 @@ from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_k
 from lightning_meta.multitask.weightings import Equal, Weighting
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
-from lightning_meta.nn.normalization import per_task, use_statistics
+from lightning_meta.nn.normalization import per_task
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
 
@@ -54,7 +54,7 @@ class MultiTaskModule(TrainedModule, ABC):
     Args:
         backbone: The network before the heads. Its batch normalisation normalises by the batch in training, all tasks
             of the batch together, and by running statistics afterwards, as in `torch.nn.BatchNorm`.
-        optimizer: Of all parameters.
+        optimizer: Optimizer of all parameters.
         lr_scheduler: Steps once per training step.
         weighting: How the losses of the tasks become one; their sum by default.
         stems: By name of the task, a network before the backbone, where inputs differ in shape.
@@ -165,21 +165,22 @@ class MultiTaskModule(TrainedModule, ABC):
         return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
 
     def setup(self, stage: str) -> None:
-        """Take over from the data module what the tasks are, or check that they fit."""
-        given: TasksSpec | None = getattr(getattr(self.trainer, "datamodule", None), "spec", None)
+        """Take from the data module what the tasks are, or check that they fit."""
+        given = self.spec_of_data()
         if given is None:
             return
         if not isinstance(given, TasksSpec):
             raise UserError(f"{type(self).__name__} learns from a MultiTaskDataModule; the data has episodes")
-        if self.tasks is None:
-            self.tasks = given
-            self.update_init_args(tasks=given)
+        self._take_tasks(given)
         check_same_tasks(self.spec, given)
 
     def configure_model(self) -> None:
-        """Make the parameters, once."""
+        """Make the parameters that depend on the tasks, once. Callbacks may call it before `setup`."""
         if self._built:
             return
+        given = self.spec_of_data()
+        if isinstance(given, TasksSpec):
+            self._take_tasks(given)
         names = self.names
         if self._stems_by_name:
             if set(self._stems_by_name) != set(names):
@@ -191,8 +192,16 @@ class MultiTaskModule(TrainedModule, ABC):
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
         self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
-        use_statistics(self, "running")
+        like = next(self.backbone.parameters(), None)
+        if like is not None and like.device.type != "cpu":
+            self.to(like.device)  # a callback may copy the module to its device before `setup`
         self._built = True
+
+    def on_fit_start(self) -> None:
+        """Refuse synchronised batch normalisation where torch has none."""
+        if world_size() > 1 and self.device.type == "cpu":
+            if any(isinstance(part, nn.SyncBatchNorm) for part in self.modules()):
+                raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""
@@ -310,6 +319,11 @@ class MultiTaskModule(TrainedModule, ABC):
         finally:
             self.train(before)
         return self.spec.tasks[task].readable(outputs[task])
+
+    def _take_tasks(self, given: TasksSpec) -> None:
+        if self.tasks is None:
+            self.tasks = given
+            self.update_init_args(tasks=given)
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""

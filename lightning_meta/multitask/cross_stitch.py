@@ -82,15 +82,15 @@ class CrossStitch(MultiTaskModule):
             shape = shape_after(stage, shape)
             mixing.append(nn.Parameter(start.repeat(shape[0], 1, 1)))
         self.mixing = nn.ParameterList(mixing)
-        self.columns = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))
+        self.backbone = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))
         self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
-        self.backbone = nn.Identity()
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all networks."""
-        columns = [x] * len(self.columns)
+        assert isinstance(self.backbone, nn.ModuleList)
+        columns = [x] * len(self.backbone)
         for stage, alpha in enumerate(self.mixing):
-            h = torch.stack([of[stage](c) for of, c in zip(self.columns, columns, strict=True)])  # type: ignore[index]
+            h = torch.stack([of[stage](c) for of, c in zip(self.backbone, columns, strict=True)])  # type: ignore[index]
             mixed = torch.einsum("cij,jmcs->imcs", alpha, h.flatten(3) if h.dim() > 3 else h.unsqueeze(3))
             columns = list(mixed.reshape(h.shape).unbind())
         order = {name: self.names.index(name) for name in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite, nan
@@ -11,7 +12,7 @@ from typing import Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import TaskBatch
@@ -23,7 +24,10 @@ from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
+from lightning_meta.nn.stateless import Tensors, put_buffers, swapped
 from lightning_meta.tasks import TasksSpec
+
+_log = logging.getLogger(__name__)
 
 Strategy = Literal["auto", "vmap", "loop"]
 
@@ -87,15 +91,14 @@ class Independent(MultiTaskModule):
         super().__init__(backbone, optimizer, lr_scheduler, None, stems, tasks)
         one_of("strategy", strategy, Strategy)
         self.strategy, self.head_hidden, self.head_dropout = strategy, head_hidden, head_dropout
-        self.networks = nn.ModuleList()
         self._batch = (0, 0)
+        self._loops = False  # `auto` found that vmap cannot run the networks
 
     def build(self, spec: TasksSpec) -> None:
         """Give each task a copy of the backbone and a head."""
         features = output_size(self.backbone, self.input_shape)
-        self.networks = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
+        self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
         self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
-        self.backbone = nn.Identity()
         if self.strategy == "vmap" and self.draws:
             raise UserError(
                 "strategy: networks with dropout run in a loop, so that each task draws its own; got 'vmap'"
@@ -116,14 +119,25 @@ class Independent(MultiTaskModule):
         for name, i in rows.items():
             alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
         outputs: dict[str, Tensor] = {}
-        for (count, _), names in alike.items():
-            together = x[torch.cat([rows[name] for name in names])].unflatten(0, (len(names), count))
-            outputs |= zip(names, self._vectorised([order[name] for name in names], together), strict=True)
+        try:
+            for (count, _), names in alike.items():
+                together = x[torch.cat([rows[name] for name in names])].unflatten(0, (len(names), count))
+                outputs |= zip(names, self._vectorised([order[name] for name in names], together), strict=True)
+        except Exception as error:  # torch raises errors of many kinds for what it cannot vectorise
+            reason = " ".join(str(error).split())[:200]
+            in_a_loop = {name: self._one(i, name, x[rows[name]]) for name, i in order.items()}  # or its own error
+            if self.strategy == "vmap":
+                raise UserError(
+                    f"strategy: vmap cannot run the networks: {reason}; use strategy loop, or auto"
+                ) from error
+            self._loops = True
+            _log.warning("tasks are visited in a loop, as vmap cannot run the networks: %s", reason)
+            return in_a_loop
         return {name: outputs[name] for name in rows}
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """All there is: the task's network, head and stem."""
-        return [self.networks[task], *super().own_modules(task)]
+        return [self._copies[task], *super().own_modules(task)]
 
     def selection_score(self, scores: Tensor) -> float:
         """The mean over tasks of each one's best."""
@@ -194,33 +208,39 @@ class Independent(MultiTaskModule):
     def _strategy(self) -> Literal["vmap", "loop"]:
         if self.strategy != "auto":
             return self.strategy
-        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self.networks[0].modules())
-        large = sum(p.numel() for p in self.networks[0].parameters()) > LARGE
-        return "loop" if self.draws or (self.device.type == "cpu" and (convolves or large)) else "vmap"
+        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self._copies[0].modules())
+        large = sum(p.numel() for p in self._copies[0].parameters()) > LARGE
+        slower = self.device.type == "cpu" and (convolves or large)
+        return "loop" if self._loops or self.draws or slower else "vmap"
+
+    @property
+    def _copies(self) -> nn.ModuleList:
+        assert isinstance(self.backbone, nn.ModuleList)
+        return self.backbone
 
     def _one(self, task: int, name: str, x: Tensor) -> Tensor:
-        if not (self.training and self.draws):
-            return self.heads[task](self.networks[task](x))
+        if not (self.training and (self.draws or self._loops)):
+            return self.heads[task](self._copies[task](x))
         with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
-            return self.heads[task](self.networks[task](x))
+            return self.heads[task](self._copies[task](x))
 
     def _vectorised(self, tasks: Sequence[int], x: Tensor) -> Tensor:
         """Predictions `(G, M, outputs)` for inputs `(G, M, ...)`, one network each."""
-        networks = [nn.Sequential(self.networks[i], self.heads[i]) for i in tasks]
+        networks = [nn.Sequential(self._copies[i], self.heads[i]) for i in tasks]
         parameters = _stacked([dict(network.named_parameters()) for network in networks])
         buffers = _stacked([dict(network.named_buffers()) for network in networks])
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            outputs: Tensor = functional_call(networks[0], (parameters, buffers), (x,))
-            return outputs
+        def one(parameters: Tensors, buffers: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+            with swapped(networks[0], {**parameters, **buffers}) as after:
+                outputs = networks[0](x)
+            return outputs, {name: after[name] for name in buffers}
 
-        outputs = vmap(one)(parameters, buffers, x)
+        outputs, moved = vmap(one)(parameters, buffers, x)
         if self.training:  # running statistics have moved
-            for name, moved in buffers.items():
-                for network, value in zip(networks, moved, strict=True):
-                    network.get_buffer(name).copy_(value)
+            for i, network in enumerate(networks):
+                put_buffers(network, {name: values[i] for name, values in moved.items()})
         return outputs
 
 
-def _stacked(tensors: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _stacked(tensors: Sequence[Tensors]) -> Tensors:
     return {name: torch.stack([of[name] for of in tensors]) for name in tensors[0]}

@@ -73,14 +73,14 @@ class MixtureOfExperts(MultiTaskModule):
         """Make the experts, and a gate and a head for each task."""
         features, width = output_size(self.backbone, self.input_shape), math.prod(self.input_shape)
         others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
-        self.experts = nn.ModuleList([self.backbone, *others])
+        self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
         self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
-        self.backbone = nn.Identity()
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all experts."""
-        features, flat = torch.stack([expert(x) for expert in self.experts], dim=1), x.flatten(1)
+        assert isinstance(self.backbone, nn.ModuleList)
+        features, flat = torch.stack([expert(x) for expert in self.backbone], dim=1), x.flatten(1)
         outputs = {}
         for name, i in rows.items():
             task = self.names.index(name)

@@ -29,6 +29,8 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
             for layer in made.modules():
                 if callable(reset := getattr(layer, "reset_parameters", None)):
                     reset()
+    for like, new in zip(network.parameters(), made.parameters(), strict=True):
+        new.requires_grad_(like.requires_grad)
     parameter = next(network.parameters(), None)
     return made if parameter is None else made.to(parameter)
 

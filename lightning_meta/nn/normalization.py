@@ -1,175 +1,253 @@
-"""Batch normalisation whose statistics belong to one task."""
+"""Batch normalisation whose statistics can belong to one task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn import functional as F
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
+from torch.nn.modules.batchnorm import _BatchNorm
 
-Statistics = Literal["batch", "fused", "running", "stored"]
-"""Whose mean and variance normalise: those of the batch at hand; the same by torch's own kernel, which is faster, but
-then what is stored of them is constant and the second derivatives under `vmap` are inexact; those of the batch in
-training mode, which the stored ones follow, and the stored ones else, as in `torch.nn.BatchNorm`; or those stored
-before."""
+from lightning_meta.errors import UserError
+
+Statistics = Literal["batch", "fused", "stored"]
+"""Whose mean and variance normalise where a task's own are wanted: those of the `batch` at hand, which are recorded
+with the graph that made them; the same by torch's own kernel (`fused`), which is faster, but what it records is
+constant; or those `stored` before."""
 
 
-class TaskBatchNorm(nn.Module):
-    r"""Batch normalisation (Ioffe and Szegedy 2015) that never mixes tasks.
+class TaskBatchNorm(_BatchNorm):
+    r"""Batch normalisation (Ioffe and Szegedy 2015) that can keep the statistics of tasks apart.
 
     $$y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$$
 
-    with μ and σ² either those of the batch (which are then stored, with the graph that made them), or those that were
-    stored before. Who calls says which, with `statistics_from` or `use_statistics`; the module's training mode plays a
-    part in "running" alone. A plain call takes those of the batch and stores nothing. It is written out in sums, which
-    map over tasks and whose second derivatives are exact in float32 (`torch.nn.functional.batch_norm` is up to a few
-    hundredths off where autograd goes through `vmap(grad)`).
+    Called as it is, it is torch's layer, for inputs of any dimension: in training mode μ and σ² are those of the batch,
+    and running statistics follow them; in evaluation mode they are the running ones. `momentum`, `momentum=None` and
+    `track_running_stats=False` mean what they mean in torch. A batch that has no variance (no example, or one number a
+    channel), which torch refuses in training mode, is normalised by the running statistics: a rank may lack a task's
+    examples.
+
+    Within `statistics_from` it normalises by the statistics of one task, whatever its mode, unless it is `frozen`. These
+    forms are written out in sums, which map over tasks and whose second derivatives are exact in float32
+    (`torch.nn.functional.batch_norm` is up to a few hundredths off where autograd goes through `vmap(grad)`).
 
     Args:
         num_features: Channels C.
         eps: ε, added to the variance.
+        momentum: Of the running statistics; None averages over all batches.
         affine: Whether γ and β are learned.
+        track_running_stats: Whether there are running statistics.
+
+    Attributes:
+        statistics: Whose statistics normalise; None where the layer is torch's.
+        frozen: Whether the layer was put into evaluation mode for training: then it always uses what is stored.
+        collected: Within `collected_statistics`, the mean and variance of each batch.
     """
 
-    momentum = 0.1  # of the running statistics, which the module that owns the network moves
-
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        self.mean: Tensor
-        self.var: Tensor
-        self.register_buffer("mean", torch.zeros(num_features))
-        self.register_buffer("var", torch.ones(num_features))
-        self.statistics: Statistics | None = None
+    statistics: Statistics | None = None
+    frozen: bool = False
+    collected: list[tuple[Tensor, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(M, C, ...)` over all dimensions but C."""
-        statistics, mapped = self.statistics, is_functorch_wrapped_tensor(x)
-        if statistics == "fused" and not mapped:
-            return self._fused(x)
-        if statistics == "running" and not self.training:
-            statistics = "stored"
-        if not x.numel() or (statistics == "running" and x.numel() == x.shape[1]):
-            statistics = "stored"  # none or one number a channel has no statistics: a rank may lack a task's examples
-        if statistics == "running" and not mapped:
-            return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, True, self.momentum, self.eps)
-        shape, var = [1, -1] + [1] * (x.dim() - 2), self.var
-        shift: Tensor | None = self.bias
-        if statistics != "stored":
-            x, mean, var = self._centred(x, shape)
-            if statistics == "running":
-                self._follow(mean.detach(), var.detach(), x.numel() // x.shape[1])
-            elif statistics is not None:
-                self.mean, self.var = mean, var
+        if self.statistics is None:
+            return self._as_torch_does(x)
+        if self.statistics == "stored" or self.frozen or not _has_variance(x):
+            return self._by_stored(x)
+        fused = self.statistics == "fused" and not is_functorch_wrapped_tensor(x)
+        y, mean, var = self._by_own_fused(x) if fused else self._by_own(x)
+        self._buffers["running_mean"], self._buffers["running_var"] = mean, var
+        return y
+
+    def _as_torch_does(self, x: Tensor) -> Tensor:
+        if not self.training or not _has_variance(x):
+            return self._by_stored(x)
+        mapped = is_functorch_wrapped_tensor(x)
+        if not mapped and self.collected is None:
+            return super().forward(x)
+        y, mean, var = self._by_own(x) if mapped else self._by_own_fused(x)
+        if self.track_running_stats:
+            count = x.numel() // x.shape[1]
+            mean, var = mean.detach(), var.detach() * (count / (count - 1))  # torch keeps the unbiased variance
+            if self.collected is None:
+                self.follow(mean, var)
+            else:
+                self.collected.append((mean, var))
+        return y
+
+    def _by_stored(self, x: Tensor) -> Tensor:
+        if self.running_mean is None or self.running_var is None:
+            return self._by_own(x)[0]
+        scale = (self.running_var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
+        shape = _per_channel(x)
+        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+    def _by_own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The normalised input, its mean and its biased variance. Gradients are spread once, over sums."""
+        dims, count = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1)
+        exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
+        shape = _per_channel(x)
+        mean = x.sum(dims, dtype=exact) / count
+        x = x - mean.view(shape)
+        var = x.square().sum(dims) / count
         scale = (var + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
-        if statistics == "stored":
-            shift = -self.mean * scale if shift is None else shift - self.mean * scale
-        if shift is None:
-            return x * scale.view(shape)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+        if self.bias is None:
+            return x * scale.view(shape), mean, var
+        return torch.addcmul(self.bias.view(shape), x, scale.view(shape)), mean, var
 
-    @staticmethod
-    def _centred(x: Tensor, shape: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """`x` less its mean, the mean and the variance. Their gradients are spread once, over sums, and no more."""
-        dims, count = [d for d in range(x.dim()) if d != 1], x.numel() // x.shape[1]
-        exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
-        mean = x.sum(dims, dtype=exact) / count
-        x = x - mean.view(shape)
-        return x, mean, x.square().sum(dims) / count
-
-    def _follow(self, mean: Tensor, var: Tensor, count: int) -> None:
-        with torch.no_grad():
-            unbiased = var * (count / max(count - 1, 1))  # as torch keeps it
-            for stored, new in ((self.mean, mean), (self.var, unbiased)):
-                stored.mul_(1 - self.momentum).add_(new, alpha=self.momentum)
-
-    def _fused(self, x: Tensor) -> Tensor:
+    def _by_own_fused(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
-        self.mean, self.var = mean, inverse.pow(-2) - self.eps
-        return y
+        return y, mean, inverse.pow(-2) - self.eps
 
-    def extra_repr(self) -> str:
-        """Shown in the module's print-out."""
-        return f"{len(self.mean)}, eps={self.eps}, affine={self.weight is not None}"
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics towards those of a batch, as torch does in training mode; both are `(C,)`."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        share = self.momentum
+        for stored, new in ((self.running_mean, mean), (self.running_var, var)):
+            change = new.to(stored.dtype) - stored
+            if share is None:
+                assert self.num_batches_tracked is not None
+                stored.add_(change / self.num_batches_tracked)
+            else:
+                stored.add_(change, alpha=share)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        if x.dim() < 2:
+            raise ValueError(f"batch normalisation takes (M, C, ...), got {tuple(x.shape)}")
 
 
-def use_statistics(module: nn.Module, statistics: Statistics) -> None:
-    """From now on, every `TaskBatchNorm` of `module` takes its statistics from there."""
-    for norm in module.modules():
-        if isinstance(norm, TaskBatchNorm):
-            norm.statistics = statistics
+def _has_variance(x: Tensor) -> bool:
+    return x.numel() > x.shape[1]
+
+
+def _per_channel(x: Tensor) -> list[int]:
+    return [1, -1] + [1] * (x.dim() - 2)
 
 
 @contextmanager
 def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Within the context, every `TaskBatchNorm` of `module` takes its statistics from there."""
-    norms = [m for m in module.modules() if isinstance(m, TaskBatchNorm)]
-    before = [norm.statistics for norm in norms]
-    for norm in norms:
+    """Within the context, every `TaskBatchNorm` of `module` takes its statistics from there.
+
+    "batch" and "fused" leave theirs in the layers' buffers: `stateless_call` puts the old ones back.
+    """
+    norms = task_norms(module)
+    before = [norm.statistics for norm in norms.values()]
+    for norm in norms.values():
         norm.statistics = statistics
     try:
         yield
     finally:
-        for norm, old in zip(norms, before, strict=True):
+        for norm, old in zip(norms.values(), before, strict=True):
             norm.statistics = old
 
 
+@contextmanager
+def collected_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within the context, layers in training mode that are called as they are move no running statistics.
+
+    Yields:
+        A dictionary that holds, at the end of the context, the mean over the calls of each layer's statistics, by name
+        of the buffer: what `follow` takes.
+    """
+    norms = task_norms(module)
+    found: dict[str, Tensor] = {}
+    for norm in norms.values():
+        norm.collected = []
+    try:
+        yield found
+        for name, norm in norms.items():
+            for buffer, values in zip(("running_mean", "running_var"), zip(*norm.collected or (), strict=True)):
+                # A value from within a gradient that has ended is unwrapped.
+                found[f"{name}.{buffer}".lstrip(".")] = torch.stack([unwrap_if_dead(v) for v in values]).mean(0)
+    finally:
+        for norm in norms.values():
+            norm.collected = None
+
+
+def task_norms(module: nn.Module) -> dict[str, TaskBatchNorm]:
+    """The batch normalisations of a module by name."""
+    return {name: part for name, part in module.named_modules() if isinstance(part, TaskBatchNorm)}
+
+
+def freeze_evaluated(module: nn.Module) -> None:
+    """Mark the layers that the user holds in evaluation mode while the others train."""
+    for norm in task_norms(module).values():
+        norm.frozen = not norm.training
+
+
+def hold_in_evaluation(module: nn.Module, names: Iterable[str]) -> None:
+    """Mark layers that were frozen when a checkpoint was written; see `freeze_evaluated`."""
+    norms = task_norms(module)
+    for name in names:
+        if name in norms:
+            norms[name].frozen = True
+
+
 def per_task(module: nn.Module) -> nn.Module:
-    """Replace every `torch.nn.BatchNorm` in a module by a `TaskBatchNorm` with its weights and statistics.
+    """Turn every `torch.nn.BatchNorm` in a module, `SyncBatchNorm` among them, into a `TaskBatchNorm`.
+
+    A layer stays the same object with the same tensors. A subclass with its own `forward` computes something else, and
+    is left alone.
 
     Args:
-        module: Changed in place, unless it is itself a batch normalisation.
+        module: Changed in place.
 
     Returns:
         The module.
     """
-    if isinstance(module, _BATCH_NORMS):
-        return _converted(module)
-    made: dict[nn.Module, nn.Module] = {}
-    for parent in list(module.modules()):
-        for name, child in list(parent._modules.items()):  # `named_children` leaves out a layer's second place
-            if isinstance(child, _BATCH_NORMS):
-                made[child] = made[child] if child in made else _converted(child)
-                setattr(parent, name, made[child])
+    for part in module.modules():
+        if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm) and type(part).forward in _FORWARDS:
+            part.__class__ = TaskBatchNorm
     return module
 
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def _converted(theirs: nn.Module) -> TaskBatchNorm:
-    assert isinstance(theirs, _BATCH_NORMS)
-    norm = TaskBatchNorm(theirs.num_features, theirs.eps, theirs.affine)
-    if theirs.momentum is not None:
-        norm.momentum = theirs.momentum
-    if theirs.affine:
-        norm.to(theirs.weight)
-        norm.weight, norm.bias = theirs.weight, theirs.bias
-    if theirs.running_mean is not None and theirs.running_var is not None:
-        norm.mean, norm.var = theirs.running_mean, theirs.running_var
-    return norm
+def refuse_other_batch_norms(module: nn.Module, option: str = "backbone") -> None:
+    """Refuse batch normalisations whose statistics cannot be kept apart for each task.
+
+    Raises:
+        UserError: The layer and its class.
+    """
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm):
+            raise UserError(
+                f"{option}: {name or 'it'} is a {type(part).__name__}, a batch normalisation with its own forward, whose "
+                "statistics cannot be kept apart for each task; use torch.nn.BatchNorm2d and a layer behind it"
+            )
 
 
 @torch.no_grad()
-def follow(network: nn.Module, statistics: Mapping[str, Tensor], mean_over_ranks: Callable[[Tensor], Any]) -> None:
-    """Move the stored statistics towards those of T tasks: by a tenth of the way to their mean.
+def follow(network: nn.Module, statistics: Mapping[str, Tensor], mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+    """Move the running statistics towards the mean of those of T tasks, by each layer's momentum.
 
     Args:
-        network: Its buffers are moved.
-        statistics: By name of the buffer, `(T, C)`.
+        network: Layers in evaluation mode, and those without running statistics, are left alone.
+        statistics: By name of the buffer, `(T, C)`; other names are ignored.
         mean_over_ranks: Reduces a tensor to its mean over all ranks; called once.
     """
-    means = {name: tensor.mean(0) for name, tensor in statistics.items()}
-    flat: Tensor = mean_over_ranks(torch.cat([mean.flatten() for mean in means.values()]))
-    buffers = dict(network.named_buffers())
-    parts = flat.split([mean.numel() for mean in means.values()])
-    for (name, mean), part in zip(means.items(), parts, strict=True):
-        buffers[name].lerp_(part.view_as(mean).to(buffers[name].dtype), TaskBatchNorm.momentum)
+    moved: list[TaskBatchNorm] = []
+    means: list[Tensor] = []
+    for name, norm in task_norms(network).items():
+        prefix = f"{name}." if name else ""
+        if norm.training and norm.track_running_stats and f"{prefix}running_mean" in statistics:
+            moved.append(norm)
+            means += [statistics[prefix + of].mean(0) for of in ("running_mean", "running_var")]
+    if not moved:
+        return
+    parts = mean_over_ranks(torch.cat(means)).split([len(mean) for mean in means])
+    for norm, mean, var in zip(moved, parts[::2], parts[1::2], strict=True):
+        norm.follow(mean, var)

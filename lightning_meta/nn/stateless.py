@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.func import functional_call
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
-from lightning_meta.nn.normalization import Statistics, statistics_from
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from lightning_meta.nn.normalization import Statistics, TaskBatchNorm
 
 Tensors = dict[str, Tensor]
+_STATISTICS = ("running_mean", "running_var")
+_MISSING = object()
+_KEPT = "_plan_of_tensors"  # an attribute: a table of modules beside them would keep them alive
 
 
 def tensors_of(module: nn.Module) -> tuple[Tensors, Tensors]:
@@ -15,19 +23,238 @@ def tensors_of(module: nn.Module) -> tuple[Tensors, Tensors]:
     return dict(module.named_parameters()), dict(module.named_buffers())
 
 
-def stateless_call(module: nn.Module, tensors: Tensors, x: Tensor, statistics: Statistics) -> tuple[Tensor, Tensors]:
+def own_buffers(module: nn.Module) -> Tensors:
+    """Copies of the buffers that are no batch statistics (masks, counters, position ids ...), by name.
+
+    A forward pass may change them, in place too.
+    """
+    plan = _plan_of(module)
+    return {name: plan.value(name).clone() for name in plan.own_buffers}
+
+
+def stateless_call(
+    module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, statistics: Statistics
+) -> tuple[Tensor, Tensors]:
     """Run a module on given parameters and buffers, those that are not given being its own.
 
     Args:
-        module: What is run; no tensor that is given changes.
-        tensors: Parameters and buffers by name. A buffer that is left out is the module's own, and may change.
+        module: What is run; it is left as it was.
+        tensors: Parameters and buffers by name, and statistics of batch normalisation, also of layers that have no
+            running ones. A buffer that is left out is the module's own, and may change.
         x: `(M, *input_shape)`.
         statistics: Whose statistics normalise: those of `x`, or those stored in `tensors`.
 
     Returns:
-        The outputs, and `tensors` with the normalisation statistics of `x` in place of the old where they were used.
+        The outputs; and `tensors` with what the pass made of the buffers: the statistics of `x` where they were used,
+        and other buffers that changed. A buffer that is changed in place is changed in `tensors` as well.
     """
-    updated = dict(tensors)
-    with statistics_from(module, statistics):
-        outputs = functional_call(module, updated, (x,))
-    return outputs, updated
+    with swapped(module, tensors, statistics) as after:
+        outputs = module(x)
+    return outputs, after
+
+
+@contextmanager
+def swapped(module: nn.Module, tensors: Mapping[str, Tensor], statistics: Statistics | None = None) -> Iterator[Tensors]:
+    """Within the context a module has other parameters and buffers.
+
+    A tensor that stands in several places (a layer under two names, tied weights) is replaced in all of them.
+
+    Args:
+        module: It is as before afterwards, after an error as well.
+        tensors: By the first name of each tensor, as `named_parameters` and `named_buffers` have it.
+        statistics: As for `stateless_call`; None leaves batch normalisation in its mode.
+
+    Yields:
+        A dictionary that holds the tensors at the end of the context.
+
+    Raises:
+        KeyError: The module has no tensor of a name.
+    """
+    plan = _plan_of(module)
+    if unknown := tensors.keys() - plan.places.keys():
+        raise KeyError(f"{type(module).__name__} has no parameters or buffers {sorted(unknown)}")
+    norms = [norm for _, norm in plan.norms]
+    # All places are saved before any is replaced: one module may be reached by two names.
+    replaced = [(own, key, own[key]) for name in tensors for own, key in plan.places[name]]
+    modes = [norm.statistics for norm in norms]
+    recorded = [[norm._buffers[name] for name in _STATISTICS] for norm in norms]
+    private = [(part, _private(part)) for part in plan.keepers]
+    after: Tensors = {}
+    try:
+        for name, tensor in tensors.items():
+            for own, key in plan.places[name]:
+                own[key] = tensor
+        if statistics is not None:
+            for norm in norms:
+                norm.statistics = statistics
+        yield after
+        after.update({name: plan.value(name) for name in tensors})
+        if statistics is not None:
+            for prefix, norm in plan.norms:
+                for name in _STATISTICS:
+                    if norm._buffers[name] is not None:
+                        after[prefix + name] = norm._buffers[name]
+    finally:
+        for own, key, old in reversed(replaced):
+            own[key] = old
+        for norm, mode, buffers in zip(norms, modes, recorded, strict=True):
+            norm.statistics = mode
+            if statistics is not None:
+                norm._buffers.update(zip(_STATISTICS, buffers, strict=True))
+        for part, kept in private:
+            _restore_private(part, kept)
+
+
+class _Plan:
+    """Where the tensors of a module stand; made anew when a part or a tensor of it was replaced.
+
+    Attributes:
+        places: By the first name of each tensor, every place of it: the dictionary of a module, and the key in it.
+        own_buffers: Names of the buffers that are no batch statistics.
+        norms: Batch normalisations, each with the beginning of its buffers' names.
+        keepers: Parts that may keep tensors outside of their parameters and buffers.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = dict(module.named_modules())
+        self.places: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        self.norms = [(f"{n}." if n else "", part) for n, part in parts.items() if isinstance(part, TaskBatchNorm)]
+        self.keepers = [part for part in parts.values() if _may_keep(part)]
+        self.own_buffers: list[str] = []
+        names: dict[int, str] = {}
+        dictionaries: list[dict[str, Any]] = []
+        for prefix, part in parts.items():
+            dictionaries += [part._modules, part._parameters, part._buffers]
+            for own in dictionaries[-2:]:
+                for key, tensor in own.items():
+                    name = f"{prefix}.{key}" if prefix else key
+                    if tensor is not None:
+                        name = names.setdefault(id(tensor), name)
+                    elif not isinstance(part, TaskBatchNorm):
+                        continue  # nothing stands there; statistics without a running one do
+                    self.places.setdefault(name, []).append((own, key))
+                    if own is part._buffers and not isinstance(part, TaskBatchNorm):
+                        self.own_buffers.append(name)
+        self._seen = [(own, list(own.items())) for own in dictionaries]
+
+    def fits(self) -> bool:
+        """Whether every part and every tensor is still the one that was there."""
+        for own, items in self._seen:
+            if len(own) != len(items):
+                return False
+            for key, value in items:
+                if own.get(key, _MISSING) is not value:
+                    return False
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied module gets a plan of its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def value(self, name: str) -> Tensor:
+        """The tensor that stands under a name now."""
+        own, key = self.places[name][0]
+        tensor: Tensor = own[key]
+        return tensor
+
+
+def _plan_of(module: nn.Module) -> _Plan:
+    plan: _Plan | None = module.__dict__.get(_KEPT)
+    if plan is None or not plan.fits():
+        plan = module.__dict__[_KEPT] = _Plan(module)
+    return plan
+
+
+def _may_keep(part: nn.Module) -> bool:
+    """torch's own layers keep nothing, but for recurrent ones and those with hooks."""
+    plain = type(part).__module__.startswith(("torch.nn.modules.", "lightning_meta.nn."))
+    return not plain or isinstance(part, nn.RNNBase) or bool(part._forward_pre_hooks)
+
+
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
+
+
+def _private(part: nn.Module) -> dict[str, Any]:
+    """What a module holds besides parameters and buffers and a forward pass may change.
+
+    These are weights that hooks make of parameters, the weight lists of recurrent layers, and what a network keeps for
+    its user: tensors, and shallow copies of lists and dictionaries.
+    """
+    if isinstance(part, nn.RNNBase):
+        return {name: part.__dict__.get(name, _MISSING) for name in ("_flat_weights", "_flat_weight_refs")}
+    return {
+        name: value if isinstance(value, Tensor) else value.copy()
+        for name, value in part.__dict__.items()
+        if isinstance(value, Tensor | list | dict) and name not in _OF_EVERY_MODULE
+    }
+
+
+def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
+    """Put back what the swapped tensors left behind. What a network kept for its user stays, unless it is unusable."""
+    own = part.__dict__
+    if isinstance(part, nn.RNNBase):
+        own.update({name: value for name, value in before.items() if value is not _MISSING})
+        return
+    made_by_hooks = bool(part._forward_pre_hooks)
+    for name, value in list(own.items()):
+        if name in _OF_EVERY_MODULE:
+            continue
+        if isinstance(value, Tensor):
+            if is_functorch_wrapped_tensor(value) and name not in before:
+                del own[name]  # it belongs to a transform that ends with the call
+            elif name in before and (made_by_hooks or is_functorch_wrapped_tensor(value)):
+                own[name] = before[name]
+        elif isinstance(value, list | dict) and any(map(_unusable, value.values() if isinstance(value, dict) else value)):
+            value.clear()
+            if isinstance(value, dict):
+                value.update(before.get(name, {}))
+            else:
+                value.extend(before.get(name, []))
+
+
+def _unusable(value: object) -> bool:
+    return isinstance(value, Tensor) and is_functorch_wrapped_tensor(value)
+
+
+@torch.no_grad()
+def put_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Give buffers of a module other values, also of other shapes.
+
+    Args:
+        module: Changed in place.
+        buffers: By name, as `named_buffers` has it.
+    """
+    plan = _plan_of(module)
+    for name, value in buffers.items():
+        for own, key in plan.places[name]:
+            old = own[key]
+            if value is not old and old.shape == value.shape and old.dtype == value.dtype:
+                old.copy_(value)
+            elif value is not old:
+                own[key] = value.detach().clone()
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Afterwards buffers, and torch's random state, are as they were before, whatever ran in between."""
+    buffers = list(module.buffers())
+    before = [(buffer.clone(), _version(buffer)) for buffer in buffers]
+    places = [(part._buffers, dict(part._buffers)) for part in module.modules()]
+    device = next((t.device for t in (*module.parameters(), *buffers)), torch.device("cpu"))
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for own, old in places:
+            own.update(old)
+        with torch.no_grad():
+            for buffer, (old_value, version) in zip(buffers, before, strict=True):
+                if version is None or _version(buffer) != version:
+                    buffer.copy_(old_value)
+
+
+def _version(tensor: Tensor) -> int | None:
+    """How often a tensor was changed in place; a comparison of values would wait for the device."""
+    return None if tensor.is_inference() else tensor._version

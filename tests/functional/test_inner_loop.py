@@ -49,7 +49,7 @@ def test_trajectory_and_meta_gradient_are_those_of_plain_autograd(steps: int, fi
     parameters = {name: p.requires_grad_() for name, p in parameters.items()}
 
     found = [
-        p for p, _ in inner_loop(lambda p, _: (squared_error(p, x, y), {}), parameters, (), steps, 0.1, first_order)
+        p for p, _ in inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), steps, 0.1, first_order)
     ]
     expected = by_autograd(parameters, x, y, steps, 0.1, first_order)
     assert len(found) == steps + 1
@@ -67,7 +67,7 @@ def test_first_and_second_order_differ_in_the_meta_gradient_only() -> None:
     parameters = {name: p.requires_grad_() for name, p in parameters.items()}
     ends, gradients = [], []
     for first_order in (False, True):
-        end = inner_loop(lambda p, _: (squared_error(p, x, y), {}), parameters, (), 3, 0.1, first_order)[-1][0]
+        end = inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 3, 0.1, first_order)[-1][0]
         ends.append(flat(end).detach())
         gradients.append(flat(dict(enumerate(torch.autograd.grad(flat(end).sum(), list(parameters.values()))))))  # type: ignore[arg-type]
     assert torch.equal(*ends)
@@ -84,7 +84,7 @@ def test_linear_regression_has_a_closed_form(steps: int) -> None:
     theta = torch.randn(3, generator=g).double().requires_grad_()
     rate = 0.03
 
-    phi = inner_loop(lambda p, _: ((x @ p["w"] - y).square().sum() / 2, {}), {"w": theta}, (), steps, rate)[-1][0]["w"]
+    phi = inner_loop(lambda p, b, _: ((x @ p["w"] - y).square().sum() / 2, {}), {"w": theta}, {}, (), steps, rate)[-1][0]["w"]
     ((query @ phi - target).square().sum() / 2).backward()
 
     contraction = torch.linalg.matrix_power(torch.eye(3, dtype=torch.float64) - rate * x.T @ x, steps)
@@ -99,12 +99,13 @@ def test_linear_regression_has_a_closed_form(steps: int) -> None:
 def test_what_the_forward_pass_computed_comes_with_its_parameters() -> None:
     parameters, x, y = problem()
 
-    def loss(p: Tensors, _: object) -> tuple[Tensor, Tensors]:
+    def loss(p: Tensors, buffers: Tensors, _: object) -> tuple[Tensor, Tensors]:
         value = squared_error(p, x, y)
-        return value, {"loss": value}
+        return value, {"loss": value, "passes": buffers["passes"].add_(1)}  # in place, as layers count
 
-    *visited, (_, last) = inner_loop(loss, parameters, (), 4, 0.1)
-    assert last == {}
+    start = {"passes": torch.zeros(())}
+    *visited, (_, last) = inner_loop(loss, parameters, start, (), 4, 0.1)
+    assert float(last["passes"]) == 4
     for p, other in visited:
         torch.testing.assert_close(other["loss"], squared_error(p, x, y))
     losses = [float(other["loss"]) for _, other in visited]
@@ -117,7 +118,7 @@ def test_maps_over_tasks(first_order: bool) -> None:
     parameters = {name: p.requires_grad_() for name, p in problem()[0].items()}
 
     def end(x: Tensor, y: Tensor) -> Tensor:
-        return flat(inner_loop(lambda p, _: (squared_error(p, x, y), {}), parameters, (), 3, 0.1, first_order)[-1][0])
+        return flat(inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 3, 0.1, first_order)[-1][0])
 
     mapped = vmap(end)(*(torch.stack(column) for column in zip(*tasks, strict=True)))
     looped = torch.stack([end(x, y) for x, y in tasks])
@@ -131,7 +132,7 @@ def test_works_under_inference_mode() -> None:
     parameters, x, y = problem()
 
     def adapt(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return inner_loop(lambda p, _: (squared_error(p, x, y), {}), parameters, (), 2, 0.1)[-1][0]
+        return inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 2, 0.1)[-1][0]
 
     found = outside_inference_mode(adapt, parameters, x, y)
     with contextlib.suppress(RuntimeError):  # an older torch, which would return zeros, is refused

@@ -77,7 +77,7 @@ def test_training_classifies_every_image_among_all_training_classes() -> None:
     expected = nn.functional.cross_entropy(module.classifier(features), y)
     torch.testing.assert_close(outcome.loss.squeeze(), expected)
     torch.testing.assert_close(outcome.targets, y)
-    mean = outcome.statistics["blocks.0.1.mean"]
+    mean = outcome.buffers["blocks.0.1.running_mean"]
     torch.testing.assert_close(mean[0], module.network.blocks[0][0](x).mean((0, 2, 3)))  # type: ignore[index, union-attr, operator]
 
 

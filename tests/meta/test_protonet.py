@@ -49,7 +49,8 @@ def protonet(backbone: nn.Module | None = None, dtype: torch.dtype = torch.float
     module = ProtoNet(Conv4(2, 4, blocks=2) if backbone is None else backbone, episodes=spec, **options)
     roughen(module)
     for buffer in module.buffers():
-        buffer.uniform_(0.5, 1.5)
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
     return module.to(dtype)
 
 
@@ -60,7 +61,7 @@ def embed(module: ProtoNet, x: Tensor, given: Statistics | None = None) -> tuple
 def stored(module: ProtoNet) -> Statistics:
     buffers = dict(module.network.named_buffers())
     names = {name.rpartition(".")[0] for name in buffers}
-    return {name: (buffers[f"{name}.mean"], buffers[f"{name}.var"]) for name in names}
+    return {name: (buffers[f"{name}.running_mean"], buffers[f"{name}.running_var"]) for name in names}
 
 
 def logits_of(module: ProtoNet, support: Tensor, labels: Tensor, query: Tensor, ways: int) -> Tensor:
@@ -131,7 +132,7 @@ def test_both_strategies_give_the_same_numbers(batch_norm: Any) -> None:
         for strategy in ("vmap", "loop"):
             module = protonet(dtype=dtype, batch_norm=batch_norm, strategy=strategy)
             outcome = module.meta_batch_loss(episodes(IMAGES, tasks=3, dtype=dtype))
-            flat = torch.cat([s.flatten() for s in outcome.statistics.values()] or [torch.ones(1)])
+            flat = torch.cat([s.flatten() for s in outcome.buffers.values()] or [torch.ones(1)])
             found.append((outcome.loss, outcome.outputs, flat, gradient(outcome.loss.mean(), module)))
         for mapped, looped in zip(*found, strict=True):
             assert relative_error(mapped, looped) < tolerance
@@ -167,10 +168,10 @@ def test_a_training_step_is_that_of_the_reference_code_on_torch_layers() -> None
         assert isinstance(norm, TaskBatchNorm)
         assert isinstance(peer, nn.BatchNorm2d)
         assert peer.running_var is not None
-        torch.testing.assert_close(norm.mean, peer.running_mean)
+        torch.testing.assert_close(norm.running_mean, peer.running_mean)
         # Torch moves its running variance towards the unbiased one, ours towards that which normalised the batch.
         batch_variance = (peer.running_var - 0.9) / 0.1 * (count - 1) / count
-        torch.testing.assert_close(norm.var, 0.9 + 0.1 * batch_variance)
+        torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * batch_variance)
 
 
 @quiet

@@ -80,7 +80,7 @@ def loss_and_gradient(
     with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
         outcome = module._training_outcome(batch)
     assert outcome.loss.shape == (5,)
-    return outcome.loss.detach().double(), gradient(outcome.loss.mean(), module).double(), outcome.statistics
+    return outcome.loss.detach().double(), gradient(outcome.loss.mean(), module).double(), outcome.buffers
 
 
 @pytest.fixture(scope="module")

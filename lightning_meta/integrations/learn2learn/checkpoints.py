@@ -16,8 +16,7 @@ from lightning_meta.meta import MAML
 from lightning_meta.nn import Conv4
 from lightning_meta.nn.stateless import Tensors
 
-_NAMES = {"running_mean": "mean", "running_var": "var"}
-_STATISTICS = {"mean", "var"}
+_STATISTICS = {"running_mean", "running_var"}
 
 
 def convert_maml(path: str | PathLike[str], module: MAML) -> MAML:
@@ -47,7 +46,7 @@ def convert_maml(path: str | PathLike[str], module: MAML) -> MAML:
     """
     module.configure_model()
     tensors = _tensors(path)
-    _refuse_other_pooling(path, tensors, module.network.get_submodule("backbone"))
+    _refuse_other_pooling(path, tensors, module.backbone)
     theirs, ours = _layers(tensors), _layers(module.network.state_dict(keep_vars=True))
     if len(theirs) != len(ours):
         raise UserError(
@@ -74,7 +73,7 @@ def _layers(tensors: Tensors) -> dict[str, Tensors]:
         place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
         if place not in seen and last != "num_batches_tracked":
             seen.add(place)
-            layers.setdefault(layer, {})[_NAMES.get(last, last)] = tensor
+            layers.setdefault(layer, {})[last] = tensor
     names = list(layers)
     for i in range(len(names) - 1):
         block, _, last = names[i].rpartition(".")

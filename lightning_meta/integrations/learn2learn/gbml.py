@@ -12,6 +12,7 @@ from lightning_meta.integrations.learn2learn.adapted_transforms import AdaptedTr
 from lightning_meta.integrations.learn2learn.library import library
 from lightning_meta.meta.gradient_based import GradientBasedLearner
 from lightning_meta.nn.stateless import Tensors
+from lightning_meta.tasks import EpisodeSpec
 
 Transform = Literal["meta_sgd", "kronecker", "meta_curvature", "linear"]
 
@@ -76,13 +77,12 @@ class GBML(GradientBasedLearner):
                 "first_order leaves out; leave one of the two out"
             )
 
-    def configure_model(self) -> None:
+    def build(self, episodes: EpisodeSpec) -> None:
         """Make the head, and a transform for each parameter."""
-        super().configure_model()
-        if not hasattr(self, "transforms"):
-            make = _maker(self.transform)
-            self.names = [name for name, _ in self.network.named_parameters()]
-            self.transforms = nn.ModuleList(make(p) for p in self.network.parameters())
+        super().build(episodes)
+        make = _maker(self.transform)
+        self.names = [name for name, _ in self.network.named_parameters()]
+        self.transforms = nn.ModuleList(make(p) for p in self.network.parameters())
 
     @property
     def direction(self) -> Callable[[Tensors], Tensors]:
@@ -91,7 +91,7 @@ class GBML(GradientBasedLearner):
         if self.adapt_transform:
             return AdaptedTransforms(transforms, self.inner_lr)
         # Contiguous, since transforms view their gradients in other shapes.
-        return lambda gradients: {name: u(gradients[name].contiguous()) for name, u in transforms.items()}
+        return lambda gradients: {name: transforms[name](g.contiguous()) for name, g in gradients.items()}
 
 
 def _maker(transform: Transform) -> Any:

@@ -1,0 +1,103 @@
+"""What all methods share that compare examples in a learned embedding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Examples
+from lightning_meta.errors import one_of
+from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.nn.normalization import Statistics, task_norms
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+
+BatchNorm = Literal["running", "inductive", "transductive"]
+
+# Where support and query examples take their normalisation statistics from. Gradients flow through those of the
+# support set where the query set is normalised by them, so there they are no constants.
+_SUPPORT: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "batch", "transductive": "fused"}
+_QUERY: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "stored", "transductive": "fused"}
+
+
+class MetricLearner(MetaModule, ABC):
+    """A method that embeds examples by a backbone and compares their features; there is no inner loop.
+
+    To add a method, implement `summarise` and `logits`, both on features. Which statistics batch normalisation uses is
+    decided here; predictions are inductive unless `batch_norm` is "transductive".
+
+    Args:
+        backbone: The embedding f.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training as in the
+            reference code of ProtoNet (training embeds support and query of a task together); `inductive`, those of
+            the support set; `transductive`, those of the support set for itself and of the query set for itself.
+        **options: Those of `MetaModule`.
+    """
+
+    inner_gradients = False
+    classifies_only = True
+
+    def __init__(self, backbone: nn.Module, batch_norm: BatchNorm = "running", **options: Any) -> None:
+        super().__init__(backbone, **options)
+        one_of("batch_norm", batch_norm, BatchNorm)
+        self.batch_norm = batch_norm
+
+    @abstractmethod
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """What predictions need of a support set.
+
+        Args:
+            support: `x` are features `(M, F)`, `y` labels `(M,)` in [0, N).
+            ways: N.
+
+        Returns:
+            Tensors by name; "statistics" is taken.
+        """
+
+    @abstractmethod
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Logits `(M, N)` of query features `(M, F)`, given what `summarise` returned."""
+
+    def adapt(self, support: Examples, ways: int) -> dict[str, Any]:
+        """What `summarise` returns, and under "statistics" those that the support set was normalised by."""
+        features, buffers = self._embed(support.x, _SUPPORT[self.batch_norm])
+        own = own_buffers(self.backbone)
+        statistics = {name: tensor for name, tensor in buffers.items() if name not in own}
+        return {**self.summarise(Examples(features, support.y), ways), "statistics": statistics}
+
+    def predict(self, state: dict[str, Any], x: Tensor) -> Tensor:
+        """Logits `(M, N)` of query inputs `(M, *input_shape)`."""
+        return self.logits(state, self.features(state, x))
+
+    def features(self, state: dict[str, Any], x: Tensor) -> Tensor:
+        """The embedding `(M, F)` of query inputs `(M, *input_shape)`."""
+        return self._embed(x, _QUERY[self.batch_norm], state["statistics"])[0]
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The query loss; with running statistics, support and query are embedded as one batch."""
+        state: dict[str, Any]
+        if self.batch_norm == "running":
+            features, buffers = self._embed(torch.cat([support.x, query.x]), "fused")
+            embedded, features = features.split([len(support.x), len(query.x)])
+            state = dict(self.summarise(Examples(embedded, support.y), ways))
+        else:
+            state = self.adapt(support, ways)
+            features, buffers = self._embed(query.x, _QUERY[self.batch_norm], state["statistics"])
+            own = own_buffers(self.backbone)
+            buffers = {name: tensor for name, tensor in buffers.items() if name in own}
+        outputs = self.logits(state, features)
+        return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
+
+    @property
+    def transductive(self) -> bool:
+        """Whether a prediction depends on the query set: also where a layer keeps no running statistics."""
+        norms = task_norms(self.backbone).values()
+        if self.batch_norm == "running":
+            return any(norm.running_mean is None for norm in norms)
+        return self.batch_norm == "transductive" and bool(norms)
+
+    def _embed(self, x: Tensor, statistics: Statistics, given: Tensors | None = None) -> tuple[Tensor, Tensors]:
+        """Features, and the buffers after the pass."""
+        return stateless_call(self.backbone, {**own_buffers(self.backbone), **(given or {})}, x, statistics)

@@ -1,0 +1,49 @@
+"""Checkpoints of earlier layouts: what their tensors are called now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+LAYOUT = 2
+"""Stands in every checkpoint. 1: the networks of version 0.1."""
+
+# By class, beginnings of names in layout 1 and now; the first that fits counts.
+_MOVED: dict[str, tuple[tuple[str, str], ...]] = {
+    "GradientBasedLearner": (("network.backbone.", "backbone."), ("network.head.", "head.")),
+    "MetaModule": (("network.", "backbone."),),
+    "Independent": (("networks.", "backbone."),),
+    "CrossStitch": (("columns.", "backbone."),),
+    "MixtureOfExperts": (("experts.", "backbone."),),
+}
+_STATISTICS = {"mean": "running_mean", "var": "running_var"}
+
+
+def layout_of(checkpoint: Mapping[str, Any]) -> int:
+    """The layout that a checkpoint of this package has."""
+    return int((checkpoint.get("lightning_meta") or {}).get("layout", 1))
+
+
+def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of layout 1 under the names of today.
+
+    Args:
+        weights: By their old names.
+        module: The module that they are for.
+
+    Returns:
+        By their names today; the counters of batch normalisation, which did not exist, are those of the module.
+    """
+    own = module.state_dict()
+    moved = next((_MOVED[c.__name__] for c in type(module).__mro__ if c.__name__ in _MOVED), ())
+    found: dict[str, Tensor] = {}
+    for old, tensor in weights.items():
+        name = next((new + old[len(start) :] for start, new in moved if old.startswith(start)), old)
+        parent, _, last = name.rpartition(".")
+        if name not in own and last in _STATISTICS:
+            name = f"{parent}.{_STATISTICS[last]}"
+        found[name] = tensor
+    counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in found}
+    return {**found, **counters}
