@@ -124,7 +124,8 @@ def _channel_norm(of_batch: bool) -> Function:
             running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
             running_var.mul_(1 - momentum).add_(var * count / max(count - 1, 1), alpha=momentum)  # unbiased, as torch's
         shape = [-1] + [1] * (input.dim() - 2)
-        return _affine(x, *(None if t is None else t.view(shape) for t in (weight, bias)), input.dtype)
+        weight, bias = (None if t is None else t.view(shape) for t in (weight, bias))
+        return _affine(x, weight, bias, input.dtype)
 
     return norm
 

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from typing import Any, Literal
 
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError, one_of
@@ -63,8 +62,6 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError(f"inner_steps, test_inner_steps: at least 0, got {inner_steps} and {test_inner_steps}")
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
-        if recompute and any(isinstance(module, _DropoutNd) and module.p for module in backbone.modules()):
-            raise UserError("recompute: a step computed anew would draw other dropout; the backbone must have none")
 
     def direction(self, gradients: Tensors) -> Tensors:
         """u: what is made of the gradients, by name of the parameter, before they are followed."""
