@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +44,11 @@ def noise_in_place(h: Tensor) -> Tensor:
     return h + torch.empty_like(h).normal_()
 
 
+def attention_dropout(h: Tensor) -> Tensor:
+    h = h.view(-1, 2, 4)
+    return F.scaled_dot_product_attention(h, h, h, dropout_p=0.4).flatten(1)
+
+
 RANDOM: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "dropout": lambda: nn.Dropout(0.5),
     "alpha_dropout": lambda: nn.AlphaDropout(0.3),
@@ -53,9 +59,7 @@ RANDOM: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
     "rrelu": lambda: nn.RReLU(),
     "stochastic_depth": lambda: stochastic_depth,
     "gumbel_softmax": lambda: lambda h: F.gumbel_softmax(h),
-    "attention_dropout": lambda: (
-        lambda h: F.scaled_dot_product_attention(*[h.view(-1, 2, 4)] * 3, dropout_p=0.4).flatten(1)
-    ),
+    "attention_dropout": lambda: attention_dropout,
 }
 WAYS = {
     "vmap": TaskMap("vmap"),
@@ -71,7 +75,7 @@ def meta_gradient(
     """The gradient of the query losses after three inner steps, and a number drawn afterwards."""
     torch.manual_seed(1)
     x = torch.randn(2, TASKS, EXAMPLES, SIZE, dtype=next(network.parameters()).dtype)
-    parameters = dict(network.named_parameters())
+    parameters: dict[str, Tensor] = dict(network.named_parameters())
 
     def loss(p: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = torch.func.functional_call(network, p, (x,))
@@ -115,7 +119,8 @@ def test_maml_with_dropout_and_mixed_precision(strategy: str) -> None:
     torch.manual_seed(0)
     module = MAML(Noisy(nn.Dropout(0.5)), inner_lr=0.3, recompute=True, strategy=strategy, episodes=spec).train()
     y = torch.arange(3).repeat_interleave(2).expand(TASKS, -1)
-    batch = Episode(*(Examples(torch.randn(TASKS, 6, SIZE), y) for _ in range(2)), 3, torch.arange(TASKS))
+    support, query = (Examples(torch.randn(TASKS, 6, SIZE), y) for _ in range(2))
+    batch = Episode(support, query, 3, torch.arange(TASKS))
     found = []
     for module.recompute in (True, False):
         torch.manual_seed(1)
@@ -139,7 +144,7 @@ def test_a_second_backward_pass_replays_too() -> None:
 class Holds(nn.Module):
     """Draws from a generator that it holds."""
 
-    def __init__(self, generator: object, draw: Callable[[object], float]) -> None:
+    def __init__(self, generator: object, draw: Callable[[Any], float]) -> None:
         super().__init__()
         self.linear, self.generator, self.draw = nn.Linear(SIZE, SIZE), generator, draw
 

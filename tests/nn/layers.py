@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,15 @@ class Call(nn.Module):
         return self.function(x, *self.layers)
 
 
+def evaluating(make: Callable[..., nn.Module], *args: Any, **options: Any) -> nn.Module:
+    return make(*args, **options).eval()
+
+
+def from_nothing(cell: Callable[..., nn.Module]) -> nn.Module:
+    """A recurrent cell that makes its first state itself."""
+    return Call(lambda x, c: c(x[:, 0]), cell(8, 4))
+
+
 def ids(x: Tensor) -> Tensor:
     """Token numbers in [0, 6) made of the input."""
     return (x.detach() > 0).long() + 2 * (torch.arange(x.shape[-1]) % 3)
@@ -68,7 +78,7 @@ def multi_head(training: bool = True, call: dict[str, Any] | None = None, **opti
     return make
 
 
-def encoder(**options: Any) -> nn.Module:
+def encoder(**options: Any) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(8, 2, 16, **{"dropout": 0.0, "batch_first": True, **options})
 
 
@@ -115,7 +125,7 @@ def _normalisations() -> dict[str, Case]:
         "LocalResponseNorm": Case(lambda: nn.LocalResponseNorm(3), PLANE),
         "F.normalize": Case(of_input(lambda x: F.normalize(x, dim=-1)), SEQUENCE),
         "weight_norm": Case(lambda: parametrizations.weight_norm(nn.Linear(8, 3)), FLAT),
-        "weight_norm of all": Case(lambda: parametrizations.weight_norm(nn.Linear(8, 3), dim=None), FLAT),
+        "weight_norm of all": Case(lambda: parametrizations.weight_norm(nn.Linear(8, 3), dim=cast(int, None)), FLAT),
         "weight_norm of Conv2d": Case(lambda: parametrizations.weight_norm(nn.Conv2d(4, 3, 3)), PLANE),
         "weight_norm of ConvTranspose1d": Case(
             lambda: parametrizations.weight_norm(nn.ConvTranspose1d(4, 3, 3), dim=1), LINE
@@ -129,13 +139,13 @@ def _normalisations() -> dict[str, Case]:
     for n, shape in CHANNELS.items():
         instance, batch = getattr(nn, f"InstanceNorm{n}d"), getattr(nn, f"BatchNorm{n}d")
         cases |= {
-            f"InstanceNorm{n}d": Case(lambda made=instance: made(4), shape),
-            f"InstanceNorm{n}d, affine": Case(lambda made=instance: made(4, affine=True), shape),
+            f"InstanceNorm{n}d": Case(partial(instance, 4), shape),
+            f"InstanceNorm{n}d, affine": Case(partial(instance, 4, affine=True), shape),
             f"InstanceNorm{n}d, stored": Case(
-                lambda made=instance: made(4, affine=True, track_running_stats=True).eval(), shape
+                partial(evaluating, instance, 4, affine=True, track_running_stats=True), shape
             ),
-            f"BatchNorm{n}d, not tracking": Case(lambda made=batch: made(4, track_running_stats=False), shape),
-            f"BatchNorm{n}d, stored": Case(lambda made=batch: made(4).eval(), shape),
+            f"BatchNorm{n}d, not tracking": Case(partial(batch, 4, track_running_stats=False), shape),
+            f"BatchNorm{n}d, stored": Case(partial(evaluating, batch, 4), shape),
         }
     return cases
 
@@ -144,17 +154,16 @@ def _in_space() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for n, shape in CHANNELS.items():
         layers: dict[str, Any] = {name: getattr(nn, f"{name}{n}d") for name in ("Conv", "ConvTranspose")}
-        for name, options in {
+        ways: dict[str, dict[str, Any]] = {
             "": {"padding": 1},
             ", groups and stride": {"groups": 2, "stride": 2},
             ", depthwise": {"groups": 4, "bias": False},
             ", circular": {"padding": "same", "padding_mode": "circular"},
-        }.items():
-            cases[f"Conv{n}d{name}"] = Case(lambda c=layers["Conv"], o=options: c(4, 4, 3, **o), shape)
+        }
+        for name, options in ways.items():
+            cases[f"Conv{n}d{name}"] = Case(partial(layers["Conv"], 4, 4, 3, **options), shape)
         for name, options in {"": {"stride": 2, "padding": 1, "output_padding": 1}, ", groups": {"groups": 2}}.items():
-            cases[f"ConvTranspose{n}d{name}"] = Case(
-                lambda c=layers["ConvTranspose"], o=options: c(4, 4, 3, **o), shape
-            )
+            cases[f"ConvTranspose{n}d{name}"] = Case(partial(layers["ConvTranspose"], 4, 4, 3, **options), shape)
         for name, arguments in {
             "MaxPool": (2,),
             "AvgPool": (2,),
@@ -168,13 +177,13 @@ def _in_space() -> dict[str, Case]:
             "CircularPad": (1,),
         }.items():
             made = getattr(nn, f"{name}{n}d")
-            cases[f"{name}{n}d"] = Case(lambda made=made, a=arguments: made(*a), shape)
+            cases[f"{name}{n}d"] = Case(partial(made, *arguments), shape)
         dropout = getattr(nn, f"Dropout{n}d")
-        cases[f"Dropout{n}d"] = Case(lambda made=dropout: made(0.5), shape, random=True)
+        cases[f"Dropout{n}d"] = Case(partial(dropout, 0.5), shape, random=True)
     return cases | {
         "FractionalMaxPool2d": Case(lambda: nn.FractionalMaxPool2d(2, output_size=3), PLANE),
         "MaxPool2d, overlapping": Case(lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), PLANE),
-        "max_unpool2d": Case(of_input(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)), PLANE),
+        "max_unpool2d": Case(of_input(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2])), PLANE),
         "Upsample, nearest": Case(lambda: nn.Upsample(scale_factor=2), PLANE),
         "Upsample, linear": Case(lambda: nn.Upsample(scale_factor=2, mode="linear"), LINE),
         "Upsample, bilinear": Case(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), PLANE),
@@ -255,7 +264,7 @@ def _sequences() -> dict[str, Case]:
         "attention, shared heads": Case(
             of_input(
                 lambda x: F.scaled_dot_product_attention(
-                    *(part if i == 0 else part[:, :1] for i, part in enumerate(heads(x))), enable_gqa=True
+                    heads(x)[0], heads(x)[1][:, :1], heads(x)[2][:, :1], enable_gqa=True
                 )
             ),
             SEQUENCE,
@@ -280,7 +289,7 @@ def _sequences() -> dict[str, Case]:
             lambda: encoder(activation="gelu", norm_first=True), SEQUENCE
         ),
         "TransformerEncoderLayer, dropout": Case(lambda: encoder(dropout=0.2), SEQUENCE, random=True),
-        "TransformerEncoder, evaluation": Case(lambda: nn.TransformerEncoder(encoder(), 2).eval(), SEQUENCE),
+        "TransformerEncoder, evaluation": Case(lambda: evaluating(nn.TransformerEncoder, encoder(), 2), SEQUENCE),
         "TransformerDecoderLayer": Case(
             lambda: Call(
                 lambda x, d: d(x, x.flip(1)), nn.TransformerDecoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
@@ -300,14 +309,14 @@ def _sequences() -> dict[str, Case]:
         made = getattr(nn, name)
         cell = getattr(nn, f"{name}Cell")
         cases |= {
-            name: Case(lambda made=made: made(8, 4, batch_first=True), SEQUENCE, maps=False),
+            name: Case(partial(made, 8, 4, batch_first=True), SEQUENCE, maps=False),
             f"{name}, two ways, two layers": Case(
-                lambda made=made: made(8, 4, 2, bidirectional=True, batch_first=True), SEQUENCE, maps=False
+                partial(made, 8, 4, 2, bidirectional=True, batch_first=True), SEQUENCE, maps=False
             ),
             f"{name}, dropout": Case(
-                lambda made=made: made(8, 4, 2, dropout=0.5, batch_first=True), SEQUENCE, maps=False, random=True
+                partial(made, 8, 4, 2, dropout=0.5, batch_first=True), SEQUENCE, maps=False, random=True
             ),
-            f"{name}Cell": Case(lambda cell=cell: Call(lambda x, c: c(x[:, 0]), cell(8, 4)), SEQUENCE, maps=False),
+            f"{name}Cell": Case(partial(from_nothing, cell), SEQUENCE, maps=False),
         }
     return cases
 

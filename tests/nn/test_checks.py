@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from lightning_meta.nn.checks import check_derivatives, check_layers
 class Calls(nn.Module):
     """A network whose forward pass is a function of its layer and the input."""
 
-    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor], layer: nn.Module | None = None) -> None:
+    def __init__(self, function: Callable[..., Tensor], layer: nn.Module | None = None) -> None:
         super().__init__()
         self.layer, self.function = layer or nn.Linear(6, 6), function
 
@@ -48,7 +49,7 @@ def hooked() -> nn.Module:
 
 def listed(item: object) -> nn.Module:
     network = nn.Linear(6, 6)
-    network.parts = [item]
+    vars(network)["parts"] = [item]
     return network
 
 
@@ -62,7 +63,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str, bool]] = {
     "sparse": (lambda: nn.Sequential(nn.EmbeddingBag(4, 2, sparse=True)), "sparse=True", False),
     "backward hook": (hooked, r"0 \(Linear\) .*backward hooks", False),
     "response norm": (lambda: nn.Sequential(nn.CrossMapLRN2d(3)), "nn.LocalResponseNorm", False),
-    "compiled": (lambda: nn.Sequential(torch.compile(nn.Linear(6, 6), backend="eager")), "compile=True", False),
+    "compiled": (
+        lambda: nn.Sequential(cast(nn.Module, torch.compile(nn.Linear(6, 6), backend="eager"))),
+        "compile=True",
+        False,
+    ),
 }
 
 
@@ -83,7 +88,7 @@ def test_torchscript_is_refused() -> None:
 
 def again_by_a_list() -> nn.Module:
     network = nn.Sequential(nn.Linear(6, 6), nn.Tanh())
-    network.stages = list(network)  # they are registered as well
+    vars(network)["stages"] = list(network)  # they are registered as well
     return network
 
 
@@ -126,17 +131,18 @@ def test_what_torch_cannot_differentiate_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("write", ["with no gradients", "by data"])
 def test_a_forward_pass_that_writes_to_its_weights_is_refused(write: str) -> None:
-    def clamp(layer: nn.Module, x: Tensor) -> Tensor:
+    layer = nn.Linear(6, 6)
+
+    def clamp(layer: nn.Linear, x: Tensor) -> Tensor:
         weight = layer.weight.data if write == "by data" else layer.weight
         with torch.no_grad():
             weight.clamp_(-0.1, 0.1)
         return layer(x)
 
-    network = Calls(clamp)
-    before = network.layer.weight.clone()
+    network, before = Calls(clamp, layer), layer.weight.clone()
     with pytest.raises(UserError, match="in place"):
         derivatives_of(network)
-    assert torch.equal(network.layer.weight, before)
+    assert torch.equal(layer.weight, before)
 
 
 def test_first_order_needs_no_second_derivative() -> None:

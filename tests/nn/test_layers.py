@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from functools import partial
 
 import pytest
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from lightning_meta.functional import TaskMap, inner_loop, task_map
+from lightning_meta.functional import TaskMap
 from lightning_meta.functional.exact import ExactDerivatives, calls_inexact
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED
 from lightning_meta.testing.comparing import relative_error
+from lightning_meta.testing.meta_gradients import MetaGradients
 from tests.nn.layers import CASES, FLAT, SEQUENCE, Call, Case
 
-TASKS, EXAMPLES, INPUTS, STEPS, RATE = 2, 3, 5, 2, 0.1
+TASKS, EXAMPLES, INPUTS = 2, 3, 5
 VMAP, LOOP = TaskMap("vmap"), TaskMap("loop")
 Tensors = dict[str, Tensor]
 
@@ -49,63 +49,24 @@ class Network(nn.Module):
         return self.after(self.features(x))
 
 
-class MetaLoss:
-    """The mean query loss after the inner loop, as a function of the initial parameters."""
+def meta_gradients(case: Case, first_order: bool, exact: bool = True) -> tuple[MetaGradients, Tensor]:
+    """Of a network with the layer; and a direction for finite differences."""
+    torch.manual_seed(0)
+    network = Network(case)
+    support, query = torch.randn(2, TASKS, EXAMPLES, INPUTS).double()
+    parameters: Tensors = dict(network.named_parameters())
 
-    def __init__(self, case: Case, exact: bool = True) -> None:
-        torch.manual_seed(0)
-        self.network = Network(case)
-        self.x = torch.randn(2, TASKS, EXAMPLES, INPUTS).double()
-        self.parameters: Tensors = dict(self.network.named_parameters())
-        self.exact = exact
+    def forward(p: Tensors, x: Tensor) -> Tensor:
+        with ExactDerivatives() if exact else contextlib.nullcontext():
+            return functional_call(network, p, (x,))
 
-    def context(self) -> AbstractContextManager[object]:
-        return ExactDerivatives() if self.exact else contextlib.nullcontext()
-
-    def loss(self, p: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        with self.context():
-            outputs = functional_call(self.network, p, (x,))
-        weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
-        mixed = outputs * weights
-        return mixed.sum().square() / mixed.numel() + outputs.square().mean() + mixed.tanh().sum(), {}
-
-    def __call__(self, how: TaskMap, first_order: bool, start: Tensors, at: Tensors | None = None) -> Tensor:
-        """With `at`, what the inner loop adds to the start is that of a start at `at`, as a constant."""
-
-        def one_task(support: Tensor, query: Tensor) -> Tensor:
-            reached = inner_loop(self.loss, at or start, support, STEPS, RATE, first_order)[-1][0]
-            if at is not None:
-                reached = {name: start[name] + (reached[name] - at[name]).detach() for name in start}
-            return self.loss(reached, query)[0]
-
-        torch.manual_seed(1)
-        return task_map(one_task, how, *self.x).mean()
-
-    def gradient(self, how: TaskMap, first_order: bool) -> Tensor:
-        start, loss = list(self.parameters.values()), self(how, first_order, self.parameters)
-        gradients = torch.autograd.grad(loss, start, allow_unused=True, materialize_grads=True)
-        return torch.cat([g.flatten() for g in gradients])
-
-    def error(self, how: TaskMap, first_order: bool, gradient: Tensor, h: float = 1e-6) -> float:
-        """Of a gradient against a central difference along itself and something random, relative to its norm."""
-        start = {name: p.detach() for name, p in self.parameters.items()}
-        noise = torch.randn(len(gradient), dtype=gradient.dtype)
-        noise = torch.where(self._padding_rows(), 0, noise)
-        direction = gradient / gradient.norm() + noise / noise.norm()
-        parts = direction.split([p.numel() for p in start.values()])
-        ends = []
-        for side in (h, -h):
-            moved = {n: p + side * d.view_as(p) for (n, p), d in zip(start.items(), parts, strict=True)}
-            ends.append(self(how, first_order, moved, start if first_order else None))
-        return float(abs((ends[0] - ends[1]).detach() / (2 * h) - gradient @ direction) / gradient.norm())
-
-    def _padding_rows(self) -> Tensor:
-        """Where torch defines the gradient as zero although the loss depends on the number."""
-        rows = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in self.parameters.items()}
-        for path, module in self.network.named_modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                rows[f"{path}.weight"][module.padding_idx] = True
-        return torch.cat([r.flatten() for r in rows.values()])
+    noise = {name: torch.randn_like(p) for name, p in parameters.items()}
+    for path, module in network.named_modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            noise[f"{path}.weight"][module.padding_idx] = 0  # torch defines that gradient as zero, whatever it is
+    return MetaGradients(forward, parameters, support, query, first_order), torch.cat(
+        [n.flatten() for n in noise.values()]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +84,22 @@ EVERY = [(name, order) for name in CASES for order in ORDERS if order == "first"
 @pytest.mark.parametrize(("name", "order"), EVERY)
 def test_vmap_loop_and_finite_differences_agree(name: str, order: str, table: list[str]) -> None:
     case, first_order = CASES[name], ORDERS[order]
-    meta = MetaLoss(case)
-    by_loop = meta.gradient(LOOP, first_order)
-    loop_error = meta.error(LOOP, first_order, by_loop)
+    meta, noise = meta_gradients(case, first_order)
+    by_loop = meta.gradient(LOOP)
+    loop_error = meta.error(LOOP, by_loop, noise)
     shown = {"vmap-loop": "raises", "vmap-fd": ""}
     apart = vmap_error = 0.0
     if case.maps:
-        by_vmap = meta.gradient(VMAP, first_order)
+        by_vmap = meta.gradient(VMAP)
         if case.random:
-            vmap_error = meta.error(VMAP, first_order, by_vmap)
+            vmap_error = meta.error(VMAP, by_vmap, noise)
             shown = {"vmap-loop": "random", "vmap-fd": f"{vmap_error:.0e}"}
         else:
             apart = relative_error(by_vmap, by_loop)
             shown["vmap-loop"] = f"{apart:.0e}"
     else:
         with pytest.raises(CANNOT_BE_MAPPED):  # when torch has a rule for it, it belongs to the others
-            meta.gradient(VMAP, first_order)
+            meta.gradient(VMAP)
     table.append(f"{name:42s} {order:6s} {shown['vmap-loop']:>10s} {shown['vmap-fd']:>10s} {loop_error:10.0e}")
     assert loop_error < 1e-5
     assert vmap_error < 1e-5
@@ -148,7 +109,7 @@ def test_vmap_loop_and_finite_differences_agree(name: str, order: str, table: li
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.second_order])
 def test_a_missing_second_derivative_raises(name: str) -> None:
     with pytest.raises(NotImplementedError, match="derivative for"):
-        MetaLoss(CASES[name]).gradient(LOOP, first_order=False)
+        meta_gradients(CASES[name], first_order=False)[0].gradient(LOOP)
 
 
 WRONG = {
@@ -165,10 +126,10 @@ WRONG = {
 def test_torch_alone_is_wrong(name: str) -> None:
     """The reason for `ExactDerivatives`. Where this fails, torch was corrected and the entry can go."""
     how, order = WRONG[name]
-    meta = MetaLoss(CASES[name], exact=False)
-    gradient = meta.gradient(how, ORDERS[order])
-    assert meta.error(how, ORDERS[order], gradient) > 1e-5
-    right = MetaLoss(CASES[name]).gradient(LOOP, ORDERS[order])
+    meta, noise = meta_gradients(CASES[name], ORDERS[order], exact=False)
+    gradient = meta.gradient(how)
+    assert meta.error(how, gradient, noise) > 1e-5
+    right = meta_gradients(CASES[name], ORDERS[order])[0].gradient(LOOP)
     assert relative_error(gradient, right) > 1e-3
 
 
@@ -185,7 +146,7 @@ def test_torch_alone_is_wrong(name: str) -> None:
 )
 def test_torch_alone_raises(name: str) -> None:
     with pytest.raises(RuntimeError, match="derivative for"):
-        MetaLoss(CASES[name], exact=False).gradient(LOOP, first_order=False)
+        meta_gradients(CASES[name], first_order=False, exact=False)[0].gradient(LOOP)
 
 
 HALF = {
