@@ -28,8 +28,8 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
     What the function draws with torch's global generators is drawn again; `check_replays` refuses other randomness.
 
     Args:
-        function: Pytrees of tensors to a pytree of tensors. Every tensor that it is differentiated by is among the
-            inputs.
+        function: Pytrees of tensors to a pytree of tensors. It changes none of its inputs in place, and every tensor
+            that it is differentiated by is among them.
         *inputs: Its inputs.
 
     Returns:
@@ -91,20 +91,27 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         leaves, outputs = ctx.saved_tensors[: ctx.inputs], ctx.saved_tensors[ctx.inputs :]
-        real = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
+        real = [i for i, leaf in enumerate(leaves) if _is_real(leaf)]
 
-        def of_real(*chosen: Tensor) -> tuple[Tensor, ...]:
+        def of_real(*chosen: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
             every = list(leaves)
             for i, leaf in zip(real, chosen, strict=True):
                 every[i] = leaf
-            return ctx.replayed.again(*every)
+            again = ctx.replayed.again(*every)
+            return tuple(filter(_is_real, again)), again
 
-        again, pull_back = vjp(of_real, *(leaves[i] for i in real))  # type: ignore[misc]
+        _, pull_back, again = vjp(of_real, *(leaves[i] for i in real), has_aux=True)  # type: ignore[misc]
         readable = all(t.device.type == "cpu" and not is_functorch_wrapped_tensor(t) for t in again)
         if readable and _differ(outputs, again):
             raise UserError(f"recompute: an inner step that was computed again gave other values; {_REMEDY}")
-        found = dict(zip(real, pull_back(gradients), strict=True))
+        incoming = tuple(g for g, output in zip(gradients, outputs, strict=True) if _is_real(output))
+        found = dict(zip(real, pull_back(incoming), strict=True))
         return None, *(found.get(i) for i in range(len(leaves)))
+
+
+def _is_real(tensor: Tensor) -> bool:
+    """Whether it can have a gradient; counters and masks have none."""
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def check_replays(function: Callable[..., Any], *inputs: Any, module: nn.Module | None = None) -> None:

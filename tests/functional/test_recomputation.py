@@ -141,6 +141,32 @@ def test_a_second_backward_pass_replays_too() -> None:
     assert torch.allclose(first, 2 * y.detach() / w.detach())
 
 
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_complex_and_integer_tensors(how: str) -> None:
+    """Complex weights get their gradients; counters and masks pass through."""
+    torch.manual_seed(0)
+    x, count = torch.randn(3, 4, 5).double(), torch.zeros(3, dtype=torch.int64)
+
+    def step(w: Tensor, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = (x.to(w.dtype) @ w).abs().square()
+        return w * y.mean(), count + 1, y > 1
+
+    def one_task(x: Tensor, count: Tensor, recompute: bool) -> tuple[Tensor, Tensor]:
+        u, c = w, count
+        for _ in range(2):
+            u, c, _ = recomputed(step, u, x, c) if recompute else step(u, x, c)
+        return u.abs().sum(), c
+
+    w = torch.randn(5, 2, dtype=torch.complex128, requires_grad=True)
+    found = []
+    for recompute in (True, False):
+        loss, counts = task_map(lambda x, c, r=recompute: one_task(x, c, r), WAYS[how], x, count)
+        assert counts.tolist() == [2, 2, 2]
+        found.append(torch.view_as_real(torch.autograd.grad(loss.sum(), w)[0]))
+    assert found[1].norm() > 0
+    assert relative_error(*found) < 1e-12
+
+
 class Holds(nn.Module):
     """Draws from a generator that it holds."""
 
