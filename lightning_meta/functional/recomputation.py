@@ -48,7 +48,8 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
         with torch.autocast(device.type, precision, enabled=mixed):  # the backward pass runs outside of it
             outputs, spec = tree_flatten(function(*tree_unflatten(leaves, structure)))
         returned[:] = [spec]
-        return tuple(outputs)
+        passed = {id(leaf) for leaf in leaves}
+        return tuple(o.clone() if id(o) in passed else o for o in outputs)  # an input cannot be saved as an output too
 
     outputs = _Recomputed.apply(_Replayed(flat, device), *leaves)
     return tree_unflatten(outputs, returned[0])

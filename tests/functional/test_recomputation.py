@@ -147,9 +147,9 @@ def test_complex_and_integer_tensors(how: str) -> None:
     torch.manual_seed(0)
     x, count = torch.randn(3, 4, 5).double(), torch.zeros(3, dtype=torch.int64)
 
-    def step(w: Tensor, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def step(w: Tensor, x: Tensor, count: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
         y = (x.to(w.dtype) @ w).abs().square()
-        return w * y.mean(), count + 1, y > 1
+        return w * y.mean(), count + 1, (y > 1, x)  # an input may be returned as it is
 
     def one_task(x: Tensor, count: Tensor, recompute: bool) -> tuple[Tensor, Tensor]:
         u, c = w, count
