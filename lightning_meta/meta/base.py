@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.compiled import Compiled
-from lightning_meta.functional.precision import full_float32, tf32_requested
+from lightning_meta.functional.tf32 import full_float32, tf32_requested
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, first_tasks, obstacle, timed
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import TrainedModule
+from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import collected_statistics, follow, freeze_evaluated, per_task, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, put_buffers, swapped, tensors_of, untouched
@@ -101,6 +102,7 @@ class MetaModule(TrainedModule, ABC):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
         self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
+        check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)
         if not self.inner_gradients:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

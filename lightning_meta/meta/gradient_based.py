@@ -64,6 +64,21 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
 
+    def on_fit_start(self) -> None:
+        """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
+        super().on_fit_start()
+        parameters, _ = tensors_of(self.network)
+        adapted = {name: p for name, p in parameters.items() if p.requires_grad}
+        x = zeros_like_inputs(self.network, self.spec.input_shape, 2)
+
+        def forward(adapted: Tensors) -> Tensor:
+            return stateless_call(self.network, {**adapted, **own_buffers(self.network)}, x, "batch")[0]
+
+        with untouched(self):
+            check_derivatives(forward, adapted, self.first_order)
+            if self.recompute:
+                check_replays(forward, adapted, module=self.network)
+
     def direction(self, gradients: Tensors) -> Tensors:
         """u: what is made of the gradients, by name of the parameter, before they are followed."""
         return gradients

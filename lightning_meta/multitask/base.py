@@ -19,6 +19,7 @@ from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved
 from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
 from lightning_meta.multitask.weightings import Equal, Weighting
+from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.normalization import per_task
@@ -74,6 +75,7 @@ class MultiTaskModule(TrainedModule, ABC):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        check_layers(backbone, inner_gradients=False)
         self.backbone = per_task(backbone)
         self.weighting = Equal() if weighting is None else weighting
         self.tasks = tasks

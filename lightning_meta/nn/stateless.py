@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from lightning_meta.functional.exact import ExactDerivatives
 from lightning_meta.nn.normalization import Statistics, TaskBatchNorm
 
 Tensors = dict[str, Tensor]
 _STATISTICS = ("running_mean", "running_var")
 _MISSING = object()
+_NEEDS_EXACT = "_needs_exact_derivatives"
 _KEPT = "_plan_of_tensors"  # an attribute: a table of modules beside them would keep them alive
 
 
@@ -49,8 +51,20 @@ def stateless_call(
         and other buffers that changed. A buffer that is changed in place is changed in `tensors` as well.
     """
     with swapped(module, tensors, statistics) as after:
-        outputs = module(x)
+        outputs = exactly(module, x)
     return outputs, after
+
+
+def exactly(module: nn.Module, x: Tensor) -> Tensor:
+    """Run a module so that its derivatives are right within `torch.func`; see `functional.exact`."""
+    needs = module.__dict__.setdefault(_NEEDS_EXACT, {})
+    if needs.get(module.training) is False:
+        outputs: Tensor = module(x)
+        return outputs
+    with ExactDerivatives() as mode:
+        outputs = module(x)
+    needs[module.training] = mode.found
+    return outputs
 
 
 @contextmanager
@@ -163,6 +177,7 @@ class _Plan:
 def _plan_of(module: nn.Module) -> _Plan:
     plan: _Plan | None = module.__dict__.get(_KEPT)
     if plan is None or not plan.fits():
+        module.__dict__.pop(_NEEDS_EXACT, None)
         plan = module.__dict__[_KEPT] = _Plan(module)
     return plan
 

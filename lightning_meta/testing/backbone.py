@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, vmap
 
 from lightning_meta.configuration import Described, build, describe
+from lightning_meta.functional import TaskMap
+from lightning_meta.functional.exact import ExactDerivatives
+from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import Tensors, stateless_call, tensors_of
 from lightning_meta.testing.comparing import differing, named_tensors, relative_error
+from lightning_meta.testing.meta_gradients import MetaGradients
 
 EXAMPLES, TASKS = 6, 3
 
@@ -62,39 +66,13 @@ class BackboneTests:
         changed = differing(before, named_tensors(network))
         assert not changed, f"a forward pass changed {changed}: a network under adaptation keeps nothing of its inputs"
 
-    def test_gradients_map_over_tasks(self) -> None:
-        """`vmap` of the gradient is the loop of gradients."""
-        network, x = self.ready()
-        parameters, buffers = tensors_of(network)
+    def test_second_order_meta_gradients(self) -> None:
+        """The gradient through two inner steps: finite differences, the loop over tasks and `vmap` agree."""
+        self._check_meta_gradients(first_order=False)
 
-        def one(x: Tensor) -> Tensors:
-            return grad(lambda p: _energy(network, {**p, **buffers}, x))(parameters)
-
-        try:
-            mapped = vmap(one)(x)
-        except RuntimeError as error:
-            raise AssertionError(f"the network cannot be mapped over tasks by torch.func.vmap: {error}") from error
-        for name, gradient in mapped.items():
-            apart = relative_error(gradient, torch.stack([one(task)[name] for task in x]))
-            assert apart < 1e-9, f"the gradient of {name} under vmap differs by {apart:.1e} from the loop's"
-
-    def test_second_derivatives(self) -> None:
-        """The gradient of an inner step against a central difference, along a random direction."""
-        network, x = self.ready()
-        parameters, buffers = tensors_of(network)
-
-        def after_a_step(p: Tensors) -> Tensor:
-            step = grad(lambda p: _energy(network, {**p, **buffers}, x[0]))(p)
-            return _energy(network, {**{n: p[n] - 0.01 * step[n] for n in p}, **buffers}, x[1])
-
-        start = {name: p.detach() for name, p in parameters.items()}
-        direction = {name: torch.randn_like(p) for name, p in start.items()}
-        found = sum((g * direction[name]).sum() for name, g in grad(after_a_step)(start).items())
-        h = 1e-7  # small, as rectifiers and maxima have kinks
-        ends = [after_a_step({n: p + s * h * direction[n] for n, p in start.items()}) for s in (1, -1)]
-        expected = (ends[0] - ends[1]) / (2 * h)
-        apart = float(abs(found - expected) / abs(expected).clamp_min(1e-12))
-        assert apart < 1e-2, f"the gradient through an inner step is off by {apart:.1e}: is something detached?"
+    def test_first_order_meta_gradients(self) -> None:
+        """The same without second derivatives."""
+        self._check_meta_gradients(first_order=True)
 
     def test_it_is_made_again_from_plain_data(self) -> None:
         """A `Described` network is stored in checkpoints by its class and arguments."""
@@ -104,8 +82,30 @@ class BackboneTests:
             shapes = [{n: t.shape for n, t in named_tensors(made).items()} for made in (network, again)]
             assert shapes[0] == shapes[1], "made again from its arguments, the network has tensors of other shapes"
 
+    def _check_meta_gradients(self, first_order: bool) -> None:
+        network, x = self.ready()
+        parameters, buffers = tensors_of(network)
 
-def _energy(network: nn.Module, tensors: Tensors, x: Tensor) -> Tensor:
-    features = stateless_call(network, tensors, x, "batch")[0]
-    weights = torch.linspace(-1, 1, features.numel(), dtype=features.dtype).view_as(features)
-    return (features * weights).sum().square() / features.numel() + features.square().mean()
+        def forward(p: Tensors, x: Tensor) -> Tensor:
+            with ExactDerivatives():
+                return stateless_call(network, {**p, **buffers}, x, "batch")[0]
+
+        meta = MetaGradients(forward, parameters, x[:-1], x[1:], first_order, learning_rate=0.01)
+        by_loop = meta.gradient(TaskMap("loop"))
+        noise = torch.randn_like(by_loop)
+        h = 1e-7  # small, as rectifiers and maxima have kinks
+        apart = meta.error(TaskMap("loop"), by_loop, noise, h)
+        assert apart < 1e-2, f"the gradient through two inner steps is off by {apart:.1e}: is something detached?"
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=SLOWLY_MAPPED)
+                by_vmap = meta.gradient(TaskMap("vmap"))
+        except CANNOT_BE_MAPPED as error:
+            print(f"vmap cannot run {type(network).__name__}, so its tasks are visited in a loop: {error}")
+            return
+        if meta.draws():  # each way draws differently
+            apart = meta.error(TaskMap("vmap"), by_vmap, noise, h)
+            assert apart < 1e-2, f"the gradient through two inner steps under vmap is off by {apart:.1e}"
+        else:
+            apart = relative_error(by_vmap, by_loop)
+            assert apart < 1e-9, f"the gradient through two inner steps under vmap is {apart:.1e} from the loop's"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.sources import Sinusoid
@@ -81,6 +81,32 @@ class TestMLP(BackboneTests):
 
     def make(self) -> nn.Module:
         return MLP(5, (8, 8))
+
+
+class TestTransformer(BackboneTests):
+    input_shape = (5, 8)
+
+    def make(self) -> nn.Module:
+        return nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten())  # with dropout
+
+
+class TestRecurrent(BackboneTests):
+    """`vmap` cannot run it."""
+
+    input_shape = (5, 8)
+
+    def make(self) -> nn.Module:
+        return _Last(nn.GRU(8, 4, batch_first=True))
+
+
+class _Last(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x)[0][:, -1]
+        return outputs
 
 
 class TestTorchsOwnNormalisation(BackboneTests):

@@ -1,0 +1,245 @@
+"""Functions of torch whose derivatives are wrong or missing within `torch.func`, and what is computed instead.
+
+What torch 2.13 gets wrong, found by comparing `vmap`, a loop and finite differences in float64 (the table that
+`tests/nn/test_layers.py` prints):
+
+- second derivatives under `vmap` of `layer_norm`, `instance_norm` and `batch_norm` with weights: up to 10 % off;
+- second derivatives of `torch._weight_norm`, also without `vmap`: they miss that the norm depends on the weight;
+- first and second derivatives under `vmap` of `embedding` with `padding_idx`: they reach the row of the padding;
+- second derivatives that raise: fused attention, `hardsigmoid`, `embedding_bag`, `cdist`, cuDNN's recurrent kernels;
+- `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` in evaluation mode take their inference path under `vmap`,
+  which has no derivative. They do not while a function mode is active.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+Function = Callable[..., Any]
+
+
+class ExactDerivatives(TorchFunctionMode):
+    """Within this context, what torch differentiates wrongly is computed by basic operations.
+
+    It applies to modules and to functions called in `forward` alike. Every call of torch passes through it, which costs
+    about a microsecond, so networks that need none of it run without.
+
+    Attributes:
+        found: Whether any of these functions was called.
+    """
+
+    found = False
+
+    def __torch_function__(
+        self, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        replacement = _REPLACEMENTS.get(function)
+        if replacement is not None:
+            self.found = True
+            if get_interpreter_stack():
+                return replacement(function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def calls_inexact(function: Callable[..., Any], *inputs: Any) -> bool:
+    """Whether a function calls anything that `ExactDerivatives` replaces.
+
+    Args:
+        function: A network; it is run once.
+        *inputs: Its inputs.
+    """
+    with ExactDerivatives() as mode:
+        function(*inputs)
+    return mode.found
+
+
+def _gradients_are_mapped() -> bool:
+    """Whether a gradient is taken within or around `vmap`, in whatever order."""
+    transforms = {level.key() for level in get_interpreter_stack()}
+    return transforms >= {TransformType.Grad, TransformType.Vmap}
+
+
+def _normalise(x: Tensor, dims: Sequence[int], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`x` less its mean and divided by its standard deviation along `dims`, the mean and the variance."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # sums of float16 end at 65,504
+    mean = x.mean(list(dims), keepdim=True)
+    x = x - mean
+    var = x.square().mean(list(dims), keepdim=True)
+    return x * (var + eps).rsqrt(), mean, var
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    x = x if weight is None else x * weight
+    return (x if bias is None else x + bias).to(dtype)
+
+
+def _layer_norm(
+    function: Function,
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    if not _gradients_are_mapped():
+        return function(input, normalized_shape, weight, bias, eps)
+    in_float32 = input.is_cuda and torch.is_autocast_enabled("cuda")  # autocast's list for CUDA has `layer_norm`
+    x = _normalise(input, range(-len(normalized_shape), 0), eps)[0]
+    return _affine(x, weight, bias, x.dtype if in_float32 else input.dtype)
+
+
+def _channel_norm(of_batch: bool) -> Function:
+    """Batch or instance normalisation of `(M, C, ...)`, with the arguments of `torch.nn.functional`."""
+
+    def norm(
+        function: Function,
+        input: Tensor,
+        running_mean: Tensor | None = None,
+        running_var: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        use_input_stats: bool = True,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if not use_input_stats or not _gradients_are_mapped():
+            return function(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        dims = [0, *range(2, input.dim())] if of_batch else list(range(2, input.dim()))
+        x, *statistics = _normalise(input, dims, eps)
+        if running_mean is not None and running_var is not None:
+            count = input.numel() // input.shape[1] // (1 if of_batch else input.shape[0])
+            mean, var = (s.detach().mean(0).flatten() for s in statistics)
+            running_mean.mul_(1 - momentum).add_(mean, alpha=momentum)
+            running_var.mul_(1 - momentum).add_(var * count / max(count - 1, 1), alpha=momentum)  # unbiased, as torch's
+        shape = [-1] + [1] * (input.dim() - 2)
+        weight, bias = (None if t is None else t.view(shape) for t in (weight, bias))
+        return _affine(x, weight, bias, input.dtype)
+
+    return norm
+
+
+def _batch_norm(
+    function: Function,
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _channel_norm(True)(function, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _weights_first(replacement: Function) -> Function:
+    """`torch.batch_norm` and `torch.instance_norm` take the weights before the statistics, and a switch for cuDNN."""
+
+    def reordered(function: Function, input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Tensor:
+        def original(input: Tensor, mean: Any, var: Any, weight: Any, bias: Any, *options: Any) -> Tensor:
+            return function(input, weight, bias, mean, var, *options, rest[-1])
+
+        return replacement(original, input, mean, var, weight, bias, *rest[:-1])
+
+    return reordered
+
+
+def _embedding(
+    function: Function,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    rows = function(input, weight, None, max_norm, norm_type, scale_grad_by_freq)  # a step needs a dense gradient
+    if padding_idx is None:
+        return rows
+    return torch.where((input == padding_idx % len(weight)).unsqueeze(-1), rows.detach(), rows)
+
+
+def _torch_embedding(function: Function, weight: Tensor, indices: Tensor, padding_idx: int = -1, *_: Any) -> Tensor:
+    return _embedding(F.embedding, indices, weight, None if padding_idx < 0 else padding_idx)
+
+
+def _embedding_bag(
+    function: Function,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    if input.dim() != 2 or max_norm is not None or scale_grad_by_freq or padding_idx is not None:
+        return function(
+            input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse, per_sample_weights,
+            include_last_offset, padding_idx,
+        )  # fmt: skip
+    rows = F.embedding(input, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(-1)
+    return rows.max(1).values if mode == "max" else rows.sum(1) if mode == "sum" else rows.mean(1)
+
+
+def _weight_norm(function: Function, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+def _cdist(function: Function, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+
+
+def _hardsigmoid(function: Function, input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input + 3) / 6
+
+
+def _with_basic_attention(function: Function, *args: Any, **kwargs: Any) -> Any:
+    with sdpa_kernel(SDPBackend.MATH):
+        return function(*args, **kwargs)
+
+
+def _without_cudnn(function: Function, *args: Any, **kwargs: Any) -> Any:
+    before = torch.backends.cudnn.enabled
+    # Not by `cudnn.flags`, which reads a switch that cannot be read within `full_float32`.
+    torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+    try:
+        return function(*args, **kwargs)
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+_REPLACEMENTS: dict[Function, Function] = {
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+    F.instance_norm: _channel_norm(of_batch=False),
+    torch.instance_norm: _weights_first(_channel_norm(of_batch=False)),
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _weights_first(_batch_norm),
+    F.embedding: _embedding,
+    torch.embedding: _torch_embedding,
+    F.embedding_bag: _embedding_bag,
+    F.hardsigmoid: _hardsigmoid,
+    torch._weight_norm: _weight_norm,
+    torch.cdist: _cdist,
+    # Whatever has attention inside: a mode is not active within the function that it is called for.
+    F.scaled_dot_product_attention: _with_basic_attention,
+    F.multi_head_attention_forward: _with_basic_attention,
+    **{getattr(torch, name): _without_cudnn for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+}

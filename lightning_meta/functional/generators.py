@@ -1,0 +1,72 @@
+"""torch's global random generators: their states, and a context that restores them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def generator_states(device: torch.device) -> list[Tensor]:
+    """The states of the CPU's generator and of the device's.
+
+    Args:
+        device: Where a network computes; its random layers may draw on the CPU as well.
+
+    Returns:
+        One state, or two if the device has its own generator.
+    """
+    with _plain_tensors():
+        states = [torch.get_rng_state()]
+        if _on_accelerator(device):
+            states.append(torch.get_device_module(device).get_rng_state(*_which(device)))
+    return states
+
+
+def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
+    """Set the generators to what `generator_states` returned."""
+    with _plain_tensors():
+        torch.set_rng_state(states[0])
+        if _on_accelerator(device):
+            torch.get_device_module(device).set_rng_state(states[1], *_which(device))
+
+
+def same_states(some: list[Tensor], others: list[Tensor]) -> bool:
+    """Whether nothing was drawn between two calls of `generator_states`."""
+    with _plain_tensors():
+        return all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(some, others, strict=True))  # on the CPU
+
+
+@contextmanager
+def generators_restored(device: torch.device, start: list[Tensor] | None = None) -> Iterator[None]:
+    """Leave the generators as they were before the context.
+
+    Args:
+        device: As for `generator_states`.
+        start: The states within the context; those at hand by default.
+    """
+    before = generator_states(device)
+    if start is not None:
+        set_generator_states(device, start)
+    try:
+        yield
+    finally:
+        set_generator_states(device, before)
+
+
+def _on_accelerator(device: torch.device) -> bool:
+    return device.type in ("cuda", "xpu", "mps") and torch.get_device_module(device).is_available()  # else it is fake
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is one, and its functions take no argument
+
+
+@contextmanager
+def _plain_tensors() -> Iterator[None]:
+    """A state is plain bytes, within `vmap` and in dispatch modes as well."""
+    with torch._C._DisableFuncTorch(), torch._C._DisableTorchDispatch():
+        yield

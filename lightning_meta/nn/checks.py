@@ -1,0 +1,162 @@
+"""Networks that cannot be meta-learned as they are, refused by name before training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad
+from torch.nn.parameter import is_lazy
+
+from lightning_meta.errors import UserError
+from lightning_meta.functional.exact import ExactDerivatives
+
+CANNOT_BE_MAPPED = (RuntimeError,)
+"""What `torch.func.vmap` raises where a network cannot be vectorised; `NotImplementedError` is one of them."""
+
+SLOWLY_MAPPED = "There is a performance drop because we have not yet implemented the batching rule"
+"""How the `UserWarning` begins of a layer that `vmap` runs by a loop inside: right, but slower."""
+
+_Refusal = tuple[Callable[[nn.Module], object], str]
+
+_ALWAYS: tuple[_Refusal, ...] = (
+    (
+        lambda m: any(t is not None and is_lazy(t) for t in [*m._parameters.values(), *m._buffers.values()]),
+        "its sizes are not known yet; state them, or run the network once on an example before it is passed on",
+    ),
+    (
+        lambda m: getattr(m, "max_norm", None) is not None and isinstance(m, nn.Embedding | nn.EmbeddingBag),
+        "max_norm rescales its weights in every forward pass, also in evaluation; leave max_norm out, and normalise "
+        "the looked-up vectors instead",
+    ),
+)
+
+_BY_INNER_GRADIENTS: tuple[_Refusal, ...] = (
+    (
+        lambda m: isinstance(m, nn.CrossMapLRN2d),
+        "torch.func cannot differentiate it; nn.LocalResponseNorm computes the same",
+    ),
+    (
+        lambda m: getattr(m, "scale_grad_by_freq", False),
+        "scale_grad_by_freq is no derivative, so second-order gradients through it are undefined; leave it out",
+    ),
+    (
+        lambda m: getattr(m, "sparse", False) and isinstance(m, nn.Embedding | nn.EmbeddingBag),
+        "gradients through an inner step are dense; leave sparse=True out",
+    ),
+    (
+        lambda m: m._backward_hooks or m._backward_pre_hooks,
+        "torch.func does not support backward hooks of modules; remove them, or register hooks on tensors in forward",
+    ),
+    (
+        lambda m: isinstance(m, torch.jit.ScriptModule),
+        "the derivatives of TorchScript code cannot be checked or corrected; use the Python module that it was made of",
+    ),
+    (
+        lambda m: hasattr(m, "_orig_mod") and hasattr(m, "dynamo_ctx"),
+        "torch.compile does not support gradients within its code; use the module that was compiled, and compile=True "
+        "compiles the whole training step",
+    ),
+)
+
+
+def check_layers(network: nn.Module, inner_gradients: bool = True) -> None:
+    """Refuse layers that would fail or be wrong in silence.
+
+    Args:
+        network: The backbone.
+        inner_gradients: Whether the method differentiates the network within its inner loop.
+
+    Raises:
+        UserError: The layer by its name in the network, the reason, and what to do.
+    """
+    for path, module in network.named_modules():
+        for applies, reason in (*_ALWAYS, *(_BY_INNER_GRADIENTS if inner_gradients else ())):
+            if applies(module):
+                raise UserError(f"backbone: {_label(path, module)} cannot be used: {reason}")
+    registered = {id(p) for p in network.parameters()}
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_"):
+                _check_container(path, module, name, value, registered)
+
+
+def _check_container(path: str, module: nn.Module, name: str, value: Any, registered: set[int]) -> None:
+    """A plain list hides modules and parameters from torch: they would be neither trained, adapted nor stored."""
+    for item in _items(value):
+        if isinstance(item, nn.Parameter):
+            raise UserError(
+                f"backbone: the list {name!r} of {_label(path, module)} holds parameters, which adaptation does not "
+                "reach there; use nn.ParameterList, or read them from their layer in forward"
+            )
+        if isinstance(item, nn.Module) and any(id(p) not in registered for p in item.parameters()):
+            raise UserError(
+                f"backbone: the list {name!r} of {_label(path, module)} holds a {type(item).__name__}, which torch "
+                "neither trains nor stores there; use nn.ModuleList or nn.ModuleDict"
+            )
+
+
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set):
+        yield from value
+
+
+def _label(path: str, module: nn.Module) -> str:
+    return f"{path or 'the network'} ({type(module).__name__})"
+
+
+# What torch raises within an inner loop, by a part of its message, and what to do about it.
+_REMEDIES = {
+    "saved tensor hooks": "torch.utils.checkpoint does not work in an inner loop; leave it out and set recompute=True",
+    "setup_context": "it calls a torch.autograd.Function without setup_context (reentrant torch.utils.checkpoint and "
+    "torch.distributions.Beta are such); write it with setup_context, or from torch's operations",
+    "data pointer|access storage": "its forward reads tensors as NumPy arrays or copies them; use torch's operations",
+    "derivative for .* is not implemented": "torch has no second derivative of one of its functions; replace that, or "
+    "set first_order=True",
+    "mutate a captured|leaf Variable": "its forward changes a parameter in place; compute a new tensor instead",
+}
+
+
+def check_derivatives(
+    forward: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
+) -> None:
+    """Take one gradient of an inner step, to fail before training and in plain words.
+
+    Args:
+        forward: Parameters by name to outputs of any shape, without side effects.
+        parameters: Those that the inner loop adapts.
+        first_order: Whether second derivatives are left out.
+
+    Raises:
+        UserError: torch cannot differentiate the network, or the forward pass changes parameters.
+    """
+    start = {name: p.detach() for name, p in parameters.items()}
+    before = {name: p.clone() for name, p in start.items()}
+
+    def energy(p: dict[str, Tensor]) -> Tensor:
+        return forward(p).abs().square().sum()
+
+    def gradient(p: dict[str, Tensor]) -> Tensor:
+        return torch.stack([g.abs().square().sum() for g in grad(energy)(p).values()]).sum()
+
+    try:
+        with ExactDerivatives():
+            (grad(energy) if first_order else grad(gradient))(start)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        remedy = next((text for part, text in _REMEDIES.items() if re.search(part, str(error))), None)
+        if remedy is None:
+            raise
+        raise UserError(f"backbone: it cannot be differentiated in an inner loop: {remedy} (torch: {error})") from error
+    changed = [name for name, p in start.items() if not torch.equal(p, before[name])]
+    if changed:
+        with torch.no_grad():
+            for name in changed:
+                start[name].copy_(before[name])
+        raise UserError(f"backbone: its forward changes {changed[0]} in place; compute a new tensor instead")
