@@ -220,10 +220,14 @@ class MetaModule(TrainedModule, ABC):
 
     def configure_model(self) -> None:
         """Make the parameters that depend on the episodes, once."""
+        if self.episodes is None and self._trainer is not None:
+            self.setup("")
         if not self._built:
             if self.classifies_only and self.spec.task != "classification":
                 raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-            output_size(self.network, self.spec.input_shape)  # an input that does not fit is refused here
+            output_size(
+                self.network, self.spec.input_shape, self.spec.input_dtype
+            )  # an input that does not fit is refused here
             self.network = self._prepared(self.build_network(self.network, self.spec))
             self._built = True
 

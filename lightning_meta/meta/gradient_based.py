@@ -107,7 +107,7 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"{type(self).__name__} has a head of a fixed way: ways and test_ways must be one and the same number; "
                 "a metric method such as ProtoNet serves any"
             )
-        head = nn.Linear(output_size(backbone, episodes.input_shape), episodes.outputs)
+        head = nn.Linear(output_size(backbone, episodes.input_shape, episodes.input_dtype), episodes.outputs)
         return nn.Sequential(OrderedDict(backbone=backbone, head=head))
 
     def check_ways(self, ways: int) -> None:
