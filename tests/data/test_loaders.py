@@ -81,7 +81,8 @@ def test_a_loader_that_was_asked_for_early_does_not_change_training(tmp_path: Pa
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_trainer_predicts_every_test_example(name: str, tmp_path: Path) -> None:
     make, kind = FAMILIES[name]
-    data, module = kind(), make()
+    data = kind()
+    module: Any = make()
     runs = trainer(tmp_path, max_steps=2, limit_val_batches=0)
     runs.fit(module, datamodule=data)
     runs.test(module, datamodule=data, verbose=False)
@@ -161,6 +162,8 @@ def test_weights_are_averaged_of_a_whole_module(name: str, tmp_path: Path) -> No
     module: Any = make()
     assert isinstance(module, TrainedModule)
     trainer(tmp_path, max_epochs=4, callbacks=[averaging], num_sanity_val_steps=0).fit(module, datamodule=kind())
+    assert averaging.n_averaged is not None
+    assert averaging._average_model is not None
     assert int(averaging.n_averaged) > 0
     averaged = dict(averaging._average_model.named_parameters())
     assert averaged.keys() == dict(module.named_parameters()).keys()

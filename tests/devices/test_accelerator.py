@@ -1,6 +1,6 @@
 """Every module and data module on an accelerator: trained, tested, used, and the same as on the CPU.
 
-See `pretend`: whatever mixes devices, reads an accelerator's tensor as NumPy or makes a float64 tensor there is refused.
+See `pretend`: what mixes devices, reads an accelerator's tensor as NumPy or makes a float64 tensor there is refused.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from lightning_meta.data.module import Place
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import GradientConflict, MultiHead
 from lightning_meta.nn import MLP
+from lightning_meta.pictures import ConfusionByClass, EpisodeEmbedding, EpisodeGrid, ShotAndWay
 from lightning_meta.run.results import facts, write_report
 from tests.devices.pretend import DEVICE, NotHere, accelerator, trainer
 from tests.devices.toys import EPISODES, META, MULTI, MULTI_TASK, Tasks, multi_task
@@ -134,6 +135,17 @@ def test_a_predictor_on_an_accelerator_takes_inputs_from_anywhere(name: str, car
         answers = predictor(query.to(device))
         assert len(answers) == len(query)
         assert predictor.depends_on_company in (True, False)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_pictures_are_drawn_on_an_accelerator(place: Place, card: torch.device, tmp_path: Path) -> None:
+    pictures = [EpisodeGrid(), ConfusionByClass(), EpisodeEmbedding(), ShotAndWay(ways=[2, 3], shots=[1, 2], tasks=4)]
+    runs = trainer(max_steps=1, limit_val_batches=0, callbacks=pictures, default_root_dir=tmp_path)
+    module, data = META["ProtoNet"][0](), EPISODES["images"](pool_on=place)
+    runs.fit(module, datamodule=data)
+    runs.test(module, datamodule=data, verbose=False)
+    drawn = {file.stem for file in (tmp_path / "figures").glob("*.png")}
+    assert drawn == {picture.file for picture in pictures}, "a picture that cannot be drawn is a warning, and no file"
 
 
 @pytest.mark.parametrize("place", PLACES)

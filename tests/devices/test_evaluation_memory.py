@@ -54,7 +54,8 @@ class Held(L.Callback):
     def on_validation_batch_start(self, *args: Any) -> None:
         self.bytes.append(held())
 
-    on_test_batch_start = on_validation_batch_start
+    def on_test_batch_start(self, *args: Any) -> None:
+        self.bytes.append(held())
 
 
 def evaluated(make: Callable[[], MetaModule], stage: str, batches: int) -> tuple[list[int], MetaModule]:
@@ -97,8 +98,8 @@ def test_scores_hold_no_view_of_what_they_are_given() -> None:
     for keep in (False, True):
         scores = TaskScores(keep_outputs=keep)
         outputs, targets = torch.randn(4, 11, 30, 5), torch.zeros(3, 4, 30)
-        columns = (torch.arange(12), torch.zeros(12), torch.zeros(12, 2))
-        scores.update(*(column[:4] for column in columns), outputs[:, -1], targets[1])
+        tasks, loss, score = torch.arange(12), torch.zeros(12), torch.zeros(12, 2)
+        scores.update(tasks[:4], loss[:4], score[:4], outputs[:, -1], targets[1])
         kept = [t for name in ("tasks", "loss", "scores", "outputs", "targets") for t in getattr(scores, name)]
         assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)
         assert scores.outputs[0].numel() == (4 * 30 * 5 if keep else 0)

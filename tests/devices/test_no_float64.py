@@ -1,7 +1,7 @@
 """No float64 tensor is made in a step of a float32 module, wherever it runs: Apple's MPS has none.
 
 `test_accelerator` refuses float64 on the accelerator throughout fit, validate, test and predict. Here it is refused on
-the CPU as well, but within steps alone: data are drawn in float64, and scores are summed in it after a step, on the CPU.
+the CPU as well, but within steps alone: data are drawn in float64, and scores are summed in it after a step.
 The one exemption: `RandomWeights` draws its weights in float64 on the CPU, on any device.
 """
 
@@ -73,14 +73,8 @@ def test_what_is_in_double_precision_stays_so() -> None:
         data = {**EPISODES, **MULTI_TASK}[kind]()
         module = make()
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-        trainer = L.Trainer(
-            accelerator="cpu",
-            max_epochs=1,
-            precision="64-true",
-            enable_model_summary=False,
-            log_every_n_steps=1,
-            **quiet,
-        )
+        quiet |= {"enable_model_summary": False, "log_every_n_steps": 1}
+        trainer = L.Trainer(accelerator="cpu", max_epochs=1, precision="64-true", **quiet)
         trainer.fit(module, datamodule=data)
         losses = []
         for batch in trainer.predict(module, datamodule=data) or []:

@@ -57,12 +57,13 @@ class Lines(TaskGenerator):
 
 
 def _dataset() -> FromDataset:
-    parts = []
+    parts: list[list[tuple[Tensor, int]]] = []
     for first in (0, 6, 12):
         labels = torch.arange(first, first + 6).repeat_interleave(8)
         x = torch.randn(48, 4, generator=torch.Generator().manual_seed(first)) + labels.unsqueeze(1)
         parts.append([(image, int(label)) for image, label in zip(x, labels, strict=True)])
-    return FromDataset(*parts)
+    train, val, test = parts
+    return FromDataset(train, val, test)
 
 
 def episodic(source: Source | TaskGenerator, **options: object) -> EpisodicDataModule:
