@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
@@ -64,3 +65,8 @@ class TaskBatch(NamedTuple):
     targets: dict[str, Tensor]
     rows: dict[str, Tensor]
     ids: dict[str, Tensor]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as plain text, such as "uint8"."""
+    return str(dtype).removeprefix("torch.")

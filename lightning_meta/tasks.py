@@ -15,6 +15,7 @@ from torchmetrics.classification import BinaryAUROC, MulticlassF1Score, Multilab
 
 from lightning_meta.configuration import Described
 from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import at_least_float32
 
 TaskName = Literal["classification", "regression"]
 
@@ -47,7 +48,15 @@ class Task(Described, ABC):
 
     @abstractmethod
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What each of all M examples of a split adds to the metric `selection`, which is the mean: `(M,)` float64."""
+        """What each of all M examples of a split adds to the metric `selection`, which is the mean.
+
+        Args:
+            outputs: `(M, outputs)`, on any device; float64 outputs are scored in float64.
+            targets: `(M, ...)`.
+
+        Returns:
+            `(M,)` of the outputs' dtype, at least float32.
+        """
 
     @abstractmethod
     def metrics(self) -> dict[str, Metric]:
@@ -66,7 +75,7 @@ class Task(Described, ABC):
         return self.losses(outputs, targets).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The metric of each few-shot task: `(..., M, outputs)` and targets to `(...)`."""
+        """The metric of each few-shot task: `(..., M, outputs)` and targets to `(...)`, at least float32."""
         raise UserError(f"{type(self).__name__} is not a task of episodes")
 
     def readable(self, outputs: Tensor) -> Tensor:
@@ -93,15 +102,15 @@ class Classification(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits `(M, N)`, labels `(M,)` in [0, N)."""
-        return F.cross_entropy(outputs, targets.long(), reduction="none")
+        return F.cross_entropy(at_least_float32(outputs), targets.long(), reduction="none")
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The share of right answers: logits `(..., M, N)`, labels `(..., M)`."""
-        return (outputs.argmax(-1) == targets).double().mean(-1)
+        return _as_numbers(outputs.argmax(-1) == targets, outputs).mean(-1)
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 for a right answer and 0 for a wrong one."""
-        return (outputs.argmax(-1) == targets).double()
+        return _as_numbers(outputs.argmax(-1) == targets, outputs)
 
     def metrics(self) -> dict[str, Metric]:
         """The F1 score, averaged over classes."""
@@ -127,11 +136,12 @@ class Binary(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
-        return F.binary_cross_entropy_with_logits(outputs[:, 0], targets.to(outputs.dtype), reduction="none")
+        logits = at_least_float32(outputs[:, 0])
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 for a right answer and 0 for a wrong one."""
-        return ((outputs[:, 0] > 0) == (targets > 0)).double()
+        return _as_numbers((outputs[:, 0] > 0) == (targets > 0), outputs)
 
     def metrics(self) -> dict[str, Metric]:
         """The area under the receiver operating characteristic."""
@@ -139,7 +149,7 @@ class Binary(Task):
 
     def readable(self, outputs: Tensor) -> Tensor:
         """The probability of yes, `(M,)`."""
-        return outputs[:, 0].sigmoid()
+        return at_least_float32(outputs[:, 0]).sigmoid()
 
     def check(self, targets: Tensor, outputs: int) -> None:
         """Refuse labels that are not `(M,)` of 0 and 1."""
@@ -158,12 +168,12 @@ class Multilabel(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
-        losses = F.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype), reduction="none")
-        return losses.mean(-1)
+        logits = at_least_float32(outputs)
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(-1)
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The share of an example's labels that are right."""
-        return ((outputs > 0) == (targets > 0)).double().mean(-1)
+        return _as_numbers((outputs > 0) == (targets > 0), outputs).mean(-1)
 
     def metrics(self) -> dict[str, Metric]:
         """The F1 score, averaged over labels."""
@@ -195,18 +205,22 @@ class Regression(Task):
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error in standard units, averaged over dimensions: both `(M, outputs)`."""
-        return (outputs - self._standardised(targets)).square().mean(-1)
+        outputs = at_least_float32(outputs)
+        return (outputs - self._standardised(targets, outputs.dtype)).square().mean(-1)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error: both `(..., M, outputs)`."""
-        return (outputs.double() - targets.double()).square().mean((-2, -1))
+        outputs = at_least_float32(outputs)
+        return (outputs - targets.to(outputs.dtype)).square().mean((-2, -1))
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 − e² / Var(y), averaged over dimensions: the mean over examples is R². NaN where all targets are equal."""
-        wanted = targets.double()
+        # In standard units, which R² does not depend on: far from 0 they have more digits than the targets' own units.
+        outputs = at_least_float32(outputs)
+        wanted = self._standardised(targets, outputs.dtype)
         spread = (wanted - wanted.mean(0)).square().mean(0)
-        error = (self.readable(outputs.double()) - wanted).square()
-        return torch.where(_all_equal(wanted), torch.nan, 1 - error / spread).mean(-1)
+        error = (outputs - wanted).square()
+        return torch.where(_all_equal(targets), torch.nan, 1 - error / spread).mean(-1)
 
     def metrics(self) -> dict[str, Metric]:
         """The mean absolute error, in the units of the targets."""
@@ -221,19 +235,28 @@ class Regression(Task):
 
     def readable(self, outputs: Tensor) -> Tensor:
         """Predictions in the units of the targets: μ + σ times the outputs."""
-        return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean) if self.scale else outputs
+        if not self.scale:
+            return outputs
+        outputs = at_least_float32(outputs)
+        return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
 
     def fitted(self, targets: Tensor) -> Regression:
         """The task with μ and σ of `(n, outputs)` training targets; σ is 1 where they are all equal."""
-        values = targets.double()
+        values = targets.cpu().double()
         scale = torch.where(_all_equal(values), 1.0, values.std(0, correction=0))
         return Regression(self.outputs, tuple(values.mean(0).tolist()), tuple(scale.tolist()))
 
-    def _standardised(self, targets: Tensor) -> Tensor:
+    def _standardised(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        """(y - μ) / σ in a dtype; what μ and y have in common cancels in the targets' own numbers first."""
         if not self.scale:
-            return targets
-        values = targets if targets.is_floating_point() else targets.double()
-        return (values - values.new_tensor(self.mean)) / values.new_tensor(self.scale)
+            return targets.to(dtype)
+        if targets.is_floating_point():
+            y = at_least_float32(targets)
+            return ((y - y.new_tensor(self.mean)) / y.new_tensor(self.scale)).to(dtype)
+        whole = [round(mean) for mean in self.mean]  # large whole numbers have more digits than float32 holds
+        rest = [mean - near for mean, near in zip(self.mean, whole, strict=True)]
+        y = (targets - torch.tensor(whole, device=targets.device)).to(dtype)
+        return (y - y.new_tensor(rest)) / y.new_tensor(self.scale)
 
 
 def task_named(name: TaskName, outputs: int) -> Task:
@@ -250,12 +273,14 @@ class EpisodeSpec:
         input_shape: The shape of one input, channels first.
         outputs: N, the training way; or the dimension of a regression target. 0 where the way is a range.
         classes: Classes of the training split, rotations included; 0 for regression.
+        input_dtype: The dtype of the stored inputs, such as "uint8" or "int64"; "" where nobody said so.
     """
 
     task: TaskName = "classification"
     input_shape: tuple[int, ...] = ()
     outputs: int = 0
     classes: int = 0
+    input_dtype: str = ""
 
 
 @dataclass(frozen=True)
@@ -267,12 +292,19 @@ class TasksSpec:
         input_shapes: The shape of one input of each task, by name.
         train_examples: How many training examples each task has, by name.
         descriptors: z_i by name, where the data gives them; else empty.
+        input_dtypes: The dtype of each task's stored inputs, such as "uint8"; empty where nobody said so.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     train_examples: Mapping[str, int] = field(default_factory=dict)
     descriptors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    input_dtypes: Mapping[str, str] = field(default_factory=dict)
+
+
+def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:
+    """0 and 1; float32 counts exactly up to 16 million, half precision only to a few hundred."""
+    return right.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _all_equal(values: Tensor) -> Tensor:

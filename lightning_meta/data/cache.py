@@ -59,7 +59,7 @@ def fingerprint(pools: Mapping[Split, Pool]) -> str:
         pool = pools[split]
         layout = [split, pool.names, pool.groups, pool.sizes.tolist(), str(pool.x.dtype), list(pool.x.shape)]
         sha.update(json.dumps(layout).encode())
-        sha.update(pool.x.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(pool.x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 

@@ -104,7 +104,7 @@ class EpisodeDataset(Dataset[Episode]):
         if isinstance(self.tasks, TaskGenerator):
             _, shots = self.sizes(indices[0] // self.meta_batch_size)
             support, query = self.tasks.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
-            return Episode(support, query, 0, numbers)
+            return Episode(_dense(support), _dense(query), 0, numbers)
         return assemble(self.tasks, self.draw(indices), numbers)
 
     def sizes(self, meta_batch: int) -> tuple[int, int]:
@@ -132,6 +132,11 @@ class EpisodeDataset(Dataset[Episode]):
         return Draw(classes, members[..., :shots], members[..., shots:])
 
 
+def _dense(examples: Examples) -> Examples:
+    """The examples of a generator in memory of their own, whatever views it made them by."""
+    return Examples(examples.x.contiguous(), examples.y.contiguous())
+
+
 def assemble(pool: Pool, draw: Draw, tasks: Tensor) -> Episode:
     """Look up the examples of a draw.
 
@@ -148,7 +153,7 @@ def assemble(pool: Pool, draw: Draw, tasks: Tensor) -> Episode:
     labels = torch.arange(ways, device=x.device)
 
     def examples(part: Tensor) -> Examples:
-        y = labels.repeat_interleave(part.shape[2]).expand(count, -1)
+        y = labels.repeat_interleave(part.shape[2]).repeat(count, 1)  # no view: pinned memory needs real elements
         return Examples(part.flatten(1, 2), y)
 
     support, query = examples(x[:, :, :shots]), examples(x[:, :, shots:])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch.utils.data import DataLoader
 
-from lightning_meta.batches import SPLITS, Episode, Split
+from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
-from lightning_meta.data.loader import EvaluationSampler, TrainLoader, TrainSampler, as_is
+from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule, check_positive
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import Source, TaskGenerator
@@ -117,22 +117,23 @@ class EpisodicDataModule(SourceDataModule):
                 self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
                 self.train_seed if train else self.evaluation_seed,
             )
+        self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
-        sampler = TrainSampler(self.datasets["train"], *self.ranks)
-        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            # Lightning wants to say itself who gets what: the same first meta-batches in every epoch.
-            return DataLoader(self.datasets["train"], sampler.share, collate_fn=as_is, **self.loader_options())
-        return TrainLoader(sampler, **self.loader_options())
+        return self.training_loader(TrainSampler(self._dataset("train", "fit"), *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
-        return self._evaluation_loader("val")
+        return self._evaluation_loader(self._dataset("val", "validate"))
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """The test tasks of this rank."""
-        return self._evaluation_loader("test")
+        return self._evaluation_loader(self._dataset("test", "test"))
+
+    def predict_dataloader(self) -> DataLoader[Episode]:
+        """The test tasks of this rank."""
+        return self._evaluation_loader(self._dataset("test", "predict"))
 
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
@@ -148,17 +149,22 @@ class EpisodicDataModule(SourceDataModule):
             pools[split] = pools[split].rotated()
         ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
         fixed = ways.pop() if len(ways) == 1 else 0
-        classes = pools["train"].num_classes
-        spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes)
-        if self.pool_on == "accelerator":
-            pools = {split: pool.to(self.pool_device) for split, pool in pools.items()}
-        return dict(pools), spec
+        classes, dtype = pools["train"].num_classes, dtype_name(pools["train"].x.dtype)
+        spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes, dtype)
+        return {split: self.placed(pool) for split, pool in pools.items()}, spec
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Episode]:
-        dataset = self.datasets[split]
+    def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
+        """The tasks of a split; without a Trainer, nobody has set them up yet."""
+        if split not in self.datasets:
+            self.prepare_data()
+            self.setup(stage)
+        return self.datasets[split]
+
+    def _evaluation_loader(self, dataset: EpisodeDataset) -> DataLoader[Episode]:
         sampler = EvaluationSampler(dataset, *self.ranks)
-        size = dataset.meta_batch_size
-        return DataLoader(dataset, size, sampler=sampler, collate_fn=as_is, **self.loader_options())
+        # By keywords, since Lightning makes the loader again for predicting.
+        options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}
+        return DataLoader(dataset, sampler=sampler, **options)
 
 
 def check_disjoint(pools: dict[Split, Pool]) -> None:

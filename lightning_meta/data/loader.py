@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_meta.data.episodes import EpisodeDataset
 from lightning_meta.data.task_batches import AllExamples, TaskBatches
@@ -100,7 +100,28 @@ class TaskBatchSampler(ResumableSampler):
         return range(batch, batch + 1)
 
 
-class EvaluationSampler(DistributedSampler[int]):
+class FirstBatches(DistributedSampler[int], SequentialSampler):
+    """This rank's share of the batches of the first epoch, in every epoch: for the Trainer's `overfit_batches`.
+
+    Lightning leaves a sampler in place that is a `DistributedSampler` and, overfitting, a `SequentialSampler`.
+
+    Args:
+        sampler: Whose first epoch it is.
+    """
+
+    def __init__(self, sampler: ResumableSampler) -> None:
+        super().__init__(sampler.dataset, num_replicas=sampler.num_replicas, rank=sampler.rank, shuffle=False)
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[int]:
+        for batch in range(self.sampler.batches):
+            yield from self.sampler.items(batch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class EvaluationSampler(DistributedSampler[int], SequentialSampler):
     """Gives rank r the meta-batches r, r + W, r + 2W, ...: every task once, at any number W of ranks.
 
     Lightning asks every rank for a batch: one that is left without repeats task 0, which `TaskScores` counts once.

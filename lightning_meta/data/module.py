@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning import LightningDataModule
+from torch.utils.data import DataLoader
 
+from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 
 Place = Literal["cpu", "accelerator"]
+Stored = TypeVar("Stored", Pool, TaskSet)
+
+HAS_FLOAT64 = ("cpu", "cuda")
+"""Types of devices that compute in double precision; Apple's MPS, for one, cannot even hold it."""
 
 
 class SourceDataModule(LightningDataModule, ABC):
@@ -51,9 +59,35 @@ class SourceDataModule(LightningDataModule, ABC):
         on_accelerator = self.pool_on == "accelerator" and self.trainer is not None
         return self.trainer.strategy.root_device if on_accelerator else torch.device("cpu")  # type: ignore[union-attr]
 
+    def placed(self, stored: Stored) -> Stored:
+        """Stored examples where batches are drawn from, without float64 where the accelerator has none."""
+        if self.trainer is not None and self.trainer.strategy.root_device.type not in HAS_FLOAT64:
+            stored = stored.without_float64()
+        return stored.to(self.pool_device)
+
+    def configure_module(self) -> None:
+        """Let the module in training make what depends on its tasks, once they are known.
+
+        Lightning does so only after the callbacks' `setup`, in which some of them copy the module.
+        """
+        trainer = self.trainer
+        module = None if trainer is None else trainer.lightning_module
+        if trainer is None or module is None or not (hasattr(module, "episodes") or hasattr(module, "tasks")):
+            return  # no module of this package
+        contexts = trainer.strategy.tensor_init_context(), trainer.strategy.model_sharded_context()
+        with contexts[0], contexts[1], trainer.precision_plugin.module_init_context():  # as the Trainer does
+            module.configure_model()
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the examples, recorded with the results; "" where there is none."""
+
+    def training_loader(self, sampler: ResumableSampler) -> DataLoader[Any]:
+        """A loader of training batches; with the Trainer's `overfit_batches`, of the same ones in every epoch."""
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            options = {"batch_size": sampler.share, "collate_fn": as_is, **self.loader_options()}
+            return DataLoader(sampler.dataset, sampler=FirstBatches(sampler), **options)
+        return TrainLoader(sampler, **self.loader_options())
 
     def loader_options(self) -> dict[str, Any]:
         """Options of every `torch.utils.data.DataLoader`."""

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Split, TaskBatch
 from lightning_meta.data.group_tasks import tasks_of_groups
-from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, TrainLoader, as_is
+from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule, check_positive
 from lightning_meta.data.sources.base import Source, TaskSource
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
@@ -85,6 +85,8 @@ class MultiTaskDataModule(SourceDataModule):
     def setup(self, stage: str) -> None:
         """Open the sets, check them, and say what a module must know of the tasks."""
         if self.spec is not None:
+            self.sets = {split: self.placed(data) for split, data in self.sets.items()}  # there is a Trainer by now
+            self.configure_module()
             return
         if isinstance(self.source, TaskSource):
             tasks, sets, descriptors = self.source.tasks(), self.source.sets(), dict(self.source.descriptors())
@@ -111,29 +113,35 @@ class MultiTaskDataModule(SourceDataModule):
             train.input_shapes,
             train.counts,
             descriptors,
+            train.input_dtypes,
         )
-        self.sets = {split: data.to(self.pool_device) for split, data in sets.items()}
+        self.sets = {split: self.placed(data) for split, data in sets.items()}
+        self.configure_module()
 
-    def train_dataloader(self) -> TrainLoader:
+    def train_dataloader(self) -> DataLoader[TaskBatch]:
         """This rank's share of the training batches."""
+        self._set_up("fit")
         counted = {
             "batch_size": self.batch_size,
             "tasks_per_batch": self.tasks_per_batch or len(self.sets["train"].names),
         }
         sampler = TaskBatchSampler(self.train_batches(), {**counted, "task_exponent": self.task_exponent})
-        return TrainLoader(sampler, **self.loader_options())
+        return self.training_loader(sampler)
 
     def val_dataloader(self) -> DataLoader[TaskBatch]:
         """This rank's share of the validation examples."""
+        self._set_up("validate")
         return self._evaluation_loader(self.sets["val"])
 
     def test_dataloader(self) -> list[DataLoader[TaskBatch]]:
         """This rank's share of the test examples, of the validation examples, and of a fixed training subset."""
+        self._set_up("test")
         train = subset(self.sets["train"], self.train_subset)
         return [self._evaluation_loader(data) for data in (self.sets["test"], self.sets["val"], train)]
 
     def predict_dataloader(self) -> DataLoader[TaskBatch]:
         """This rank's share of the test examples."""
+        self._set_up("predict")
         return self._evaluation_loader(self.sets["test"])
 
     def train_batches(self) -> TaskBatches:
@@ -154,7 +162,14 @@ class MultiTaskDataModule(SourceDataModule):
 
     def fingerprint(self) -> str:
         """A hash of the examples of all splits, recorded with the results."""
+        self._set_up("fit")
         return fingerprint(self.sets)
+
+    def _set_up(self, stage: str) -> None:
+        """Prepare and set up; without a Trainer, nobody has done so yet."""
+        if self.spec is None:
+            self.prepare_data()
+            self.setup(stage)
 
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
         dataset = AllExamples(data, self.evaluation_batch_size)

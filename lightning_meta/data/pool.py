@@ -110,6 +110,10 @@ class Pool:
         """The pool with its examples on a device; which of them are drawn is always said on the CPU."""
         return replace(self, x=self.x.to(device))
 
+    def without_float64(self) -> Pool:
+        """The pool with float32 in place of float64 examples."""
+        return replace(self, x=self.x.float()) if self.x.dtype == torch.float64 else self
+
     def gather(self, classes: Tensor, members: Tensor) -> Tensor:
         """Look examples up by class and number within the class.
 

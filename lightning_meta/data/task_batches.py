@@ -42,8 +42,7 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """This rank's share of a batch; a task may have an empty one."""
-        device = next(iter(self.data.rows.values())).device
-        ids = {name: i.to(device) for name, i in self.ids(batch).items()}
+        ids = self.ids(batch)
         return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 
     def __getitems__(self, batches: Sequence[int]) -> TaskBatch:

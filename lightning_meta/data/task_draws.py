@@ -128,12 +128,11 @@ class DrawnInputs(TaskBatches):
     def __getitem__(self, batch: int) -> TaskBatch:
         """This rank's share: every W-th input, with all its targets."""
         found = self._found(batch)
-        device = next(iter(self.data.rows.values())).device
         ids = {}
         for name, positions in found.items():
             if (positions >= 0).any():
                 mine = positions[self.rank :: self.ranks]
-                ids[name] = mine[mine >= 0].to(device)
+                ids[name] = mine[mine >= 0]
         return self.data.batch(ids)
 
     def _found(self, batch: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
+from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 
 
@@ -55,9 +55,12 @@ class TaskSet:
         counts = [len(y) for y in targets.values()]
         if len({(x.shape[1:], x.dtype) for x, _ in tasks.values()}) > 1:
             apart = {name: x for name, (x, _) in tasks.items()}
-            return cls(apart, targets, {name: torch.arange(len(y)) for name, y in targets.items()})
+            return cls(apart, targets, {name: torch.arange(len(y), device=y.device) for name, y in targets.items()})
         starts = [sum(counts[:i]) for i in range(len(counts))]
-        rows = {name: torch.arange(s, s + n) for name, s, n in zip(targets, starts, counts, strict=True)}
+        rows = {
+            name: torch.arange(s, s + len(y), device=y.device)
+            for s, (name, y) in zip(starts, targets.items(), strict=True)
+        }
         return cls(torch.cat([x for x, _ in tasks.values()]), targets, rows)
 
     @classmethod
@@ -112,37 +115,65 @@ class TaskSet:
         if isinstance(self.inputs, dict):
             return TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
         kept = torch.cat(list(rows.values())).unique()
-        place = torch.full((len(self.inputs),), -1).index_copy_(0, kept, torch.arange(len(kept)))
+        place = torch.full((len(self.inputs),), -1, device=kept.device)
+        place[kept] = torch.arange(len(kept), device=kept.device)
         return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples lie."""
+        return next(iter(self.rows.values())).device
+
+    @property
+    def input_dtypes(self) -> dict[str, str]:
+        """The dtype of the inputs, by task, such as "uint8"."""
+        inputs = self.inputs
+        return {n: dtype_name((inputs[n] if isinstance(inputs, dict) else inputs).dtype) for n in self.targets}
 
     def to(self, device: torch.device | str) -> TaskSet:
         """The set with its tensors on a device."""
+        if self.device == torch.device(device):
+            return self
         inputs = self.inputs
         moved = {n: x.to(device) for n, x in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
         targets, rows = ({n: t.to(device) for n, t in d.items()} for d in (self.targets, self.rows))
         return TaskSet(moved, targets, rows)
 
+    def without_float64(self) -> TaskSet:
+        """The set with float32 in place of float64 inputs and targets."""
+
+        def narrow(x: Tensor) -> Tensor:
+            return x.float() if x.dtype == torch.float64 else x
+
+        inputs = self.inputs
+        tensors = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), *self.targets.values()]
+        if not any(tensor.dtype == torch.float64 for tensor in tensors):
+            return self
+        narrowed = {n: narrow(x) for n, x in inputs.items()} if isinstance(inputs, dict) else narrow(inputs)
+        return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows)
+
     def batch(self, ids: Mapping[str, Tensor]) -> TaskBatch:
         """Gather labelled examples.
 
         Args:
-            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples.
+            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, on any device.
 
         Returns:
-            The batch; an input that several tasks have labels for stands in it once.
+            The batch, where the set lies; an input that several tasks have labels for stands in it once.
         """
+        ids = {name: i.to(self.device) for name, i in ids.items()}
         targets = {name: self.targets[name][i] for name, i in ids.items()}
         rows = {name: self.rows[name][i] for name, i in ids.items()}
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, dict(ids))
+            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids)
         wanted = torch.cat(list(rows.values()))
         if self.overlapping:
             wanted, place = wanted.unique(return_inverse=True)
         else:
             place = torch.arange(len(wanted), device=wanted.device)
         parts = place.split([len(r) for r in rows.values()])
-        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), dict(ids))
+        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids)
 
 
 def fingerprint(sets: Mapping[Split, TaskSet]) -> str:
@@ -151,7 +182,7 @@ def fingerprint(sets: Mapping[Split, TaskSet]) -> str:
 
     def add(name: str, values: Tensor) -> None:
         sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        sha.update(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
     for split in SPLITS:
         inputs = sets[split].inputs

@@ -1,4 +1,4 @@
-"""How the gradients of T tasks on P shared parameters agree; all results are float64.
+"""How the gradients of T tasks on P shared parameters agree; all results are float64, on the CPU.
 
 >>> import torch
 >>> gradients = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])
@@ -28,9 +28,9 @@ def gradient_cosines(gradients: Tensor) -> Tensor:
     Returns:
         `(T, T)` in [-1, 1]; NaN in the row and the column of a gradient that is zero, which has no direction.
     """
-    products = gradients.new_zeros(len(gradients), len(gradients), dtype=torch.float64)
+    products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for columns in gradients.split(_COLUMNS, dim=1):
-        wide = columns.double()
+        wide = columns.cpu().double()  # not every accelerator has float64
         products += wide @ wide.T
     norms = products.diagonal().sqrt()
     return (products / norms / norms[:, None]).clamp(-1, 1)
@@ -38,7 +38,7 @@ def gradient_cosines(gradients: Tensor) -> Tensor:
 
 def gradient_norms(gradients: Tensor) -> Tensor:
     """The Euclidean norm of each gradient: `(T, P)` to `(T,)`."""
-    return torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+    return torch.linalg.vector_norm(gradients.cpu(), dim=1, dtype=torch.float64)
 
 
 def norm_shares(norms: Tensor) -> Tensor:
@@ -57,6 +57,7 @@ def conflict_share(cosines: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 1]; NaN where no pair counts.
     """
+    cosines = cosines.cpu()
     pairs = cosines[torch.ones_like(cosines, dtype=torch.bool).triu(1)]
     pairs = pairs[~pairs.isnan()]
     return (pairs < 0).double().mean()
@@ -76,5 +77,5 @@ def inter_task_affinity(before: Tensor, after: Tensor) -> Tensor:
     Returns:
         `(T, T)`; NaN where $L_j$ is 0.
     """
-    start = before.double()
-    return torch.where(start != 0, 1 - after.double() / start, torch.nan)
+    start, end = before.cpu().double(), after.cpu().double()
+    return torch.where(start != 0, 1 - end / start, torch.nan)

@@ -1,11 +1,17 @@
-"""Class prototypes, and how far a feature is from them."""
+"""Class prototypes, and how far a feature is from them.
+
+All is computed in float32, or in float64 for float64 features: squares of half-precision features overflow and cancel.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_meta.functional.precision import in_float32
 
+
+@in_float32
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     r"""The mean feature of each class (Snell et al. 2017, equation 1).
 
@@ -23,6 +29,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     return members.T @ features / members.sum(0).unsqueeze(-1)
 
 
+@in_float32
 def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`."""
     # Distances do not change with the origin; one among the prototypes leaves less to cancel.
@@ -32,6 +39,7 @@ def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     return (squares - features @ (2 * prototypes).T).clamp_min(0)
 
 
+@in_float32
 def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
     """Cosines of `(M, D)` features with `(N, D)` prototypes: `(M, N)` in [-1, 1]."""
     return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T

@@ -79,7 +79,7 @@ def _step(word: Words | int) -> Words | int:
 
 def _unsigned(word: Tensor | int) -> Words | int:
     if isinstance(word, Tensor) and word.ndim:
-        return word.to(torch.int64).numpy().view(np.uint64)
+        return word.to("cpu", torch.int64).numpy().view(np.uint64)
     return int(word) % _2_64
 
 

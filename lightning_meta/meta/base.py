@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.compiled import Compiled
-from lightning_meta.functional.tf32 import full_float32, tf32_requested
 from lightning_meta.functional.task_map import TaskMap, task_map
+from lightning_meta.functional.tf32 import full_float32, tf32_requested
 from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, first_tasks, obstacle, timed
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
@@ -249,7 +249,7 @@ class MetaModule(TrainedModule, ABC):
             self._take_episodes(given)
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-        size = output_size(self.backbone, self.spec.input_shape)  # an input that does not fit is refused here
+        size = output_size(self.backbone, self.spec.input_shape, self.spec.input_dtype)  # refuses what does not fit
         self.feature_size = size
         self.build(self.spec)
         like = next(self.backbone.parameters(), None)
@@ -491,4 +491,3 @@ class MetaModule(TrainedModule, ABC):
         for name, value in table.summary(self.task.metric).items():
             self.log(f"{stage}/{name}", value, prog_bar=name == self.task.metric)
         return table
-

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
@@ -103,14 +104,14 @@ class Baseline(MetaModule):
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
-        features = Examples(self._features(support.x), support.y)
+        features = Examples(at_least_float32(self._features(support.x)), support.y)
 
         def loss(head: Tensors, buffers: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
             return self.task.loss(self._logits(features.x, head), features.y) + penalty, {}
 
         means = class_means(F.normalize(features.x, dim=-1), support.y, ways)
-        start = {"weight": means, "bias": features.x.new_zeros(ways)}
+        start = {"weight": means, "bias": means.new_zeros(ways)}
         rate = self.head_lr / (self.scale**2 if self.head == "cosine" else 1)
         return inner_loop(loss, start, {}, features, self.head_steps, rate, first_order=True)[-1][0]
 
@@ -128,4 +129,7 @@ class Baseline(MetaModule):
     def _logits(self, features: Tensor, head: Tensors) -> Tensor:
         if self.head == "cosine":
             return self.scale * cosine_similarity(features, head["weight"])
-        return F.linear(F.normalize(features, dim=-1), head["weight"], head["bias"])
+        return _linear(F.normalize(at_least_float32(features), dim=-1), head["weight"], head["bias"])
+
+
+_linear = in_float32(F.linear)

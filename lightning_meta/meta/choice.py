@@ -73,7 +73,9 @@ def obstacle(run: Callable[[TaskMap], Any], module: nn.Module) -> str | None:
             raise
         except Exception as error:  # torch raises errors of many kinds here
             return " ".join(str(error).split())[:200] or type(error).__name__
-        changed = [name for name, buffer in module.named_buffers() if name in before and not _same(buffer, before[name])]
+        changed = [
+            name for name, buffer in module.named_buffers() if name in before and not _same(buffer, before[name])
+        ]
         return f"a forward pass changes the buffer {changed[0]!r}" if changed else None
 
 

@@ -19,13 +19,18 @@ from torch.utils import _pytree as pytree
 
 from lightning_meta.errors import UserError
 from lightning_meta.meta.predictor import Predictor
-from lightning_meta.nn.features import as_input
+from lightning_meta.nn.features import IMAGE_DIMS, are_ids, as_input
 from lightning_meta.nn.stateless import tensors_of
 from lightning_meta.run.files import replacing
+from lightning_meta.tasks import EpisodeSpec
 
 FORMATS = (".pt2", ".onnx")
 METADATA = "lightning_meta.json"
-INPUTS = {torch.float32: "float32; images in [0, 1]", torch.uint8: "uint8; images in [0, 255]"}
+INPUTS = {
+    torch.float32: "float32; images in [0, 1]",
+    torch.uint8: "uint8; images in [0, 255]",
+    torch.int64: "int64; ids",
+}
 
 
 class AdaptedModel(nn.Module):
@@ -71,7 +76,7 @@ class AdaptedModel(nn.Module):
         return pytree.tree_unflatten([getattr(self, f"state_{n}") for n in range(self._leaves)], self._structure)
 
 
-def export(predictor: Predictor, file: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+def export(predictor: Predictor, file: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write a learned task to a file: `.pt2`, by `torch.export`, or `.onnx`.
 
     The function in it runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M, N)`,
@@ -81,7 +86,8 @@ def export(predictor: Predictor, file: str | Path, dtype: torch.dtype = torch.fl
     Args:
         predictor: The learned task.
         file: Where to, with the suffix `.pt2` or `.onnx`; a file that is there is replaced once the new one is whole.
-        dtype: Of the inputs: float32, images in [0, 1], or uint8, images in [0, 255].
+        dtype: Of the inputs: float32, images in [0, 1], or uint8, images in [0, 255]; int64 for ids. By default
+            float32, or int64 where the module learned from ids.
 
     Returns:
         The file.
@@ -96,9 +102,11 @@ def export(predictor: Predictor, file: str | Path, dtype: torch.dtype = torch.fl
         raise UserError(f"{path.parent}: there is no such folder to export to")
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; name a file to export to")
-    if dtype not in INPUTS:
-        raise UserError(f"dtype: torch.float32 or torch.uint8 inputs can be exported, got {dtype}")
     module = predictor.module
+    served = _served(module.spec)
+    dtype = served[0] if dtype is None else dtype
+    if dtype not in served:
+        raise UserError(f"dtype: {' or '.join(map(str, served))} inputs can be exported, got {dtype}")
     x = torch.zeros(3, *module.spec.input_shape, dtype=dtype)
     about = json.dumps({"classes": list(map(str, predictor.classes)), **_facts(predictor, dtype)})
     write = _pt2 if path.suffix == ".pt2" else _onnx
@@ -116,6 +124,13 @@ def export(predictor: Predictor, file: str | Path, dtype: torch.dtype = torch.fl
     with replacing(path, "wb") as out:
         out.write(content)
     return path
+
+
+def _served(spec: EpisodeSpec) -> list[torch.dtype]:
+    """The dtypes of inputs that can be exported, that of most use first."""
+    if are_ids(spec.input_shape, spec.input_dtype):
+        return [torch.int64]
+    return [torch.float32, torch.uint8] if len(spec.input_shape) == IMAGE_DIMS else [torch.float32]
 
 
 def _facts(predictor: Predictor, dtype: torch.dtype) -> dict[str, Any]:

@@ -6,14 +6,18 @@ from abc import ABC
 from collections import OrderedDict
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.recomputation import check_replays
 from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.nn.checks import check_derivatives
+from lightning_meta.nn.features import zeros_like_inputs
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
-from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
 from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["transductive", "inductive"]
@@ -69,7 +73,8 @@ class GradientBasedLearner(MetaModule, ABC):
         super().on_fit_start()
         parameters, _ = tensors_of(self.network)
         adapted = {name: p for name, p in parameters.items() if p.requires_grad}
-        x = zeros_like_inputs(self.network, self.spec.input_shape, 2)
+        like = next((p for p in parameters.values() if p.is_floating_point()), torch.zeros(()))
+        x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
 
         def forward(adapted: Tensors) -> Tensor:
             return stateless_call(self.network, {**adapted, **own_buffers(self.network)}, x, "batch")[0]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
+from lightning_meta.nn.features import IMAGE_DIMS, are_ids
 
 if TYPE_CHECKING:
     from lightning_meta.meta.base import MetaModule
@@ -24,7 +25,7 @@ class Predictor:
 
     Args:
         module: The meta-learner; it is left as it is.
-        x: Support inputs `(M, *input_shape)`.
+        x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
         labels: M labels of any kind, or `(M, outputs)` real targets for regression.
 
     Attributes:
@@ -45,7 +46,8 @@ class Predictor:
         if len(x) != len(labels):
             raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
         if module.spec.task == "regression":
-            y = torch.as_tensor(labels).to(x)
+            assert isinstance(module.dtype, torch.dtype)
+            y = torch.as_tensor(labels).to(module.device, module.dtype)
         else:
             plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
             self.classes = _distinct(plain)
@@ -68,8 +70,14 @@ class Predictor:
     def depends_on_company(self) -> bool:
         """Whether a prediction depends on the inputs that it is made with, as transductive normalisation makes it."""
         g = torch.Generator().manual_seed(0)
-        noise = torch.rand(1, *self.module.spec.input_shape, generator=g)
-        alone, among = self.outputs(noise)[0], self.outputs(torch.cat([noise, noise / 9, 1 - noise / 9]))[0]
+        shape = self.module.spec.input_shape
+        if self._takes_ids:
+            noise = torch.randint(2, (1, *shape), generator=g)
+            company = [0 * noise, 1 - noise]
+        else:
+            noise = torch.rand(1, *shape, generator=g)
+            company = [noise / 9, 1 - noise]
+        alone, among = self.outputs(noise)[0], self.outputs(torch.cat([noise, *company]))[0]
         return bool((alone - among).abs().max() > 1e-3 * among.abs().max().clamp_min(1e-6))  # more than rounding
 
     def as_module(self, probabilities: bool = True) -> nn.Module:
@@ -86,7 +94,7 @@ class Predictor:
 
         return AdaptedModel(self, probabilities)
 
-    def export(self, file: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    def export(self, file: str | Path, dtype: torch.dtype | None = None) -> Path:
         """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
         from lightning_meta.meta.export import export
 
@@ -97,10 +105,17 @@ class Predictor:
         outputs = self.outputs(x)
         return [self.classes[n] for n in outputs.argmax(-1).tolist()] if self.classes else outputs
 
+    @property
+    def _takes_ids(self) -> bool:
+        return are_ids(self.module.spec.input_shape, self.module.spec.input_dtype)
+
     def _inputs(self, x: Tensor) -> Tensor:
         expected = self.module.spec.input_shape
         x = torch.as_tensor(x)
-        if not x.is_floating_point() and x.dtype != torch.uint8:
+        if self._takes_ids:
+            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+                raise UserError(f"inputs are whole numbers, such as the int64 ids of training; got {x.dtype}")
+        elif not x.is_floating_point() and not (x.dtype == torch.uint8 and len(expected) == IMAGE_DIMS):
             raise UserError(f"inputs are real numbers, or images as uint8 in [0, 255]; got {x.dtype}")
         if tuple(x.shape[1:]) != tuple(expected):
             raise UserError(f"inputs of shape (M, {', '.join(map(str, expected))}) are needed, got {tuple(x.shape)}")

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_meta.functional.precision import at_least_float32
+
 COLUMNS = ("tasks", "loss", "scores", "outputs", "targets")
 
 
 class TaskTable:
-    """What was recorded, in the order of the tasks' numbers, which are unique.
+    """What was recorded, on the CPU, in the order of the tasks' numbers, which are unique.
 
     It is no tuple, since torchmetrics would squeeze the columns of a table of one task.
 
     Attributes:
         tasks: `(n,)`.
-        loss: `(n,)` the query loss after the last inner step.
-        scores: `(n, S + 1)` the metric after 0, ..., S inner steps.
+        loss: `(n,)` float64, the query loss after the last inner step.
+        scores: `(n, S + 1)` float64, the metric after 0, ..., S inner steps.
         outputs: `(n, M, outputs)` after the last inner step, or empty.
         targets: `(n, M, ...)`, or empty.
     """
@@ -61,19 +64,20 @@ class TaskScores(Metric):
 
     def update(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Record T tasks; shapes as in `TaskTable` with n = T."""
-        self.tasks.append(tasks)
-        self.loss.append(loss)
-        self.scores.append(scores)
-        self.outputs.append(outputs if self.keep_outputs else outputs[:, :0])
-        self.targets.append(targets if self.keep_outputs else targets[:, :0])
+        if not self.keep_outputs:
+            outputs, targets = outputs[:, :0], targets[:, :0]
+        # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch.
+        for name, column in zip(COLUMNS, (tasks, loss, scores, outputs, targets), strict=True):
+            getattr(self, name).append(column.detach().clone())
 
     def compute(self) -> TaskTable:
         """The table over all ranks; a task that was seen twice stands once."""
-        columns = [dim_zero_cat(getattr(self, name)) for name in COLUMNS]
+        columns = [at_least_float32(dim_zero_cat(getattr(self, name)).cpu()) for name in COLUMNS]
         order = columns[0].argsort(stable=True)
         tasks = columns[0][order]
         first = torch.cat([tasks.new_ones(1, dtype=torch.bool), tasks[1:] != tasks[:-1]])
-        return TaskTable(*(column[order[first]] for column in columns))
+        tasks, loss, scores, outputs, targets = (column[order[first]] for column in columns)
+        return TaskTable(tasks, _exact(loss), _exact(scores), outputs, targets)
 
 
 def mean_and_interval(values: Tensor) -> tuple[float, float]:
@@ -85,6 +89,13 @@ def mean_and_interval(values: Tensor) -> tuple[float, float]:
     Returns:
         The mean and the half-width; NaN where there is but one task.
     """
-    values = values.double()
+    values = values.cpu().double()
     interval = 1.96 * values.std(correction=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return float(values.mean()), float(interval)
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Numbers as float64: those of float32 by their decimals, so that 0.8 is 0.8 and not 0.800000011920929."""
+    if values.dtype == torch.float64:
+        return values
+    return torch.from_numpy(values.numpy().astype(str).astype(np.float64))

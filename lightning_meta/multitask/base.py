@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import torch
@@ -147,13 +148,19 @@ class MultiTaskModule(TrainedModule, ABC):
         """The shape of one input of the backbone, behind the stems."""
         shapes = {n: self.spec.input_shapes[n] for n in self.names}
         if self._stems_by_name:
-            shapes = {n: shape_after(self._stems_by_name[n], shape, f"stems.{n}") for n, shape in shapes.items()}
+            shapes = {n: self._behind_stem(n, shape) for n, shape in shapes.items()}
         first = next(iter(shapes))
         for name, shape in shapes.items():
             if shape != shapes[first]:
                 mend = " behind their stems" if self._stems_by_name else "; give each task a stem with `stems`"
                 raise UserError(f"stems: inputs of {first!r} are {shapes[first]}, of {name!r} {shape}{mend}")
         return shapes[first]
+
+    @property
+    def input_dtype(self) -> str:
+        """The dtype of the backbone's stored inputs, such as "uint8"; "" behind stems, and where nobody said so."""
+        dtypes = set(self.spec.input_dtypes.values())
+        return dtypes.pop() if len(dtypes) == 1 and not self._stems_by_name else ""
 
     def head(self, name: str, features: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
         """A new head for a task; how it starts depends on the run's seed and the task's name alone."""
@@ -345,14 +352,17 @@ class MultiTaskModule(TrainedModule, ABC):
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch
     ) -> None:
-        sums = torch.zeros(2, len(self.names), dtype=torch.float64, device=self.device)
+        dtype = torch.promote_types(means.dtype, torch.float32)
+        sums = torch.zeros(2, len(self.names), dtype=dtype, device=self.device)
         for i, name in enumerate(self.names):
             if name in outputs and len(outputs[name]):
                 scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
-                if torch.isfinite(scores).all():
-                    sums[:, i] = torch.stack([scores.sum(), scores.new_tensor(len(scores))])
-        total, count = sum_over_ranks(sums)
-        values = by_task("train", self.spec.tasks, torch.where(count > 0, total / count, torch.nan))
+                total = scores.sum()
+                # One example has no R². Zeros in place of what is not finite, without asking the device.
+                known = torch.isfinite(scores).all()
+                sums[0, i], sums[1, i] = torch.where(known, total, 0), known * len(scores)
+        totals = zip(*sum_over_ranks(sums).tolist(), strict=True)
+        values = by_task("train", self.spec.tasks, [total / count if count else nan for total, count in totals])
         weights = self.weighting.weights().detach()
         for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
             if here:
@@ -364,6 +374,10 @@ class MultiTaskModule(TrainedModule, ABC):
             logger.log_metrics({name: value for name, value in values.items() if value == value}, self.global_step)
         self.log("train/loss", sum_over_ranks(loss) / world_size(), prog_bar=True, batch_size=1)
 
+    def _behind_stem(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        dtype = self.spec.input_dtypes.get(name, "")
+        return shape_after(self._stems_by_name[name], shape, f"stems.{name}", dtype)
+
     @staticmethod
     def _computed(records: TaskRecords) -> RecordTable:
         table: RecordTable = records.compute()
@@ -373,12 +387,12 @@ class MultiTaskModule(TrainedModule, ABC):
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, Tensor]:
         table = self._computed(records)
         tasks = self.spec.tasks
-        scores = torch.tensor([table.of[n].score(t) for n, t in tasks.items()], dtype=torch.float64, device=self.device)
+        scores = torch.tensor([table.of[n].score(t) for n, t in tasks.items()], dtype=torch.float64)
         losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
         values = {
-            **by_task(stage, tasks, scores),
+            **by_task(stage, tasks, scores.tolist()),
             **losses,
-            f"{stage}/loss": mean_of_known(torch.tensor(list(losses.values()))),
+            f"{stage}/loss": mean_of_known(list(losses.values())),
         }
         for name, task in tasks.items():
             values |= {f"{stage}/{metric}/{name}": v for metric, v in table.of[name].metrics(task).items()}

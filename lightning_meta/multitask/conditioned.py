@@ -14,7 +14,7 @@ from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
-from lightning_meta.nn.features import output_size, shape_after
+from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
 from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.tasks import TasksSpec
@@ -89,10 +89,10 @@ class Conditioned(MultiTaskModule):
 
     def build(self, spec: TasksSpec) -> None:
         """Make the descriptors, the places where they enter, and the head."""
-        output_size(self.backbone, self.input_shape)
+        output_size(self.backbone, self.input_shape, self.input_dtype)
         self.z = self._descriptors(spec)
         size = self.descriptors.shape[1]
-        stages, shape = stages_of(self.backbone), self.input_shape
+        stages, shape, dtype = stages_of(self.backbone), self.input_shape, self.input_dtype
         self.entries = nn.ModuleDict()
         for place in self.at:
             check_depth("at", place, self.backbone, stages)
@@ -100,7 +100,7 @@ class Conditioned(MultiTaskModule):
             flat = False
             channels = shape[0]
             if place < len(stages):
-                shape = shape_after(stages[place], shape)
+                shape, dtype = shape_after(stages[place], shape, input_dtype=dtype), ""
             if place not in self.at:
                 continue
             if self.enters == "concatenate":
@@ -171,7 +171,8 @@ class Conditioned(MultiTaskModule):
     def _check_entries(self, like: Tensor) -> None:
         mode = self.training
         try:
-            self.eval().conditioned(like.new_zeros(2, *self.input_shape), self.descriptors[:1].expand(2, -1))
+            zeros = zeros_like_inputs(self.input_shape, self.input_dtype, like)
+            self.eval().conditioned(zeros, self.descriptors[:1].expand(2, -1))
         except RuntimeError as error:
             raise UserError(
                 f"at: z cannot enter {list(self.at)} by {self.enters}: {str(error).splitlines()[0]}; "

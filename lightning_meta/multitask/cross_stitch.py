@@ -73,13 +73,13 @@ class CrossStitch(MultiTaskModule):
 
     def build(self, spec: TasksSpec) -> None:
         """Make the networks, the α between them, and the heads."""
-        features, count = output_size(self.backbone, self.input_shape), len(spec.tasks)
-        stages, shape = stages_of(self.backbone), self.input_shape
+        features, count = output_size(self.backbone, self.input_shape, self.input_dtype), len(spec.tasks)
+        stages, shape, dtype = stages_of(self.backbone), self.input_shape, self.input_dtype
         start = torch.full((count, count), (1 - self.own) / max(count - 1, 1))
         start.fill_diagonal_(self.own if count > 1 else 1.0)
         mixing = []
         for stage in stages:
-            shape = shape_after(stage, shape)
+            shape, dtype = shape_after(stage, shape, input_dtype=dtype), ""
             mixing.append(nn.Parameter(start.repeat(shape[0], 1, 1)))
         self.mixing = nn.ParameterList(mixing)
         self.backbone = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError
 from lightning_meta.functional import gradient_conflict as functional
+from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows
 
 
@@ -116,7 +117,7 @@ class GradientConflict(Callback):
         gradients = trainer.strategy.reduce(gradients, reduce_op="mean")
         before = _stacked(losses, names)
         del losses  # and the graph
-        affinity = before.new_full((len(names), len(names)), torch.nan)
+        affinity = torch.full((len(names), len(names)), torch.nan, dtype=torch.float64)
         if self.affinity:
             rates, after = _learning_rates(trainer, shared), []
             for gradient in gradients:
@@ -156,7 +157,7 @@ def _gradients(losses: Sequence[Tensor], shared: Sequence[nn.Parameter], scale: 
 
 
 def _stacked(losses: dict[str, Tensor], names: Sequence[str]) -> Tensor:
-    return torch.stack([losses[name].detach().double() for name in names])
+    return torch.stack([at_least_float32(losses[name].detach()) for name in names])
 
 
 def _learning_rates(trainer: Trainer, shared: Sequence[nn.Parameter]) -> list[float]:

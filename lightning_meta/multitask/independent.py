@@ -96,7 +96,7 @@ class Independent(MultiTaskModule):
 
     def build(self, spec: TasksSpec) -> None:
         """Give each task a copy of the backbone and a head."""
-        features = output_size(self.backbone, self.input_shape)
+        features = output_size(self.backbone, self.input_shape, self.input_dtype)
         self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
         self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
         if self.strategy == "vmap" and self.draws:

@@ -13,7 +13,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
-from lightning_meta.nn.features import output_size
+from lightning_meta.nn.features import are_ids, output_size
 from lightning_meta.nn.fresh import fresh
 from lightning_meta.nn.heads import seeded
 from lightning_meta.tasks import TasksSpec
@@ -71,7 +71,12 @@ class MixtureOfExperts(MultiTaskModule):
 
     def build(self, spec: TasksSpec) -> None:
         """Make the experts, and a gate and a head for each task."""
-        features, width = output_size(self.backbone, self.input_shape), math.prod(self.input_shape)
+        if are_ids(self.input_shape, self.input_dtype):
+            raise UserError(
+                f"tasks: MixtureOfExperts gates by the inputs, and these are {self.input_dtype} ids, which have no "
+                "order; give each task a stem with an embedding, or use MultiHead"
+            )
+        features, width = output_size(self.backbone, self.input_shape, self.input_dtype), math.prod(self.input_shape)
         others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
         self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)

@@ -69,7 +69,7 @@ class MultiHead(MultiTaskModule):
 
     def build(self, spec: TasksSpec) -> None:
         """Cut the backbone where sharing ends, and give each task the rest and a head."""
-        features = output_size(self.backbone, self.input_shape)
+        features = output_size(self.backbone, self.input_shape, self.input_dtype)
         if self.shared_depth is not None:
             stages = stages_of(self.backbone)
             check_depth("shared_depth", self.shared_depth, self.backbone, stages)

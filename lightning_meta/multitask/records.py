@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
 
+_DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
 _COLUMNS = ("tasks", "ids", "kinds", "losses", "outputs", "targets")
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The predictions for one task in a split, in the order of its examples' numbers, which are unique.
+    """The predictions for one task in a split, on the CPU, in the order of its examples' numbers, which are unique.
 
     Attributes:
         ids: `(n,)`.
@@ -34,8 +36,8 @@ class TaskRecord:
     targets: Tensor
 
     def scores(self, task: Task) -> Tensor:
-        """What each example adds to the metric of selection, `(n,)`."""
-        return task.example_scores(self.outputs, self.targets)
+        """What each example adds to the metric of selection, `(n,)` float64."""
+        return task.example_scores(self.outputs.double(), self.targets)
 
     def score(self, task: Task) -> float:
         """The metric of selection; NaN where there is no example."""
@@ -49,7 +51,7 @@ class TaskRecord:
         """The task's further metrics by name; NaN where there is no example."""
         if not len(self.ids):
             return dict.fromkeys(task.metrics(), float("nan"))
-        outputs, targets = task.readable(self.outputs).cpu(), self.targets.cpu()
+        outputs, targets = task.readable(self.outputs), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
         return {name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}
@@ -80,30 +82,30 @@ class TaskRecords(Metric):
     def update(self, name: str, ids: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Record n examples of a task; shapes as in `TaskRecord`."""
         width = targets.shape[1] if targets.dim() > 1 else 0
+        numbers, dtype = _as_integers(targets if width else targets.unsqueeze(1))
         self.tasks.append(torch.full_like(ids, self.order[name]))
-        self.ids.append(ids)
-        self.kinds.append(torch.full_like(ids, 2 * width + targets.is_floating_point()))
-        self.losses.append(losses.detach())
+        self.ids.append(ids.clone())
+        self.kinds.append(torch.full_like(ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+        # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
+        self.losses.append(losses.detach().clone())
         self.outputs.append(F.pad(outputs.detach(), (0, max(self.widths) - outputs.shape[1])))
-        wide = targets.double() if width else targets.double().unsqueeze(1)
-        self.targets.append(F.pad(wide, (0, max(1, *self.widths) - wide.shape[1])))
+        self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
         """The records over all ranks; an example that was seen twice stands once."""
         if not len(self.tasks):  # one tensor, where ranks were gathered
             return RecordTable({})
-        tasks, ids, kinds, losses, outputs, targets = (dim_zero_cat(getattr(self, name)) for name in _COLUMNS)
+        tasks, ids, kinds, losses, outputs, targets = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        losses, outputs = at_least_float32(losses), at_least_float32(outputs)
         found = {}
         for name, number in self.order.items():
             of = (tasks == number).nonzero()[:, 0]
             of = of[ids[of].argsort(stable=True)]
             if len(of) > 1:
                 of = of[torch.cat([of.new_ones(1, dtype=torch.bool), ids[of].diff() != 0])]
-            width, real = divmod(int(kinds[of[0]]), 2) if len(of) else (0, 1)
-            wanted = targets[of, :width] if width else targets[of, 0]
-            found[name] = TaskRecord(
-                ids[of], losses[of], outputs[of, : self.widths[number]], wanted if real else wanted.long()
-            )
+            width, dtype = divmod(int(kinds[of[0]]), len(_DTYPES)) if len(of) else (0, 0)
+            wanted = _from_integers(targets[of, :width] if width else targets[of, 0], _DTYPES[dtype])
+            found[name] = TaskRecord(ids[of], losses[of], outputs[of, : self.widths[number]], wanted)
         return RecordTable(found)
 
 
@@ -133,6 +135,24 @@ class RecordTable:
             "target": torch.cat([_widened(w, targets) for w in wanted]),
         }
         return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}
+
+
+def _as_integers(targets: Tensor) -> tuple[Tensor, torch.dtype]:
+    """Targets as int64, and what they were: bits of real numbers, since not every device has float64.
+
+    Classes and real numbers of all tasks lie in one tensor, which ranks exchange, and keep all their digits.
+    """
+    if not targets.is_floating_point():
+        return targets.long(), torch.int64
+    targets = at_least_float32(targets)
+    bits = targets.view(torch.int64 if targets.dtype == torch.float64 else torch.int32)
+    return bits.long(), targets.dtype
+
+
+def _from_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.int64:
+        return numbers
+    return (numbers.int() if dtype == torch.float32 else numbers).view(dtype)
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:

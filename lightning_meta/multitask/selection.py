@@ -53,7 +53,7 @@ class BestSoFar(nn.Module):
             if score > self.scores[i]:
                 improved[i] = True
                 self.scores[i], self.steps[i] = score, step
-        mean = float(scores.double().nanmean())
+        mean = float(scores.cpu().double().nanmean())
         better = mean > self.mean
         if better:
             self.mean, self.mean_step = mean, step

@@ -45,7 +45,9 @@ class Snapshots(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """All copies, `(2, P)`."""
-        return torch.stack([torch.cat(self._kept[selection]).cpu() for selection in ("selected", "joint")])
+        # Some may still lie where the module was made, others where it trains.
+        rows = ([part.cpu() for part in self._kept[selection]] for selection in ("selected", "joint"))
+        return torch.stack([torch.cat(row) for row in rows])
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take all copies up again."""
@@ -60,7 +62,8 @@ def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 @torch.no_grad()
 def _flat(modules: Sequence[nn.Module]) -> Tensor:
-    return torch.cat([t.flatten() for t in _tensors(modules)])
+    tensors = _tensors(modules)  # where a module is made, heads lie on the accelerator before the backbone does
+    return torch.cat([t.to(tensors[0].device).flatten() for t in tensors])
 
 
 @torch.no_grad()

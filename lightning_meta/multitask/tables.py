@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_meta.errors import UserError
@@ -15,25 +15,26 @@ from lightning_meta.tasks import Task, TasksSpec
 STAGES = ("train", "val", "test")
 
 
-def mean_of_known(values: Tensor) -> float:
-    """The mean of what is not NaN."""
-    return float(values.double().nanmean())
+def mean_of_known(values: Tensor | Sequence[float]) -> float:
+    """The mean of what is not NaN; NaN where nothing is known."""
+    known = [v for v in (values.tolist() if isinstance(values, Tensor) else values) if not isnan(v)]
+    return sum(known) / len(known) if known else nan
 
 
-def by_task(stage: str, tasks: Mapping[str, Task], scores: Tensor) -> dict[str, float]:
+def by_task(stage: str, tasks: Mapping[str, Task], scores: Sequence[float]) -> dict[str, float]:
     """Scores by their logged names: the mean of each metric over the tasks that have it, and each task's own.
 
     Args:
         stage: `train`, `val` or `test`.
         tasks: By name.
-        scores: `(T,)`, NaN where a task has none.
+        scores: One a task, NaN where it has none.
     """
     own: dict[str, float] = {}
     of_metric: dict[str, list[float]] = {}
-    for (name, task), score in zip(tasks.items(), scores.tolist(), strict=True):
+    for (name, task), score in zip(tasks.items(), scores, strict=True):
         own[f"{stage}/{task.selection}/{name}"] = score
         of_metric.setdefault(task.selection, []).append(score)
-    return {**{f"{stage}/{m}": mean_of_known(torch.tensor(of)) for m, of in of_metric.items()}, **own}
+    return {**{f"{stage}/{m}": mean_of_known(of) for m, of in of_metric.items()}, **own}
 
 
 def rows_of_tasks(

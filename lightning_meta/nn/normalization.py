@@ -168,7 +168,9 @@ def collected_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         yield found
         for name, norm in norms.items():
-            for buffer, values in zip(("running_mean", "running_var"), zip(*norm.collected or (), strict=True)):
+            for buffer, values in zip(
+                ("running_mean", "running_var"), zip(*norm.collected or (), strict=True), strict=False
+            ):
                 # A value from within a gradient that has ended is unwrapped.
                 found[f"{name}.{buffer}".lstrip(".")] = torch.stack([unwrap_if_dead(v) for v in values]).mean(0)
     finally:
@@ -210,6 +212,10 @@ def per_task(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm) and type(part).forward in _FORWARDS:
             part.__class__ = TaskBatchNorm
+        if part._forward_pre_hooks:  # an old weight norm keeps a weight with its graph, which cannot be copied
+            for name, value in part.__dict__.items():
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    part.__dict__[name] = value.detach()
     return module
 
 
@@ -225,8 +231,8 @@ def refuse_other_batch_norms(module: nn.Module, option: str = "backbone") -> Non
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm):
             raise UserError(
-                f"{option}: {name or 'it'} is a {type(part).__name__}, a batch normalisation with its own forward, whose "
-                "statistics cannot be kept apart for each task; use torch.nn.BatchNorm2d and a layer behind it"
+                f"{option}: {name or 'it'} is a {type(part).__name__}, a batch normalisation with its own forward, "
+                "whose statistics cannot be kept apart for each task; use torch.nn.BatchNorm2d and a layer behind it"
             )
 
 

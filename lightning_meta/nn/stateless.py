@@ -68,7 +68,9 @@ def exactly(module: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def swapped(module: nn.Module, tensors: Mapping[str, Tensor], statistics: Statistics | None = None) -> Iterator[Tensors]:
+def swapped(
+    module: nn.Module, tensors: Mapping[str, Tensor], statistics: Statistics | None = None
+) -> Iterator[Tensors]:
     """Within the context a module has other parameters and buffers.
 
     A tensor that stands in several places (a layer under two names, tied weights) is replaced in all of them.
@@ -221,12 +223,11 @@ def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
                 del own[name]  # it belongs to a transform that ends with the call
             elif name in before and (made_by_hooks or is_functorch_wrapped_tensor(value)):
                 own[name] = before[name]
-        elif isinstance(value, list | dict) and any(map(_unusable, value.values() if isinstance(value, dict) else value)):
+        elif isinstance(value, dict) and any(map(_unusable, value.values())):
             value.clear()
-            if isinstance(value, dict):
-                value.update(before.get(name, {}))
-            else:
-                value.extend(before.get(name, []))
+            value.update(before.get(name, {}))
+        elif isinstance(value, list) and any(map(_unusable, value)):
+            value[:] = before.get(name, [])
 
 
 def _unusable(value: object) -> bool:

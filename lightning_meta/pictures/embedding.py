@@ -29,7 +29,7 @@ def principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The centre `(D,)`, the two axes `(D, 2)` and the shares of the variance along them `(2,)`, in [0, 1]. The
         largest entry of each axis is positive, so that a picture is not mirrored by chance.
     """
-    features = features.double()
+    features = features.cpu().double()
     centre = features.mean(0)
     _, singular, axes = torch.linalg.svd(features - centre, full_matrices=False)
     plane = axes[:2].T

@@ -86,7 +86,7 @@ def _by_class(x: Tensor, ways: int) -> Tensor:
 
 def _show(axes: Axes, image: Tensor) -> None:
     pixels = image if image.dtype == torch.uint8 else (255 * image.clamp(0, 1)).byte()
-    picture = np.moveaxis(pixels.numpy(), 0, -1)
+    picture = np.moveaxis(pixels.cpu().numpy(), 0, -1)
     axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)
     axes.set_xticks([])
     axes.set_yticks([])

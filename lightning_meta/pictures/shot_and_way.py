@@ -95,7 +95,7 @@ class ShotAndWay(Picture):
             batch = drawn.__getitems__(range(start, min(start + size, self.tasks)))
             batch = module.transfer_batch_to_device(batch, module.device, 0)
             outputs = module.predict_step(batch, 0)
-            scores.append((outputs.argmax(-1) == batch.query.y).double().mean(-1).cpu())
+            scores.append((outputs.argmax(-1) == batch.query.y).cpu().double().mean(-1))
         return Point(ways, shots, *mean_and_interval(torch.cat(scores)))
 
 

@@ -36,7 +36,7 @@ class MetaGradients:
         self.forward, self.parameters, self.support, self.query = forward, parameters, support, query
         self.first_order, self.learning_rate = first_order, learning_rate
 
-    def loss(self, parameters: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
+    def loss(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """A smooth function of all outputs."""
         outputs = self.forward(parameters, x)
         weights = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype).view_as(outputs)
@@ -47,13 +47,13 @@ class MetaGradients:
         """The mean query loss. The inner steps from `steps_of`, if given, are added to the start as constants."""
 
         def reached(support: Tensor, begin: Tensors) -> Tensors:
-            return inner_loop(self.loss, begin, support, 2, self.learning_rate, self.first_order)[-1][0]
+            return inner_loop(self.loss, begin, {}, support, 2, self.learning_rate, self.first_order)[-1][0]
 
         def one_task(support: Tensor, query: Tensor) -> Tensor:
             if steps_of is None:
-                return self.loss(reached(support, start), query)[0]
+                return self.loss(reached(support, start), {}, query)[0]
             end = reached(support, steps_of)
-            return self.loss({n: p + (end[n] - steps_of[n]).detach() for n, p in start.items()}, query)[0]
+            return self.loss({n: p + (end[n] - steps_of[n]).detach() for n, p in start.items()}, {}, query)[0]
 
         with torch.random.fork_rng():
             torch.manual_seed(1)

@@ -33,7 +33,7 @@ class Numbered(Source):
             sizes = [8 + c for c in range(count)]
             values = [[100 * (first + c) + m] * 4 for c, size in enumerate(sizes) for m in range(size)]
             names = tuple(f"{split} {c}" for c in range(count))
-            self._pools[split] = Pool(torch.tensor(values).view(-1, 1, 2, 2), torch.tensor(sizes), names, names)
+            self._pools[split] = Pool(torch.tensor(values).float().view(-1, 1, 2, 2), torch.tensor(sizes), names, names)
             first += count
 
     def pools(self) -> dict[Split, Pool]:
@@ -127,8 +127,6 @@ def test_training_and_evaluation_tasks_differ_under_one_seed() -> None:
     assert not any(torch.equal(a, b) for a, b in ((training[0], val[0]), (val[0], test[0]), (training[0], test[0])))
 
 
-# Lightning takes every sampler that is not torch's sequential one for a shuffle.
-@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled val dataloader shuffling")
 def test_a_trainer_that_overfits_meets_the_same_meta_batches_in_every_epoch(tmp_path: Path) -> None:
     class Seen(Callback):
         def __init__(self) -> None:

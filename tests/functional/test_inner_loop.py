@@ -49,7 +49,10 @@ def test_trajectory_and_meta_gradient_are_those_of_plain_autograd(steps: int, fi
     parameters = {name: p.requires_grad_() for name, p in parameters.items()}
 
     found = [
-        p for p, _ in inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), steps, 0.1, first_order)
+        p
+        for p, _ in inner_loop(
+            lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), steps, 0.1, first_order
+        )
     ]
     expected = by_autograd(parameters, x, y, steps, 0.1, first_order)
     assert len(found) == steps + 1
@@ -84,7 +87,9 @@ def test_linear_regression_has_a_closed_form(steps: int) -> None:
     theta = torch.randn(3, generator=g).double().requires_grad_()
     rate = 0.03
 
-    phi = inner_loop(lambda p, b, _: ((x @ p["w"] - y).square().sum() / 2, {}), {"w": theta}, {}, (), steps, rate)[-1][0]["w"]
+    phi = inner_loop(lambda p, b, _: ((x @ p["w"] - y).square().sum() / 2, {}), {"w": theta}, {}, (), steps, rate)[-1][
+        0
+    ]["w"]
     ((query @ phi - target).square().sum() / 2).backward()
 
     contraction = torch.linalg.matrix_power(torch.eye(3, dtype=torch.float64) - rate * x.T @ x, steps)
@@ -118,7 +123,9 @@ def test_maps_over_tasks(first_order: bool) -> None:
     parameters = {name: p.requires_grad_() for name, p in problem()[0].items()}
 
     def end(x: Tensor, y: Tensor) -> Tensor:
-        return flat(inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 3, 0.1, first_order)[-1][0])
+        return flat(
+            inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 3, 0.1, first_order)[-1][0]
+        )
 
     mapped = vmap(end)(*(torch.stack(column) for column in zip(*tasks, strict=True)))
     looped = torch.stack([end(x, y) for x, y in tasks])

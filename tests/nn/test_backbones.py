@@ -123,7 +123,7 @@ def test_images_too_small_for_lenet_are_refused() -> None:
 
 
 def test_images_become_numbers_from_0_to_1() -> None:
-    images = torch.tensor([[0, 51, 255]], dtype=torch.uint8)
-    torch.testing.assert_close(as_input(images, torch.float64), torch.tensor([[0, 0.2, 1]], dtype=torch.float64))
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 1, 1, 3)
+    torch.testing.assert_close(as_input(images, torch.float64)[0, 0, 0], torch.tensor([0, 0.2, 1]).double())
     real = torch.tensor([-3.0, 300.0])
     assert torch.equal(as_input(real, torch.float64), real.double())

@@ -290,7 +290,9 @@ def test_a_stateless_call_leaves_the_module_bit_identical(statistics: Statistics
     else:
         _, updated = stateless_call(network, tensors, torch.randn(3, 1, 8, 8), statistics)
         changed = [name for name in updated if not torch.equal(updated[name], given[name])]
-        assert changed == ([] if statistics == "stored" else ["1.running_mean", "1.running_var", "5.running_mean", "5.running_var"])
+        assert changed == (
+            [] if statistics == "stored" else ["1.running_mean", "1.running_var", "5.running_mean", "5.running_var"]
+        )
     assert all(tensors[name] is given[name] for name in given)
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     assert [m.statistics for m in network.modules() if isinstance(m, TaskBatchNorm)] == [None, None]
@@ -336,7 +338,10 @@ def test_stacked_networks_follow_each_its_own_statistics(shape: tuple[int, ...],
     pairs = [both(shape, dtype) for _ in range(3)]
     norms = [ours for ours, _ in pairs]
     parameters = {name: torch.stack([norm.get_parameter(name) for norm in norms]) for name in ("weight", "bias")}
-    buffers = {name: torch.stack([norm.get_buffer(name) for norm in norms]) for name in ("running_mean", "running_var", "num_batches_tracked")}
+    buffers = {
+        name: torch.stack([norm.get_buffer(name) for norm in norms])
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+    }
     for number in range(3):
         x = torch.randn(3, *shape, dtype=dtype) * (number + 1) + 2
 
