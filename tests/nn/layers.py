@@ -183,7 +183,9 @@ def _in_space() -> dict[str, Case]:
     return cases | {
         "FractionalMaxPool2d": Case(lambda: nn.FractionalMaxPool2d(2, output_size=3), PLANE),
         "MaxPool2d, overlapping": Case(lambda: nn.MaxPool2d(3, 2, 1, ceil_mode=True), PLANE),
-        "max_unpool2d": Case(of_input(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2])), PLANE),
+        "max_unpool2d": Case(
+            of_input(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2])), PLANE
+        ),
         "Upsample, nearest": Case(lambda: nn.Upsample(scale_factor=2), PLANE),
         "Upsample, linear": Case(lambda: nn.Upsample(scale_factor=2, mode="linear"), LINE),
         "Upsample, bilinear": Case(lambda: nn.Upsample(scale_factor=2, mode="bilinear"), PLANE),
