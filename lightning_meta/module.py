@@ -82,8 +82,8 @@ class TrainedModule(Described, LightningModule):
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
             raise UserError(
-                "lr_scheduler: ReduceLROnPlateau must know its metric; use lightning.pytorch.cli.ReduceLROnPlateau with "
-                "monitor, such as val/loss"
+                "lr_scheduler: ReduceLROnPlateau must know its metric; use lightning.pytorch.cli.ReduceLROnPlateau "
+                "with monitor, such as val/loss"
             )
         options = {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}
         return {"optimizer": optimizer, "lr_scheduler": options}

@@ -14,7 +14,7 @@ What torch 2.13 gets wrong, found by comparing `vmap`, a loop and finite differe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,9 +34,20 @@ class ExactDerivatives(TorchFunctionMode):
 
     Attributes:
         found: Whether any of these functions was called.
+        active: Whether the program is within such a context.
     """
 
     found = False
+    active: ClassVar[int] = 0
+
+    def __enter__(self) -> Self:
+        ExactDerivatives.active += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        ExactDerivatives.active -= 1
+        super().__exit__(*error)
 
     def __torch_function__(
         self, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -58,7 +58,7 @@ def inner_loop(
     trajectory = []
     for _ in range(steps):
         inputs = (parameters, buffers, data)
-        following, buffers = recomputed(step, *inputs) if recompute else step(*inputs)
+        following, buffers = recomputed(partial(_on_copies, step), *inputs) if recompute else step(*inputs)
         trajectory.append((parameters, buffers))
         parameters = following
     return [*trajectory, (parameters, buffers)]
@@ -79,6 +79,13 @@ def _step(
     gradients, after = grad(loss, has_aux=True)(at, buffers, data)
     updates = direction(gradients)
     return {name: p - rate * updates[name] for name, p in parameters.items()}, after
+
+
+def _on_copies(
+    step: Callable[..., tuple[Tensors, Tensors]], parameters: Tensors, buffers: Tensors, data: Any
+) -> tuple[Tensors, Tensors]:
+    """A forward pass may change buffers in place; the second run of a step starts from those of the first."""
+    return step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, data)
 
 
 def _constant(tree: Tree) -> Tree:

@@ -25,7 +25,15 @@ from lightning_meta.module import TrainedModule
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.normalization import collected_statistics, follow, freeze_evaluated, per_task, task_norms
-from lightning_meta.nn.stateless import Tensors, own_buffers, put_buffers, swapped, tensors_of, untouched
+from lightning_meta.nn.stateless import (
+    Tensors,
+    exact_derivatives,
+    own_buffers,
+    put_buffers,
+    swapped,
+    tensors_of,
+    untouched,
+)
 from lightning_meta.tasks import EpisodeSpec, Task, task_named
 
 _log = logging.getLogger(__name__)
@@ -166,7 +174,8 @@ class MetaModule(TrainedModule, ABC):
         if self.training:
             freeze_evaluated(self.backbone)
         in_loop = self._way(batch).strategy == "loop"
-        return self._map(one_task, batch)
+        with exact_derivatives(self.network):
+            return self._map(one_task, batch)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; `self.feature_size` is how many features the backbone has.
@@ -433,11 +442,10 @@ class MetaModule(TrainedModule, ABC):
         Raises:
             UserError: It cannot, and was asked for by name.
         """
-        reason = obstacle(run, self)
+        reason = obstacle(run, self, slow_too=self.strategy != "vmap")
         if reason is None:
             return True
-        asked = self.strategy == "vmap"
-        if asked:
+        if self.strategy == "vmap":
             with untouched(self):
                 run(TaskMap("loop"))  # an error that is not about vmap shows itself
             raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
@@ -473,7 +481,7 @@ class MetaModule(TrainedModule, ABC):
             found: tuple[Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
             return found
 
-        with self.exact_arithmetic(), untouched(self):
+        with self.exact_arithmetic(), untouched(self), exact_derivatives(self.network):
             how = self._way(batch)
             if how.strategy == "vmap" and self._evaluates is None:
                 self._evaluates = self._vectorises(lambda how: run(how, first_tasks(batch)))

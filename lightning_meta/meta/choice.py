@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_meta.batches import Episode
-from lightning_meta.errors import UserError
 from lightning_meta.functional.task_map import TaskMap
+from lightning_meta.nn.checks import CANNOT_BE_MAPPED, SLOWLY_MAPPED
 from lightning_meta.nn.stateless import own_buffers, untouched
 
 Strategy = Literal["auto", "measured", "vmap", "loop"]
@@ -53,29 +53,30 @@ def first_tasks(batch: Episode, count: int = 2) -> Episode:
     return batch._replace(support=support, query=query, tasks=batch.tasks[:count], classes=classes)
 
 
-def obstacle(run: Callable[[TaskMap], Any], module: nn.Module) -> str | None:
+def obstacle(run: Callable[[TaskMap], Any], module: nn.Module, slow_too: bool) -> str | None:
     """Why a function of a few tasks cannot be run by `vmap`; None where it can.
 
     Recurrent layers, some random layers, control flow that depends on values, and buffers that a forward pass changes
-    have no vectorised form. torch also loops by itself over operators it has no rule for, which is slower than a loop.
+    have no vectorised form.
 
     Args:
         run: Runs the function in a given way.
         module: Its buffers and the random state are as before afterwards.
+        slow_too: Whether a layer that torch visits in a loop by itself counts: that is right, but no faster.
     """
     before = own_buffers(module)
     with untouched(module):
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings("error", message=".*performance drop")
+                if slow_too:
+                    warnings.filterwarnings("error", message=SLOWLY_MAPPED)
                 run(TaskMap("vmap"))
-        except UserError:
+        except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # torch raises errors of many kinds here
+        except (*CANNOT_BE_MAPPED, UserWarning) as error:
             return " ".join(str(error).split())[:200] or type(error).__name__
-        changed = [
-            name for name, buffer in module.named_buffers() if name in before and not _same(buffer, before[name])
-        ]
+        after = dict(module.named_buffers())
+        changed = [name for name, buffer in before.items() if not _same(after[name], buffer)]
         return f"a forward pass changes the buffer {changed[0]!r}" if changed else None
 
 

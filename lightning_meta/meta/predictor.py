@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
+from lightning_meta.nn.stateless import exact_derivatives, untouched
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
 
 if TYPE_CHECKING:
@@ -137,11 +138,11 @@ def _distinct(labels: list[Any]) -> list[Any]:
 
 @contextmanager
 def _evaluating(module: MetaModule) -> Iterator[None]:
-    """No gradients, no dropout and the inner steps of evaluation; then every part is as it was."""
+    """No gradients, no dropout and the inner steps of evaluation; then every part, and the random state, is as before."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), module.exact_arithmetic(), untouched(module), exact_derivatives(module.network):
             yield
     finally:
         for part, training in modes:

@@ -208,9 +208,9 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def on_fit_start(self) -> None:
         """Refuse synchronised batch normalisation where torch has none."""
-        if world_size() > 1 and self.device.type == "cpu":
-            if any(isinstance(part, nn.SyncBatchNorm) for part in self.modules()):
-                raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
+        synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in self.modules())
+        if synchronised and world_size() > 1 and self.device.type == "cpu":
+            raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""

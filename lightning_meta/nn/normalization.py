@@ -30,8 +30,8 @@ class TaskBatchNorm(_BatchNorm):
     channel), which torch refuses in training mode, is normalised by the running statistics: a rank may lack a task's
     examples.
 
-    Within `statistics_from` it normalises by the statistics of one task, whatever its mode, unless it is `frozen`. These
-    forms are written out in sums, which map over tasks and whose second derivatives are exact in float32
+    Within `statistics_from` it normalises by the statistics of one task, whatever its mode, unless it is `frozen`.
+    These forms are written out in sums, which map over tasks and whose second derivatives are exact in float32
     (`torch.nn.functional.batch_norm` is up to a few hundredths off where autograd goes through `vmap(grad)`).
 
     Args:
@@ -168,9 +168,8 @@ def collected_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     try:
         yield found
         for name, norm in norms.items():
-            for buffer, values in zip(
-                ("running_mean", "running_var"), zip(*norm.collected or (), strict=True), strict=False
-            ):
+            means_and_variances = zip(*norm.collected or (), strict=True)
+            for buffer, values in zip(("running_mean", "running_var"), means_and_variances, strict=False):
                 # A value from within a gradient that has ended is unwrapped.
                 found[f"{name}.{buffer}".lstrip(".")] = torch.stack([unwrap_if_dead(v) for v in values]).mean(0)
     finally:

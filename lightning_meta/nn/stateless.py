@@ -50,21 +50,24 @@ def stateless_call(
         The outputs; and `tensors` with what the pass made of the buffers: the statistics of `x` where they were used,
         and other buffers that changed. A buffer that is changed in place is changed in `tensors` as well.
     """
-    with swapped(module, tensors, statistics) as after:
-        outputs = exactly(module, x)
+    with swapped(module, tensors, statistics) as after, exact_derivatives(module):
+        outputs = module(x)
     return outputs, after
 
 
-def exactly(module: nn.Module, x: Tensor) -> Tensor:
-    """Run a module so that its derivatives are right within `torch.func`; see `functional.exact`."""
-    needs = module.__dict__.setdefault(_NEEDS_EXACT, {})
-    if needs.get(module.training) is False:
-        outputs: Tensor = module(x)
-        return outputs
+@contextmanager
+def exact_derivatives(module: nn.Module) -> Iterator[None]:
+    """Within the context derivatives of a module's layers are right; see `functional.exact`.
+
+    The first run notes whether the module calls any function that needs it; if not, later ones cost nothing.
+    """
+    needs: dict[bool, bool] = module.__dict__.setdefault(_NEEDS_EXACT, {})
+    if ExactDerivatives.active or needs.get(module.training) is False:
+        yield
+        return
     with ExactDerivatives() as mode:
-        outputs = module(x)
+        yield
     needs[module.training] = mode.found
-    return outputs
 
 
 @contextmanager

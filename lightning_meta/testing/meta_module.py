@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.functional import TaskMap
+from lightning_meta.functional import TaskMap, outside_inference_mode
 from lightning_meta.meta import MetaModule
 from lightning_meta.testing import toys
 from lightning_meta.testing.comparing import differing, named_tensors, relative_error
@@ -52,7 +52,7 @@ class MetaModuleTests(TrainedModuleTests):
         module.eval()
         before, random = named_tensors(module), torch.get_rng_state()
         with torch.inference_mode():
-            outputs = module.predict_step(batch, 0)
+            outputs = outside_inference_mode(self.first_predicted, module, batch)
         assert torch.isfinite(outputs).all(), "predictions of a new module are not finite"
         changed = differing(before, named_tensors(module))
         assert not changed, f"adapt or predict changed {changed}: adapt returns what it learned, and changes nothing"
@@ -93,6 +93,12 @@ class MetaModuleTests(TrainedModuleTests):
             if p.requires_grad and p.grad is None and not name.startswith(self.unused or ("\0",))
         ]
         assert not silent, f"the outer loss does not depend on {silent}: is something detached, or never used?"
+
+    def first_predicted(self, module: MetaModule, batch: Episode) -> Tensor:
+        """Predictions of the first task, by `adapt` and `predict` themselves."""
+        support = Examples(batch.support.x[0], batch.support.y[0])
+        with torch.no_grad():
+            return self.predicted(module, support, batch.query.x[0], batch.ways)
 
     def predicted(self, module: MetaModule, support: Examples, x: Tensor, ways: int) -> Tensor:
         """Predictions of one task."""

@@ -82,7 +82,8 @@ def meta_gradient(
         return outputs.square().mean() + outputs.sum().sin(), {}
 
     def one_task(support: Tensor, query: Tensor) -> Tensor:
-        phi = inner_loop(loss, parameters, support, 3, 0.3, first_order, recompute)[-1][0]
+        steps = inner_loop(lambda p, _, x: loss(p, x), parameters, {}, support, 3, 0.3, first_order, recompute)
+        phi = steps[-1][0]
         return loss(phi, query)[0]
 
     total = task_map(one_task, how, *x).mean()

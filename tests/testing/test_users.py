@@ -82,7 +82,7 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert broken.returncode == 1
-    assert "adapt or predict changed ['network.blocks.0.0.weight']" in broken.stdout
+    assert "adapt or predict changed ['backbone.blocks.0.0.weight']" in broken.stdout
 
 
 class Right(MetaModule):
@@ -216,7 +216,7 @@ BROKEN: dict[str, tuple[type, Callable[[], Any], str, str]] = {
         MetaModuleTests,
         meta(Detached),
         "test_every_parameter_learns",
-        r"the outer loss does not depend on \['network.blocks.0.0.weight'",
+        r"the outer loss does not depend on \['backbone.blocks.0.0.weight'",
     ),
     "not in the checkpoint": (
         MetaModuleTests,
