@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -23,20 +24,28 @@ def at_least_float32(x: Tensor) -> Tensor:
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Run a function of tensors in float32 where autocast or its arguments would have it run in half precision.
 
-    Tensors among the arguments are widened by `at_least_float32`, and autocast is off within. Works under the
+    Then all tensors among its arguments are widened by `at_least_float32`, and autocast is off within. Works under the
     transforms of `torch.func`.
 
     Args:
-        function: At least one of its positional arguments is a tensor.
+        function: Its first argument is a tensor, and the one that may be in half precision where the others are not.
     """
 
     @functools.wraps(function)
     def wide(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        first = args[0]
+        assert isinstance(first, Tensor)
+        device = first.device.type
+        autocast = _has_autocast(device) and torch.is_autocast_enabled(device)
+        if not autocast and first.dtype not in _HALF:
+            return function(*args, **kwargs)  # nothing to do, and small tasks notice every microsecond
         widened: list[object] = [at_least_float32(a) if isinstance(a, Tensor) else a for a in args]
-        device = next(a.device.type for a in args if isinstance(a, Tensor))
-        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
-            return function(*widened, **kwargs)  # type: ignore[arg-type]
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             return function(*widened, **kwargs)  # type: ignore[arg-type]
 
     return wide
+
+
+@functools.cache
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)

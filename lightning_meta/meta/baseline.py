@@ -129,7 +129,8 @@ class Baseline(MetaModule):
     def _logits(self, features: Tensor, head: Tensors) -> Tensor:
         if self.head == "cosine":
             return self.scale * cosine_similarity(features, head["weight"])
-        return _linear(F.normalize(at_least_float32(features), dim=-1), head["weight"], head["bias"])
+        weight, bias = at_least_float32(head["weight"]), at_least_float32(head["bias"])
+        return _linear(F.normalize(at_least_float32(features), dim=-1), weight, bias)
 
 
 _linear = in_float32(F.linear)
