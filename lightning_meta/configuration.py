@@ -44,8 +44,8 @@ TRUSTED = (
 )
 
 
-# Bounds of a specification from a file, far above any model's; Python's own limit on recursion is no bound: it depends on
-# the caller's stack and, in C, on the release. The second is for what is repeated by reference, which files can hold.
+# Bounds of a specification, far above any model's. Python's limit on recursion is no bound: it depends on the caller's
+# stack and, in C, on the release. The second is for values repeated by reference: a short file can hold 2^60 of them.
 DEEPEST, LARGEST = 100, 1_000_000
 
 

@@ -6,8 +6,8 @@ import importlib
 import inspect
 import pkgutil
 import sys
-import zipfile
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import partial
