@@ -22,8 +22,8 @@ def keep_freed_memory() -> bool:
     A training step on a CPU frees what it made. By default glibc returns large blocks at once, and the next step waits
     while the system hands out the same pages again, each cleared. Here the heap is made as large as an eighth of the
     memory of the machine or its cgroup. Blocks that fit into it are reused; those that do not are mapped and returned
-    as before, so that the process holds at most about that eighth more than it needs. No number changes. Nothing is done
-    without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
+    as before, so that the process holds at most about that eighth more than it needs. No number changes. Nothing is
+    done without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
 
     CPU seconds per step and peak memory, with one thread on a machine of 24 GB (so that 3 GB are kept):
 
