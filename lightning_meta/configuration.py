@@ -45,6 +45,11 @@ TRUSTED = (
 )
 
 
+# Bounds of a specification, far above any model's. Python's limit on recursion is no bound: it depends on the caller's
+# stack and, in C, on the release. The second is for values repeated by reference: a short file can hold 2^60 of them.
+DEEPEST, LARGEST = 100, 1_000_000
+
+
 class UntrustedClassError(UserError):
     """A specification names a class that is neither trusted nor allowed.
 
@@ -135,27 +140,34 @@ def build(spec: Any, allow: Allow = ()) -> Any:
         for a schedule one that wants its optimiser.
 
     Raises:
-        UserError: A class is not allowed or not to be found, or its arguments do not fit.
+        UserError: A class is not allowed or not to be found, its arguments do not fit, or the specification is nested
+            too deeply.
     """
     allow = tuple(allow)
-    try:
-        for path in class_paths(spec):
-            _check_trusted(path, allow)
-        return _build(spec, allow)
-    except RecursionError as error:
-        raise UserError("the description of the object is nested too deeply, or holds itself") from error
+    for path in list(class_paths(spec)):  # all of it is read before anything is imported
+        _check_trusted(path, allow)
+    return _build(spec, allow)
 
 
 def class_paths(spec: Any) -> Iterator[str]:
-    """Every class path in a specification."""
-    if isinstance(spec, Mapping):
-        if "class_path" in spec:
-            yield str(spec["class_path"])
-        children: Iterable[Any] = spec.values()
-    else:
-        children = spec if isinstance(spec, list | tuple) else ()
-    for child in children:
-        yield from class_paths(child)
+    """Every class path in a specification, from the outside in.
+
+    Raises:
+        UserError: It is nested too deeply, is too large, or holds itself.
+    """
+    waiting, read = [(spec, 0)], 0
+    while waiting:
+        (value, depth), read = waiting.pop(), read + 1
+        if depth > DEEPEST or read > LARGEST:
+            bound = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{LARGEST:,} values large"
+            raise UserError(f"the description of the object is more than {bound}, or holds itself")
+        if isinstance(value, Mapping):
+            if "class_path" in value:
+                yield str(value["class_path"])
+            children: Iterable[Any] = value.values()
+        else:
+            children = value if isinstance(value, list | tuple) else ()
+        waiting += [(child, depth + 1) for child in reversed([*children])]
 
 
 def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:

@@ -25,8 +25,6 @@ def main() -> int:
     if _works():
         print(f"learn2learn {VERSION} is here already")
         return 0
-    if sys.version_info < (3, 11):
-        return _pip("learn2learn", f"learn2learn=={VERSION}")
     steps = [("its tools", TOOLS)]
     if importlib.util.find_spec("torchvision") is None:
         steps.append(("torchvision", ["--no-deps", TORCHVISION]))

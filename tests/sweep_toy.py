@@ -67,13 +67,13 @@ def forked(*options: str) -> BaseProcess:
     return process
 
 
-def ended(process: BaseProcess, seconds: float = 60) -> int | None:
+def ended(process: BaseProcess, seconds: float = 300) -> int | None:
     """Its exit status."""
     process.join(seconds)
     return process.exitcode
 
 
-def wait_for(condition: Any, seconds: float = 60) -> None:
+def wait_for(condition: Any, seconds: float = 300) -> None:
     """Until it holds."""
     end = time.monotonic() + seconds
     while not condition():

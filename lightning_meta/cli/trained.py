@@ -41,8 +41,10 @@ def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
             f"batch_norm={init_args['batch_norm']}; expected transductive or inductive"
         )
     try:
-        return load(checkpoint, allow=sorted(set(class_paths(stored))) if trust else (), **overrides)
+        allow = sorted(set(class_paths(stored))) if trust else ()
+    except UserError as error:  # nested too deeply
+        raise UserError(f"{checkpoint}: {error}") from error
+    try:
+        return load(checkpoint, allow=allow, **overrides)
     except UntrustedClassError as error:
         raise UserError(f"{checkpoint}: the class {error.path} is not one of lightning_meta's; {MEND}") from error
-    except RecursionError as error:
-        raise UserError(f"{checkpoint} is not a checkpoint of lightning_meta, or is damaged") from error

@@ -5,36 +5,95 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
-# glibc's names and numbers, from malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+SHARE = 8  # a process keeps at most an eighth of the memory that it may use
+
+# glibc's names and numbers, from malloc.h, and how many blocks it maps by default.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_MAPPED_BLOCKS = 65536
 
 
 def keep_freed_memory() -> bool:
-    """Let the process keep the memory that it frees, for the next step to use.
+    """Stop glibc from returning all freed memory to the system, so that the next step can use it again.
 
-    A training step on a CPU frees what it made. By default glibc gives blocks of some size back to the system at once,
-    and the next step waits while the system hands out the same pages again, each cleared: a third of the time of a
-    convolutional network. No number changes; the process holds its largest size until it ends. Nothing is done
-    without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
+    A training step on a CPU frees what it made. By default glibc returns large blocks at once, and the next step waits
+    while the system hands out the same pages again, each cleared. Here the heap is made as large as an eighth of the
+    memory of the machine or its cgroup. Blocks that fit into it are reused; those that do not are mapped and returned
+    as before, so that the process holds at most about that eighth more than it needs. No number changes. Nothing is
+    done without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
+
+    CPU seconds per step and peak memory, with one thread on a machine of 24 GB (so that 3 GB are kept):
+
+    | step | glibc's defaults | this | all kept, without bound |
+    | --- | --- | --- | --- |
+    | ProtoNet, 60-way 1-shot, 28x28 | 0.48 s, 0.8 GB | 0.29 s, 1.0 GB | 0.30 s, 1.0 GB |
+    | MAML, 4 tasks 5-way 1-shot 15 queries, 84x84 | 4.5 s, 2.6 GB | 3.2 s, 2.8 GB | 3.3 s, 2.9 GB |
+    | ProtoNet, 30-way 1-shot 15 queries, 84x84 | 7.4 s, 3.7 GB | 5.9 s, 5.8 GB | 4.1 s, 6.9 GB |
 
     Returns:
         Whether it took effect.
     """
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # another C library
+    return _grow_heap(memory_limit() // SHARE)
+
+
+@cache  # once a process: the heap would grow again
+def _grow_heap(size: int) -> bool:
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):  # another C library
         return False
-    # No block is mapped on its own, of any size: a threshold for that may be 32 MiB at most.
-    options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 26}
-    taken = [mallopt(option, value) for option, value in options.items()]
-    _give_back_in_children()
-    return all(taken)
+    libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+    libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
+    # The top of the heap is never returned, and for a moment nothing is mapped: `malloc` extends the heap by `size`.
+    taken = [libc.mallopt(_TRIM_THRESHOLD, -1), libc.mallopt(_MMAP_MAX, 0)]
+    block = libc.malloc(size)  # addresses alone: a page takes memory once it is written to
+    libc.free(block)
+    # A block is mapped where the heap has no room for it; smaller ones extend the heap.
+    taken += [libc.mallopt(_MMAP_MAX, _MAPPED_BLOCKS), libc.mallopt(_MMAP_THRESHOLD, 1 << 20)]
+    # A forked worker needs nothing of what is kept; what it shared would be copied when its parent writes to it.
+    os.register_at_fork(after_in_child=lambda: libc.malloc_trim(0))
+    return all(taken) and block is not None
 
 
-@cache
-def _give_back_in_children() -> None:
-    """A forked worker needs nothing of what is kept; what it shared would be copied when its parent writes to it."""
-    os.register_at_fork(after_in_child=lambda: ctypes.CDLL(None).malloc_trim(0))
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes that this process may use: the machine's memory, or the least of its cgroups' and its own limits.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    import resource  # not on Windows
+
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    own = [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    return min([machine, *own, *_cgroup_limits(root)])
+
+
+def _cgroup_limits(root: Path) -> Iterator[int]:
+    """The memory limits of the process's cgroups and of those above them, of versions 1 and 2."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mount, name = root / "sys/fs/cgroup", "memory.max"
+        if controllers:  # version 1: a hierarchy for each controller
+            if "memory" not in controllers.split(","):
+                continue
+            mount, name = mount / "memory", "memory.limit_in_bytes"
+        # In a container the path may be the host's, and only the mount itself be there.
+        folder = mount / path.strip("/")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(mount):
+                break
+            try:
+                text = (place / name).read_text(encoding="utf-8").strip()
+            except OSError:
+                continue
+            if text.isdecimal():  # "max" is no limit
+                yield int(text)

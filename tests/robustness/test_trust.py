@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import partial
@@ -210,10 +211,26 @@ def test_a_function_of_a_schedule_is_no_text(schedule: str) -> None:
     assert not exploded()
 
 
-def deep(depth: int) -> Any:
+DEEP = "what becomes a deep list"
+
+
+def nest_deeply(file: Path, depth: int) -> None:
+    """Replace `DEEP` in a checkpoint by lists within lists; Python's own pickler recurses and writes none so deep."""
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    text = b"X" + len(DEEP).to_bytes(4, "little") + DEEP.encode()  # BINUNICODE
+    lists = b"]" * depth + b"K\x01" + b"a" * depth  # EMPTY_LIST, BININT1, APPEND
+    assert sum(content.count(text) for content in parts.values()) == 1
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content.replace(text, lists))
+
+
+def halves() -> Any:
+    """A list of two, each of two and so on: 2^60 values in a file of a few lines."""
     spec: Any = 1
-    for _ in range(depth):
-        spec = [spec]
+    for _ in range(60):
+        spec = [spec, spec]
     return spec
 
 
@@ -227,13 +244,15 @@ MISSHAPEN: dict[str, Any] = {
     "init_args": [1],
     "number": {"a": {"class_path": "torch.nn.Linear", "init_args": 3}},
     "names": {"a": {"class_path": "torch.nn.Linear", "init_args": {1: 2}}},
-    "deep": {"backbone": deep(5000)},
+    "deep": {"backbone": DEEP},
+    "halves": {"backbone": halves()},
     "ring": {"backbone": ring()},
     "too large": {
         "backbone": {"class_path": "torch.nn.Linear", "init_args": {"in_features": 2**60, "out_features": 9}}
     },
     "negative": {"backbone": {"class_path": "torch.nn.Linear", "init_args": {"in_features": -2, "out_features": 9}}},
 }
+TOO_MUCH = {"deep": "100 levels deep", "ring": "100 levels deep", "halves": "1,000,000 values large"}
 
 
 @pytest.mark.parametrize("trust", [(), ("--trust",)], ids=["", "trusted"])
@@ -241,16 +260,15 @@ MISSHAPEN: dict[str, Any] = {
 def test_a_misshapen_checkpoint_is_one_line(kind: str, trust: tuple[str], capsys: pytest.CaptureFixture[str]) -> None:
     run_of()
     spec = {"class_path": "lightning_meta.meta.protonet.ProtoNet", "init_args": MISSHAPEN[kind]}
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(100_000)  # to write it
-    try:
-        saved(Path("evil/0/checkpoints/best.ckpt"), spec)
-    finally:
-        sys.setrecursionlimit(limit)
+    file = saved(Path("evil/0/checkpoints/best.ckpt"), spec)
+    if kind == "deep":
+        nest_deeply(file, 5000)
     assert used("predict", *trust) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert said.startswith("lightning-meta: error: evil/0/checkpoints/best.ckpt")
+    if kind in TOO_MUCH:
+        assert said.endswith(f": the description of the object is more than {TOO_MUCH[kind]}, or holds itself\n")
 
 
 def test_trust_builds_modules_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,25 +6,49 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from lightning_meta.run.memory import keep_freed_memory
+from lightning_meta.run import memory
+from lightning_meta.run.memory import keep_freed_memory, memory_limit
 
 STEPS = """
 import resource, torch
-from lightning_meta.run.memory import keep_freed_memory
+from lightning_meta.run.memory import SHARE, keep_freed_memory, memory_limit
+
+LARGE = min(600 << 20, memory_limit() // SHARE // 6) // 4  # numbers in a block; four blocks fit into what is kept
 
 def step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    made = [torch.full((size,), float(i)) for i in range(4) for size in (3_000_000, 150_000_000)]  # 2.4 GB
+    made = [torch.full((size,), float(i)) for i in range(4) for size in (LARGE // 50, LARGE)]
     total = sum(float(part[-1]) for part in made)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, total
 
 plain = [step() for _ in range(4)][-1]
-kept = keep_freed_memory()
+kept = keep_freed_memory() and keep_freed_memory()
 after = [step() for _ in range(4)][-1]
-print(kept, plain[0], after[0], plain[1] == after[1])
+print(kept, plain[0] * resource.getpagesize() / (4 * LARGE * 4), after[0], plain[1] == after[1])
+"""
+
+PATTERN = """
+import re, sys, torch
+from lightning_meta.run import memory
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) >> 10
+
+def megabytes(count):
+    return torch.ones(count << 18)
+
+memory.SHARE = memory.memory_limit() // (int(sys.argv[1]) << 20)
+assert memory.keep_freed_memory() and memory.keep_freed_memory()
+start = peak()
+made = [megabytes(8) for _ in range(64)]  # 512 MB
+for count in (10, 12, 14, 16):  # no block fits where one was freed
+    made = made[1::2]
+    made += [megabytes(count) for _ in range((512 - sum(part.numel() >> 18 for part in made)) // count)]
+print(peak() - start)
 """
 
 FORK = """
@@ -49,9 +73,11 @@ os.wait()
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 
 
-def printed_by(code: str) -> list[str]:
+def printed_by(code: str, *arguments: str) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, env=clean
+    )
     return done.stdout.split()
 
 
@@ -59,8 +85,14 @@ def printed_by(code: str) -> list[str]:
 def test_a_step_asks_the_system_for_nothing_that_the_step_before_gave_back() -> None:
     kept, before, after, same_numbers = printed_by(STEPS)
     assert (kept, same_numbers) == ("True", "True")
-    assert int(before) > 300_000  # pages of 4 KiB
+    assert float(before) > 0.9  # nearly every page
     assert int(after) < 100
+
+
+@glibc
+def test_no_more_is_kept_than_the_share() -> None:
+    peak = int(printed_by(PATTERN, "64")[0])
+    assert 500 < peak < 512 + 64 + 30
 
 
 @glibc
@@ -73,3 +105,50 @@ def test_a_forked_worker_does_not_hold_what_its_parent_keeps() -> None:
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert not keep_freed_memory()
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
+        monkeypatch.delenv(name)
+    memory._grow_heap.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", lambda name: object())
+    assert not keep_freed_memory()
+    memory._grow_heap.cache_clear()
+
+
+GIB = 1 << 30
+CGROUPS: dict[str, tuple[str | None, dict[str, int | str], int | None]] = {
+    "version 2, own": ("0::/user/job\n", {"user/job/memory.max": GIB}, GIB),
+    "version 2, above": ("0::/user/job\n", {"user/job/memory.max": "max", "user/memory.max": GIB}, GIB),
+    "version 2, container": ("0::/\n", {"memory.max": GIB}, GIB),
+    "version 1": ("4:cpu,memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": GIB}, GIB),
+    "version 1, container": ("4:memory:/on/the/host\n", {"memory/memory.limit_in_bytes": GIB}, GIB),
+    "the least": ("4:memory:/job\n0::/job\n", {"memory/job/memory.limit_in_bytes": GIB, "job/memory.max": 7}, 7),
+    "not of memory": ("4:cpu:/job\n", {"memory/job/memory.limit_in_bytes": GIB}, None),
+    "another's": ("0::/job\n", {"other/memory.max": GIB}, None),
+    "version 1, none": ("4:memory:/\n", {"memory/memory.limit_in_bytes": 2**63 - 4096}, None),
+    "no cgroups": (None, {}, None),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits as POSIX has them")
+@pytest.mark.parametrize("case", CGROUPS)
+def test_the_least_limit_counts(case: str, tmp_path: Path) -> None:
+    lines, files, expected = CGROUPS[case]
+    texts = {f"sys/fs/cgroup/{name}": str(limit) for name, limit in files.items()}
+    if lines is not None:
+        texts["proc/self/cgroup"] = lines
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory_limit(tmp_path) == (memory_limit(tmp_path / "nothing") if expected is None else expected)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs limits as POSIX has them")
+def test_the_limits_of_the_process_count() -> None:
+    import resource
+
+    code = "import resource; from lightning_meta.run.memory import memory_limit\n"
+    code += f"resource.setrlimit(resource.RLIMIT_DATA, ({GIB // 2}, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] != GIB // 2
+    assert printed_by(code + "print(memory_limit())") == [str(GIB // 2)]

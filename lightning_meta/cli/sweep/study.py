@@ -32,6 +32,7 @@ class SweepRecord:
     def __init__(self, space: Sweep, folder: Path) -> None:
         try:
             import optuna
+            from sqlalchemy.pool import NullPool
         except ImportError as error:
             raise UserError("optuna is not installed; pip install 'lightning_meta[sweep]'") from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -39,9 +40,12 @@ class SweepRecord:
         # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
         bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
         with self._held():
+            # Without a pool every operation closes the connection that it opened: none is left to the garbage
+            # collector, and none is carried into a forked process, which SQLite forbids.
+            url, pooling = f"sqlite:///{folder / DATABASE}", {"poolclass": NullPool}
             self._study = optuna.create_study(
                 study_name="sweep",
-                storage=f"sqlite:///{folder / DATABASE}",
+                storage=optuna.storages.RDBStorage(url, engine_kwargs=pooling),
                 sampler=bayes if space.method == "bayes" else at_random,
                 direction="maximize" if space.maximize else "minimize",
                 load_if_exists=True,
