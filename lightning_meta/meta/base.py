@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -119,8 +119,8 @@ class MetaModule(TrainedModule, ABC):
         self.test_scores = TaskScores(keep_outputs=True)
         self.test_report: dict[str, Any] = {}
         self._built = False
-        self._visits_checked = False  # whether vmap was tried before training, or is not used
-        self._evaluates: bool | None = None  # whether vmap can run an evaluation
+        self._visits_chosen = False  # before the first training step
+        self._vectorises: dict[bool, bool] = {}  # whether vmap can run training (True) and evaluation (False)
         self._loops_told = False
         if episodes is not None:
             self.configure_model()
@@ -164,18 +164,10 @@ class MetaModule(TrainedModule, ABC):
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
-
-        def one_task(support: Examples, query: Examples) -> Outcome:
-            with collected_statistics(self.network) as statistics:
-                outcome = self.task_loss(support, query, batch.ways)
-            buffers = self.keep_buffers(outcome.buffers) if in_loop else outcome.buffers
-            return outcome._replace(buffers={**statistics, **buffers})
-
         if self.training:
             freeze_evaluated(self.backbone)
-        in_loop = self._way(batch).strategy == "loop"
         with exact_derivatives(self.network):
-            return self._map(one_task, batch)
+            return self._train_on(self._way(batch, self._train_on), batch)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; `self.feature_size` is how many features the backbone has.
@@ -240,21 +232,16 @@ class MetaModule(TrainedModule, ABC):
                 "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
             )
         given = self.spec_of_data()
-        if given is None:
-            return
-        if not isinstance(given, EpisodeSpec):
-            raise UserError(
-                f"{type(self).__name__} learns from an EpisodicDataModule; the data has a fixed set of tasks"
-            )
-        self._take_episodes(given)
-        self.check_episodes(given)
+        if given is not None:
+            self._take_episodes(given)
+            self.check_episodes(given)
 
     def configure_model(self) -> None:
         """Make the parameters that depend on the episodes, once. Callbacks may call it before `setup`."""
         if self._built:
             return
         given = self.spec_of_data()
-        if isinstance(given, EpisodeSpec):
+        if given is not None:
             self._take_episodes(given)
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
@@ -272,7 +259,11 @@ class MetaModule(TrainedModule, ABC):
             freeze_evaluated(self.backbone)
         return super().train(mode)
 
-    def _take_episodes(self, given: EpisodeSpec) -> None:
+    def _take_episodes(self, given: Any) -> None:
+        if not isinstance(given, EpisodeSpec):
+            raise UserError(
+                f"{type(self).__name__} learns from an EpisodicDataModule; the data has a fixed set of tasks"
+            )
         if self.episodes is None:
             self.episodes = given
             self.update_init_args(episodes=given)
@@ -287,10 +278,10 @@ class MetaModule(TrainedModule, ABC):
 
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
         """Choose how tasks are visited, rank 0 for all, before the first step."""
-        if self.task_map is None or not self._visits_checked:
+        if self.task_map is None or not self._visits_chosen:
             batch = self.inputs(batch)
             self.task_map = self.trainer.strategy.broadcast(self._chosen(batch))
-            self._visits_checked = True
+            self._visits_chosen = True
             self.update_init_args(**as_options(self.task_map))
             if self.trainer.is_global_zero:
                 _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
@@ -355,16 +346,16 @@ class MetaModule(TrainedModule, ABC):
         rows = zip(table.tasks.tolist(), table.scores.tolist(), strict=True)
         self.test_report = {
             "predictions": {
-                "task": table.tasks.cpu().numpy(),
-                "output": table.outputs.float().cpu().numpy(),
-                "target": table.targets.cpu().numpy(),
+                "task": table.tasks.numpy(),
+                "output": table.outputs.numpy(),
+                "target": table.targets.numpy(),
             },
             "per_task": [{"task": task, **dict(zip(names, scores, strict=True))} for task, scores in rows],
         }
 
     def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Predictions `(T, M, outputs)` of the query sets."""
-        return self._evaluate_tasks(self.inputs(batch))[1][:, -1]
+        return self._evaluate_tasks(self.inputs(batch))[2]
 
     def predictor(self, x: Tensor, labels: Sequence[Any] | Tensor) -> Predictor:
         """Learn a new task from examples, to predict new inputs.
@@ -392,67 +383,69 @@ class MetaModule(TrainedModule, ABC):
             put_buffers(self.network, {name: buffers[name] for name in own if name in buffers})
         return {name: tensor for name, tensor in buffers.items() if name not in own}
 
-    def _map(self, function: Any, batch: Episode) -> Any:
-        return task_map(function, self._way(batch), batch.support, batch.query)
+    def _train_on(self, how: TaskMap, batch: Episode) -> Outcome:
+        def one_task(support: Examples, query: Examples) -> Outcome:
+            with collected_statistics(self.network) as statistics:
+                outcome = self.task_loss(support, query, batch.ways)
+            buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
+            return outcome._replace(buffers={**statistics, **buffers})
 
-    def _way(self, batch: Episode) -> TaskMap:
-        return self.task_map or by_rule(self.network, self.inner_gradients, batch)
+        outcome: Outcome = task_map(one_task, how, batch.support, batch.query)
+        return outcome
 
-    def _chosen(self, batch: Episode) -> TaskMap:
-        """How training visits tasks: what was asked for, or what suits the network, if `vmap` can run it."""
-        if self._compiles:
-            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
-        how = self._way(batch)
-        measures = self.strategy == "measured" and self.task_map is None
-        if measures:
-            how = TaskMap("vmap")
-        if how.strategy == "loop" or len(batch.tasks) == 1:
-            return how
-        trained = [p for p in self.parameters() if p.requires_grad]
+    def _way(self, batch: Episode, run: Callable[[TaskMap, Episode], Any]) -> TaskMap:
+        """How tasks are visited: what was asked for or suits the network, and a loop where `vmap` cannot run it.
 
-        @contextmanager
-        def visiting(how: TaskMap) -> Iterator[None]:
-            before, self.task_map = self.task_map, how
-            try:
-                yield
-            finally:
-                self.task_map = before
-
-        def step(how: TaskMap) -> None:
-            with visiting(how):
-                outcome = self.meta_batch_loss(first_tasks(batch))
-            self.keep_buffers({name: of_tasks[-1] for name, of_tasks in outcome.buffers.items()})  # `obstacle` sees it
-            torch.autograd.grad(outcome.loss.mean(), trained, allow_unused=True)
-
-        def seconds(how: TaskMap) -> float:
-            with visiting(how):
-                return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
-
-        with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
-            if not self._vectorises(step):
-                return TaskMap("loop")
-            if not measures or not self.trainer.is_global_zero:
-                return how
-            with untouched(self):
-                return by_measurement(seconds, len(batch.tasks))
-
-    def _vectorises(self, run: Callable[[TaskMap], Any]) -> bool:
-        """Whether `vmap` can run a function of two tasks.
+        Args:
+            batch: A meta-batch.
+            run: What is done with tasks; it is tried on two of them before its first run by `vmap`.
 
         Raises:
-            UserError: It cannot, and was asked for by name.
+            UserError: `vmap` cannot run it, and was asked for by name.
         """
-        reason = obstacle(run, self, slow_too=self.strategy != "vmap")
-        if reason is None:
-            return True
-        if self.strategy == "vmap":
-            with untouched(self):
-                run(TaskMap("loop"))  # an error that is not about vmap shows itself
-            raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
-        if not self._loops_told:
-            self._loops_told = True
-            _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
-        return False
+        how = self.task_map or by_rule(self.network, self.inner_gradients, batch)
+        if how.strategy == "loop" or how.compile:
+            return how
+        if self.training not in self._vectorises:
+            reason = obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, self.strategy != "vmap")
+            self._vectorises[self.training] = reason is None
+            if reason is not None and self.strategy == "vmap":
+                with untouched(self):
+                    self._tried(run(TaskMap("loop"), first_tasks(batch)))  # an error that is not about vmap shows here
+                raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
+            if reason is not None and not self._loops_told:
+                self._loops_told = True
+                _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
+        return how if self._vectorises[self.training] else TaskMap("loop")
+
+    def _tried(self, result: Any) -> None:
+        """Go on with the outcome of a trial as training does: backwards, and with the buffers that it left."""
+        if isinstance(result, Outcome):
+            self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
+            if result.loss.requires_grad:
+                trained = [p for p in self.parameters() if p.requires_grad]
+                torch.autograd.grad(result.loss.mean(), trained, allow_unused=True)
+
+    def _chosen(self, batch: Episode) -> TaskMap:
+        """How training visits tasks; measured, if that was asked for."""
+        if self._compiles:
+            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
+        maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
+        if not maps or self.strategy != "measured" or self.task_map is not None:
+            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
+                rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)
+                return self._way(batch, self._train_on) if maps else rule
+        trained = [p for p in self.parameters() if p.requires_grad]
+
+        def seconds(how: TaskMap) -> float:
+            self.task_map = how
+            return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
+
+        with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic(), untouched(self):
+            self.task_map = TaskMap("vmap")
+            if self._way(batch, self._train_on).strategy == "loop" or not self.trainer.is_global_zero:
+                return TaskMap("loop")
+            return by_measurement(seconds, len(batch.tasks))
 
     def _training_outcome(self, batch: Episode) -> Outcome:
         """The outer losses of a meta-batch, by compiled code where that was asked for."""
@@ -469,29 +462,25 @@ class MetaModule(TrainedModule, ABC):
             whole, batch.ways, {**parameters, **buffers}, batch.support, batch.query, batch.tasks, classes
         )
 
-    def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor]:
-        """The query loss of each task, `(T,)`, and predictions after each inner step, `(T, S + 1, M, outputs)`."""
-
-        def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
-            states = self.trajectory(support, batch.ways)
-            outputs = torch.stack([self.predict(state, query.x) for state in states])
-            return self.task.loss(outputs[-1], query.y), outputs
-
-        def run(how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor]:
-            found: tuple[Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
-            return found
-
+    def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
         with self.exact_arithmetic(), untouched(self), exact_derivatives(self.network):
-            how = self._way(batch)
-            if how.strategy == "vmap" and self._evaluates is None:
-                self._evaluates = self._vectorises(lambda how: run(how, first_tasks(batch)))
-            return run(how if self._evaluates is not False else TaskMap("loop"), batch)
+            return self._evaluate_on(self._way(batch, self._evaluate_on), batch)
+
+    def _evaluate_on(self, how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
+        def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor, Tensor]:
+            scores = []
+            for state in self.trajectory(support, batch.ways):
+                outputs = self.predict(state, query.x)  # those of the last state are kept
+                scores.append(self.task.score(outputs, query.y))
+            return self.task.loss(outputs, query.y), torch.stack(scores), outputs
+
+        found: tuple[Tensor, Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
+        return found
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         batch = self.inputs(batch)
-        loss, outputs = self._evaluate_tasks(batch)
-        score = self.task.score(outputs, batch.query.y.unsqueeze(1))
-        scores.update(batch.tasks, loss, score, outputs[:, -1], batch.query.y)
+        scores.update(batch.tasks, *self._evaluate_tasks(batch), batch.query.y)
 
     def _report(self, stage: str, scores: TaskScores) -> TaskTable:
         table = scores.compute()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
-from lightning_meta.nn.stateless import exact_derivatives, untouched
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
+from lightning_meta.nn.stateless import exact_derivatives, untouched
 
 if TYPE_CHECKING:
     from lightning_meta.meta.base import MetaModule
@@ -138,7 +138,7 @@ def _distinct(labels: list[Any]) -> list[Any]:
 
 @contextmanager
 def _evaluating(module: MetaModule) -> Iterator[None]:
-    """No gradients, no dropout and the inner steps of evaluation; then every part, and the random state, is as before."""
+    """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -176,19 +176,16 @@ class MultiTaskModule(TrainedModule, ABC):
     def setup(self, stage: str) -> None:
         """Take from the data module what the tasks are, or check that they fit."""
         given = self.spec_of_data()
-        if given is None:
-            return
-        if not isinstance(given, TasksSpec):
-            raise UserError(f"{type(self).__name__} learns from a MultiTaskDataModule; the data has episodes")
-        self._take_tasks(given)
-        check_same_tasks(self.spec, given)
+        if given is not None:
+            self._take_tasks(given)
+            check_same_tasks(self.spec, given)
 
     def configure_model(self) -> None:
         """Make the parameters that depend on the tasks, once. Callbacks may call it before `setup`."""
         if self._built:
             return
         given = self.spec_of_data()
-        if isinstance(given, TasksSpec):
+        if given is not None:
             self._take_tasks(given)
         names = self.names
         if self._stems_by_name:
@@ -281,7 +278,8 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predictions by name of the task, as people read them."""
-        return {name: self.spec.tasks[name].readable(y) for name, y in self.selected_outputs(batch).items()}
+        # Copies: a view would keep the outputs of all tasks for as long as predictions are kept.
+        return {name: self.spec.tasks[name].readable(y).clone() for name, y in self.selected_outputs(batch).items()}
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; in training, note each task's best."""
@@ -329,7 +327,9 @@ class MultiTaskModule(TrainedModule, ABC):
             self.train(before)
         return self.spec.tasks[task].readable(outputs[task])
 
-    def _take_tasks(self, given: TasksSpec) -> None:
+    def _take_tasks(self, given: Any) -> None:
+        if not isinstance(given, TasksSpec):
+            raise UserError(f"{type(self).__name__} learns from a MultiTaskDataModule; the data has episodes")
         if self.tasks is None:
             self.tasks = given
             self.update_init_args(tasks=given)

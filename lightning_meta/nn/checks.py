@@ -135,18 +135,18 @@ def check_derivatives(
     Raises:
         UserError: torch cannot differentiate the network, or the forward pass changes parameters.
     """
-    start = {name: p.detach() for name, p in parameters.items()}
-    before = {name: p.clone() for name, p in start.items()}
+    start = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+    before = {name: p.detach().clone() for name, p in start.items()}
 
     def energy(p: dict[str, Tensor]) -> Tensor:
         return forward(p).abs().square().sum()
 
-    def gradient(p: dict[str, Tensor]) -> Tensor:
-        return torch.stack([g.abs().square().sum() for g in grad(energy)(p).values()]).sum()
-
     try:
-        with ExactDerivatives():
-            (grad(energy) if first_order else grad(gradient))(start)
+        with ExactDerivatives(), torch.enable_grad():
+            gradients = grad(energy)(start)
+            if not first_order and any(g.requires_grad for g in gradients.values()):
+                squares = torch.stack([g.abs().square().sum() for g in gradients.values()]).sum()
+                torch.autograd.grad(squares, list(start.values()), allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -110,9 +110,8 @@ def swapped(
         after.update({name: plan.value(name) for name in tensors})
         if statistics is not None:
             for prefix, norm in plan.norms:
-                for name in _STATISTICS:
-                    if norm._buffers[name] is not None:
-                        after[prefix + name] = norm._buffers[name]
+                found = {prefix + name: norm._buffers[name] for name in _STATISTICS}
+                after.update({name: tensor for name, tensor in found.items() if tensor is not None})
     finally:
         for own, key, old in reversed(replaced):
             own[key] = old

@@ -109,7 +109,12 @@ class MetaModuleTests(TrainedModuleTests):
         module, batch = self.ready()
         module.task_map = how
         torch.manual_seed(1)
-        loss = module.meta_batch_loss(batch).loss
+        try:
+            loss = module.meta_batch_loss(batch).loss
+        except RuntimeError as error:
+            raise AssertionError(
+                f"by {how} a meta-batch fails: {error}: what adapt and predict do must depend on one task alone"
+            ) from error
         trained = [p for p in module.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss.mean(), trained, allow_unused=True)
         return loss.detach(), torch.cat([g.flatten() for g in gradients if g is not None])

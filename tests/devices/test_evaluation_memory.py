@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import EpisodicDataModule, Pool
@@ -39,7 +40,7 @@ def held() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), Tensor):
+        if issubclass(type(thing), Tensor) and not is_functorch_wrapped_tensor(thing):  # other tests' may be left
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

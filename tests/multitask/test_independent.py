@@ -75,7 +75,7 @@ def test_a_training_is_that_of_a_plain_loop_of_torch() -> None:
         torch.set_default_dtype(torch.float32)
     start.double()
     task, i = given.spec.tasks["largest"], 1  # type: ignore[union-attr]
-    network = nn.Sequential(start.networks[i], start.heads[i])
+    network = nn.Sequential(start._copies[i], start.heads[i])
     optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
     batches = given.train_batches()
     for number in range(9):

@@ -96,12 +96,13 @@ def test_second_order_gradients_under_vmap(dtype: torch.dtype, outer: str) -> No
     x = torch.randn(3, 5, 1, 8, 8, dtype=dtype)
 
     parameters, adapted = tensors_of(ours)[0], loss_after_a_step(ours)
-    if outer == "autograd":
-        total = vmap(adapted, in_dims=(None, 0))(parameters, x).sum()
-        found = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(parameters.values()))])
-    else:
-        by_task = vmap(grad(adapted), in_dims=(None, 0))(parameters, x)
-        found = torch.cat([g.sum(0).flatten() for g in by_task.values()])
+    with statistics_from(ours, "batch"):
+        if outer == "autograd":
+            total = vmap(adapted, in_dims=(None, 0))(parameters, x).sum()
+            found = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(parameters.values()))])
+        else:
+            by_task = vmap(grad(adapted), in_dims=(None, 0))(parameters, x)
+            found = torch.cat([g.sum(0).flatten() for g in by_task.values()])
     parameters, adapted = tensors_of(theirs)[0], loss_after_a_step(theirs)
     total = torch.stack([adapted(parameters, task.double()) for task in x]).sum()
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(parameters.values()))])
