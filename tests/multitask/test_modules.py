@@ -202,9 +202,9 @@ def test_experts_are_mixed_as_in_the_paper() -> None:
     found = module(x, {"largest": torch.tensor([4, 1])})["largest"]
     for row, example in zip(found, (4, 1), strict=True):
         gate = (module.gates[1].weight @ x[example]).softmax(0)
-        mixed = sum(g * expert(x[example : example + 1])[0] for g, expert in zip(gate, module.experts, strict=True))
+        mixed = sum(g * expert(x[example : example + 1])[0] for g, expert in zip(gate, module.backbone, strict=True))
         torch.testing.assert_close(row, module.heads[1](mixed), rtol=1e-12, atol=1e-12)
-    weights = [torch.cat([p.flatten() for p in expert.parameters()]) for expert in module.experts]
+    weights = [torch.cat([p.flatten() for p in expert.parameters()]) for expert in module.backbone]
     assert not torch.equal(weights[0], weights[1]), "experts that start equal stay equal"
     assert not torch.equal(weights[1], weights[2])
 

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 from torch.utils._pytree import tree_leaves
 
 from lightning_meta import Episode, Examples
-from lightning_meta.meta import MAML, MetaModule, ProtoNet
 from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML, MetaModule, ProtoNet
 from lightning_meta.nn.checks import SLOWLY_MAPPED
 from lightning_meta.nn.stateless import stateless_call, tensors_of
 from lightning_meta.tasks import EpisodeSpec
@@ -363,7 +363,7 @@ def test_nothing_of_a_step_is_kept_in_attributes(method: str, network: str) -> N
 def test_vmap_has_the_gradients_of_the_loop(method: str, network: str) -> None:
     modules = [make(method, network, strategy).double() for strategy in ("vmap", "loop")]
     if network in COUNTING:
-        with pytest.raises(UserError, match="strategy: vmap cannot visit the tasks: .*; use strategy loop, or auto"):
+        with pytest.raises(UserError, match=r"strategy: vmap cannot visit the tasks: .*; use strategy loop, or auto"):
             meta_gradient(modules[0], torch.float64)
         return
     by_vmap, by_loop = (meta_gradient(module, torch.float64) for module in modules)
