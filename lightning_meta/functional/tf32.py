@@ -41,8 +41,8 @@ def full_float32(enabled: bool = True) -> Iterator[None]:
     """Within the context convolutions, recurrent layers and matrix products use full float32 on CUDA.
 
     TF32 keeps 10 bits of the mantissa. A loss hardly notices; a gradient through inner gradient steps was measured to
-    be 16 % off. cuDNN reads its switch when a kernel runs, so a backward pass needs the context as well. Matrix products
-    use full float32 unless `tf32_requested`, so there is nothing to switch.
+    be 16 % off. cuDNN reads its switch when a kernel runs, so a backward pass needs the context as well. Matrix
+    products use full float32 unless `tf32_requested`, so there is nothing to switch.
 
     Args:
         enabled: Whether anything is done. It is a constant of the caller, or `not tf32_requested()`.
@@ -67,7 +67,8 @@ def full_float32(enabled: bool = True) -> Iterator[None]:
 
 def _parts() -> list[Any]:
     """cuDNN's kinds of operations, each with a switch `fp32_precision`."""
-    return [torch.backends.cudnn.conv, torch.backends.cudnn.rnn] if _BY_OPERATION else []
+    cudnn: Any = torch.backends.cudnn
+    return [cudnn.conv, cudnn.rnn] if _BY_OPERATION else []
 
 
 def _old_switch() -> bool | None:

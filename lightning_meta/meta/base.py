@@ -328,7 +328,7 @@ class MetaModule(TrainedModule, ABC):
         return self.inner_gradients and not tf32_requested()
 
     def exact_arithmetic(self) -> AbstractContextManager[None]:
-        """The context in which the module computes, forwards and backwards; afterwards torch's switches are as before."""
+        """The context of every forward and backward pass; afterwards torch's switches are as before."""
         return full_float32(self.computes_in_full_float32)
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:

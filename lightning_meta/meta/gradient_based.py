@@ -41,9 +41,9 @@ class GradientBasedLearner(MetaModule, ABC):
             set after adaptation. Support examples are always normalised by their own.
         recompute: Compute inner steps anew in the outer loop's backward pass, in place of keeping all of them: the
             memory of long inner loops shrinks several times, and a step takes about 1.6 times as long.
-        tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On an
-            H200 the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet), and a
-            step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
+        tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
+            an H200 the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
+            and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
             `torch.set_float32_matmul_precision("high")` asks for the same, and for TF32 in matrix products.
         **options: Those of `MetaModule`.
     """

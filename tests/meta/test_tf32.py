@@ -157,26 +157,26 @@ def test_an_inner_loop_computes_in_full_float32_wherever_it_runs(name: str, accu
     inner = {f"{stage}, backward, step" for stage in ("validate", "test", "predict", "predictor")}
     forward = {f"{stage}, forward" for stage in ("training", "validate", "test", "predict", "predictor")}
     assert found.keys() >= {"training, backward, step", "training, backward, outer", *inner, *forward}
-    assert found == dict.fromkeys(found, {False})
+    assert found == {key: {False} for key in found}
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_methods_without_an_inner_loop_keep_tf32(name: str) -> None:
     found = tf32_of_a_run(OTHERS[name]())
     assert found.keys() >= {"training, forward", "training, backward, outer", "validate, forward"}
-    assert found == dict.fromkeys(found, {True})
+    assert found == {key: {True} for key in found}
 
 
 def test_an_option_asks_for_less() -> None:
     found = tf32_of_a_run(MAMLS["vmap"](tf32=True))
-    assert found == dict.fromkeys(found, {True})
+    assert found == {key: {True} for key in found}
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_torchs_own_function_asks_for_less(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
     found = tf32_of_a_run(MAMLS["vmap"]())
-    assert found == dict.fromkeys(found, {True})
+    assert found == {key: {True} for key in found}
 
 
 @pytest.mark.parametrize("where", ["forward", "backward, step", "backward, outer"])
