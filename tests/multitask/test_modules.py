@@ -186,11 +186,11 @@ def test_cross_stitch_of_nothing_is_independent_and_of_halves_is_the_mean() -> N
         torch.testing.assert_close(stitched(x, rows)[name], outputs, rtol=1e-12, atol=1e-12)
     halves = made(CrossStitch, spec, own=0.5)
     with torch.no_grad():
-        for p in halves.columns[1].parameters():
+        for p in halves.backbone[1].parameters():
             p.add_(0.1 * torch.randn_like(p))
     h = [x, x]
     for stage in range(2):
-        h = [column[stage](i) for column, i in zip(halves.columns, h, strict=True)]
+        h = [column[stage](i) for column, i in zip(halves.backbone, h, strict=True)]
         h = [(h[0] + h[1]) / 2] * 2
     torch.testing.assert_close(halves(x, rows)["sum"], halves.heads[0](h[0]), rtol=1e-12, atol=1e-12)
 
