@@ -407,7 +407,7 @@ class MetaModule(TrainedModule, ABC):
         if how.strategy == "loop" or how.compile:
             return how
         if self.training not in self._vectorises:
-            reason = obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, self.strategy != "vmap")
+            reason = self._obstacle(run, batch)
             self._vectorises[self.training] = reason is None
             if reason is not None and self.strategy == "vmap":
                 with untouched(self):
@@ -418,8 +418,12 @@ class MetaModule(TrainedModule, ABC):
                 _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
         return how if self._vectorises[self.training] else TaskMap("loop")
 
+    def _obstacle(self, run: Callable[[TaskMap, Episode], Any], batch: Episode) -> str | None:
+        slow_too = self.strategy != "vmap" and not self._compiles
+        return obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, slow_too)
+
     def _tried(self, result: Any) -> None:
-        """Go on with the outcome of a trial as training does: backwards, and with the buffers that it left."""
+        """Treat the outcome of a trial as training does: take its gradient, and keep the buffers that it left."""
         if isinstance(result, Outcome):
             self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
             if result.loss.requires_grad:
@@ -428,9 +432,13 @@ class MetaModule(TrainedModule, ABC):
 
     def _chosen(self, batch: Episode) -> TaskMap:
         """How training visits tasks; measured, if that was asked for."""
-        if self._compiles:
-            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
+        if self._compiles:
+            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
+                reason = self._obstacle(self._train_on, batch) if maps else None
+            if reason is not None:
+                raise UserError(f"compile: it needs vmap, which cannot run the network: {reason}; leave compile out")
+            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         if not maps or self.strategy != "measured" or self.task_map is not None:
             with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
                 rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)

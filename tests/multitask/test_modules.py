@@ -464,3 +464,32 @@ def test_a_row_of_the_log_holds_the_tasks_of_its_batch_alone(tmp_path: Path) -> 
     for number, row in enumerate(rows):
         assert {name for name in NAMES if row[f"train/loss/{name}"]} == set(batches.ids(number))
     assert len(rows) == 12
+
+
+class Restless(nn.Module):
+    """It counts its passes, and draws in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return nn.functional.dropout(self.linear(x), 0.2)
+
+
+@pytest.mark.parametrize("method", [MultiHead, Conditioned, MixtureOfExperts, Independent])
+def test_evaluation_leaves_buffers_and_the_random_state_of_any_network(method: Any) -> None:
+    module = train(method, data(), 2, backbone=nn.Sequential(Restless()))
+    before = {name: t.clone() for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    assert any(float(t) > 0 for name, t in before.items() if name.endswith("passes"))
+    random = torch.get_rng_state()
+    runner = trainer(precision="64-true")
+    runner.validate(module, datamodule=data(), verbose=False)
+    runner.test(module, datamodule=data(), verbose=False)
+    runner.predict(module, datamodule=data())
+    module.predict("largest", torch.zeros(3, 4))
+    assert torch.equal(random, torch.get_rng_state())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        assert torch.equal(tensor, before[name]), name
