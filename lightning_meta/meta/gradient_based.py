@@ -28,7 +28,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
     $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha\, u(\nabla_\varphi L(\varphi_j; \mathrm{support}))$$
 
-    with u the identity, unless `direction` says otherwise.
+    with u the identity, unless `direction` says otherwise. Weights that do not require a gradient stay where they are.
 
     Args:
         backbone: The network below the head.
