@@ -143,7 +143,7 @@ def tf32_of_a_run(module: MetaModule, **options: Any) -> dict[str, set[bool]]:
         found |= {f"{stage}, {where}": set(seen) for where, seen in Noted.seen.items()}
     Noted.seen.clear()
     batch = next(iter(given.test_dataloader()))
-    predictor = module.predictor(batch.support.x[0], batch.support.y[0])
+    predictor = module.to(trainer.strategy.root_device).predictor(batch.support.x[0], batch.support.y[0])
     predictor.probabilities(batch.query.x[0])
     found |= {f"predictor, {where}": set(seen) for where, seen in Noted.seen.items()}
     assert switches() == before
