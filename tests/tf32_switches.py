@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_meta.functional.tf32 import _warn_of_old_switch
+
+_warn_of_old_switch()  # here warnings are errors, and torch 2.9 warns of the old switch
 cudnn: Any = torch.backends.cudnn
 BY_OPERATION = hasattr(cudnn, "conv")
 since_2_9 = pytest.mark.skipif(not BY_OPERATION, reason="torch 2.9 has a switch for each kind of operation")
