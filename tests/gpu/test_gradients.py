@@ -109,11 +109,9 @@ def error(found: list[Tensor], expected: list[Tensor]) -> float:
     return median(relative_error(*pair) for pair in zip(found, expected, strict=True))
 
 
-@cache
-def error_on_cpu(name: str) -> float:
-    """The error of float32 where there is no TF32; the reference is the device's own in its test."""
-    device = torch.device("cuda") if torch.cuda.is_available() else CPU
-    return error(gradients(name, CPU, strategy="loop"), reference(name, device))
+def error_on_cpu(name: str, card: torch.device) -> float:
+    """Of float32 where there is no TF32: the larger of both ways to visit tasks, whose rounding differs."""
+    return max(error(gradients(name, CPU, strategy=way), reference(name, card)) for way in ("loop", "vmap"))
 
 
 @pytest.mark.parametrize("strategy", ["loop", "vmap"])
@@ -125,13 +123,13 @@ def test_omniglots_meta_gradient_is_that_of_float64(where: str, strategy: str) -
     assert found < 1e-5
 
 
-@pytest.mark.parametrize("strategy", ["loop", "vmap"])
-@pytest.mark.parametrize("where", SLOW_ON_CPU)
-def test_mini_imagenets_meta_gradient_is_as_good_as_float32_on_a_cpu(where: str, strategy: str) -> None:
-    device = torch.device(where)
-    found = error(gradients("mini-imagenet", device, strategy=strategy), reference("mini-imagenet", device))
-    print(f"relative error of the meta-gradient, mini-imagenet, {strategy}, {where}: {found:.1e}")
-    assert found < 3 * error_on_cpu("mini-imagenet")
+def test_mini_imagenets_meta_gradient_is_as_good_as_float32_on_a_cpu(card: torch.device) -> None:
+    """Five steps through max-pooling, where rounding decides between neighbours: float32 is about 1e-3 off."""
+    on_cpu = error_on_cpu("mini-imagenet", card)
+    for strategy in ("loop", "vmap"):
+        found = error(gradients("mini-imagenet", card, strategy=strategy), reference("mini-imagenet", card))
+        print(f"relative error of the meta-gradient, mini-imagenet, {strategy}: {found:.1e}, on a CPU {on_cpu:.1e}")
+        assert found < 3 * on_cpu
 
 
 @pytest.mark.parametrize("where", [pytest.param("cuda", marks=on_card)])
