@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
-from tests.gpu.card import accelerator
+from tests.gpu.card import SLOW_ON_CPU, accelerator
 from tests.meta.oracles import relative_error
 
 CONFIG = Path(__file__).parents[2] / "configs"
@@ -48,7 +48,9 @@ def weights(run: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["protonet_glyphs", "maml_glyphs"])
-def test_a_resumed_run_ends_as_one_that_was_never_stopped(name: str, device: torch.device, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", SLOW_ON_CPU)
+def test_a_resumed_run_ends_as_one_that_was_never_stopped(name: str, where: str, tmp_path: Path) -> None:
+    device = torch.device(where)
     assert main(options(name, tmp_path / "whole", device, 8)) == 0
     assert main(options(name, tmp_path / "parts", device, 4)) == 0  # in the middle of an epoch
     between = weights(tmp_path / "parts" / name / "0")
