@@ -71,6 +71,10 @@ def load(
     module.load_state_dict(weights)
     module.to(map_location).eval()
     hold_in_evaluation(module, spec.get("frozen_norms") or ())
+    frozen = set(spec.get("frozen_weights") or ())
+    for name, parameter in module.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
     return module
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -43,6 +44,12 @@ class TrainedModule(Described, LightningModule):
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "spec", None)
 
+    @property
+    def synchronises_batch_norm(self) -> bool:
+        """Whether the Trainer was given `sync_batchnorm`, and its strategy will obey."""
+        strategy = self.trainer.strategy
+        return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
+
     def inputs(self, x: Inputs) -> Inputs:
         """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
@@ -65,11 +72,16 @@ class TrainedModule(Described, LightningModule):
         if isinstance(self.optimizer, partial | type):
             self.optimizer = partial(self.optimizer, lr=value)
         else:
-            self.optimizer = partial(_with_rate, self.optimizer, value)
+            self.optimizer = partial(_with_rate, self.optimizer, lr=value)
         self.update_init_args(optimizer=self.optimizer)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule: it steps with the optimiser, one that watches a metric after validation."""
+        if not any(p.requires_grad for p in self.parameters()):
+            raise UserError(
+                f"all weights of {type(self).__name__} are frozen (requires_grad is False), so there is nothing to "
+                "train; call unfreeze()"
+            )
         try:
             optimizer = self.optimizer(self.parameter_groups())
             if self.lr_scheduler is None:
@@ -184,8 +196,8 @@ def _class_of(factory: Any) -> Any:
     return factory
 
 
-def _with_rate(factory: Callable[[Any], Any], rate: float, parameters: Any) -> Any:
+def _with_rate(factory: Callable[[Any], Any], parameters: Any, lr: float) -> Any:
     optimizer = factory(parameters)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     return optimizer

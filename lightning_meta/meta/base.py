@@ -231,6 +231,11 @@ class MetaModule(TrainedModule, ABC):
                 f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
                 "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
             )
+        if self.synchronises_batch_norm:
+            raise UserError(
+                f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
+                "one rank; leave it out"
+            )
         given = self.spec_of_data()
         if given is not None:
             self._take_episodes(given)
@@ -267,14 +272,6 @@ class MetaModule(TrainedModule, ABC):
         if self.episodes is None:
             self.episodes = given
             self.update_init_args(episodes=given)
-
-    def on_fit_start(self) -> None:
-        """Refuse statistics over ranks: a task lies on one."""
-        if any(isinstance(part, nn.SyncBatchNorm) for part in self.modules()):
-            raise UserError(
-                f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
-                "one rank; leave it out"
-            )
 
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
         """Choose how tasks are visited, rank 0 for all, before the first step."""

@@ -8,6 +8,7 @@ from math import nan
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -175,6 +176,8 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Take from the data module what the tasks are, or check that they fit."""
+        if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
+            raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         given = self.spec_of_data()
         if given is not None:
             self._take_tasks(given)
@@ -203,11 +206,11 @@ class MultiTaskModule(TrainedModule, ABC):
             self.to(like.device)  # a callback may copy the module to its device before `setup`
         self._built = True
 
-    def on_fit_start(self) -> None:
-        """Refuse synchronised batch normalisation where torch has none."""
-        synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in self.modules())
-        if synchronised and world_size() > 1 and self.device.type == "cpu":
-            raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own; but this hook comes before callbacks freeze or copy the module in their `setup`."""
+        if self.tasks is not None:
+            self.configure_model()
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""

@@ -145,6 +145,10 @@ class Independent(MultiTaskModule):
         there = [score for score in best if isfinite(score)]
         return sum(there) / len(there) if there else nan
 
+    def on_validation_epoch_start(self) -> None:
+        """Note the weights that are validated: averaging callbacks put others in their place before it is over."""
+        self.snapshots.note()
+
     def on_improved(self, improved: Improved) -> None:
         """Keep the weights of the tasks that are at their best or cannot be validated, and of all where the mean is."""
         for i in range(len(self.names)):
@@ -152,6 +156,11 @@ class Independent(MultiTaskModule):
                 self.snapshots.keep("selected", i)
             if improved.mean:
                 self.snapshots.keep("joint", i)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; in training, keep the best weights."""
+        super().on_validation_epoch_end()
+        self.snapshots.forget()
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The sum of the tasks' losses."""

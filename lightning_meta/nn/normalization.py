@@ -90,7 +90,7 @@ class TaskBatchNorm(_BatchNorm):
 
     def _by_own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normalised input, its mean and its biased variance. Gradients are spread once, over sums."""
-        dims, count = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1)
+        dims, count, dtype = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1), x.dtype
         exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
         shape = _per_channel(x)
         mean = x.sum(dims, dtype=exact) / count
@@ -100,8 +100,8 @@ class TaskBatchNorm(_BatchNorm):
         if self.weight is not None:
             scale = scale * self.weight
         if self.bias is None:
-            return x * scale.view(shape), mean, var
-        return torch.addcmul(self.bias.view(shape), x, scale.view(shape)), mean, var
+            return (x * scale.view(shape)).to(dtype), mean, var
+        return torch.addcmul(self.bias.view(shape), x, scale.view(shape)).to(dtype), mean, var
 
     def _by_own_fused(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
