@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 
 from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
+from lightning_meta.meta.base import MetaModule
 from lightning_meta.migration import layout_of, renamed_weights
-from lightning_meta.nn.normalization import hold_in_evaluation
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
@@ -70,7 +70,8 @@ def load(
     check_weights(module, weights, file)
     module.load_state_dict(weights)
     module.to(map_location).eval()
-    hold_in_evaluation(module, spec.get("frozen_norms") or ())
+    if isinstance(module, MetaModule):
+        module.take_state(spec)
     frozen = set(spec.get("frozen_weights") or ())
     for name, parameter in module.named_parameters():
         if name in frozen:

@@ -65,7 +65,7 @@ def test_ranks_visit_tasks_as_rank_0_has_chosen(two: Ran) -> None:
 
 
 def test_running_statistics_have_moved_and_are_those_of_all_ranks(one: Ran, two: Ran) -> None:
-    means = {k: v for k, v in one.ranks[0]["train"]["protonet"]["state"].items() if k.endswith(".mean")}
+    means = {k: v for k, v in one.ranks[0]["train"]["protonet"]["state"].items() if k.endswith(".running_mean")}
     assert len(means) == 4
     assert all(mean.abs().max() > 1e-3 for mean in means.values())
     for rank in two.ranks:

@@ -1,4 +1,4 @@
-"""Every public callback, tuner and Trainer flag of Lightning 2.6 with a module of each family, by what a user wants of it.
+"""Every public callback, tuner and Trainer flag of Lightning 2.6 with a module of each family, by what users want.
 
 `pytest -s tests/test_lightning_tools.py` prints the table: works, or refused with which line.
 """
@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import math
 import pickle
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,14 +21,16 @@ import lightning as L
 import pytest
 import torch
 import torch.distributed
+import yaml
 from lightning.pytorch import callbacks
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_meta.cli import main
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, Baseline, ProtoNet
@@ -45,6 +45,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:When using `Trainer\\(accumulate_grad_batches"),
     pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`"),
     pytest.mark.filterwarnings("ignore:.*was called without a model"),  # Lightning's, of OnExceptionCheckpoint
+    pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available"),  # the same
     pytest.mark.filterwarnings("ignore:Found .* in eval mode at the start of training"),
     pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch"),
 ]
@@ -372,9 +373,7 @@ def timer(family: Family, folder: Path) -> str:
 
 def device(family: Family, folder: Path) -> str:
     logger = Memory()
-    run = partial(
-        fit, family, folder, callbacks.DeviceStatsMonitor(cpu_stats=True), logger=logger, log_every_n_steps=1
-    )
+    run = partial(fit, family, folder, callbacks.DeviceStatsMonitor(cpu_stats=True), logger=logger, log_every_n_steps=1)
     if find_spec("psutil") is None:  # of a CPU
         return refused("psutil", run, ModuleNotFoundError)
     run()
@@ -482,7 +481,9 @@ def spikes(family: Family, folder: Path) -> str:
     from lightning.fabric.utilities.spike import TrainingSpikeException
 
     class Planted(callbacks.SpikeDetection):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(  # type: ignore[override]  # as Lightning's own callback
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             if trainer.global_step == 6:
                 outputs = {"loss": outputs["loss"] * 1e6}
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -793,7 +794,7 @@ def anomalies(family: Family, folder: Path) -> str:
 
     from lightning_meta.errors import NonFiniteLossError
 
-    with pytest.raises((NonFiniteLossError, RuntimeError), match="became nan at step 0|returned nan values"):
+    with pytest.raises((NonFiniteLossError, RuntimeError), match=r"became nan at step 0|returned nan values"):
         fit(family, folder, Breaks(), detect_anomaly=True)
     return WORKS
 
@@ -845,7 +846,12 @@ def reloads(family: Family, folder: Path) -> str:
     data = family.data()
     made: list[Any] = []
     loader = data.train_dataloader
-    data.train_dataloader = lambda: made.append(1) or loader()
+
+    def counted() -> Any:
+        made.append(1)
+        return loader()
+
+    data.train_dataloader = counted
     module = family.module()
     trainer(folder, reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
     assert len(made) == 3
@@ -950,6 +956,58 @@ def test_a_rate_falls_on_a_plateau_and_a_resumed_run_goes_on(family: Family, tmp
 def test_a_plateau_without_a_metric_is_one_line(family: Family, tmp_path: Path) -> None:
     module = family.module(lr_scheduler=torch.optim.lr_scheduler.ReduceLROnPlateau)
     refused("lr_scheduler: ReduceLROnPlateau must know its metric", lambda: fit(family, tmp_path, module=module))
+
+
+@pytest.mark.parametrize("method", ["MAML", "MultiHead"])
+def test_a_plateau_in_a_configuration(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    episodic = {
+        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "init_args": {
+            "source": {"class_path": "lightning_meta.data.sources.Sinusoid"},
+            "shots": 5,
+            "meta_batches_per_epoch": 2,
+            "val_tasks": 10,
+            "test_tasks": 10,
+        },
+    }
+    tabular = {
+        "class_path": "lightning_meta.data.MultiTaskDataModule",
+        "init_args": {
+            "source": {"class_path": "tests.devices.toys.Tasks", "init_args": {"kind": "own sets"}},
+            "batch_size": 8,
+            "batches_per_epoch": 2,
+        },
+    }
+    family, width = ("meta", 1) if method == "MAML" else ("multitask", 4)
+    backbone = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": width, "hidden": [8]}}
+    schedule = {
+        "class_path": "lightning.pytorch.cli.ReduceLROnPlateau",
+        "init_args": {"monitor": "val/loss", "factor": 0.5, "patience": 0, "threshold": 10.0},
+    }
+    config = {
+        "model": {
+            "class_path": f"lightning_meta.{family}.{method}",
+            "init_args": {
+                "backbone": backbone,
+                "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.004}},
+                "lr_scheduler": schedule,
+            },
+        },
+        "data": episodic if method == "MAML" else tabular,
+        "checkpoint": {"monitor": "val/loss", "mode": "min"},
+        "trainer": {"max_steps": 8, "accelerator": "cpu", "enable_progress_bar": False},
+    }
+    Path("whole.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "whole.yaml"]) == 0
+    whole = torch.load("runs/whole/0/checkpoints/last.ckpt", weights_only=False)
+    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.004 / 8), "it falls from epoch 2 on"
+    assert load("runs/whole/0/checkpoints/last.ckpt").lr == 0.004
+    assert main(["fit", "--config", "whole.yaml", "--name=half", "--trainer.max_steps=4"]) == 0
+    assert main(["fit", "--config", "whole.yaml", "--name=half", "--ckpt_path=last"]) == 0
+    half = torch.load("runs/half/0/checkpoints/last.ckpt", weights_only=False)
+    assert all(torch.equal(t, half["state_dict"][n]) for n, t in whole["state_dict"].items() if "extra" not in n)
+    assert half["lr_schedulers"] == whole["lr_schedulers"]
 
 
 @every_family

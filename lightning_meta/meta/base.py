@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -24,7 +24,14 @@ from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import output_size
-from lightning_meta.nn.normalization import collected_statistics, follow, freeze_evaluated, per_task, task_norms
+from lightning_meta.nn.normalization import (
+    collected_statistics,
+    follow,
+    freeze_evaluated,
+    hold_in_evaluation,
+    per_task,
+    task_norms,
+)
 from lightning_meta.nn.stateless import (
     Tensors,
     exact_derivatives,
@@ -279,7 +286,6 @@ class MetaModule(TrainedModule, ABC):
             batch = self.inputs(batch)
             self.task_map = self.trainer.strategy.broadcast(self._chosen(batch))
             self._visits_chosen = True
-            self.update_init_args(**as_options(self.task_map))
             if self.trainer.is_global_zero:
                 _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
 
@@ -289,15 +295,24 @@ class MetaModule(TrainedModule, ABC):
         if self.training:
             freeze_evaluated(self.backbone)
         frozen = [name for name, norm in task_norms(self).items() if norm.frozen]
-        checkpoint["lightning_meta"]["frozen_norms"] = frozen
+        chosen = None if self.task_map is None else as_options(self.task_map)
+        checkpoint["lightning_meta"] |= {"frozen_norms": frozen, "task_map": chosen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the choice of the run that is resumed."""
         super().on_load_checkpoint(checkpoint)
-        stored = checkpoint.get("lightning_meta", {}).get("init_args", {})
-        if self.task_map is None and stored.get("strategy") in ("vmap", "loop"):
-            self.task_map = TaskMap(stored["strategy"], stored.get("chunk_size"), self._compiles)
-            self.update_init_args(**as_options(self.task_map))
+        self.take_state(checkpoint.get("lightning_meta") or {})
+
+    def take_state(self, stored: Mapping[str, Any]) -> None:
+        """Take what a checkpoint says beside tensors: how tasks were visited, and which layers were held.
+
+        Args:
+            stored: What `on_save_checkpoint` wrote.
+        """
+        chosen = stored.get("task_map") or {}
+        if self.task_map is None and chosen.get("strategy") in ("vmap", "loop"):
+            self.task_map = TaskMap(chosen["strategy"], chosen.get("chunk_size"), self._compiles)
+        hold_in_evaluation(self, stored.get("frozen_norms") or ())
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
@@ -404,7 +419,7 @@ class MetaModule(TrainedModule, ABC):
         if how.strategy == "loop" or how.compile:
             return how
         if self.training not in self._vectorises:
-            reason = obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, self.strategy != "vmap")
+            reason = self._obstacle(run, batch)
             self._vectorises[self.training] = reason is None
             if reason is not None and self.strategy == "vmap":
                 with untouched(self):
@@ -415,8 +430,12 @@ class MetaModule(TrainedModule, ABC):
                 _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
         return how if self._vectorises[self.training] else TaskMap("loop")
 
+    def _obstacle(self, run: Callable[[TaskMap, Episode], Any], batch: Episode) -> str | None:
+        slow_too = self.strategy != "vmap" and not self._compiles
+        return obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, slow_too)
+
     def _tried(self, result: Any) -> None:
-        """Go on with the outcome of a trial as training does: backwards, and with the buffers that it left."""
+        """Treat the outcome of a trial as training does: take its gradient, and keep the buffers that it left."""
         if isinstance(result, Outcome):
             self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
             if result.loss.requires_grad:
@@ -425,9 +444,13 @@ class MetaModule(TrainedModule, ABC):
 
     def _chosen(self, batch: Episode) -> TaskMap:
         """How training visits tasks; measured, if that was asked for."""
-        if self._compiles:
-            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
+        if self._compiles:
+            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
+                reason = self._obstacle(self._train_on, batch) if maps else None
+            if reason is not None:
+                raise UserError(f"compile: it needs vmap, which cannot run the network: {reason}; leave compile out")
+            return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         if not maps or self.strategy != "measured" or self.task_map is not None:
             with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
                 rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)

@@ -28,7 +28,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
     $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha\, u(\nabla_\varphi L(\varphi_j; \mathrm{support}))$$
 
-    with u the identity, unless `direction` says otherwise.
+    with u the identity, unless `direction` says otherwise. Weights that do not require a gradient stay where they are.
 
     Args:
         backbone: The network below the head.
@@ -94,10 +94,10 @@ class GradientBasedLearner(MetaModule, ABC):
         names = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
         return names or self._adapted
 
-    def freeze(self) -> None:
+    def freeze(self) -> Self:
         """Freeze all weights for inference; a new task is still learned by adapting copies of what was not frozen."""
         self._adapted = self.adapted() if self._built else frozenset()
-        super().freeze()
+        return super().freeze()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze or unfreeze all weights; see `freeze`."""

@@ -25,6 +25,7 @@ from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.normalization import per_task
+from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
 
@@ -78,14 +79,14 @@ class MultiTaskModule(TrainedModule, ABC):
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         check_layers(backbone, inner_gradients=False)
-        self.backbone = per_task(backbone)
+        self.backbone = per_task(backbone, synchronised_too=False)
         self.weighting = Equal() if weighting is None else weighting
         self.tasks = tasks
         self.stems = nn.ModuleList()
         self.heads = nn.ModuleList()
         self.records: dict[str, TaskRecords] = {}
         self.test_report: dict[str, Any] = {}
-        self._stems_by_name = {name: per_task(stem) for name, stem in (stems or {}).items()}
+        self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
         self._built = False
         self._stepped_on: set[str] = set()
@@ -273,16 +274,20 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Record the predictions."""
-        self.record("val", batch, self.outputs(batch))
+        with untouched(self):
+            self.record("val", batch, self.outputs(batch))
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions."""
-        self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
+        with untouched(self):
+            self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predictions by name of the task, as people read them."""
+        with untouched(self):
+            outputs = self.selected_outputs(batch)
         # Copies: a view would keep the outputs of all tasks for as long as predictions are kept.
-        return {name: self.spec.tasks[name].readable(y).clone() for name, y in self.selected_outputs(batch).items()}
+        return {name: self.spec.tasks[name].readable(y).clone() for name, y in outputs.items()}
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; in training, note each task's best."""
@@ -323,11 +328,9 @@ class MultiTaskModule(TrainedModule, ABC):
         if tuple(x.shape[1:]) != tuple(self.spec.input_shapes[task]):
             raise UserError(f"inputs of {task!r} are (M, *{self.spec.input_shapes[task]}), got {tuple(x.shape)}")
         inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
-        before, rows = self.training, torch.arange(len(x), device=self.device)
-        try:
-            outputs = self.eval().selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
-        finally:
-            self.train(before)
+        rows = torch.arange(len(x), device=self.device)
+        with in_evaluation_mode(self), untouched(self):
+            outputs = self.selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
         return self.spec.tasks[task].readable(outputs[task])
 
     def _take_tasks(self, given: Any) -> None:

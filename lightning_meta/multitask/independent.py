@@ -24,7 +24,7 @@ from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
-from lightning_meta.nn.stateless import Tensors, put_buffers, swapped
+from lightning_meta.nn.stateless import Tensors, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
 
 _log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class Independent(MultiTaskModule):
         """Record the predictions of each task's best weights, and on the test split those of the best mean."""
         super().test_step(batch, batch_idx, dataloader_idx)
         if dataloader_idx == 0:
-            with self.weights("joint"):
+            with self.weights("joint"), untouched(self):
                 self.record("joint", batch, self.outputs(batch))
 
     def on_test_epoch_end(self) -> None:

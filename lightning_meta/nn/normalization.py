@@ -196,29 +196,28 @@ def hold_in_evaluation(module: nn.Module, names: Iterable[str]) -> None:
             norms[name].frozen = True
 
 
-def per_task(module: nn.Module) -> nn.Module:
-    """Turn every `torch.nn.BatchNorm` in a module, `SyncBatchNorm` among them, into a `TaskBatchNorm`.
+def per_task(module: nn.Module, synchronised_too: bool = True) -> nn.Module:
+    """Turn every `torch.nn.BatchNorm` in a module into a `TaskBatchNorm`.
 
     A layer stays the same object with the same tensors. A subclass with its own `forward` computes something else, and
     is left alone.
 
     Args:
         module: Changed in place.
+        synchronised_too: Whether a `SyncBatchNorm` is turned into one as well, whose statistics are those of one rank.
 
     Returns:
         The module.
     """
+    forwards = (_BatchNorm.forward, *([nn.SyncBatchNorm.forward] if synchronised_too else []))
     for part in module.modules():
-        if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm) and type(part).forward in _FORWARDS:
+        if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm) and type(part).forward in forwards:
             part.__class__ = TaskBatchNorm
         if part._forward_pre_hooks:  # an old weight norm keeps a weight with its graph, which cannot be copied
             for name, value in part.__dict__.items():
                 if isinstance(value, Tensor) and value.grad_fn is not None:
                     part.__dict__[name] = value.detach()
     return module
-
-
-_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def refuse_other_batch_norms(module: nn.Module, option: str = "backbone") -> None:

@@ -255,6 +255,18 @@ def put_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Afterwards every part is in the mode that it was in: the user may hold some in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Afterwards buffers, and torch's random state, are as they were before, whatever ran in between."""
     buffers = list(module.buffers())

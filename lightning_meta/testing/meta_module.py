@@ -83,6 +83,19 @@ class MetaModuleTests(TrainedModuleTests):
         apart = relative_error(self.predicted(module, turned, query.x, batch.ways), outputs)
         assert apart < self.task_tolerance, f"turning the support set round changes predictions by {apart:.1e}"
 
+    def test_a_prediction_does_not_depend_on_its_company(self) -> None:
+        """A query is predicted alike alone and among others, unless the method says that it is `transductive`."""
+        module, batch = self.ready()
+        module.eval()
+        support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
+        with torch.no_grad():
+            state = module.adapt(support, batch.ways)
+            apart = relative_error(module.predict(state, query.x[:1]), module.predict(state, query.x)[:1])
+        assert module.transductive or apart < self.task_tolerance, (
+            f"a prediction changes by {apart:.1e} with the queries beside it: normalise by running statistics or those "
+            "of the support set (MetricLearner does), or say so by a property `transductive` that is True"
+        )
+
     def test_every_parameter_learns(self) -> None:
         """The outer loss has a gradient in every parameter that is not declared `unused`."""
         module, batch = self.ready()

@@ -102,8 +102,8 @@ def test_running_statistics_are_taken_over(tmp_path: Path) -> None:
     norm = learner.module.base[3].normalize
     assert norm.running_mean.abs().max() > 0
     buffers = dict(module.network.named_buffers())
-    assert torch.equal(buffers["backbone.blocks.3.1.mean"], norm.running_mean)
-    assert torch.equal(buffers["backbone.blocks.3.1.var"], norm.running_var)
+    assert torch.equal(buffers["backbone.blocks.3.1.running_mean"], norm.running_mean)
+    assert torch.equal(buffers["backbone.blocks.3.1.running_var"], norm.running_var)
 
 
 def refusal(learner: nn.Module, module: MAML, path: Path) -> str:

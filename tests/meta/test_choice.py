@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import lightning_meta
+from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.sources import Sinusoid
+from lightning_meta.errors import UserError
 from lightning_meta.functional import TaskMap
-from lightning_meta.meta import MAML, MetaModule, ProtoNet, base
+from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, base
 from lightning_meta.meta.choice import by_measurement, by_rule
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.testing import toys
 from tests.meta.oracles import IMAGES, episodes
 
 
@@ -107,3 +110,35 @@ def test_measuring_leaves_gradients_and_random_state_alone(monkeypatch: pytest.M
     monkeypatch.setattr(base, "by_measurement", watched)
     fit(1, tmp_path, strategy="measured")
     assert torch.equal(*before)
+
+
+class Recurrent(Described, nn.Module):
+    """A layer that `vmap` cannot run."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.layer = nn.GRU(256, width, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(2))[0][:, -1]
+
+
+@pytest.mark.parametrize("method", [MAML, ProtoNet, Baseline])
+def test_a_model_that_was_visited_in_a_loop_loads_and_evaluates(
+    method: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module, data = method(Recurrent()), toys.pictures()
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert caplog.text.count("tasks are visited in a loop, as vmap cannot run the network") == 1
+    before = trainer.test(module, datamodule=data, verbose=False)
+    loaded = lightning_meta.load(tmp_path / "last.ckpt", allow=[Recurrent])
+    assert trainer.test(loaded, datamodule=data, verbose=False) == before
+
+
+def test_vmap_by_name_is_refused_where_it_cannot_run() -> None:
+    module, data = MAML(Recurrent(), strategy="vmap"), toys.pictures()
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(UserError, match=r"strategy: vmap cannot visit the tasks: .*; use strategy loop, or auto"):
+        trainer.fit(module, datamodule=data)

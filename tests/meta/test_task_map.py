@@ -141,6 +141,7 @@ class Convolutions(TorchDispatchMode):
 @pytest.mark.parametrize("batch_norm", ["running", "inductive", "transductive"])
 def test_a_metric_learner_embeds_the_meta_batch_as_one(batch_norm: Any) -> None:
     module = ProtoNet(Conv4(2, 4, blocks=2), batch_norm=batch_norm, strategy="vmap", episodes=IMAGES)
+    module.meta_batch_loss(episodes(IMAGES, tasks=2, dtype=torch.float32))  # the first call tries vmap
     with Convolutions() as seen:
         module.meta_batch_loss(episodes(IMAGES, tasks=5, dtype=torch.float32))
     if batch_norm == "running":  # support and query examples of a task are normalised together
@@ -153,6 +154,7 @@ def test_a_metric_learner_embeds_the_meta_batch_as_one(batch_norm: Any) -> None:
 def test_the_first_inner_step_runs_the_meta_batch_as_one(recompute: bool) -> None:
     """While the weights are those of all tasks; from then on a convolution has a group for each task."""
     module = maml("conv4", torch.float32, inner_steps=2, strategy="vmap", recompute=recompute)
+    module.meta_batch_loss(episodes(IMAGES, tasks=2, dtype=torch.float32))  # the first call tries vmap
     with Convolutions() as seen:
         module.meta_batch_loss(episodes(IMAGES, tasks=5, dtype=torch.float32))
     assert seen.ran == 2 * [(5 * 6, 1)] + 2 * [(6, 5)] + 2 * [(9, 5)]

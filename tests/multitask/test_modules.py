@@ -186,11 +186,11 @@ def test_cross_stitch_of_nothing_is_independent_and_of_halves_is_the_mean() -> N
         torch.testing.assert_close(stitched(x, rows)[name], outputs, rtol=1e-12, atol=1e-12)
     halves = made(CrossStitch, spec, own=0.5)
     with torch.no_grad():
-        for p in halves.columns[1].parameters():
+        for p in halves.backbone[1].parameters():
             p.add_(0.1 * torch.randn_like(p))
     h = [x, x]
     for stage in range(2):
-        h = [column[stage](i) for column, i in zip(halves.columns, h, strict=True)]
+        h = [column[stage](i) for column, i in zip(halves.backbone, h, strict=True)]
         h = [(h[0] + h[1]) / 2] * 2
     torch.testing.assert_close(halves(x, rows)["sum"], halves.heads[0](h[0]), rtol=1e-12, atol=1e-12)
 
@@ -464,3 +464,32 @@ def test_a_row_of_the_log_holds_the_tasks_of_its_batch_alone(tmp_path: Path) -> 
     for number, row in enumerate(rows):
         assert {name for name in NAMES if row[f"train/loss/{name}"]} == set(batches.ids(number))
     assert len(rows) == 12
+
+
+class Restless(nn.Module):
+    """It counts its passes, and draws in evaluation too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.get_buffer("passes").add_(1)
+        return nn.functional.dropout(self.linear(x), 0.2)
+
+
+@pytest.mark.parametrize("method", [MultiHead, Conditioned, MixtureOfExperts, Independent])
+def test_evaluation_leaves_buffers_and_the_random_state_of_any_network(method: Any) -> None:
+    module = train(method, data(), 2, backbone=nn.Sequential(Restless()))
+    before = {name: t.clone() for name, t in [*module.named_parameters(), *module.named_buffers()]}
+    assert any(float(t) > 0 for name, t in before.items() if name.endswith("passes"))
+    random = torch.get_rng_state()
+    runner = trainer(precision="64-true")
+    runner.validate(module, datamodule=data(), verbose=False)
+    runner.test(module, datamodule=data(), verbose=False)
+    runner.predict(module, datamodule=data())
+    module.predict("largest", torch.zeros(3, 4))
+    assert torch.equal(random, torch.get_rng_state())
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        assert torch.equal(tensor, before[name]), name

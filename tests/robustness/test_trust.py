@@ -149,6 +149,10 @@ def classes() -> list[str]:
     """The paths of all classes that the modules of the trusted rooms hold or have imported."""
     found = set()
     for room in TRUSTED:
+        parent, _, last = room.rpartition(".")
+        if isinstance(getattr(importlib.import_module(parent or room), last, None), type):
+            found.add(room)  # a single class
+            continue
         module = importlib.import_module(room)
         names = [room, *(m.name for m in pkgutil.walk_packages(getattr(module, "__path__", []), room + "."))]
         for name in names:

@@ -77,7 +77,7 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
         timeout=300,
     )
     assert right.returncode == 0, right.stdout[-3000:]
-    assert "16 passed" in right.stdout
+    assert "18 passed" in right.stdout
     broken = subprocess.run(
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
@@ -204,6 +204,13 @@ def episodes(source: type[toys.NoisyPictures]) -> Callable[[], EpisodicDataModul
     return lambda: EpisodicDataModule(source(), ways=3, shots=2, queries=3, seed=0)
 
 
+class Relates(Right):
+    """A query is seen relative to those beside it."""
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return super().predict(state, x) - super().predict(state, x).mean(0)
+
+
 BROKEN: dict[str, tuple[type, Callable[[], Any], str, str]] = {
     "random predictions": (MetaModuleTests, meta(Noisy), "test_adapting_changes_nothing", "global random stream"),
     "depends on the order": (
@@ -223,6 +230,12 @@ BROKEN: dict[str, tuple[type, Callable[[], Any], str, str]] = {
         meta(Forgets),
         "test_a_checkpoint_is_enough",
         "a loaded module has other test figures",
+    ),
+    "depends on its company": (
+        MetaModuleTests,
+        meta(Relates),
+        "test_a_prediction_does_not_depend_on_its_company",
+        "with the queries beside it",
     ),
     "mixes tasks": (
         MetaModuleTests,
