@@ -941,7 +941,7 @@ def test_a_rate_falls_on_a_plateau_and_a_resumed_run_goes_on(family: Family, tmp
     ends = At("on_train_epoch_end", lambda trainer, module: trainer.optimizers[0].param_groups[0]["lr"])
     options: dict[str, Any] = {"lr_scheduler": plateau}
     whole = fit(family, tmp_path, ends, module=family.module(**options), max_epochs=4)
-    assert ends.seen[-1] == pytest.approx(RATE / 8), "after the first, no validation is better than by the threshold"
+    assert ends.seen == pytest.approx([RATE, RATE / 2, RATE / 4, RATE / 8]), "no validation is better by the threshold"
     first = trainer(tmp_path, max_epochs=2)
     first.fit(family.module(**options), datamodule=family.data())
     first.save_checkpoint(tmp_path / "first.ckpt")
@@ -1001,7 +1001,7 @@ def test_a_plateau_in_a_configuration(method: str, tmp_path: Path, monkeypatch: 
     Path("whole.yaml").write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", "whole.yaml"]) == 0
     whole = torch.load("runs/whole/0/checkpoints/last.ckpt", weights_only=False)
-    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.004 / 8), "it falls from epoch 2 on"
+    assert whole["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.004 / 16), "none of four is better"
     assert load("runs/whole/0/checkpoints/last.ckpt").lr == 0.004
     assert main(["fit", "--config", "whole.yaml", "--name=half", "--trainer.max_steps=4"]) == 0
     assert main(["fit", "--config", "whole.yaml", "--name=half", "--ckpt_path=last"]) == 0
@@ -1168,10 +1168,18 @@ def test_a_batch_norm_in_evaluation_mode_stays_frozen(family: Family, tmp_path: 
             torch.testing.assert_close(learned.outputs(new[:1]), learned.outputs(new)[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")  # of the compiler, which takes a warning for an error
 @pytest.mark.slow
 @every_family
-def test_a_compiled_module_trains_as_the_module(family: Family, tmp_path: Path) -> None:
+def test_a_compiled_module_trains_as_the_module_or_is_refused(family: Family, tmp_path: Path) -> None:
     module = family.module()
     compiled: Any = torch.compile(module, backend="eager")
-    trainer(tmp_path, max_epochs=1).fit(compiled, datamodule=family.data())
+
+    def run() -> None:
+        trainer(tmp_path, max_epochs=1).fit(compiled, datamodule=family.data())
+
+    if family.size == "meta_batch_size":
+        refused("torch.compile cannot trace .* compile=True compiles its training step", run)
+        return
+    run()
     assert same(weights(module), weights(fit(family, tmp_path, max_epochs=1)), 1e-5)

@@ -238,6 +238,11 @@ class MetaModule(TrainedModule, ABC):
                 f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
                 "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
             )
+        if getattr(self, "_compiler_ctx", None) is not None:
+            raise UserError(
+                f"torch.compile cannot trace the steps of {type(self).__name__}; give the Trainer the module itself; "
+                "compile=True compiles its training step"
+            )
         if self.synchronises_batch_norm:
             raise UserError(
                 f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
