@@ -111,7 +111,8 @@ TABLE: dict[str, dict[str, str]] = {}
 def _table() -> Iterator[None]:
     yield
     names = [family.name for family in FAMILIES]
-    print("\n\n| tool | " + " | ".join(names) + " |\n| --- " * (len(names) + 1) + "|")
+    print("\n\n| tool | " + " | ".join(names) + " |")
+    print("| --- " * (len(names) + 1) + "|")
     for tool, row in TABLE.items():
         print(f"| {tool} | " + " | ".join(row.get(name, "") for name in names) + " |")
 
