@@ -334,9 +334,14 @@ class MetaModule(TrainedModule, ABC):
         with self.exact_arithmetic():
             super().backward(loss, *args, **kwargs)
 
+    @property
+    def computes_in_full_float32(self) -> bool:
+        """Whether TF32 is switched off on CUDA: where there is an inner loop, unless less was asked for."""
+        return self.inner_gradients and not tf32_requested()
+
     def exact_arithmetic(self) -> AbstractContextManager[None]:
-        """Full float32 where there is an inner loop, unless less was asked for."""
-        return full_float32(self.inner_gradients and not tf32_requested())
+        """The context of every forward and backward pass; afterwards torch's switches are as before."""
+        return full_float32(self.computes_in_full_float32)
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Adapt to each task and score its query set."""

@@ -86,13 +86,13 @@ class TaskBatchNorm(_BatchNorm):
             scale = scale * self.weight
         shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
         shape = _per_channel(x)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(self._dtype(x))
 
     def _by_own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normalised input, its mean and its biased variance. Gradients are spread once, over sums."""
         dims, count, dtype = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1), x.dtype
         exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
-        shape = _per_channel(x)
+        shape, dtype = _per_channel(x), self._dtype(x)
         mean = x.sum(dims, dtype=exact) / count
         x = x - mean.view(shape)
         var = x.square().sum(dims) / count
@@ -106,6 +106,10 @@ class TaskBatchNorm(_BatchNorm):
     def _by_own_fused(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
         return y, mean, inverse.pow(-2) - self.eps
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Of the output, whatever the statistics are kept in: a network in bf16 goes on in bf16."""
+        return x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor) -> None:
