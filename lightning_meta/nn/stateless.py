@@ -233,7 +233,7 @@ def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
 
 def _restore_container(value: list[Any] | dict[Any, Any], before: Any) -> None:
     if isinstance(before, int):  # a large one is not copied: what was added is looked at
-        keys = list(range(len(value)) if isinstance(value, list) else value)
+        keys = list(range(len(value)) if isinstance(value, list) else value) if len(value) > before else []
         for key in reversed(keys[before:]):
             if _unusable(value[key]):
                 del value[key]
