@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.ranks import world_size
-from lightning_meta.migration import LAYOUT, layout_of, renamed_weights
+from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.nn.features import Inputs, as_input
+from lightning_meta.nn.normalization import task_norms
 
 
 class TrainedModule(Described, LightningModule):
@@ -100,6 +101,14 @@ class TrainedModule(Described, LightningModule):
         options = {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}
         return {"optimizer": optimizer, "lr_scheduler": options}
 
+    def on_fit_start(self) -> None:
+        """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay."""
+        if not self.training:
+            held = [norm for norm in task_norms(self).values() if norm.frozen]
+            self.train()
+            for norm in held:
+                norm.eval()
+
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's has arguments for other kinds of checkpoints
         cls, checkpoint_path: Any, map_location: Any = "cpu", **overrides: Any
@@ -139,10 +148,7 @@ class TrainedModule(Described, LightningModule):
                 )
             checkpoint["state_dict"] = renamed_weights(checkpoint["state_dict"], self)
         weights = checkpoint["state_dict"]
-        for name, parameter in self.named_parameters():
-            if name in weights and weights[name].dtype != parameter.dtype:
-                self.to(weights[name].dtype)
-                break
+        take_precision(self, weights)
 
     def check_finite(self, loss: Tensor) -> None:
         """Stop training where its loss is not finite; with several ranks, all of them after the backward pass.

@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 150  # seconds; ranks that wait for each other would wait for ever
 
 
-def run_driver(module: str, folder: Path, world: int) -> None:
+def run_driver(module: str, folder: Path, world: int | str, gpus: bool = False) -> None:
     """Run `python -m module folder world`, which starts its ranks and leaves its findings in the folder."""
     command = [sys.executable, "-m", module, str(folder), str(world)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""})}
     env = {k: v for k, v in env.items() if k not in ("LOCAL_RANK", "MASTER_PORT", "PL_GLOBAL_SEED")}
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(

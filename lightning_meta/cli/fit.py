@@ -210,7 +210,8 @@ def _fit(cli: MetaCLI, began: float) -> None:
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
         if report := getattr(cli.model, "test_report", None):
             write_report(run.directory, report)
-        write_results(run.directory, metrics, {**about, **facts(cli.model, cli.datamodule)})  # last: the run is whole
+        about |= facts(cli.model, cli.datamodule, trainer)
+        write_results(run.directory, metrics, about)  # last: the run is whole
         write_figures(run.directory)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):

@@ -58,7 +58,7 @@ def test(args: Sequence[str]) -> None:
     about["wall_time_s"] = round(time.monotonic() - began, 2)
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
-    write_results(logger.directory, metrics, {**about, **facts(module, made["data"])})
+    write_results(logger.directory, metrics, {**about, **facts(module, made["data"], trainer)})
     write_figures(logger.directory)
     print_summary(metrics, logger.directory)
 

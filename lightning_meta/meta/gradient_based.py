@@ -41,6 +41,10 @@ class GradientBasedLearner(MetaModule, ABC):
             set after adaptation. Support examples are always normalised by their own.
         recompute: Compute inner steps anew in the outer loop's backward pass, in place of keeping all of them: the
             memory of long inner loops shrinks several times, and a step takes about 1.6 times as long.
+        tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
+            an H200 the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
+            and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
+            `torch.set_float32_matmul_precision("high")` asks for the same, and for TF32 in matrix products.
         **options: Those of `MetaModule`.
     """
 
@@ -53,13 +57,14 @@ class GradientBasedLearner(MetaModule, ABC):
         first_order: bool = False,
         batch_norm: BatchNorm = "transductive",
         recompute: bool = False,
+        tf32: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         one_of("batch_norm", batch_norm, BatchNorm)
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
-        self.first_order, self.batch_norm, self.recompute = first_order, batch_norm, recompute
+        self.first_order, self.batch_norm, self.recompute, self.tf32 = first_order, batch_norm, recompute, tf32
         if inner_lr <= 0:
             raise UserError(f"inner_lr: a positive number is needed, got {inner_lr}")
         if min(self.inner_steps, self.test_inner_steps) < 0:
@@ -81,7 +86,7 @@ class GradientBasedLearner(MetaModule, ABC):
         def forward(adapted: Tensors) -> Tensor:
             return stateless_call(self.network, {**adapted, **own_buffers(self.network)}, x, "batch")[0]
 
-        with untouched(self):
+        with self.exact_arithmetic(), untouched(self):
             check_derivatives(forward, adapted, self.first_order)
             if self.recompute:
                 check_replays(forward, adapted, module=self.network)
@@ -160,6 +165,11 @@ class GradientBasedLearner(MetaModule, ABC):
         """The query loss of the adapted network."""
         outputs, buffers = self._predict(self.adapt(support, ways), query.x)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
+
+    @property
+    def computes_in_full_float32(self) -> bool:
+        """Whether TF32 is switched off on CUDA: unless `tf32` or torch's own function asked for it."""
+        return super().computes_in_full_float32 and not self.tf32
 
     @property
     def network(self) -> nn.Module:

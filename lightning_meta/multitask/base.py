@@ -78,7 +78,8 @@ class MultiTaskModule(TrainedModule, ABC):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        check_layers(backbone, inner_gradients=False)
+        for network in (backbone, *(stems or {}).values()):
+            check_layers(network, inner_gradients=False)
         self.backbone = per_task(backbone, synchronised_too=False)
         self.weighting = Equal() if weighting is None else weighting
         self.tasks = tasks

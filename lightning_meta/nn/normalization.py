@@ -45,11 +45,13 @@ class TaskBatchNorm(_BatchNorm):
         statistics: Whose statistics normalise; None where the layer is torch's.
         frozen: Whether the layer was put into evaluation mode for training: then it always uses what is stored.
         collected: Within `collected_statistics`, the mean and variance of each batch.
+        calls: Within `statistics_from`, how often it was called: what is recorded is the mean over calls.
     """
 
     statistics: Statistics | None = None
     frozen: bool = False
     collected: list[tuple[Tensor, Tensor]] | None = None
+    calls: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(M, C, ...)` over all dimensions but C."""
@@ -59,7 +61,10 @@ class TaskBatchNorm(_BatchNorm):
             return self._by_stored(x)
         fused = self.statistics == "fused" and not is_functorch_wrapped_tensor(x)
         y, mean, var = self._by_own_fused(x) if fused else self._by_own(x)
-        self._buffers["running_mean"], self._buffers["running_var"] = mean, var
+        self.calls += 1
+        for name, new in (("running_mean", mean), ("running_var", var)):
+            old = self._buffers[name]
+            self._buffers[name] = new if self.calls == 1 or old is None else old + (new - old) / self.calls
         return y
 
     def _as_torch_does(self, x: Tensor) -> Tensor:
@@ -86,13 +91,13 @@ class TaskBatchNorm(_BatchNorm):
             scale = scale * self.weight
         shift = -self.running_mean * scale if self.bias is None else self.bias - self.running_mean * scale
         shape = _per_channel(x)
-        return torch.addcmul(shift.view(shape), x, scale.view(shape))
+        return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(self._dtype(x))
 
     def _by_own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The normalised input, its mean and its biased variance. Gradients are spread once, over sums."""
-        dims, count, dtype = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1), x.dtype
+        dims, count = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1)
         exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
-        shape = _per_channel(x)
+        shape, dtype = _per_channel(x), self._dtype(x)
         mean = x.sum(dims, dtype=exact) / count
         x = x - mean.view(shape)
         var = x.square().sum(dims) / count
@@ -106,6 +111,10 @@ class TaskBatchNorm(_BatchNorm):
     def _by_own_fused(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps)
         return y, mean, inverse.pow(-2) - self.eps
+
+    def _dtype(self, x: Tensor) -> torch.dtype:
+        """Of the output, whatever the statistics are kept in: a network in bf16 goes on in bf16."""
+        return x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor) -> None:
@@ -145,7 +154,7 @@ def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]
     norms = task_norms(module)
     before = [norm.statistics for norm in norms.values()]
     for norm in norms.values():
-        norm.statistics = statistics
+        norm.statistics, norm.calls = statistics, 0
     try:
         yield
     finally:

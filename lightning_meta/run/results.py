@@ -7,15 +7,17 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_meta.data.module import SourceDataModule
+from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
 from lightning_meta.run.files import replacing
 
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
@@ -50,8 +52,19 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
         writer.writerows(report["per_task"])
 
 
-def facts(module: LightningModule, data: LightningDataModule | None) -> dict[str, Any]:
-    """What was run, and with what."""
+def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
+    """What was run, with what and where.
+
+    Args:
+        module: The model.
+        data: Its data, if they are a data module.
+        trainer: What ran it.
+
+    Returns:
+        Plain data. `precision` is the Trainer's, `float32` what products of float32 numbers used: `full`, or `tf32` if
+        convolutions, recurrent layers or matrix products did.
+    """
+    device = trainer.strategy.root_device
     fingerprint = data.fingerprint() if isinstance(data, SourceDataModule) else ""
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -61,8 +74,17 @@ def facts(module: LightningModule, data: LightningDataModule | None) -> dict[str
         "data_fingerprint": fingerprint or None,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
         "git_revision": git_revision(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "precision": str(trainer.precision),
+        "float32": _float32(module, device),
     }
+
+
+def _float32(module: LightningModule, device: torch.device) -> str:
+    """What products of float32 numbers use within the steps of a module."""
+    exact = getattr(module, "exact_arithmetic", nullcontext)  # learners with an inner loop switch TF32 off
+    with exact():
+        return "tf32" if has_tf32(device) and tf32_in_use() else "full"
 
 
 def git_revision() -> str | None:

@@ -102,7 +102,7 @@ def results(name: str, place: Place | None) -> tuple[dict[str, float], Any, Any,
     runs.validate(module, datamodule=data, verbose=False)
     figures = {name: v for loader in runs.test(module, datamodule=data, verbose=False) for name, v in loader.items()}
     predictions = runs.predict(module, datamodule=data)
-    assert facts(module, data)["data_fingerprint"] == (data.fingerprint() or None)
+    assert facts(module, data, runs)["data_fingerprint"] == (data.fingerprint() or None)
     return figures, module.test_report, predictions, data.fingerprint()
 
 

@@ -60,7 +60,9 @@ class Held(L.Callback):
         self.bytes.append(held())
 
 
-def evaluated(make: Callable[[], MetaModule], stage: str, batches: int) -> tuple[list[int], MetaModule]:
+def evaluated(
+    make: Callable[[], MetaModule], stage: str, batches: int, accelerator: str = "cpu"
+) -> tuple[list[int], MetaModule]:
     count = TASKS * batches
     data = EpisodicDataModule(
         ManyClasses(), ways=WAYS, shots=1, queries=QUERIES, val_tasks=count, test_tasks=count, meta_batch_size=1,
@@ -68,7 +70,7 @@ def evaluated(make: Callable[[], MetaModule], stage: str, batches: int) -> tuple
     )  # fmt: skip
     callback, module = Held(), make()
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(accelerator="cpu", enable_checkpointing=False, callbacks=[callback], **quiet)
+    trainer = L.Trainer(accelerator=accelerator, devices=1, enable_checkpointing=False, callbacks=[callback], **quiet)
     getattr(trainer, stage)(module, datamodule=data, verbose=False)
     assert len(callback.bytes) == batches
     return callback.bytes, module

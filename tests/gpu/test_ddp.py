@@ -1,0 +1,66 @@
+"""`strategy: ddp` on one card: NCCL with one rank, and two ranks over gloo, train as one process does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.gpu.card import SLOW_ON_CPU
+from tests.gpu.ddp_driver import NAMES
+from tests.meta.oracles import relative_error
+from tests.ranks import run_driver
+
+Ranks = list[dict[str, Any]]
+BOUNDS = {"64-true": 1e-12, "32-true": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ranks]:
+    """What each rank of a run found; every run is made once."""
+    made: dict[str, Ranks] = {}
+
+    def run(mode: str, where: str, precision: str) -> Ranks:
+        case = f"{mode}_{where}_{precision}"
+        if case not in made:
+            folder = tmp_path_factory.mktemp(case)
+            run_driver("tests.gpu.ddp_driver", folder, case, gpus=where == "cuda")
+            made[case] = [torch.load(file, weights_only=False) for file in sorted(folder.glob("rank_*.pt"))]
+        return made[case]
+
+    return run
+
+
+def weights(state: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.double().flatten() for tensor in state.values()])
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("where", SLOW_ON_CPU)
+def test_two_ranks_that_share_a_device_train_as_one_process(where: str, precision: str, ran: Any) -> None:
+    (one,), two = ran("one", where, precision), ran("gloo", where, precision)
+    assert len(two) == 2
+    for name in (*NAMES, "multi_head"):
+        for rank in two:
+            error = relative_error(weights(rank[name]["state"]), weights(one[name]["state"]))
+            assert error < BOUNDS[precision], f"{name}: {error:.1e}"
+    for name in NAMES:
+        for rank in two:
+            assert (rank[name]["backend"], rank[name]["world"]) == ("gloo", 2)
+            assert rank[name]["device"].startswith(where)
+            assert rank[name]["test"]["test/tasks"] == 9
+            assert rank[name]["test"]["test/loss"] == pytest.approx(one[name]["test"]["test/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("where", SLOW_ON_CPU[1:])
+def test_one_rank_of_nccl_trains_as_one_process(where: str, precision: str, ran: Any) -> None:
+    (one,), (alone,) = ran("one", where, precision), ran("nccl", where, precision)
+    for name in (*NAMES, "multi_head"):
+        error = relative_error(weights(alone[name]["state"]), weights(one[name]["state"]))
+        assert error < BOUNDS[precision], f"{name}: {error:.1e}"
+    for name in NAMES:
+        assert (alone[name]["backend"], alone[name]["world"]) == ("nccl", 1)
