@@ -62,6 +62,7 @@ def trainer(mode: str, device: torch.device, precision: Any, folder: Path, **opt
 
 def main(folder: Path, mode: str, where: str, precision: str) -> None:
     device = torch.device("cuda", 0) if where == "cuda" else torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = False  # its rounding depends on how many examples a rank has
     noted: dict[str, Any] = {}
     for name in NAMES:
         module = modules()[name]

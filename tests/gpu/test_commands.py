@@ -79,6 +79,9 @@ def test_predict_labels_images(
         assert main([*command, "--device", device, "--out", f"{device}.csv"]) == 0
         labels[device] = list(csv.DictReader(Path(f"{device}.csv").read_text().splitlines()))
         assert len(labels[device]) == 6
+    for auto, cpu in zip(labels["auto"], labels["cpu"], strict=True):
+        assert auto["file"] == cpu["file"]
+        assert float(auto["margin"]) == pytest.approx(float(cpu["margin"]), abs=0.05)
     exported = torch.export.load("task.pt2").module()
     assert exported(torch.rand(4, 1, 28, 28)).shape == (4, 3)
 
