@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
 from lightning_meta.meta.base import MetaModule
-from lightning_meta.migration import layout_of, renamed_weights
+from lightning_meta.migration import layout_of, renamed_weights, take_precision
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
@@ -64,14 +64,23 @@ def load(
         raise UserError(f"{file}: {error}") from error
     if not isinstance(module, LightningModule):
         raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
+    try:
+        layout = layout_of(checkpoint)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     module.configure_model()  # makes what depends on the data, which the arguments describe
-    if layout_of(checkpoint) == 1:
+    if layout == 1:
         weights = renamed_weights(weights, module)
     check_weights(module, weights, file)
+    take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()
     if isinstance(module, MetaModule):
         module.take_state(spec)
+    frozen = set(spec.get("frozen_weights") or ())
+    for name, parameter in module.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
     return module
 
 

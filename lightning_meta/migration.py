@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_meta.errors import UserError
+
 LAYOUT = 2
 """Stands in every checkpoint. 1: the networks of version 0.1."""
 
@@ -22,8 +24,29 @@ _STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 
 def layout_of(checkpoint: Mapping[str, Any]) -> int:
-    """The layout that a checkpoint of this package has."""
-    return int((checkpoint.get("lightning_meta") or {}).get("layout", 1))
+    """The layout that a checkpoint of this package has.
+
+    Raises:
+        UserError: What a checkpoint says beside its tensors is not what this package writes.
+    """
+    stored = checkpoint.get("lightning_meta") or {}
+    layout, chosen = stored.get("layout", 1), stored.get("task_map") or {}
+    wrong = [key for key in ("frozen_norms", "frozen_weights") if not _are_names(stored.get(key) or [])]
+    if layout not in range(1, LAYOUT + 1):
+        wrong.append("layout")
+    size = chosen.get("chunk_size") if isinstance(chosen, Mapping) else 0
+    if not (size is None or (isinstance(size, int) and size > 0)):
+        wrong.append("task_map")
+    if wrong:
+        raise UserError(
+            f"the checkpoint is damaged, or of a later version of lightning_meta: its {wrong[0]} is "
+            f"{str(stored.get(wrong[0]))[:50]!r}"
+        )
+    return int(layout)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
@@ -47,3 +70,12 @@ def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
         found[name] = tensor
     counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in found}
     return {**found, **counters}
+
+
+def take_precision(module: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Give a module the precision of weights, which would be rounded to that of a new module."""
+    for name, parameter in module.named_parameters():
+        stored = weights.get(name)
+        if isinstance(stored, Tensor) and stored.is_floating_point() and stored.dtype != parameter.dtype:
+            module.to(stored.dtype)
+            break

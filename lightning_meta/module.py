@@ -11,14 +11,16 @@ import torch
 import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.ranks import world_size
-from lightning_meta.migration import LAYOUT, layout_of, renamed_weights
+from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.nn.features import Inputs, as_input
+from lightning_meta.nn.normalization import task_norms
 
 
 class TrainedModule(Described, LightningModule):
@@ -43,6 +45,12 @@ class TrainedModule(Described, LightningModule):
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "spec", None)
 
+    @property
+    def synchronises_batch_norm(self) -> bool:
+        """Whether the Trainer was given `sync_batchnorm`, and its strategy will obey."""
+        strategy = self.trainer.strategy
+        return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
+
     def inputs(self, x: Inputs) -> Inputs:
         """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
@@ -65,11 +73,16 @@ class TrainedModule(Described, LightningModule):
         if isinstance(self.optimizer, partial | type):
             self.optimizer = partial(self.optimizer, lr=value)
         else:
-            self.optimizer = partial(_with_rate, self.optimizer, value)
+            self.optimizer = partial(_with_rate, self.optimizer, lr=value)
         self.update_init_args(optimizer=self.optimizer)
 
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule: it steps with the optimiser, one that watches a metric after validation."""
+        if not any(p.requires_grad for p in self.parameters()):
+            raise UserError(
+                f"all weights of {type(self).__name__} are frozen (requires_grad is False), so there is nothing to "
+                "train; call unfreeze()"
+            )
         try:
             optimizer = self.optimizer(self.parameter_groups())
             if self.lr_scheduler is None:
@@ -87,6 +100,14 @@ class TrainedModule(Described, LightningModule):
             )
         options = {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}
         return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def on_fit_start(self) -> None:
+        """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay."""
+        if not self.training:
+            held = [norm for norm in task_norms(self).values() if norm.frozen]
+            self.train()
+            for norm in held:
+                norm.eval()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's has arguments for other kinds of checkpoints
@@ -127,10 +148,7 @@ class TrainedModule(Described, LightningModule):
                 )
             checkpoint["state_dict"] = renamed_weights(checkpoint["state_dict"], self)
         weights = checkpoint["state_dict"]
-        for name, parameter in self.named_parameters():
-            if name in weights and weights[name].dtype != parameter.dtype:
-                self.to(weights[name].dtype)
-                break
+        take_precision(self, weights)
 
     def check_finite(self, loss: Tensor) -> None:
         """Stop training where its loss is not finite; with several ranks, all of them after the backward pass.
@@ -184,8 +202,8 @@ def _class_of(factory: Any) -> Any:
     return factory
 
 
-def _with_rate(factory: Callable[[Any], Any], rate: float, parameters: Any) -> Any:
+def _with_rate(factory: Callable[[Any], Any], parameters: Any, lr: float) -> Any:
     optimizer = factory(parameters)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
     return optimizer

@@ -40,3 +40,43 @@ def test_a_run_of_version_0_1_is_not_resumed() -> None:
     module = MAML(Conv4(1, 2, blocks=2), inner_lr=0.1, inner_steps=2, batch_norm="inductive")
     with pytest.raises(UserError, match=r"written by version 0\.1, whose runs cannot be resumed; its weights load by"):
         trainer(max_steps=5).fit(module, datamodule=toys.pictures(), ckpt_path=FOLDER / "MAML.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layout", "x"),
+        ("layout", 99),
+        ("task_map", [1]),
+        ("task_map", {"strategy": "vmap", "chunk_size": -1}),
+        ("frozen_norms", 3),
+        ("frozen_weights", [1]),
+    ],
+)
+def test_what_a_damaged_checkpoint_says_is_one_line(key: str, value: object, tmp_path: Path) -> None:
+    checkpoint = torch.load(FOLDER / "MAML.ckpt", weights_only=True)
+    checkpoint["lightning_meta"][key] = value
+    torch.save(checkpoint, tmp_path / "damaged.ckpt")
+    with pytest.raises(
+        UserError, match=rf"damaged\.ckpt: the checkpoint is damaged, or of a later version .*: its {key} is"
+    ):
+        load(tmp_path / "damaged.ckpt")
+
+
+def test_a_model_loads_in_its_own_precision(tmp_path: Path) -> None:
+    module = MAML(Conv4(1, 2, blocks=2), inner_lr=0.1)
+    run = trainer(max_steps=1, precision="64-true", limit_val_batches=0, num_sanity_val_steps=0)
+    run.fit(module, datamodule=toys.pictures())
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = load(tmp_path / "last.ckpt")
+    assert loaded.dtype == torch.float64
+    for name, parameter in module.named_parameters():
+        assert torch.equal(parameter, loaded.get_parameter(name))
+
+
+def test_a_loaded_model_trains_in_training_mode() -> None:
+    module = load(FOLDER / "ProtoNet.ckpt")
+    before = module.backbone.blocks[0][1].running_mean.clone()
+    trainer(max_steps=1, limit_val_batches=0, num_sanity_val_steps=0).fit(module, datamodule=toys.pictures())
+    assert module.training
+    assert not torch.equal(module.backbone.blocks[0][1].running_mean, before)

@@ -108,20 +108,15 @@ class EpisodicDataModule(SourceDataModule):
             pools, self.spec = self._open(self.source, stage)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
-            train = split == "train"
-            self.datasets[split] = EpisodeDataset(
-                pools[split],
-                split,
-                self.train_shape if train else self.test_shape,
-                self.meta_batch_size if train else self.evaluation_meta_batch_size,
-                self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
-                self.train_seed if train else self.evaluation_seed,
-            )
+            self.datasets[split] = self._tasks(pools[split], split)
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
-        return self.training_loader(TrainSampler(self._dataset("train", "fit"), *self.ranks))
+        tasks = self._dataset("train", "fit")
+        if tasks.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
+            tasks = self.datasets["train"] = self._tasks(tasks.tasks, "train")
+        return self.training_loader(TrainSampler(tasks, *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -152,6 +147,17 @@ class EpisodicDataModule(SourceDataModule):
         classes, dtype = pools["train"].num_classes, dtype_name(pools["train"].x.dtype)
         spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes, dtype)
         return {split: self.placed(pool) for split, pool in pools.items()}, spec
+
+    def _tasks(self, pool: Pool | TaskGenerator, split: Split) -> EpisodeDataset:
+        train = split == "train"
+        return EpisodeDataset(
+            pool,
+            split,
+            self.train_shape if train else self.test_shape,
+            self.meta_batch_size if train else self.evaluation_meta_batch_size,
+            self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
+            self.train_seed if train else self.evaluation_seed,
+        )
 
     def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
         """The tasks of a split; without a Trainer, nobody has set them up yet."""

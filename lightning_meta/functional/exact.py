@@ -13,6 +13,7 @@ What torch 2.13 gets wrong, found by comparing `vmap`, a loop and finite differe
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -34,19 +35,23 @@ class ExactDerivatives(TorchFunctionMode):
 
     Attributes:
         found: Whether any of these functions was called.
-        active: Whether the program is within such a context.
     """
 
     found = False
-    active: ClassVar[int] = 0
+    _depth: ClassVar[threading.local] = threading.local()  # function modes belong to threads, too
+
+    @classmethod
+    def active(cls) -> bool:
+        """Whether this thread is within such a context."""
+        return bool(getattr(cls._depth, "value", 0))
 
     def __enter__(self) -> Self:
-        ExactDerivatives.active += 1
+        self._depth.value = getattr(self._depth, "value", 0) + 1
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        ExactDerivatives.active -= 1
+        self._depth.value -= 1
         super().__exit__(*error)
 
     def __torch_function__(
@@ -210,11 +215,17 @@ def _embedding_bag(
 
 
 def _weight_norm(function: Function, v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))
+    others = [d for d in range(v.dim()) if d != dim]  # -1 stands for a norm of all
+    return v * (g / v.square().sum(others, keepdim=dim != -1).sqrt())
 
 
 def _cdist(function: Function, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
-    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, dim=-1)
+    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    if p != 2:
+        return torch.linalg.vector_norm(apart, p, dim=-1)
+    squares = apart.square().sum(-1)
+    same = squares == 0  # the root has no derivative there; torch takes 0
+    return torch.where(same, 0, torch.where(same, 1, squares).sqrt())
 
 
 def _hardsigmoid(function: Function, input: Tensor, inplace: bool = False) -> Tensor:

@@ -173,8 +173,9 @@ class MetaModule(TrainedModule, ABC):
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
         if self.training:
             freeze_evaluated(self.backbone)
+        how = self._way(batch, self._train_on)
         with exact_derivatives(self.network):
-            return self._train_on(self._way(batch, self._train_on), batch)
+            return self._train_on(how, batch)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; `self.feature_size` is how many features the backbone has.
@@ -189,8 +190,8 @@ class MetaModule(TrainedModule, ABC):
 
     @property
     def transductive(self) -> bool:
-        """Whether a prediction depends on the other query examples; then the method says so."""
-        return False
+        """Whether a prediction depends on the other query examples; here, if a layer keeps no running statistics."""
+        return any(norm.running_mean is None for norm in task_norms(self.backbone).values())
 
     def check_episodes(self, episodes: EpisodeSpec) -> None:
         """Refuse episodes of another kind than those that the module was made for.
@@ -238,6 +239,16 @@ class MetaModule(TrainedModule, ABC):
                 f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
                 "would underflow in float16, which only the outer ones are scaled for; use bf16-mixed"
             )
+        if getattr(self, "_compiler_ctx", None) is not None:
+            raise UserError(
+                f"torch.compile cannot trace the steps of {type(self).__name__}; give the Trainer the module itself; "
+                "compile=True compiles its training step"
+            )
+        if self.synchronises_batch_norm:
+            raise UserError(
+                f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
+                "one rank; leave it out"
+            )
         given = self.spec_of_data()
         if given is not None:
             self._take_episodes(given)
@@ -275,14 +286,6 @@ class MetaModule(TrainedModule, ABC):
             self.episodes = given
             self.update_init_args(episodes=given)
 
-    def on_fit_start(self) -> None:
-        """Refuse statistics over ranks: a task lies on one."""
-        if any(isinstance(part, nn.SyncBatchNorm) for part in self.modules()):
-            raise UserError(
-                f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
-                "one rank; leave it out"
-            )
-
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
         """Choose how tasks are visited, rank 0 for all, before the first step."""
         if self.task_map is None or not self._visits_chosen:
@@ -319,6 +322,7 @@ class MetaModule(TrainedModule, ABC):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """The mean outer loss of a meta-batch."""
+        freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
             outcome = self._training_outcome(self.inputs(batch))
         loss = outcome.loss.mean()
@@ -431,7 +435,7 @@ class MetaModule(TrainedModule, ABC):
             self._vectorises[self.training] = reason is None
             if reason is not None and self.strategy == "vmap":
                 with untouched(self):
-                    self._tried(run(TaskMap("loop"), first_tasks(batch)))  # an error that is not about vmap shows here
+                    self._try(run, TaskMap("loop"), batch)  # an error that is not about vmap shows here
                 raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
             if reason is not None and not self._loops_told:
                 self._loops_told = True
@@ -439,14 +443,18 @@ class MetaModule(TrainedModule, ABC):
         return how if self._vectorises[self.training] else TaskMap("loop")
 
     def _obstacle(self, run: Callable[[TaskMap, Episode], Any], batch: Episode) -> str | None:
-        slow_too = self.strategy != "vmap" and not self._compiles
-        return obstacle(lambda how: self._tried(run(how, first_tasks(batch))), self, slow_too)
+        def trial(how: TaskMap) -> None:
+            self._try(run, how, batch)
 
-    def _tried(self, result: Any) -> None:
-        """Treat the outcome of a trial as training does: take its gradient, and keep the buffers that it left."""
+        return obstacle(trial, self, slow_too=self.strategy != "vmap" and not self._compiles)
+
+    def _try(self, run: Callable[[TaskMap, Episode], Any], how: TaskMap, batch: Episode) -> None:
+        """Run two tasks, and treat their outcome as training does: take its gradient, keep the buffers that it left."""
+        with exact_derivatives(self.network):
+            result = run(how, first_tasks(batch))
         if isinstance(result, Outcome):
             self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
-            if result.loss.requires_grad:
+            if result.loss.requires_grad:  # outside of the context, as in training: a function mode is off within it
                 trained = [p for p in self.parameters() if p.requires_grad]
                 torch.autograd.grad(result.loss.mean(), trained, allow_unused=True)
 
@@ -492,8 +500,10 @@ class MetaModule(TrainedModule, ABC):
 
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
-        with self.exact_arithmetic(), untouched(self), exact_derivatives(self.network):
-            return self._evaluate_on(self._way(batch, self._evaluate_on), batch)
+        with self.exact_arithmetic(), untouched(self):
+            how = self._way(batch, self._evaluate_on)
+            with exact_derivatives(self.network):
+                return self._evaluate_on(how, batch)
 
     def _evaluate_on(self, how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
         def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor, Tensor]:

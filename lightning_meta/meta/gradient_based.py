@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,12 +72,14 @@ class GradientBasedLearner(MetaModule, ABC):
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
+        self._adapted: frozenset[str] = frozenset()  # before all weights were frozen
 
     def on_fit_start(self) -> None:
         """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
         super().on_fit_start()
         parameters, _ = tensors_of(self.network)
-        adapted = {name: p for name, p in parameters.items() if p.requires_grad}
+        names = self.adapted()
+        adapted = {name: p for name, p in parameters.items() if name in names}
         like = next((p for p in parameters.values() if p.is_floating_point()), torch.zeros(()))
         x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
 
@@ -89,6 +91,33 @@ class GradientBasedLearner(MetaModule, ABC):
             if self.recompute:
                 check_replays(forward, adapted, module=self.network)
 
+    def adapted(self) -> frozenset[str]:
+        """Names of the parameters that inner steps move: those that are not frozen.
+
+        Where all are, as after `freeze()` before predicting, it is those that were not frozen before that.
+        """
+        names = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
+        return names or self._adapted
+
+    def freeze(self) -> Self:
+        """Freeze all weights for inference; a new task is still learned by adapting copies of what was not frozen."""
+        self._adapted = self.adapted() if self._built else frozenset()
+        return super().freeze()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze or unfreeze all weights; see `freeze`."""
+        if self._built:
+            self._adapted = self.adapted()
+        return super().requires_grad_(requires_grad)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also note the weights that inner steps leave alone, which no tensor says."""
+        super().on_save_checkpoint(checkpoint)
+        if not self._built:
+            return
+        names, parameters = self.adapted(), dict(self.network.named_parameters())
+        checkpoint["lightning_meta"]["frozen_weights"] = [name for name in parameters if names and name not in names]
+
     def direction(self, gradients: Tensors) -> Tensors:
         """u: what is made of the gradients, by name of the parameter, before they are followed."""
         return gradients
@@ -96,8 +125,9 @@ class GradientBasedLearner(MetaModule, ABC):
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
         parameters, buffers = tensors_of(self.network)
-        adapted = {name: p for name, p in parameters.items() if p.requires_grad}
-        fixed = {name: p for name, p in parameters.items() if not p.requires_grad}
+        names = self.adapted()
+        adapted = {name: p for name, p in parameters.items() if name in names}
+        fixed = {name: p for name, p in parameters.items() if name not in names}
         if not adapted:
             raise UserError(
                 f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import one_of
 from lightning_meta.meta.base import MetaModule, Outcome
-from lightning_meta.nn.normalization import Statistics, task_norms
+from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
 
 BatchNorm = Literal["running", "inductive", "transductive"]
@@ -43,6 +43,8 @@ class MetricLearner(MetaModule, ABC):
         super().__init__(backbone, **options)
         one_of("batch_norm", batch_norm, BatchNorm)
         self.batch_norm = batch_norm
+        if batch_norm != "running":
+            refuse_other_batch_norms(self.backbone)
 
     @abstractmethod
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
-from lightning_meta.nn.stateless import exact_derivatives, untouched
+from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
 
 if TYPE_CHECKING:
     from lightning_meta.meta.base import MetaModule
@@ -139,11 +139,6 @@ def _distinct(labels: list[Any]) -> list[Any]:
 @contextmanager
 def _evaluating(module: MetaModule) -> Iterator[None]:
     """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), module.exact_arithmetic(), untouched(module), exact_derivatives(module.network):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    exact = exact_derivatives(module.network)
+    with in_evaluation_mode(module), torch.no_grad(), module.exact_arithmetic(), untouched(module), exact:
+        yield

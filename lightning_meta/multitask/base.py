@@ -8,6 +8,7 @@ from math import nan
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.normalization import per_task
-from lightning_meta.nn.stateless import untouched
+from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
 
@@ -77,7 +78,8 @@ class MultiTaskModule(TrainedModule, ABC):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
-        check_layers(backbone, inner_gradients=False)
+        for network in (backbone, *(stems or {}).values()):
+            check_layers(network, inner_gradients=False)
         self.backbone = per_task(backbone, synchronised_too=False)
         self.weighting = Equal() if weighting is None else weighting
         self.tasks = tasks
@@ -176,6 +178,8 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Take from the data module what the tasks are, or check that they fit."""
+        if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
+            raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         given = self.spec_of_data()
         if given is not None:
             self._take_tasks(given)
@@ -204,11 +208,11 @@ class MultiTaskModule(TrainedModule, ABC):
             self.to(like.device)  # a callback may copy the module to its device before `setup`
         self._built = True
 
-    def on_fit_start(self) -> None:
-        """Refuse synchronised batch normalisation where torch has none."""
-        synchronised = any(isinstance(part, nn.SyncBatchNorm) for part in self.modules())
-        if synchronised and world_size() > 1 and self.device.type == "cpu":
-            raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own; but this hook comes before callbacks freeze or copy the module in their `setup`."""
+        if self.tasks is not None:
+            self.configure_model()
+        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""
@@ -325,12 +329,9 @@ class MultiTaskModule(TrainedModule, ABC):
         if tuple(x.shape[1:]) != tuple(self.spec.input_shapes[task]):
             raise UserError(f"inputs of {task!r} are (M, *{self.spec.input_shapes[task]}), got {tuple(x.shape)}")
         inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
-        before, rows = self.training, torch.arange(len(x), device=self.device)
-        try:
-            with untouched(self):
-                outputs = self.eval().selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
-        finally:
-            self.train(before)
+        rows = torch.arange(len(x), device=self.device)
+        with in_evaluation_mode(self), untouched(self):
+            outputs = self.selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
         return self.spec.tasks[task].readable(outputs[task])
 
     def _take_tasks(self, given: Any) -> None:

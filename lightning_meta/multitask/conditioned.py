@@ -17,6 +17,7 @@ from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, 
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
 from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
+from lightning_meta.nn.stateless import in_evaluation_mode
 from lightning_meta.tasks import TasksSpec
 
 Descriptor = Literal["one_hot", "embedding", "given"]
@@ -169,14 +170,12 @@ class Conditioned(MultiTaskModule):
 
     @torch.no_grad()
     def _check_entries(self, like: Tensor) -> None:
-        mode = self.training
+        zeros = zeros_like_inputs(self.input_shape, self.input_dtype, like)
         try:
-            zeros = zeros_like_inputs(self.input_shape, self.input_dtype, like)
-            self.eval().conditioned(zeros, self.descriptors[:1].expand(2, -1))
+            with in_evaluation_mode(self):
+                self.conditioned(zeros, self.descriptors[:1].expand(2, -1))
         except RuntimeError as error:
             raise UserError(
                 f"at: z cannot enter {list(self.at)} by {self.enters}: {str(error).splitlines()[0]}; "
                 "let it enter by film, add or gate, or elsewhere"
             ) from error
-        finally:
-            self.train(mode)

@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.functional.generators import generator_states, same_states
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.records import TaskRecords
@@ -24,7 +25,7 @@ from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
-from lightning_meta.nn.stateless import Tensors, put_buffers, swapped, untouched
+from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
 
 _log = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class Independent(MultiTaskModule):
         self.strategy, self.head_hidden, self.head_dropout = strategy, head_hidden, head_dropout
         self._batch = (0, 0)
         self._loops = False  # `auto` found that vmap cannot run the networks
+        self._random: bool | None = None  # whether they draw random numbers in training, once that was seen
 
     def build(self, spec: TasksSpec) -> None:
         """Give each task a copy of the backbone and a head."""
@@ -145,6 +147,10 @@ class Independent(MultiTaskModule):
         there = [score for score in best if isfinite(score)]
         return sum(there) / len(there) if there else nan
 
+    def on_validation_epoch_start(self) -> None:
+        """Note the weights that are validated: averaging callbacks put others in their place before it is over."""
+        self.snapshots.note()
+
     def on_improved(self, improved: Improved) -> None:
         """Keep the weights of the tasks that are at their best or cannot be validated, and of all where the mean is."""
         for i in range(len(self.names)):
@@ -152,6 +158,11 @@ class Independent(MultiTaskModule):
                 self.snapshots.keep("selected", i)
             if improved.mean:
                 self.snapshots.keep("joint", i)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; in training, keep the best weights."""
+        super().on_validation_epoch_end()
+        self.snapshots.forget()
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The sum of the tasks' losses."""
@@ -219,10 +230,14 @@ class Independent(MultiTaskModule):
         return self.backbone
 
     def _one(self, task: int, name: str, x: Tensor) -> Tensor:
-        if not (self.training and (self.draws or self._loops)):
+        if not self.training or self._random is False:
             return self.heads[task](self._copies[task](x))
         with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
-            return self.heads[task](self._copies[task](x))
+            before = generator_states(x.device)
+            outputs: Tensor = self.heads[task](self._copies[task](x))
+            if not self._random:  # the first pass in training says whether the networks draw
+                self._random = not same_states(before, generator_states(x.device))
+        return outputs
 
     def _vectorised(self, tasks: Sequence[int], x: Tensor) -> Tensor:
         """Predictions `(G, M, outputs)` for inputs `(G, M, ...)`, one network each."""
@@ -235,7 +250,8 @@ class Independent(MultiTaskModule):
                 outputs = networks[0](x)
             return outputs, {name: after[name] for name in buffers}
 
-        outputs, moved = vmap(one)(parameters, buffers, x)
+        with exact_derivatives(self._copies[0]):
+            outputs, moved = vmap(one)(parameters, buffers, x)
         if self.training:  # running statistics have moved
             for i, network in enumerate(networks):
                 put_buffers(network, {name: values[i] for name, values in moved.items()})

@@ -25,23 +25,35 @@ class Snapshots(nn.Module):
     def __init__(self, modules: Sequence[Sequence[nn.Module]]) -> None:
         super().__init__()
         self._modules_of = [list(of) for of in modules]
-        self._kept = {selection: [_flat(of) for of in self._modules_of] for selection in ("selected", "joint")}
+        self._names = [[list(_by_name(module)) for module in of] for of in self._modules_of]
+        self._noted: list[Tensor] = []
+        self._kept = {selection: self._all() for selection in ("selected", "joint")}
+
+    def note(self) -> None:
+        """Copy all weights, for `keep`."""
+        self._noted = self._all()
+
+    def forget(self) -> None:
+        """Drop what was noted."""
+        self._noted = []
 
     def keep(self, selection: Selection, task: int) -> None:
-        """Copy the weights that a task has now."""
-        self._kept[selection][task] = _flat(self._modules_of[task])
+        """Keep the weights that a task had when they were noted, or else has now."""
+        self._kept[selection][task] = self._noted[task] if self._noted else self._flat(task)
 
     @contextmanager
     def in_place(self, selection: Selection) -> Iterator[None]:
         """Within the context every task has the weights kept for it."""
-        before = [_flat(of) for of in self._modules_of]
-        for of, kept in zip(self._modules_of, self._kept[selection], strict=True):
-            _restore(of, kept)
+        tensors = [tensor for task in range(len(self._names)) for tensor in self._tensors(task)]
+        before = [tensor.detach().clone() for tensor in tensors]
+        for task, kept in enumerate(self._kept[selection]):
+            self._restore(task, kept)
         try:
             yield
         finally:
-            for of, old in zip(self._modules_of, before, strict=True):
-                _restore(of, old)
+            with torch.no_grad():
+                for tensor, old in zip(tensors, before, strict=True):
+                    tensor.copy_(old)
 
     def get_extra_state(self) -> Tensor:
         """All copies, `(2, P)`."""
@@ -51,23 +63,47 @@ class Snapshots(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take all copies up again."""
-        sizes = [len(_flat(of)) for of in self._modules_of]
+        sizes = [sum(tensor.numel() for tensor in self._tensors(task)) for task in range(len(self._names))]
         for selection, row in zip(("selected", "joint"), state, strict=True):
             self._kept[selection] = [part.clone() for part in row.split(sizes)]
 
+    def _all(self) -> list[Tensor]:
+        return [self._flat(task) for task in range(len(self._names))]
 
-def _tensors(modules: Sequence[nn.Module]) -> list[Tensor]:
-    return [t for m in modules for t in (*m.parameters(), *m.buffers()) if t.is_floating_point()]
+    def _tensors(self, task: int) -> list[Tensor]:
+        """The tensors of a task, in the order that they had when it was made: pruning changes it."""
+        found = []
+        for module, names in zip(self._modules_of[task], self._names[task], strict=True):
+            tensors = _by_name(module)
+            found += [tensors[name][0] for name in names]
+        return found
+
+    @torch.no_grad()
+    def _flat(self, task: int) -> Tensor:
+        parts: list[Tensor] = []
+        for module, names in zip(self._modules_of[task], self._names[task], strict=True):
+            tensors = _by_name(module)
+            parts += [tensor if mask is None else tensor * mask for tensor, mask in (tensors[name] for name in names)]
+        # Where a module is made, heads lie on the accelerator before the backbone does.
+        return torch.cat([part.to(parts[0].device).flatten() for part in parts])
+
+    @torch.no_grad()
+    def _restore(self, task: int, flat: Tensor) -> None:
+        tensors = self._tensors(task)
+        for tensor, part in zip(tensors, flat.to(tensors[0]).split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
 
 
-@torch.no_grad()
-def _flat(modules: Sequence[nn.Module]) -> Tensor:
-    tensors = _tensors(modules)  # where a module is made, heads lie on the accelerator before the backbone does
-    return torch.cat([t.to(tensors[0].device).flatten() for t in tensors])
-
-
-@torch.no_grad()
-def _restore(modules: Sequence[nn.Module], flat: Tensor) -> None:
-    tensors = _tensors(modules)
-    for tensor, part in zip(tensors, flat.to(tensors[0]).split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+def _by_name(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Real parameters and buffers; those that `torch.nn.utils.prune` prunes under their old names, with their masks."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    masks = {name.removesuffix("_mask"): mask for name, mask in tensors.items() if name.endswith("_mask")}
+    masks = {name: mask for name, mask in masks.items() if f"{name}_orig" in tensors}
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for name, tensor in tensors.items():
+        plain = name.removesuffix("_orig")
+        if plain != name and plain in masks:
+            found[plain] = (tensor, masks[plain])
+        elif tensor.is_floating_point() and not (name.endswith("_mask") and name.removesuffix("_mask") in masks):
+            found[name] = (tensor, None)
+    return found

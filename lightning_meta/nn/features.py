@@ -87,8 +87,8 @@ def shape_after(
     try:
         with torch.no_grad(), statistics_from(copied, "stored"):
             output = copied(zeros)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = (
             "set its in_channels or in_features to fit the data, or the data's image size to fit the backbone"
             if zeros.is_floating_point()

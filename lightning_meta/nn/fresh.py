@@ -31,6 +31,8 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
                     reset()
     for like, new in zip(network.parameters(), made.parameters(), strict=True):
         new.requires_grad_(like.requires_grad)
+    for part, new_part in zip(network.modules(), made.modules(), strict=True):
+        new_part.training = part.training  # a layer that the user holds in evaluation mode
     parameter = next(network.parameters(), None)
     return made if parameter is None else made.to(parameter)
 

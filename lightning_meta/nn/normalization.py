@@ -45,11 +45,13 @@ class TaskBatchNorm(_BatchNorm):
         statistics: Whose statistics normalise; None where the layer is torch's.
         frozen: Whether the layer was put into evaluation mode for training: then it always uses what is stored.
         collected: Within `collected_statistics`, the mean and variance of each batch.
+        calls: Within `statistics_from`, how often it was called: what is recorded is the mean over calls.
     """
 
     statistics: Statistics | None = None
     frozen: bool = False
     collected: list[tuple[Tensor, Tensor]] | None = None
+    calls: int = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(M, C, ...)` over all dimensions but C."""
@@ -59,7 +61,10 @@ class TaskBatchNorm(_BatchNorm):
             return self._by_stored(x)
         fused = self.statistics == "fused" and not is_functorch_wrapped_tensor(x)
         y, mean, var = self._by_own_fused(x) if fused else self._by_own(x)
-        self._buffers["running_mean"], self._buffers["running_var"] = mean, var
+        self.calls += 1
+        for name, new in (("running_mean", mean), ("running_var", var)):
+            old = self._buffers[name]
+            self._buffers[name] = new if self.calls == 1 or old is None else old + (new - old) / self.calls
         return y
 
     def _as_torch_does(self, x: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]
     norms = task_norms(module)
     before = [norm.statistics for norm in norms.values()]
     for norm in norms.values():
-        norm.statistics = statistics
+        norm.statistics, norm.calls = statistics, 0
     try:
         yield
     finally:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from lightning_meta.functional.exact import ExactDerivatives
+from lightning_meta.functional.generators import generators_restored
 from lightning_meta.nn.normalization import Statistics, TaskBatchNorm
 
 Tensors = dict[str, Tensor]
 _STATISTICS = ("running_mean", "running_var")
 _MISSING = object()
+_SMALL = 256  # entries of a list or dictionary that is copied before each call
 _NEEDS_EXACT = "_needs_exact_derivatives"
 _KEPT = "_plan_of_tensors"  # an attribute: a table of modules beside them would keep them alive
 
@@ -62,7 +64,7 @@ def exact_derivatives(module: nn.Module) -> Iterator[None]:
     The first run notes whether the module calls any function that needs it; if not, later ones cost nothing.
     """
     needs: dict[bool, bool] = module.__dict__.setdefault(_NEEDS_EXACT, {})
-    if ExactDerivatives.active or needs.get(module.training) is False:
+    if ExactDerivatives.active() or needs.get(module.training) is False:
         yield
         return
     with ExactDerivatives() as mode:
@@ -105,7 +107,7 @@ def swapped(
                 own[key] = tensor
         if statistics is not None:
             for norm in norms:
-                norm.statistics = statistics
+                norm.statistics, norm.calls = statistics, 0
         yield after
         after.update({name: plan.value(name) for name in tensors})
         if statistics is not None:
@@ -204,7 +206,7 @@ def _private(part: nn.Module) -> dict[str, Any]:
     if isinstance(part, nn.RNNBase):
         return {name: part.__dict__.get(name, _MISSING) for name in ("_flat_weights", "_flat_weight_refs")}
     return {
-        name: value if isinstance(value, Tensor) else value.copy()
+        name: value if isinstance(value, Tensor) else value.copy() if len(value) <= _SMALL else len(value)
         for name, value in part.__dict__.items()
         if isinstance(value, Tensor | list | dict) and name not in _OF_EVERY_MODULE
     }
@@ -225,11 +227,22 @@ def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
                 del own[name]  # it belongs to a transform that ends with the call
             elif name in before and (made_by_hooks or is_functorch_wrapped_tensor(value)):
                 own[name] = before[name]
-        elif isinstance(value, dict) and any(map(_unusable, value.values())):
-            value.clear()
-            value.update(before.get(name, {}))
-        elif isinstance(value, list) and any(map(_unusable, value)):
-            value[:] = before.get(name, [])
+        elif isinstance(value, list | dict):
+            _restore_container(value, before.get(name, []))
+
+
+def _restore_container(value: list[Any] | dict[Any, Any], before: Any) -> None:
+    if isinstance(before, int):  # a large one is not copied: what was added is looked at
+        keys = list(range(len(value)) if isinstance(value, list) else value) if len(value) > before else []
+        for key in reversed(keys[before:]):
+            if _unusable(value[key]):
+                del value[key]
+    elif any(map(_unusable, value.values() if isinstance(value, dict) else value)):
+        value.clear()
+        if isinstance(value, dict):
+            value.update(before)
+        else:
+            value.extend(before)
 
 
 def _unusable(value: object) -> bool:
@@ -255,6 +268,18 @@ def put_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
+def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Afterwards every part is in the mode that it was in: the user may hold some in evaluation mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Afterwards buffers, and torch's random state, are as they were before, whatever ran in between."""
     buffers = list(module.buffers())
@@ -262,7 +287,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
     places = [(part._buffers, dict(part._buffers)) for part in module.modules()]
     device = next((t.device for t in (*module.parameters(), *buffers)), torch.device("cpu"))
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with generators_restored(device):
             yield
     finally:
         for own, old in places:

@@ -77,6 +77,7 @@ class RunCheckpoint(Callback):
             epoch_loop = trainer.fit_loop.epoch_loop
             epoch_loop._batches_that_stepped = self._resumed["batches_that_stepped"]
             epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
+            trainer.fit_loop._restarting = False  # else the schedule does not step at the end of this epoch
             self._resumed = None
         if self.between_steps:
             self._write_due(trainer)

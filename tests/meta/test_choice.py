@@ -10,8 +10,10 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad
 
 import lightning_meta
+from lightning_meta.batches import Examples
 from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.sources import Sinusoid
@@ -20,6 +22,7 @@ from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, base
 from lightning_meta.meta.choice import by_measurement, by_rule
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.oracles import IMAGES, episodes
 
@@ -142,3 +145,43 @@ def test_vmap_by_name_is_refused_where_it_cannot_run() -> None:
     trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(UserError, match=r"strategy: vmap cannot visit the tasks: .*; use strategy loop, or auto"):
         trainer.fit(module, datamodule=data)
+
+
+class Attentive(Described, nn.Module):
+    """Attention, whose fused kernel has no second derivative."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.inputs, self.attention = nn.Linear(64, width), nn.MultiheadAttention(width, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inputs(x.reshape(len(x), 4, 64))
+        return self.attention(h, h, h, need_weights=False)[0].mean(1)
+
+
+class OwnInnerStep(MetaModule):
+    """A user's own inner loop."""
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        self.head = nn.Linear(self.feature_size, episodes.outputs)
+
+    def adapt(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        start: dict[str, Tensor] = dict(self.backbone.named_parameters())
+
+        def loss(parameters: dict[str, Tensor]) -> Tensor:
+            features: Tensor = functional_call(self.backbone, parameters, (support.x,))
+            return self.task.loss(self.head(features), support.y)
+
+        return {name: start[name] - 0.1 * g for name, g in grad(loss)(start).items()}
+
+    def predict(self, state: dict[str, Tensor], x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(functional_call(self.backbone, state, (x,)))
+        return outputs
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "auto"])
+def test_a_users_own_inner_loop_over_attention_runs_by_vmap(strategy: Any) -> None:
+    module = OwnInnerStep(Attentive(), strategy=strategy)
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.fit(module, datamodule=toys.pictures())
+    assert module.task_map == TaskMap("vmap")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -179,3 +180,43 @@ def test_predictions_are_in_the_units_of_the_targets() -> None:
     batch: Any = cast(list[Any], trainer().predict(module, datamodule=given))[0]
     x = Toys().examples("test")["sum"].x
     assert (batch["sum"] - answer("sum", x)).abs().mean() < 1
+
+
+class Padded(nn.Module):
+    """Ids, whose row 0 is padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(5, 4, padding_idx=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows(x.abs().long().clamp(max=4)).mean(1)
+
+
+class Noise(nn.Module):
+    """Randomness that is no dropout module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(self.linear(x), 0.3, self.training)
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop", "auto"])
+def test_the_padding_row_of_an_embedding_stays(strategy: str) -> None:
+    module = train(Independent, data(), 5, backbone=Padded(), strategy=strategy)
+    for copied in module._copies:
+        rows = copied.get_parameter("rows.weight")
+        assert torch.equal(rows[0], torch.zeros(4, dtype=torch.float64))
+        assert rows[1:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("strategy", ["loop", "auto"])
+def test_randomness_of_any_kind_does_not_depend_on_the_other_tasks(strategy: str) -> None:
+    start = Noise()
+    together = train(Independent, data(), 5, backbone=copy.deepcopy(start), strategy=strategy)
+    alone = train(Independent, data(("largest",)), 5, backbone=copy.deepcopy(start), strategy=strategy)
+    for a, b in zip(together._copies[1].parameters(), alone._copies[0].parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -14,10 +14,16 @@ from torch.autograd import gradcheck
 from torch.func import functional_call, grad, vmap
 from torch.optim.swa_utils import update_bn
 
+from lightning_meta.batches import Split
+from lightning_meta.data import EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.nn import TaskBatchNorm, per_task, statistics_from
-from lightning_meta.nn.normalization import Statistics, freeze_evaluated, refuse_other_batch_norms
+from lightning_meta.nn.normalization import Statistics, freeze_evaluated, refuse_other_batch_norms, task_norms
 from lightning_meta.nn.stateless import stateless_call, tensors_of
+from lightning_meta.tasks import EpisodeSpec
+from lightning_meta.testing import toys
+from tests.meta.oracles import trainer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 SHAPES = {"1d": (6, 3), "1d sequence": (6, 3, 5), "2d": (4, 3, 5, 5)}
@@ -391,3 +397,35 @@ def test_half_precision_neither_overflows_nor_loses_the_mean(dtype: torch.dtype,
     norm = TaskBatchNorm(2)
     with statistics_from(norm, "batch"):
         assert relative_error(norm(x), norm(x.double())) < tolerance
+
+
+def test_a_layer_that_is_called_twice_is_recorded_by_the_mean_over_its_calls() -> None:
+    norm, _ = pair((6, 3), torch.float64)
+    network = nn.Sequential(norm, nn.Tanh(), norm)
+    x = torch.randn(6, 3, dtype=torch.float64) + 1
+    for statistics in ("batch", "fused"):
+        _, after = stateless_call(network, {}, x, statistics)  # type: ignore[arg-type]
+        first = torch.nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps).tanh()
+        torch.testing.assert_close(after["0.running_mean"], (x.mean(0) + first.mean(0)) / 2)
+
+
+@pytest.mark.filterwarnings("ignore:Found 2 module")  # Lightning says it of layers that the user holds
+@pytest.mark.parametrize("method", [MAML, ProtoNet, Baseline])
+def test_a_layer_held_in_evaluation_mode_is_held_from_the_first_step(method: Any) -> None:
+    module = method(conv_net(nn.BatchNorm2d), episodes=EpisodeSpec("classification", (1, 8, 8), 3, 8)).train()
+    for norm in task_norms(module).values():
+        norm.eval()
+    run = trainer(max_steps=2, limit_val_batches=0, num_sanity_val_steps=0)
+    run.fit(module, datamodule=EpisodicDataModule(Pictures(), ways=3, shots=2, queries=3, seed=0))
+    for norm in task_norms(module).values():
+        assert norm.frozen
+        assert norm.running_mean is not None
+        assert torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+
+
+class Pictures(toys.NoisyPictures):
+    """Of 8x8."""
+
+    def pools(self) -> dict[Split, Pool]:
+        whole = super().pools().items()
+        return {s: Pool(p.x[..., ::2, ::2].contiguous(), p.sizes, p.names, p.groups) for s, p in whole}
