@@ -23,6 +23,7 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.records import TaskRecords
 from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
+from lightning_meta.nn.checks import CANNOT_BE_MAPPED
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
@@ -125,7 +126,9 @@ class Independent(MultiTaskModule):
             for (count, _), names in alike.items():
                 together = x[torch.cat([rows[name] for name in names])].unflatten(0, (len(names), count))
                 outputs |= zip(names, self._vectorised([order[name] for name in names], together), strict=True)
-        except Exception as error:  # torch raises errors of many kinds for what it cannot vectorise
+        except torch.OutOfMemoryError:
+            raise
+        except CANNOT_BE_MAPPED as error:
             reason = " ".join(str(error).split())[:200]
             in_a_loop = {name: self._one(i, name, x[rows[name]]) for name, i in order.items()}  # or its own error
             if self.strategy == "vmap":
@@ -235,7 +238,7 @@ class Independent(MultiTaskModule):
         with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
             before = generator_states(x.device)
             outputs: Tensor = self.heads[task](self._copies[task](x))
-            if not self._random:  # the first pass in training says whether the networks draw
+            if not self._random and len(x):  # the first pass in training says whether the networks draw
                 self._random = not same_states(before, generator_states(x.device))
         return outputs
 
