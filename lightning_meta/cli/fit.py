@@ -24,6 +24,7 @@ from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, r
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
+from lightning_meta.reading import check_yaml, refuse_links_out
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
@@ -105,6 +106,7 @@ class MetaCLI(LightningCLI):
         if self.config.ckpt_path is not None:
             self.resume_from = checkpoint_to_resume(self.config.ckpt_path, self.config.runs, self.config.name)
             if run := run_directory_of(self.resume_from):
+                refuse_links_out(run)
                 self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name), exclusive=True)
             self.config.ckpt_path = None  # the saved configuration starts anew
 
@@ -152,7 +154,7 @@ def _refuse_ladder(args: Sequence[str]) -> None:
         name, _, joined = option.partition("=")
         file = Path(joined or value)
         if name in ("-c", "--config") and "\n" not in str(file) and file.is_file():
-            content = file.read_text(encoding="utf-8", errors="replace")
+            content = check_yaml(file)
             if re.search(r"^rungs:", content, re.MULTILINE):
                 raise UserError(f"--config: {file} is a ladder; run it with scripts/ladder.py --config {file}")
 

@@ -24,6 +24,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.export import FORMATS, export
+from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 ROUNDED = "{:.6f}"
@@ -177,7 +178,7 @@ def _write(
         for file, row, margin in zip(files, probabilities.tolist(), margins, strict=True):
             label = predictor.classes[row.index(max(row))]
             counts[label] += 1
-            writer.writerow([file, label, *map(ROUNDED.format, (margin, *row))])
+            writer.writerow(as_cells([str(file), label, *map(ROUNDED.format, (margin, *row))]))
 
 
 def _show(

@@ -15,9 +15,10 @@ from lightning_meta.cli.messages import parsing
 from lightning_meta.cli.parsing import Bar
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
-from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration
+from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
+from lightning_meta.reading import refuse_link
 from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
@@ -38,6 +39,8 @@ def test(args: Sequence[str]) -> None:
     parser = make_parser()
     config, checkpoint = _parse(parser, args)
     run = run_directory_of(checkpoint)
+    if run is not None:
+        refuse_link(run / "tests")
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = parser.instantiate(config)
@@ -107,6 +110,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
     if not first.config and not first.trust:  # what the user names is trusted as code is
+        base = without_machine(base)
         check_untrusted(base, file)
     with parsing():
         config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))

@@ -22,6 +22,7 @@ import yaml
 
 from lightning_meta.configuration import import_class, lies_in
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
 
 HELP = (
     "Also import and build the classes of other modules than this package's and torch's that the run names, such as "
@@ -29,6 +30,9 @@ HELP = (
 )
 MEND = "give --trust if the run is yours: it imports what the run names, which runs its code"
 
+# What the numbers depend on is taken from a stranger's run. Devices, strategies and nodes start processes and open
+# ports, as loaders' workers do: these are the user's to choose.
+OF_NUMBERS = ("precision", "deterministic", "inference_mode")
 ROOMS = ("lightning_meta.data", "lightning_meta.integrations.learn2learn")
 _CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
 _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
@@ -41,14 +45,27 @@ def read_configuration(file: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or does not hold one.
     """
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, no such date
+        content = read_yaml(file)
+    except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
         said = " ".join(str(error).split())
         raise UserError(f"{file}: this is no configuration ({said}); mend it, or give another with --config") from error
     sections = [content, *(content.get(name) or {} for name in ("data", "trainer"))] if _named(content) else [content]
-    if not all(map(_named, sections)) or _is_endless(content):
+    if not all(map(_named, sections)):
         raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer; mend it")
     return dict(content)
+
+
+def without_machine(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run without those that say on which machine and in how many processes it goes."""
+    trainer = {name: value for name, value in stored["trainer"].items() if name in OF_NUMBERS}
+    return {**stored, "trainer": trainer, "data": _without_workers(stored.get("data"))}
+
+
+def _without_workers(data: Any) -> Any:
+    given = data.get("init_args") if _named(data) else None
+    if not _named(given):
+        return data
+    return {**data, "init_args": {name: value for name, value in given.items() if name != "num_workers"}}
 
 
 def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
@@ -82,10 +99,12 @@ def _check_object(spec: Any, key: str) -> None:
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(given):
         raise UserError(f"{key}: {path} has no arguments by name")
-    hints = _hints(cls)
+    hints, defaults = _hints(cls), inspect.signature(cls).parameters
     for name, value in given.items():
         if isinstance(value, Mapping) and "class_path" in value:
             _check_object(value, f"{key}.{name}")
+        elif name == "url" and name in defaults and value != defaults[name].default:
+            raise UserError(f"{key}.url is {repr(value)}, and not where the data set's authors publish it")
         elif not (value is None or isinstance(value, bool | int | float) or _is_plain(hints.get(name))):
             raise UserError(f"{key}.{name} is {repr(value)}, which may name anything")
 
@@ -117,15 +136,6 @@ def _is_harmless(value: Any) -> bool:
     if value is None or isinstance(value, bool | int | float):
         return True
     return isinstance(value, str) and bool(re.fullmatch(r"[\w,-]*", value)) and not Path(value).is_file()
-
-
-def _is_endless(content: Any) -> bool:
-    """Whether a configuration holds itself, or what it repeats by reference is too much to read."""
-    waiting, left = [content], 100_000
-    while waiting and left:
-        value, left = waiting.pop(), left - 1
-        waiting += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    return bool(waiting)
 
 
 def _named(value: Any) -> bool:

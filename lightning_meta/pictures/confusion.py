@@ -16,6 +16,7 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
 from lightning_meta.report.figures import shortened
+from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
@@ -74,7 +75,7 @@ def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> Non
         writer = csv.writer(target)
         writer.writerow(["class", "taken_for", "queries", "of"])
         for i, j in taken.nonzero().tolist():
-            writer.writerow([names[i], names[j], int(taken[i, j]), int(possible[i, j])])
+            writer.writerow(as_cells([names[i], names[j], int(taken[i, j]), int(possible[i, j])]))
 
 
 def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:

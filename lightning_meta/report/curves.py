@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lightning_meta.errors import UserError
 from lightning_meta.report.figures import DPI, LINES, SIZE, columns_of, label_of
+from lightning_meta.run.files import save_figure
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
@@ -40,6 +41,9 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         if metric not in columns:
             known = ", ".join(sorted(name for name in columns if name.startswith("val/") and "_step_" not in name))
             raise UserError(f"--metric {metric}: {file} has no such column; it has {known or 'nothing of validation'}")
+        needed = [name for name in ("step", metric, f"{metric}_ci95") if name != f"{metric}_ci95" or name in columns]
+        if odd := [name for name in needed if name not in columns or columns[name].dtype.kind != "f"]:
+            raise UserError(f"{file} is damaged: its column {odd[0]!r} is missing, or holds more than numbers")
         there = np.isfinite(columns[metric])
         step, value = columns["step"][there], columns[metric][there]
         line, marker = LINES[number % len(LINES)]
@@ -53,7 +57,7 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         axes.set_title("shade: 95 % interval", fontsize=8)
     # By the lines that were drawn: matplotlib's own list leaves out names that begin with "_".
     axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
-    figure.savefig(target, dpi=DPI)
+    save_figure(figure, target, DPI)
     return target
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,7 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from lightning_meta.errors import UserError
 from lightning_meta.report.named_tasks import draw_named_tasks
+from lightning_meta.run.cells import read_table
+from lightning_meta.run.files import save_figure
 
 SIZE = (6.0, 4.0)  # inches
 DPI = 150
@@ -46,16 +48,23 @@ def write_figures(directory: Path) -> list[Path]:
             drawing = draw_named_tasks if fixed else draw
             if drawing(figure.subplots(), columns, metric):
                 folder.mkdir(exist_ok=True)
-                figure.savefig(folder / name, dpi=DPI)
+                save_figure(figure, folder / name, DPI)
                 drawn.append(folder / name)
     return drawn
 
 
 def columns_of(file: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV file by name: numbers, NaN where there is none, or words."""
-    with file.open(encoding="utf-8", newline="") as rows:
-        table = list(csv.DictReader(rows))
-    return {name: _numbers([row[name] for row in table]) for name in (table[0] if table else ())}
+    """The columns of a CSV file by name: numbers, NaN where there is none, or words.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    header, *rows = read_table(file) or [[]]
+    rows = [row for row in rows if row]
+    if any(len(row) > len(header) for row in rows):
+        raise UserError(f"{file} is damaged: a row has more values than there are columns")
+    rows = [row + [""] * (len(header) - len(row)) for row in rows]  # a kill may have torn the last one
+    return {name: _numbers([row[place] for row in rows]) for place, name in enumerate(header) if rows}
 
 
 def _numbers(column: list[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_meta.run.files import replacing
-from lightning_meta.run.results import git_revision
+from lightning_meta.run.revision import git_revision
 from lightning_meta.run.wandb_logger import WandbRunLogger
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_meta.errors import UserError
+from lightning_meta.reading import is_number
 from lightning_meta.run.logger import versions
 
 
@@ -39,7 +40,7 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
 def run_directory_of(checkpoint: Path) -> Path | None:
     """The run directory that a checkpoint lies in; None where it lies elsewhere."""
     run = checkpoint.resolve().parent.parent
-    if checkpoint.resolve().parent.name != "checkpoints" or not run.name.isdigit():
+    if checkpoint.resolve().parent.name != "checkpoints" or not is_number(run.name):
         return None
     if not (run / "config.yaml").is_file():
         return None

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_meta.errors import UserError
+from lightning_meta.reading import open_regular
+from lightning_meta.run.cells import as_cells, as_text
 from lightning_meta.run.files import replacing
 
 PAIRS, SHARES = "gradient_conflict.csv", "gradient_share.csv"
@@ -23,24 +26,43 @@ def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
     if not file.is_file():
         file.parent.mkdir(parents=True, exist_ok=True)
         writer.writerow(COLUMNS[file.name])
-    writer.writerows([step, *(f"{v:.6g}" if isinstance(v, float) else v for v in row)] for row in rows)
+    writer.writerows([step, *as_cells(f"{v:.6g}" if isinstance(v, float) else v for v in row)] for row in rows)
     with file.open("a", encoding="utf-8", newline="") as target:
         target.write(text.getvalue())
 
 
-def _read(file: Path, columns: int) -> Iterator[list[str]]:
-    """The rows of a file without its header, and without a last one that a kill tore."""
-    with file.open(encoding="utf-8", newline="") as rows:
-        reader = csv.reader(rows)
-        next(reader, None)
-        yield from (row for row in reader if len(row) == columns)
+def read_rows(file: Path) -> Iterator[list[str]]:
+    """The rows of `PAIRS` or `SHARES`, without the header, and without a last one that a kill tore.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    width = len(COLUMNS[file.name])
+    try:
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8", newline="") as lines:
+            reader = csv.reader(lines)
+            next(reader, None)
+            for row in reader:
+                if len(row) == width:
+                    yield _checked(list(map(as_text, row)))
+    except (OSError, ValueError, csv.Error) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is damaged: {said}; remove it, and what was measured is drawn no more") from error
+
+
+def _checked(row: list[str]) -> list[str]:
+    """A row whose step and last two columns are numbers, as they should be."""
+    int(row[0])
+    for value in row[-2:]:
+        float(value or "nan")
+    return row
 
 
 def cut_rows(file: Path, step: int) -> None:
     """Keep the rows of the steps before this one; no file where there is none."""
     if not file.is_file():
         return
-    kept = [row for row in _read(file, len(COLUMNS[file.name])) if int(row[0]) < step]
+    kept = [as_cells(row) for row in read_rows(file) if int(row[0]) < step]
     if not kept:
         file.unlink()
         return
@@ -61,6 +83,6 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
     """
     shares: dict[str, list[float]] = defaultdict(list)
     file = Path(directory) / SHARES
-    for _, name, _, share in _read(file, len(COLUMNS[SHARES])) if file.is_file() else ():
+    for _, name, _, share in read_rows(file) if file.is_file() else ():
         shares[name] += [] if math.isnan(float(share)) else [float(share)]
     return {name: sum(values) / len(values) if values else math.nan for name, values in shares.items()}

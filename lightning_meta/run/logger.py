@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
+from lightning_meta.reading import is_number
 from lightning_meta.run.files import replacing
 from lightning_meta.run.hold import Hold
 
@@ -188,7 +189,7 @@ def _claim(root: Path) -> int:
 
 def versions(root: Path) -> list[int]:
     """The versions under a run's name, in order."""
-    return sorted(int(d.name) for d in root.glob("*") if d.name.isdigit()) if root.is_dir() else []
+    return sorted(int(d.name) for d in root.glob("*") if is_number(d.name)) if root.is_dir() else []
 
 
 def _is_rank_zero() -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import platform
-import subprocess
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import metadata
@@ -18,7 +17,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
+from lightning_meta.run.cells import as_cell
 from lightning_meta.run.files import replacing
+from lightning_meta.run.revision import git_revision
 
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
 
@@ -49,7 +50,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
     with replacing(directory / "per_task.csv") as file:
         writer = csv.DictWriter(file, list(report["per_task"][0]))
         writer.writeheader()
-        writer.writerows(report["per_task"])
+        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in report["per_task"])
 
 
 def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
@@ -85,20 +86,6 @@ def _float32(module: LightningModule, device: torch.device) -> str:
     exact = getattr(module, "exact_arithmetic", nullcontext)  # learners with an inner loop switch TF32 off
     with exact():
         return "tf32" if has_tf32(device) and tf32_in_use() else "full"
-
-
-def git_revision() -> str | None:
-    """The revision of the working directory, "+" after it where files differ; None outside a repository."""
-    try:
-        head = _git("rev-parse", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
 
 
 def _version(package: str) -> str | None:

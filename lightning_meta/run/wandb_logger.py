@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
+from lightning_meta.run.cells import read_table
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
 
@@ -89,8 +90,7 @@ class WandbRunLogger(WandbLogger):
         files = [f for f in (table, best) if f.is_file() and (f is table or self._log_model)]
         try:
             if table in files:
-                with table.open(encoding="utf-8", newline="") as file:
-                    header, *rows = csv.reader(file)
+                header, *rows = read_table(table)
                 data = [_typed(row) for row in rows[:MOST_ROWS]]
                 run.log({"per_task": wandb.Table(columns=list(header), data=data)})
             if best in files:

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError
 from lightning_meta.cli.fit import MetaCLI, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
 
 KEYS = ("seeds", "baseline", "shared", "model", "rungs")
 OF_THE_LADDER = ("config", "seed_everything", "name", "runs", "ckpt_path")
@@ -94,7 +95,9 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
 
 def _content(file: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        content = read_yaml(file)
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
     except OSError as error:
         raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:

@@ -10,6 +10,7 @@ import yaml
 
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import versions
 
@@ -85,8 +86,8 @@ def _begun(root: Path) -> list[tuple[Path, dict[str, Any]]]:
         there = any((directory / f).is_file() for f in ("results.json", "checkpoints/last.ckpt"))
         if there and (directory / "config.yaml").is_file():
             try:
-                stored = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-            except (ValueError, yaml.YAMLError) as error:
+                stored = read_yaml(directory / "config.yaml")
+            except (OSError, ValueError, yaml.YAMLError) as error:
                 raise UserError(f"{directory / 'config.yaml'} is damaged; remove {directory}") from error
             found.append((directory, stored if isinstance(stored, dict) else {}))
     return found

@@ -12,6 +12,7 @@ import yaml
 
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
 
 METHODS = ("grid", "random", "bayes")
 KEYS = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity"}
@@ -68,8 +69,10 @@ def read_sweep(file: str | Path) -> Sweep:
     if not path.is_file():
         raise UserError(f"--config: there is no file {file}; sweeps are in configs/sweeps")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
         raise UserError(f"{file} is not a sweep: it has no parameters; a configuration is run by scripts/fit.py")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_meta.cli.sweep.file import Parameter, Sweep
 from lightning_meta.cli.sweep.trial import working_on
 from lightning_meta.errors import UserError
+from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class SweepRecord:
             writer.writerow(["trial", "state", self.space.metric, *self.space.parameters])
             for trial in self.trials():
                 values = [trial.params[name] for name in self.space.parameters]
-                writer.writerow([trial.number, trial.state.name.lower(), trial.value, *values])
+                writer.writerow(as_cells([trial.number, trial.state.name.lower(), trial.value, *values]))
         return file
 
     def _held(self) -> AbstractContextManager[bool]:

@@ -12,6 +12,7 @@ from typing import Any
 from lightning_meta.report.transfer.enemies import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))
@@ -31,7 +32,8 @@ def write_csv(report: TransferReport, file: Path) -> None:
         for method in report.methods:
             for task in method.tasks:
                 row = asdict(task)
-                writer.writerow([method.method, *("" if _unknown(row[c]) else row[c] for c in TASK_COLUMNS)])
+                values = ["" if _unknown(row[c]) else row[c] for c in TASK_COLUMNS]
+                writer.writerow(as_cells([method.method, *values]))
 
 
 def write_json(report: TransferReport, file: Path) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,9 @@ import numpy as np
 import yaml
 
 from lightning_meta.errors import UserError
+from lightning_meta.reading import is_number, read_text, read_yaml
+from lightning_meta.report.transfer.arrays import read_arrays
+from lightning_meta.run.cells import read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share")
@@ -84,7 +84,7 @@ def run_directories(paths: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
-        versions = sorted((d for d in path.glob("*") if d.name.isdigit()), key=lambda d: int(d.name))
+        versions = sorted((d for d in path.glob("*") if is_number(d.name)), key=lambda d: int(d.name))
         if not path.is_dir():
             raise UserError(f"{path}: there is no such run directory")
         if versions and not (path / "results.json").is_file():
@@ -128,7 +128,7 @@ def _results(file: Path) -> dict[str, Any]:
             f"{run} is not finished: it has no results.json; finish it with `fit --ckpt_path {run}`, or leave it out"
         )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_text(file))
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{file} is damaged: {_brief(error)}") from error
     if not isinstance(found, dict):
@@ -138,39 +138,31 @@ def _results(file: Path) -> dict[str, Any]:
 
 def _rows(file: Path) -> dict[str, dict[str, str]]:
     try:
-        with file.open(encoding="utf-8", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            header, table = list(reader.fieldnames or ()), list(reader)
+        header, *lines = read_table(file) or [[]]
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} is no multi-task run: it has no per_task.csv") from error
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{file} is damaged: {_brief(error)}") from error
     if missing := [c for c in ("task", *COLUMNS) if c not in header]:
         raise UserError(
             f"{file.parent} is no multi-task run: its per_task.csv has no column {missing[0]!r}, "
             f"only {', '.join(header[:6]) or 'nothing'}"
         )
-    names = [row["task"] for row in table]
-    if not names or len(set(names)) < len(names) or any(None in row.values() for row in table):
+    table = [dict(zip(header, line, strict=False)) for line in lines if line]
+    names = [row.get("task", "") for row in table]
+    if not names or len(set(names)) < len(names) or any(len(line) not in (0, len(header)) for line in lines):
         raise UserError(f"{file} is damaged: it needs one whole row for each task, and at least one")
     return {row["task"]: row for row in table}
 
 
 def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            if missing := [k for k in ARRAYS if k not in stored]:
-                raise UserError(
-                    f"{file.parent} is no multi-task run: its predictions.npz has no array {missing[0]!r} "
-                    f"(its model is {results.get('model')})"
-                )
-            arrays = {k: stored[k] for k in ARRAYS}
+        arrays = read_arrays(file, ARRAYS)
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz") from error
-    except UserError:
-        raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TypeError) as error:
-        raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
+    except KeyError as error:
+        raise UserError(
+            f"{file.parent} is no multi-task run: its predictions.npz has no array {error.args[0]!r} "
+            f"(its model is {results.get('model')})"
+        ) from error
     for name, kind in ARRAYS.items():
         if arrays[name].dtype.kind != kind:
             raise UserError(f"{file} is damaged: {name} is of type {arrays[name].dtype}")
@@ -207,10 +199,10 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = read_yaml(file)
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} has no config.yaml; the run is damaged") from error
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged: {_brief(error)}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is damaged: it holds no configuration")

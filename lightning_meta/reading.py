@@ -1,0 +1,179 @@
+"""Files that a stranger may have made, read in bounded time and memory.
+
+To open a pipe is to wait for its writer, and `/dev/zero` has no end: only regular files are read, and no more of them
+than expected. A few lines of YAML can stand for billions of values: these are counted before any is made.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from lightning_meta.errors import UserError
+
+# Far above what this package writes; PyYAML reads some 100 kB in a second.
+LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**20, 2**24, 2**26  # bytes
+MOST_NODES, DEEPEST = 100_000, 100  # of YAML, those counted again that are repeated by reference
+
+
+class TooLargeError(yaml.YAMLError):
+    """A document stands for too many values."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file to read its bytes.
+
+    Args:
+        path: The file; a link to one is followed.
+
+    Raises:
+        UserError: It is a folder, a pipe, a socket or a device.
+        OSError: It cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - any path-like; a device may act when it is opened
+        raise UserError(f"{os.fspath(path)}: this is not a regular file; put one in its place")
+    # What blocks nevertheless, such as a pipe put there meanwhile or files of /proc, gives an error instead.
+    return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
+
+
+def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
+    """All bytes of a regular file.
+
+    Args:
+        path: The file.
+        most: How many there may be.
+
+    Raises:
+        UserError: There are more, or the file is not regular.
+        OSError: It cannot be read.
+    """
+    with open_regular(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{os.fspath(path)}: the file is larger than {most:,} bytes, which none of its kind is")
+    return content
+
+
+def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
+    """A regular file as UTF-8, read as `read_bytes` does.
+
+    Raises:
+        UserError: It is too large, or not regular.
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is not UTF-8.
+    """
+    return read_bytes(path, most).decode("utf-8")
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain data of a YAML file.
+
+    Raises:
+        UserError: It is too large, or not regular.
+        OSError: It cannot be read.
+        ValueError: It is not UTF-8.
+        yaml.YAMLError: It is no YAML, or stands for too many values.
+    """
+    return parse_yaml(read_text(path, LARGEST_YAML))
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain data of a text in YAML.
+
+    Raises:
+        ValueError: A value is none of its kind, such as the 99th of a month.
+        yaml.YAMLError: It is no YAML, or stands for too many values.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _count(node)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML's own, for `!!int ""` and the like
+        raise yaml.YAMLError(f"a value is none of its kind ({type(error).__name__})") from error
+    finally:
+        loader.dispose()
+
+
+def check_yaml(path: str | os.PathLike[str]) -> str:
+    """The text of a file of YAML that another parser is about to read, which might never end.
+
+    Raises:
+        UserError: It is too large, not regular, or stands for too many values; other mistakes are the parser's to say.
+    """
+    text = read_bytes(path, LARGEST_YAML).decode("utf-8", "replace")
+    loader = yaml.SafeLoader(text)
+    try:
+        _count(loader.get_single_node())
+    except RecursionError:
+        raise UserError(f"{os.fspath(path)}: the configuration is nested too deeply") from None
+    except TooLargeError as error:
+        raise UserError(f"{os.fspath(path)}: the configuration cannot be read: {error}") from error
+    except yaml.YAMLError:
+        pass
+    finally:
+        loader.dispose()
+    return text
+
+
+def _count(node: yaml.Node | None) -> None:
+    """Refuse a document that holds itself, or whose references and merges stand for too many values."""
+    waiting, count = [(node, 0)], 0
+    while waiting:
+        (found, depth), count = waiting.pop(), count + 1
+        if count > MOST_NODES or depth > DEEPEST:
+            bound = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{MOST_NODES:,} values large"
+            raise TooLargeError(f"it is more than {bound}, or holds itself")
+        if isinstance(found, yaml.MappingNode):
+            waiting += [(child, depth + 1) for pair in found.value for child in pair]
+        elif isinstance(found, yaml.SequenceNode):
+            waiting += [(child, depth + 1) for child in found.value]
+
+
+def is_number(name: str) -> bool:
+    """Whether a folder's name is a version's: ASCII digits, since `isdigit` also takes "²", which is no number."""
+    return name.isascii() and name.isdigit()
+
+
+def link_out_of(folder: Path) -> Path | None:
+    """The first link in a folder, at any depth, that leads out of it; None where there is none.
+
+    What is written to such a link, or below it, lands where whoever made the folder chose.
+    """
+    real = folder.resolve()
+    for place, folders, files in os.walk(real):  # follows no link
+        for path in (Path(place) / name for name in sorted(folders + files)):
+            if path.is_symlink():
+                try:
+                    inside = path.resolve().is_relative_to(real)
+                except (OSError, RuntimeError):  # links in a circle
+                    inside = False
+                if not inside:
+                    return folder / path.relative_to(real)
+    return None
+
+
+def refuse_link(folder: Path) -> None:
+    """Refuse to make files in a folder of a run that is a link.
+
+    Raises:
+        UserError: It is one.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link, and results would be written to where it leads; remove it")
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Refuse to write into a folder that holds a link out of it.
+
+    Raises:
+        UserError: The link.
+    """
+    if (link := link_out_of(folder)) is not None:
+        raise UserError(f"{link}: this link leads out of {folder}, and results would be written there; remove it")

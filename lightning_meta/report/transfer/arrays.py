@@ -1,0 +1,55 @@
+"""Plain arrays from a `.npz` file that a stranger may have made, in bounded memory."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lightning_meta.errors import UserError
+from lightning_meta.reading import open_regular
+
+LARGEST = 2**31  # bytes of all arrays; 10 MB of a zip can hold 10 GB of zeros
+_DAMAGED = (OSError, ValueError, EOFError, MemoryError, TypeError, RuntimeError, NotImplementedError, SyntaxError)
+
+
+def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Arrays of a `.npz` file by name; code in it is never run.
+
+    Args:
+        file: As `numpy.savez` or `savez_compressed` writes it.
+        names: Those to read.
+
+    Raises:
+        UserError: It is damaged, too large, or holds more than plain arrays.
+        KeyError: There is no array of a name, its argument.
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
+            members = {info.filename: info for info in archive.infolist()}
+            wanted = {name: members.get(f"{name}.npy") for name in names}
+            if missing := [name for name, info in wanted.items() if info is None]:
+                raise KeyError(missing[0])
+            found = {name: info for name, info in wanted.items() if info is not None}
+            if sum(info.file_size for info in found.values()) > LARGEST:
+                raise UserError(f"{file}: its arrays are larger than {LARGEST:,} bytes, which no run's are")
+            return {name: _read(archive, info) for name, info in found.items()}
+    except (FileNotFoundError, KeyError, UserError):
+        raise
+    except (*_DAMAGED, zipfile.BadZipFile, zlib.error) as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{file} is damaged, or holds more than plain arrays: {said}") from error
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others a few bytes fill the memory
+        raise ValueError(f"{info.filename} is compressed in another way than numpy does it")
+    with archive.open(info) as member:
+        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+    if array.size and not array.itemsize:  # any number of these takes no byte
+        raise ValueError(f"{info.filename} has elements of no size")
+    return array

@@ -1,0 +1,48 @@
+"""The commit that is checked out where a command is run, read without git.
+
+Git runs programs that the folder's own configuration names, to watch files and to compare them, and the folder may be
+a stranger's. So whether files differ from the commit is not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lightning_meta.errors import UserError
+from lightning_meta.reading import LARGEST_TEXT, read_text
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_BRANCH = re.compile(r"ref: (refs/[\w./+@-]+)")
+_SHORT = 4096  # bytes of a file that holds a name
+
+
+def git_revision(folder: Path | None = None) -> str | None:
+    """The commit that is checked out in a folder, by default the working directory; None outside a repository."""
+    try:
+        here = (folder or Path.cwd()).resolve()
+        home = next((place / ".git" for place in (here, *here.parents) if (place / ".git").exists()), None)
+        return None if home is None else _revision(home)
+    except (OSError, UnicodeDecodeError, UserError):
+        return None
+
+
+def _revision(home: Path) -> str | None:
+    if home.is_file():  # of a worktree or a submodule
+        home = home.parent / read_text(home, _SHORT).removeprefix("gitdir: ").strip()
+    head = read_text(home / "HEAD", _SHORT).strip()
+    if _HASH.fullmatch(head):
+        return head
+    branch = _BRANCH.fullmatch(head)
+    if branch is None or ".." in branch[1]:
+        return None
+    shared = home / "commondir"
+    common = home / read_text(shared, _SHORT).strip() if shared.is_file() else home
+    for place in (home, common):
+        if (place / branch[1]).is_file():
+            found = read_text(place / branch[1], _SHORT).strip()
+            return found if _HASH.fullmatch(found) else None
+    packed = common / "packed-refs"
+    lines = read_text(packed, LARGEST_TEXT).splitlines() if packed.is_file() else []
+    pairs = (line.partition(" ") for line in lines)
+    return next((found for found, _, name in pairs if name == branch[1] and _HASH.fullmatch(found)), None)
