@@ -6,6 +6,7 @@ than expected. A few lines of YAML can stand for billions of values: these are c
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -15,8 +16,8 @@ import yaml
 
 from lightning_meta.errors import UserError
 
-# Far above what this package writes; PyYAML reads some 100 kB in a second.
-LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**20, 2**24, 2**26  # bytes
+# Far above what this package writes; PyYAML reads some 100 kB a second.
+LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**18, 2**24, 2**26  # bytes
 MOST_NODES, DEEPEST = 100_000, 100  # of YAML, those counted again that are repeated by reference
 
 
@@ -88,13 +89,12 @@ def parse_yaml(text: str) -> Any:
         ValueError: A value is none of its kind, such as the 99th of a month.
         yaml.YAMLError: It is no YAML, or stands for too many values.
     """
+    _refuse_deep(text)
     loader = yaml.SafeLoader(text)
     try:
         node = loader.get_single_node()
         _count(node)
         return None if node is None else loader.construct_document(node)
-    except RecursionError as error:
-        raise yaml.YAMLError("it is nested too deeply") from error
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML's own, for `!!int ""` and the like
         raise yaml.YAMLError(f"a value is none of its kind ({type(error).__name__})") from error
     finally:
@@ -110,9 +110,8 @@ def check_yaml(path: str | os.PathLike[str]) -> str:
     text = read_bytes(path, LARGEST_YAML).decode("utf-8", "replace")
     loader = yaml.SafeLoader(text)
     try:
+        _refuse_deep(text)
         _count(loader.get_single_node())
-    except RecursionError:
-        raise UserError(f"{os.fspath(path)}: the configuration is nested too deeply") from None
     except TooLargeError as error:
         raise UserError(f"{os.fspath(path)}: the configuration cannot be read: {error}") from error
     except yaml.YAMLError:
@@ -122,18 +121,27 @@ def check_yaml(path: str | os.PathLike[str]) -> str:
     return text
 
 
+def _refuse_deep(text: str) -> None:
+    """Refuse deep nesting, by events, since PyYAML makes nodes by recursion; its fast parser makes the same events."""
+    depth = 0
+    with contextlib.suppress(yaml.reader.ReaderError, yaml.scanner.ScannerError, yaml.parser.ParserError):
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise TooLargeError(f"it is more than {DEEPEST} levels deep")
+
+
 def _count(node: yaml.Node | None) -> None:
     """Refuse a document that holds itself, or whose references and merges stand for too many values."""
-    waiting, count = [(node, 0)], 0
+    waiting, count = [node], 0
     while waiting:
-        (found, depth), count = waiting.pop(), count + 1
-        if count > MOST_NODES or depth > DEEPEST:
-            bound = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{MOST_NODES:,} values large"
-            raise TooLargeError(f"it is more than {bound}, or holds itself")
+        found, count = waiting.pop(), count + 1
+        if count > MOST_NODES:
+            raise TooLargeError(f"it is more than {MOST_NODES:,} values large, or holds itself")
         if isinstance(found, yaml.MappingNode):
-            waiting += [(child, depth + 1) for pair in found.value for child in pair]
+            waiting += [child for pair in found.value for child in pair]
         elif isinstance(found, yaml.SequenceNode):
-            waiting += [(child, depth + 1) for child in found.value]
+            waiting += found.value
 
 
 def is_number(name: str) -> bool:

@@ -23,7 +23,8 @@ ORPHANED_AFTER = 24 * 3600.0  # seconds; nothing takes a day to write
 def staging(target: Path) -> Iterator[Path]:
     """A name beside a target to write to: renamed to the target at the end, removed after an error.
 
-    What killed processes left of the same target is removed; no other file is touched.
+    What killed processes left of the same target is removed; no other file is touched. A shared lock on the folder
+    says to those who remove that somebody is writing.
 
     Args:
         target: The file; its folder is made where it is missing.
@@ -31,12 +32,13 @@ def staging(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_orphans(target.parent, re.compile(rf"\.{re.escape(target.name)}{STAGED}"))
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with _lock(target.parent, alone=False):
+        try:
+            yield temporary
+            temporary.replace(target)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def remove_orphans(folder: Path, names: re.Pattern[str]) -> None:
@@ -44,22 +46,51 @@ def remove_orphans(folder: Path, names: re.Pattern[str]) -> None:
 
     Args:
         folder: Where.
-        names: Of what may be removed: once its process, as `STAGED` finds it in the name, is gone, else after a day.
+        names: Of what may be removed: once its process, as `STAGED` finds it in the name, is gone. Where that cannot be
+            asked, after a day in a folder that nobody writes to: a clock may jump by more than a day.
     """
-    for file in folder.iterdir():
-        if (found := names.fullmatch(file.name)) and _orphaned(file, found):
-            with contextlib.suppress(OSError):  # another process may remove it at the same time
-                file.unlink()
+    named = [(file, found) for file in folder.iterdir() if (found := names.fullmatch(file.name))]
+    foreign = [file for file, found in named if found.groupdict().get("machine") != _machine()]
+    orphans = [file for file, found in named if file not in foreign and _gone(int(found["pid"]))]
+    if foreign:
+        with _lock(folder, alone=True) as alone:
+            _remove([*orphans, *(file for file in foreign if alone and _is_old(file))])
+    else:
+        _remove(orphans)
 
 
-def _orphaned(file: Path, found: re.Match[str]) -> bool:
-    parts = found.groupdict()
-    if parts.get("machine") == _machine() and _gone(int(parts["pid"])):
-        return True
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
+            file.unlink()
+
+
+def _is_old(file: Path) -> bool:
     try:
         return time.time() - file.stat().st_mtime > ORPHANED_AFTER
     except OSError:
         return False
+
+
+@contextmanager
+def _lock(folder: Path, alone: bool) -> Iterator[bool]:
+    """Hold a folder, with others or alone; False where it is held by others, or the system has no such locks."""
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
 
 
 def _gone(process: int) -> bool:

@@ -95,8 +95,9 @@ def replacing(path: Path) -> Iterator[Path]:
         UserError: The file cannot be written: a read-only folder or a full disk.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_orphans(path.parent, _TEMPORARY)
         with staging(path) as temporary:
-            remove_orphans(path.parent, _TEMPORARY)
             temporary.touch()  # who may read it is what the umask says: pooch and safetensors make private files
             mode = temporary.stat().st_mode
             temporary.unlink()

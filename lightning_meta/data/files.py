@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import pooch
 
@@ -37,6 +37,8 @@ _DAMAGED = (
     NotImplementedError,  # zipfile: a compression method or encryption it does not know
     RuntimeError,  # zipfile: a member that asks for a password; tarfile: links in a circle
     KeyError,  # tarfile: a link to nowhere
+    ValueError,  # tarfile: a header of no numbers
+    MemoryError,
     pickle.UnpicklingError,
 )
 
@@ -56,6 +58,35 @@ class OfficialFile:
 
     path: str
     url: str
+
+
+class Limited:
+    """A decompressed stream that ends in an error, and not in a full memory, where it is longer than expected.
+
+    Args:
+        stream: To read from, such as a `gzip.GzipFile`.
+        most: How many bytes it may hold.
+    """
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream, self._most = stream, most
+
+    def read(self, size: int = -1) -> bytes:
+        """As of a file."""
+        left = self._most - self._stream.tell()
+        if left <= 0 and size:
+            raise WrongContentError(f"it unpacks to more than {self._most:,} bytes")
+        return self._stream.read(left if size < 0 else min(size, left))
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of a file; not beyond the limit, since to seek is to unpack."""
+        if whence or offset > self._most:
+            raise WrongContentError(f"it unpacks to more than {self._most:,} bytes")
+        return self._stream.seek(offset)
+
+    def tell(self) -> int:
+        """As of a file."""
+        return self._stream.tell()
 
 
 def data_folder() -> Path | None:
@@ -109,6 +140,8 @@ def _read_downloaded(file: OfficialFile, path: Path, read: Callable[[Path], T]) 
 
 
 def _checked(path: Path, shown: str, read: Callable[[Path], T], mend: str) -> T:
+    if not path.is_file():  # to open a pipe is to wait
+        raise UserError(f"{shown}: this is not a regular file; {mend}")
     try:
         return read(path)
     except WrongContentError as error:

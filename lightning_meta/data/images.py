@@ -16,6 +16,8 @@ from torch import Tensor
 from lightning_meta.data.sources.image_files import decode, folders_in, image_files_in, images_of, refuse_odd_name
 from lightning_meta.errors import UserError
 
+MOST_FOLDERS = 100_000  # a link to / reaches more
+
 
 def read_images(files: str | Path | Iterable[str | Path], input_shape: Sequence[int], invert: bool = False) -> Tensor:
     """Read image files, turned upright and resized to a square.
@@ -98,7 +100,7 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     for place in map(Path, places):
         refuse_odd_name(place)
         if place.is_dir():
-            found += _below(place, set())
+            found += _below(place)
         elif place.is_file():
             found.append(place)
         else:
@@ -108,9 +110,20 @@ def image_files(places: Sequence[str | Path]) -> list[Path]:
     return sorted(set(found), key=Path.as_posix)
 
 
-def _below(folder: Path, above: set[Path]) -> list[Path]:
-    """The images in a folder and below it; a link back to a folder above is not followed."""
-    real = folder.resolve()
-    if real in above:
-        return []
-    return image_files_in(folder) + [file for f in folders_in(folder) for file in _below(f, above | {real})]
+def _below(folder: Path) -> list[Path]:
+    """The images in a folder and below it; each folder is read once, by however many links it is reached."""
+    waiting, seen, images = [folder], set[tuple[int, int]](), list[Path]()
+    while waiting:
+        folder = waiting.pop()
+        try:
+            state = folder.stat()
+        except OSError as error:
+            raise UserError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        if len(seen) > MOST_FOLDERS:
+            raise UserError(f"{folder}: there are more than {MOST_FOLDERS:,} folders; does a link lead out of yours?")
+        images += image_files_in(folder)
+        waiting += reversed(folders_in(folder))
+    return images

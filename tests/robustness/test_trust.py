@@ -303,10 +303,9 @@ HOSTILE_DATA: dict[str, dict[str, Any]] = {
         {"class_path": "lightning_meta.data.files.zipfile.ZipFile", "init_args": {"file": "a"}}
     ),
     "from elsewhere": with_source({"class_path": "lightning_meta.data.cache.Path", "init_args": {}}),
-    "strategy": {"trainer": {"strategy": {"class_path": "evilmod.X"}}},
-    "strategy as json": {"trainer": {"strategy": '{"class_path": "evilmod.X"}'}},
-    "strategy in a file": {"trainer": {"strategy": "sneaky"}},
-    "accelerator": {"trainer": {"accelerator": "evilmod.X"}},
+    "precision": {"trainer": {"precision": {"class_path": "evilmod.X"}}},
+    "precision as json": {"trainer": {"precision": '{"class_path": "evilmod.X"}'}},
+    "precision in a file": {"trainer": {"precision": "sneaky"}},
     "seed": {"seed_everything": {"class_path": "evilmod.X"}},
 }
 
@@ -320,6 +319,14 @@ def test_no_foreign_class_is_imported_for_the_data(kind: str, capsys: pytest.Cap
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "give --trust if the run is yours" in said or "expected a configuration" in said
+    assert not exploded()
+
+
+@pytest.mark.parametrize("option", ["strategy", "accelerator", "devices", "plugins"])
+def test_what_says_where_to_run_is_not_taken_from_a_stranger(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_of(config={"trainer": {option: {"class_path": "evilmod.X"}}})
+    assert used("test") == 2  # for the data are not of the model's kind
+    assert "ProtoNet was made for task classification" in capsys.readouterr().err
     assert not exploded()
 
 

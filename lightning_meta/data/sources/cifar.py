@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import tarfile
 from abc import abstractmethod
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
+from lightning_meta.data.files import Limited, OfficialFile, WrongContentError, read_official
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources import restricted_pickle
 from lightning_meta.data.sources.class_lists import class_list
@@ -27,7 +29,8 @@ PER_CLASS = 600
 # The sha256 of superclass, class and images, class by class in alphabetical order, images in canonical order.
 CONTENT = "ceb1680246a70fe066aa553ae9e94015f0ac8edb18e7ac50e59c6acc4ad243eb"
 
-_MAX_BYTES = 256 * 2**20  # of one member of the archive; the largest has 155 MB, or 225 as pickled by Python 3
+# Of one member of the archive, of which the largest has 155 MB, or 225 as pickled by Python 3; and of all of them.
+_MAX_BYTES, _MAX_UNPACKED = 256 * 2**20, 384 * 2**20
 
 
 class CifarClass(NamedTuple):
@@ -106,15 +109,16 @@ def read_cifar100(path: Path) -> dict[str, CifarClass]:
         WrongContentError: It does not hold the official images.
     """
     found: dict[str, Any] = {}
-    with tarfile.open(path, "r:gz") as archive:  # members are read, never extracted
+    unpacked = gzip.open(path)  # noqa: SIM115 - closed below, with the archive
+    with unpacked, tarfile.open(fileobj=Limited(unpacked, _MAX_UNPACKED), mode="r:") as archive:  # never extracted
         for member in progress(archive, "CIFAR-100", total=len(IMAGES) + 1):
             if member.size > _MAX_BYTES:
                 raise WrongContentError(f"its member {member.name} has {member.size} bytes, too many for CIFAR-100")
-            stream = archive.extractfile(member)
+            stream = archive.extractfile(member) if member.isreg() else None  # links lead to no more than is here
             if stream is not None:
                 name = member.name.rpartition("/")[2]
                 if name in (*IMAGES, "meta"):
-                    found[name] = restricted_pickle.load(stream)
+                    found[name] = restricted_pickle.load(io.BytesIO(stream.read()))
     if missing := {*IMAGES, "meta"} - found.keys():
         raise WrongContentError(f"it has no member {' and no member '.join(sorted(missing))}")
     classes = _classes(found)
@@ -131,9 +135,11 @@ def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
     """Sort the images of all members by class, and within a class by their hash."""
     try:
         fields = {member: {_text(k): v for k, v in content.items()} for member, content in members.items()}
+        if not all(isinstance(fields[member]["data"], np.ndarray) for member in IMAGES):
+            raise WrongContentError("its images are no array")
         images = np.concatenate([fields[member]["data"] for member in IMAGES])
         fine, coarse = (
-            np.concatenate([np.asarray(fields[member][kind], np.int64) for member in IMAGES])
+            np.concatenate([_integers(fields[member][kind]) for member in IMAGES])
             for kind in ("fine_labels", "coarse_labels")
         )
         names, superclasses = (
@@ -152,6 +158,13 @@ def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise WrongContentError(f"it is not laid out like CIFAR-100 ({type(error).__name__}: {error})") from error
     return classes
+
+
+def _integers(labels: Any) -> np.ndarray:
+    """Labels as an array; lists within lists, of which a few repeated by reference have no end, are none."""
+    if not isinstance(labels, np.ndarray) and not (isinstance(labels, list) and all(type(n) is int for n in labels)):
+        raise WrongContentError("its labels are no list of whole numbers")
+    return np.asarray(labels, np.int64)
 
 
 def _text(name: bytes | str) -> str:

@@ -16,6 +16,7 @@ from lightning_meta.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
+LARGEST = 100_000_000  # values of a Parquet file, or a hundred for each byte: a few bytes can stand for billions
 DIVIDERS = {".csv": ",", ".tsv": "\t"}
 
 
@@ -122,7 +123,7 @@ def read_columns(path: Path) -> dict[str, Column]:
         raise UserError(f"{path}: expected a table in a file named .csv, .tsv or .parquet")
     try:
         table = _read_parquet(path) if suffix == ".parquet" else _read_csv(path, DIVIDERS[suffix])
-    except (pyarrow.ArrowException, csv.Error, UnicodeDecodeError, OSError) as error:
+    except (pyarrow.ArrowException, csv.Error, UnicodeDecodeError, OSError, MemoryError) as error:
         raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
     if not table.num_rows:
         raise UserError(f"{path}: the table has no rows")
@@ -145,9 +146,36 @@ def _read_csv(path: Path, divider: str) -> pyarrow.Table:
 def _read_parquet(path: Path) -> pyarrow.Table:
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path)
-    _check_header(path, file.schema_arrow.names)
-    return file.read()
+    plain = parquet.ParquetFile(path)
+    _check_header(path, plain.schema_arrow.names)
+    about = plain.metadata
+    chunks = [about.row_group(g).column(c) for g in range(about.num_row_groups) for c in range(about.num_columns)]
+    values = max(sum(chunk.num_values for chunk in chunks), about.num_rows * about.num_columns)
+    most = max(LARGEST, 100 * path.stat().st_size)
+    if values > most:
+        raise UserError(f"{path}: a file of its size holds at most {most:,} values, and this says {values:,}")
+    # Texts stay numbers of a dictionary, else one long text in each of many rows would fill the memory.
+    table = parquet.ParquetFile(path, read_dictionary=_texts(plain.schema_arrow)).read()
+    for name in table.column_names:
+        _check_texts(f"{path}: column {name!r}", table.column(name), most)
+    return table
+
+
+def _texts(schema: pyarrow.Schema) -> list[str]:
+    from pyarrow import types
+
+    return [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
+
+
+def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
+    from pyarrow import compute, types
+
+    if types.is_dictionary(column.type) and (
+        types.is_string(column.type.value_type) or types.is_large_string(column.type.value_type)
+    ):
+        longest = max((compute.max(compute.binary_length(c.dictionary)).as_py() or 0 for c in column.chunks), default=0)
+        if longest * len(column) > 10 * most:
+            raise UserError(f"{where} has texts of up to {longest:,} bytes in {len(column):,} rows, too many to hold")
 
 
 def _check_header(path: Path, names: list[str]) -> None:

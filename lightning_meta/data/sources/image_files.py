@@ -17,6 +17,7 @@ from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.decoded import DecodedSource, progress
 from lightning_meta.errors import UserError
+from lightning_meta.reading import open_regular
 
 Listing = dict[Split, dict[str, list[Path]]]
 """The files of each class of each split, in the order of the pool."""
@@ -156,7 +157,7 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
     if path.exists() and not path.is_file():  # to read from a pipe is to wait
         raise UserError(f"{path}: this is not a regular file; remove it")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             refuse_deep(image, str(path))
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         resized = upright.resize((size, size), Image.Resampling.LANCZOS)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
+from reprlib import repr
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.files import data_folder
 from lightning_meta.data.sources.class_lists import class_list
 from lightning_meta.data.sources.image_files import ImageFilesSource, Listing
 from lightning_meta.errors import UserError
+from lightning_meta.reading import read_text
 
 LISTS_URL = "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet"
 PER_CLASS = 600
@@ -38,7 +41,10 @@ class MiniImageNet(ImageFilesSource):
             )
         listing = {split: self._read_list(split) for split in SPLITS}
         files = [file for classes in listing.values() for of_class in classes.values() for file in of_class]
-        present = {file.name for file in (self.root / "images").iterdir()}
+        try:
+            present = {file.name for file in (self.root / "images").iterdir()}
+        except OSError as error:
+            raise UserError(f"{self.root / 'images'}: the folder cannot be read ({error.strerror})") from error
         if missing := [file for file in files if file.name not in present]:
             raise UserError(
                 f"{missing[0]}: this image is missing, and {len(missing)} of {len(files)} in all; take them "
@@ -50,12 +56,16 @@ class MiniImageNet(ImageFilesSource):
         """The files of each class of one split, in the published order of classes."""
         path = self._list_path(split)
         classes: dict[str, list[Path]] = {name: [] for name in class_list("mini_imagenet")[split]}
-        with path.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                name, file = row.get("label"), row.get("filename")
-                if name not in classes or not file or Path(file).name != file:
-                    raise UserError(f"{path}: unexpected row {row}; get the published list from {LISTS_URL}")
-                classes[name].append(self.root / "images" / file)
+        try:
+            rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"{path}: not a list of images ({said}); get the published one from {LISTS_URL}") from error
+        for row in rows:
+            name, file = row.get("label"), row.get("filename")
+            if name not in classes or not file or Path(file).name != file:
+                raise UserError(f"{path}: unexpected row {repr(row)}; get the published list from {LISTS_URL}")
+            classes[name].append(self.root / "images" / file)
         for name, files in classes.items():
             if len(set(files)) != PER_CLASS:
                 raise UserError(

@@ -122,10 +122,15 @@ class Omniglot(DecodedSource):
 
 def _open(zipped: zipfile.ZipFile, member: str) -> Image.Image:
     """One drawing; its size is checked before a pixel is decoded: a small file cannot fill the memory."""
-    if zipped.getinfo(member).file_size > _MAX_BYTES:
+    info = zipped.getinfo(member)
+    if info.file_size > _MAX_BYTES:
         raise WrongContentError(f"{member} is too large for a drawing")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others a few bytes fill the memory
+        raise WrongContentError(f"{member} is compressed in another way than the official file")
+    with zipped.open(member) as stream:  # a size, unlike none, bounds what is unpacked at a time: headers may lie
+        content = stream.read(_MAX_BYTES)
     try:
-        image = Image.open(io.BytesIO(zipped.read(member)), formats=["PNG"])
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
         if image.size != (SIDE, SIDE) or image.mode != "1":
             raise WrongContentError(
                 f"{member} has {image.size[0]}x{image.size[1]} pixels of mode {image.mode}, "

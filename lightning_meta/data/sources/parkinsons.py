@@ -18,6 +18,7 @@ from lightning_meta.data.sources.base import TaskSource
 from lightning_meta.data.sources.scaling import Standardiser
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.reading import read_text
 from lightning_meta.tasks import Regression, Task
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/parkinsons/telemonitoring/parkinsons_updrs.data"
@@ -164,10 +165,12 @@ def _name(subject: int) -> str:
 def _read(path: Path) -> NDArray[np.float64]:
     """The table `(5875, 22)` in canonical order, verified; commas or tabs divide its columns."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = read_text(path).splitlines()
         divider = "\t" if "\t" in lines[0] else ","
         header = tuple(name.strip() for name in lines[0].split(divider))
         rows = np.array([line.split(divider) for line in lines[1:] if line.strip()], np.float64)
+    except UserError:
+        raise
     except (IndexError, ValueError) as error:
         raise WrongContentError(f"it is no table of numbers ({error})") from error
     if header != COLUMNS or rows.shape != (ROWS, len(COLUMNS)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from typing import IO, Any
 
 import numpy as np
@@ -34,13 +36,27 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a data file has no use for") from None
 
 
+def _refuse_far_notes(file: IO[bytes]) -> None:
+    """Refuse numbered notes far beyond those that there can be: Python makes room for all below, 34 GB by 7 bytes."""
+    start = file.tell()
+    size = file.seek(0, io.SEEK_END) - start
+    file.seek(start)
+    for opcode, argument, _ in pickletools.genops(file):
+        if (
+            opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > size
+        ):  # each takes a byte at least
+            raise pickle.UnpicklingError(f"it has a note of number {argument} in {size} bytes")
+    file.seek(start)
+
+
 def load(file: IO[bytes]) -> Any:
-    """Unpickle arrays and plain data; Python 2's strings become bytes.
+    """Unpickle arrays and plain data of a file that can be read twice; Python 2's strings become bytes.
 
     Raises:
         pickle.UnpicklingError: The pickle is damaged, or asks for anything else; none of its code has run.
     """
     try:
+        _refuse_far_notes(file)
         return _Unpickler(file, encoding="bytes").load()
     except (pickle.UnpicklingError, OSError, EOFError):
         raise

@@ -144,7 +144,7 @@ def _rows(file: Path) -> dict[str, dict[str, str]]:
     if missing := [c for c in ("task", *COLUMNS) if c not in header]:
         raise UserError(
             f"{file.parent} is no multi-task run: its per_task.csv has no column {missing[0]!r}, "
-            f"only {', '.join(header[:6]) or 'nothing'}"
+            f"only {', '.join(name[:40] for name in header[:6]) or 'nothing'}"
         )
     table = [dict(zip(header, line, strict=False)) for line in lines if line]
     names = [row.get("task", "") for row in table]
