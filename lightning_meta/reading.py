@@ -6,7 +6,6 @@ than expected. A few lines of YAML can stand for billions of values: these are c
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
@@ -124,11 +123,16 @@ def check_yaml(path: str | os.PathLike[str]) -> str:
 def _refuse_deep(text: str) -> None:
     """Refuse deep nesting, by events, since PyYAML makes nodes by recursion; its fast parser makes the same events."""
     depth = 0
-    with contextlib.suppress(yaml.reader.ReaderError, yaml.scanner.ScannerError, yaml.parser.ParserError):
+    try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
                 raise TooLargeError(f"it is more than {DEEPEST} levels deep")
+    except yaml.MarkedYAMLError as error:
+        if "nesting" in str(error.problem):  # it looks a thousand levels ahead
+            raise TooLargeError(f"it is more than {DEEPEST} levels deep") from error
+    except yaml.reader.ReaderError:  # as of all others, the error is left to the parser that makes the values
+        pass
 
 
 def _count(node: yaml.Node | None) -> None:

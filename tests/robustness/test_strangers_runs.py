@@ -89,7 +89,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 def working_run(config: dict[str, Any] | None = None) -> None:
     """A stranger's run that can be tested."""
     spec = EpisodeSpec("regression", (1,), 1)
-    module = describe(MAML(MLP(1, (8,)), train_inner_steps=1, test_inner_steps=1, episodes=spec))
+    module = describe(MAML(MLP(1, (8,)), inner_steps=1, episodes=spec))
     run_of(module, config)
     learner = build(module)
     learner.configure_model()
@@ -97,7 +97,7 @@ def working_run(config: dict[str, Any] | None = None) -> None:
     AtomicCheckpointIO().save_checkpoint(content, "evil/0/checkpoints/best.ckpt")
 
 
-def tested(*options: str) -> int:
+def try_out(*options: str) -> int:
     return main(
         ["test", "--ckpt_path=evil/0", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *options]
     )
@@ -142,7 +142,7 @@ def test_the_tested_run_says_the_commit_and_runs_nothing_of_the_folders_configur
     heard = None
     commit = repository(here)
     heard = []
-    assert tested() == 0
+    assert try_out() == 0
     assert not (here / "exploded").exists()
     assert json.loads(Path("evil/0/tests/0/results.json").read_text())["git_revision"] == commit
 
@@ -192,7 +192,7 @@ MACHINE: dict[str, Any] = {
 def test_a_strangers_run_chooses_no_processes_and_no_ports() -> None:
     data = {**DATA, "init_args": {**DATA["init_args"], "num_workers": 3}}
     working_run({"trainer": {**MACHINE, "precision": "bf16-true"}, "data": data})
-    assert tested() == 0
+    assert try_out() == 0
     said = yaml.safe_load(Path("evil/0/tests/0/config.yaml").read_text())
     assert (said["trainer"]["num_nodes"], said["trainer"]["strategy"], said["trainer"]["devices"]) == (
         1,
@@ -227,7 +227,7 @@ def test_results_of_a_test_are_not_written_through_a_link(target: str, capsys: p
     working_run()
     Path("evil/0/tests").symlink_to(target)
     before = set(Path().rglob("*"))
-    assert tested() == 2
+    assert try_out() == 2
     assert "evil/0/tests is a link, and results would be written to where it leads" in capsys.readouterr().err
     assert set(Path().rglob("*")) == before
 
@@ -280,7 +280,7 @@ def test_a_version_that_is_no_number_is_passed_over() -> None:
     """`"²".isdigit()`."""
     working_run()
     Path("evil/0/tests/²").mkdir(parents=True)
-    assert tested() == 0
+    assert try_out() == 0
     assert Path("evil/0/tests/0/results.json").is_file()
 
 

@@ -170,9 +170,8 @@ def _texts(schema: pyarrow.Schema) -> list[str]:
 def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
     from pyarrow import compute, types
 
-    if types.is_dictionary(column.type) and (
-        types.is_string(column.type.value_type) or types.is_large_string(column.type.value_type)
-    ):
+    kind = column.type.value_type if types.is_dictionary(column.type) else None
+    if kind is not None and (types.is_string(kind) or types.is_large_string(kind)):
         longest = max((compute.max(compute.binary_length(c.dictionary)).as_py() or 0 for c in column.chunks), default=0)
         if longest * len(column) > 10 * most:
             raise UserError(f"{where} has texts of up to {longest:,} bytes in {len(column):,} rows, too many to hold")

@@ -42,9 +42,8 @@ def _refuse_far_notes(file: IO[bytes]) -> None:
     size = file.seek(0, io.SEEK_END) - start
     file.seek(start)
     for opcode, argument, _ in pickletools.genops(file):
-        if (
-            opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int) and argument > size
-        ):  # each takes a byte at least
+        noted = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if noted and isinstance(argument, int) and argument > size:  # each takes a byte at least
             raise pickle.UnpicklingError(f"it has a note of number {argument} in {size} bytes")
     file.seek(start)
 
