@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from lightning_meta.run.files import replacing
-from lightning_meta.staging import staging
+from lightning_meta.staging import ORPHANED_AFTER, staging
 
 KILLED = """
 import os, signal, sys
@@ -94,3 +95,47 @@ def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
         fail()
     assert names(tmp_path) == {"a"}
     assert (tmp_path / "a").read_text() == "old"
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+import lightning_meta.staging as staging
+if sys.argv[2] == "elsewhere":
+    staging._machine = lambda: "0" * 8
+with staging.staging(Path(sys.argv[1])) as staged:
+    staged.write_text("half")
+    print("begun", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_live_writers_file_outlives_a_jump_of_the_clock(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer in another process, of this machine or, as from another container, one whose number says nothing."""
+    command = [sys.executable, "-c", WRITES, str(tmp_path / "a"), where]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "begun\n"
+        with monkeypatch.context() as jump:
+            now = time.time()
+            jump.setattr(time, "time", lambda: now + 10 * ORPHANED_AFTER)
+            write(tmp_path / "a", "mine")
+        writer.communicate("\n")
+    assert writer.returncode == 0
+    assert (tmp_path / "a").read_text() == "half"
+    assert names(tmp_path) == {"a"}
+
+
+def test_what_has_no_live_writer_goes_where_the_clock_is_all_there_is(tmp_path: Path) -> None:
+    (tmp_path / ".a.999999999-0000000000000001.tmp").touch()
+    os.utime(tmp_path / ".a.999999999-0000000000000001.tmp", (0, 0))
+    with staging(tmp_path / "b") as staged:
+        write(tmp_path / "a", "whole")
+        assert ".a.999999999-0000000000000001.tmp" in names(tmp_path)  # somebody writes to this folder
+        staged.touch()
+    write(tmp_path / "a", "whole")
+    assert names(tmp_path) == {"a", "b"}

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr
 from typing import Any
 
 import yaml
@@ -65,7 +66,7 @@ def read_ladder(
     if missing := [r for r in chosen if r not in known]:
         raise UserError(f"--rungs: there is no rung {missing[0]!r} in {file}; it has {', '.join(known)}")
     baseline = content.get("baseline", next(iter(known), None))
-    if baseline not in chosen:
+    if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
     common = _mapping(file, models, "init_args")
     merged = {r: {**shared, "model": _model(file, r, known[r], common)} for r in chosen}
@@ -111,8 +112,8 @@ def _content(file: str) -> dict[str, Any]:
 
 def _mapping(file: str, content: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = content.get(key) or {}
-    if not isinstance(value, dict):
-        raise UserError(f"{file}, {key}: expected names with values, got {value!r}")
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        raise UserError(f"{file}, {key}: expected names with values, got {repr(value)}")
     return value
 
 
@@ -133,7 +134,7 @@ def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[
             f"{file}, rungs.{rung}.{odd[0]}: a rung sets its model alone; data, budget and selection rule are the same "
             "for all and stand under shared"
         )
-    own = model.get("init_args") or {}
+    own = _mapping(file, {f"rungs.{rung}.init_args": model.get("init_args")}, f"rungs.{rung}.init_args")
     if twice := [k for k in own if k in common]:
         raise UserError(
             f"{file}, rungs.{rung}.init_args.{twice[0]}: model.init_args sets this for all rungs; "

@@ -77,7 +77,7 @@ def read_sweep(file: str | Path) -> Sweep:
     if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
         raise UserError(f"{file} is not a sweep: it has no parameters; a configuration is run by scripts/fit.py")
     method = content.get("method")
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise UserError(f"{file}, method: one of {', '.join(METHODS)} is needed, got {method!r}")
     if "early_terminate" in content:
         raise UserError(f"{file}, early_terminate: only W&B does that; leave it out to run the sweep here")
@@ -86,8 +86,9 @@ def read_sweep(file: str | Path) -> Sweep:
     if not all(isinstance(option, str) for option in content["parameters"]):
         raise UserError(f"{file}, parameters: their names are options of fit, got {[*content['parameters']]}")
     parameters = {option: _parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
+    settable = {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP)
     for option in parameters:
-        if option.partition(".")[0] not in {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP):
+        if option.partition(".")[0] not in settable:
             raise UserError(f"{file}, {option}: fit has no such option that a sweep may set")
         if method == "grid" and not parameters[option].values:
             raise UserError(f"{file}, {option}: a grid needs values, not a range")
@@ -125,7 +126,7 @@ def _parameter(where: str, spec: Any) -> Parameter:
 def _choice(where: str, spec: Mapping[str, Any]) -> Parameter:
     key = "value" if "value" in spec else "values"
     _only(where, spec, {key, "distribution"})
-    if spec.get("distribution", "constant") not in LIST:
+    if str(spec.get("distribution", "constant")) not in LIST:
         raise UserError(f"{where}, distribution: {key} has none but {' or '.join(sorted(LIST))}, got {spec}")
     values = [spec["value"]] if key == "value" else spec["values"]
     if not isinstance(values, list) or not values or not all(isinstance(v, int | float | str) for v in values):
@@ -142,7 +143,7 @@ def _range(where: str, spec: Mapping[str, Any]) -> Parameter:
         raise UserError(f"{where}: min and a larger max are needed, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
     whole = isinstance(low, int) and isinstance(high, int)
     kind = spec.get("distribution", "int_uniform" if whole else "uniform")
-    if kind not in RANGE:
+    if not isinstance(kind, str) or kind not in RANGE:
         raise UserError(f"{where}, distribution: {', '.join(sorted(RANGE))} can be run here, got {kind}")
     if kind == "int_uniform" and not whole:
         raise UserError(f"{where}: whole numbers are needed as min and max of int_uniform, got {low} and {high}")
