@@ -62,8 +62,7 @@ def without_machine(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_workers(data: Any) -> Any:
-    given = data.get("init_args") if _named(data) else None
-    if not _named(given):
+    if not isinstance(data, Mapping) or not isinstance(given := data.get("init_args"), Mapping):
         return data
     return {**data, "init_args": {name: value for name, value in given.items() if name != "num_workers"}}
 

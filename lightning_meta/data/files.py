@@ -6,6 +6,7 @@ so an archive that was packed anew passes and a damaged one does not.
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import os
 import pickle
@@ -15,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import pooch
 
@@ -64,11 +65,11 @@ class Limited:
     """A decompressed stream that ends in an error, and not in a full memory, where it is longer than expected.
 
     Args:
-        stream: To read from, such as a `gzip.GzipFile`.
+        stream: To read from.
         most: How many bytes it may hold.
     """
 
-    def __init__(self, stream: IO[bytes], most: int) -> None:
+    def __init__(self, stream: gzip.GzipFile, most: int) -> None:
         self._stream, self._most = stream, most
 
     def read(self, size: int = -1) -> bytes:

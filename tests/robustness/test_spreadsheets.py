@@ -83,7 +83,7 @@ def test_no_table_that_is_written_holds_a_formula(tmp_path: Path) -> None:
     assert (tmp_path / PAIRS).read_bytes() == before
     assert list(gradient_shares(tmp_path)) == NAMES
     with (tmp_path / "predictions.csv").open("w", newline="") as out:
-        _write(out, Answers(), iter([([Path("=x.png")], None)]), Counter())  # type: ignore[arg-type]
+        _write(out, Answers(), iter([([Path("=x.png")], torch.zeros(1))]), Counter())  # type: ignore[arg-type]
     tables = [*tmp_path.rglob("*.csv")]
     assert len(tables) == 6
     assert [(file.name, cell) for file in tables for cell in cells(file) if not harmless(cell)] == []

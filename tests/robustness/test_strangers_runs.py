@@ -31,7 +31,7 @@ from tests.report.transfer_runs import write_run
 from tests.robustness.test_trust import DATA, run_of
 from tests.run.test_resume import MODEL
 
-PATIENCE = 20  # seconds; to wait for a pipe or to count a bomb takes for ever
+PATIENCE = 200  # seconds, on a loaded machine; to wait for a pipe or to count a bomb takes for ever
 EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.bind", "socket.connect")
 heard: list[str] | None = None
 
@@ -190,7 +190,8 @@ MACHINE: dict[str, Any] = {
 
 @pytest.mark.usefixtures("quiet")
 def test_a_strangers_run_chooses_no_processes_and_no_ports() -> None:
-    data = {**DATA, "init_args": {**DATA["init_args"], "num_workers": 3}}
+    init_args: Any = DATA["init_args"]
+    data = {**DATA, "init_args": {**init_args, "num_workers": 3}}
     working_run({"trainer": {**MACHINE, "precision": "bf16-true"}, "data": data})
     assert try_out() == 0
     said = yaml.safe_load(Path("evil/0/tests/0/config.yaml").read_text())
