@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_meta.configuration import Allow, UntrustedClassError, build
+from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, build, class_paths, lies_in
 from lightning_meta.errors import UserError
 from lightning_meta.meta.base import MetaModule
 from lightning_meta.migration import layout_of, renamed_weights, take_precision
+from lightning_meta.rehearsal import rehearse
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
+TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load(
@@ -47,7 +49,7 @@ def load(
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"{file} was not written by a module of lightning_meta: it does not say its class")
     stored, weights = spec.get("init_args") or {}, checkpoint["state_dict"]
-    if not isinstance(stored, dict) or not isinstance(weights, dict):
+    if not isinstance(stored, dict):
         raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
     init_args = {**stored, **overrides}
     for name, value in init_args.items():
@@ -56,22 +58,27 @@ def load(
                 f"{file} was trained with {name}={value['instance']} made in Python, and does not say how: "
                 f"give it by name, load(path, {name}=...)"
             )
-    try:
-        module = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
-    except UntrustedClassError as error:
-        raise UntrustedClassError(error.path, f"{file}: ") from error
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(module, LightningModule):
-        raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
+    allow = tuple(allow)
+
+    def make(init_args: Any) -> tuple[Any, dict[str, Any]]:
+        made = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
+        if not isinstance(made, LightningModule):
+            raise UserError(f"{spec['class_path']} is not a LightningModule")
+        made.configure_model()  # makes what depends on the data, which the arguments describe
+        fitting = renamed_weights(weights, made) if layout == 1 else weights
+        check_weights(made, fitting, file)
+        return made, fitting
+
     try:
         layout = layout_of(checkpoint)
+        rehearse(make, init_args, weights, strict=not overrides and _is_trusted(spec))
+        module, weights = make(init_args)
+    except UntrustedClassError as error:
+        raise UntrustedClassError(error.path, f"{file}: ") from error
+    except MisfitError:
+        raise
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    module.configure_model()  # makes what depends on the data, which the arguments describe
-    if layout == 1:
-        weights = renamed_weights(weights, module)
-    check_weights(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()
@@ -100,24 +107,45 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
     raise UserError(f"no checkpoint at {given}: {reason}")
 
 
+class MisfitError(UserError):
+    """The weights of a checkpoint are not those of the module that it describes."""
+
+
 def check_weights(module: LightningModule, weights: Any, file: str | PathLike[str]) -> None:
-    """Refuse weights of another architecture.
+    """Refuse weights of another architecture, or of another kind of tensor.
 
     Raises:
-        UserError: The first difference, in one line.
+        MisfitError: The first difference, in one line.
     """
     own = module.state_dict()
     where = f"{file} does not fit {type(module).__name__}"
     for name, tensor in own.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # what a module of the user's own keeps by `get_extra_state`
         if name not in weights:
-            raise UserError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
-        if not isinstance(weights[name], torch.Tensor):
-            raise UserError(f"{where}: {name} is no tensor in the checkpoint")
-        if weights[name].shape != tensor.shape:
-            got, expected = tuple(weights[name].shape), tuple(tensor.shape)
-            raise UserError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
+            raise MisfitError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
+        stored = weights[name]
+        if not isinstance(stored, torch.Tensor):
+            raise MisfitError(f"{where}: {name} is no tensor in the checkpoint")
+        if stored.shape != tensor.shape:
+            got, expected = tuple(stored.shape), tuple(tensor.shape)
+            raise MisfitError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
+        if stored.layout != tensor.layout:
+            raise MisfitError(f"{where}: {name} is {stored.layout} in the checkpoint and {tensor.layout} in the module")
+        if not _fits_dtype(stored.dtype, tensor.dtype):
+            raise MisfitError(f"{where}: {name} is {stored.dtype} in the checkpoint and {tensor.dtype} in the module")
     if extra := next((name for name in weights if name not in own), None):
-        raise UserError(f"{where}: the module has no {extra}, which the checkpoint holds")
+        raise MisfitError(f"{where}: the module has no {extra}, which the checkpoint holds")
+
+
+def _is_trusted(spec: Any) -> bool:
+    """Whether all that a specification names is made without looking at values."""
+    return all(lies_in(path, TRUSTED) for path in class_paths(spec))
+
+
+def _fits_dtype(stored: torch.dtype, own: torch.dtype) -> bool:
+    """Whether weights are of the module's own dtype, or of another that a network can be trained in."""
+    return stored == own or (stored in TRAINED_IN and own in TRAINED_IN)
 
 
 def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None:
