@@ -12,12 +12,13 @@ from lightning.pytorch import LightningModule
 from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, build, class_paths, lies_in
 from lightning_meta.errors import UserError
 from lightning_meta.meta.base import MetaModule
-from lightning_meta.migration import layout_of, renamed_weights, take_precision
+from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision
 from lightning_meta.rehearsal import rehearse
 from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.progress import check_progress
+from lightning_meta.run.regular import check_regular
 
 KEY = "lightning_meta"
-TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def load(
@@ -43,6 +44,7 @@ def load(
         UserError: The file is no checkpoint of this package, it names a class that is not allowed, or its
             weights do not fit.
     """
+    _check_device(map_location)
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file, map_location)
     spec = checkpoint.get(KEY)
@@ -98,13 +100,26 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
         UserError: There is none.
     """
     given = Path(path)
-    if given.is_file():
-        return given
-    for name in ("best.ckpt", "last.ckpt"):
-        if (found := given / "checkpoints" / name).is_file():
-            return found
+    try:
+        if given.exists() and not given.is_dir():
+            check_regular(given)
+            return given
+        for name in ("best.ckpt", "last.ckpt"):
+            if (found := given / "checkpoints" / name).exists():
+                check_regular(found)
+                return found
+    except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
+        raise UserError(f"no checkpoint at {given}: {error.strerror}") from error
     reason = "it holds no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file"
     raise UserError(f"no checkpoint at {given}: {reason}")
+
+
+def _check_device(map_location: torch.device | str) -> None:
+    try:
+        if torch.empty(0, device=map_location).is_meta:
+            raise RuntimeError("weights on it have no values")
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise UserError(f"map_location: {map_location} is no device here: {str(error).splitlines()[0]}") from error
 
 
 class MisfitError(UserError):
@@ -132,7 +147,7 @@ def check_weights(module: LightningModule, weights: Any, file: str | PathLike[st
             raise MisfitError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
         if stored.layout != tensor.layout:
             raise MisfitError(f"{where}: {name} is {stored.layout} in the checkpoint and {tensor.layout} in the module")
-        if not _fits_dtype(stored.dtype, tensor.dtype):
+        if not fits_dtype(stored.dtype, tensor.dtype):
             raise MisfitError(f"{where}: {name} is {stored.dtype} in the checkpoint and {tensor.dtype} in the module")
     if extra := next((name for name in weights if name not in own), None):
         raise MisfitError(f"{where}: the module has no {extra}, which the checkpoint holds")
@@ -143,11 +158,6 @@ def _is_trusted(spec: Any) -> bool:
     return all(lies_in(path, TRUSTED) for path in class_paths(spec))
 
 
-def _fits_dtype(stored: torch.dtype, own: torch.dtype) -> bool:
-    """Whether weights are of the module's own dtype, or of another that a network can be trained in."""
-    return stored == own or (stored in TRAINED_IN and own in TRAINED_IN)
-
-
 def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None:
     """Refuse to resume a module from the checkpoint of another class.
 
@@ -155,6 +165,7 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
         UserError: Both classes, or why the file cannot be read.
     """
     checkpoint = read_checkpoint(file)
+    check_progress(checkpoint, file)
     stored = (checkpoint.get(KEY) or {}).get("class_path")
     own = f"{type(module).__module__}.{type(module).__qualname__}"
     if stored is not None and stored != own:

@@ -34,7 +34,7 @@ class _WithoutMemory(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Any]) -> None:
         super().__init__()
         tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
-        self.largest = max([LARGEST, *(2 * tensor.nbytes for tensor in tensors)])
+        self.largest = max([LARGEST, *(2 * t.nbytes for t in tensors if t.layout == torch.strided)])
         self.left = OPERATIONS[0] + OPERATIONS[1] * len(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import yaml
 
 from lightning_meta.errors import UserError
+from lightning_meta.report.transfer.arrays import read_arrays
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share")
@@ -158,18 +157,17 @@ def _rows(file: Path) -> dict[str, dict[str, str]]:
 
 def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
     try:
-        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            if missing := [k for k in ARRAYS if k not in stored]:
-                raise UserError(
-                    f"{file.parent} is no multi-task run: its predictions.npz has no array {missing[0]!r} "
-                    f"(its model is {results.get('model')})"
-                )
-            arrays = {k: stored[k] for k in ARRAYS}
-    except FileNotFoundError as error:
-        raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz") from error
+        if not file.exists():
+            raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz")
+        arrays = read_arrays(file, ARRAYS)
+        if missing := [k for k in ARRAYS if k not in arrays]:
+            raise UserError(
+                f"{file.parent} is no multi-task run: its predictions.npz has no array {missing[0]!r} "
+                f"(its model is {results.get('model')})"
+            )
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, TypeError) as error:
+    except Exception as error:  # numpy evaluates headers, zipfile inflates: they raise much
         raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
     for name, kind in ARRAYS.items():
         if arrays[name].dtype.kind != kind:
