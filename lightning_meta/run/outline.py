@@ -111,7 +111,7 @@ class _Reader:
             elif name in ("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"):
                 stack.append(_Node(name[6:].lower(), []))
             elif name == "GLOBAL":
-                stack.append(_Global(argument.replace(" ", ".").replace("__builtin__.", "builtins."))  # the latter in Python 3)
+                stack.append(_Global(argument.replace(" ", ".").replace("__builtin__.", "builtins.")))  # as torch does
             elif name == "BINPERSID":
                 stack.append(self._storage(stack.pop()))
             elif name in ("REDUCE", "NEWOBJ"):
