@@ -153,8 +153,9 @@ class _Reader:
             if kind in ("torch.device", "torch.serialization._get_layout", "builtins.complex"):
                 return _Node("value", [arguments])
             if kind in ("builtins.bytearray", "_codecs.encode"):
-                if not arguments or (isinstance(arguments[0], str) and arguments[1] in _LATIN):
-                    return _Node("value", [arguments])
+                encoded = len(arguments) == 1 and isinstance(arguments[0], _Node) and arguments[0].kind == "bytes"
+                if not arguments or encoded or (isinstance(arguments[0], str) and arguments[1] in _LATIN):
+                    return _Node("bytes", [arguments])
             elif kind in ("collections.OrderedDict", "collections.Counter"):
                 if not arguments or (kind.endswith("Counter") and arguments[0].kind == "dict"):
                     return _Node("dict", list(arguments))

@@ -136,7 +136,7 @@ def rewritten(file: Path, change: Callable[[dict[str, bytes]], None], compress: 
 
 
 def inflating(file: Path, record: str = "data/0") -> Path:
-    return rewritten(file, lambda parts: parts.update({record: bytes(2**28)}), compress=True)
+    return rewritten(file, lambda parts: parts.update({record: bytes(2**25)}), compress=True)
 
 
 def cut_record(parts: dict[str, bytes]) -> None:
