@@ -16,6 +16,7 @@ from lightning_meta.errors import UserError
 
 LARGEST = 2**62
 _COUNTERS = ("ready", "started", "processed", "completed", "global_step", "epoch", "rows", "batches_that_stepped")
+_PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
 _RESTORING = ("checkpoint_connector.py", str(Path("torch", "optim")) + "/", str(Path("run", "randomness.py")))
 
 
@@ -29,6 +30,13 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
     Raises:
         UserError: The first that is wrong.
     """
+    for part, kind in _PARTS.items():
+        value = checkpoint.get(part)
+        if not isinstance(value, kind) or (kind is list and not all(isinstance(state, dict) for state in value)):
+            raise UserError(
+                f"{path} cannot be resumed: it holds no {part}, or damaged ones; its weights load with "
+                "lightning_meta.load"
+            )
     moment = checkpoint.get("quiet_moment")
     waiting: list[tuple[Any, Any]] = [
         *((key, checkpoint.get(key)) for key in ("global_step", "epoch")),

@@ -75,16 +75,16 @@ def choices(data: st.DataObject) -> Callable[[int], int]:
 
 def refused_or_read(read: Callable[[], Any], counts: Counter[str]) -> None:
     """Nothing but a `UserError` is raised."""
+    line = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             read()
     except UserError as error:
-        assert str(error).isprintable()
-        assert len(str(error)) < 2100
-        counts["refused"] += 1
-    else:
-        counts["read"] += 1
+        line = str(error)
+    assert line.isprintable()
+    assert len(line) < 2100
+    counts["refused" if line else "read"] += 1
 
 
 def test_parts_of_a_checkpoint(tmp_path: Path) -> None:
@@ -165,6 +165,7 @@ def resumed(run: Path, folder: Path, state: Any) -> int:
         return main(["fit", *MODEL, f"--runs={folder}", *RESUME, "--ckpt_path=last"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_states_of_a_run_that_is_resumed(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole, counts = read_checkpoint(run / "checkpoints" / "last.ckpt"), Counter[str]()
@@ -218,7 +219,8 @@ def test_a_state_that_no_run_was_in(kind: str, run: Path, tmp_path: Path, capsys
     said = capsys.readouterr().err.splitlines()
     assert said[-1].startswith("lightning-meta: error: ")
     assert "last.ckpt" in said[-1]
-    assert (tmp_path / "runs" / "toy" / "0" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+    if kind != "an optimiser's state of another shape":  # which comes to light in the first step
+        assert (tmp_path / "runs" / "toy" / "0" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
 
 
 ARRAYS = {"names": np.array(["a", "b"]), "task": np.arange(3), "score": np.ones(3), "output": np.ones((3, 2))}

@@ -88,7 +88,10 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
     """Shared and expanded tensors, attributes of a state dict, plain containers, and a copy with Python's own zip."""
     whole = content()
     weight = torch.arange(6.0)
-    odd = {1: (True, None, 2.5, 2**70, {"a", "b"}), (0, "a"): [b"bytes", 1j, torch.float8_e4m3fn, torch.Size([2])]}
+    odd: dict[Any, Any] = {
+        1: (True, None, 2.5, 2**70, {"a", "b"}),
+        (0, "a"): [b"bytes", 1j, torch.float8_e4m3fn, torch.Size([2])],
+    }
     odd["tensors"] = {
         "same": weight,
         "view": weight[2:],
