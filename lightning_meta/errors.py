@@ -2,6 +2,8 @@
 
 from typing import get_args
 
+LONGEST = 2000  # characters of a line
+
 
 class UserError(ValueError):
     """A mistake in what the user gave: a configuration, a file, a label or a shape.
@@ -14,6 +16,8 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
+        if len(message) > LONGEST:  # it shows a name out of a file, which may hold one of megabytes
+            message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__("".join(c if c.isprintable() else _shown(c) for c in message))
 
 

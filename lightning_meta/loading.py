@@ -9,11 +9,14 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_meta.configuration import Allow, UntrustedClassError, build
+from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, build, class_paths, lies_in
 from lightning_meta.errors import UserError
 from lightning_meta.meta.base import MetaModule
-from lightning_meta.migration import layout_of, renamed_weights, take_precision
+from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision
+from lightning_meta.reading import check_regular
+from lightning_meta.rehearsal import rehearse
 from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.progress import check_progress
 
 KEY = "lightning_meta"
 
@@ -41,13 +44,14 @@ def load(
         UserError: The file is no checkpoint of this package, it names a class that is not allowed, or its
             weights do not fit.
     """
+    _check_device(map_location)
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file, map_location)
     spec = checkpoint.get(KEY)
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
         raise UserError(f"{file} was not written by a module of lightning_meta: it does not say its class")
     stored, weights = spec.get("init_args") or {}, checkpoint["state_dict"]
-    if not isinstance(stored, dict) or not isinstance(weights, dict):
+    if not isinstance(stored, dict):
         raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
     init_args = {**stored, **overrides}
     for name, value in init_args.items():
@@ -56,22 +60,27 @@ def load(
                 f"{file} was trained with {name}={value['instance']} made in Python, and does not say how: "
                 f"give it by name, load(path, {name}=...)"
             )
-    try:
-        module = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
-    except UntrustedClassError as error:
-        raise UntrustedClassError(error.path, f"{file}: ") from error
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
-    if not isinstance(module, LightningModule):
-        raise UserError(f"{file}: {spec['class_path']} is not a LightningModule")
+    allow = tuple(allow)
+
+    def make(init_args: Any) -> tuple[Any, dict[str, Any]]:
+        made = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
+        if not isinstance(made, LightningModule):
+            raise UserError(f"{spec['class_path']} is not a LightningModule")
+        made.configure_model()  # makes what depends on the data, which the arguments describe
+        fitting = renamed_weights(weights, made) if layout == 1 else weights
+        check_weights(made, fitting, file)
+        return made, fitting
+
     try:
         layout = layout_of(checkpoint)
+        rehearse(make, init_args, weights, strict=not overrides and _is_trusted(spec))
+        module, weights = make(init_args)
+    except UntrustedClassError as error:
+        raise UntrustedClassError(error.path, f"{file}: ") from error
+    except MisfitError:
+        raise
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
-    module.configure_model()  # makes what depends on the data, which the arguments describe
-    if layout == 1:
-        weights = renamed_weights(weights, module)
-    check_weights(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()
@@ -91,33 +100,62 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
         UserError: There is none.
     """
     given = Path(path)
-    if given.is_file():
-        return given
-    for name in ("best.ckpt", "last.ckpt"):
-        if (found := given / "checkpoints" / name).is_file():
-            return found
+    try:
+        if given.exists() and not given.is_dir():
+            check_regular(given)
+            return given
+        for name in ("best.ckpt", "last.ckpt"):
+            if (found := given / "checkpoints" / name).exists():
+                check_regular(found)
+                return found
+    except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
+        raise UserError(f"no checkpoint at {given}: {error.strerror}") from error
     reason = "it holds no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file"
     raise UserError(f"no checkpoint at {given}: {reason}")
 
 
+def _check_device(map_location: torch.device | str) -> None:
+    try:
+        if torch.empty(0, device=map_location).is_meta:
+            raise RuntimeError("weights on it have no values")
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        raise UserError(f"map_location: {map_location} is no device here: {str(error).splitlines()[0]}") from error
+
+
+class MisfitError(UserError):
+    """The weights of a checkpoint are not those of the module that it describes."""
+
+
 def check_weights(module: LightningModule, weights: Any, file: str | PathLike[str]) -> None:
-    """Refuse weights of another architecture.
+    """Refuse weights of another architecture, or of another kind of tensor.
 
     Raises:
-        UserError: The first difference, in one line.
+        MisfitError: The first difference, in one line.
     """
     own = module.state_dict()
     where = f"{file} does not fit {type(module).__name__}"
     for name, tensor in own.items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # what a module of the user's own keeps by `get_extra_state`
         if name not in weights:
-            raise UserError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
-        if not isinstance(weights[name], torch.Tensor):
-            raise UserError(f"{where}: {name} is no tensor in the checkpoint")
-        if weights[name].shape != tensor.shape:
-            got, expected = tuple(weights[name].shape), tuple(tensor.shape)
-            raise UserError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
+            raise MisfitError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
+        stored = weights[name]
+        if not isinstance(stored, torch.Tensor):
+            raise MisfitError(f"{where}: {name} is no tensor in the checkpoint")
+        if stored.shape != tensor.shape:
+            got, expected = tuple(stored.shape), tuple(tensor.shape)
+            raise MisfitError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
+        if stored.layout != tensor.layout:
+            raise MisfitError(f"{where}: {name} is {stored.layout} in the checkpoint and {tensor.layout} in the module")
+        if not fits_dtype(stored.dtype, tensor.dtype):
+            raise MisfitError(f"{where}: {name} is {stored.dtype} in the checkpoint and {tensor.dtype} in the module")
     if extra := next((name for name in weights if name not in own), None):
-        raise UserError(f"{where}: the module has no {extra}, which the checkpoint holds")
+        raise MisfitError(f"{where}: the module has no {extra}, which the checkpoint holds")
+
+
+def _is_trusted(spec: Any) -> bool:
+    """Whether all that a specification names is made without looking at values."""
+    return all(lies_in(path, TRUSTED) for path in class_paths(spec))
 
 
 def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None:
@@ -127,6 +165,7 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
         UserError: Both classes, or why the file cannot be read.
     """
     checkpoint = read_checkpoint(file)
+    check_progress(checkpoint, file)
     stored = (checkpoint.get(KEY) or {}).get("class_path")
     own = f"{type(module).__module__}.{type(module).__qualname__}"
     if stored is not None and stored != own:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
 
+TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LAYOUT = 2
 """Stands in every checkpoint. 1: the networks of version 0.1."""
 
@@ -72,10 +74,22 @@ def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
     return {**found, **counters}
 
 
+def fits_dtype(stored: torch.dtype, own: torch.dtype) -> bool:
+    """Whether weights are of the module's own dtype, or of another that a network can be trained in."""
+    return stored == own or (stored in TRAINED_IN and own in TRAINED_IN)
+
+
 def take_precision(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Give a module the precision of weights, which would be rounded to that of a new module."""
+    """Give a module the precision of weights, which would be rounded to that of a new module.
+
+    Raises:
+        UserError: They are of a kind that no network is trained in.
+    """
     for name, parameter in module.named_parameters():
         stored = weights.get(name)
-        if isinstance(stored, Tensor) and stored.is_floating_point() and stored.dtype != parameter.dtype:
-            module.to(stored.dtype)
-            break
+        if not isinstance(stored, Tensor) or stored.dtype == parameter.dtype:
+            continue
+        if not fits_dtype(stored.dtype, parameter.dtype):
+            raise UserError(f"{name} is {stored.dtype} in the checkpoint and {parameter.dtype} in the module")
+        module.to(stored.dtype)
+        break

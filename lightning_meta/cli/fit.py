@@ -28,6 +28,7 @@ from lightning_meta.reading import check_yaml, refuse_links_out
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.progress import restoring_error
 from lightning_meta.run.results import facts, write_report, write_results
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
@@ -230,8 +231,8 @@ def _train(cli: MetaCLI) -> None:
     except NonFiniteLossError as error:
         error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
         raise
-    except (RuntimeError, ValueError) as error:
-        if better := weights_error(error, checkpoint):
+    except Exception as error:
+        if better := weights_error(error, checkpoint) or restoring_error(error, checkpoint):
             raise better from error
         raise
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
+from lightning_meta.run.intact import check_before_torch, check_contents
 from lightning_meta.run.interrupts import interrupts_wait
 
 
@@ -51,18 +50,10 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
     Raises:
         UserError: There is no such file, it is no checkpoint, or it holds code.
     """
-    if not Path(path).is_file():
-        raise UserError(f"there is no checkpoint {path}")
-    if not zipfile.is_zipfile(path):  # as `torch.save` has written since 2020
-        raise UserError(f"{path} is not a checkpoint, or is damaged")
+    check_before_torch(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and plain data, and is refused because unpickling runs code"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever its parts raise for what they do not take
         raise UserError(f"{path} is not a checkpoint, or is damaged") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
-    return checkpoint
+    check_contents(checkpoint, path)
+    return dict(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_meta.errors import UserError
-from lightning_meta.reading import is_number
+from lightning_meta.reading import check_regular, is_number
 from lightning_meta.run.logger import versions
 
 
@@ -27,13 +27,18 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
         if not known:
             raise UserError(f"--ckpt_path last: there is no run named {name!r} in {runs}; start one without it")
         path = root / str(known[-1])
-    if path.is_dir():
+    try:
+        is_folder, there = path.is_dir(), path.exists()
+    except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
+        raise UserError(f"--ckpt_path {ckpt_path}: it cannot be read ({error.strerror})") from error
+    if is_folder:
         last = path / "checkpoints" / "last.ckpt"
         if not last.is_file():
             raise UserError(f"--ckpt_path {ckpt_path}: {path} stopped before its first checkpoint; start a new run")
         return last
-    if not path.is_file():
+    if not there:
         raise UserError(f"--ckpt_path {ckpt_path}: there is no such file, and no such run directory")
+    check_regular(path)
     return path
 
 

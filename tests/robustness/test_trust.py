@@ -256,7 +256,7 @@ MISSHAPEN: dict[str, Any] = {
     },
     "negative": {"backbone": {"class_path": "torch.nn.Linear", "init_args": {"in_features": -2, "out_features": 9}}},
 }
-TOO_MUCH = {"deep": "100 levels deep", "ring": "100 levels deep", "halves": "1,000,000 values large"}
+TOO_MUCH = {"deep": "levels deep, or hold themselves", "ring": "hold themselves", "halves": "to the same ones"}
 
 
 @pytest.mark.parametrize("trust", [(), ("--trust",)], ids=["", "trusted"])
@@ -272,7 +272,7 @@ def test_a_misshapen_checkpoint_is_one_line(kind: str, trust: tuple[str], capsys
     assert said.count("\n") == 1
     assert said.startswith("lightning-meta: error: evil/0/checkpoints/best.ckpt")
     if kind in TOO_MUCH:
-        assert said.endswith(f": the description of the object is more than {TOO_MUCH[kind]}, or holds itself\n")
+        assert said.endswith(f"{TOO_MUCH[kind]}\n")
 
 
 def test_trust_builds_modules_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any
@@ -15,6 +14,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import Conv4
 from lightning_meta.nn.stateless import Tensors
+from lightning_meta.run.intact import check_before_torch
 
 _STATISTICS = {"running_mean", "running_var"}
 
@@ -99,12 +99,16 @@ def _shown(name: str, layer: Tensors) -> str:
 
 
 def _tensors(path: str | PathLike[str]) -> Tensors:
+    check_before_torch(path)
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except Exception as error:  # whatever its parts raise for what they do not take
         raise UserError(f"{path} holds more than tensors, or is damaged; save the state_dict alone") from error
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+    if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
         raise UserError(f"{path} is no state_dict: save learn2learn's MAML(...).state_dict()")
     return state
+
+
+def _is_named_tensor(item: tuple[Any, Any]) -> bool:
+    name, tensor = item
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided

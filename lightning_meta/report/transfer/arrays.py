@@ -5,13 +5,17 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Iterable
+from functools import reduce
+from operator import mul
 from pathlib import Path
 
 import numpy as np
+from numpy.lib import format as npy
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular
 
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 LARGEST = 2**31  # bytes of all arrays; 10 MB of a zip can hold 10 GB of zeros
 _DAMAGED = (OSError, ValueError, EOFError, MemoryError, TypeError, RuntimeError, NotImplementedError, SyntaxError)
 
@@ -48,8 +52,15 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others a few bytes fill the memory
         raise ValueError(f"{info.filename} is compressed in another way than numpy does it")
+    with archive.open(info) as member:  # numpy allocates what the header says before it reads
+        version = npy.read_magic(member)
+        if version not in HEADERS:
+            raise ValueError(f"{info.filename} is of another version of numpy's format")
+        shape, _, dtype = HEADERS[version](member)
+        elements = reduce(mul, shape, 1)
+        claimed, held = elements * dtype.itemsize, info.file_size - member.tell()
+        if dtype.hasobject or claimed != held or min(shape, default=0) < 0 or (elements and not dtype.itemsize):
+            raise ValueError(f"{info.filename} says that it has {claimed:,} bytes, and has {held:,}")
     with archive.open(info) as member:
-        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-    if array.size and not array.itemsize:  # any number of these takes no byte
-        raise ValueError(f"{info.filename} has elements of no size")
+        array: np.ndarray = npy.read_array(member, allow_pickle=False)
     return array

@@ -1,0 +1,102 @@
+"""Building a described module without memory, to compare it with the weights that it is for.
+
+A description of a few bytes can ask for a network of any size. On the `meta` device tensors have shapes and no values,
+so the whole construction, with the inputs that a network is tried on, costs next to nothing there.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_meta.errors import UserError
+
+META = torch.device("meta")
+LARGEST = 2**29  # bytes of one tensor that is made on the way, such as a layer's output, where weights are small
+OPERATIONS = 20_000, 500  # of any construction, and for each entry of the state dict
+
+
+class TooLargeError(UserError):
+    """A description asks for more memory or layers than the weights beside it account for."""
+
+
+class _WithoutMemory(TorchDispatchMode):
+    """Every tensor lies on `meta`, has a bounded size, and there are not too many; a number read from one is 0."""
+
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        super().__init__()
+        tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
+        self.largest = max([LARGEST, *(2 * t.nbytes for t in tensors if t.layout == torch.strided)])
+        self.left = OPERATIONS[0] + OPERATIONS[1] * len(tensors)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise TooLargeError("the description asks for more layers than the checkpoint has weights for")
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return torch.zeros((), dtype=args[0].dtype, device="cpu").item()
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") is not None:
+            kwargs["device"] = META
+        made = func(*args, **kwargs)
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, Tensor) and tensor.numel() * tensor.itemsize > self.largest:
+                raise TooLargeError(
+                    f"the description asks for a tensor of shape {tuple(tensor.shape)}, "
+                    f"{tensor.numel() * tensor.itemsize / 1e9:,.1f} GB, which the checkpoint has no weights for"
+                )
+        return made
+
+
+def rehearse(make: Callable[[Any], Any], init_args: Any, weights: Mapping[str, Any], strict: bool) -> None:
+    """Make a module without memory, and forget it.
+
+    Args:
+        make: Makes the module of its arguments, and compares its weights.
+        init_args: The arguments; modules among them are copied.
+        weights: What the module is for; they bound how large it may be.
+        strict: Whether to refuse what cannot be made without memory.
+
+    Raises:
+        UserError: It asks for more than the weights account for, it does not fit them, or it cannot be made.
+    """
+    copied = _on_meta(init_args)
+    try:
+        with _silent(), _WithoutMemory(weights), META:
+            make(copied)
+    except UserError:
+        raise
+    except Exception as error:  # a constructor of the user's own may look at values, which there are none of
+        if strict:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the described module cannot be made: {reason or type(error).__name__}") from error
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to(META)
+    if isinstance(value, dict):
+        return {name: _on_meta(part) for name, part in value.items()}
+    return [_on_meta(part) for part in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without warnings, which the real construction repeats."""
+    log = logging.getLogger("lightning_meta")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before

@@ -1,0 +1,84 @@
+"""Whether a file that `torch.load` is to read takes no more memory and time than its size warrants."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import zipfile
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_meta.errors import UserError
+from lightning_meta.reading import check_regular
+from lightning_meta.run.outline import HostileError, check_outline
+
+LARGEST_PICKLE = 2**28  # bytes of plain data; tensors lie in records of their own
+_END = struct.Struct("<4s4H2LH")  # of a zip archive without a comment
+
+
+def check_before_torch(path: str | PathLike[str]) -> None:
+    """Refuse a file that would make `torch.load` block, inflate, or allocate what is not in it.
+
+    Args:
+        path: What `torch.save` wrote since 2020: a zip archive of a pickle and of one record for each storage.
+
+    Raises:
+        UserError: Why, in one line.
+    """
+    size = check_regular(path)
+    try:
+        _check_archive(path, size)
+    except HostileError as error:
+        raise UserError(f"{path} is not a checkpoint, or is damaged: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors and plain data, and is refused because unpickling runs code"
+        ) from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, ValueError, MemoryError) as error:
+        raise UserError(f"{path} is not a checkpoint, or is damaged") from error
+
+
+def _check_archive(path: str | PathLike[str], size: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+        with Path(path).open("rb") as file:
+            file.seek(size - _END.size)
+            mark, *_, start, comment = _END.unpack(file.read(_END.size))
+    if mark != b"PK\5\6" or comment or start not in (archive.start_dir, 2**32 - 1):
+        raise HostileError("its table of contents is not where it says")  # torch would read another one
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise HostileError("its records are compressed")
+    if sum(record.file_size for record in records) > size:
+        raise HostileError("its records claim more bytes than the file has")
+    names = [record.filename.lower() for record in records]  # torch looks for names in either case
+    if len(set(names)) < len(names):
+        raise HostileError("two of its records have the same name")
+    reader: Any = torch._C.PyTorchFileReader(fspath(path))
+    if reader.has_record("constants.pkl"):
+        raise pickle.UnpicklingError("a program of TorchScript")
+    if reader.get_record_size("data.pkl") > LARGEST_PICKLE:
+        raise HostileError(f"its plain data are more than {LARGEST_PICKLE / 2**20:.0f} MiB")
+    check_outline(reader.get_record("data.pkl"), lambda key: int(reader.get_record_size(f"data/{key}")))
+
+
+def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
+    """Refuse what Lightning and this package cannot take for a checkpoint.
+
+    Args:
+        checkpoint: What `torch.load` made of the file.
+        path: The file, for the error.
+
+    Raises:
+        UserError: It has no state dict, or one that holds something else than weights by name.
+    """
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
+    weights, stored = checkpoint["state_dict"], checkpoint.get("lightning_meta") or {}
+    versions = getattr(weights, "_metadata", {})  # of modules, by name: what `load_state_dict` asks for
+    known = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
+    names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not (names and known and isinstance(stored, dict)):
+        raise UserError(f"{path} is not a checkpoint of lightning_meta, or is damaged")

@@ -1,0 +1,116 @@
+"""A stranger's checkpoint wastes bounded time and memory, and is refused in one line."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lightning_meta
+from lightning_meta.cli import main
+from lightning_meta.errors import UserError
+from lightning_meta.meta import ProtoNet
+from lightning_meta.run import AtomicCheckpointIO
+from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
+from tests.run.test_resume import MODEL
+
+SECONDS, MEMORY = 60, 2**30  # the machine may be loaded; a hostile file would take hours and terabytes
+
+
+@pytest.fixture(autouse=True)
+def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Little time, little memory, and a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before, hard = resource.getrlimit(resource.RLIMIT_AS)
+
+    def stop(*_: Any) -> None:
+        raise AssertionError(f"not done after {SECONDS} seconds")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    signal.alarm(SECONDS)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    signal.alarm(0)
+    resource.setrlimit(resource.RLIMIT_AS, (before, hard))
+    signal.signal(signal.SIGALRM, handler)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MEMORY / 2**10
+
+
+def hostile(kind: str, file: Path = Path("a.ckpt")) -> tuple[Path, str]:
+    """The checkpoint, and what is said about it."""
+    if kind in VALUES | CALLS:
+        return saved(file, (VALUES | CALLS)[kind]), (VALUES | CALLS)[kind][2]
+    if kind in NETWORKS:
+        torch.save(NETWORKS[kind][0](), file)
+        return file, NETWORKS[kind][1]
+    make, line = (FILES | PLACES)[kind]
+    return make(file), line
+
+
+KINDS = [*VALUES, *CALLS, *FILES, *PLACES, *NETWORKS]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_refused_in_one_line(kind: str) -> None:
+    file, line = hostile(kind)
+    for load in (lightning_meta.load, ProtoNet.load_from_checkpoint):
+        with pytest.raises(UserError) as error:
+            load(file)
+        assert re.search(line if "|" in line else re.escape(line), str(error.value))
+        assert len(str(error.value)) < 2100
+
+
+OPTIONS = {"predict": ["--support=.", "--query=."], "fit": MODEL, "test": []}
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+@pytest.mark.parametrize("kind", ["shared in the loops", "a record that inflates", "a pipe", "a long name"])
+def test_it_is_refused_by_the_commands(kind: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file, line = hostile(kind)
+    before = sorted(Path().rglob("*"))
+    assert main([command, *OPTIONS[command], f"--ckpt_path={file}"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert line in said or "lies in no run directory" in said
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_is_sound_is_read(tmp_path: Path) -> None:
+    """Shared and expanded tensors, attributes of a state dict, plain containers, and a copy with Python's own zip."""
+    whole = content()
+    weight = torch.arange(6.0)
+    odd: dict[Any, Any] = {
+        1: (True, None, 2.5, 2**70, {"a", "b"}),
+        (0, "a"): [b"bytes", 1j, torch.float8_e4m3fn, torch.Size([2])],
+    }
+    odd["tensors"] = {
+        "same": weight,
+        "view": weight[2:],
+        "wide": weight[:1].expand(1000),
+        "eye": torch.eye(3).to_sparse(),
+    }
+    odd["more"] = [torch.device("cpu"), bytearray(b"x"), torch.nn.Parameter(weight), torch.ones(3).to(torch.uint16)]
+    AtomicCheckpointIO().save_checkpoint({**whole, "odd": odd}, tmp_path / "a.ckpt")
+    read = AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")["odd"]
+    assert read[1] == odd[1]
+    assert read[0, "a"] == odd[0, "a"]
+    assert read["tensors"]["view"].tolist() == [2, 3, 4, 5]
+    assert read["tensors"]["view"].untyped_storage().data_ptr() == read["tensors"]["same"].untyped_storage().data_ptr()
+    assert lightning_meta.load(tmp_path / "a.ckpt").state_dict().keys() == whole["state_dict"].keys()
+    lightning_meta.load(rewritten(tmp_path / "b.ckpt", lambda parts: None))
+
+
+def test_a_wrong_device_is_not_a_damaged_file() -> None:
+    torch.save(content(), "a.ckpt")
+    for device in ("cuda:99", "nonsense", "meta"):
+        with pytest.raises(UserError, match=r"map_location: .* is no device here"):
+            lightning_meta.load("a.ckpt", map_location=device)
