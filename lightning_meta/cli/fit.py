@@ -211,8 +211,10 @@ def _fit(cli: MetaCLI, began: float) -> None:
         if report := getattr(cli.model, "test_report", None):
             write_report(run.directory, report)
         about |= facts(cli.model, cli.datamodule, trainer)
-        write_results(run.directory, metrics, about)  # last: the run is whole
-        write_figures(run.directory)
+        try:
+            write_figures(run.directory, metrics)
+        finally:
+            write_results(run.directory, metrics, about)  # last: the run is whole, but for a picture that fails
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(run.directory, metrics)

@@ -8,7 +8,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_meta.run.files import replacing
-from lightning_meta.run.results import git_revision
+from lightning_meta.run.results import git_revision, withdraw_results
 from lightning_meta.run.wandb_logger import WandbRunLogger
 
 
@@ -26,10 +26,11 @@ class SaveConfig(Callback):
         self.text = text
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, on rank 0."""
+        """Write it, on rank 0, in place of the configuration and the results of before."""
         directory = trainer.log_dir  # every rank asks, as rank 0 tells the others
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or directory is None:
             return
+        withdraw_results(Path(directory))  # before the configuration becomes another one
         with replacing(Path(directory) / "config.yaml") as file:
             file.write(self.text)
         for logger in trainer.loggers:

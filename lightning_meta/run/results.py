@@ -23,6 +23,16 @@ from lightning_meta.run.files import replacing
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
 
 
+def withdraw_results(directory: Path) -> None:
+    """Remove what an earlier end of training left, as training goes on: it tells of checkpoints that will be replaced.
+
+    Args:
+        directory: The run directory.
+    """
+    for name in ("results.json", "predictions.npz", "per_task.csv"):  # the first says that the others are whole
+        (directory / name).unlink(missing_ok=True)
+
+
 def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
     """Write `results.json`: metrics by their logged names, beside the facts of the run.
 

@@ -14,6 +14,7 @@ import torch
 
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 MODEL = [
@@ -53,7 +54,7 @@ def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: i
     command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
     command += [str(events), str(seconds), *([] if options[0] == "--config" else MODEL), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = (folder / "runs").glob("*/*")
     return run
