@@ -213,8 +213,10 @@ def _fit(cli: MetaCLI, began: float) -> None:
         about |= facts(cli.model, cli.datamodule, trainer)
         try:
             write_figures(run.directory, metrics)
-        finally:
-            write_results(run.directory, metrics, about)  # last: the run is whole, but for a picture that fails
+        except Exception:  # a picture that fails costs itself alone
+            write_results(run.directory, metrics, about)
+            raise
+        write_results(run.directory, metrics, about)  # last: the run is whole
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(run.directory, metrics)

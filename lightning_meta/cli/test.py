@@ -62,8 +62,10 @@ def test(args: Sequence[str]) -> None:
     about |= facts(module, made["data"], trainer)
     try:
         write_figures(logger.directory, metrics)
-    finally:
-        write_results(logger.directory, metrics, about)  # last: the folder is whole, but for a picture that fails
+    except Exception:  # a picture that fails costs itself alone
+        write_results(logger.directory, metrics, about)
+        raise
+    write_results(logger.directory, metrics, about)  # last: the folder is whole
     print_summary(metrics, logger.directory)
 
 
