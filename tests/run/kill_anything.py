@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from lightning_meta.meta.export import METADATA
-from tests.run.moments import drawn, killed, measured
+from tests.run.moments import Moment, drawn, killed, measured
 from tests.run.test_resume import MODEL, SCHEDULES, fingerprint
 from tests.run.whole import check_files, check_run, rows_of
 from tests.test_cli import TRAINER
@@ -56,6 +56,11 @@ def again(options: list[str]) -> list[str]:
     return [*options, "--ckpt_path=last"] if the_run() else options
 
 
+def kill(command: list[str], moment: Moment, count: Counter[str]) -> None:
+    """Kill a command, and count it if it had not ended before."""
+    count["before a change" if moment.change else "after CPU time"] += killed(command, moment)
+
+
 def kill_fit(kills: int, draw: random.Random, count: Counter[str], finished_before: bool) -> None:
     """Kill a run, or the second part of one, and compare its end."""
     first, second = fit(draw)
@@ -67,9 +72,8 @@ def kill_fit(kills: int, draw: random.Random, count: Counter[str], finished_befo
     length = measured(again(command))
     expected = fingerprint(_only(the_run()))
     os.chdir(_made("../killed"))
-    for _ in range(kills):
-        moment = drawn(draw, length)
-        count["before a change" if moment.change else "after CPU time"] += killed(again(command), moment)
+    while count.total() < kills:
+        kill(again(command), drawn(draw, length), count)
         the_run()
     measured(again(command))
     found = fingerprint(_only(the_run()))
@@ -115,13 +119,11 @@ def kill_predict(kills: int, draw: random.Random, count: Counter[str]) -> None:
         commands.append([*options, *files, *(["--batch_norm=inductive"] if number else [])])
         length = measured(commands[-1])
         expected.append((rows_of(Path("labels.csv")), *exported()))
-    for kill in range(kills):
-        command = commands[kill % 2]
-        if kill % 4 == 0:
+    while count.total() < kills:
+        if draw.random() < 0.3:
             Path("labels.csv").unlink(missing_ok=True)
             Path("model.pt2").unlink(missing_ok=True)
-        moment = drawn(draw, length)
-        count["before a change" if moment.change else "after CPU time"] += killed(command, moment)
+        kill(draw.choice(commands), drawn(draw, length), count)
         check_files(Path())
         if Path("labels.csv").is_file():
             assert rows_of(Path("labels.csv")) in [table for table, *_ in expected]
@@ -149,9 +151,8 @@ def kill_ladder(kills: int, draw: random.Random, count: Counter[str]) -> None:
     Path("toy.yaml").write_text(yaml.safe_dump(LADDER))
     command = ["ladder", "--config=toy.yaml", "--threads=1"]
     length = measured([*command, "--name=whole"])
-    for _ in range(kills):
-        moment = drawn(draw, length)
-        count["before a change" if moment.change else "after CPU time"] += killed([*command, "--name=killed"], moment)
+    while count.total() < kills:
+        kill([*command, "--name=killed"], drawn(draw, length), count)
         check_ladder(Path("runs/killed"))
     measured([*command, "--name=killed"])
     check_ladder(Path("runs/killed"))

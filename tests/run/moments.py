@@ -36,10 +36,11 @@ class Moment(NamedTuple):
 
 
 def drawn(draw: random.Random, length: Length) -> Moment:
-    """A moment of a command of this length."""
+    """A moment of a command of this length, rather early: one that goes on is shorter."""
+    share = draw.random()
     if draw.random() < 0.7:
-        return Moment(change=draw.randint(1, length.changes))
-    return Moment(seconds=draw.uniform(0, length.seconds))
+        return Moment(change=draw.randint(1, max(1, int(share * length.changes))))
+    return Moment(seconds=draw.uniform(0, share * length.seconds))
 
 
 def measured(command: list[str]) -> Length:
