@@ -20,17 +20,8 @@ from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
 from lightning_meta.run.files import replacing
 
+BEFORE_RESUME = "results_before_resume.json"
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
-
-
-def withdraw_results(directory: Path) -> None:
-    """Remove what an earlier end of training left, as training goes on: it tells of checkpoints that will be replaced.
-
-    Args:
-        directory: The run directory.
-    """
-    for name in ("results.json", "predictions.npz", "per_task.csv"):  # the first says that the others are whole
-        (directory / name).unlink(missing_ok=True)
 
 
 def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
@@ -82,7 +73,7 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
         "model": f"{type(module).__module__}.{type(module).__qualname__}",
         "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
         "data_fingerprint": fingerprint or None,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "versions": versions(),
         "git_revision": git_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": str(trainer.precision),
@@ -95,6 +86,18 @@ def _float32(module: LightningModule, device: torch.device) -> str:
     exact = getattr(module, "exact_arithmetic", nullcontext)  # learners with an inner loop switch TF32 off
     with exact():
         return "tf32" if has_tf32(device) and tf32_in_use() else "full"
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that decide what comes out."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}}
+
+
+def set_aside_results(directory: Path) -> None:
+    """Rename the results of a run that is about to become another, so that they are not taken for the new one's."""
+    results = directory / "results.json"
+    if results.is_file():
+        results.replace(directory / BEFORE_RESUME)
 
 
 def git_revision() -> str | None:

@@ -29,15 +29,25 @@ from tests.test_ladder import LADDER, outcome
 from tests.test_predict import SIZE, picture
 
 STEPS, MORE_STEPS = 9, 15
-FIT = ["fit", *MODEL, "--seed_everything=3", "--trainer.log_every_n_steps=1"]
+LATE_RATE = 0.02
+FIT = [
+    "fit",
+    *MODEL,
+    "--model.optimizer=torch.optim.Adam",
+    "--model.optimizer.lr=0.001",
+    "--seed_everything=3",
+    "--trainer.log_every_n_steps=1",
+]
 
 
 def fit(draw: random.Random) -> tuple[list[str], list[str]]:
-    """The options of a run, and those that change when it goes on: more steps, another logger."""
+    """The options of a run, and those that change when it goes on: more steps, and often others."""
     options = [*FIT, *SCHEDULES[draw.choice(sorted(set(SCHEDULES) - {"accumulating"}))]]
     more = [f"--trainer.max_steps={MORE_STEPS}"]
     if draw.random() < 0.5:
         more += ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=other_logger"]
+    if draw.random() < 0.7:
+        more += [f"--model.optimizer.lr={LATE_RATE}", "--allow_changes"]
     return [*options, f"--trainer.max_steps={STEPS}"], [*options, *more]
 
 
