@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from lightning_meta.run import read_checkpoint
+from lightning_meta.run.record import KEY
 from lightning_meta.staging import STAGED
 
 AT_THE_END = ("per_task.csv", "predictions.npz", "figures/tasks.png", "config.yaml", "metrics.csv")
@@ -77,6 +78,7 @@ def check_run(run: Path, monitor: str) -> None:
     every = config["trainer"]["log_every_n_steps"]
     kept = [int(row["step"]) for row in rows[:counted] if row.get("train/loss")]
     assert kept == list(range(every - 1, reached["global_step"], every)), f"rows that are missing: {kept}"
+    _check_options(reached, config, ended=(run / "results.json").is_file())
     if best.is_file():
         _check_best(read_checkpoint(best), rows, monitor)
     if (run / "results.json").is_file():
@@ -86,8 +88,23 @@ def check_run(run: Path, monitor: str) -> None:
         assert all((run / name).is_file() for name in (*AT_THE_END, results["checkpoint"]))
 
 
+def _check_options(reached: dict[str, Any], config: dict[str, Any], ended: bool) -> None:
+    """That the options in a checkpoint are those that it was trained with, and at the end those of `config.yaml`."""
+    record = reached[KEY]
+    model = record["options"]["model"]["init_args"]
+    if "optimizer" in model:  # of the toy, whose rate falls by a tenth every 7 steps
+        rate = model["optimizer"]["init_args"]["lr"]
+        used = reached["optimizer_states"][0]["param_groups"][0]["lr"]
+        assert abs(used / (rate * 0.9 ** (reached["global_step"] // 7)) - 1) < 1e-9, f"{used} was used, not {rate}"
+        changes = [resume["changes"]["model.optimizer.lr"] for resume in record["resumes"]]
+        assert all(new == rate for _, new in changes[-1:])
+    if ended:  # until then a kill may fall between the one file and the other
+        assert config["model"] == record["options"]["model"]
+
+
 def _check_best(best: dict[str, Any], rows: list[dict[str, str]], monitor: str) -> None:
-    counted = best["quiet_moment"]["rows"]
-    scores = [float(row[monitor]) for row in rows[:counted] if row.get(monitor)]
+    """That it was the best when it was written, since a change of what the scores mean."""
+    counted, since = best["quiet_moment"]["rows"], max([0, *(r["step"] for r in best[KEY]["resumes"])])
+    scores = [float(row[monitor]) for row in rows[:counted] if row.get(monitor) and int(row["step"]) >= since]
     (state,) = [state for name, state in best["callbacks"].items() if name.startswith("RunCheckpoint")]
     assert state["best_score"] == scores[-1] == max(scores), f"not the best: {state} of {scores}"
