@@ -213,7 +213,7 @@ def test_stopped_in_an_outage(number: int, status: int, service: Service) -> Non
 
 
 def test_impatient_at_the_end_of_a_run(service: Service) -> None:
-    process = held(service, env={**SOON, **PATIENT})
+    process = held(service, env={**SOON, "WANDB_FINISH_TIMEOUT": "60"})  # which wandb's own process waits for yet
     service.become("hang")
     Path("go").touch()
     service.wait(lambda: process.poll() is not None or Path("closing").is_file())

@@ -64,10 +64,8 @@ def killed(command: list[str], moment: Moment) -> bool:
             os.kill(os.getpid(), signal.SIGKILL)
 
     pid = _forked(command, lambda: _on_change(at_change) if last is not None else None)
-    while moment.seconds is not None and _cpu_seconds(pid) < moment.seconds:
-        time.sleep(0.002)
     if moment.seconds is not None:
-        os.kill(pid, signal.SIGKILL)  # which a process that has ended, and was not waited for, takes no notice of
+        kill_after(pid, moment.seconds)
     _, status = os.waitpid(pid, 0)
     if not os.WIFSIGNALED(status) and status != 0:
         raise SystemExit(f"{command}, to be killed at {moment}, ended with {os.waitstatus_to_exitcode(status)}")
@@ -113,6 +111,13 @@ def _on_change(do: Callable[[int], Any]) -> None:
             busy = False
 
     sys.addaudithook(watch)
+
+
+def kill_after(pid: int, seconds: float) -> None:
+    """Kill a process that this one has started, and not waited for, after so much of its CPU time, or at its end."""
+    while _cpu_seconds(pid) < seconds:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)  # of which a process that has ended takes no notice
 
 
 def _cpu_seconds(pid: int) -> float:
