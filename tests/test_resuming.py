@@ -47,7 +47,9 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 @pytest.mark.parametrize("old", [torch.optim.SGD, sgd])
 def test_another_optimizer_is_one_line(old: Any, new: Any, tmp_path: Path) -> None:
     train(old, tmp_path, 1)
-    with pytest.raises(UserError, match="optimizer: the checkpoint is of .*; resume with the same, or start a new run"):
+    with pytest.raises(
+        UserError, match=r"optimizer: the checkpoint is of .*; resume with the same, or start a new run"
+    ):
         train(new, tmp_path, 2, tmp_path / "last.ckpt")
 
 
@@ -56,7 +58,7 @@ def test_another_class_is_one_line(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     checkpoint["lightning_meta"]["class_path"] = "lightning_meta.meta.baseline.Baseline"
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="the module: the checkpoint is of lightning_meta.meta.baseline.Baseline, got"):
+    with pytest.raises(UserError, match=r"the module: the checkpoint is of .*Baseline, got"):
         train(torch.optim.Adam, tmp_path, 2, tmp_path / "other.ckpt")
 
 

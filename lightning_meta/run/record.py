@@ -103,7 +103,11 @@ class RunRecord(Callback):
             self._to_take = None
 
     def _now(self, trainer: Trainer) -> dict[str, Any]:
-        now = {"options": self.options, "versions": versions()}
+        options = dict(self.options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):  # as it is used, also where it follows from the metric
+                options["checkpoint"] = {**(options.get("checkpoint") or {}), "mode": callback.mode}
+        now = {"options": options, "versions": versions()}
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SourceDataModule):
             if self._examples is None:  # the hashes take a while
@@ -117,8 +121,10 @@ class RunRecord(Callback):
             if d.kind == "impossible":
                 raise UserError(f"{where}: {d}: this cannot change in a resume, as {d.reason}; or put it back")
         step, most = _step(checkpoint), trainer.max_steps
-        if -1 < most < step:
-            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {step} or more")
+        logger = run_logger(trainer)
+        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
+        if -1 < most < least:
+            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
         changed = [d for d in found if d.kind == "meaning"]
         if changed and not self.allow:
             raise UserError(

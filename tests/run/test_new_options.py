@@ -58,7 +58,7 @@ def test_the_rate_follows_the_new_schedule(case: str) -> None:
     module = nn.Linear(2, 1)
     old, stored = trained(before, 0.1, 6, module)
     expected, ahead = trained(after, 0.02, 6, copy.deepcopy(module))
-    checkpoint = {
+    checkpoint: dict[str, Any] = {
         "global_step": 6,
         "epoch": 1,
         "optimizer_states": [copy.deepcopy(old.state_dict())],
