@@ -39,9 +39,9 @@ def check_resumed(module: Any, checkpoint: Mapping[str, Any], callbacks: Sequenc
     _compare("the module", stored["class_path"], own.get("class_path"))
     for name in ("optimizer", "lr_scheduler"):
         old, new = ((spec.get("init_args") or {}).get(name) for spec in (stored, own))
-        if name == "optimizer" and isinstance(old, Mapping) and isinstance(new, Mapping):
-            if "class_path" in old and "class_path" in new:  # neither was made by a function of the user's
-                _compare(name, old["class_path"], new["class_path"])
+        classes = [spec.get("class_path") for spec in (old, new) if isinstance(spec, Mapping)]
+        if name == "optimizer" and all(classes) and len(classes) == 2:  # neither is a function of the user's
+            _compare(name, *classes)
         if old != new and not any(getattr(callback, "compares_options", False) for callback in callbacks):
             _log.warning(
                 "%s: the checkpoint's options are used, %s, and not %s, as Lightning restores them; set them in "

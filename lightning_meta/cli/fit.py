@@ -145,7 +145,7 @@ class MetaCLI(LightningCLI):
         checkpoint = self.config_init["checkpoint"]
         self.termination, self.watch = Termination(checkpoint), RankWatch()
         written = yaml.safe_load(self.config_text)
-        self.record = RunRecord(written, self.allow_changes, self.resume_from, self._began)
+        self.record = RunRecord(written, self.allow_changes, self._began)
         callbacks = [self.record, checkpoint, self.termination, self.watch, SaveConfig(self.config_text, self.record)]
         callbacks += as_list(options["callbacks"])
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
@@ -257,7 +257,7 @@ def _train(cli: MetaCLI) -> None:
         error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
         raise
     except (RuntimeError, ValueError) as error:
-        if better := weights_error(error, checkpoint):
+        if better := weights_error(error, trainer.ckpt_path):
             raise better from error
         raise
 

@@ -43,17 +43,18 @@ class SaveConfig(Callback):
         """Write it before the first checkpoint of a resumed run."""
         self._write(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set a best checkpoint aside that was chosen before the resume, by scores that do not compare."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it before the test of a run that had no step left to train.
+
+        A best checkpoint is set aside that was chosen before the resume, by scores that do not compare.
+        """
+        self._write(trainer)
         checkpoint = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
-        if self.record.resumed and checkpoint.best_score is None and trainer.log_dir and trainer.is_global_zero:
-            best = Path(trainer.log_dir) / "checkpoints" / "best.ckpt"
+        directory = trainer.log_dir
+        if self.record.resumed and checkpoint.best_score is None and directory and trainer.is_global_zero:
+            best = Path(directory) / "checkpoints" / "best.ckpt"
             if best.is_file():
                 best.replace(best.with_name("best_before_resume.ckpt"))
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it before the test of a run that had no step left to train."""
-        self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         if self._written:

@@ -164,4 +164,6 @@ def _name(value: Any) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [_name(v) for v in value]
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]  # as they are typed
     return shown(value)

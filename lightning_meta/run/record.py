@@ -17,7 +17,7 @@ from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
-from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
 from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.new_options import take_new_options
@@ -37,16 +37,16 @@ class RunRecord(Callback):
     Args:
         options: The configuration, plain data.
         allow: Whether options may change that change what the numbers mean.
-        checkpoint: The checkpoint that the run is to be resumed from, for messages.
         began: When the process began, by `time.monotonic`.
     """
 
     compares_options = True  # a module need not
 
-    def __init__(self, options: Mapping[str, Any], allow: bool, checkpoint: Path | None, began: float) -> None:
+    def __init__(self, options: Mapping[str, Any], allow: bool, began: float) -> None:
         self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
-        self.allow, self.file = allow, checkpoint
+        self.allow = allow
         self.resumed = False
+        self._file = Path()
         self.resumes: list[dict[str, Any]] = []
         self._began, self._seconds_before = began, 0.0
         self._examples: dict[str, str] | None = None
@@ -61,10 +61,6 @@ class RunRecord(Callback):
         """The time."""
         return {"seconds": self.seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Add the time before."""
-        self._seconds_before = float(state_dict["seconds"])
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record."""
         checkpoint[KEY] = {**self._now(trainer), "resumes": self.resumes}
@@ -77,16 +73,23 @@ class RunRecord(Callback):
         """
         if trainer.state.fn != "fit":
             return
-        record, unknown = stored_record(checkpoint, self.file)
+        self._file = Path(str(trainer.ckpt_path))  # also one that Lightning found by itself, as on SLURM
+        record, unknown = stored_record(checkpoint, self._file)
         now = self._now(trainer)
         known = {name: part for name, part in now.items() if name in record}
         unknown += [f"the {name}" for name in now if name not in record and name != "options"]
+        if "examples" not in now:
+            unknown.append(
+                f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
+            )
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
         found = differences(_flat(record), _flat(known), plateau)
         self._check(found, trainer, checkpoint)
         changed = [d for d in found if d.kind == "meaning"]
         self._take(changed, trainer, pl_module, checkpoint)
-        self._note(record, found, checkpoint)
+        self._note(record, found, trainer, checkpoint)
+        before = ((checkpoint.get("callbacks") or {}).get(self.state_key) or {}).get("seconds")
+        self._seconds_before = float(before) if isinstance(before, int | float) else 0.0
         if trainer.is_global_zero:
             _log.info("%s", self._line(found, unknown, checkpoint))
 
@@ -100,19 +103,28 @@ class RunRecord(Callback):
             self._to_take = None
 
     def _now(self, trainer: Trainer) -> dict[str, Any]:
+        options = dict(self.options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):  # as it is used, also where it follows from the metric
+                options["checkpoint"] = {**(options.get("checkpoint") or {}), "mode": callback.mode}
+        now = {"options": options, "versions": versions()}
         data = getattr(trainer, "datamodule", None)
-        if self._examples is None:
-            self._examples = {**data.division()} if isinstance(data, SourceDataModule) else {}
-        return {"options": self.options, "examples": self._examples, "versions": versions()}
+        if isinstance(data, SourceDataModule):
+            if self._examples is None:  # the hashes take a while
+                self._examples = {str(split): digest for split, digest in data.division().items()}
+            now["examples"] = self._examples
+        return now
 
     def _check(self, found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
-        where = self.file or "the checkpoint"
+        where = self._file
         for d in found:
             if d.kind == "impossible":
                 raise UserError(f"{where}: {d}: this cannot change in a resume, as {d.reason}; or put it back")
-        step, most = checkpoint["global_step"], trainer.max_steps
-        if -1 < most < step:
-            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {step} or more")
+        step, most = _step(checkpoint), trainer.max_steps
+        logger = run_logger(trainer)
+        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
+        if -1 < most < least:
+            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
         changed = [d for d in found if d.kind == "meaning"]
         if changed and not self.allow:
             raise UserError(
@@ -134,14 +146,18 @@ class RunRecord(Callback):
             if isinstance(callback, RunCheckpoint) and any(not d.option.startswith("trainer.") for d in changed):
                 states.pop(callback.state_key, None)
 
-    def _note(self, record: Mapping[str, Any], found: list[Difference], checkpoint: Mapping[str, Any]) -> None:
+    def _note(
+        self, record: Mapping[str, Any], found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]
+    ) -> None:
         self.resumed, self.resumes = True, list(record.get("resumes") or [])
         kept = {d.option: [d.old, d.new] for d in found if d.kind == "meaning" or d.option.startswith("versions.")}
-        if kept:
-            self.resumes.append({"step": int(checkpoint["global_step"]), "changes": kept})
+        logger = run_logger(trainer)
+        elsewhere = {"checkpoint": str(self._file)} if logger is not None and logger.is_new else {}
+        if kept or elsewhere:
+            self.resumes.append({"step": _step(checkpoint), **elsewhere, "changes": kept})
 
     def _line(self, found: list[Difference], unknown: list[str], checkpoint: Mapping[str, Any]) -> str:
-        parts = [f"resumed from {self.file or 'a checkpoint'} at step {checkpoint['global_step']}"]
+        parts = [f"resumed from {self._file} at step {_step(checkpoint)}"]
         changed = [d for d in found if d.kind == "meaning"]
         harmless = [d for d in found if d.kind == "harmless"]
         parts += [f"changed by {ALLOW}: {_joined(changed)}"] if changed else []
@@ -151,7 +167,7 @@ class RunRecord(Callback):
         return "; ".join(parts)
 
 
-def stored_record(checkpoint: Mapping[str, Any], file: Path | None) -> tuple[dict[str, Any], list[str]]:
+def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
     """The record in a checkpoint; of one without, the `config.yaml` beside it; and what neither holds.
 
     Raises:
@@ -160,9 +176,9 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path | None) -> tuple[dic
     record = checkpoint.get(KEY)
     if record is not None:
         if not _is_record(record):
-            raise UserError(f"{file or 'the checkpoint'} is damaged: its record of the run cannot be read")
+            raise UserError(f"{file} is damaged: its record of the run cannot be read")
         return dict(record), []
-    run = run_directory_of(file) if file is not None else None
+    run = run_directory_of(file)
     config = run / "config.yaml" if run is not None else None
     if config is None or not config.is_file():
         return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
@@ -186,7 +202,9 @@ def comments(resumes: list[dict[str, Any]]) -> str:
     lines = []
     for resume in resumes:
         changes = [Difference(option, old, new, "meaning") for option, (old, new) in resume["changes"].items()]
-        lines.append(f"# From step {resume['step']} on: {_joined(changes)}\n")
+        place = " ".join(str(resume.get("checkpoint", "")).split())
+        started = f", resumed from {place}" if place else ""
+        lines.append(f"# From step {resume['step']} on{started}: {_joined(changes) or 'nothing has changed'}\n")
     return "".join(lines)
 
 
@@ -221,6 +239,11 @@ def _watches(states: Any, options: Mapping[str, Any]) -> bool:
     watched = any(isinstance(s, Mapping) and "num_bad_epochs" in s for s in states or ())
     init_args = (options.get("model") or {}).get("init_args") or {}
     return watched or WATCHING in str(init_args.get("lr_scheduler"))
+
+
+def _step(checkpoint: Mapping[str, Any]) -> int:
+    step = checkpoint.get("global_step")
+    return step if isinstance(step, int) else 0
 
 
 def _joined(found: list[Difference]) -> str:
