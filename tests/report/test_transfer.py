@@ -283,7 +283,7 @@ def test_pictures_grow_with_the_tasks_and_need_no_colour(tmp_path: Path, tasks: 
 def test_the_forest_marks_verdicts_by_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = against_independent(story(tmp_path, ["a", "b", "same"], {"shared": {"a": -2.0, "b": 2.0}}))
     drawn: list[Any] = []
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, dpi: drawn.append(figure))
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: drawn.append(figure))
     draw_forest(report, tmp_path / "forest.png")
     axes = drawn[0].axes[0]
     labels = [t.get_text() for t in axes.get_yticklabels()]
