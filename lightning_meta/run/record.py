@@ -84,7 +84,13 @@ class RunRecord(Callback):
             )
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
         found = differences(_flat(record), _flat(known), plateau)
-        self._check(found, trainer, checkpoint)
+        try:
+            self._check(found, trainer, checkpoint)
+        except UserError:
+            if trainer.is_global_zero:
+                raise
+            time.sleep(1)  # rank 0 says it first
+            raise SystemExit(2) from None
         changed = [d for d in found if d.kind == "meaning"]
         self._take(changed, trainer, pl_module, checkpoint)
         self._note(record, found, trainer, checkpoint)
@@ -95,6 +101,9 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put new options of the optimiser in the place of the checkpoint's, which Lightning is about to restore."""
+        loaded = trainer._checkpoint_connector._loaded_checkpoint
+        if loaded and not self.resumed:  # Lightning shows callbacks no checkpoint that holds nothing of any
+            self.on_load_checkpoint(trainer, pl_module, loaded)
         if self._to_take is not None:
             checkpoint, changed = self._to_take
             check_groups(trainer.optimizers, checkpoint.get("optimizer_states") or [])
@@ -120,17 +129,17 @@ class RunRecord(Callback):
         for d in found:
             if d.kind == "impossible":
                 raise UserError(f"{where}: {d}: this cannot change in a resume, as {d.reason}; or put it back")
-        step, most = _step(checkpoint), trainer.max_steps
-        logger = run_logger(trainer)
-        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
-        if -1 < most < least:
-            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
         changed = [d for d in found if d.kind == "meaning"]
         if changed and not self.allow:
             raise UserError(
                 f"{where} was trained with other options: {_joined(changed)}; put them back, {START_ANEW}, or resume "
                 f"with {ALLOW}, which uses the new ones from here on"
             )
+        step, most = _step(checkpoint), trainer.max_steps
+        logger = run_logger(trainer)
+        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
+        if -1 < most < least:
+            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
 
     def _take(
         self, changed: list[Difference], trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]

@@ -319,4 +319,4 @@ def test_other_examples_and_another_division_are_refused(tmp_path: Path, capsys:
     file.write_text("\n".join(rows))
     moved = Path(shutil.copy(file, tmp_path / "moved.csv"))  # the same rows elsewhere
     assert main([*options, "--ckpt_path=last", f"--data.source.path={moved}", "--trainer.max_steps=3"]) == 0
-    assert "changed: data.source.path" in capsys.readouterr().err
+    assert f"; changed: trainer.max_steps 2 -> 3, data.source.path {file} -> " in capsys.readouterr().err
