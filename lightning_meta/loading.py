@@ -19,6 +19,7 @@ from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.progress import check_progress
 
 KEY = "lightning_meta"
+_ANEW = "; resume with the same, or start a new run without --ckpt_path"
 
 
 def load(
@@ -169,14 +170,14 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
     stored = (checkpoint.get(KEY) or {}).get("class_path")
     own = f"{type(module).__module__}.{type(module).__qualname__}"
     if stored is not None and stored != own:
-        raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}")
+        raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}{_ANEW}")
 
 
 def weights_error(error: Exception, file: str | PathLike[str] | None) -> UserError | None:
     """What PyTorch says about weights that do not fit, in one line; None for other errors."""
     headline, *differences = str(error).splitlines() or [""]
     if headline.startswith("loaded state dict"):  # an optimiser's
-        return UserError(f"{file} does not fit the configured optimizer: {headline}")
+        return UserError(f"{file} does not fit the configured optimizer: {headline}{_ANEW}")
     if not headline.startswith("Error(s) in loading state_dict"):
         return None
-    return UserError(f"{file} does not fit the configured model: {differences[0].strip()}")
+    return UserError(f"{file} does not fit the configured model: {differences[0].strip()}{_ANEW}")

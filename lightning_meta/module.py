@@ -21,6 +21,7 @@ from lightning_meta.functional.ranks import world_size
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.nn.features import Inputs, as_input
 from lightning_meta.nn.normalization import task_norms
+from lightning_meta.resuming import check_groups, check_resumed
 
 
 class TrainedModule(Described, LightningModule):
@@ -34,6 +35,7 @@ class TrainedModule(Described, LightningModule):
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
@@ -102,7 +104,14 @@ class TrainedModule(Described, LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": options}
 
     def on_fit_start(self) -> None:
-        """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay."""
+        """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay.
+
+        Raises:
+            UserError: The run to resume has another optimiser.
+        """
+        if self._stored_groups is not None:
+            check_groups(self.trainer.optimizers, self._stored_groups)
+            self._stored_groups = None
         if not self.training:
             held = [norm for norm in task_norms(self).values() if norm.frozen]
             self.train()
@@ -138,8 +147,12 @@ class TrainedModule(Described, LightningModule):
         """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module.
 
         Raises:
-            UserError: A run of an earlier layout is to be resumed: its optimiser has the weights in another order.
+            UserError: The run to resume is of another class, has another optimiser, or is of an earlier layout: its
+                optimiser has the weights in another order.
         """
+        if self.trainer.state.fn == "fit":
+            check_resumed(self, checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+            self._stored_groups = checkpoint.get("optimizer_states")
         if "lightning_meta" in checkpoint and layout_of(checkpoint) < LAYOUT:
             if self.trainer.state.fn == "fit":
                 raise UserError(

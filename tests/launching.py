@@ -18,10 +18,9 @@ from lightning.pytorch import Callback
 from lightning_meta.batches import Episode
 from lightning_meta.meta import ProtoNet
 from lightning_meta.meta.base import Outcome
+from tests.waiting import ENDLESS, LIMIT
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 300  # seconds, on a machine with other work; ranks that wait for each other would wait for ever
-STALL = 200  # seconds in a call that would not return
 
 OPTIONS = [
     *("--model.backbone=lightning_meta.nn.Conv4", "--model.backbone.width=4"),
@@ -38,13 +37,14 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
 
 class Accident(Callback):
-    """Sends a signal to the process of one rank, and leaves `accident` in the working directory just before.
+    """Sends a signal to the process of one rank.
 
     Args:
         rank: Whose; -1 is every rank's, as Ctrl-C in a terminal.
         step: When.
         number: The signal.
-        stall: Seconds that the others wait then, as in a call that does not return.
+        stall: Whether the others wait then for ever, as in a call that does not return.
+        seconds: How long that step takes on all ranks.
         hook: Within which hook.
         times: How many signals.
     """
@@ -54,25 +54,21 @@ class Accident(Callback):
         rank: int = 0,
         step: int = 5,
         number: int = 9,
-        stall: float = 0.0,
+        stall: bool = False,
+        seconds: float = 0.0,
         hook: str = "on_train_batch_start",
         times: int = 1,
     ) -> None:
-        self.rank, self.step, self.number, self.stall, self.times = rank, step, number, stall, times
+        self.rank, self.step, self.number, self.times = rank, step, number, times
+        self.stall, self.seconds = stall, seconds
         setattr(self, hook, self._happen)
 
     def _happen(self, trainer: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
             if self.rank in (-1, trainer.global_rank):
-                Path("accident").touch()
                 for _ in range(self.times):
                     os.kill(os.getpid(), self.number)
-            time.sleep(self.stall)
-
-
-def seconds_since_accident(folder: Path) -> float:
-    """How long ago it was, in a folder that a process with an `Accident` ran in."""
-    return time.time() - (folder / "accident").stat().st_mtime
+            time.sleep(ENDLESS if self.stall else self.seconds)
 
 
 class NotesWrites(Callback):
@@ -144,7 +140,7 @@ def ended(*processes: subprocess.Popen[str]) -> list[tuple[int, str]]:
     found = []
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=TIMEOUT)  # until the last of them closes its output
+            output, _ = process.communicate(timeout=LIMIT)  # until the last of them closes its output
             found.append((process.returncode, output))
     finally:
         for process in processes:

@@ -8,8 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import LIMIT
+
 ROOT = Path(__file__).parents[1]
-TIMEOUT = 150  # seconds; ranks that wait for each other would wait for ever
 
 
 def run_driver(module: str, folder: Path, world: int | str, gpus: bool = False) -> None:
@@ -22,9 +23,9 @@ def run_driver(module: str, folder: Path, world: int | str, gpus: bool = False) 
             command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
-            status: int | str = process.wait(TIMEOUT)
+            status: int | str = process.wait(LIMIT)  # ranks that wait for each other would wait for ever
         except subprocess.TimeoutExpired:
-            status = f"nothing after {TIMEOUT} s"
+            status = f"nothing after {LIMIT} s"
             os.killpg(process.pid, signal.SIGKILL)  # the driver and the ranks it started
             process.wait()
     assert status == 0, f"{status}: {(folder / 'output').read_text()[-3000:]}"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import sys
-import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from lightning_meta.cli import main
 from lightning_meta.cli.sweep import trial as sweep_trial
+from tests.waiting import LIMIT, wait_for
 
 PRELUDE = """
 import fcntl, json, os, pathlib, random, signal, sys, time
@@ -67,30 +67,31 @@ def forked(*options: str) -> BaseProcess:
     return process
 
 
-def ended(process: BaseProcess, seconds: float = 300) -> int | None:
+def ended(process: BaseProcess) -> int | None:
     """Its exit status."""
-    process.join(seconds)
+    process.join(LIMIT)
     return process.exitcode
 
 
-def wait_for(condition: Any, seconds: float = 300) -> None:
-    """Until it holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
-
-
-def kill_run(trial: Path) -> bool:
-    """Kill the run of a trial; False where it has none."""
+def run_of(trial: Path) -> int | None:
+    """The process of a trial's run; None where it has none."""
     pid = (trial / "run.pid").read_text() if (trial / "run.pid").is_file() else ""
     try:
         # Its number may be another process's by now.
-        if not pid or trial.name.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return False
-        os.kill(int(pid), signal.SIGKILL)
+        alive = pid and trial.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(pid) if alive else None
+
+
+def kill_run(trial: Path) -> bool:
+    """Kill the run of a trial and wait for its end; False where it has none."""
+    pid = run_of(trial)
+    if pid is None:
         return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: run_of(trial) != pid)
     return True
 
 

@@ -181,7 +181,7 @@ def test_a_torch_backbone_of_a_configuration_loads_too() -> None:
 
 def test_the_command_line_beats_the_checkpoint() -> None:
     assert run("fit", "--config", "maml.yaml") == 0
-    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.test_inner_steps=4") == 0
+    assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.test_inner_steps=4", "--allow_changes") == 0
     assert "test/mse_step_4" in results(0)
 
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
+from tests.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[1]
 LADDER: dict[str, Any] = {
@@ -187,18 +187,16 @@ def test_one_that_fails_ends_the_ladder_in_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_with_jobs_it_leaves_no_process_and_goes_on(stop: signal.Signals) -> None:
-    slow = {**LADDER["shared"], "trainer": {**LADDER["shared"]["trainer"], "max_steps": 4000}}
+    slow = {**LADDER["shared"], "trainer": {**LADDER["shared"]["trainer"], "max_steps": 10**8}}
     save(shared=slow, seeds=[1])
     command = [sys.executable, "-c", "import os, sys; os.sched_getaffinity = lambda _: set(range(8))\n"]
     command[-1] += "from lightning_meta.cli import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [*command, "ladder", "--config", "toy.yaml", "--jobs=2"], stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
-    while len(list(Path("runs").glob("toy/*/0/checkpoints/last.ckpt"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: len(list(Path("runs").glob("toy/*/0/checkpoints/last.ckpt"))) == 2, process)
     process.send_signal(stop)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
     assert "the same command goes on" in said
     logs = list(Path("runs/toy/logs").glob("*.log"))

@@ -10,11 +10,10 @@ import pytest
 from torch import Tensor
 
 from lightning_meta.run import read_checkpoint
-from tests.launching import ONE, STALL, TWO, accident, ended, free_port, seconds_since_accident, start, torchrun
+from tests.launching import ONE, TWO, accident, ended, free_port, start, torchrun
 
 LINE = "lightning-meta: error: "
 MACHINES = ["--trainer.num_nodes=2", "--trainer.devices=1", "--trainer.strategy=ddp"]
-SOON = STALL / 2  # seconds; what waits in vain waits for ever, or for longer than this
 GO_ON = "go on with --ckpt_path runs/tiny/0/checkpoints/last.ckpt"
 
 pytestmark = pytest.mark.slow
@@ -64,7 +63,6 @@ def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(
     tmp_path: Path, whole: dict[str, Tensor], dies: int, says: str
 ) -> None:
     ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=dies)))
-    assert seconds_since_accident(tmp_path) < SOON
     assert status == (1 if dies else -signal.SIGKILL)
     (line,) = lines(output)
     assert line.startswith(LINE + says)
@@ -77,8 +75,7 @@ def test_a_rank_that_dies_ends_the_others_and_any_number_of_ranks_goes_on(
 
 @pytest.mark.parametrize(("dies", "says"), [(1, "rank 1 was killed by SIGKILL"), (0, "rank 0 died")])
 def test_a_rank_that_waits_in_vain_ends_too(tmp_path: Path, dies: int, says: str) -> None:
-    ((_, output),) = ended(start(tmp_path, *TWO, *accident(rank=dies, stall=STALL)))
-    assert seconds_since_accident(tmp_path) < SOON
+    ((_, output),) = ended(start(tmp_path, *TWO, *accident(rank=dies, stall=True)))
     assert lines(output) == [f"{LINE}{says}; {GO_ON}"]
 
 
@@ -94,7 +91,6 @@ def test_a_rank_of_torchrun_that_dies_ends_the_job_on_both_machines(tmp_path: Pa
     port = free_port()
     options = [*MACHINES, *accident(rank=1)]
     both = ended(*(start(tmp_path, *options, before=torchrun(2, node, port)) for node in range(2)))
-    assert seconds_since_accident(tmp_path) < SOON
     (first, second) = both
     assert first[0] == second[0] == 1
     (line,) = lines(first[1])
@@ -146,7 +142,6 @@ def test_control_c_to_one_or_all_ranks_stops_all_with_a_checkpoint(
 def test_sigterm_to_any_rank_outside_of_a_step_ends_all_with_its_status(tmp_path: Path, rank: int, hook: str) -> None:
     step = 3 if "validation" in hook else 8
     ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=rank, step=step, number=15, hook=hook)))
-    assert seconds_since_accident(tmp_path) < SOON
     assert status == 143, output
     assert lines(output) == [f"stopped in step {step} by SIGTERM; {GO_ON}"]
 
@@ -155,7 +150,7 @@ def test_the_end_of_the_shell_that_started_the_ranks_does_not_end_them(
     tmp_path: Path, whole: dict[str, Tensor]
 ) -> None:
     """A signal 0 is none: step 5 merely lasts for longer than a watch would wait."""
-    options = [*MACHINES, *accident(number=0, stall=8)]
+    options = [*MACHINES, *accident(number=0, seconds=8)]
     shell = 'export NODE_RANK={} MASTER_ADDR=127.0.0.1 MASTER_PORT={}; "$@" & until [ -e {} ]; do sleep 0.1; done'
     begun, port = "runs/tiny/0/checkpoints/last.ckpt", free_port()
     before = [["bash", "-c", shell.format(node, port, begun), "bash", sys.executable] for node in (0, 1)]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lightning_meta.run import read_checkpoint
-from tests.launching import ONE, OPTIONS, ROOT, TIMEOUT, accident, ended, free_port, start
+from tests.launching import ONE, OPTIONS, ROOT, accident, ended, free_port, start
+from tests.waiting import LIMIT
 
 # Starts two ranks, as srun does on two machines, and ends both as soon as one has failed.
 SRUN = """#!/usr/bin/env python
@@ -59,7 +60,7 @@ def job(folder: Path, cluster: dict[str, str], *options: str) -> tuple[int, str]
     """The job of the shipped script, in the folder that it was submitted from."""
     command = ["bash", str(ROOT / "configs" / "slurm" / "fit.sbatch"), "tiny.yaml", *OPTIONS[:-1], *options]
     env = {**cluster, "MASTER_PORT": str(free_port()), "MASTER_ADDR": "127.0.0.1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import random
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,9 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.cli.sweep.file import read_sweep
-from tests.sweep_toy import ended, forked, kill_run, wait_for
+from tests.sweep_toy import ended, forked, kill_run
 from tests.test_cli import MAML, TOY
+from tests.waiting import wait_for
 from tests.wandb_files import stored_in
 
 ROOT = Path(__file__).parents[1]
@@ -155,19 +154,20 @@ def test_a_search_goes_on_where_it_was(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_with_the_run_that_was_cut_off() -> None:
+@pytest.mark.parametrize("moment", ["0", "0/checkpoints/last.ckpt"], ids=["early", "after a checkpoint"])
+def test_a_killed_sweep_goes_on_with_the_run_that_was_cut_off(moment: str) -> None:
     pytest.importorskip("optuna")
     space = {**SPACE, "method": "grid", "parameters": {"model.init_args.inner_lr": {"values": [0.01, 0.1]}}}
     Path("grid.yaml").write_text(yaml.safe_dump(space))
     options = ("--config", "grid.yaml", "--trainer.max_steps=40")
     place = Path("runs/sweep_grid/trial_0")
     first = forked(*options)
-    wait_for((place / "0").is_dir, 100)
-    time.sleep(random.uniform(0, 1))  # before the first checkpoint, or after it
+    wait_for((place / moment).exists)
+    wait_for((place / "run.pid").read_text)  # noted by the search, a moment after the run has begun
     first.kill()
-    kill_run(place)
     ended(first)
-    assert ended(forked(*options), 300) == 0
+    kill_run(place)  # unless it has ended by now
+    assert ended(forked(*options)) == 0
     assert [t["state"] for t in trials("sweep_grid")] == ["complete"] * 2
     assert sorted(t["model.init_args.inner_lr"] for t in trials("sweep_grid")) == ["0.01", "0.1"]
     assert not (place / "1").exists()
@@ -180,7 +180,7 @@ def test_sigterm_to_a_sweep_ends_its_run_with_a_checkpoint() -> None:
     options = ("--config", "space.yaml", "--trials", "1", "--trainer.max_steps=100000")
     place = Path("runs/sweep_space/trial_0")
     sweep = forked(*options)
-    wait_for(lambda: list(place.glob("0/metrics.csv")), 100)
+    wait_for(lambda: list(place.glob("0/metrics.csv")))
     sweep.terminate()
     assert ended(sweep) == 143
     assert "by SIGTERM" in (place / "log").read_text()

@@ -15,6 +15,7 @@ import yaml
 from lightning_meta.cli import main
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from tests.test_cli import MAML, TOY
+from tests.waiting import LIMIT
 from tests.wandb_files import Stored, stored_in
 
 wandb = pytest.importorskip("wandb")
@@ -142,5 +143,5 @@ def _run(command: list[str], env: dict[str, str]) -> Any:
     root = str(Path(__file__).parents[1])
     env = {**env, "PYTHONPATH": root}
     return subprocess.run(
-        command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=300
+        command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=LIMIT
     )

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from lightning.pytorch import Callback
 
 from tests.test_cli import MAML
+from tests.waiting import LIMIT
 from tests.wandb_files import Stored
 from tests.wandb_service import HISTORY, Page, Service, State
 
@@ -26,23 +27,35 @@ pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 GATE = "--trainer.callbacks+=tests.test_wandb_online.Gate"
-PATIENT = {"WANDB_FINISH_TIMEOUT": "150"}
-SOON = {"WANDB_FINISH_TIMEOUT": "5", "WANDB_HTTP_TIMEOUT": "5"}
-BOUND = 100  # seconds; the above, and what a busy machine needs for the rest
+PATIENT = {"WANDB_FINISH_TIMEOUT": str(LIMIT), "WANDB_INIT_TIMEOUT": str(LIMIT), "WANDB_X_SERVICE_WAIT": str(LIMIT)}
+SOON = {**PATIENT, "WANDB_FINISH_TIMEOUT": "5", "WANDB_HTTP_TIMEOUT": "5"}  # wandb itself would try for a week
 STEPS = [1, 3, 5, 7]
 
 
 class Gate(Callback):
-    """Holds training as a step begins until the test lets it go on, by two files in the working directory."""
+    """Holds training as a step begins until the test lets it go on, by two files in the working directory.
+
+    A third one, `closing`, appears when the run begins to wait for W&B.
+    """
 
     def __init__(self, step: int = 4) -> None:
         self.step = step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
+            run = trainer.loggers[1].experiment
+            run.finish = _announced(run.finish)
             Path("reached").touch()
             while not Path("go").is_file():
                 time.sleep(0.02)
+
+
+def _announced(finish: Callable[..., None]) -> Callable[..., None]:
+    def announce(**options: Any) -> None:
+        Path("closing").touch()
+        finish(**options)
+
+    return announce
 
 
 @pytest.fixture
@@ -74,10 +87,10 @@ def fit(service: Service, *options: str, env: Mapping[str, str] = PATIENT) -> An
     return started(service, "lightning_meta.cli", "fit", *logged, *options, env=env)
 
 
-def ended(process: Any, status: int = 0, within: float = 200) -> str:
-    """What a process said on stderr; it ends with a status, in time."""
+def ended(process: Any, status: int = 0) -> str:
+    """What a process said on stderr; it ends with a status."""
     try:
-        _, err = process.communicate(timeout=within)
+        _, err = process.communicate(timeout=LIMIT)
     finally:
         process.kill()
     assert process.returncode == status, err
@@ -144,7 +157,7 @@ def test_the_service_vanishes_in_training(state: State, service: Service) -> Non
     process = held(service, "--trainer.logger.init_args.log_model=true")
     service.become(state)
     Path("go").touch()
-    said = ended(process, within=BOUND)
+    said = ended(process)
     assert the_page(service).exit_code is None
     command = told_to_sync(said)
     stored = Stored(Path(command[-1]))
@@ -169,7 +182,7 @@ def test_the_service_vanishes_in_a_resumed_run(when: str, service: Service) -> N
         service.wait(lambda: 5 in the_page(service).steps())
         service.become("down")
         Path("go").touch()
-    sync(service, told_to_sync(ended(process, within=BOUND)))
+    sync(service, told_to_sync(ended(process)))
     assert_whole(the_page(service))
     assert the_page(service).history[: len(before)] == before
 
@@ -192,7 +205,7 @@ def test_stopped_in_an_outage(number: int, status: int, service: Service) -> Non
     service.become("hang")
     process.send_signal(number)
     Path("go").touch()
-    said = ended(process, status, within=BOUND)
+    said = ended(process, status)
     assert "--ckpt_path" in said
     stored = Stored(Path(told_to_sync(said)[-1]))
     assert stored.exit_code != 0
@@ -200,13 +213,12 @@ def test_stopped_in_an_outage(number: int, status: int, service: Service) -> Non
 
 
 def test_impatient_at_the_end_of_a_run(service: Service) -> None:
-    process = held(service)
+    process = held(service, env={**SOON, "WANDB_FINISH_TIMEOUT": "60"})  # which wandb's own process waits for yet
     service.become("hang")
     Path("go").touch()
-    service.wait(lambda: process.poll() is not None or "run directory" in Path("out").read_text())
-    time.sleep(1)  # now it waits for W&B
+    service.wait(lambda: process.poll() is not None or Path("closing").is_file())
     process.send_signal(signal.SIGINT)
-    assert told_to_sync(ended(process, 130, within=BOUND))
+    assert told_to_sync(ended(process, 130))
     assert Path("runs/maml/0/results.json").is_file()
 
 

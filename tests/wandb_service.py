@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
+from tests.waiting import wait_for
+
 HISTORY, SUMMARY, EVENTS, OUTPUT = "wandb-history.jsonl", "wandb-summary.json", "wandb-events.jsonl", "output.log"
 ME = {"id": "1", "name": "me"}
 State = Literal["up", "down", "error", "deaf", "hang"]
@@ -98,12 +100,12 @@ class Service:
             self._port = self._server.server_port
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def wait(self, until: Callable[[], Any], seconds: float = 90) -> None:
+    def wait(self, until: Callable[[], Any]) -> None:
         """Wait until something is so."""
-        deadline = time.monotonic() + seconds
-        while not until():
-            assert time.monotonic() < deadline, f"not so after {seconds} s; asked were {self.asked[-20:]}"
-            time.sleep(0.05)
+        try:
+            wait_for(until)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; asked were {self.asked[-20:]}") from error
 
     def answer(self, path: str, body: bytes) -> Any:
         """Answer a request."""

@@ -53,7 +53,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
             raise UserError(f"cannot write ({trouble}); make room or mend it, then {watch.how_to_go_on()}") from error
         if trainer.world_size == 1 or not lost_connection(error):
             raise
-        time.sleep(0.2)  # the connection may be gone before the process is
+        watch.await_end_of_starter()
         if stopped_by := watch.stopped_by():
             _say(trainer, watch.stopped_line(stopped_by))
             raise SystemExit(status_of(stopped_by)) from None

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
@@ -26,10 +27,11 @@ from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
 from lightning_meta.reading import check_yaml, refuse_links_out
 from lightning_meta.report import write_figures
-from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
+from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.progress import restoring_error
-from lightning_meta.run.results import facts, write_report, write_results
+from lightning_meta.run.record import seed_of
+from lightning_meta.run.results import BEFORE_RESUME, facts, write_report, write_results
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from lightning_meta.run.watch import RankWatch
@@ -57,6 +59,7 @@ class MetaCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.resume_from: Path | None = None
+        self.allow_changes, self._began = False, time.monotonic()
         self.run_logger = RunLogger()
         super().__init__(
             LightningModule,
@@ -88,6 +91,11 @@ class MetaCLI(LightningCLI):
             type=str | None,
             help="Go on from this checkpoint or run directory; `last` is the newest run of this name.",
         )
+        parser.add_argument(
+            "--allow_changes",
+            action="store_true",
+            help="Resume even with options that change what the numbers mean: they hold from there on.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -100,7 +108,8 @@ class MetaCLI(LightningCLI):
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
             raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {seed}")
-        if self.config.name is None:
+        name = self.config.name
+        if name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"
         self.run_logger = RunLogger(self.config.runs, self.config.name, exclusive=True)
@@ -108,8 +117,13 @@ class MetaCLI(LightningCLI):
             self.resume_from = checkpoint_to_resume(self.config.ckpt_path, self.config.runs, self.config.name)
             if run := run_directory_of(self.resume_from):
                 refuse_links_out(run)
+                _check_name(name, run)
+                self.config.runs, self.config.name = str(run.parent.parent), run.parent.name
                 self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name), exclusive=True)
-            self.config.ckpt_path = None  # the saved configuration starts anew
+            if seed is True:  # any: that of the run
+                self.config.seed_everything = seed_of(self.resume_from)
+        self.allow_changes = self.config.allow_changes
+        self.config.ckpt_path, self.config.allow_changes = None, False  # the saved configuration starts anew
 
     def instantiate_classes(self) -> None:
         """Make the objects."""
@@ -133,7 +147,9 @@ class MetaCLI(LightningCLI):
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
         checkpoint = self.config_init["checkpoint"]
         self.termination, self.watch = Termination(checkpoint), RankWatch()
-        callbacks = [checkpoint, self.termination, self.watch, SaveConfig(self.config_text)]
+        written = yaml.safe_load(self.config_text)
+        self.record = RunRecord(written, self.allow_changes, self._began)
+        callbacks = [self.record, checkpoint, self.termination, self.watch, SaveConfig(self.config_text, self.record)]
         callbacks += as_list(options["callbacks"])
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
@@ -147,6 +163,12 @@ class MetaCLI(LightningCLI):
             "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
         }
         return Trainer(**options)
+
+
+def _check_name(name: str | None, run: Path) -> None:
+    """Refuse a name that the run does not get: it is resumed where it lies."""
+    if name is not None and name != run.parent.name:
+        raise UserError(f"--name {name}: {run} is resumed in its own folder; leave --name out, or move the folder")
 
 
 def _refuse_ladder(args: Sequence[str]) -> None:
@@ -166,11 +188,10 @@ def fit(args: Sequence[str]) -> None:
     Args:
         args: The options.
     """
-    began = time.monotonic()
     cli = MetaCLI(args)
     try:
         with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
-            _fit(cli, began)
+            _fit(cli)
     finally:
         cli.run_logger.release()
 
@@ -188,7 +209,7 @@ def _pages(trainer: Trainer) -> Iterator[None]:
                 logger.close(status)
 
 
-def _fit(cli: MetaCLI, began: float) -> None:
+def _fit(cli: MetaCLI) -> None:
     trainer, run = cli.trainer, cli.run_logger
     try:
         _train(cli)
@@ -207,15 +228,22 @@ def _fit(cli: MetaCLI, began: float) -> None:
         raise
     if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
         best = tested.relative_to(run.directory)
-        seconds = round(time.monotonic() - began, 2)
+        seconds = round(cli.record.seconds, 2)
         about = {"seed": cli.config.seed_everything, "checkpoint": str(best), "steps": trainer.global_step}
         about |= {"wall_time_s": seconds, "train_time_s": round(cli.config_init["checkpoint"].seconds, 2)}
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
         if report := getattr(cli.model, "test_report", None):
             write_report(run.directory, report)
         about |= facts(cli.model, cli.datamodule, trainer)
+        if cli.record.resumes:
+            about["resumes"] = cli.record.resumes
+        try:
+            write_figures(run.directory, metrics)
+        except Exception:  # a picture that fails costs itself alone
+            write_results(run.directory, metrics, about)
+            raise
         write_results(run.directory, metrics, about)  # last: the run is whole
-        write_figures(run.directory)
+        (run.directory / BEFORE_RESUME).unlink(missing_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(run.directory, metrics)
@@ -232,7 +260,8 @@ def _train(cli: MetaCLI) -> None:
         error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
         raise
     except Exception as error:
-        if better := weights_error(error, checkpoint) or restoring_error(error, checkpoint):
+        resumed = trainer.ckpt_path
+        if better := weights_error(error, resumed) or restoring_error(error, resumed):
             raise better from error
         raise
 
@@ -257,4 +286,5 @@ def fit_options() -> list[str]:
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-    return [*parser.get_defaults().keys(), "config", "name", "runs", "ckpt_path", "seed_everything", "model", "data"]
+    own = ["config", "name", "runs", "ckpt_path", "allow_changes", "seed_everything", "model", "data"]
+    return [*parser.get_defaults().keys(), *own]

@@ -22,6 +22,7 @@ from lightning_meta.reading import refuse_link
 from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
+from lightning_meta.run.files import replacing
 from lightning_meta.run.results import facts, write_report, write_results
 
 # Options that stand for an argument of the data module.
@@ -55,14 +56,19 @@ def test(args: Sequence[str]) -> None:
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
-    with logger.directory.joinpath("config.yaml").open("w", encoding="utf-8") as file:
+    with replacing(logger.directory / "config.yaml") as file:
         file.write(parser.dump(config, skip_unset=False))
     about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
     about["wall_time_s"] = round(time.monotonic() - began, 2)
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
-    write_results(logger.directory, metrics, {**about, **facts(module, made["data"], trainer)})
-    write_figures(logger.directory)
+    about |= facts(module, made["data"], trainer)
+    try:
+        write_figures(logger.directory, metrics)
+    except Exception:  # a picture that fails costs itself alone
+        write_results(logger.directory, metrics, about)
+        raise
+    write_results(logger.directory, metrics, about)  # last: the folder is whole
     print_summary(metrics, logger.directory)
 
 

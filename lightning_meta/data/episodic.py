@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 from torch.utils.data import DataLoader
@@ -133,6 +135,18 @@ class EpisodicDataModule(SourceDataModule):
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
         return self.source.fingerprint() if isinstance(self.source, Source) else ""
+
+    def division(self) -> dict[Split, str]:
+        """A hash of the classes of each split, their sizes, and the decoded examples; empty where tasks are made."""
+        if not isinstance(self.source, Source):
+            return {}
+        examples, found = self.fingerprint(), {}
+        for split in SPLITS:
+            pool = self._dataset(split, "fit").tasks
+            assert isinstance(pool, Pool)
+            content = [examples, pool.names, pool.sizes.tolist()]
+            found[split] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return found
 
     def _open(self, source: Source, stage: str) -> tuple[dict[Split, Pool | TaskGenerator], EpisodeSpec]:
         pools = dict(source.pools())

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from lightning_meta.batches import Split
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
@@ -81,6 +82,10 @@ class SourceDataModule(LightningDataModule, ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A hash of the examples, recorded with the results; "" where there is none."""
+
+    @abstractmethod
+    def division(self) -> dict[Split, str]:
+        """A hash of the examples of each split, for a resumed run to compare; empty where no example is stored."""
 
     def training_loader(self, sampler: ResumableSampler) -> DataLoader[Any]:
         """A loader of training batches; with the Trainer's `overfit_batches`, of the same ones in every epoch."""

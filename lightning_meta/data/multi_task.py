@@ -165,6 +165,11 @@ class MultiTaskDataModule(SourceDataModule):
         self._set_up("fit")
         return fingerprint(self.sets)
 
+    def division(self) -> dict[Split, str]:
+        """A hash of the inputs and targets of each split."""
+        self._set_up("fit")
+        return {split: fingerprint({split: data}) for split, data in self.sets.items()}
+
     def _set_up(self, stage: str) -> None:
         """Prepare and set up; without a Trainer, nobody has done so yet."""
         if self.spec is None:

@@ -19,8 +19,7 @@ from lightning_meta.data import EpisodeDataset, EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
-from lightning_meta.report.figures import DPI
-from lightning_meta.run.files import save_figure
+from lightning_meta.report.saving import save_figure
 
 LONGEST = 300  # letters of a reason
 
@@ -63,9 +62,8 @@ class Picture(Callback, ABC):
         dataset: EpisodeDataset = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
         figures = Path(folder) / "figures"
         try:
-            figures.mkdir(parents=True, exist_ok=True)
             with matplotlib.rc_context({"text.parse_math": False}):  # names of classes are text
-                save_figure(self.draw(pl_module, dataset, figures), figures / f"{self.file}.png", DPI)
+                save_figure(self.draw(pl_module, dataset, figures), figures / f"{self.file}.png")
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
             _log.warning("figures/%s.png could not be drawn (%s)", self.file, said)

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from lightning_meta.report.figures import DPI, SIZE
-from lightning_meta.run.files import save_figure
+from lightning_meta.report.figures import SIZE
+from lightning_meta.report.saving import save_figure
 from lightning_meta.run.gradient_table import PAIRS, SHARES, read_rows
 
 # From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
@@ -57,9 +57,8 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
         figures["affinity.png"] = _heatmap(affinity[np.ix_(order, order)], labels, "mean inter-task affinity", *axes)
     figures["conflict_share.png"] = _over_steps(conflicts)
     folder = directory / "figures"
-    folder.mkdir(exist_ok=True)
     for name, figure in figures.items():
-        save_figure(figure, folder / name, DPI)
+        save_figure(figure, folder / name)
     return [folder / name for name in figures]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.figures import DPI, LINES, SIZE, columns_of, label_of
-from lightning_meta.run.files import save_figure
+from lightning_meta.report.figures import LINES, SIZE, columns_of, label_of
+from lightning_meta.report.saving import save_figure
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
@@ -57,7 +57,7 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         axes.set_title("shade: 95 % interval", fontsize=8)
     # By the lines that were drawn: matplotlib's own list leaves out names that begin with "_".
     axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
-    save_figure(figure, target, DPI)
+    save_figure(figure, target)
     return target
 
 

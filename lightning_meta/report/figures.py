@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,22 +15,22 @@ from matplotlib.ticker import MaxNLocator
 
 from lightning_meta.errors import UserError
 from lightning_meta.report.named_tasks import draw_named_tasks
+from lightning_meta.report.saving import save_figure
 from lightning_meta.run.cells import read_table
-from lightning_meta.run.files import save_figure
 
 SIZE = (6.0, 4.0)  # inches
-DPI = 150
 LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))  # and their markers
 LONGEST = 28  # letters of a name
 LABELS = {"accuracy": "accuracy", "mse": "mean squared error", "r2": "R²"}
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
-def write_figures(directory: Path) -> list[Path]:
+def write_figures(directory: Path, logged: Mapping[str, Any] | None = None) -> list[Path]:
     """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, where they are there.
 
     Args:
         directory: The run directory.
+        logged: The results by name; by default those of `results.json`.
 
     Returns:
         The pictures drawn.
@@ -36,7 +38,8 @@ def write_figures(directory: Path) -> list[Path]:
     folder = directory / "figures"
     drawn = []
     results = directory / "results.json"
-    logged = json.loads(results.read_text()) if results.is_file() else {}
+    if logged is None:
+        logged = json.loads(results.read_text()) if results.is_file() else {}
     metric = next((m for m in LABELS if f"test/{m}" in logged), "accuracy")
     pictures = (("metrics.csv", "training.png", _draw_training), ("per_task.csv", "tasks.png", _draw_tasks))
     for source, name, draw in pictures:
@@ -47,8 +50,7 @@ def write_figures(directory: Path) -> list[Path]:
             figure = Figure((SIZE[0], height), layout="constrained")
             drawing = draw_named_tasks if fixed else draw
             if drawing(figure.subplots(), columns, metric):
-                folder.mkdir(exist_ok=True)
-                save_figure(figure, folder / name, DPI)
+                save_figure(figure, folder / name)
                 drawn.append(folder / name)
     return drawn
 

@@ -4,5 +4,14 @@ from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
 from lightning_meta.run.config_file import SaveConfig
 from lightning_meta.run.logger import RunLogger
+from lightning_meta.run.record import RunRecord
 
-__all__ = ["AtomicCheckpointIO", "RunCheckpoint", "RunLogger", "SaveConfig", "read_checkpoint", "run_logger"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "RunCheckpoint",
+    "RunLogger",
+    "RunRecord",
+    "SaveConfig",
+    "read_checkpoint",
+    "run_logger",
+]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
 from lightning_meta.run.files import replacing
+from lightning_meta.run.record import RunRecord, comments
+from lightning_meta.run.results import set_aside_results
 from lightning_meta.run.revision import git_revision
 from lightning_meta.run.wandb_logger import WandbRunLogger
 
@@ -18,20 +22,52 @@ class SaveConfig(Callback):
     Lightning's own callback writes it where the first logger happens to keep its files, and before the data and
     the model have been checked.
 
+    In the directory of a run that is resumed, the configuration of what is there stands until there is something of
+    the new one: the first checkpoint, or a test. Then the results of before are set aside as well.
+
     Args:
         text: The configuration as YAML.
+        record: Knows whether the run is resumed, and what has changed.
     """
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    def __init__(self, text: str, record: RunRecord) -> None:
+        self.text, self.record = text, record
+        self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, on rank 0."""
+        """Write it, on rank 0, into a new run directory."""
+        logger = run_logger(trainer)
+        if not self.record.resumed or (logger is not None and logger.is_new):
+            self._write(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write it before the first checkpoint of a resumed run."""
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it before the test of a run that had no step left to train.
+
+        A best checkpoint is set aside that was chosen before the resume, by scores that do not compare.
+        """
+        self._write(trainer)
+        checkpoint = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
+        directory = trainer.log_dir
+        if self.record.resumed and checkpoint.best_score is None and directory and trainer.is_global_zero:
+            best = Path(directory) / "checkpoints" / "best.ckpt"
+            if best.is_file():
+                best.replace(best.with_name("best_before_resume.ckpt"))
+
+    def _write(self, trainer: Trainer) -> None:
+        if self._written:
+            return
+        self._written = True
         directory = trainer.log_dir  # every rank asks, as rank 0 tells the others
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or directory is None:
             return
+        if self.record.resumed:
+            set_aside_results(Path(directory))
         with replacing(Path(directory) / "config.yaml") as file:
-            file.write(self.text)
+            file.write(comments(self.record.resumes) + self.text)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_config({**yaml.safe_load(self.text), "git_revision": git_revision()})

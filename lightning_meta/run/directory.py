@@ -47,7 +47,7 @@ def run_directory_of(checkpoint: Path) -> Path | None:
     run = checkpoint.resolve().parent.parent
     if checkpoint.resolve().parent.name != "checkpoints" or not is_number(run.name):
         return None
-    if not (run / "config.yaml").is_file():
+    if not any((run / file).is_file() for file in ("config.yaml", "metrics.csv")):
         return None
     given = checkpoint.parent.parent  # shorter to read, where it names the run
     return given if given.parent.name else run

@@ -6,12 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from lightning_meta.staging import staging
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -32,15 +29,3 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def save_figure(figure: Figure, path: Path, dpi: int) -> None:
-    """Draw a figure into a file, whole or not at all; a link in its place is replaced, and not followed.
-
-    Args:
-        figure: What to draw.
-        path: The target, whose suffix is the format.
-        dpi: Dots an inch.
-    """
-    with replacing(path, "wb") as file:
-        figure.savefig(file, dpi=dpi, format=path.suffix.removeprefix("."))

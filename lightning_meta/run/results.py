@@ -21,6 +21,7 @@ from lightning_meta.run.cells import as_cell
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 
+BEFORE_RESUME = "results_before_resume.json"
 VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
 
 
@@ -73,7 +74,7 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
         "model": f"{type(module).__module__}.{type(module).__qualname__}",
         "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
         "data_fingerprint": fingerprint or None,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}},
+        "versions": versions(),
         "git_revision": git_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "precision": str(trainer.precision),
@@ -86,6 +87,18 @@ def _float32(module: LightningModule, device: torch.device) -> str:
     exact = getattr(module, "exact_arithmetic", nullcontext)  # learners with an inner loop switch TF32 off
     with exact():
         return "tf32" if has_tf32(device) and tf32_in_use() else "full"
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that decide what comes out."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}}
+
+
+def set_aside_results(directory: Path) -> None:
+    """Rename the results of a run that is about to become another, so that they are not taken for the new one's."""
+    results = directory / "results.json"
+    if results.is_file():
+        results.replace(directory / BEFORE_RESUME)
 
 
 def _version(package: str) -> str | None:

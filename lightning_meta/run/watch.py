@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -47,7 +48,7 @@ class RankWatch(Callback):
         self._others: list[subprocess.Popen[bytes]] = []
         self._parent: int | None = None
         self._rank, self._local_rank = 0, 0
-        self._starter = "the process that started the ranks"
+        self._starter, self._started_by_rank = "the process that started the ranks", False
         self._trainer: Trainer | None = None
         self._killed: set[int] = set()
         self._ended = threading.Event()
@@ -60,14 +61,16 @@ class RankWatch(Callback):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the watch; after an error, ranks that still wait for this one are ended as well."""
+        """End the watch, and wait for the ranks that this one started: to them, its end would be its death.
+
+        After an error, those that still wait for this one are ended as well.
+        """
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
+        patience = DYING if kind is None or lost_connection(error) else GRACE
+        _wait(lambda: all(other.poll() is not None for other in self._others), patience)
         if kind is not None:
-            until = time.monotonic() + (DYING if lost_connection(error) else GRACE)
-            while time.monotonic() < until and any(other.poll() is None for other in self._others):
-                time.sleep(0.05)
             self._kill_others()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,6 +83,7 @@ class RankWatch(Callback):
         environment = getattr(trainer.strategy, "cluster_environment", None)
         if self._local_rank and isinstance(environment, LightningEnvironment):
             self._parent, self._starter = os.getppid(), f"rank {self._rank - self._local_rank}"
+            self._started_by_rank = True
         elif isinstance(environment, TorchElasticEnvironment):
             self._parent = os.getppid()
         for thread in threading.enumerate():
@@ -116,6 +120,11 @@ class RankWatch(Callback):
                 return f"rank {self._rank + 1 + i} {_how(status)}"
         return None
 
+    def await_end_of_starter(self) -> None:
+        """Wait until the rank that started this one is gone, after a connection: the process ends a moment later."""
+        if self._started_by_rank:
+            _wait(lambda: self.dead() is not None, GRACE)
+
     def stopped_by(self) -> int | None:
         """The signal that stopped another rank, which went well; None where there is none such."""
         return next((n for other in self._others if (n := stopping_signal(other.poll()))), None)
@@ -145,6 +154,13 @@ class RankWatch(Callback):
                 self._killed.add(other.pid)
                 with contextlib.suppress(ProcessLookupError):
                     other.kill()
+
+
+def _wait(until: Callable[[], bool], seconds: float) -> None:
+    """Wait until something is so, for some seconds at most."""
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def _how(status: int) -> str:

@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import sys
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from PIL import Image
 from lightning_meta.data.cache import Cached, load_or_build
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources import ImageFolder
+from tests.run.moments import kill_after
 
 
 def toy() -> Cached:
@@ -63,20 +63,21 @@ def forked(build: Callable[[], Cached]) -> int:
     return pid
 
 
-def ended(pid: int) -> str:
-    """How a process ended."""
-    _, status = os.waitpid(pid, 0)
-    return "killed" if os.WIFSIGNALED(status) else {0: "ended"}.get(os.waitstatus_to_exitcode(status), "failed")
+def ended(pid: int) -> tuple[str, float]:
+    """How a process ended, and its seconds of CPU time."""
+    _, status, used = os.wait4(pid, 0)
+    how = "killed" if os.WIFSIGNALED(status) else {0: "ended"}.get(os.waitstatus_to_exitcode(status), "failed")
+    return how, used.ru_utime + used.ru_stime
 
 
 def moment(cache: Path, seconds: float, both: bool, build: Callable[[], Cached]) -> list[str]:
     """Two builds of one cache at once, of which one or both are killed; how each ended, and what is left."""
     os.environ["LIGHTNING_META_CACHE"] = str(cache)
     first, second = forked(build), forked(build)
-    time.sleep(seconds)
-    for pid in (first, second) if both else (first,):
-        os.kill(pid, signal.SIGKILL)
-    how = [ended(first), ended(second)]
+    kill_after(first, seconds)
+    if both:
+        os.kill(second, signal.SIGKILL)
+    how = [ended(first)[0], ended(second)[0]]
     files = list((cache / "decoded").glob("*.safetensors"))
     return [*how, "whole" if files else "absent"]
 
@@ -85,15 +86,13 @@ def drive(folder: Path, kills: int, seed: int, build: Callable[[], Cached]) -> d
     """Kill builds at random moments of one; what was left must be a whole cache or none."""
     draw, seen = random.Random(seed), Counter[str]()
     os.environ["LIGHTNING_META_CACHE"] = str(folder / "whole")
-    began = time.monotonic()
-    for pid in forked(build), forked(build):
-        ended(pid)
-    seconds = time.monotonic() - began
+    both = forked(build), forked(build)
+    seconds = min(ended(pid)[1] for pid in both)  # of CPU time, which does not depend on what else the machine does
     expected = build().fingerprint
     for number in range(kills):
-        both = number % 2 == 0
-        *how, left = moment(folder / str(number), draw.uniform(0, 0.7 * seconds), both, build)
-        if "failed" in how or (not both and "ended" not in how):
+        kill_both = number % 2 == 0
+        *how, left = moment(folder / str(number), draw.uniform(0, 0.7 * seconds), kill_both, build)
+        if "failed" in how or (not kill_both and "ended" not in how):
             raise SystemExit(f"kill {number}: {how}")
         for kind in how:
             seen[kind] += 1

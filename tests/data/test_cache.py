@@ -17,6 +17,7 @@ from lightning_meta.batches import Split
 from lightning_meta.data.cache import cache_folder, fingerprint, load_or_build, replacing
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
+from tests.waiting import LIMIT
 
 SLOW = pytest.mark.slow
 # What a killed process wrote under a temporary name goes with the next build, or after a day.
@@ -120,7 +121,7 @@ def test_a_damaged_file_is_never_used(cache: Path, damage: str, caplog: pytest.L
 def test_two_processes_build_at_once(tmp_path: Path) -> None:
     code = "print(load_or_build('toy', 'k', build).fingerprint)"
     both = [child(code, tmp_path), child(code, tmp_path)]
-    lines = [process.communicate(timeout=120)[0].split() for process in both]
+    lines = [process.communicate(timeout=LIMIT)[0].split() for process in both]
     assert all(process.returncode == 0 for process in both)
     assert lines[0][-1] == lines[1][-1]
     assert [path.suffix for path in (tmp_path / "decoded").iterdir()] == [".safetensors"]
@@ -208,7 +209,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    output = child(code, tmp_path).communicate(timeout=120)[0]
+    output = child(code, tmp_path).communicate(timeout=LIMIT)[0]
     assert "make room, or set LIGHTNING_META_CACHE" in output.splitlines()[-1]
     assert list((tmp_path / "decoded").iterdir()) == []
 

@@ -29,6 +29,7 @@ from lightning_meta.report.conflict_figures import write_conflict_figures
 from lightning_meta.run import RunCheckpoint, RunLogger
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import Regression, TasksSpec
+from tests.waiting import LIMIT
 
 NAMES = ["left", "right, upper", "λ"]
 
@@ -433,7 +434,7 @@ def test_two_ranks_record_what_one_process_does_on_both_batches(tmp_path: Path) 
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(LIMIT)
     assert [process.exitcode for process in ranks] == [0, 0]
     alone = Ended()
     fit(tmp_path / "one", [GradientConflict(1), alone], Toy(plain=True), Loader(4), steps=3, precision="64-true")

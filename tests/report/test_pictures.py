@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -159,8 +159,9 @@ def test_names_are_text_whatever_they_are(monkeypatch: pytest.MonkeyPatch, capsy
     said: dict[str, list[str]] = {}
     write = Figure.savefig
 
-    def noted(self: Figure, file: Path, **options: Any) -> None:
-        said[file.name] = [text.get_text() for legend in self.legends for text in legend.get_texts()]
+    def noted(self: Figure, file: IO[bytes], **options: Any) -> None:
+        name = Path(file.name).name.removeprefix(".").partition(".png")[0]  # beside the target until it is whole
+        said[f"{name}.png"] = [text.get_text() for legend in self.legends for text in legend.get_texts()]
         for legend in self.legends:
             markers = {handle.get_marker() for handle in legend.legend_handles if isinstance(handle, Line2D)}
             assert len(markers) == len(legend.get_texts())

@@ -18,6 +18,7 @@ from lightning_meta.loading import weights_error
 from lightning_meta.run import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.files import replacing
 from tests.run.test_resume import MODEL, ROOT, SCHEDULES
+from tests.waiting import LIMIT
 
 # The system refuses to write files larger than the limit, as it refuses to write to a full disk. It is set before the
 # run, after a number of checkpoints, or before the figures.
@@ -89,7 +90,7 @@ def test_a_run_on_a_full_disk(
     options = SMALL if size == "small" else LARGE
     command = [sys.executable, "-c", LIMITED, moment, str(sizes[size][file] // 2), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("lightning-meta: error: cannot write (")

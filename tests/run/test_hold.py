@@ -27,7 +27,7 @@ held = Hold(Path(sys.argv[1]))
 child = os.fork()  # as a loader's worker
 if child:
     print("held", child, flush=True)
-time.sleep(60)
+time.sleep(1800)  # until the test ends it
 """
 
 

@@ -14,6 +14,8 @@ import torch
 
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
+from tests.run.toys import ToyModule
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 MODEL = [
@@ -53,7 +55,7 @@ def drive(folder: Path, options: list[str], kills: int, seed: int = 0, events: i
     command = [sys.executable, "-m", "tests.run.kill_driver", str(folder), str(kills), str(seed)]
     command += [str(events), str(seconds), *([] if options[0] == "--config" else MODEL), *options]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     (run,) = (folder / "runs").glob("*/*")
     return run
@@ -164,3 +166,50 @@ def test_early_stopping_is_remembered(tmp_path: Path) -> None:
     once = fingerprint(run_in(tmp_path / "run", options))
     assert once["results"]["steps"] < 20
     assert fingerprint(run_in(tmp_path / "run", options)) == once
+
+
+def test_results_go_as_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They tell of checkpoints that are about to be replaced."""
+    options = [*SCHEDULES["apart"], "--trainer.log_every_n_steps=1"]
+    whole = run_in(tmp_path / "whole", [*options, "--trainer.max_steps=27"])
+    run = run_in(tmp_path / "run", [*options, "--trainer.max_steps=15"])
+    with monkeypatch.context() as patch:
+        patch.setattr(ToyModule, "on_train_batch_start", _interrupted, raising=False)
+        again = ["fit", *MODEL, f"--runs={tmp_path / 'run'}", *options, "--trainer.max_steps=27", "--ckpt_path=last"]
+        with pytest.raises(SystemExit, match="130"):
+            main(again)
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] > 15
+    assert not (run / "results.json").exists()
+    assert main(again) == 0
+    assert fingerprint(run) == fingerprint(whole)
+
+
+def _interrupted(module: ToyModule, batch: Any, batch_idx: int) -> None:
+    if module.global_step == 20:
+        raise KeyboardInterrupt
+
+
+def test_a_run_has_its_results_once_all_else_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who go on where a run is unfinished, as a ladder and a search do, ask for `results.json`."""
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    options = [*SCHEDULES["apart"], "--trainer.max_steps=5"]
+    with monkeypatch.context() as patch:
+        patch.setattr("lightning_meta.cli.fit.write_figures", interrupted)
+        assert main(["fit", *MODEL, f"--runs={tmp_path}", *options]) == 130
+    assert not (tmp_path / "toy" / "0" / "results.json").exists()
+    run = run_in(tmp_path, options)
+    assert (run / "results.json").is_file()
+    assert (run / "figures" / "tasks.png").is_file()
+
+
+def test_a_picture_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("no such glyph")
+
+    monkeypatch.setattr("lightning_meta.cli.fit.write_figures", fails)
+    with pytest.raises(RuntimeError, match="no such glyph"):
+        main(["fit", *MODEL, f"--runs={tmp_path}", *SCHEDULES["apart"], "--trainer.max_steps=5"])
+    assert json.loads((tmp_path / "toy" / "0" / "results.json").read_text())["steps"] == 5

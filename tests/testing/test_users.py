@@ -20,6 +20,7 @@ from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 from tests.meta.test_user_method import readme_block
+from tests.waiting import LIMIT
 
 OWN = '''
 import torch
@@ -74,12 +75,12 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT,
     )
     assert right.returncode == 0, right.stdout[-3000:]
     assert "18 passed" in right.stdout
     broken = subprocess.run(
-        [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
     )
     assert broken.returncode == 1
     assert "adapt or predict changed ['backbone.blocks.0.0.weight']" in broken.stdout

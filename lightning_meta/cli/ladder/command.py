@@ -100,6 +100,8 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
         raise UserError("--config: name the ladder's file, such as configs/ladder_glyphs.yaml")
     names = [option.partition("=")[0].removeprefix("--") for option in of_fit if option.startswith("-")]
     for name in names:
+        if name == "allow_changes":
+            raise UserError(f"--{name}: a ladder compares runs of one configuration; give it another --name")
         if name in OF_THE_LADDER:
             raise UserError(f"--{name}: a ladder sets this for each run itself; it has --seeds, --name and --runs")
         if name in ("model", "model.class_path"):

@@ -91,7 +91,7 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
     except ArgumentError as error:
         raise UserError(f"{file}, rung {rung}: {one_line(error, fit_options())}") from error
     parsed = yaml.safe_load(cli.parser.dump(cli.config, skip_unset=False))
-    return {k: v for k, v in parsed.items() if k not in ("config", "ckpt_path")}
+    return {k: v for k, v in parsed.items() if k not in ("config", "ckpt_path", "allow_changes")}
 
 
 def _content(file: str) -> dict[str, Any]:

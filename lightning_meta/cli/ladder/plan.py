@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder
+from lightning_meta.cli.ladder.file import Ladder
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
+from lightning_meta.run.differences import Difference, differences
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import versions
 
-# A run is the same run whatever these are.
-NO_MATTER = {*OF_THE_LADDER, "trainer.enable_progress_bar"}
+BUDGET = ("trainer.max_", "trainer.min_")
+"""A run may be resumed with another one; a ladder gives all its runs the same."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def plan(ladder: Ladder) -> list[PlannedRun]:
             directory = there[0][0] if there else None
             if directory is not None and (changed := _changes(there[0][1], config)):
                 raise UserError(
-                    f"{directory} was begun with another configuration: {changed}; put it back, give the ladder "
+                    f"{directory} was begun with another configuration: {changed[0]}; put it back, give the ladder "
                     f"another --name, or remove {directory}"
                 )
             with replacing(file) as stream:
@@ -93,12 +95,6 @@ def _begun(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def _changes(stored: Any, config: Any, place: str = "") -> str:
-    """The first place at which two configurations differ; "" where there is none."""
-    if isinstance(stored, dict) and isinstance(config, dict):
-        for key in [*config, *(k for k in stored if k not in config)]:
-            where = f"{place}.{key}" if place else str(key)
-            if where not in NO_MATTER and (found := _changes(stored.get(key), config.get(key), where)):
-                return found
-        return ""
-    return "" if stored == config else f"{place} was {stored!r} and is now {config!r}"
+def _changes(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
+    """What makes a run another one. The rest, such as the number of workers, takes effect in what is still to train."""
+    return [d for d in differences(stored, config) if d.kind != "harmless" or d.option.startswith(BUDGET)]

@@ -10,10 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from lightning_meta.report.figures import DPI
+from lightning_meta.report.saving import save_figure
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
 from lightning_meta.report.transfer.text import printable, unit
-from lightning_meta.run.files import save_figure
 
 ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
 # Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
@@ -56,7 +55,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
         if verdict in given
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    save_figure(figure, file, DPI)
+    save_figure(figure, file)
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
@@ -90,7 +89,7 @@ def draw_gap(report: TransferReport, file: Path) -> None:
     names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
     for text in axes.legend(drawn, names, frameon=False, fontsize=8).get_texts():
         text.set_parse_math(False)
-    save_figure(figure, file, DPI)
+    save_figure(figure, file)
 
 
 def _draw_method(axes: Axes, method: MethodTransfer, order: np.ndarray, factor: float) -> None:

@@ -1,0 +1,88 @@
+"""What a module checks when its training is resumed, with or without the command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_meta.configuration import describe
+from lightning_meta.errors import UserError
+
+WATCHING, LONGEST = "ReduceLROnPlateau", 80
+
+_log = logging.getLogger(__name__)
+
+
+def shown(value: Any) -> str:
+    """A value in a message."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def check_resumed(module: Any, checkpoint: Mapping[str, Any], callbacks: Sequence[Any] = ()) -> None:
+    """Refuse to resume a module of another class, or with an optimiser of another class; say which options are lost.
+
+    Args:
+        module: What is trained; `describe` knows how it was made.
+        checkpoint: As it was read.
+        callbacks: The trainer's; one that has `compares_options` sees to the options of the optimiser.
+
+    Raises:
+        UserError: Both classes, and what to do.
+    """
+    stored, own = checkpoint.get("lightning_meta"), describe(module)
+    if not isinstance(stored, Mapping) or "class_path" not in stored:
+        return
+    _compare("the module", stored["class_path"], own.get("class_path"))
+    for name in ("optimizer", "lr_scheduler"):
+        old, new = ((spec.get("init_args") or {}).get(name) for spec in (stored, own))
+        classes = [spec.get("class_path") for spec in (old, new) if isinstance(spec, Mapping)]
+        if name == "optimizer" and all(classes) and len(classes) == 2:  # neither is a function of the user's
+            _compare(name, *classes)
+        if old != new and not any(getattr(callback, "compares_options", False) for callback in callbacks):
+            _log.warning(
+                "%s: the checkpoint's options are used, %s, and not %s, as Lightning restores them; set them in "
+                "on_train_start to change them",
+                *(name, shown(old), shown(new)),
+            )
+
+
+def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the state of optimisers that cannot have been these, however they were made.
+
+    Args:
+        optimizers: As the module makes them.
+        states: As a checkpoint holds them.
+
+    Raises:
+        UserError: What differs, and what to do.
+    """
+    if len(optimizers) != len(states):
+        raise UserError(
+            f"optimizer: the checkpoint holds the state of {len(states)}, the module has {len(optimizers)}{_ANEW}"
+        )
+    for optimizer, state in zip(optimizers, states, strict=True):
+        groups, saved = optimizer.param_groups, state["param_groups"]
+        if len(groups) != len(saved):
+            raise UserError(
+                f"optimizer: the checkpoint has {len(saved)} groups of parameters, the module {len(groups)}{_ANEW}"
+            )
+        lacking = sorted(optimizer.defaults.keys() - saved[0].keys()) if saved else []
+        others = sorted(saved[0].keys() - groups[0].keys() - _OF_SCHEDULES) if saved else []
+        if lacking and others:  # torch fills in what a later version of a class has added
+            raise UserError(
+                f"optimizer: the checkpoint is of another class, with {', '.join(others)} and without "
+                f"{', '.join(lacking)} of {type(optimizer).__name__}{_ANEW}"
+            )
+
+
+_ANEW = "; resume with the same, or start a new run"
+_OF_SCHEDULES = {"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum", "param_names"}
+
+
+def _compare(what: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise UserError(f"{what}: the checkpoint is of {old}, got {new}{_ANEW}")

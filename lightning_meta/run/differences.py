@@ -1,0 +1,169 @@
+"""What may change when a run is resumed: one table, and the comparison of two sets of options by it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+from lightning.pytorch import Trainer
+
+from lightning_meta.configuration import describe, import_class
+from lightning_meta.errors import UserError
+from lightning_meta.resuming import shown
+from lightning_meta.run.checkpoints import RunCheckpoint
+
+Kind = Literal["harmless", "meaning", "impossible"]
+
+START_ANEW = "start a new run, without --ckpt_path"
+
+# Patterns of options, without `init_args`. What stands nowhere here changes what the numbers mean.
+HARMLESS = (
+    *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*", "trainer.barebones"),
+    *("trainer.logger*", "trainer.log_every_n_steps", "trainer.callbacks*", "trainer.profiler*", "trainer.enable_*"),
+    *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps"),
+    *("trainer.deterministic", "trainer.benchmark", "trainer.inference_mode", "trainer.detect_anomaly"),
+    *("trainer.fast_dev_run", "trainer.default_root_dir", "trainer.model_registry", "trainer.use_distributed_sampler"),
+    *("trainer.reload_dataloaders_every_n_epochs", "checkpoint.every_n_steps"),
+    *("data.num_workers", "data.pool_on", "data.evaluation_meta_batch_size", "data.evaluation_batch_size"),
+    *("data.source.path", "data.source.root", "data.source.url"),  # the examples in them are compared
+    *("model.strategy", "model.chunk_size", "model.compile", "model.recompute"),  # how, and not what, is computed
+    "versions.*",
+)
+COUNTED = "batches are counted in it"
+IMPOSSIBLE = {
+    "model": f"a checkpoint holds one kind of model; {START_ANEW}",
+    "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
+    "model.own": f"it only sets the first weights; {START_ANEW}",  # of CrossStitch
+    "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
+    "data": f"another data module counts other batches; {START_ANEW}",
+    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("meta_batch_size", "meta_batches_per_epoch")},
+    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("batch_size", "batches_per_epoch")},
+    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("tasks_per_batch", "task_exponent")},
+}
+NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
+"""Where a run lies and how it is resumed."""
+
+_DEFAULTS: dict[str, Any] = {"trainer": Trainer, "checkpoint": RunCheckpoint}
+_ABSENT = object()
+_DOUBLE = {"64", "64-true"}
+_HALF = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An option that is not what it was.
+
+    Attributes:
+        option: Its name, without `init_args`.
+        old: As it was, plain data; None also where there was no such option.
+        new: As it is.
+        kind: Whether it takes effect and the numbers mean the same ("harmless"), it takes effect and they do not
+            ("meaning"), or it cannot take effect.
+        reason: Why it cannot, and what to do.
+    """
+
+    option: str
+    old: Any
+    new: Any
+    kind: Kind
+    reason: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.option} {_shown(self.old)} -> {_shown(self.new)}"
+        return " ".join(text.split())  # an option's name may come from a stranger's file
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = False) -> list[Difference]:
+    """Compare the options of a run with those that it is resumed with.
+
+    Args:
+        old: As `fit` writes them into `config.yaml`, plain data.
+        new: The same.
+        plateau: Whether a `ReduceLROnPlateau` has set the learning rate.
+
+    Returns:
+        In the order of the options.
+    """
+    found = []
+    for option, before, now in _pairs(old, new):
+        kind, reason = _kind(option, before, now, plateau)
+        found.append(Difference(option, before, now, kind, reason))
+    return found
+
+
+def _kind(option: str, old: Any, new: Any, plateau: bool) -> tuple[Kind, str]:
+    if option in IMPOSSIBLE:
+        return "impossible", IMPOSSIBLE[option]
+    if option == "trainer.precision" and _width(old) != _width(new):
+        return "impossible", f"the weights are stored in the old one; {START_ANEW}"
+    rate = option.startswith("model.lr_scheduler") or option.rpartition(".")[2] in ("lr", "learning_rate")
+    if rate and plateau:
+        return "impossible", f"ReduceLROnPlateau has changed the rate by what it saw; {START_ANEW}"
+    return ("harmless" if any(fnmatchcase(option, pattern) for pattern in HARMLESS) else "meaning"), ""
+
+
+def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:
+    """Options whose values differ, outermost class first: of another class only the class is named."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        if not _same(option, old, new):
+            yield option, _name(old), _name(new)
+        return
+    if "class_path" in old or "class_path" in new:
+        if old.get("class_path") != new.get("class_path"):
+            yield option, _name(old), _name(new)
+            return
+        owner, old, new = new.get("class_path"), old.get("init_args") or {}, new.get("init_args") or {}
+    for name in [*new, *(name for name in old if name not in new)]:
+        where = f"{option}.{name}" if option else str(name)
+        if where in NOT_COMPARED:
+            continue
+        before, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
+        if before is _ABSENT:  # a later version may have added it
+            before = {} if where in _DEFAULTS else _default(owner, str(name))
+        now = None if now is _ABSENT else now
+        yield from _pairs(before, now, where, _DEFAULTS.get(where))
+
+
+def _same(option: str, old: Any, new: Any) -> bool:
+    if option == "trainer.precision":
+        return _precision(old) == _precision(new)
+    return bool(old == new)
+
+
+def _precision(value: Any) -> str:
+    text = "32-true" if value is None else str(value)
+    return {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(text, text)
+
+
+def _width(precision: Any) -> str:
+    text = _precision(precision)
+    return "double" if text in _DOUBLE else text if text in _HALF else "single"
+
+
+def _default(owner: Any, name: str) -> Any:
+    """What an option is where it is not given; None where nobody says."""
+    try:
+        cls = import_class(owner) if isinstance(owner, str) else owner
+        parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c)]
+        parameters = [inspect.signature(vars(c)["__init__"]).parameters.get(name) for c in parents]
+    except (UserError, TypeError, ValueError, AttributeError):
+        return None
+    default = next((p.default for p in parameters if p is not None), inspect.Parameter.empty)
+    return None if default is inspect.Parameter.empty else describe(default)
+
+
+def _name(value: Any) -> Any:
+    """The class alone, of an object."""
+    return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = [_name(v) for v in value]
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]  # as they are typed
+    return shown(value)

@@ -1,0 +1,259 @@
+"""What a run was made with, kept in its checkpoints, and compared when it is resumed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lightning_meta.configuration import class_paths
+from lightning_meta.data.module import SourceDataModule
+from lightning_meta.errors import UserError
+from lightning_meta.resuming import WATCHING, check_groups
+from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
+from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences
+from lightning_meta.run.directory import run_directory_of
+from lightning_meta.run.new_options import take_new_options
+from lightning_meta.run.results import versions
+
+KEY = "lightning_meta_run"
+ALLOW = "--allow_changes"
+
+_log = logging.getLogger(__name__)
+
+
+class RunRecord(Callback):
+    """Keeps the options of a run in its checkpoints, and refuses to resume with options that make it another run.
+
+    Must stand before `RunCheckpoint`, which cuts `metrics.csv` when a checkpoint is loaded.
+
+    Args:
+        options: The configuration, plain data.
+        allow: Whether options may change that change what the numbers mean.
+        began: When the process began, by `time.monotonic`.
+    """
+
+    compares_options = True  # a module need not
+
+    def __init__(self, options: Mapping[str, Any], allow: bool, began: float) -> None:
+        self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
+        self.allow = allow
+        self.resumed = False
+        self._file = Path()
+        self.resumes: list[dict[str, Any]] = []
+        self._began, self._seconds_before = began, 0.0
+        self._examples: dict[str, str] | None = None
+        self._to_take: tuple[dict[str, Any], bool] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of this process, and of those before it up to the checkpoints that they left."""
+        return self._seconds_before + time.monotonic() - self._began
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time."""
+        return {"seconds": self.seconds}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the record."""
+        checkpoint[KEY] = {**self._now(trainer), "resumes": self.resumes}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare, and say in one line what differs.
+
+        Raises:
+            UserError: What differs cannot take effect, or would change what the numbers mean.
+        """
+        if trainer.state.fn != "fit":
+            return
+        self._file = Path(str(trainer.ckpt_path))  # also one that Lightning found by itself, as on SLURM
+        record, unknown = stored_record(checkpoint, self._file)
+        now = self._now(trainer)
+        known = {name: part for name, part in now.items() if name in record}
+        unknown += [f"the {name}" for name in now if name not in record and name != "options"]
+        if "examples" not in now:
+            unknown.append(
+                f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
+            )
+        plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
+        found = differences(_flat(record), _flat(known), plateau)
+        try:
+            self._check(found, trainer, checkpoint)
+        except UserError:
+            if trainer.is_global_zero:
+                raise
+            time.sleep(1)  # rank 0 says it first
+            raise SystemExit(2) from None
+        changed = [d for d in found if d.kind == "meaning"]
+        self._take(changed, trainer, pl_module, checkpoint)
+        self._note(record, found, trainer, checkpoint)
+        before = ((checkpoint.get("callbacks") or {}).get(self.state_key) or {}).get("seconds")
+        self._seconds_before = float(before) if isinstance(before, int | float) else 0.0
+        if trainer.is_global_zero:
+            _log.info("%s", self._line(found, unknown, checkpoint))
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put new options of the optimiser in the place of the checkpoint's, which Lightning is about to restore."""
+        loaded = trainer._checkpoint_connector._loaded_checkpoint
+        if loaded and not self.resumed:  # Lightning shows callbacks no checkpoint that holds nothing of any
+            self.on_load_checkpoint(trainer, pl_module, loaded)
+        if self._to_take is not None:
+            checkpoint, changed = self._to_take
+            check_groups(trainer.optimizers, checkpoint.get("optimizer_states") or [])
+            if changed:
+                take_new_options(checkpoint, trainer.optimizers, trainer.lr_scheduler_configs)
+            self._to_take = None
+
+    def _now(self, trainer: Trainer) -> dict[str, Any]:
+        options = dict(self.options)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunCheckpoint):  # as it is used, also where it follows from the metric
+                options["checkpoint"] = {**(options.get("checkpoint") or {}), "mode": callback.mode}
+        now = {"options": options, "versions": versions()}
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, SourceDataModule):
+            if self._examples is None:  # the hashes take a while
+                self._examples = {str(split): digest for split, digest in data.division().items()}
+            now["examples"] = self._examples
+        return now
+
+    def _check(self, found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+        where = self._file
+        for d in found:
+            if d.kind == "impossible":
+                raise UserError(f"{where}: {d}: this cannot change in a resume, as {d.reason}; or put it back")
+        changed = [d for d in found if d.kind == "meaning"]
+        if changed and not self.allow:
+            raise UserError(
+                f"{where} was trained with other options: {_joined(changed)}; put them back, {START_ANEW}, or resume "
+                f"with {ALLOW}, which uses the new ones from here on"
+            )
+        step, most = _step(checkpoint), trainer.max_steps
+        logger = run_logger(trainer)
+        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
+        if -1 < most < least:
+            raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
+
+    def _take(
+        self, changed: list[Difference], trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let nothing that a checkpoint holds beat a new option."""
+        of_model = any(d.option.startswith("model.") for d in changed)
+        self._to_take = checkpoint, of_model
+        states = checkpoint.get("callbacks") or {}
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.state_key in states:
+                states[callback.state_key]["patience"] = callback.patience
+            # Scores of another metric, model or data do not compare: the best begins anew.
+            if isinstance(callback, RunCheckpoint) and any(not d.option.startswith("trainer.") for d in changed):
+                states.pop(callback.state_key, None)
+
+    def _note(
+        self, record: Mapping[str, Any], found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]
+    ) -> None:
+        self.resumed, self.resumes = True, list(record.get("resumes") or [])
+        kept = {d.option: [d.old, d.new] for d in found if d.kind == "meaning" or d.option.startswith("versions.")}
+        logger = run_logger(trainer)
+        elsewhere = {"checkpoint": str(self._file)} if logger is not None and logger.is_new else {}
+        if kept or elsewhere:
+            self.resumes.append({"step": _step(checkpoint), **elsewhere, "changes": kept})
+
+    def _line(self, found: list[Difference], unknown: list[str], checkpoint: Mapping[str, Any]) -> str:
+        parts = [f"resumed from {self._file} at step {_step(checkpoint)}"]
+        changed = [d for d in found if d.kind == "meaning"]
+        harmless = [d for d in found if d.kind == "harmless"]
+        parts += [f"changed by {ALLOW}: {_joined(changed)}"] if changed else []
+        parts += [f"changed: {_joined(harmless)}"] if harmless else []
+        parts += [] if found else ["nothing has changed"]
+        parts += [f"could not be compared: {', '.join(unknown)}"] if unknown else []
+        return "; ".join(parts)
+
+
+def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The record in a checkpoint; of one without, the `config.yaml` beside it; and what neither holds.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    record = checkpoint.get(KEY)
+    if record is not None:
+        if not _is_record(record):
+            raise UserError(f"{file} is damaged: its record of the run cannot be read")
+        return dict(record), []
+    run = run_directory_of(file)
+    config = run / "config.yaml" if run is not None else None
+    if config is None or not config.is_file():
+        return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
+    try:
+        options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        options = None
+    if not _is_record({"options": options}):
+        return {}, [f"the options ({config} is damaged)"]
+    return {"options": options}, []
+
+
+def seed_of(checkpoint: Path) -> Any:
+    """The `seed_everything` of the run that a checkpoint is of; True, which is any, where nothing says it."""
+    record, _ = stored_record(read_checkpoint(checkpoint), checkpoint)
+    return (record.get("options") or {}).get("seed_everything", True)
+
+
+def comments(resumes: list[dict[str, Any]]) -> str:
+    """Resumes with other options, as lines to stand above a configuration."""
+    lines = []
+    for resume in resumes:
+        changes = [Difference(option, old, new, "meaning") for option, (old, new) in resume["changes"].items()]
+        place = " ".join(str(resume.get("checkpoint", "")).split())
+        started = f", resumed from {place}" if place else ""
+        lines.append(f"# From step {resume['step']} on{started}: {_joined(changes) or 'nothing has changed'}\n")
+    return "".join(lines)
+
+
+def _is_record(record: Any) -> bool:
+    try:
+        list(class_paths(record))  # bounds its size
+    except UserError:
+        return False
+    if not isinstance(record, Mapping):
+        return False
+    sections = [record.get(name, {}) for name in ("options", "examples", "versions")]
+    resumes = record.get("resumes", [])
+    whole = all(isinstance(section, Mapping) for section in sections)
+    return whole and isinstance(resumes, list) and all(map(_is_resume, resumes))
+
+
+def _is_resume(resume: Any) -> bool:
+    if not isinstance(resume, Mapping) or not isinstance(resume.get("step"), int):
+        return False
+    changes = resume.get("changes")
+    return isinstance(changes, Mapping) and all(isinstance(c, list) and len(c) == 2 for c in changes.values())
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Options, examples and versions beside each other."""
+    rest = {name: record[name] for name in ("examples", "versions") if name in record}
+    return {**(record.get("options") or {}), **rest}
+
+
+def _watches(states: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a schedule that watches a metric was or is used."""
+    watched = any(isinstance(s, Mapping) and "num_bad_epochs" in s for s in states or ())
+    init_args = (options.get("model") or {}).get("init_args") or {}
+    return watched or WATCHING in str(init_args.get("lr_scheduler"))
+
+
+def _step(checkpoint: Mapping[str, Any]) -> int:
+    step = checkpoint.get("global_step")
+    return step if isinstance(step, int) else 0
+
+
+def _joined(found: list[Difference]) -> str:
+    return ", ".join(map(str, found))

@@ -1,0 +1,48 @@
+"""A rank that is slow to end is no rank that died, and the end of one that died is waited for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from lightning_meta.run.watch import RankWatch
+
+
+def watching(rank: int, others: list[subprocess.Popen[bytes]]) -> RankWatch:
+    """The watch of one of two ranks, the first of which has started others."""
+    launcher = SimpleNamespace(procs=others) if others else SimpleNamespace()
+    strategy = SimpleNamespace(launcher=launcher, cluster_environment=LightningEnvironment())
+    trainer: Any = SimpleNamespace(world_size=2, global_rank=rank, local_rank=rank, strategy=strategy, global_step=5)
+    watch = RankWatch()
+    watch.setup(trainer, None, "fit")  # type: ignore[arg-type]
+    return watch
+
+
+def test_the_first_rank_ends_after_those_that_it_started(tmp_path: Path) -> None:
+    """Theirs would see it die, and would end with status 1."""
+    may_end = tmp_path / "may_end"
+    code = f"import os, time\nwhile not os.path.exists({str(may_end)!r}): time.sleep(0.01)"
+    other = subprocess.Popen([sys.executable, "-S", "-c", code])
+    with watching(0, [other]):
+        threading.Timer(0.2, may_end.touch).start()
+    assert other.poll() == 0
+
+
+def test_a_rank_whose_connection_is_gone_waits_for_the_end_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the one to say who died, and a loaded machine may take its time to end a process."""
+    parents = iter([1, *[1] * 10])
+    monkeypatch.setattr(os, "getppid", lambda: next(parents, 2))
+    with watching(1, []) as watch:
+        watch.on_exception(None, None, RuntimeError())  # type: ignore[arg-type]
+        assert not watch.speaks
+        watch.await_end_of_starter()
+        assert watch.speaks
+        assert watch.dead() == "rank 0 died"

@@ -1,0 +1,74 @@
+"""Resuming in Python, without the command line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.sources import Sinusoid
+from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML
+from lightning_meta.nn import MLP
+
+
+def train(optimizer: Callable[[Any], Any], folder: Path, steps: int, resume: Path | None = None) -> L.Trainer:
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
+    data = EpisodicDataModule(Sinusoid(), shots=2, queries=2, meta_batch_size=1, val_tasks=1, test_tasks=1)
+    trainer.fit(MAML(MLP(hidden=(2,)), optimizer=optimizer, inner_steps=1), datamodule=data, ckpt_path=resume)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return trainer
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters)
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+@pytest.mark.parametrize("new", [torch.optim.Adam, adam])
+@pytest.mark.parametrize("old", [torch.optim.SGD, sgd])
+def test_another_optimizer_is_one_line(old: Any, new: Any, tmp_path: Path) -> None:
+    train(old, tmp_path, 1)
+    with pytest.raises(
+        UserError, match=r"optimizer: the checkpoint is of .*; resume with the same, or start a new run"
+    ):
+        train(new, tmp_path, 2, tmp_path / "last.ckpt")
+
+
+def test_another_class_is_one_line(tmp_path: Path) -> None:
+    train(torch.optim.Adam, tmp_path, 1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["lightning_meta"]["class_path"] = "lightning_meta.meta.baseline.Baseline"
+    torch.save(checkpoint, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"the module: the checkpoint is of .*Baseline, got"):
+        train(torch.optim.Adam, tmp_path, 2, tmp_path / "other.ckpt")
+
+
+def test_a_rate_that_lightning_does_not_use_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from functools import partial
+
+    train(partial(torch.optim.Adam, lr=0.1), tmp_path, 1)
+    with caplog.at_level(logging.WARNING, logger="lightning_meta"):
+        train(partial(torch.optim.Adam, lr=0.1), tmp_path, 2, tmp_path / "last.ckpt")
+        assert "the checkpoint's options are used" not in caplog.text
+        trainer = train(partial(torch.optim.Adam, lr=0.2), tmp_path, 3, tmp_path / "last.ckpt")
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
+    assert "optimizer: the checkpoint's options are used" in caplog.text

@@ -1,0 +1,26 @@
+"""How tests wait: for a condition or for the end of a process, never for a fixed time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+# Seconds after which a test that waits has hung. A machine with many times more work than cores takes minutes for what
+# takes seconds, so no wait ends sooner; pytest's own limit, in pyproject.toml, is longer.
+LIMIT = 900.0
+ENDLESS = 2 * LIMIT  # seconds that a process sleeps which a test is to end; where the test fails, it ends by itself
+
+
+def wait_for(condition: Callable[[], Any], process: Any = None) -> None:
+    """Wait until something is so.
+
+    Args:
+        condition: What.
+        process: What is to bring it about, a `Popen`; without it there is nothing to wait for.
+    """
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert process is None or process.poll() is None or condition(), f"ended with {process.returncode}"
+        assert time.monotonic() < end, f"not so after {LIMIT} s"
+        time.sleep(0.01)
