@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import loses_digits
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,11 @@ class TaskSet:
         return TaskSet(moved, targets, rows)
 
     def without_float64(self) -> TaskSet:
-        """The set with float32 in place of float64 inputs and targets."""
+        """The set with float32 in place of float64 inputs and targets.
+
+        Raises:
+            UserError: Targets of a task would become the same.
+        """
 
         def narrow(x: Tensor) -> Tensor:
             return x.float() if x.dtype == torch.float64 else x
@@ -149,6 +154,12 @@ class TaskSet:
         tensors = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), *self.targets.values()]
         if not any(tensor.dtype == torch.float64 for tensor in tensors):
             return self
+        for name, y in self.targets.items():
+            if y.dtype == torch.float64 and loses_digits(y, torch.float32):
+                raise UserError(
+                    f"task {name!r}: this accelerator has no float64, and float32 cannot tell the targets apart, such "
+                    f"as {y.flatten()[0].item()}; subtract a constant from them, or train with accelerator=cpu"
+                )
         narrowed = {n: narrow(x) for n, x in inputs.items()} if isinstance(inputs, dict) else narrow(inputs)
         return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
+from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
 
@@ -48,7 +49,12 @@ class Predictor:
             raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
         if module.spec.task == "regression":
             assert isinstance(module.dtype, torch.dtype)
-            y = torch.as_tensor(labels).to(module.device, module.dtype)
+            targets = torch.as_tensor(labels)
+            if loses_digits(targets, module.dtype):
+                raise UserError(
+                    f"labels: {module.dtype} cannot tell these targets apart; subtract a constant from them"
+                )
+            y = targets.to(module.device, module.dtype)
         else:
             plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
             self.classes = _distinct(plain)

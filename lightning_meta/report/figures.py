@@ -55,7 +55,9 @@ def columns_of(file: Path) -> dict[str, np.ndarray]:
     """The columns of a CSV file by name: numbers, NaN where there is none, or words."""
     with file.open(encoding="utf-8", newline="") as rows:
         table = list(csv.DictReader(rows))
-    return {name: _numbers([row[name] for row in table]) for name in (table[0] if table else ())}
+    names = "task" if table and "metric" in table[0] else None  # a name may be a number, and keeps its digits
+    cells = {name: [row[name] for row in table] for name in (table[0] if table else ())}
+    return {name: np.array(column) if name == names else _numbers(column) for name, column in cells.items()}
 
 
 def _numbers(column: list[str]) -> np.ndarray:

@@ -91,7 +91,8 @@ class WandbRunLogger(WandbLogger):
             if table in files:
                 with table.open(encoding="utf-8", newline="") as file:
                     header, *rows = csv.reader(file)
-                data = [_typed(row) for row in rows[:MOST_ROWS]]
+                name = header.index("task") if "metric" in header else -1
+                data = [_typed(row, name) for row in rows[:MOST_ROWS]]
                 run.log({"per_task": wandb.Table(columns=list(header), data=data)})
             if best in files:
                 artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
@@ -182,11 +183,13 @@ def _ending_in_time(given: Any) -> Any:
     return settings
 
 
-def _typed(row: list[str]) -> list[Any]:
+def _typed(row: list[str], name: int) -> list[Any]:
+    """Numbers as such; the task's name, at that place, may be one and stays text."""
+
     def value(text: str) -> Any:
         try:
             return float(text)
         except ValueError:
             return text
 
-    return [value(text) for text in row]
+    return [text if i == name else value(text) for i, text in enumerate(row)]
