@@ -43,7 +43,7 @@ def predict(args: Sequence[str]) -> None:
     if config.query is not None:
         _label(config, model, predictor, Counter(labels))
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
-        print(f"exported to {export(predictor, config.export)}")
+        print(f"exported to {export(predictor, config.export, invert=config.invert)}")
 
 
 def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str]) -> None:
@@ -86,7 +86,12 @@ def make_parser() -> ArgumentParser:
         help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
     )
     parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
-    parser.add_argument("--export", type=str | None, help="Also write the learned task, to FILE.pt2 or FILE.onnx.")
+    parser.add_argument(
+        "--export",
+        type=str | None,
+        help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
+        "else it does to an image, or says must be done first.",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
     parser.add_argument(
         "--batch_norm",

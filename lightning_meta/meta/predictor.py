@@ -101,11 +101,11 @@ class Predictor:
 
         return AdaptedModel(self, probabilities)
 
-    def export(self, file: str | Path, dtype: torch.dtype | None = None) -> Path:
+    def export(self, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
         """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
         from lightning_meta.meta.export import export
 
-        return export(self, file, dtype)
+        return export(self, file, dtype, invert)
 
     def __call__(self, x: Tensor) -> list[Any] | Tensor:
         """The M most probable labels, or predictions `(M, outputs)` in regression."""
