@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
+from lightning_meta.finite import check_numbers
 from lightning_meta.meta.base import MetaModule
 from lightning_meta.migration import layout_of, renamed_weights, take_precision
 from lightning_meta.run.checkpoint_io import read_checkpoint
@@ -72,6 +73,7 @@ def load(
     if layout == 1:
         weights = renamed_weights(weights, module)
     check_weights(module, weights, file)
+    check_numbers(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()

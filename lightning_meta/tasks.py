@@ -291,6 +291,8 @@ class EpisodeSpec:
         outputs: N, the training way; or the dimension of a regression target. 0 where the way is a range.
         classes: Classes of the training split, rotations included; 0 for regression.
         input_dtype: The dtype of the stored inputs, such as "uint8" or "int64"; "" where nobody said so.
+        input_statistics: Range and brightness of training inputs, see `lightning_meta.nn.likeness`; empty where nobody
+            said so.
     """
 
     task: TaskName = "classification"
@@ -298,6 +300,7 @@ class EpisodeSpec:
     outputs: int = 0
     classes: int = 0
     input_dtype: str = ""
+    input_statistics: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -310,6 +313,8 @@ class TasksSpec:
         train_examples: How many training examples each task has, by name.
         descriptors: z_i by name, where the data gives them; else empty.
         input_dtypes: The dtype of each task's stored inputs, such as "uint8"; empty where nobody said so.
+        input_statistics: Range and brightness of each task's training inputs, see `lightning_meta.nn.likeness`; empty
+            where nobody said so.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -317,6 +322,7 @@ class TasksSpec:
     train_examples: Mapping[str, int] = field(default_factory=dict)
     descriptors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     input_dtypes: Mapping[str, str] = field(default_factory=dict)
+    input_statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:

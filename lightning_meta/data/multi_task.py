@@ -115,6 +115,7 @@ class MultiTaskDataModule(SourceDataModule):
             train.counts,
             descriptors,
             train.input_dtypes,
+            train.input_statistics,
         )
         self.sets = {split: self.placed(data) for split, data in sets.items()}
         self.configure_module()

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
+from lightning_meta.nn.likeness import SAMPLE, input_statistics
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,16 @@ class TaskSet:
         """The dtype of the inputs, by task, such as "uint8"."""
         inputs = self.inputs
         return {n: dtype_name((inputs[n] if isinstance(inputs, dict) else inputs).dtype) for n in self.targets}
+
+    @property
+    def input_statistics(self) -> dict[str, tuple[float, ...]]:
+        """Range and brightness of the inputs, by task."""
+        inputs = self.inputs
+        found = {}
+        for name, rows in self.rows.items():
+            few = rows[:: max(1, len(rows) // SAMPLE)]
+            found[name] = input_statistics((inputs[name] if isinstance(inputs, dict) else inputs)[few])
+        return found
 
     def to(self, device: torch.device | str) -> TaskSet:
         """The set with its tensors on a device."""

@@ -165,7 +165,8 @@ def _steps(spec: EpisodeSpec, dtype: torch.dtype, invert: bool) -> tuple[list[st
     if len(spec.input_shape) != IMAGE_DIMS or dtype == torch.int64:
         return [], []
     channels, height, width = spec.input_shape
-    before, within = [], []
+    before: list[str] = []
+    within: list[str] = []
     if channels in (1, 3) and height == width:
         before = [
             "decode the file and turn it upright by its EXIF orientation",
