@@ -256,7 +256,7 @@ class MetaModule(TrainedModule, ABC):
             self.check_episodes(given)
             own = self.spec
             likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
-            if warning := likeness.compare(given.input_statistics):
+            if (warning := likeness.compare(given.input_statistics)) and self.trainer.is_global_zero:
                 _log.warning("%s", warning)
 
     def configure_model(self) -> None:

@@ -190,7 +190,8 @@ class MultiTaskModule(TrainedModule, ABC):
             self._take_tasks(given)
             check_same_tasks(self.spec, given)
             for name in self.names:
-                if warning := self._likeness(name).compare(given.input_statistics.get(name, ())):
+                warning = self._likeness(name).compare(given.input_statistics.get(name, ()))
+                if warning and self.trainer.is_global_zero:
                     _log.warning("task %r: %s", name, warning)
                     break
 

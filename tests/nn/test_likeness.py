@@ -7,11 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
+from lightning_meta.data.sources import FromDataset
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, ProtoNet
 from lightning_meta.multitask import MultiHead
@@ -177,3 +180,32 @@ def test_no_test_image_of_mnist_is_taken_for_an_inverted_one_and_every_inverted_
         for image in others:
             with pytest.raises(InputWarning, match="they seem to be"):
                 Likeness((1, 28, 28), "uint8", likeness.statistics).check(image[None])
+
+
+@pytest.mark.parametrize("family", ["few-shot", "multi-task"])
+@pytest.mark.parametrize("change", ["none", "invert", "0 to 255"])
+def test_a_trained_model_that_is_tested_on_other_data_says_how_they_differ(
+    family: str, change: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def data(change: str) -> Any:
+        def pairs(first: int) -> list[tuple[Tensor, int]]:
+            images = drawings(12, first, channels=3)
+            x = {"none": images, "invert": 255 - images, "0 to 255": images.float()}[change]
+            return [(image, i % 3 + (first if family == "few-shot" else 0)) for i, image in enumerate(x)]
+
+        source = FromDataset(pairs(0), pairs(10), pairs(20))
+        if family == "multi-task":
+            return MultiTaskDataModule(source, batch_size=4)
+        few: dict[str, Any] = {"ways": 3, "shots": 1, "queries": 1, "val_tasks": 2, "test_tasks": 2}
+        return EpisodicDataModule(source, **few)
+
+    backbone = Conv4(3, 4, blocks=2)
+    module: Any = ProtoNet(backbone) if family == "few-shot" else MultiHead(backbone)
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer.fit(module, datamodule=data("none"))
+    trainer.test(module, datamodule=data(change), verbose=False)
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    said = {"none": "", "invert": "they seem to be dark on light", "0 to 255": "the data's images reach from 0 to 250"}
+    assert len(told) == (change != "none")
+    assert all(said[change] in line for line in told)
