@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, build, class_paths, lies_in
 from lightning_meta.errors import UserError
+from lightning_meta.finite import check_numbers
 from lightning_meta.meta.base import MetaModule
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision
 from lightning_meta.reading import check_regular
@@ -82,6 +83,7 @@ def load(
         raise
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    check_numbers(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()

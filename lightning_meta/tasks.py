@@ -15,7 +15,7 @@ from torchmetrics.classification import BinaryAUROC, MulticlassF1Score, Multilab
 
 from lightning_meta.configuration import Described
 from lightning_meta.errors import UserError
-from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.functional.precision import HAS_FLOAT64, at_least_float32
 
 TaskName = Literal["classification", "regression"]
 
@@ -234,17 +234,34 @@ class Regression(Task):
             raise UserError("regression targets are finite numbers, these hold NaN or infinity")
 
     def readable(self, outputs: Tensor) -> Tensor:
-        """Predictions in the units of the targets: μ + σ times the outputs."""
+        """Predictions in the units of the targets: μ + σ times the outputs.
+
+        They are float64 where μ is so much larger than σ that float32 would lose digits; on the CPU, where the device
+        has no float64.
+        """
         if not self.scale:
             return outputs
         outputs = at_least_float32(outputs)
+        if self._far_from_0:
+            outputs = (outputs if outputs.device.type in HAS_FLOAT64 else outputs.cpu()).double()
         return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
 
     def fitted(self, targets: Tensor) -> Regression:
         """The task with μ and σ of `(n, outputs)` training targets; σ is 1 where they are all equal."""
-        values = targets.cpu().double()
-        scale = torch.where(_all_equal(values), 1.0, values.std(0, correction=0))
-        return Regression(self.outputs, tuple(values.mean(0).tolist()), tuple(scale.tolist()))
+        targets = targets.cpu()
+        first = targets[:1] if not targets.is_floating_point() else targets[:1].double()
+        apart = (targets - first).double()  # exact for whole numbers, of which float64 would merge the large ones
+        scale = torch.where(_all_equal(targets), 1.0, apart.std(0, correction=0))
+        if not (torch.isfinite(apart.mean(0)) & torch.isfinite(scale) & (scale > 0)).all():
+            raise UserError("the spread of the targets is more or less than float64 holds; scale them")
+        # Python's own whole numbers, which are exact, where those of float64 lie apart.
+        near, rest = first[0].tolist(), apart.mean(0).tolist()
+        mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(near, rest, strict=True))
+        return Regression(self.outputs, mean, tuple(scale.tolist()))
+
+    @property
+    def _far_from_0(self) -> bool:
+        return any(abs(mean) > 1000 * scale for mean, scale in zip(self.mean, self.scale, strict=True))
 
     def _standardised(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """(y - μ) / σ in a dtype; what μ and y have in common cancels in the targets' own numbers first."""
@@ -274,6 +291,8 @@ class EpisodeSpec:
         outputs: N, the training way; or the dimension of a regression target. 0 where the way is a range.
         classes: Classes of the training split, rotations included; 0 for regression.
         input_dtype: The dtype of the stored inputs, such as "uint8" or "int64"; "" where nobody said so.
+        input_statistics: Range and brightness of training inputs, see `lightning_meta.nn.likeness`; empty where nobody
+            said so.
     """
 
     task: TaskName = "classification"
@@ -281,6 +300,7 @@ class EpisodeSpec:
     outputs: int = 0
     classes: int = 0
     input_dtype: str = ""
+    input_statistics: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -293,6 +313,8 @@ class TasksSpec:
         train_examples: How many training examples each task has, by name.
         descriptors: z_i by name, where the data gives them; else empty.
         input_dtypes: The dtype of each task's stored inputs, such as "uint8"; empty where nobody said so.
+        input_statistics: Range and brightness of each task's training inputs, see `lightning_meta.nn.likeness`; empty
+            where nobody said so.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -300,6 +322,7 @@ class TasksSpec:
     train_examples: Mapping[str, int] = field(default_factory=dict)
     descriptors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     input_dtypes: Mapping[str, str] = field(default_factory=dict)
+    input_statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:

@@ -142,3 +142,34 @@ def test_a_trusted_class_that_is_no_lightning_module(tmp_path: Path) -> None:
     spec = {"class_path": "torch.nn.Linear", "init_args": {"in_features": 1, "out_features": 1}}
     with pytest.raises(UserError, match="is not a LightningModule"):
         load(saved(tmp_path, nn.Linear(1, 1), lightning_meta=spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda w: torch.full_like(w, torch.nan), "48 of 48 numbers of backbone.layers.1.weight are NaN or infinite"),
+        (lambda w: w.index_fill(0, torch.tensor(1), torch.inf), "6 of 48 numbers of backbone.layers.1.weight are NaN"),
+        (lambda w: w.to(torch.complex64), "backbone.layers.1.weight is of torch.complex64, expected real numbers"),
+        (lambda w: w.long(), "backbone.layers.1.weight is of torch.int64, expected real numbers"),
+    ],
+)
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, change: Any, said: str) -> None:
+    module = MAML(MLP(6, (8,)), episodes=SPEC)
+    weights = module.state_dict()
+    name = next(n for n in weights if n.endswith("weight"))
+    file = saved(tmp_path, module, state_dict={**weights, name: change(weights[name])})
+    with pytest.raises(UserError) as raised:
+        load(file)
+    assert said.replace("backbone.layers.1.weight", name) in str(raised.value)
+    assert str(raised.value).startswith(f"{file}: ")
+
+
+def test_a_checkpoint_of_before_inputs_were_noted_loads(tmp_path: Path) -> None:
+    spec = EpisodeSpec("classification", (6,), 5, 0, "float32", (-3.0, 3.0, 0.0, 0.4))
+    module = MAML(MLP(6, (8,)), episodes=spec)
+    assert load(saved(tmp_path, module)).episodes == spec
+    described = describe(module)
+    del described["init_args"]["episodes"]["init_args"]["input_statistics"]
+    file = tmp_path / "old.ckpt"
+    torch.save({"state_dict": module.state_dict(), "lightning_meta": described}, file)
+    assert load(file).predictor(torch.rand(5, 6), "abcde")(1e6 * torch.rand(2, 6))

@@ -234,3 +234,54 @@ def test_other_ways_other_models_and_classes_without_images(trained: Path, capsy
     assert main(["fit", "--config", "sine.yaml"]) == 0
     assert predict(Path("runs/sine/0")) == 2
     assert "regression" in capsys.readouterr().err.splitlines()[-1]
+
+
+def strokes(kind: int, seed: int, light_on_dark: bool) -> Image.Image:
+    """A thin stroke across, down or aslant."""
+    at = np.random.default_rng(seed).integers(3, SIZE - 3)
+    x = np.zeros((SIZE, SIZE), np.uint8)
+    line = np.arange(SIZE)
+    x[(np.full(SIZE, at), line, line)[kind], (line, np.full(SIZE, at), (line + at) % SIZE)[kind]] = 255
+    return Image.fromarray(x if light_on_dark else 255 - x)
+
+
+@pytest.mark.parametrize("trained_light", [True, False])
+def test_images_whose_light_and_dark_are_not_those_of_training_are_told_once(
+    trained_light: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for c in range(9):
+        for i in range(6):
+            Path("drawings", f"class_{c}").mkdir(parents=True, exist_ok=True)
+            strokes(c % 3, 100 * c + i, trained_light).save(f"drawings/class_{c}/{i}.png")
+    source = {"root": "drawings", "image_size": SIZE, "channels": 1, "fractions": [0.34, 0.33, 0.33]}
+    data = {
+        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "init_args": {
+            "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+            **{"ways": 3, "shots": 1, "queries": 2, "meta_batches_per_epoch": 1, "val_tasks": 2, "test_tasks": 2},
+        },
+    }
+    backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 4, "blocks": 2}}
+    model = {"class_path": "lightning_meta.meta.ProtoNet", "init_args": {"backbone": backbone}}
+    Path("run.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {**TRAINER, "max_steps": 1}}))
+    assert main(["fit", "--config", "run.yaml"]) == 0
+    for place, like_training in (("alike", True), ("swapped", False)):
+        for kind, name in enumerate(("across", "down", "aslant")):
+            Path(place, name).mkdir(parents=True)
+            for i in range(3):
+                strokes(kind, i, like_training == trained_light).save(Path(place, name, f"{i}.png"))
+    wrong, right = ("dark on light", "light on dark") if trained_light else ("light on dark", "dark on light")
+    for support, query, options, told in (
+        ("alike", "alike", [], ""),
+        ("swapped", "swapped", ["--invert"], ""),
+        ("swapped", "swapped", [], f"they seem to be {wrong}; give --invert"),
+        ("alike", "swapped", [], f"they seem to be {wrong}; give --invert"),
+        ("alike", "alike", ["--invert"], f"they seem to be {wrong}; leave --invert out"),
+    ):
+        capsys.readouterr()
+        command = ["predict", "--ckpt_path", "runs/run/0", "--support", support, "--query", query, "--batch_size", "2"]
+        assert main([*command, *options]) == 0
+        said = capsys.readouterr().err
+        assert said.count("lightning-meta: warning: ") == said.count("they seem to be") == bool(told)
+        assert told in said
+        assert right not in said

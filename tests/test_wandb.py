@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
-from lightning_meta.run.wandb_logger import WandbRunLogger
+from lightning_meta.run.wandb_logger import WandbRunLogger, _typed
 from tests.test_cli import MAML, TOY
 from tests.waiting import LIMIT
 from tests.wandb_files import Stored, stored_in
@@ -145,3 +145,8 @@ def _run(command: list[str], env: dict[str, str]) -> Any:
     return subprocess.run(
         command, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, timeout=LIMIT
     )
+
+
+def test_the_name_of_a_task_that_is_a_number_keeps_its_digits() -> None:
+    assert _typed(["9007199254740993", "0.5", "r2"], 0) == ["9007199254740993", 0.5, "r2"]
+    assert _typed(["7", "0.5"], -1) == [7.0, 0.5]  # of episodes, a number

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -24,6 +27,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.export import FORMATS, export
+from lightning_meta.nn.likeness import InputWarning
 from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
@@ -40,11 +44,12 @@ def predict(args: Sequence[str]) -> None:
     _check(config)
     model = _meta_learner(config)
     files, labels = labelled_files(config.support)
-    predictor = Predictor(model, read_images(files, model.spec.input_shape, config.invert), labels)
-    if config.query is not None:
-        _label(config, model, predictor, Counter(labels))
+    with _told(config.invert):
+        predictor = Predictor(model, read_images(files, model.spec.input_shape, config.invert), labels)
+        if config.query is not None:
+            _label(config, model, predictor, Counter(labels))
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
-        print(f"exported to {export(predictor, config.export)}")
+        print(f"exported to {export(predictor, config.export, invert=config.invert)}")
 
 
 def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str]) -> None:
@@ -68,6 +73,27 @@ def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: 
     _show(predictor, support, counts, skipped, config, together)
 
 
+@contextmanager
+def _told(inverted: bool) -> Iterator[None]:
+    """Print what is unlike the training images in a line each, with the option that mends it."""
+
+    show_others = warnings.showwarning
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **others: Any
+    ) -> None:
+        if not isinstance(message, InputWarning):
+            show_others(message, category, filename, lineno, *more, **others)
+            return
+        option = "leave --invert out" if inverted else "give --invert, or label images like those of training"
+        print(f"lightning-meta: warning: {message.what}; {option}" if message.inverted else message, file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = show
+        yield
+
+
 def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
@@ -87,7 +113,12 @@ def make_parser() -> ArgumentParser:
         help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
     )
     parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
-    parser.add_argument("--export", type=str | None, help="Also write the learned task, to FILE.pt2 or FILE.onnx.")
+    parser.add_argument(
+        "--export",
+        type=str | None,
+        help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
+        "else it does to an image, or says must be done first.",
+    )
     parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
     parser.add_argument(
         "--batch_norm",

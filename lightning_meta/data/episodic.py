@@ -15,6 +15,7 @@ from lightning_meta.data.module import Place, SourceDataModule, check_positive
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import Source, TaskGenerator
 from lightning_meta.errors import UserError
+from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -159,7 +160,9 @@ class EpisodicDataModule(SourceDataModule):
         ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
         fixed = ways.pop() if len(ways) == 1 else 0
         classes, dtype = pools["train"].num_classes, dtype_name(pools["train"].x.dtype)
-        spec = EpisodeSpec("classification", shapes.pop(), fixed if isinstance(fixed, int) else 0, classes, dtype)
+        ways_of_spec = fixed if isinstance(fixed, int) else 0
+        statistics = input_statistics(pools["train"].x)
+        spec = EpisodeSpec("classification", shapes.pop(), ways_of_spec, classes, dtype, statistics)
         return {split: self.placed(pool) for split, pool in pools.items()}, spec
 
     def _tasks(self, pool: Pool | TaskGenerator, split: Split) -> EpisodeDataset:

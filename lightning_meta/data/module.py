@@ -15,12 +15,10 @@ from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoad
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.functional.precision import HAS_FLOAT64
 
 Place = Literal["cpu", "accelerator"]
 Stored = TypeVar("Stored", Pool, TaskSet)
-
-HAS_FLOAT64 = ("cpu", "cuda")
-"""Types of devices that compute in double precision; Apple's MPS, for one, cannot even hold it."""
 
 
 class SourceDataModule(LightningDataModule, ABC):

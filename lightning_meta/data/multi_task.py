@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Split, TaskBatch
@@ -109,11 +110,12 @@ class MultiTaskDataModule(SourceDataModule):
             )
         train = sets["train"]
         self.spec = TasksSpec(
-            {name: task.fitted(train.targets[name]) for name, task in tasks.items()},
+            {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()},
             train.input_shapes,
             train.counts,
             descriptors,
             train.input_dtypes,
+            train.input_statistics,
         )
         self.sets = {split: self.placed(data) for split, data in sets.items()}
         self.configure_module()
@@ -218,6 +220,13 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
     for name, count in sets["train"].counts.items():
         if not count:
             raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")
+
+
+def _fitted(name: str, task: Task, targets: Tensor) -> Task:
+    try:
+        return task.fitted(targets)
+    except UserError as error:
+        raise UserError(f"task {name!r}: {error}") from error
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import loses_digits
+from lightning_meta.nn.likeness import SAMPLE, input_statistics
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,16 @@ class TaskSet:
         inputs = self.inputs
         return {n: dtype_name((inputs[n] if isinstance(inputs, dict) else inputs).dtype) for n in self.targets}
 
+    @property
+    def input_statistics(self) -> dict[str, tuple[float, ...]]:
+        """Range and brightness of the inputs, by task."""
+        inputs = self.inputs
+        found = {}
+        for name, rows in self.rows.items():
+            few = rows[:: max(1, len(rows) // SAMPLE)]
+            found[name] = input_statistics((inputs[name] if isinstance(inputs, dict) else inputs)[few])
+        return found
+
     def to(self, device: torch.device | str) -> TaskSet:
         """The set with its tensors on a device."""
         if self.device == torch.device(device):
@@ -140,7 +152,11 @@ class TaskSet:
         return TaskSet(moved, targets, rows)
 
     def without_float64(self) -> TaskSet:
-        """The set with float32 in place of float64 inputs and targets."""
+        """The set with float32 in place of float64 inputs and targets.
+
+        Raises:
+            UserError: Targets of a task would become the same.
+        """
 
         def narrow(x: Tensor) -> Tensor:
             return x.float() if x.dtype == torch.float64 else x
@@ -149,6 +165,12 @@ class TaskSet:
         tensors = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), *self.targets.values()]
         if not any(tensor.dtype == torch.float64 for tensor in tensors):
             return self
+        for name, y in self.targets.items():
+            if y.dtype == torch.float64 and loses_digits(y, torch.float32):
+                raise UserError(
+                    f"task {name!r}: this accelerator has no float64, and float32 cannot tell the targets apart, such "
+                    f"as {y.flatten()[0].item()}; subtract a constant from them, or train with accelerator=cpu"
+                )
         narrowed = {n: narrow(x) for n, x in inputs.items()} if isinstance(inputs, dict) else narrow(inputs)
         return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows)
 

@@ -13,12 +13,30 @@ from torch import Tensor
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
+HAS_FLOAT64 = ("cpu", "cuda")
+"""Types of devices that compute in double precision; Apple's MPS, for one, cannot even hold it."""
+
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """A half-precision tensor as float32; any other as it is, float64 included."""
     return x.float() if x.dtype in _HALF else x
+
+
+def loses_digits(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether numbers in another dtype are off by more than a thousandth of their standard deviation.
+
+    Args:
+        x: `(n, ...)`; columns that are all equal lose nothing that tells rows apart.
+        dtype: The other one.
+    """
+    if len(x) < 2 or x.is_complex():
+        return False
+    apart = (x - x[:1]).double() if not x.is_floating_point() else x.double() - x[:1].double()
+    rounded = x.to(dtype)
+    lost = (rounded.to(x.dtype) - x).double().abs().amax(0)
+    return bool((lost > 1e-3 * apart.std(0, correction=0)).logical_and((apart != 0).any(0)).any())
 
 
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -24,6 +24,7 @@ from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.module import TrainedModule
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import output_size
+from lightning_meta.nn.likeness import Likeness
 from lightning_meta.nn.normalization import (
     collected_statistics,
     follow,
@@ -253,6 +254,10 @@ class MetaModule(TrainedModule, ABC):
         if given is not None:
             self._take_episodes(given)
             self.check_episodes(given)
+            own = self.spec
+            likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
+            if (warning := likeness.compare(given.input_statistics)) and self.trainer.is_global_zero:
+                _log.warning("%s", warning)
 
     def configure_model(self) -> None:
         """Make the parameters that depend on the episodes, once. Callbacks may call it before `setup`."""

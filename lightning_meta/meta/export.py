@@ -26,6 +26,7 @@ from lightning_meta.tasks import EpisodeSpec
 
 FORMATS = (".pt2", ".onnx")
 METADATA = "lightning_meta.json"
+OPTIONS = ("batch_norm", "test_inner_steps")  # of methods, that change what is predicted
 INPUTS = {
     torch.float32: "float32; images in [0, 1]",
     torch.uint8: "uint8; images in [0, 255]",
@@ -39,10 +40,12 @@ class AdaptedModel(nn.Module):
     Args:
         predictor: The learned task.
         probabilities: Whether it returns probabilities; else logits. Regression returns predictions.
+        invert: Whether it turns dark into light first, as in images that are read with `invert`.
     """
 
-    def __init__(self, predictor: Predictor, probabilities: bool = True) -> None:
+    def __init__(self, predictor: Predictor, probabilities: bool = True, invert: bool = False) -> None:
         super().__init__()
+        self._inverts = invert
         self.learner = copy.deepcopy(predictor.module)
         self._normalises = probabilities and bool(predictor.classes)
         self._is_the_network = self._taken_over(predictor.state)
@@ -55,7 +58,8 @@ class AdaptedModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `(M, *input_shape)`, images as uint8 or real in [0, 1], to `(M, N)` or `(M, outputs)`."""
         dtype = next((t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), x.dtype)
-        outputs = self.learner.predict(self._state(), as_input(x, dtype))
+        x = as_input(x, dtype)
+        outputs = self.learner.predict(self._state(), 1 - x if self._inverts else x)
         return outputs.softmax(-1) if self._normalises else outputs
 
     def _taken_over(self, state: Any) -> bool:
@@ -76,18 +80,21 @@ class AdaptedModel(nn.Module):
         return pytree.tree_unflatten([getattr(self, f"state_{n}") for n in range(self._leaves)], self._structure)
 
 
-def export(predictor: Predictor, file: str | Path, dtype: torch.dtype | None = None) -> Path:
+def export(predictor: Predictor, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
     """Write a learned task to a file: `.pt2`, by `torch.export`, or `.onnx`.
 
     The function in it runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M, N)`,
     or predictions in regression. The names of the N classes lie in the file beside it: in `.pt2` as the extra file
-    `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`.
+    `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`. There, `before` says what is to be done to
+    an image file before the function, in this order, and `within` what the function does.
 
     Args:
         predictor: The learned task.
         file: Where to, with the suffix `.pt2` or `.onnx`; a file that is there is replaced once the new one is whole.
         dtype: Of the inputs: float32, images in [0, 1], or uint8, images in [0, 255]; int64 for ids. By default
             float32, or int64 where the module learned from ids.
+        invert: Whether the function turns dark into light, for a task that was learned from images that were read with
+            `invert`: then it takes images as they are.
 
     Returns:
         The file.
@@ -107,12 +114,14 @@ def export(predictor: Predictor, file: str | Path, dtype: torch.dtype | None = N
     dtype = served[0] if dtype is None else dtype
     if dtype not in served:
         raise UserError(f"dtype: {' or '.join(map(str, served))} inputs can be exported, got {dtype}")
+    if invert and (len(module.spec.input_shape) != IMAGE_DIMS or dtype == torch.int64):
+        raise UserError(f"invert: only images can be inverted, these inputs have shape {module.spec.input_shape}")
     x = torch.zeros(3, *module.spec.input_shape, dtype=dtype)
-    about = json.dumps({"classes": list(map(str, predictor.classes)), **_facts(predictor, dtype)})
+    about = json.dumps({"classes": list(map(str, predictor.classes)), **_facts(predictor, dtype, invert)})
     write = _pt2 if path.suffix == ".pt2" else _onnx
     with _quiet():
         try:
-            model = AdaptedModel(predictor).cpu()
+            model = AdaptedModel(predictor, invert=invert).cpu()
             batch = {"x": {0: torch.export.Dim("inputs", min=1, max=1 << 20)}}
             program = torch.export.export(model, (x,), dynamic_shapes=batch, strict=False)
             content = write(program, x, about)
@@ -133,16 +142,40 @@ def _served(spec: EpisodeSpec) -> list[torch.dtype]:
     return [torch.float32, torch.uint8] if len(spec.input_shape) == IMAGE_DIMS else [torch.float32]
 
 
-def _facts(predictor: Predictor, dtype: torch.dtype) -> dict[str, Any]:
+def _facts(predictor: Predictor, dtype: torch.dtype, invert: bool) -> dict[str, Any]:
     """What the reader of an exported file must know."""
     module = predictor.module
+    before, within = _steps(module.spec, dtype, invert)
+    options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}
     return {
         "input_shape": list(module.spec.input_shape),
         "input": INPUTS[dtype],
         "output": "probabilities" if predictor.classes else "predictions",
+        "before": before,
+        "within": within,
+        "inverts": invert,
         "method": type(module).__name__,
+        **options,
         "depends_on_company": predictor.depends_on_company,
     }
+
+
+def _steps(spec: EpisodeSpec, dtype: torch.dtype, invert: bool) -> tuple[list[str], list[str]]:
+    """What is done to an image file before the function, as `read_images` does it, and within; nothing to ids."""
+    if len(spec.input_shape) != IMAGE_DIMS or dtype == torch.int64:
+        return [], []
+    channels, height, width = spec.input_shape
+    before: list[str] = []
+    within: list[str] = []
+    if channels in (1, 3) and height == width:
+        before = [
+            "decode the file and turn it upright by its EXIF orientation",
+            "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB, without alpha",
+            f"resize it to {width} x {height} pixels by Pillow's LANCZOS, whatever its proportions, in 8 bits",
+            "lay it out channels first",
+        ]
+    (within if dtype == torch.uint8 else before).append("divide by 255")
+    return before, within + (["turn dark into light: 1 - x"] if invert else [])
 
 
 def _pt2(program: Any, x: Tensor, about: str) -> bytes:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
-from lightning_meta.nn.features import IMAGE_DIMS, are_ids
+from lightning_meta.functional.precision import loses_digits
+from lightning_meta.nn.features import are_ids
+from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
 
 if TYPE_CHECKING:
@@ -40,6 +42,8 @@ class Predictor:
 
     def __init__(self, module: MetaModule, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
         self.module = module
+        spec = module.spec
+        self._likeness = Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics)
         self.classes: list[Any] = []
         x = self._inputs(x)
         if not len(x):
@@ -48,7 +52,12 @@ class Predictor:
             raise UserError(f"labels: one for each of the {len(x)} support inputs is needed, got {len(labels)}")
         if module.spec.task == "regression":
             assert isinstance(module.dtype, torch.dtype)
-            y = torch.as_tensor(labels).to(module.device, module.dtype)
+            targets = torch.as_tensor(labels)
+            if loses_digits(targets, module.dtype):
+                raise UserError(
+                    f"labels: {module.dtype} cannot tell these targets apart; subtract a constant from them"
+                )
+            y = targets.to(module.device, module.dtype)
         else:
             plain = labels.tolist() if isinstance(labels, Tensor) else list(labels)
             self.classes = _distinct(plain)
@@ -59,9 +68,16 @@ class Predictor:
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Logits `(M, N)`, or predictions `(M, outputs)` in regression."""
+        """Logits `(M, N)`, or predictions `(M, outputs)` in regression.
+
+        Raises:
+            UserError: Inputs of another kind than those of training, or outputs that are not finite.
+        """
+        return check_outputs(self._run(self._inputs(x)))
+
+    def _run(self, x: Tensor) -> Tensor:
         with _evaluating(self.module):
-            return self.module.predict(self.state, self._inputs(x))
+            return self.module.predict(self.state, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Class probabilities `(M, N)`, each row summing to 1."""
@@ -78,7 +94,8 @@ class Predictor:
         else:
             noise = torch.rand(1, *shape, generator=g)
             company = [noise / 9, 1 - noise]
-        alone, among = self.outputs(noise)[0], self.outputs(torch.cat([noise, *company]))[0]
+        x = self.module.inputs(torch.cat([noise, *company]).to(self.module.device))
+        alone, among = self._run(x[:1])[0], self._run(x)[0]
         return bool((alone - among).abs().max() > 1e-3 * among.abs().max().clamp_min(1e-6))  # more than rounding
 
     def as_module(self, probabilities: bool = True) -> nn.Module:
@@ -95,11 +112,11 @@ class Predictor:
 
         return AdaptedModel(self, probabilities)
 
-    def export(self, file: str | Path, dtype: torch.dtype | None = None) -> Path:
+    def export(self, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
         """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
         from lightning_meta.meta.export import export
 
-        return export(self, file, dtype)
+        return export(self, file, dtype, invert)
 
     def __call__(self, x: Tensor) -> list[Any] | Tensor:
         """The M most probable labels, or predictions `(M, outputs)` in regression."""
@@ -111,15 +128,8 @@ class Predictor:
         return are_ids(self.module.spec.input_shape, self.module.spec.input_dtype)
 
     def _inputs(self, x: Tensor) -> Tensor:
-        expected = self.module.spec.input_shape
         x = torch.as_tensor(x)
-        if self._takes_ids:
-            if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-                raise UserError(f"inputs are whole numbers, such as the int64 ids of training; got {x.dtype}")
-        elif not x.is_floating_point() and not (x.dtype == torch.uint8 and len(expected) == IMAGE_DIMS):
-            raise UserError(f"inputs are real numbers, or images as uint8 in [0, 255]; got {x.dtype}")
-        if tuple(x.shape[1:]) != tuple(expected):
-            raise UserError(f"inputs of shape (M, {', '.join(map(str, expected))}) are needed, got {tuple(x.shape)}")
+        self._likeness.check(x)
         return self.module.inputs(x.to(self.module.device))
 
 

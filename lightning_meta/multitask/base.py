@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from math import nan
@@ -24,10 +25,13 @@ from lightning_meta.multitask.weightings import Equal, Weighting
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
+
+_log = logging.getLogger(__name__)
 
 EVALUATED = ("test", "val", "train")  # what a test visits, in the order of the loaders
 
@@ -89,6 +93,7 @@ class MultiTaskModule(TrainedModule, ABC):
         self.test_report: dict[str, Any] = {}
         self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
+        self._likenesses: dict[str, Likeness] = {}
         self._built = False
         self._stepped_on: set[str] = set()
 
@@ -184,6 +189,11 @@ class MultiTaskModule(TrainedModule, ABC):
         if given is not None:
             self._take_tasks(given)
             check_same_tasks(self.spec, given)
+            for name in self.names:
+                warning = self._likeness(name).compare(given.input_statistics.get(name, ()))
+                if warning and self.trainer.is_global_zero:
+                    _log.warning("task %r: %s", name, warning)
+                    break
 
     def configure_model(self) -> None:
         """Make the parameters that depend on the tasks, once. Callbacks may call it before `setup`."""
@@ -322,17 +332,24 @@ class MultiTaskModule(TrainedModule, ABC):
             probability of yes.
 
         Raises:
-            UserError: There is no such task, or inputs have another shape.
+            UserError: There is no such task, inputs are of another kind than those of training, or predictions are not
+                finite.
         """
         if task not in self.names:
             raise UserError(f"there is no task {task!r}; there are {', '.join(map(repr, self.names))}")
-        if tuple(x.shape[1:]) != tuple(self.spec.input_shapes[task]):
-            raise UserError(f"inputs of {task!r} are (M, *{self.spec.input_shapes[task]}), got {tuple(x.shape)}")
+        self._likeness(task).check(x)
         inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
         rows = torch.arange(len(x), device=self.device)
         with in_evaluation_mode(self), untouched(self):
             outputs = self.selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
-        return self.spec.tasks[task].readable(outputs[task])
+        return self.spec.tasks[task].readable(check_outputs(outputs[task]))
+
+    def _likeness(self, task: str) -> Likeness:
+        if task not in self._likenesses:
+            spec = self.spec
+            known = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
+            self._likenesses[task] = Likeness(spec.input_shapes[task], *known)
+        return self._likenesses[task]
 
     def _take_tasks(self, given: Any) -> None:
         if not isinstance(given, TasksSpec):

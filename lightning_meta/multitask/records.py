@@ -51,7 +51,7 @@ class TaskRecord:
         """The task's further metrics by name; NaN where there is no example."""
         if not len(self.ids):
             return dict.fromkeys(task.metrics(), float("nan"))
-        outputs, targets = task.readable(self.outputs), self.targets
+        outputs, targets = task.readable(self.outputs.double()), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
         return {name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}
@@ -131,7 +131,7 @@ class RecordTable:
             "task": torch.cat([torch.full_like(r.ids, i) for i, r in enumerate(records)]),
             "id": torch.cat([r.ids for r in records]),
             "score": torch.cat(scores),
-            "output": torch.cat([_widened(r.outputs.float(), outputs) for r in records]),
+            "output": torch.cat([_widened(r.outputs, outputs) for r in records]),
             "target": torch.cat([_widened(w, targets) for w in wanted]),
         }
         return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}

@@ -66,7 +66,9 @@ def columns_of(file: Path) -> dict[str, np.ndarray]:
     if any(len(row) > len(header) for row in rows):
         raise UserError(f"{file} is damaged: a row has more values than there are columns")
     rows = [row + [""] * (len(header) - len(row)) for row in rows]  # a kill may have torn the last one
-    return {name: _numbers([row[place] for row in rows]) for place, name in enumerate(header) if rows}
+    names = "task" if "metric" in header else None  # a name may be a number, and keeps its digits
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(header) if rows}
+    return {name: np.array(cells) if name == names else _numbers(cells) for name, cells in columns.items()}
 
 
 def _numbers(column: list[str]) -> np.ndarray:

@@ -90,7 +90,8 @@ class WandbRunLogger(WandbLogger):
         try:
             if table in files:
                 header, *rows = read_table(table)
-                data = [_typed(row) for row in rows[:MOST_ROWS]]
+                name = header.index("task") if "metric" in header else -1
+                data = [_typed(row, name) for row in rows[:MOST_ROWS]]
                 run.log({"per_task": wandb.Table(columns=list(header), data=data)})
             if best in files:
                 artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=dict(summary))
@@ -181,11 +182,13 @@ def _ending_in_time(given: Any) -> Any:
     return settings
 
 
-def _typed(row: list[str]) -> list[Any]:
+def _typed(row: list[str], name: int) -> list[Any]:
+    """Numbers as such; the task's name, at that place, may be one and stays text."""
+
     def value(text: str) -> Any:
         try:
             return float(text)
         except ValueError:
             return text
 
-    return [value(text) for text in row]
+    return [text if i == name else value(text) for i, text in enumerate(row)]

@@ -121,7 +121,7 @@ def test_csv_and_parquet_are_the_same_and_row_order_does_not_matter(tmp_path: Pa
         np.testing.assert_allclose(content(expected, split), content(shuffled, split), atol=1e-6)
     other = table(tmp_path / "a.csv", seed=1)
     assert other.fingerprint() != expected.fingerprint()
-    assert expected.fingerprint() == "594d9b6ee45938e10288c6bc6080b522439e87a75a032940511ec32047bd63a9"
+    assert expected.fingerprint() == "7463094d5b6265e5be7ce2393e22050e990df25069289123c36d37853f5c2899"
 
 
 def test_features_are_learned_on_training_rows(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_task_for_each_value_of_a_column(tmp_path: Path) -> None:
         for town in source.tasks():
             data = source.sets()[split]
             prices = [r["price"] for r in rows if r["town"] == town and r["price"] is not None]
-            assert set(data.targets[town][:, 0].numpy()) <= {np.float32(p) for p in prices}
+            assert set(data.targets[town][:, 0].numpy()) <= set(prices)
     for town in source.tasks():
         counts = [source.sets()[split].counts[town] for split in SPLITS]
         total = sum(r["town"] == town and r["price"] is not None for r in rows)
@@ -254,7 +254,7 @@ def with_value(column: str, row: int, value: Any) -> Rows:
         ("price", "much", {}, "column 'price', row 7 is 'much': other rows hold numbers; mend it, or state multiclass"),
         ("price", "1_000", {}, "row 7 is '1_000'"),
         ("price", "inf", {}, "column 'price', row 7 is 'inf': expected a finite number"),
-        ("area", "-Infinity", {}, "column 'area', row 7 is '-inf': expected a finite number"),
+        ("area", "-Infinity", {}, "column 'area', row 7 is '-Infinity': expected a finite number"),
         ("area", "wide", {}, "column 'area', row 7 is 'wide': other rows hold numbers; mend it, or name the column"),
         ("sold", 2, {}, "column 'sold' has 3 different values ('0', '1', '2'), expected two for binary"),
         ("grade", "D", {"targets": {"grade": Target(classes=["A", "B", "C"])}}, "'D': the label is out of range"),

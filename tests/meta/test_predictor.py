@@ -170,6 +170,9 @@ def test_regression_targets_that_do_not_fit_are_refused_in_one_line() -> None:
         module.predictor(x, torch.rand(4))
     with pytest.raises(UserError, match="finite"):
         module.predictor(x, torch.full((4, 2), float("nan")))
+    far = 1_700_000_000 + torch.arange(8).double().view(4, 2)  # the network computes in float32
+    with pytest.raises(UserError, match=r"float32 cannot tell these targets apart; subtract a constant"):
+        module.predictor(x, far)
 
 
 def test_inputs_to_predict_are_checked_as_well() -> None:

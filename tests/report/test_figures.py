@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lightning_meta.report import write_figures
-from lightning_meta.report.figures import _edges
+from lightning_meta.report.figures import _edges, columns_of
 
 
 def test_draws_what_there_is(tmp_path: Path) -> None:
@@ -49,3 +49,12 @@ def test_bins_of_other_scores_cover_them() -> None:
     for scores in (np.random.default_rng(0).exponential(size=200), np.full(5, 0.3)):
         counts, _ = np.histogram(scores, _edges(scores))
         assert counts.sum() == len(scores)
+
+
+def test_the_name_of_a_task_keeps_its_digits_and_a_number_of_a_task_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "named.csv").write_text("task,metric,test\n7,r2,0.5\n9007199254740993,r2,\n")
+    (tmp_path / "counted.csv").write_text("task,score\n7,0.5\n")
+    named, counted = (columns_of(tmp_path / f"{name}.csv") for name in ("named", "counted"))
+    assert named["task"].tolist() == ["7", "9007199254740993"]
+    assert named["test"][0] == 0.5
+    assert counted["task"].tolist() == [7.0]

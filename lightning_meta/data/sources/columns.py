@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
+from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 LARGEST = 100_000_000  # values of a Parquet file, or a hundred for each byte: a few bytes can stand for billions
 DIVIDERS = {".csv": ",", ".tsv": "\t"}
+EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
+"""Where whole numbers begin to merge, by Arrow's name of a floating-point type."""
+WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
 class Column:
@@ -32,25 +37,59 @@ class Column:
         self.where, self._array = where, array
 
     @cached_property
-    def _values(self) -> NDArray[np.float64] | list[str | None]:
-        """Numbers, NaN where missing; text where not all that is present are numbers."""
-        from pyarrow import ArrowInvalid, compute, float64, scalar, string, types
+    def _cells(self) -> pyarrow.ChunkedArray:
+        """The column as integers, floating-point numbers or trimmed text; null where missing."""
+        from pyarrow import compute, scalar, string, types
 
         array, kind = self._array, self._array.type
         if types.is_dictionary(kind):
             array, kind = array.cast(kind.value_type), kind.value_type
-        if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
-            trimmed = compute.utf8_trim_whitespace(array.cast(string()))
-            array = compute.if_else(compute.equal(trimmed, ""), scalar(None, string()), trimmed)
-            try:
-                return np.array(array.cast(float64()).to_numpy())
-            except ArrowInvalid:
-                return array.to_pylist()  # type: ignore[no-any-return]
         if types.is_boolean(kind):
-            array, kind = array.cast("int8"), array.cast("int8").type
-        if types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_null(kind):
-            return np.array(array.cast(float64(), safe=False).to_numpy())  # a copy, for Arrow's own is read-only
-        raise UserError(f"{self.where} is of type {kind}, expected numbers or text; leave it out, or convert it")
+            return array.cast("int8")
+        if types.is_integer(kind) or types.is_floating(kind):
+            return array
+        if types.is_null(kind):
+            return array.cast("float64")
+        texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_decimal)
+        dates = (types.is_date, types.is_timestamp, types.is_time)  # read as a CSV file spells them
+        if not any(is_kind(kind) for is_kind in (*texts, *dates)):
+            raise UserError(f"{self.where} is of type {kind}, expected numbers or text; leave it out, or convert it")
+        trimmed = compute.utf8_trim_whitespace(array.cast(string()))
+        return compute.if_else(compute.equal(trimmed, ""), scalar(None, string()), trimmed)
+
+    @cached_property
+    def _values(self) -> NDArray[np.float64] | list[str | None]:
+        """Numbers, NaN where missing; text where not all that is present are numbers."""
+        from pyarrow import ArrowInvalid, float64, types
+
+        cells = self._cells
+        try:
+            return np.array(cells.cast(float64(), safe=types.is_string(cells.type)).to_numpy())  # Arrow's is read-only
+        except ArrowInvalid:
+            return cells.to_pylist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def whole(self) -> NDArray[np.int64] | NDArray[np.uint64] | None:
+        """Whole numbers of 64 bits as they are, 0 where missing; None where a number has a fraction, or there is text.
+
+        They never pass through floating point, which merges those beyond 2^53.
+        """
+        from pyarrow import ArrowInvalid, types
+
+        cells = self._cells
+        if types.is_floating(cells.type) or not isinstance(self._values, np.ndarray):
+            return None
+        for integers in ("int64", "uint64"):
+            try:
+                return np.array(cells.cast(integers).fill_null(0).to_numpy())
+            except ArrowInvalid:
+                continue
+        return None
+
+    @cached_property
+    def beyond_float64(self) -> bool:
+        """Whether these are whole numbers, some of which float64 cannot tell from their neighbours."""
+        return self.whole is not None and bool((np.abs(self.numbers) >= EXACT["double"])[~self.missing].any())
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:
@@ -88,20 +127,47 @@ class Column:
         return numbers
 
     @cached_property
+    def centred(self) -> NDArray[np.float64]:
+        """The numbers, NaN where missing; whole ones beyond 2^53 less the first of them, as float64 then tells them."""
+        whole, missing = self.whole, self.missing
+        if whole is None or not self.beyond_float64:
+            return self.numbers
+        present = whole[~missing]
+        if int(present.max()) - int(present.min()) >= 2**63:
+            return self.numbers
+        apart = (whole.view(np.uint64) - present.view(np.uint64)[0]).view(np.int64)  # exact: it wraps around twice
+        return np.where(missing, np.nan, apart)
+
+    @cached_property
     def labels(self) -> list[str]:
-        """The values as text, "" where missing; equal numbers are the same text, as in 1 and 1.0."""
-        if self.first_text is None:
-            return ["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(v) for v in self.numbers.tolist()]
-        return ["" if v is None else str(v) for v in self._values]
+        """The values as text, "" where missing; equal numbers are the same text, as in 1 and 1.0.
+
+        Raises:
+            UserError: A number has so many digits that its neighbours may have become the same.
+        """
+        if self.first_text is not None:
+            return ["" if v is None else str(v) for v in self._values]
+        if self.whole is not None:
+            return ["" if m else str(v) for v, m in zip(self.whole.tolist(), self.missing, strict=True)]
+        numbers = self.numbers
+        labels = ["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(v) for v in numbers.tolist()]
+        for row in np.flatnonzero(np.abs(numbers) >= EXACT.get(str(self._cells.type), EXACT["double"])).tolist():
+            text = str(self._cells[row])
+            if not WHOLE.fullmatch(text):
+                raise self.wrong(
+                    row, "floating-point numbers as large merge their neighbours; write whole ones, or text"
+                )
+            labels[row] = str(int(text))
+        return labels
 
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
         present = {label for label, missing in zip(self.labels, self.missing, strict=True) if not missing}
-        return sorted(present, key=float) if self.first_text is None else sorted(present)
+        return sorted(present, key=Decimal) if self.first_text is None else sorted(present)
 
     def wrong(self, row: int, problem: str) -> UserError:
         """The error for a value."""
-        value = None if self.missing[row] else str(self._values[row])
+        value = None if self.missing[row] else str(self._cells[row])
         return UserError(f"{self.where}, row {row + 1} is {value!r}: {problem}")
 
 

@@ -35,7 +35,10 @@ class Table(TaskSource):
 
     Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
     the training mean. Features of text become one input of 0 or 1 for each of the texts in the training rows; a missing
-    text, or one not seen there, is 0 in all of them. Parquet's booleans are numbers, 0 or 1.
+    text, or one not seen there, is 0 in all of them. A number that is the same in all training rows is an input of 0.
+    Parquet's booleans are numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
+
+    Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
 
     Rows are divided by a hash of `seed`, features and targets, in each task apart where there is a `task_column`: the
     same on any machine and in any order of rows, and equal rows of a task are never in two splits. With a
@@ -101,7 +104,7 @@ class Table(TaskSource):
         return {name: classes for name, (kind, classes) in self._kinds.items() if kind != "regression"}
 
     def sets(self) -> dict[Split, TaskSet]:
-        """Inputs `(n, D)` float32; targets `(n_i, 1)` numbers or `(n_i,)` labels."""
+        """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
         return self._sets
 
     @cached_property
@@ -179,9 +182,10 @@ class Table(TaskSource):
         """All features and targets of each row, in one string."""
         columns = [*self._feature_columns.values(), *(self._columns[name] for name in self.targets)]
         count = len(self._labelled)
-        numbers = [np.nan_to_num(c.numbers, nan=np.inf) for c in columns if c.first_text is None]
+        as_text = [c for c in columns if c.first_text is not None or c.beyond_float64]
+        numbers = [np.nan_to_num(c.numbers, nan=np.inf) for c in columns if c not in as_text]
         rows = np.column_stack([np.zeros((count, 0)), *numbers]).astype("<f8")
-        texts = zip([""] * count, *(c.labels for c in columns if c.first_text is not None), strict=True)
+        texts = zip([""] * count, *(c.labels for c in as_text), strict=True)
         return ["\x1f".join([row.tobytes().hex(), *more]) for row, more in zip(rows, texts, strict=True)]
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from lightning_meta.data.sources.columns import Column
 from lightning_meta.data.sources.scaling import Standardiser
 from lightning_meta.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 
 def encode_features(
@@ -34,10 +37,12 @@ def encode_features(
         The name of each input, and `(n, D)` float32.
 
     Raises:
-        UserError: A column mixes numbers with text, has no training value, too many texts, or an infinite number.
+        UserError: A column mixes numbers with text, has no training value, too many texts, or a number that is
+            infinite or becomes so.
     """
     names: list[str] = []
     inputs: list[Tensor] = []
+    constant: list[str] = []
     for name, column in columns.items():
         if column.missing[train].all():
             raise UserError(f"{column.where} has no value in any training row; leave it out of the features")
@@ -47,17 +52,33 @@ def encode_features(
         else:
             x = _standardised(column, train)
             names.append(name)
+            if not x.any():
+                constant.append(name)
         inputs.append(x)
         if indicators and column.missing[train].any():
             names.append(f"{name} is missing")
             inputs.append(torch.from_numpy(column.missing).float().unsqueeze(1))
+    if constant:
+        told = ", ".join(map(repr, constant))
+        _log.warning("Table: the same number in every training row, so an input of 0 in all rows: %s", told)
     return names, torch.cat(inputs, 1)
 
 
 def _standardised(column: Column, train: NDArray[np.bool_]) -> Tensor:
-    numbers = torch.from_numpy(column.numbers).unsqueeze(1)
+    """In units of the training rows, `(n, 1)`; 0, their mean, where missing, and everywhere if they are all equal."""
+    numbers = torch.from_numpy(column.centred).unsqueeze(1)
     known = torch.from_numpy(train & ~column.missing)
-    return Standardiser(numbers[known])(numbers).nan_to_num(nan=0.0)  # the training mean is 0 in standard units
+    if bool((numbers[known] == numbers[known][0]).all()):
+        return torch.zeros(len(numbers), 1)  # what a network does with another number was never trained
+    standardise = Standardiser(numbers[known])
+    standardised = standardise(numbers)
+    wrong = ~torch.isfinite(standardised[:, 0]) & torch.from_numpy(~column.missing)
+    if not torch.isfinite(standardise.scale).all():  # the square of the largest is more than float64 holds
+        wrong = numbers[:, 0].abs() == np.nanmax(np.abs(column.centred))
+    if wrong.any():
+        problem = "in units of the training rows it is more than float32 holds; mend it, or leave the column out"
+        raise column.wrong(int(wrong.int().argmax()), problem)
+    return standardised.nan_to_num(nan=0.0)
 
 
 def _one_hot(column: Column, train: NDArray[np.bool_], stated: bool, max_categories: int) -> tuple[list[str], Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]
+MOST = 2.0**62  # differences of smaller whole numbers are whole numbers of 64 bits
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if column.missing.all():
         raise UserError(f"{column.where} has no value at all; a target needs some")
     kind = target.kind
-    if kind is None and target.classes is None and column.first_text is None and len(column.classes()) == 2:
+    if kind is None and target.classes is None and column.first_text is None and _holds_two(column):
         raise UserError(
             f"{column.where} holds two numbers only, {' and '.join(column.classes())}; state its kind in `targets`: "
             f"binary, multiclass or regression"
@@ -77,6 +79,10 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     return kind, classes
 
 
+def _holds_two(column: Column) -> bool:
+    return len(np.unique(column.centred[~column.missing])) == 2
+
+
 def task_of(kind: Kind, classes: int) -> Task:
     """The ready-made task of a kind."""
     if kind == "regression":
@@ -85,8 +91,14 @@ def task_of(kind: Kind, classes: int) -> Task:
 
 
 def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:
-    """Targets of all rows, `(n, 1)` float32 or `(n,)` int64; those that are missing are of no account."""
+    """Targets of all rows; those that are missing are of no account.
+
+    Returns:
+        `(n, 1)` for a regression, float64, or int64 where all are whole; else `(n,)` int64.
+    """
     if kind == "regression":
-        return torch.from_numpy(column.numbers).float().unsqueeze(1)
+        whole = column.whole
+        exact = whole is not None and bool((np.abs(column.numbers[~column.missing]) < MOST).all())
+        return torch.from_numpy(whole.astype(np.int64) if exact and whole is not None else column.numbers).unsqueeze(1)
     place = {label: i for i, label in enumerate(classes)}
     return torch.tensor([place.get(label, -1) for label in column.labels])
