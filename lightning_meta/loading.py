@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from lightning_meta.configuration import Allow, UntrustedClassError, build
 from lightning_meta.errors import UserError
 from lightning_meta.meta.base import MetaModule
-from lightning_meta.migration import layout_of, renamed_weights, take_precision
+from lightning_meta.migration import layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
@@ -71,6 +71,7 @@ def load(
     module.configure_model()  # makes what depends on the data, which the arguments describe
     if layout == 1:
         weights = renamed_weights(weights, module)
+    weights = with_losses(weights)
     check_weights(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)

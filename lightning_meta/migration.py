@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
@@ -20,6 +21,7 @@ _MOVED: dict[str, tuple[tuple[str, str], ...]] = {
     "CrossStitch": (("columns.", "backbone."),),
     "MixtureOfExperts": (("experts.", "backbone."),),
 }
+_BEST = "best._extra_state"
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 
@@ -70,6 +72,15 @@ def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
         found[name] = tensor
     counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in found}
     return {**found, **counters}
+
+
+def with_losses(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a multi-task module that kept no losses of its best validations: these lose every tie."""
+    found = dict(weights)
+    best = found.get(_BEST)
+    if isinstance(best, Tensor) and best.dim() == 2 and len(best) == 2:
+        found[_BEST] = torch.stack([best[0], torch.full_like(best[0], -torch.inf), best[1]])
+    return found
 
 
 def take_precision(module: nn.Module, weights: Mapping[str, Any]) -> None:

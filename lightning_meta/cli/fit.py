@@ -189,6 +189,7 @@ def _fit(cli: MetaCLI, began: float) -> None:
     trainer, run = cli.trainer, cli.run_logger
     try:
         _train(cli)
+        cli.config_init["checkpoint"].check_scores(trainer)
         tested = _test_best(cli)
     except NonFiniteLossError:
         raise
@@ -198,7 +199,7 @@ def _fit(cli: MetaCLI, began: float) -> None:
         raise
     except Exception as error:
         # A run that never trained, or whose mistake came to light in its first validation, leaves nothing.
-        unvalidated = cli.config_init["checkpoint"].best_score is None
+        unvalidated = not cli.config_init["checkpoint"].best.validations
         if trainer.global_step == 0 or (isinstance(error, UserError) and unvalidated):
             run.discard()
         raise

@@ -21,6 +21,7 @@ from lightning_meta.loading import find_checkpoint
 from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
+from lightning_meta.run.files import check_writable
 from lightning_meta.run.results import facts, write_report, write_results
 
 # Options that stand for an argument of the data module.
@@ -38,6 +39,7 @@ def test(args: Sequence[str]) -> None:
     parser = make_parser()
     config, checkpoint = _parse(parser, args)
     run = run_directory_of(checkpoint)
+    check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = parser.instantiate(config)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -14,7 +12,9 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from lightning_meta.errors import UserError
 from lightning_meta.report.figures import DPI, SIZE
+from lightning_meta.run.gradient_table import PAIRS, SHARES, read_rows
 
 # From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
 COLOURS = "cividis"
@@ -37,7 +37,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
         The pictures drawn: none without a measurement of two tasks, no affinity where it was not measured.
     """
     directory = Path(directory)
-    if not (directory / "gradient_conflict.csv").is_file():
+    if not (directory / PAIRS).is_file():
         return []
     names, means, conflicts = _means(directory)
     cosines, affinity = means
@@ -63,21 +63,18 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     return [folder / name for name in figures]
 
 
-def _rows(file: Path) -> Iterator[list[str]]:
-    with file.open(encoding="utf-8", newline="") as lines:
-        reader = csv.reader(lines)
-        width = len(next(reader))
-        yield from (row for row in reader if len(row) == width)  # a kill may have torn the last one
-
-
 def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
     """The tasks, `(2, T, T)` mean cosine and affinity, and by step the share of pairs in conflict."""
-    names = list(dict.fromkeys(name for _, name, _, _ in _rows(directory / "gradient_share.csv")))
+    names = list(dict.fromkeys(name for _, name, _, _ in read_rows(directory / SHARES)))
     place = {name: i for i, name in enumerate(names)}
     sums, counts = np.zeros((2, 2, len(names), len(names)))
     pairs: Counter[int] = Counter()
     conflicts: Counter[int] = Counter()
-    for step, first, second, *values in _rows(directory / "gradient_conflict.csv"):
+    for step, first, second, *values in read_rows(directory / PAIRS):
+        if not {first, second} <= place.keys():
+            raise UserError(
+                f"{directory / PAIRS} is damaged: {SHARES} does not name the tasks {first!r} and {second!r}"
+            )
         i, j = place[first], place[second]
         for k, value in enumerate(map(float, values)):
             if np.isfinite(value):

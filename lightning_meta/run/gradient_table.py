@@ -6,11 +6,13 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import read_table
 
 PAIRS, SHARES = "gradient_conflict.csv", "gradient_share.csv"
 COLUMNS = {PAIRS: ("step", "task_i", "task_j", "cosine", "affinity"), SHARES: ("step", "task", "norm", "share")}
@@ -28,19 +30,32 @@ def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
         target.write(text.getvalue())
 
 
-def _read(file: Path, columns: int) -> Iterator[list[str]]:
-    """The rows of a file without its header, and without a last one that a kill tore."""
-    with file.open(encoding="utf-8", newline="") as rows:
-        reader = csv.reader(rows)
-        next(reader, None)
-        yield from (row for row in reader if len(row) == columns)
+def read_rows(file: Path) -> list[list[str]]:
+    """The rows of a file, without a last one that a kill tore: the step, names of tasks, and two numbers.
+
+    Args:
+        file: `gradient_conflict.csv` or `gradient_share.csv`.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    columns = COLUMNS[file.name]
+    header, rows = read_table(file, columns)
+    if tuple(header) != columns:
+        raise UserError(f"{file} is damaged: its columns are {','.join(columns)}")
+    for number, (step, *_, first, second) in enumerate(rows, 1):
+        try:
+            int(step), float(first), float(second)
+        except ValueError as error:
+            raise UserError(f"{file} is damaged in row {number}: {' '.join(str(error).split())[:100]}") from error
+    return rows
 
 
 def cut_rows(file: Path, step: int) -> None:
     """Keep the rows of the steps before this one; no file where there is none."""
     if not file.is_file():
         return
-    kept = [row for row in _read(file, len(COLUMNS[file.name])) if int(row[0]) < step]
+    kept = [row for row in read_rows(file) if int(row[0]) < step]
     if not kept:
         file.unlink()
         return
@@ -61,6 +76,6 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
     """
     shares: dict[str, list[float]] = defaultdict(list)
     file = Path(directory) / SHARES
-    for _, name, _, share in _read(file, len(COLUMNS[SHARES])) if file.is_file() else ():
+    for _, name, _, share in read_rows(file) if file.is_file() else ():
         shares[name] += [] if math.isnan(float(share)) else [float(share)]
     return {name: sum(values) / len(values) if values else math.nan for name, values in shares.items()}
