@@ -10,8 +10,8 @@ from lightning_meta.errors import UserError
 Mode = Literal["max", "min"]
 
 _MAX = """acc accuracy ap auc auprc auroc average_precision bleu correlation dice explained f1 fbeta gain iou jaccard
-kappa likelihood map matthews mcc pearson precision psnr r2 recall return reward roc rouge sensitivity similarity spearman
-specificity ssim"""
+kappa likelihood map matthews mcc pearson precision psnr r2 recall return reward roc rouge sensitivity similarity
+spearman specificity ssim"""
 _MIN = """bce brier cer cost crossentropy cross_entropy deviance distance divergence ece err error errors hinge kl loss
 losses lr mae mape mse nll perplexity ppl regret rmse time wer xent"""
 _STAGES = {"train", "val", "valid", "validation", "test"}

@@ -106,7 +106,7 @@ def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool:
     """The adaptation curve over inner steps with its 95 % interval; without inner steps, the spread over tasks."""
     scores = [c for name, c in columns.items() if name != "task" and c.dtype.kind == "f"]
-    finite = np.isfinite(scores).all(0) if scores else np.zeros(0, bool)
+    finite = np.all([np.isfinite(column) for column in scores], axis=0) if scores else np.zeros(0, bool)
     scores, tasks = [column[finite] for column in scores], int(finite.sum())
     if tasks < 2:
         return False

@@ -142,9 +142,11 @@ class RunCheckpoint(Callback):
             NonFiniteLossError: What happened, on every rank.
         """
         if self.best.score is None and self.best.validations:
+            last = _folder(trainer) / "last.ckpt"
+            kept = f"; the last is kept, {last}" if last.is_file() else ""
             error = NonFiniteLossError(
-                f"{self.monitor} was NaN or infinite in every validation ({self.best.validations}), so no checkpoint is "
-                f"the best, and nothing was tested; the last one is kept in {_folder(trainer)}"
+                f"none of {self.best.validations} validations had a finite {self.monitor} and finite weights, "
+                f"so no checkpoint is the best and none was tested{kept}"
             )
             error.on_all_ranks = True
             raise error
