@@ -89,7 +89,7 @@ def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
 
 def _clustered(cosines: np.ndarray) -> list[int]:
     """The order of the tasks in which those that pull the same way stand together."""
-    distance = 1 - np.where(np.isfinite(cosines), cosines, 0)
+    distance = 1 - np.clip(np.where(np.isfinite(cosines), cosines, 0), -1, 1)  # rounding may exceed 1
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)
