@@ -7,8 +7,9 @@ import pytest
 from lightning_meta.errors import UserError
 from lightning_meta.modes import check_mode, contradiction, mode_of
 
-LARGE = """val/accuracy val/accuracy/greek val/accuracy_step_3 val/top5_accuracy val/score val/joint_score val/r2 val/R²
-val/r2/loss val/auroc/x val/f1 val_f1 valAcc accuracy val/neg_mse val/log_likelihood val/explained_variance val/reward"""
+LARGE = """val/accuracy val/accuracy/greek val/accuracy_step_3 val/top5_accuracy val/score val/joint_score val/r2
+val/R² val/r2/loss val/auroc/x val/f1 val_f1 valAcc accuracy val/neg_mse val/log_likelihood
+val/explained_variance val/reward"""
 SMALL = """val/loss val/loss/accuracy val/mse val/mse_median val/mae/score val_loss loss valid/loss val/error_rate
 val/regret val/perplexity val/nll val/negative_log_likelihood val/MeanSquaredError val/brier_score lr-Adam"""
 UNKNOWN = ["val/foo", "val/accuracy_ci95", "val/accuracy_loss", "val/", "", "val/losses_of_accuracy", "val/roundtrip"]

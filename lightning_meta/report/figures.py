@@ -132,12 +132,9 @@ def _edges(scores: np.ndarray) -> np.ndarray:
     values = np.unique(scores.round(6))
     steps = np.diff(values)
     grid = steps.min() if len(steps) else 1.0
-    # Where a score dwarfs the others, every number is a multiple of the grid, and bins of its width cannot be told apart.
-    if (
-        len(steps) == 0
-        or values[-1] - values[0] > 1e6 * grid
-        or not np.allclose(steps / grid, (steps / grid).round(), atol=1e-2)
-    ):
+    # Where one score dwarfs the others, rounding makes every number a multiple of the grid.
+    dwarfed = len(steps) > 0 and values[-1] - values[0] > 1e6 * grid
+    if len(steps) == 0 or dwarfed or not np.allclose(steps / grid, (steps / grid).round(), atol=1e-2):
         return np.histogram_bin_edges(scores, bins=20)
     width = grid * max(1, round((values[-1] - values[0]) / grid / 20))
     count = int(np.ceil((values[-1] - values[0] + grid / 2) / width)) or 1
