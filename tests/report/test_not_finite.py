@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def no_warnings() -> None:
     warnings.simplefilter("error")
 
 
-def write(file: Path, rows: list[list[object]]) -> None:
+def write(file: Path, rows: Sequence[Sequence[object]]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows(rows)
 
