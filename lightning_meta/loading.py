@@ -13,7 +13,7 @@ from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, bu
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.meta.base import MetaModule
-from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision
+from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearse
 from lightning_meta.run.checkpoint_io import read_checkpoint
@@ -69,7 +69,7 @@ def load(
         if not isinstance(made, LightningModule):
             raise UserError(f"{spec['class_path']} is not a LightningModule")
         made.configure_model()  # makes what depends on the data, which the arguments describe
-        fitting = renamed_weights(weights, made) if layout == 1 else weights
+        fitting = with_losses(renamed_weights(weights, made) if layout == 1 else weights)
         check_weights(made, fitting, file)
         return made, fitting
 

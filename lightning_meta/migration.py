@@ -22,6 +22,7 @@ _MOVED: dict[str, tuple[tuple[str, str], ...]] = {
     "CrossStitch": (("columns.", "backbone."),),
     "MixtureOfExperts": (("experts.", "backbone."),),
 }
+_BEST = "best._extra_state"
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 
@@ -77,6 +78,15 @@ def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
 def fits_dtype(stored: torch.dtype, own: torch.dtype) -> bool:
     """Whether weights are of the module's own dtype, or of another that a network can be trained in."""
     return stored == own or (stored in TRAINED_IN and own in TRAINED_IN)
+
+
+def with_losses(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict of a multi-task module that kept no losses of its best validations: these lose every tie."""
+    found = dict(weights)
+    best = found.get(_BEST)
+    if isinstance(best, Tensor) and best.dim() == 2 and len(best) == 2:
+        found[_BEST] = torch.stack([best[0], torch.full_like(best[0], -torch.inf), best[1]])
+    return found
 
 
 def take_precision(module: nn.Module, weights: Mapping[str, Any]) -> None:

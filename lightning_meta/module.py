@@ -19,6 +19,7 @@ from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.ranks import world_size
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
+from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import Inputs, as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.resuming import check_groups, check_resumed
@@ -100,6 +101,7 @@ class TrainedModule(Described, LightningModule):
                 "lr_scheduler: ReduceLROnPlateau must know its metric; use lightning.pytorch.cli.ReduceLROnPlateau "
                 "with monitor, such as val/loss"
             )
+        check_mode("lr_scheduler: ReduceLROnPlateau", monitor, scheduler.mode)
         options = {"scheduler": scheduler, "monitor": monitor, "interval": "epoch"}
         return {"optimizer": optimizer, "lr_scheduler": options}
 

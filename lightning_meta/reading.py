@@ -16,7 +16,7 @@ import yaml
 from lightning_meta.errors import UserError
 
 # Far above what this package writes; PyYAML reads some 100 kB a second.
-LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**18, 2**24, 2**26  # bytes
+LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**18, 2**24, 2**27  # bytes
 MOST_NODES, DEEPEST = 100_000, 100  # of YAML, those counted again that are repeated by reference
 
 

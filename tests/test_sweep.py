@@ -216,6 +216,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "grid": ({"method": "grid"}, "a grid needs values"),
     "metric as a word": ({"metric": "val/accuracy"}, "as in {name: val/accuracy, goal: maximize}"),
     "metric's target": ({"metric": {"name": "val/mse", "goal": "minimize", "target": 0}}, "target"),
+    "no goal": ({"metric": {"name": "val/mse"}}, "a goal is needed, and for val/mse it is minimize"),
     "number": ({"parameters": {3: {"values": [1]}}}, "their names are options of fit, got [3]"),
     "nothing": ({"parameters": {}}, "is not a sweep"),
     "half": (_inner_lr(distribution="int_uniform", min=0.5, max=2.5), "whole numbers are needed"),

@@ -213,6 +213,7 @@ def _fit(cli: MetaCLI) -> None:
     trainer, run = cli.trainer, cli.run_logger
     try:
         _train(cli)
+        cli.config_init["checkpoint"].check_scores(trainer)
         tested = _test_best(cli)
     except NonFiniteLossError:
         raise
@@ -222,7 +223,7 @@ def _fit(cli: MetaCLI) -> None:
         raise
     except Exception as error:
         # A run that never trained, or whose mistake came to light in its first validation, leaves nothing.
-        unvalidated = cli.config_init["checkpoint"].best_score is None
+        unvalidated = not cli.config_init["checkpoint"].best.validations
         if trainer.global_step == 0 or (isinstance(error, UserError) and unvalidated):
             run.discard()
         raise

@@ -22,7 +22,7 @@ from lightning_meta.reading import refuse_link
 from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
-from lightning_meta.run.files import replacing
+from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.results import facts, write_report, write_results
 
 # Options that stand for an argument of the data module.
@@ -42,6 +42,7 @@ def test(args: Sequence[str]) -> None:
     run = run_directory_of(checkpoint)
     if run is not None:
         refuse_link(run / "tests")
+    check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = parser.instantiate(config)

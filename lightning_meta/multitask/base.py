@@ -302,9 +302,10 @@ class MultiTaskModule(TrainedModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; in training, note each task's best."""
-        _, scores = self._report("val", self.records["val"])
+        table, scores = self._report("val", self.records["val"])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            self.on_improved(self.best.update(scores, self.global_step))
+            losses = torch.tensor([table.of[name].loss() for name in self.spec.tasks], dtype=torch.float64)
+            self.on_improved(self.best.update(scores, losses, self.global_step))
         self.log("val/score", self.selection_score(scores), prog_bar=True)
 
     def on_test_epoch_end(self) -> None:
@@ -411,7 +412,7 @@ class MultiTaskModule(TrainedModule, ABC):
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, Tensor]:
         table = self._computed(records)
         tasks = self.spec.tasks
-        scores = torch.tensor([table.of[n].score(t) for n, t in tasks.items()], dtype=torch.float64)
+        scores = torch.tensor([table.of[n].ranked_score(t) for n, t in tasks.items()], dtype=torch.float64)
         losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
         values = {
             **by_task(stage, tasks, scores.tolist()),

@@ -6,7 +6,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import isfinite, nan
+from math import inf
 from typing import Literal
 
 import torch
@@ -23,6 +23,7 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.records import TaskRecords
 from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
+from lightning_meta.multitask.tables import mean_of_known
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
@@ -146,9 +147,11 @@ class Independent(MultiTaskModule):
 
     def selection_score(self, scores: Tensor) -> float:
         """The mean over tasks of each one's best."""
-        best = self.best.scores if self.trainer.state.fn == "fit" else scores.tolist()
-        there = [score for score in best if isfinite(score)]
-        return sum(there) / len(there) if there else nan
+        if self.trainer.state.fn != "fit":
+            return mean_of_known(scores)
+        # A task that never had a score may have none, or be one whose predictions are not finite, which is -inf now.
+        pairs = zip(self.best.scores, scores.tolist(), strict=True)
+        return mean_of_known([best if best > -inf else score for best, score in pairs])
 
     def on_validation_epoch_start(self) -> None:
         """Note the weights that are validated: averaging callbacks put others in their place before it is over."""

@@ -43,6 +43,16 @@ class TaskRecord:
         """The metric of selection; NaN where there is no example."""
         return float(self.scores(task).mean()) if len(self.ids) else float("nan")
 
+    def ranked_score(self, task: Task) -> float:
+        """As `score`, but −∞ where predictions that are not finite made it NaN.
+
+        A mean over tasks leaves out tasks that have no score, such as R² of equal targets. It must not rise because a
+        task's predictions blew up.
+        """
+        score = self.score(task)
+        failed = score != score and not bool(torch.isfinite(self.outputs).all())
+        return float("-inf") if failed else score
+
     def loss(self) -> float:
         """The mean loss; NaN where there is no example."""
         return float(self.losses.double().mean()) if len(self.ids) else float("nan")

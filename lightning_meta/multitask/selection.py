@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf, isnan
 from typing import NamedTuple
 
 import torch
@@ -21,50 +22,62 @@ class Improved(NamedTuple):
 
 
 class BestSoFar(nn.Module):
-    """The best validation score of each task and of their mean, and the training step of each.
+    """The best validation of each task and of their mean: the score, the loss and the training step of each.
 
-    It is part of the state dict in double precision, whatever the precision of the module.
+    Of equal scores the one with the lower loss is the better, else the earlier; NaN and −∞ are never the best. It is
+    part of the state dict in double precision, whatever the precision of the module.
 
     Args:
         tasks: T.
-
-    Attributes:
-        scores: `(T,)`, −inf before the first validation.
-        steps: `(T,)`, −1 before the first validation.
-        mean: The best mean.
-        mean_step: Its training step.
     """
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        self.scores = [float("-inf")] * tasks
-        self.steps = [-1] * tasks
-        self.mean, self.mean_step = float("-inf"), -1
+        self._best = [(-inf, -inf, -1)] * (tasks + 1)  # score, negative loss and step of each task; of the mean
 
-    def update(self, scores: Tensor, step: int) -> Improved:
-        """Take the scores of a validation into account; NaN is never the best.
+    @property
+    def scores(self) -> list[float]:
+        """`(T,)`, −∞ before the first validation."""
+        return [score for score, _, _ in self._best[:-1]]
+
+    @property
+    def steps(self) -> list[int]:
+        """`(T,)`, −1 before the first validation."""
+        return [step for _, _, step in self._best[:-1]]
+
+    @property
+    def mean(self) -> float:
+        """The best mean."""
+        return self._best[-1][0]
+
+    @property
+    def mean_step(self) -> int:
+        """Its training step."""
+        return self._best[-1][2]
+
+    def update(self, scores: Tensor, losses: Tensor, step: int) -> Improved:
+        """Take a validation into account.
 
         Args:
             scores: `(T,)`.
+            losses: `(T,)`.
             step: Training steps so far.
         """
-        improved = torch.zeros(len(scores), dtype=torch.bool)
-        for i, score in enumerate(scores.tolist()):
-            if score > self.scores[i]:
-                improved[i] = True
-                self.scores[i], self.steps[i] = score, step
-        mean = float(scores.cpu().double().nanmean())
-        better = mean > self.mean
-        if better:
-            self.mean, self.mean_step = mean, step
-        return Improved(improved, better)
+        improved = []
+        with_means = [torch.cat([v.cpu().double(), v.cpu().double().nanmean()[None]]) for v in (scores, losses)]
+        for i, (score, loss) in enumerate(zip(*(values.tolist() for values in with_means), strict=True)):
+            ranked = (score, -inf if isnan(loss) else -loss)
+            improved.append(score > -inf and ranked > self._best[i][:2])  # false where the score is NaN
+            if improved[-1]:
+                self._best[i] = (*ranked, step)
+        return Improved(torch.tensor(improved[:-1], dtype=torch.bool), improved[-1])
 
     def get_extra_state(self) -> Tensor:
-        """All of it, `(2, T + 1)`."""
-        return torch.tensor([[*self.scores, self.mean], [*self.steps, self.mean_step]], dtype=torch.float64)
+        """All of it, `(3, T + 1)`."""
+        return torch.tensor(self._best, dtype=torch.float64).T.contiguous()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it up again."""
-        scores, steps = state.tolist()
-        *self.scores, self.mean = scores
-        *self.steps, self.mean_step = map(int, steps)
+        """Take it up again; earlier versions kept no losses, `(2, T + 1)`."""
+        scores, *losses, steps = state.tolist()
+        negative = losses[0] if losses else [-inf] * len(scores)
+        self._best = [(*ranked, int(step)) for *ranked, step in zip(scores, negative, steps, strict=True)]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
+from lightning_meta.errors import UserError
 from lightning_meta.report.figures import SIZE
 from lightning_meta.report.saving import save_figure
 from lightning_meta.run.gradient_table import PAIRS, SHARES, read_rows
@@ -37,7 +38,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
         The pictures drawn: none without a measurement of two tasks, no affinity where it was not measured.
     """
     directory = Path(directory)
-    if not (directory / "gradient_conflict.csv").is_file():
+    if not (directory / PAIRS).is_file():
         return []
     names, means, conflicts = _means(directory)
     cosines, affinity = means
@@ -70,6 +71,10 @@ def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
     pairs: Counter[int] = Counter()
     conflicts: Counter[int] = Counter()
     for step, first, second, *values in read_rows(directory / PAIRS):
+        if not {first, second} <= place.keys():
+            raise UserError(
+                f"{directory / PAIRS} is damaged: {SHARES} does not name the tasks {first!r} and {second!r}"
+            )
         i, j = place[first], place[second]
         for k, value in enumerate(map(float, values)):
             if np.isfinite(value):
@@ -84,7 +89,7 @@ def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
 
 def _clustered(cosines: np.ndarray) -> list[int]:
     """The order of the tasks in which those that pull the same way stand together."""
-    distance = 1 - np.where(np.isfinite(cosines), cosines, 0)
+    distance = 1 - np.clip(np.where(np.isfinite(cosines), cosines, 0), -1, 1)  # rounding may exceed 1
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "average", optimal_ordering=True)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.figures import LINES, SIZE, columns_of, label_of
+from lightning_meta.report.figures import LINES, SIZE, band, columns_of, label_of
 from lightning_meta.report.saving import save_figure
 
 
@@ -41,16 +41,15 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         if metric not in columns:
             known = ", ".join(sorted(name for name in columns if name.startswith("val/") and "_step_" not in name))
             raise UserError(f"--metric {metric}: {file} has no such column; it has {known or 'nothing of validation'}")
-        needed = [name for name in ("step", metric, f"{metric}_ci95") if name != f"{metric}_ci95" or name in columns]
-        if odd := [name for name in needed if name not in columns or columns[name].dtype.kind != "f"]:
-            raise UserError(f"{file} is damaged: its column {odd[0]!r} is missing, or holds more than numbers")
-        there = np.isfinite(columns[metric])
+        if not (there := np.isfinite(columns[metric])).any():
+            raise UserError(f"--metric {metric}: {file} holds no finite value of it; leave the run out")
         step, value = columns["step"][there], columns[metric][there]
         line, marker = LINES[number % len(LINES)]
         shade = str(0.7 * (number // len(LINES) % 3) / 2)
         drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
         if (interval := columns.get(f"{metric}_ci95")) is not None:
-            axes.fill_between(step, value - interval[there], value + interval[there], color=shade, alpha=0.12, lw=0)
+            low, high = band(value, interval[there])
+            axes.fill_between(step, low, high, color=shade, alpha=0.12, lw=0)
     stage, _, of = metric.partition("/")
     axes.set(xlabel="training step", ylabel=f"{label_of(of)} ({stage})")
     if axes.collections:

@@ -18,7 +18,9 @@ def draw_named_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) ->
     scores = {stage: np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
     order = np.argsort(np.nan_to_num(scores["test"], nan=-np.inf))
     low, rows = -1.0 if "r2" in metrics else 0.0, np.arange(len(order))
-    shown = {stage: np.maximum(values[order], low) for stage, values in scores.items()}
+    shown = {
+        stage: np.maximum(np.where(values == np.inf, np.nan, values)[order], low) for stage, values in scores.items()
+    }
     axes.hlines(rows, shown["test"], shown["train"], color="0.75", lw=1, zorder=1)
     for stage, marker, face in (("train", "|", "0.4"), ("val", "o", "white"), ("test", "o", "k")):
         axes.plot(shown[stage], rows, marker, mfc=face, mec="k", ms=5, mew=0.8, label=stage, zorder=2)

@@ -9,15 +9,9 @@ names are written with an apostrophe before it, as is the custom. What is read h
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-from lightning_meta.errors import UserError
-from lightning_meta.reading import LARGEST_TABLE, read_text
 
 _FORMULA = re.compile(r"'?[=+\-@\t\r\n]|''")  # an apostrophe before one of these must not be taken for ours
 _ESCAPED = re.compile(r"'(?:'?[=+\-@\t\r\n]|'')")
@@ -39,20 +33,3 @@ def as_cells(values: Iterable[Any]) -> list[Any]:
 def as_text(cell: str) -> str:
     """A cell as it was meant."""
     return cell[1:] if _ESCAPED.match(cell) else cell
-
-
-def read_table(file: Path) -> list[list[str]]:
-    """All rows of a CSV file, its header the first, as they were meant; in bounded memory.
-
-    Raises:
-        UserError: It is damaged, too large, or no regular file.
-        FileNotFoundError: There is none.
-    """
-    try:
-        text = io.StringIO(read_text(file, LARGEST_TABLE), newline="")
-        return [list(map(as_text, row)) for row in csv.reader(text)]
-    except FileNotFoundError:
-        raise
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged: {said}; remove it, or put the run's own in its place") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from lightning_meta.errors import UserError
+from lightning_meta.reading import check_regular
+from lightning_meta.run.checksums import damage
 from lightning_meta.run.files import replacing
 from lightning_meta.run.intact import check_before_torch, check_contents
 from lightning_meta.run.interrupts import interrupts_wait
@@ -26,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint beside its target, then rename it; Ctrl-C waits for it."""
-        with interrupts_wait(), replacing(path, "wb") as file:
+        with interrupts_wait(), replacing(path, "wb") as file, _checksums():
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -48,8 +52,11 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
         map_location: The device to put its tensors on, as for `torch.load`.
 
     Raises:
-        UserError: There is no such file, it is no checkpoint, or it holds code.
+        UserError: There is no such file, it is no checkpoint, it is damaged, or it holds code.
     """
+    check_regular(path)
+    if wrong := damage(path):
+        raise UserError(f"{path} {wrong}{_way_out(Path(path))}")
     check_before_torch(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
@@ -57,3 +64,20 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
         raise UserError(f"{path} is not a checkpoint, or is damaged") from error
     check_contents(checkpoint, path)
     return dict(checkpoint)
+
+
+def _way_out(file: Path) -> str:
+    """The run's other checkpoint, where it has one that is intact."""
+    other = file.with_name({"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(file.name, ""))
+    return f"; {other} is intact, name it to use that one" if other.suffix and damage(other) is None else ""
+
+
+@contextmanager
+def _checksums() -> Iterator[None]:
+    """Write checksums, whatever the process has set."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        yield
+    finally:
+        torch.serialization.set_crc32_options(before)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
+from math import nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_meta.errors import UserError
+from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.modes import Mode, contradiction, mode_of
+from lightning_meta.run.best import BestScore
+from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
+from lightning_meta.run.monitors import check_monitors
 from lightning_meta.run.randomness import random_state, restore_random_state
+
+_log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(Callback):
@@ -26,21 +34,24 @@ class RunCheckpoint(Callback):
     Stand it first among the callbacks: what the others log for the next step comes after it.
 
     Args:
-        monitor: The validation metric that decides which checkpoint is the best.
-        mode: Whether a good metric is large ("max") or small ("min").
+        monitor: The validation metric that decides which checkpoint is the best: never one where it is NaN, and of
+            equals the one with the lower `val/loss`, else the earlier.
+        mode: Whether a good metric is large ("max") or small ("min"); by default as its name says, so that losses and
+            errors are small.
         every_n_steps: Training steps between two writings of the last checkpoint. It is also written before the
             first step, after every validation and at the end.
     """
 
-    def __init__(
-        self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max", every_n_steps: int = 500
-    ) -> None:
+    def __init__(self, monitor: str = "val/accuracy", mode: Mode | None = None, every_n_steps: int = 500) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
+        try:
+            self.mode = mode or mode_of(monitor)
+        except UserError as error:
+            raise UserError(f"checkpoint.{error}") from error
         self.monitor = monitor
-        self.mode = mode
         self.every_n_steps = every_n_steps
-        self.best_score: float | None = None
+        self.best = BestScore(self.mode)
         self._last_due, self._best_due = True, False
         self._step, self.between_steps = 0, True
         self._loaders: list[Any] = []
@@ -50,20 +61,33 @@ class RunCheckpoint(Callback):
         self._resumed: dict[str, Any] | None = None
 
     @property
+    def best_score(self) -> float | None:
+        """The best score so far; None where no validation had one."""
+        return self.best.score
+
+    @property
     def seconds(self) -> float:
         """Seconds spent in training, those before a resume included."""
         return self._seconds_before + (0 if self._began is None else time.monotonic() - self._began)
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
-        return {"best_score": self.best_score}
+        return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score."""
-        self.best_score = state_dict["best_score"]
+        self.best.load_state_dict(state_dict)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse callbacks that would follow a metric the wrong way round."""
+        if stage == "fit":
+            check_monitors(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
+        self._check_best_is_there(trainer)
+        if trainer.is_global_zero and (wrong := contradiction(self.monitor, self.mode)):
+            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
         self._last_due = self._resumed is None
@@ -102,16 +126,30 @@ class RunCheckpoint(Callback):
             )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
         self._last_due = True
-        score = float(trainer.callback_metrics[self.monitor])
-        sign = 1 if self.mode == "max" else -1
-        if self.best_score is None or sign * score > sign * self.best_score:
-            self.best_score = score
-            self._best_due = True
+        # Weights that are not finite are not written, so they cannot be the best.
+        score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
+        self._best_due |= self.best.take(score, float(trainer.callback_metrics.get("val/loss", nan)))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint."""
         self.write_last(trainer, ended=True)
         self._seconds_before, self._began = self.seconds, None
+
+    def check_scores(self, trainer: Trainer) -> None:
+        """Refuse to call a checkpoint the best where no validation had a score.
+
+        Raises:
+            NonFiniteLossError: What happened, on every rank.
+        """
+        if self.best.score is None and self.best.validations:
+            last = _folder(trainer) / "last.ckpt"
+            kept = f"; the last is kept, {last}" if last.is_file() else ""
+            error = NonFiniteLossError(
+                f"none of {self.best.validations} validations had a finite {self.monitor} and finite weights, "
+                f"so no checkpoint is the best and none was tested{kept}"
+            )
+            error.on_all_ranks = True
+            raise error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run needs."""
@@ -133,7 +171,7 @@ class RunCheckpoint(Callback):
         trainer.should_stop = self._resumed["stopped"]
         logger = run_logger(trainer)
         if logger is not None and not logger.is_new and trainer.is_global_zero:
-            logger.cut(self._resumed["rows"])
+            logger.cut(self._resumed["rows"], self._resumed.get("columns", ()))
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
         goes_on = more_steps and not self._resumed["stopped"]
         if goes_on and self._resumed["batches_of_ended_epoch"] is not None:
@@ -148,20 +186,21 @@ class RunCheckpoint(Callback):
         if getattr(trainer, "fast_dev_run", False) or not (self._last_due or self._best_due):
             return
         best, last, self._best_due, self._last_due = self._best_due, self._last_due, False, False
-        if not all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters()):
+        if not _is_finite(trainer.lightning_module):
             return  # the next loss will not be finite, and the last good checkpoint is worth more
         logger = run_logger(trainer)
         if logger is not None:
             logger.flush()
         self._quiet = {
             "rows": logger.rows if logger else 0,
+            "columns": logger.columns if logger else [],
             "random": random_state(),
             "seconds": self.seconds,
             "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
             "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
             "stopped": ended and trainer.should_stop,
         }
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+        folder = _folder(trainer)
         try:
             # The best goes first: killed between the two, the run repeats the validation and writes it again.
             for due, name in ((best, "best.ckpt"), (last, "last.ckpt")):
@@ -170,10 +209,33 @@ class RunCheckpoint(Callback):
         finally:
             self._quiet = None
 
+    def _check_best_is_there(self, trainer: Trainer) -> None:
+        """Begin anew where a run is resumed whose best checkpoint is lost: its score says nothing of any other."""
+        file = _folder(trainer) / "best.ckpt"  # asks the other ranks
+        if self.best.score is None:
+            return
+        lost = damage(file) if trainer.is_global_zero else None
+        if trainer.strategy.broadcast(lost) is None:
+            return
+        if trainer.is_global_zero:
+            _log.warning(
+                "%s (%s %g) %s: only validations from here on decide which is the best",
+                *(file, self.monitor, self.best.score, lost),
+            )
+        self.best.forget()
+
 
 def run_logger(trainer: Trainer) -> RunLogger | None:
     """The trainer's `RunLogger`."""
     return next((logger for logger in trainer.loggers if isinstance(logger, RunLogger)), None)
+
+
+def _folder(trainer: Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+
+
+def _is_finite(module: LightningModule) -> bool:
+    return all(bool(torch.isfinite(p).all()) for p in module.parameters())
 
 
 def _loader_states(trainer: Trainer) -> list[Any]:

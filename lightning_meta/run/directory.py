@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular, is_number
+from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import versions
+
+_log = logging.getLogger(__name__)
 
 
 def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
-    """The checkpoint that `--ckpt_path` means.
+    """The checkpoint that `--ckpt_path` means; of a run whose last checkpoint is damaged, the newest that is not.
 
     Args:
         ckpt_path: A checkpoint, a run directory, or `last`: the newest run of the name.
@@ -32,14 +36,30 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
     except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
         raise UserError(f"--ckpt_path {ckpt_path}: it cannot be read ({error.strerror})") from error
     if is_folder:
-        last = path / "checkpoints" / "last.ckpt"
-        if not last.is_file():
+        folder = path / "checkpoints"
+        if not any((folder / file).is_file() for file in ("last.ckpt", "best.ckpt")):
             raise UserError(f"--ckpt_path {ckpt_path}: {path} stopped before its first checkpoint; start a new run")
-        return last
+        return _intact(folder / "last.ckpt")
     if not there:
         raise UserError(f"--ckpt_path {ckpt_path}: there is no such file, and no such run directory")
     check_regular(path)
-    return path
+    return _intact(path) if path.name == "last.ckpt" and run_directory_of(path) else path
+
+
+def _intact(last: Path) -> Path:
+    """The last checkpoint of a run, or its best where that is damaged: from both a run ends as if it had not stopped.
+
+    Raises:
+        UserError: Neither is intact.
+    """
+    wrong = damage(last)
+    if wrong is None:
+        return last
+    best = last.with_name("best.ckpt")
+    if (also := damage(best)) is not None:
+        raise UserError(f"--ckpt_path: {last} {wrong}, and {best} {also}; restore one of them, or start a new run")
+    _log.warning("%s %s: the run goes on from %s, and repeats the steps after that", last, wrong, best)
+    return best
 
 
 def run_directory_of(checkpoint: Path) -> Path | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lightning_meta.errors import UserError
 from lightning_meta.staging import staging
 
 
@@ -29,3 +31,22 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that no file can be written to, before anything is computed.
+
+    Args:
+        folder: It, or else the folder that it will be made in.
+
+    Raises:
+        UserError: What the system says.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}); make it writable, or copy the run to a folder that is"
+        ) from error

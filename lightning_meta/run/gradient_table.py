@@ -6,14 +6,14 @@ import csv
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_meta.errors import UserError
-from lightning_meta.reading import open_regular
-from lightning_meta.run.cells import as_cells, as_text
+from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import read_table
 
 PAIRS, SHARES = "gradient_conflict.csv", "gradient_share.csv"
 COLUMNS = {PAIRS: ("step", "task_i", "task_j", "cosine", "affinity"), SHARES: ("step", "task", "norm", "share")}
@@ -31,31 +31,25 @@ def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
         target.write(text.getvalue())
 
 
-def read_rows(file: Path) -> Iterator[list[str]]:
-    """The rows of `PAIRS` or `SHARES`, without the header, and without a last one that a kill tore.
+def read_rows(file: Path) -> list[list[str]]:
+    """The rows of a file, without a last one that a kill tore: the step, names of tasks, and two numbers.
+
+    Args:
+        file: `gradient_conflict.csv` or `gradient_share.csv`.
 
     Raises:
-        UserError: The file is damaged.
+        UserError: It is damaged.
     """
-    width = len(COLUMNS[file.name])
-    try:
-        with io.TextIOWrapper(open_regular(file), encoding="utf-8", newline="") as lines:
-            reader = csv.reader(lines)
-            next(reader, None)
-            for row in reader:
-                if len(row) == width:
-                    yield _checked(list(map(as_text, row)))
-    except (OSError, ValueError, csv.Error) as error:
-        said = " ".join(str(error).split())[:200]
-        raise UserError(f"{file} is damaged: {said}; remove it, and what was measured is drawn no more") from error
-
-
-def _checked(row: list[str]) -> list[str]:
-    """A row whose step and last two columns are numbers, as they should be."""
-    int(row[0])
-    for value in row[-2:]:
-        float(value or "nan")
-    return row
+    columns = COLUMNS[file.name]
+    header, rows = read_table(file, columns)
+    if tuple(header) != columns:
+        raise UserError(f"{file} is damaged: its columns are {','.join(columns)}")
+    for number, (step, *_, first, second) in enumerate(rows, 1):
+        try:
+            int(step), float(first), float(second)
+        except ValueError as error:
+            raise UserError(f"{file} is damaged in row {number}: {' '.join(str(error).split())[:100]}") from error
+    return rows
 
 
 def cut_rows(file: Path, step: int) -> None:

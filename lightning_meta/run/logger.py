@@ -7,7 +7,7 @@ import csv
 import os
 import shutil
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
-from lightning_meta.run.files import replacing
+from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.hold import Hold
+from lightning_meta.run.tables import read_table
 
 
 class RunLogger(Logger):
@@ -74,11 +75,12 @@ class RunLogger(Logger):
         """Keep other processes from training an exclusive run that there is, until `release`.
 
         Raises:
-            UserError: One does.
+            UserError: One does, or the directory cannot be written to.
         """
         # Before there is a Trainer, the first process of another machine passes for rank 0.
         elsewhere = os.environ.get("NODE_RANK", "0") != "0"
         if self._exclusive and self.claimed and self._hold is None and _is_rank_zero() and not elsewhere:
+            check_writable(self.directory)
             self._hold = Hold(self.directory)
 
     def release(self) -> None:
@@ -96,6 +98,11 @@ class RunLogger(Logger):
     def log_dir(self) -> str | None:
         """The same as `save_dir`."""
         return self.save_dir
+
+    @property
+    def columns(self) -> list[str]:
+        """Those of `metrics.csv` so far."""
+        return list(self._columns or ())
 
     @property
     def file(self) -> Path:
@@ -128,7 +135,7 @@ class RunLogger(Logger):
             self._columns = []
         unseen = [key for key in row if key not in self._columns]
         if unseen:
-            old = self._read() if self.rows else []
+            old = self._read(self.rows) if self.rows else []
             self._columns += unseen
             self._rewrite([*old, row])
         else:
@@ -136,13 +143,20 @@ class RunLogger(Logger):
                 csv.DictWriter(file, self._columns).writerow(row)
         self.rows += 1
 
-    def cut(self, rows: int) -> None:
+    def cut(self, rows: int, columns: Sequence[str] = ()) -> None:
         """Keep the first rows of an existing file, and continue after them.
 
         A column that none of them fills is dropped: it will come back in its turn.
+
+        Args:
+            rows: How many.
+            columns: Those that the file had when they were written.
+
+        Raises:
+            UserError: The file is damaged: one of the rows or columns is missing or is not whole.
         """
         self._row = {}
-        kept = self._read()[:rows] if self.file.is_file() else []
+        kept = self._read(rows, columns) if rows else []
         self._columns = [key for key in (kept[0] if kept else ()) if any(row[key] for row in kept)]
         self.rows = len(kept)
         self._rewrite(kept)
@@ -159,10 +173,15 @@ class RunLogger(Logger):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_hold": None}
 
-    def _read(self) -> list[dict[str, Any]]:
-        # A last row that a kill tore lies behind the row that any checkpoint counts to.
-        with self.file.open(encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+    def _read(self, rows: int, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        # What a kill tore lies behind the row that any checkpoint counts to.
+        try:
+            header, table = read_table(self.file, ["step", *columns], rows)
+        except UserError as error:
+            raise UserError(
+                f"{error}; restore it, or resume from a copy of the checkpoint in another folder"
+            ) from error
+        return [dict(zip(header, row, strict=True)) for row in table]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         with replacing(self.file) as file:

@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
-from lightning_meta.run.cells import read_table
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
+from lightning_meta.run.tables import read_table
 
 PROJECT = "lightning_meta"
 ID_FILE = "wandb_run_id"
@@ -89,7 +89,7 @@ class WandbRunLogger(WandbLogger):
         files = [f for f in (table, best) if f.is_file() and (f is table or self._log_model)]
         try:
             if table in files:
-                header, *rows = read_table(table)
+                header, rows = read_table(table)
                 name = header.index("task") if "metric" in header else -1
                 data = [_typed(row, name) for row in rows[:MOST_ROWS]]
                 run.log({"per_task": wandb.Table(columns=list(header), data=data)})

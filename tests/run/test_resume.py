@@ -161,6 +161,7 @@ def test_a_finished_run_that_is_resumed_only_tests_again(tmp_path: Path) -> None
 
 def test_early_stopping_is_remembered(tmp_path: Path) -> None:
     stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping += ["--trainer.callbacks.mode=max"]
     stopping += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=100"]
     options = [*SCHEDULES["apart"], "--trainer.max_steps=200", *stopping]
     once = fingerprint(run_in(tmp_path / "run", options))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ import yaml
 
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
+from lightning_meta.modes import contradiction, known_mode
 from lightning_meta.reading import read_yaml
+
+_log = logging.getLogger(__name__)
 
 METHODS = ("grid", "random", "bayes")
 KEYS = {"program", "method", "metric", "parameters", "command", "name", "description", "project", "entity"}
@@ -108,10 +112,14 @@ def _metric(where: str, metric: Any) -> tuple[str, str]:
         )
     _only(where, metric, {"name", "goal"})
     name, goal = metric.get("name"), metric.get("goal")
+    if goal is None and isinstance(name, str) and (mode := known_mode(name)):  # W&B would minimise
+        raise UserError(f"{where}: a goal is needed, and for {name} it is {mode}imize")
     if not isinstance(name, str) or not name.startswith("val/") or goal not in ("maximize", "minimize"):
         raise UserError(
             f"{where}: a name such as val/accuracy and a goal, maximize or minimize, are needed, got {metric}"
         )
+    if wrong := contradiction(name, goal[:3]):
+        _log.warning("%s: %simize, as it was given: the worst run is called the best", where, wrong)
     return name, goal
 
 

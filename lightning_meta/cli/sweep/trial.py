@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import IO
 
 from lightning_meta.cli.sweep.signals import POLL, Signals
 from lightning_meta.errors import UserError
+from lightning_meta.run.tables import numbers_of, read_table
 
 LOCK, RUN, LOG = "lock", "run.pid", "log"
 FIT = (sys.executable, "-m", "lightning_meta.cli", "fit")
@@ -82,17 +82,18 @@ def reached(folder: Path, metric: str, maximize: bool) -> float:
 
     Raises:
         OtherMetricError: Only other metrics were logged.
-        UserError: None was.
+        UserError: None was, or the file is damaged.
         FloatingPointError: It was never finite.
     """
     file = folder / "0" / "metrics.csv"
-    rows = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
-    logged = sorted({name for row in rows for name, value in row.items() if value and name.startswith("val/")})
+    columns, rows = read_table(file) if file.is_file() else ([], [])
+    values = dict(zip(columns, zip(*rows, strict=True), strict=False))
+    logged = sorted(name for name, column in values.items() if any(column) and name.startswith("val/"))
     if not logged:
         raise UserError("no validation metric was logged: train for longer or validate sooner")
     if metric not in logged:
         raise OtherMetricError(f"metric: {metric} was never logged; mend the sweep's file: {', '.join(logged)} were")
-    finite = [value for row in rows if row[metric] and math.isfinite(value := float(row[metric]))]
+    finite = [value for value in numbers_of(file, metric, values[metric]) if math.isfinite(value)]
     if not finite:
         raise FloatingPointError(f"{metric} was never finite")
     return max(finite) if maximize else min(finite)

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from lightning_meta.errors import UserError
+from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
 
+MODE = "checkpoint.mode"
 # What the methods of a fair comparison have in common, by its place in `config.yaml`.
 COMMON = (
     "data",
     "checkpoint.monitor",
-    "checkpoint.mode",
+    MODE,
     "trainer.max_steps",
     "trainer.max_epochs",
     "trainer.max_time",
@@ -90,7 +92,7 @@ def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[s
     for method in methods:
         ours, theirs = method.runs[0].config, baseline.runs[0].config
         for place in COMMON:
-            a, b = (_at(config, place) for config in (ours, theirs))
+            a, b = ((_mode(config) if place == MODE else _at(config, place)) for config in (ours, theirs))
             if a != b:
                 where, a, b = next(_differing(a, b, place))
                 lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(a)} and {_short(b)}")
@@ -156,6 +158,12 @@ def _at(config: dict[str, Any], place: str) -> Any:
     for key in place.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return found
+
+
+def _mode(config: dict[str, Any]) -> Any:
+    """What the run selected by: as its name says, where the configuration leaves it open."""
+    given = _at(config, MODE)
+    return known_mode(str(_at(config, "checkpoint.monitor"))) if given is None else given
 
 
 def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:

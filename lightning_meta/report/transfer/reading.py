@@ -15,7 +15,7 @@ import yaml
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number, read_text, read_yaml
 from lightning_meta.report.transfer.arrays import read_arrays
-from lightning_meta.run.cells import read_table
+from lightning_meta.run.tables import read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share")
@@ -137,18 +137,17 @@ def _results(file: Path) -> dict[str, Any]:
 
 
 def _rows(file: Path) -> dict[str, dict[str, str]]:
-    try:
-        header, *lines = read_table(file) or [[]]
-    except FileNotFoundError as error:
-        raise UserError(f"{file.parent} is no multi-task run: it has no per_task.csv") from error
+    if not file.exists():
+        raise UserError(f"{file.parent} is no multi-task run: it has no per_task.csv")
+    header, lines = read_table(file)
     if missing := [c for c in ("task", *COLUMNS) if c not in header]:
         raise UserError(
             f"{file.parent} is no multi-task run: its per_task.csv has no column {missing[0]!r}, "
             f"only {', '.join(name[:40] for name in header[:6]) or 'nothing'}"
         )
-    table = [dict(zip(header, line, strict=False)) for line in lines if line]
-    names = [row.get("task", "") for row in table]
-    if not names or len(set(names)) < len(names) or any(len(line) not in (0, len(header)) for line in lines):
+    table = [dict(zip(header, line, strict=True)) for line in lines]
+    names = [row["task"] for row in table]
+    if not names or len(set(names)) < len(names):
         raise UserError(f"{file} is damaged: it needs one whole row for each task, and at least one")
     return {row["task"]: row for row in table}
 

@@ -1,0 +1,37 @@
+"""Whether a checkpoint file holds what was written."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from os import PathLike
+from pathlib import Path
+
+
+def damage(path: str | PathLike[str]) -> str | None:
+    """What is wrong with a checkpoint file, as far as its checksums say; None where nothing is.
+
+    A checkpoint is an archive with a checksum for each of its parts, which `torch.load` does not compare. To compare
+    them takes about 0.1 s for 100 MB. What they do not cover, such as padding, changes nothing that is read.
+
+    Args:
+        path: The file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return "is missing"
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)  # torch's never is
+            if compressed or sum(member.file_size for member in members) > file.stat().st_size:
+                return "is not a checkpoint, or is damaged"
+            written = any(member.CRC for member in members)  # else without checksums, by `set_crc32_options(False)`
+            damaged = archive.testzip() if written else None
+            return damaged and f"is damaged: {damaged.partition('/')[2]!r} in it is not what was written"
+    except zipfile.BadZipFile:
+        return "is not a checkpoint, or is damaged"
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except (EOFError, ValueError, NotImplementedError, RuntimeError, OverflowError, struct.error):
+        return "is damaged"

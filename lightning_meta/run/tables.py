@@ -1,0 +1,90 @@
+"""CSV files of a run directory, read and distrusted."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from lightning_meta.errors import UserError
+from lightning_meta.reading import LARGEST_TABLE, read_bytes
+from lightning_meta.run.cells import as_text
+
+_log = logging.getLogger(__name__)
+
+_BINARY = re.compile("[\0\udc80-\udcff]")  # NUL, and bytes that are not UTF-8, as `surrogateescape` reads them
+
+
+def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Read a CSV file whose rows are whole.
+
+    A last row without an end of line is what a kill left of it, and is left out.
+
+    Args:
+        file: The file.
+        required: Columns that it must have.
+        rows: How many of its rows to read; by default all. What comes after them is not looked at.
+
+    Returns:
+        The names of the columns, and the rows.
+
+    Raises:
+        UserError: It cannot be read, is no text, has no such columns, has too few rows, or one that is not whole.
+    """
+    columns, table, torn = _read(file, rows)
+    if missing := [name for name in required if name not in columns]:
+        raise UserError(f"{file} is damaged: it has no column {missing[0]!r}, only {_some(columns)}")
+    for number, row in enumerate(table, 1):
+        if len(row) != len(columns):
+            raise UserError(
+                f"{file} is damaged: row {number} has {len(row)} values, and there are {len(columns)} columns"
+            )
+    if rows is not None and len(table) < rows:
+        raise UserError(f"{file} is damaged: it has {len(table)} rows, and {rows} were written")
+    if torn:
+        _log.warning("%s: the last row is not whole, and is left out", file)
+    return columns, table
+
+
+def numbers_of(file: Path, column: str, values: Sequence[str]) -> list[float]:
+    """The numbers of a column; NaN where it is empty.
+
+    Raises:
+        UserError: One is not a number.
+    """
+    try:
+        return [float(value or "nan") for value in values]
+    except ValueError as error:
+        raise UserError(f"{file} is damaged, in column {column!r}: {' '.join(str(error).split())[:100]}") from error
+
+
+def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], bool]:
+    try:
+        text = read_bytes(file, LARGEST_TABLE).decode("utf-8", "surrogateescape")
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
+        columns, table = next(reader, []), list(islice(reader, rows))
+    except csv.Error as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if any(_is_binary(cell) for row in (columns, *table) for cell in row):
+        raise UserError(f"{file} is damaged: it holds bytes that are no text")
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{file} is damaged: two of its columns have one name")
+    return columns, [list(map(as_text, row)) for row in table], whole != text and (rows is None or len(table) < rows)
+
+
+def _is_binary(cell: str) -> bool:
+    return bool(_BINARY.search(cell))
+
+
+def _some(columns: Sequence[str]) -> str:
+    return (", ".join(columns[:6]) or "nothing")[:200]

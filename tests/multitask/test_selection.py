@@ -1,0 +1,64 @@
+"""The best validation of each task, and of their mean."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_meta.migration import with_losses
+from lightning_meta.multitask.records import TaskRecord
+from lightning_meta.multitask.selection import BestSoFar
+from lightning_meta.run.best import BestScore
+from lightning_meta.tasks import Regression
+
+VALUES = st.sampled_from([math.nan, -math.inf, -1.0, 0.0, 0.5])
+
+
+@given(st.lists(st.tuples(VALUES, st.sampled_from([math.nan, 1.0, 2.0])), min_size=1, max_size=8))
+def test_a_task_is_selected_as_a_run_is(validations: list[tuple[float, float]]) -> None:
+    best, alone, expected = BestSoFar(1), BestScore("max"), -1
+    for step, (score, loss) in enumerate(validations):
+        improved = best.update(torch.tensor([score]), torch.tensor([loss]), step)
+        taken = alone.take(score, loss)
+        assert bool(improved.tasks[0]) == improved.mean == taken
+        expected = step if taken else expected
+        restored = BestSoFar(1)
+        restored.set_extra_state(best.get_extra_state())
+        best = restored
+    assert best.steps == [expected]
+    assert best.mean_step == expected
+
+
+def record(outputs: Tensor, targets: Tensor) -> TaskRecord:
+    return TaskRecord(torch.arange(len(outputs)), torch.zeros(len(outputs)), outputs, targets)
+
+
+def test_a_task_whose_predictions_blow_up_does_not_raise_the_mean() -> None:
+    task, targets = Regression(1), torch.tensor([[0.0], [1.0], [2.0]])
+    good, bad = record(targets + 0.1, targets), record(targets + 0.6, targets)
+    failed, unscored = record(targets * math.nan, targets), record(targets, torch.ones(3, 1))
+    assert math.isnan(failed.score(task))
+    assert failed.ranked_score(task) == -math.inf
+    assert math.isnan(unscored.ranked_score(task)), "equal targets have no R², whatever is predicted"
+    best = BestSoFar(3)
+    for step, second in enumerate((bad, failed)):
+        scores = torch.tensor([r.ranked_score(task) for r in (good, second, unscored)])
+        best.update(scores, torch.zeros(3), step)
+    assert best.mean_step == 0
+    assert best.steps == [0, 0, -1]
+
+
+def test_the_state_of_an_earlier_version_is_taken_up() -> None:
+    old = torch.tensor([[0.5, -math.inf, 0.5], [7, -1, 7]], dtype=torch.float64)
+    for state in (old, with_losses({"best._extra_state": old})["best._extra_state"]):
+        best = BestSoFar(2)
+        best.set_extra_state(state)
+        assert best.scores == [0.5, -math.inf]
+        assert best.steps == [7, -1]
+        assert best.mean == pytest.approx(0.5)
+        assert best.get_extra_state().shape == (3, 3)
