@@ -26,14 +26,14 @@ class RunCheckpoint(Callback):
     Stand it first among the callbacks: what the others log for the next step comes after it.
 
     Args:
-        monitor: The validation metric that decides which checkpoint is the best.
+        monitor: The validation metric that decides which checkpoint is the best; None keeps the last one alone.
         mode: Whether a good metric is large ("max") or small ("min").
         every_n_steps: Training steps between two writings of the last checkpoint. It is also written before the
             first step, after every validation and at the end.
     """
 
     def __init__(
-        self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max", every_n_steps: int = 500
+        self, monitor: str | None = "val/accuracy", mode: Literal["max", "min"] = "max", every_n_steps: int = 500
     ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
@@ -95,13 +95,15 @@ class RunCheckpoint(Callback):
         """Compare the score with the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._last_due = True
+        if self.monitor is None:
+            return
         if self.monitor not in trainer.callback_metrics:
             logged = (
                 ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
                 or "nothing"
             )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
-        self._last_due = True
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
         if self.best_score is None or sign * score > sign * self.best_score:

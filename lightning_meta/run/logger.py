@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 from lightning_meta.run.hold import Hold
+from lightning_meta.run.names import refuse_name
 
 
 class RunLogger(Logger):
@@ -36,6 +37,8 @@ class RunLogger(Logger):
         self, root: str | Path = "runs", name: str = "run", version: int | None = None, exclusive: bool = False
     ) -> None:
         super().__init__()
+        if version is None:
+            refuse_name("name", name)
         self._root = Path(root) / name
         self._name = name
         self._version = version
