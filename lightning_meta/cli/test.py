@@ -81,9 +81,8 @@ def _in_options(error: UserError) -> UserError:
     """The error with this command's own options in the place of the arguments that they stand for."""
     message = str(error)
     for option, argument in OF_DATA.items():
-        message = message.replace(f"--data.init_args.{argument}", f"--{option}").replace(
-            f"+ {argument}", f"+ --{option}"
-        )
+        message = message.replace(f"--data.init_args.{argument}", f"--{option}")
+        message = message.replace(f"+ {argument}", f"+ --{option}")
     return UserError(message)
 
 
