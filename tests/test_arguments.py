@@ -1,4 +1,4 @@
-"""Counts, ranges and names that cannot be: one line before training, of options for commands, of arguments in Python."""
+"""Counts, ranges and names that cannot be: one line before training, told as options or as arguments."""
 
 from __future__ import annotations
 
@@ -167,13 +167,14 @@ def test_a_name_is_one_folder_within_that_of_runs(
 ) -> None:
     file = {"fit": "maml.yaml", "sweep": "sweep.yaml", "ladder": "ladder.yaml"}[command]
     Path("sweep.yaml").write_text(
-        "method: random\nmetric: {name: val/mse, goal: minimize}\nparameters: {model.init_args.inner_lr: {min: 0.1, max: "
-        "0.2}}\ncommand: [python, '${program}', --config=maml.yaml, '${args}']\n"
+        "method: random\nmetric: {name: val/mse, goal: minimize}\n"
+        "parameters: {model.init_args.inner_lr: {min: 0.1, max: 0.2}}\n"
+        "command: [python, '${program}', --config=maml.yaml, '${args}']\n"
     )
     Path("ladder.yaml").write_text("rungs: {}\n")
     trials = ["--trials=1"] if command == "sweep" else []
     assert "--name: " in refused(capsys, command, f"--config={file}", *trials, f"--name={name}")
-    with pytest.raises(UserError, match="^name: "):
+    with pytest.raises(UserError, match=r"^name: "):
         RunLogger(folder, name)
 
 

@@ -28,5 +28,6 @@ def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None
         UserError: One of the files is there.
     """
     for file in files:
-        if not overwrite and os.path.lexists(file):  # also a link that leads nowhere
+        # Also a link that leads nowhere; of a folder the command itself says that it is no file.
+        if not overwrite and os.path.lexists(file) and not file.is_dir():
             raise UserError(f"{option}: {file} is there already; name another, or give --overwrite to replace it")

@@ -236,7 +236,7 @@ def test_curves_of_several_runs(capsys: pytest.CaptureFixture[str]) -> None:
         (["_hidden", "--out", "folder.png"], "this is a folder"),
     ):
         Path("folder.png").mkdir(exist_ok=True)
-        assert main(["curves", "--overwrite", *options]) == 2
+        assert main(["curves", *options]) == 2
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
