@@ -173,9 +173,9 @@ def test_a_transductive_model_predicts_all_at_once_or_says_so(
     run = trained / "maml" / "0"
     assert predict(run) == 0
     assert "transductive" in capsys.readouterr().out
-    assert predict(run, "--batch_size", "5") == 2
+    assert predict(run, "--out", "few.csv", "--batch_size", "5") == 2
     assert "--batch_norm inductive" in capsys.readouterr().err
-    assert predict(run, "--batch_size", "5", "--batch_norm", "inductive") == 0
+    assert predict(run, "--out", "few.csv", "--batch_size", "5", "--batch_norm", "inductive") == 0
 
 
 def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

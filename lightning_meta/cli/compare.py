@@ -7,9 +7,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
 from lightning_meta.report.transfer.wandb_tables import log_report
+from lightning_meta.report.transfer.writing import FILES
 
 
 def compare(args: Sequence[str]) -> None:
@@ -19,6 +21,7 @@ def compare(args: Sequence[str]) -> None:
         args: The options.
     """
     config = make_parser().parse_args(list(args))
+    refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)
 
 
@@ -48,6 +51,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--baseline", nargs="+", required=True, metavar="RUN", help="The runs to compare with.")
     parser.add_argument("--out", default="report", help="Folder of the report.")
+    add_overwrite(parser)
     parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
     return parser
 

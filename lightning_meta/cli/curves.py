@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.report.curves import compare_training
 
 
@@ -16,6 +18,7 @@ def curves(args: Sequence[str]) -> None:
         args: The options.
     """
     config = make_parser().parse_args(list(args))
+    refuse_existing("--out", [Path(config.out)], config.overwrite)
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")
 
 
@@ -30,6 +33,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
     parser.add_argument("--metric", type=str, default="val/accuracy", help="As it is named in metrics.csv.")
     parser.add_argument("--out", type=str, default="curves.png", help="The picture.")
+    add_overwrite(parser)
     return parser
 
 

@@ -18,9 +18,11 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from lightning_meta.cli.checks import check_monitor, check_ranks, check_seed, check_trainer
 from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parsing
+from lightning_meta.cli.naming import as_option
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -29,6 +31,7 @@ from lightning_meta.reading import check_yaml, refuse_links_out
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.names import refuse_name
 from lightning_meta.run.progress import restoring_error
 from lightning_meta.run.record import seed_of
 from lightning_meta.run.results import BEFORE_RESUME, facts, write_report, write_results
@@ -105,13 +108,16 @@ class MetaCLI(LightningCLI):
             self.config = parser.parse_args(with_save_dir(args))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
-        seed = self.config.seed_everything
-        if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {seed}")
+        check_seed(self.config.seed_everything)
+        check_trainer(self.config.trainer, "train")
+        check_monitor(self.config.trainer, self.config.checkpoint.monitor)
+        if not self.config.runs.strip():
+            raise UserError("--runs: name a folder, such as runs")
         name = self.config.name
         if name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"
+        refuse_name("--name", self.config.name)
         self.run_logger = RunLogger(self.config.runs, self.config.name, exclusive=True)
         if self.config.ckpt_path is not None:
             self.resume_from = checkpoint_to_resume(self.config.ckpt_path, self.config.runs, self.config.name)
@@ -120,7 +126,7 @@ class MetaCLI(LightningCLI):
                 _check_name(name, run)
                 self.config.runs, self.config.name = str(run.parent.parent), run.parent.name
                 self.run_logger = RunLogger(run.parent.parent, run.parent.name, int(run.name), exclusive=True)
-            if seed is True:  # any: that of the run
+            if self.config.seed_everything is True:  # any: that of the run
                 self.config.seed_everything = seed_of(self.resume_from)
         self.allow_changes = self.config.allow_changes
         self.config.ckpt_path, self.config.allow_changes = None, False  # the saved configuration starts anew
@@ -135,6 +141,8 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
+            if isinstance(error, UserError):
+                raise mistake_in(configured) or as_option(error, configured) from error
             raise mistake_in(configured) or UserError(f"the configuration: {error}") from error
         except BaseException:
             self.run_logger.discard()
@@ -192,6 +200,8 @@ def fit(args: Sequence[str]) -> None:
     try:
         with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
             _fit(cli)
+    except UserError as error:
+        raise as_option(error, cli.config) from error
     finally:
         cli.run_logger.release()
 
@@ -255,12 +265,15 @@ def _train(cli: MetaCLI) -> None:
     trainer, checkpoint = cli.trainer, cli.resume_from
     if checkpoint is not None:
         check_same_class(cli.model, checkpoint)
+    check_ranks(trainer, cli.datamodule)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except NonFiniteLossError as error:
         error.args = (f"{error}; the last good checkpoint is {cli.watch.last}",)
         raise
     except Exception as error:
+        if str(error).lstrip().startswith("`val_check_interval`"):  # data modules of the user's
+            raise UserError(f"--trainer.val_check_interval: {str(error).strip()}") from error
         resumed = trainer.ckpt_path
         if better := weights_error(error, resumed) or restoring_error(error, resumed):
             raise better from error
@@ -276,7 +289,7 @@ def _test_best(cli: MetaCLI) -> Path:
     folder = Path(trainer.log_dir or "") / "checkpoints"
     best = folder / "best.ckpt"
     chosen = best if best.is_file() else folder / "last.ckpt"
-    if chosen is not best and trainer.is_global_zero:
+    if chosen is not best and cli.config_init["checkpoint"].monitor is not None and trainer.is_global_zero:
         _log.warning("no validation took place, so the last checkpoint is tested: train for longer or validate sooner")
     trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=chosen, verbose=False)
     return chosen

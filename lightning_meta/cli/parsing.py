@@ -17,6 +17,7 @@ import lightning_meta.data.sources
 import lightning_meta.meta
 import lightning_meta.multitask
 import lightning_meta.nn  # noqa: F401
+from lightning_meta.cli.naming import with_prefix
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
@@ -90,28 +91,32 @@ def remember_modules(owner: Any, config: Namespace) -> None:
 def mistake_in(config: Any) -> UserError | None:
     """The user's mistake in the arguments of a configured object, found by making each object anew, innermost first.
 
+    It is told in options, such as `--data.init_args.shots`.
+
     The parser, which makes them, says of each alternative of a type why it does not fit, and drops the error itself.
     """
     try:
-        _made(config)
+        _made(config, "")
     except UserError as error:
         return error
     return None
 
 
-def _made(config: Any) -> Any:
+def _made(config: Any, path: str) -> Any:
     if isinstance(config, list):
-        return [_made(value) for value in config]
+        return [_made(value, path) for value in config]
     if not isinstance(config, Namespace):
         return config
     if "class_path" not in config:
-        return Namespace({name: _made(value) for name, value in vars(config).items()})
-    arguments = {name: _made(value) for name, value in vars(config.get("init_args", Namespace())).items()}
+        within = f"{path}." if path else ""
+        return Namespace({name: _made(value, f"{within}{name}") for name, value in vars(config).items()})
+    prefix, given = f"{path}.init_args.", vars(config.get("init_args") or Namespace())
+    arguments = {name: _made(value, f"{prefix}{name}") for name, value in given.items()}
     try:
         module, _, name = config.class_path.rpartition(".")
         return getattr(importlib.import_module(module), name)(**arguments)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(with_prefix(str(error), prefix, arguments) or str(error)) from error
     except Exception:  # some take what is not made here, as an optimiser its parameters
         return config
 

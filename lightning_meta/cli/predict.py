@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -119,6 +120,7 @@ def make_parser() -> ArgumentParser:
         help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
         "else it does to an image, or says must be done first.",
     )
+    add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
     parser.add_argument(
         "--batch_norm",
@@ -153,8 +155,23 @@ def _check(config: Namespace) -> None:
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
     if Path(config.out).is_dir():
         raise UserError(f"--out {config.out}: this is a folder; name a file in it")
-    if config.export is not None and Path(config.export).suffix not in FORMATS:
+    if config.query is not None:
+        refuse_existing("--out", [Path(config.out)], config.overwrite)
+    if config.export is not None:
+        _check_export(config)
+
+
+def _check_export(config: Namespace) -> None:
+    path = Path(config.export)
+    if path.suffix not in FORMATS:
         raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--export {config.export}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--export {config.export}: this is a folder; name a file in it")
+    if config.query is not None and path.absolute() == Path(config.out).absolute():
+        raise UserError(f"--export {config.export}: --out names the same file; give each its own")
+    refuse_existing("--export", [path], config.overwrite)
 
 
 def _meta_learner(config: Namespace) -> MetaModule:

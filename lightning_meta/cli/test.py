@@ -11,8 +11,10 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_meta.cli.checks import check_seed, check_trainer
 from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.parsing import Bar
+from lightning_meta.cli.naming import as_option
+from lightning_meta.cli.parsing import Bar, mistake_in
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
@@ -45,7 +47,7 @@ def test(args: Sequence[str]) -> None:
     check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
-    made = parser.instantiate(config)
+    made = _made(parser, config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
@@ -53,7 +55,10 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    trainer.test(module, datamodule=made["data"], verbose=False)
+    try:
+        trainer.test(module, datamodule=made["data"], verbose=False)
+    except UserError as error:
+        raise _in_options(as_option(error, config)) from error
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -71,6 +76,24 @@ def test(args: Sequence[str]) -> None:
         raise
     write_results(logger.directory, metrics, about)  # last: the folder is whole
     print_summary(metrics, logger.directory)
+
+
+def _made(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+    """The objects, or the user's mistake in their arguments."""
+    try:
+        return parser.instantiate(config)
+    except (TypeError, ValueError) as error:
+        mistake = mistake_in(config) or (error if isinstance(error, UserError) else None)
+        raise _in_options(mistake or UserError(f"the configuration: {error}")) from error
+
+
+def _in_options(error: UserError) -> UserError:
+    """The error with this command's own options in the place of the arguments that they stand for."""
+    message = str(error)
+    for option, argument in OF_DATA.items():
+        message = message.replace(f"--data.init_args.{argument}", f"--{option}")
+        message = message.replace(f"+ {argument}", f"+ --{option}")
+    return UserError(message)
 
 
 def make_parser() -> LightningArgumentParser:
@@ -121,6 +144,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         check_untrusted(base, file)
     with parsing():
         config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
+    check_seed(config.seed_everything)
+    check_trainer(config.trainer, "test")
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from lightning_meta.batches import SPLITS, Episode, Examples, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import TaskGenerator
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, check_at_least, check_positive
 from lightning_meta.functional.random_bits import choose, fold, integers, key
 
 Range = int | tuple[int, int]
@@ -78,6 +78,8 @@ class EpisodeDataset(Dataset[Episode]):
         num_tasks: int,
         seed: int,
     ) -> None:
+        check_positive(meta_batch_size=meta_batch_size)
+        check_at_least(0, num_tasks=num_tasks)
         self.tasks, self.split, self.shape = tasks, split, shape
         self.meta_batch_size, self.num_tasks = meta_batch_size, num_tasks
         self._root = int(key(seed, SPLITS.index(split)))

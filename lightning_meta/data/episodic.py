@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from numbers import Integral
 
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
-from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is
-from lightning_meta.data.module import Place, SourceDataModule, check_positive
+from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
+from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import Source, TaskGenerator
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, check_positive
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
 
@@ -73,12 +74,12 @@ class EpisodicDataModule(SourceDataModule):
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         self.source = source
         self.train_shape = EpisodeShape(ways, shots, queries)
+        _check_shape(self.train_shape)
         self.test_shape = EpisodeShape(
             _fixed("ways", ways, test_ways),
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
         )
-        _check_shape(self.train_shape)
         _check_shape(self.test_shape, "test_")
         check_positive(
             meta_batch_size=meta_batch_size,
@@ -104,6 +105,8 @@ class EpisodicDataModule(SourceDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the pools, check that they can fill the episodes, and say what a module must know of them."""
+        if stage == "fit":
+            check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):
             pools: dict[Split, Pool | TaskGenerator] = dict.fromkeys(SPLITS, self.source)
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
@@ -218,7 +221,7 @@ def _check_shape(shape: EpisodeShape, prefix: str = "") -> None:
         ("shots", 1, shape.shots),
         ("queries", 1, shape.queries),
     ):
-        first, last = (values, values) if isinstance(values, int) else values
-        if not low <= first <= last:
-            pair = "" if prefix else ", or a rising pair of them,"
-            raise UserError(f"{prefix}{name}: a number from {low} up{pair} is needed; got {values}")
+        pair = ", or a rising pair of them," if name != "queries" and not prefix else ""
+        ends = list(values) if pair and isinstance(values, Sequence) and len(values) == 2 else [values]
+        if not all(isinstance(end, Integral) and low <= end for end in ends) or ends != sorted(ends):  # type: ignore[type-var]
+            raise UserError(f"{prefix}{name}: a number from {low} up{pair} is needed; got {values!r}")

@@ -67,11 +67,7 @@ class TrainSampler(ResumableSampler):
     def __init__(self, dataset: EpisodeDataset, num_replicas: int, rank: int) -> None:
         size = dataset.meta_batch_size
         super().__init__(dataset, len(dataset) // size, num_replicas, rank)
-        if size % num_replicas:
-            raise UserError(
-                f"meta_batch_size: {size} tasks cannot be shared evenly by {num_replicas} ranks; "
-                f"use a multiple of {num_replicas}"
-            )
+        check_shared(size, num_replicas)
         self.share = size // num_replicas
         self.counted_in = {"meta_batch_size": size, "meta_batches_per_epoch": self.batches}
 
@@ -79,6 +75,24 @@ class TrainSampler(ResumableSampler):
         """The numbers of this rank's tasks."""
         first = (batch * self.num_replicas + self.rank) * self.share
         return range(first, first + self.share)
+
+
+def check_shared(tasks: int, ranks: int) -> None:
+    """Refuse a meta-batch of which ranks would take unequal shares: the mean of their gradients would be another.
+
+    Args:
+        tasks: T, in a meta-batch.
+        ranks: W.
+
+    Raises:
+        UserError: W does not divide T.
+    """
+    if tasks % ranks:
+        counts = [str(n) for n in range(1, min(tasks, ranks) + 1) if tasks % n == 0]
+        raise UserError(
+            f"meta_batch_size: {tasks} tasks cannot be shared evenly by {ranks} ranks; use a multiple of {ranks}, such "
+            f"as {-(-tasks // ranks) * ranks}, or fewer ranks ({' or '.join(counts[-4:])})"
+        )
 
 
 class TaskBatchSampler(ResumableSampler):

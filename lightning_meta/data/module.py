@@ -14,7 +14,8 @@ from lightning_meta.batches import Split
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.data.validation import check_validates
+from lightning_meta.errors import UserError, check_at_least, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
 
 Place = Literal["cpu", "accelerator"]
@@ -33,8 +34,7 @@ class SourceDataModule(LightningDataModule, ABC):
     def __init__(self, seed: int | None, num_workers: int, pool_on: Place) -> None:
         super().__init__()
         one_of("pool_on", pool_on, Place)
-        if num_workers < 0:
-            raise UserError(f"num_workers: 0 or more loader processes, got {num_workers}")
+        check_at_least(0, num_workers=num_workers)
         if pool_on == "accelerator" and num_workers:
             raise UserError(
                 f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "
@@ -87,6 +87,8 @@ class SourceDataModule(LightningDataModule, ABC):
 
     def training_loader(self, sampler: ResumableSampler) -> DataLoader[Any]:
         """A loader of training batches; with the Trainer's `overfit_batches`, of the same ones in every epoch."""
+        if self.trainer is not None:
+            check_validates(self.trainer, sampler.batches)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             options = {"batch_size": sampler.share, "collate_fn": as_is, **self.loader_options()}
             return DataLoader(sampler.dataset, sampler=FirstBatches(sampler), **options)
@@ -107,14 +109,3 @@ class SourceDataModule(LightningDataModule, ABC):
 def run_seed() -> int:
     """The seed of `lightning.seed_everything`, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
-
-
-def check_positive(**options: int | None) -> None:
-    """Refuse numbers below 1.
-
-    Raises:
-        UserError: The option and its value.
-    """
-    for name, value in options.items():
-        if value is not None and value < 1:
-            raise UserError(f"{name}: at least 1 is needed, got {value}")

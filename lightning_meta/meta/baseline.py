@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.errors import UserError, check_above_zero, check_at_least, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
@@ -84,11 +85,10 @@ class Baseline(MetaModule):
         one_of("head", head, Head)
         self.head = head  # it decides on the parameters that the base's constructor may make
         super().__init__(backbone, **options)
-        if min(scale, head_lr) <= 0 or min(head_steps, weight_decay) < 0:
-            raise UserError(
-                "scale and head_lr are positive, head_steps and weight_decay at least 0; "
-                f"got {scale}, {head_lr}, {head_steps} and {weight_decay}"
-            )
+        check_above_zero(scale=scale, head_lr=head_lr)
+        check_at_least(0, head_steps=head_steps)
+        if not 0 <= weight_decay < math.inf:
+            raise UserError(f"weight_decay: at least 0 is needed, got {weight_decay}")
         self.scale = scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 

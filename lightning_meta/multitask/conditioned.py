@@ -15,7 +15,7 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
-from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.nn.stateless import in_evaluation_mode
 from lightning_meta.tasks import TasksSpec
@@ -78,6 +78,7 @@ class Conditioned(MultiTaskModule):
         stems: dict[str, nn.Module] | None = None,
         tasks: TasksSpec | None = None,
     ) -> None:
+        check_head(head_hidden, head_dropout)
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
         one_of("descriptor", descriptor, Descriptor)
         one_of("enters", enters, Entry)

@@ -59,6 +59,7 @@ class GradientConflict(Callback):
             raise UserError(f"every_n_steps: expected at least 1, got {every_n_steps}")
         self.every_n_steps, self.affinity = every_n_steps, affinity
         self._directory: Path | None = None
+        self._own: Path | None = None  # where this callback has recorded before, as the Tuner does
         self._step = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -73,9 +74,16 @@ class GradientConflict(Callback):
         self._step = -1
         self._directory = None
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
-            self._directory = Path(directory)
+            # Without a logger, runs share the folder; one that starts anew would cut away what another recorded.
+            anew = trainer.global_step == 0 and trainer.ckpt_path is None and Path(directory) != self._own
             for name in COLUMNS:
-                cut_rows(self._directory / name, trainer.global_step)
+                if anew and (Path(directory) / name).is_file():
+                    raise UserError(
+                        f"{Path(directory) / name} was recorded by another run; give the Trainer a logger or another "
+                        "default_root_dir, or remove the file"
+                    )
+                cut_rows(Path(directory) / name, trainer.global_step)
+            self._directory = self._own = Path(directory)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: TaskBatch, batch_idx: int

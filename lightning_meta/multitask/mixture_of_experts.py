@@ -15,7 +15,7 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import are_ids, output_size
 from lightning_meta.nn.fresh import fresh
-from lightning_meta.nn.heads import seeded
+from lightning_meta.nn.heads import check_head, seeded
 from lightning_meta.tasks import TasksSpec
 
 
@@ -64,6 +64,7 @@ class MixtureOfExperts(MultiTaskModule):
         stems: dict[str, nn.Module] | None = None,
         tasks: TasksSpec | None = None,
     ) -> None:
+        check_head(head_hidden, head_dropout)
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
         if experts < 1:
             raise UserError(f"experts: at least 1 is needed, got {experts}")

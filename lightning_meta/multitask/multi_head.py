@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.errors import check_at_least
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import output_size
+from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.tasks import TasksSpec
 
@@ -63,6 +65,8 @@ class MultiHead(MultiTaskModule):
         stems: dict[str, nn.Module] | None = None,
         tasks: TasksSpec | None = None,
     ) -> None:
+        check_head(head_hidden, head_dropout)
+        check_at_least(0, shared_depth=shared_depth)
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
         self.shared_depth, self.head_hidden, self.head_dropout = shared_depth, head_hidden, head_dropout
         self.branches = nn.ModuleList()

@@ -9,6 +9,19 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from lightning_meta.errors import check_dropout, check_positive
+
+
+def check_head(hidden: Sequence[int], dropout: float) -> None:
+    """Refuse the arguments `head_hidden` and `head_dropout` of a module where they make no head.
+
+    Raises:
+        UserError: The argument and its value.
+    """
+    for width in hidden:
+        check_positive(head_hidden=width)
+    check_dropout(head_dropout=dropout)
+
 
 def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
     """A linear layer, after hidden layers with ReLU where asked for.

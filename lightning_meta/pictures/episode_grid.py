@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_meta.data import EpisodeDataset
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, check_positive
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
 from lightning_meta.report.figures import shortened
@@ -34,6 +34,7 @@ class EpisodeGrid(Picture):
 
     def __init__(self, task: int = 0, shots: int = 5, queries: int = 6, ways: int = 10) -> None:
         check_task("EpisodeGrid task", task)
+        check_positive(shots=shots, queries=queries, ways=ways)
         self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:

@@ -35,18 +35,20 @@ class RunCheckpoint(Callback):
 
     Args:
         monitor: The validation metric that decides which checkpoint is the best: never one where it is NaN, and of
-            equals the one with the lower `val/loss`, else the earlier.
+            equals the one with the lower `val/loss`, else the earlier; None keeps the last one alone.
         mode: Whether a good metric is large ("max") or small ("min"); by default as its name says, so that losses and
             errors are small.
         every_n_steps: Training steps between two writings of the last checkpoint. It is also written before the
             first step, after every validation and at the end.
     """
 
-    def __init__(self, monitor: str = "val/accuracy", mode: Mode | None = None, every_n_steps: int = 500) -> None:
+    def __init__(
+        self, monitor: str | None = "val/accuracy", mode: Mode | None = None, every_n_steps: int = 500
+    ) -> None:
         if every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
         try:
-            self.mode = mode or mode_of(monitor)
+            self.mode = mode or ("max" if monitor is None else mode_of(monitor))
         except UserError as error:
             raise UserError(f"checkpoint.{error}") from error
         self.monitor = monitor
@@ -86,7 +88,8 @@ class RunCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
         self._check_best_is_there(trainer)
-        if trainer.is_global_zero and (wrong := contradiction(self.monitor, self.mode)):
+        wrong = None if self.monitor is None else contradiction(self.monitor, self.mode)
+        if trainer.is_global_zero and wrong:
             _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
@@ -119,13 +122,15 @@ class RunCheckpoint(Callback):
         """Compare the score with the best so far."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self._last_due = True
+        if self.monitor is None:
+            return
         if self.monitor not in trainer.callback_metrics:
             logged = (
                 ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
                 or "nothing"
             )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
-        self._last_due = True
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
         self._best_due |= self.best.take(score, float(trainer.callback_metrics.get("val/loss", nan)))

@@ -18,6 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.hold import Hold
+from lightning_meta.run.names import refuse_name
 from lightning_meta.run.tables import read_table
 
 
@@ -38,6 +39,8 @@ class RunLogger(Logger):
         self, root: str | Path = "runs", name: str = "run", version: int | None = None, exclusive: bool = False
     ) -> None:
         super().__init__()
+        if version is None:
+            refuse_name("name", name)
         self._root = Path(root) / name
         self._name = name
         self._version = version

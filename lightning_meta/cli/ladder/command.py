@@ -20,6 +20,7 @@ from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
+from lightning_meta.run.names import refuse_name
 
 
 def ladder(args: Sequence[str]) -> None:
@@ -30,7 +31,9 @@ def ladder(args: Sequence[str]) -> None:
     """
     options, of_fit = make_parser().parse_known_args(list(args))
     _check(options, of_fit)
-    folder = Path(options.runs) / (options.name or Path(options.config).stem)
+    name = Path(options.config).stem if options.name is None else options.name
+    refuse_name("--name", name)
+    folder = Path(options.runs) / name
     rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit)
     runs = plan(rungs)
     waiting = []

@@ -16,6 +16,7 @@ from lightning_meta.cli.fit import MetaCLI, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
+from lightning_meta.run.names import refuse_name
 
 KEYS = ("seeds", "baseline", "shared", "model", "rungs")
 OF_THE_LADDER = ("config", "seed_everything", "name", "runs", "ckpt_path")
@@ -65,6 +66,8 @@ def read_ladder(
     chosen = list(known) if rungs is None else list(dict.fromkeys(rungs))
     if missing := [r for r in chosen if r not in known]:
         raise UserError(f"--rungs: there is no rung {missing[0]!r} in {file}; it has {', '.join(known)}")
+    if not chosen:
+        raise UserError(f"--rungs: name at least one of {', '.join(known)}")
     baseline = content.get("baseline", next(iter(known), None))
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
@@ -127,6 +130,7 @@ def _checked_seeds(file: str, seeds: Any) -> tuple[int, ...]:
 def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[str, Any]:
     if not re.fullmatch(r"[A-Za-z_][\w.-]*", rung) or rung in FOLDERS:
         raise UserError(f"{file}, rungs: {rung!r} cannot name a folder of runs; letters, digits, '_' and '-' can")
+    refuse_name(f"{file}, rungs", rung)
     if not isinstance(model, dict) or "class_path" not in model:
         raise UserError(f"{file}, rungs.{rung}: expected class_path and init_args, got {model!r}")
     if odd := [k for k in model if k not in ("class_path", "init_args")]:

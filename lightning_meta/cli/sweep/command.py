@@ -23,6 +23,7 @@ from lightning_meta.cli.sweep.signals import Signals, StoppedBySignal
 from lightning_meta.cli.sweep.study import SweepRecord
 from lightning_meta.cli.sweep.trial import OtherMetricError, reached, run_trial
 from lightning_meta.errors import UserError
+from lightning_meta.run.names import refuse_name
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -46,9 +47,11 @@ def sweep(args: Sequence[str]) -> None:
     trials = config.trials if config.trials is not None else grid
     if trials < 1 or trials == math.inf:
         raise UserError(f"--trials: say how many to run, at least 1, for method {space.method}; got {config.trials}")
+    name = f"sweep_{Path(config.config).stem}" if config.name is None else config.name
+    refuse_name("--name", name)
     _check_ends(space)
     with Signals() as signals:
-        record = SweepRecord(space, Path(config.runs) / (config.name or f"sweep_{Path(config.config).stem}"))
+        record = SweepRecord(space, Path(config.runs) / name)
         try:
             while _run_next(record, int(min(trials, grid)), signals):
                 signals.check()

@@ -9,6 +9,8 @@ from lightning_meta.report.transfer.figures import draw_forest, draw_gap
 from lightning_meta.report.transfer.files import write_csv, write_json
 from lightning_meta.report.transfer.results import TransferReport
 
+FILES = ("transfer.csv", "transfer.json", "forest.png", "gap.png")
+
 
 def write_report(report: TransferReport, folder: str | Path) -> Path:
     """Write `transfer.csv`, `transfer.json`, `forest.png` and `gap.png`.
@@ -26,10 +28,8 @@ def write_report(report: TransferReport, folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_csv(report, folder / "transfer.csv")
-        write_json(report, folder / "transfer.json")
-        draw_forest(report, folder / "forest.png")
-        draw_gap(report, folder / "gap.png")
+        for write, name in zip((write_csv, write_json, draw_forest, draw_gap), FILES, strict=True):
+            write(report, folder / name)
     except OSError as error:
         raise UserError(f"{folder} cannot be written to ({error.strerror}); name another folder") from error
     return folder

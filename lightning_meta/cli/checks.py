@@ -1,0 +1,104 @@
+"""Options that cannot work, refused before anything is made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, Trainer
+
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.loader import check_shared
+from lightning_meta.errors import UserError
+
+SEEDS = 2**32
+LEAST: dict[str, float] = {
+    "max_steps": 1,
+    "max_epochs": 1,
+    "min_steps": 0,
+    "min_epochs": 0,
+    "num_nodes": 1,
+    "fast_dev_run": 0,
+    "log_every_n_steps": 0,
+    "check_val_every_n_epoch": 1,
+    "accumulate_grad_batches": 1,
+    "reload_dataloaders_every_n_epochs": 0,
+    "gradient_clip_val": 0,
+}
+WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 is "all"
+PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval")
+
+
+def check_trainer(options: Mapping[str, Any], used: str) -> None:
+    """Refuse counts of the Trainer that no run can have, which it would take, or complain about in the middle of a run.
+
+    Args:
+        options: Those of the Trainer.
+        used: Whose batches are needed: "train" or "test".
+
+    Raises:
+        UserError: The option, what was received, and what was expected.
+    """
+    for name, least in {**LEAST, "num_sanity_val_steps": 0}.items():
+        value = options.get(name)
+        if value is not None and _is_number(value) and not (value >= least or (value == -1 and name in WITHOUT_END)):
+            all_of = ", or -1 for no limit" if name in WITHOUT_END else ""
+            raise UserError(f"--trainer.{name}: at least {least:g} is needed{all_of}, got {value}")
+    for name in PARTS:
+        needed = name in (f"limit_{used}_batches", "val_check_interval")
+        _check_part(name, options.get(name), needed)
+    for unit in ("steps", "epochs"):
+        low, high = options.get(f"min_{unit}"), options.get(f"max_{unit}")
+        if low is not None and high is not None and -1 != high < low:
+            raise UserError(f"--trainer.min_{unit}: {low} is more than --trainer.max_{unit}, {high}; lower one of them")
+
+
+def check_monitor(options: Mapping[str, Any], monitor: str | None) -> None:
+    """Refuse to choose the best checkpoint by a metric that is never measured.
+
+    Raises:
+        UserError: Validation is turned off, and a metric of it is monitored.
+    """
+    if options.get("limit_val_batches") == 0 and monitor is not None and not options.get("fast_dev_run"):
+        raise UserError(
+            f"--trainer.limit_val_batches: 0 turns validation off, and --checkpoint.monitor {monitor} chooses the best "
+            "checkpoint by it; leave it out, or give --checkpoint.monitor null to test the last checkpoint"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse seeds that not every generator takes.
+
+    Raises:
+        UserError: It is negative or too large.
+    """
+    if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
+        raise UserError(f"--seed_everything: expected 0 to {SEEDS - 1}, got {seed}")
+
+
+def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:
+    """Refuse a meta-batch that the ranks cannot share, before they are started and before data are read.
+
+    Raises:
+        UserError: Their number does not divide it.
+    """
+    if isinstance(data, EpisodicDataModule):
+        check_shared(data.meta_batch_size, trainer.world_size)
+
+
+def _check_part(name: str, value: Any, needed: bool) -> None:
+    """Refuse what is neither a number of batches nor a share of them."""
+    if not _is_number(value):
+        return
+    share = isinstance(value, float)
+    if value < 0 or (value == 0 and needed) or (share and not value <= 1):
+        low = "above 0" if needed else "from 0"
+        raise UserError(
+            f"--trainer.{name}: a whole number of batches {low}, or a share of them {low} up to 1.0, is needed, "
+            f"got {value}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)

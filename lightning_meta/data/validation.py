@@ -1,0 +1,42 @@
+"""Whether a Trainer will ever validate, told before it trains."""
+
+from __future__ import annotations
+
+import math
+
+from lightning.pytorch import Trainer
+
+from lightning_meta.errors import UserError
+
+
+def check_validates(trainer: Trainer, batches: int) -> None:
+    """Refuse an interval between validations that training ends before, or that no epoch is long enough for.
+
+    Args:
+        trainer: About to train.
+        batches: Training batches of an epoch.
+
+    Raises:
+        UserError: The Trainer's argument, its value, and the largest that would do.
+    """
+    if not trainer.limit_val_batches or trainer.overfit_batches or getattr(trainer, "fast_dev_run", False):  # type: ignore[attr-defined]
+        return
+    limit: int | float = trainer.limit_train_batches  # type: ignore[attr-defined]
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else math.inf
+    epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
+    every, epochs_between = trainer.val_check_interval, trainer.check_val_every_n_epoch  # type: ignore[attr-defined]
+    in_all = min(steps, epochs * batches)
+    if isinstance(every, int) and epochs_between is None and every > in_all:
+        raise UserError(f"val_check_interval: training ends after {in_all} batches, before one of {every}; lower it")
+    if isinstance(every, int) and epochs_between is not None and every > batches:
+        raise UserError(
+            f"val_check_interval: an epoch has {batches} batches, so {every} never pass within one; use at most "
+            f"{batches}, or check_val_every_n_epoch null (None) to count batches over epochs"
+        )
+    last = in_all / batches if batches else math.inf
+    if epochs_between is not None and epochs_between > 1 and last < epochs_between:
+        raise UserError(
+            f"check_val_every_n_epoch: training ends after {last:.3g} epochs, so there is none after {epochs_between}; "
+            "lower it, or train for longer"
+        )

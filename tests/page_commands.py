@@ -1,0 +1,129 @@
+"""The commands that README, pages, docstrings and configurations show, and how each is made short."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+from tests.test_configs import EMBEDDED, NEEDS_DATA, briefly
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+PROGRAM = r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|sphinx-build|ruff|mypy|wandb|sbatch|lightning-meta|configs/\S+sh) "
+
+ELSEWHERE = {
+    'pip install -e ".[dev]"': ".ci/run installs the package",
+    "pip install -e .": ".ci/run installs the package",
+    'pip install -e ".[docs]"': ".ci/run installs the package",
+    "pip install 'lightning_meta[export]'": "an extra of a release",
+    "pip install 'lightning_meta[wandb]'": "an extra of a release",
+    "pip install 'lightning_meta[sweep]'": "an extra of a release",
+    "pytest": "this is it",
+    "pytest -m slow": "this is it",
+    'pytest -m "slow or not slow"': "this is it",
+    'LIGHTNING_META_FUZZ_SECONDS=900 pytest -m "slow or not slow" tests/robustness/test_fuzz_*.py': "this is it",
+    "pytest -s tests/nn/test_layers.py": "part of this suite",
+    "pytest -s tests/test_lightning_tools.py": "part of this suite",
+    "pytest -m gpu": "needs a card",
+    "ruff check .": ".ci/run",
+    "ruff format --check .": ".ci/run",
+    "mypy": ".ci/run",
+    "sphinx-build docs build/docs": "test_docs.py builds the pages",
+    "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
+    "python scripts/build_learn2learn.py": "downloads learn2learn",
+    "wandb login": "needs an account; tests/test_wandb_online.py has a stand-in of the service",
+    "wandb sync": "needs an account",
+    **{
+        f"wandb sweep --project lightning_meta configs/sweeps/{file.name}": "needs an account"
+        for file in sorted((ROOT / "configs" / "sweeps").iterdir())
+    },
+    "wandb agent ENTITY/lightning_meta/ID": "needs an account; tests/test_sweep.py runs what an agent starts",
+    "CUDA_VISIBLE_DEVICES=1 wandb agent ENTITY/lightning_meta/ID": "needs an account and a card",
+    "configs/slurm/torchrun.sh ADDRESS_OF_MACHINE_0 MACHINES NUMBER CONFIG": "how it is used; README has an example",
+    "lightning-meta fit ...": "the entry point, of which main() is the function",
+    **{
+        f"python scripts/fit.py --config configs/{name}.yaml": "test_configs.py runs it"
+        for name in sorted(EMBEDDED | NEEDS_DATA)
+    },
+    "python scripts/fit.py --config configs/protonet_mini_imagenet.yaml": "its images are not free to ship",
+    "python scripts/fit.py --config configs/maml_mini_imagenet.yaml": "its images are not free to ship",
+    "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
+}
+"""What is not run by the test of commands, and why."""
+
+
+def _parts(line: str) -> list[str]:
+    """The commands of a line, without its comment."""
+    line = re.sub(r"\s+#.*$", "", line)
+    return [part.strip() for part in line.split("&&") if part.strip()]
+
+
+def blocks(text: str) -> list[str]:
+    """The lines of all shell blocks, in order."""
+    found = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [part for block in found for line in block.splitlines() for part in _parts(line)]
+
+
+def inline(text: str) -> list[str]:
+    """What stands between backticks and begins with a program."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    shown = [" ".join(code.split()) for code in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
+    return [part for code in shown if re.match(PROGRAM, f"{code} ") for part in _parts(code)]
+
+
+def of_comments(text: str) -> list[str]:
+    """Lines of a comment that are a command."""
+    lines = [line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#")]
+    lines = [re.sub(r"\[options.*|, then .*| # .*", "", line).strip() for line in lines]
+    return [line for line in lines if re.match(PROGRAM, f"{line} ")]
+
+
+def all_commands() -> list[str]:
+    """Every command that is shown anywhere, once, README's first and in its order."""
+    found: list[str] = []
+    for page in PAGES:
+        found += [*blocks(page.read_text()), *inline(page.read_text())]
+    for file in sorted(ROOT.glob("lightning_meta/m*/**/*.py")):
+        found += [command for command in inline(file.read_text()) if command.startswith("python scripts/")]
+    for pattern in ("configs/*.yaml", "configs/sweeps/*.yaml", "configs/slurm/*"):
+        for file in sorted(ROOT.glob(pattern)):
+            found += of_comments(file.read_text())
+    return list(dict.fromkeys(found))
+
+
+def config_of(command: str) -> str:
+    """The last configuration that a command names; "" where it names none."""
+    return (re.findall(r"configs/(\w+)\.yaml", command) or [""])[-1]
+
+
+def shortened(command: str) -> list[str]:
+    """The options of a command of `fit` and those that make it short."""
+    options = shlex.split(command)[2:]
+    if {"--help", "--model.help", "--print_config"} & set(options):
+        return options
+    short = briefly(ROOT / "configs" / f"{config_of(command)}.yaml", Path())[5:]
+    if "--trainer.devices" in options:  # every rank needs its share
+        short = [option for option in short if "meta_batch_size" not in option]
+        short += ["--trainer.accelerator=cpu", "--data.init_args.meta_batches_per_epoch=2"]
+    if "image_folder" in command:
+        sizes = {"ways": 3, "shots": 1, "queries": 1, "test_ways": 2, "test_queries": 1}
+        short += [f"--data.init_args.{name}={value}" for name, value in sizes.items()]
+    return [*options, *short, *(["--trainer.max_steps=4"] if "--ckpt_path" in options else [])]
+
+
+def of_ladder(command: str) -> list[str]:
+    """The options of a ladder and those that make it short."""
+    short = ["--seeds", "[1, 2]", "--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
+    short += ["--data.init_args.batches_per_epoch=2", "--data.init_args.train_subset=5"]
+    if "glyphs" in command:
+        short += ["--data.init_args.tasks=[Greek, Armenian]"]
+    return [*shlex.split(command)[2:], *short]
+
+
+def of_sweep(command: str) -> list[str]:
+    """The options of a sweep with one trial, and those that make it short."""
+    options = shlex.split(command)[2:]
+    short = briefly(ROOT / "configs" / f"{config_of(command)}.yaml", Path())[5:]
+    return [*options, "--trials", "1", *short]
