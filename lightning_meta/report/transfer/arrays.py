@@ -21,9 +21,10 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
 
     Args:
         file: What `numpy.savez_compressed` wrote.
-        names: The arrays; those that the file has not are left out.
+        names: The arrays.
 
     Raises:
+        KeyError: The first array that is missing.
         UserError: The path is no ordinary file.
         ValueError: The file would inflate, or an array is not as large as it says, or holds objects.
     """
@@ -31,8 +32,10 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         if (inflated := sum(member.file_size for member in archive.infolist())) > RATIO * size + SLACK:
             raise ValueError(f"it would inflate from {size:,} bytes to {inflated / 1e9:,.1f} GB")
-        stored = [name for name in names if f"{name}.npy" in archive.namelist()]
-        return {name: _read(archive, f"{name}.npy") for name in stored}
+        wanted, members = list(names), set(archive.namelist())
+        if missing := [name for name in wanted if f"{name}.npy" not in members]:
+            raise KeyError(missing[0])
+        return {name: _read(archive, f"{name}.npy") for name in wanted}
 
 
 def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
@@ -42,7 +45,9 @@ def _read(archive: zipfile.ZipFile, member: str) -> np.ndarray:
             raise ValueError(f"{member} is of another version of numpy's format")
         shape, _, dtype = HEADERS[version](stream)
         claimed, held = prod(shape) * dtype.itemsize, archive.getinfo(member).file_size - stream.tell()
-        if dtype.hasobject or claimed != held or min(shape, default=0) < 0:
+        if dtype.hasobject:
+            raise ValueError(f"{member} holds objects")
+        if claimed != held or min(shape, default=0) < 0:
             raise ValueError(f"{member} says that it has {claimed:,} bytes, and has {held:,}")
     with archive.open(member) as stream:  # numpy would allocate what the header says before it reads
         array: np.ndarray = npy.read_array(stream, allow_pickle=False)

@@ -160,11 +160,11 @@ def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
         if not file.exists():
             raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz")
         arrays = read_arrays(file, ARRAYS)
-        if missing := [k for k in ARRAYS if k not in arrays]:
-            raise UserError(
-                f"{file.parent} is no multi-task run: its predictions.npz has no array {missing[0]!r} "
-                f"(its model is {results.get('model')})"
-            )
+    except KeyError as error:
+        raise UserError(
+            f"{file.parent} is no multi-task run: its predictions.npz has no array {error.args[0]!r} "
+            f"(its model is {results.get('model')})"
+        ) from error
     except UserError:
         raise
     except Exception as error:  # numpy evaluates headers, zipfile inflates: they raise much
