@@ -275,11 +275,11 @@ def test_bytes_of_predictions(tmp_path: Path) -> None:
     [
         (lambda: packed({"task": bytes(2**29)}), "it would inflate from"),
         (lambda: packed({"task": as_npy(np.zeros(0)).replace(b"(0,)", b"(9,)")}), "says that it has 72 bytes"),
-        (lambda: packed({"task": as_npy(np.array([object], dtype=object))}), "says that it has"),
+        (lambda: packed({"task": as_npy(np.array([object], dtype=object))}), "holds objects"),
     ],
     ids=["inflates", "claims", "objects"],
 )
 def test_predictions_that_are_larger_than_they_are(content: Callable[[], bytes], line: str, tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(content())
     with pytest.raises(ValueError, match=line):
-        read_arrays(tmp_path / "a.npz", ARRAYS)
+        read_arrays(tmp_path / "a.npz", ["task"])
