@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,14 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
+from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import parsing
+from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.options import naming_options
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
+from lightning_meta.cli.trainer_options import check_trainer
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
 from lightning_meta.report import write_figures
@@ -90,8 +91,8 @@ class MetaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to go on in."""
-        _refuse_ladder(args)
         with parsing():
+            check_fit_configs(args)
             self.config = parser.parse_args(with_save_dir(args))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
@@ -118,7 +119,7 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
-            raise mistake_in(configured) or UserError(f"the configuration: {error}") from error
+            raise mistake_in(configured) or UserError(one_line(error)) from error
         except BaseException:
             self.run_logger.discard()
             raise
@@ -128,6 +129,7 @@ class MetaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, the run's own callbacks and logger first."""
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
+        check_trainer(options)
         checkpoint = self.config_init["checkpoint"]
         self.termination, self.watch = Termination(checkpoint), RankWatch()
         callbacks = [checkpoint, self.termination, self.watch, SaveConfig(self.config_text)]
@@ -146,17 +148,6 @@ class MetaCLI(LightningCLI):
         return Trainer(**options)
 
 
-def _refuse_ladder(args: Sequence[str]) -> None:
-    """Say of a ladder's file what it is; the parser would only name an option that it does not know."""
-    for option, value in pairwise([*args, ""]):
-        name, _, joined = option.partition("=")
-        file = Path(joined or value)
-        if name in ("-c", "--config") and "\n" not in str(file) and file.is_file():
-            content = file.read_text(encoding="utf-8", errors="replace")
-            if re.search(r"^rungs:", content, re.MULTILINE):
-                raise UserError(f"--config: {file} is a ladder; run it with scripts/ladder.py --config {file}")
-
-
 def fit(args: Sequence[str]) -> None:
     """Train, then test the best checkpoint.
 
@@ -166,7 +157,7 @@ def fit(args: Sequence[str]) -> None:
     began = time.monotonic()
     cli = MetaCLI(args)
     try:
-        with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
+        with naming_options(cli.config), _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
             _fit(cli, began)
     finally:
         cli.run_logger.release()

@@ -17,6 +17,7 @@ import lightning_meta.data.sources
 import lightning_meta.meta
 import lightning_meta.multitask
 import lightning_meta.nn  # noqa: F401
+from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
@@ -87,31 +88,39 @@ def remember_modules(owner: Any, config: Namespace) -> None:
             remember(value, spec.get("init_args", Namespace()).as_dict())
 
 
-def mistake_in(config: Any) -> UserError | None:
+def mistake_in(config: Namespace) -> UserError | None:
     """The user's mistake in the arguments of a configured object, found by making each object anew, innermost first.
 
     The parser, which makes them, says of each alternative of a type why it does not fit, and drops the error itself.
+
+    Args:
+        config: The whole configuration.
+
+    Returns:
+        The error, in which arguments are options; None where no object of this configuration is to blame.
     """
     try:
-        _made(config)
+        for section, value in vars(config).items():
+            _made(section, value)
     except UserError as error:
         return error
     return None
 
 
-def _made(config: Any) -> Any:
+def _made(path: str, config: Any) -> Any:
     if isinstance(config, list):
-        return [_made(value) for value in config]
+        return [_made(path, value) for value in config]
     if not isinstance(config, Namespace):
         return config
     if "class_path" not in config:
-        return Namespace({name: _made(value) for name, value in vars(config).items()})
-    arguments = {name: _made(value) for name, value in vars(config.get("init_args", Namespace())).items()}
+        return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
+    given = vars(config.get("init_args", Namespace()))
+    arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
+    module, _, name = config.class_path.rpartition(".")
     try:
-        module, _, name = config.class_path.rpartition(".")
         return getattr(importlib.import_module(module), name)(**arguments)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(as_options(str(error), [Place(path, name, given)])) from error
     except Exception:  # some take what is not made here, as an optimiser its parameters
         return config
 
