@@ -79,8 +79,8 @@ def _check_mapping(file: Path, name: str, node: yaml.MappingNode) -> None:
         lines[written] = line
     if "class_path" in lines and (wrong := [key for key in lines if key not in BESIDE]):
         raise UserError(
-            f"--config: {file}, line {lines[wrong[0]]}: {wrong[0]} stands beside the class_path of {name or 'nothing'}; "
-            "move it below init_args"
+            f"--config: {file}, line {lines[wrong[0]]}: {wrong[0]} stands beside the class_path of "
+            f"{name or 'all'}; move it below init_args"
         )
 
 

@@ -19,7 +19,7 @@ from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
-from lightning_meta.cli.options import naming_options
+from lightning_meta.cli.options import as_options, naming_options, places_of
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trainer_options import check_trainer
@@ -28,6 +28,7 @@ from lightning_meta.loading import check_same_class, weights_error
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.results import facts, write_report, write_results
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
@@ -98,7 +99,7 @@ class MetaCLI(LightningCLI):
             raise UserError("--model must be given; name a configuration with --config FILE")
         seed = self.config.seed_everything
         if not isinstance(seed, bool) and seed is not None and not 0 <= seed < 2**32:
-            raise UserError(f"seed_everything: expected 0 to {2**32 - 1}, got {seed}")
+            raise UserError(f"--seed_everything: expected 0 to {2**32 - 1}, got {seed}")
         if self.config.name is None:
             files = [Path(str(file)) for file in as_list(self.config.get("config"))]
             self.config.name = files[-1].stem if files else "run"
@@ -117,6 +118,10 @@ class MetaCLI(LightningCLI):
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
         try:
             super().instantiate_classes()
+        except UserError as error:
+            self.run_logger.discard()
+            error.args = (as_options(str(error), places_of(configured)),)
+            raise
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
             raise mistake_in(configured) or UserError(one_line(error)) from error
@@ -132,7 +137,7 @@ class MetaCLI(LightningCLI):
         check_trainer(options)
         checkpoint = self.config_init["checkpoint"]
         self.termination, self.watch = Termination(checkpoint), RankWatch()
-        callbacks = [checkpoint, self.termination, self.watch, SaveConfig(self.config_text)]
+        callbacks = [MonitorCheck(), checkpoint, self.termination, self.watch, SaveConfig(self.config_text)]
         callbacks += as_list(options["callbacks"])
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))

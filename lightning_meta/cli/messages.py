@@ -38,7 +38,8 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
     if found := re.search(r"nrecognized arguments: ([^-\s]\S*\.ya?ml)", text):
         return f"{found[1]}: an option was expected; did you mean --config {found[1]}?"
     if found := re.search(r"nrecognized arguments: [-\u2013\u2014]*([^\s=]+)", text):
-        return f"--{found[1]}: there is no such option{_meant(found[1], options, '--')}; {_pointer(command)}"
+        meant = _meant(found[1], options, "--") or f"; {_pointer(command)}"
+        return f"--{found[1]}: there is no such option{meant}"
     if found := re.search(r"argument (?:\S+/)?(--\S+): expected (?:one|at least one) argument", text):
         return f"{found[1]}: a value is missing behind it; {_pointer(command)}"
     refusal = read_refusal(text)
@@ -46,6 +47,8 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", refusal.reason):
         key = f"{key}.{found[1]}" if key else found[1]
     option = f"--{key}: " if key else ""
+    if not key and refusal.owner:  # of an object that is made, where no option is named
+        option = f"{refusal.owner.rpartition('.')[2]}: "
     said = _said(refusal, options, command)
     return f"{option}{said}"[:LONGEST] if said else f"{_passed(option + refusal.reason)}; {_pointer(command)}"
 
@@ -53,8 +56,8 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
 def unknown_command(name: str, commands: Iterable[str]) -> str:
     """The line for a command that there is not."""
     commands = list(commands)
-    meant = _meant(name, commands) or f"; expected {', '.join(commands)}"
-    return f"there is no command {name}{meant}; see lightning-meta --help"
+    meant = _meant(name, commands) or f"; expected {', '.join(commands)}, see lightning-meta --help"
+    return f"there is no command {name}{meant}"
 
 
 def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
@@ -64,17 +67,17 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
         return _missing(refusal, found[1].split(", "), options)
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", reason):
         names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
-        return f"there is no such option{whose}{_meant(found[1], names)}; {_pointer(command, refusal)}"
+        return f"there is no such option{whose}{_meant(found[1], names) or f'; {_pointer(command, refusal)}'}"
     if found := re.fullmatch(r"module '([^']+)' has no attribute '([^']+)'", reason):
         return f"there is no class {found[1]}.{found[2]}{_meant(found[2], _classes_of(found[1]))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
-        return (
-            f"there is no module {found[1]}; install it, or run from the folder that it lies in or name that in PYTHONPATH"
-        )
-    kinds = _type(refusal.expected).removesuffix(" or NoneType")
+        return f"there is no module {found[1]}; install it, or run from its folder, or name that in PYTHONPATH"
+    kinds = _type(refusal.expected).removesuffix(" or null")
     if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
         close = _meant(found[1], _subclass_names(refusal.expected))
-        return f"there is no class {found[1]}{close or f' here; expected a {kinds}, see lightning-meta {command} --help'}"
+        return (
+            f"there is no class {found[1]}{close or f' here; expected a {kinds}, see lightning-meta {command} --help'}"
+        )
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
@@ -88,9 +91,12 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
 
 def _missing(refusal: Refusal, names: list[str], options: list[str]) -> str:
     if not refusal.owner:
-        missing = ", ".join(f"--{name}" for name in names)
+        missing = " and ".join("RUN" if name == "runs" else f"--{name}" for name in names)  # `compare RUN...`
         return f"{missing} must be given" + ("; name a configuration with --config FILE" if "config" in options else "")
-    whose = refusal.owner.rpartition(".")[2]
+    # Of a function or a schedule the owner is the class that takes it; the value says which it is.
+    inner = re.match(r"Namespace\(class_path='([\w.]+)'", refusal.value)
+    owner = inner[1] if inner and refusal.reason.startswith("Type ") else refusal.owner
+    whose = owner.rpartition(".")[2]
     verb = "is" if len(names) == 1 else "are"
     first = f"--{refusal.key}.{names[0]}"
     return f"{whose}: {' and '.join(names)} {verb} required; give {first}, or {names[0]} in its init_args"
@@ -153,7 +159,7 @@ def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
     by_last = {n.rpartition(".")[2]: n for n in names}
     close = [n for n in names if n.lower() == name.lower()]
     close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
-    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
+    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)]
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
@@ -161,6 +167,7 @@ def _type(text: str) -> str:
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
     text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: " or ".join(m[1].split(", ")), text)
     text = re.sub(r"\b(?:[a-z_]+\.)+([A-Z]\w*)", r"\1", text)
+    text = text.replace("NoneType", "null")
     return re.sub(r", (?![^\[(]*[\])])", " or ", text)
 
 

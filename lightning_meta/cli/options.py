@@ -12,9 +12,14 @@ from jsonargparse import Namespace
 
 from lightning_meta.errors import UserError
 
-# How the library begins a message: `inner_lr: ...`, `shots + queries: ...` or `ImageFolder root=x: ...`.
+# How the library begins a message: `inner_lr: ...`, `shots + queries: ...`, `ImageFolder root=x: ...` or
+# `Glyphs: jitter is 3, ...`.
 _NAME = r"[a-z]\w*(?:\.\w+)*"
-_HEAD = re.compile(rf"(?:(?P<owner>[A-Z]\w*) )?(?P<names>{_NAME}(?:(?:, | \+ | and ){_NAME})*)(?P<rest>[:=].*)", re.DOTALL)
+_HEAD = re.compile(
+    rf"(?:(?P<owner>[A-Z]\w*):? )?(?P<names>{_NAME}(?:(?:, | \+ | and ){_NAME})*)(?P<rest>(?:[:=]| is ).*)", re.DOTALL
+)
+
+SECTIONS = ("model", "data", "checkpoint", "trainer")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ def _option(name: str, owner: str, places: list[Place], aliases: Mapping[str, st
     if name in aliases:
         return aliases[name]
     head, dot, tail = name.partition(".")
+    if head in SECTIONS and dot:  # it is an option already
+        return f"--{name}"
     # The Trainer has arguments of the same names, as `strategy`; those are Lightning's to speak of.
     for own in (True, False):
         fitting = [p for p in places if (p.path != "trainer") == own and head in p.arguments]

@@ -9,7 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a path but", "Expected a <class 'None")
+_NOISE: tuple[str, ...] = (
+    "Does not validate",
+    "Subtypes:",
+    "Errors:",
+    "Given value",
+    "Expected a path but",
+    "Expected a <class 'None",
+)
 _NOISE += ("Not a valid subclass", "Subclass types expect", "a class path (str)", "a dict ", "Discriminator")
 _WEAK = ("Expected a", "Import path", "Unable to")  # said of each alternative that was not meant
 
@@ -46,6 +53,8 @@ def read_refusal(text: str) -> Refusal:
     for line in text.splitlines():
         said = line.lstrip(" ")
         indent = len(line) - len(said)
+        if not said:
+            continue
         if said.startswith("- "):
             said, indent = said[2:].lstrip(), indent + 2
         while stack and stack[-1][0] >= indent:

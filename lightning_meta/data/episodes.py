@@ -171,7 +171,8 @@ def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
     if ways > pool.num_classes:
         raise UserError(
             f"{test}ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
-            f"ask for at most {pool.num_classes}"
+            + (f"ask for at most {pool.num_classes}, or " if pool.num_classes > 1 else "")
+            + f"give the {split} split {ways} classes or more, by more data or another division"
         )
     smallest = int(pool.sizes.min())
     if examples > smallest:

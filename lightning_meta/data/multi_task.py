@@ -209,7 +209,11 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
             shapes = f"{data.input_shapes[name]} in the {split} split and {sets['train'].input_shapes[name]} in train"
             raise UserError(f"task {name!r}: inputs have shape {shapes}")
         if not any(data.counts.values()):
-            raise UserError(f"source: the {split} split is empty; every split needs labelled examples")
+            most = max(sets["train"].counts.values(), default=0)
+            raise UserError(
+                f"source: the {split} split is empty, while the train split has {most} labelled examples of a task; "
+                f"every split needs 1 at least: give more data, or another division"
+            )
     for name, count in sets["train"].counts.items():
         if not count:
             raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.checks import not_negative, positive, whole
+from lightning_meta.errors import one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
@@ -84,11 +85,9 @@ class Baseline(MetaModule):
         one_of("head", head, Head)
         self.head = head  # it decides on the parameters that the base's constructor may make
         super().__init__(backbone, **options)
-        if min(scale, head_lr) <= 0 or min(head_steps, weight_decay) < 0:
-            raise UserError(
-                "scale and head_lr are positive, head_steps and weight_decay at least 0; "
-                f"got {scale}, {head_lr}, {head_steps} and {weight_decay}"
-            )
+        positive(scale=scale, head_lr=head_lr)
+        whole(0, head_steps=head_steps)
+        not_negative(weight_decay=weight_decay)
         self.scale = scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 

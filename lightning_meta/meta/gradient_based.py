@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
+from lightning_meta.checks import positive, whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.recomputation import check_replays
@@ -65,10 +66,8 @@ class GradientBasedLearner(MetaModule, ABC):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order, self.batch_norm, self.recompute, self.tf32 = first_order, batch_norm, recompute, tf32
-        if inner_lr <= 0:
-            raise UserError(f"inner_lr: a positive number is needed, got {inner_lr}")
-        if min(self.inner_steps, self.test_inner_steps) < 0:
-            raise UserError(f"inner_steps, test_inner_steps: at least 0, got {inner_steps} and {test_inner_steps}")
+        positive(inner_lr=inner_lr)
+        whole(0, inner_steps=self.inner_steps, test_inner_steps=self.test_inner_steps)
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)

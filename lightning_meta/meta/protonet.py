@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.errors import UserError, one_of
+from lightning_meta.checks import positive
+from lightning_meta.errors import one_of
 from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
@@ -65,8 +66,7 @@ class ProtoNet(MetricLearner):
     ) -> None:
         super().__init__(backbone, batch_norm, **options)
         one_of("distance", distance, Distance)
-        if temperature <= 0:
-            raise UserError(f"temperature: a positive number is needed, got {temperature}")
+        positive(temperature=temperature)
         self.distance, self.temperature = distance, temperature
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:

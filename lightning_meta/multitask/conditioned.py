@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
-from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.nn.stateless import in_evaluation_mode
 from lightning_meta.tasks import TasksSpec
@@ -79,12 +80,12 @@ class Conditioned(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        check_head(head_hidden, head_dropout)
         one_of("descriptor", descriptor, Descriptor)
         one_of("enters", enters, Entry)
         if not at or len(set(at)) < len(at):
             raise UserError(f"at: one or more different places for z to enter, got {list(at)}")
-        if embedding_size < 1:
-            raise UserError(f"embedding_size: at least 1 is needed, got {embedding_size}")
+        whole(1, embedding_size=embedding_size)
         self.descriptor, self.enters, self.at, self.embedding_size = descriptor, enters, tuple(at), embedding_size
         self.head_hidden, self.head_dropout = head_hidden, head_dropout
 

@@ -13,6 +13,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import output_size, shape_after
+from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import stages_of
 from lightning_meta.tasks import TasksSpec
 
@@ -67,6 +68,7 @@ class CrossStitch(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        check_head(head_hidden, head_dropout)
         if not 0 <= own <= 1:
             raise UserError(f"own: a share from 0 to 1, got {own}")
         self.own, self.head_hidden, self.head_dropout = own, head_hidden, head_dropout

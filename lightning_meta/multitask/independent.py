@@ -25,7 +25,7 @@ from lightning_meta.multitask.selection import Improved
 from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED
 from lightning_meta.nn.features import output_size
-from lightning_meta.nn.heads import seeded
+from lightning_meta.nn.heads import check_head, seeded
 from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
 
@@ -91,6 +91,7 @@ class Independent(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, None, stems, tasks)
+        check_head(head_hidden, head_dropout)
         one_of("strategy", strategy, Strategy)
         self.strategy, self.head_hidden, self.head_dropout = strategy, head_hidden, head_dropout
         self._batch = (0, 0)

@@ -9,13 +9,14 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import are_ids, output_size
 from lightning_meta.nn.fresh import fresh
-from lightning_meta.nn.heads import seeded
+from lightning_meta.nn.heads import check_head, seeded
 from lightning_meta.tasks import TasksSpec
 
 
@@ -65,8 +66,8 @@ class MixtureOfExperts(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
-        if experts < 1:
-            raise UserError(f"experts: at least 1 is needed, got {experts}")
+        check_head(head_hidden, head_dropout)
+        whole(1, experts=experts)
         self.number, self.head_hidden, self.head_dropout = experts, head_hidden, head_dropout
 
     def build(self, spec: TasksSpec) -> None:

@@ -9,9 +9,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import output_size
+from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.tasks import TasksSpec
 
@@ -64,6 +66,9 @@ class MultiHead(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        check_head(head_hidden, head_dropout)
+        if shared_depth is not None:
+            whole(0, shared_depth=shared_depth)
         self.shared_depth, self.head_hidden, self.head_dropout = shared_depth, head_hidden, head_dropout
         self.branches = nn.ModuleList()
 

@@ -36,7 +36,7 @@ class RunCheckpoint(Callback):
         self, monitor: str = "val/accuracy", mode: Literal["max", "min"] = "max", every_n_steps: int = 500
     ) -> None:
         if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
+            raise UserError(f"checkpoint.every_n_steps: at least 1 is needed, got {every_n_steps}")
         self.monitor = monitor
         self.mode = mode
         self.every_n_steps = every_n_steps

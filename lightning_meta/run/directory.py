@@ -28,6 +28,8 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
         path = root / str(known[-1])
     if path.is_dir():
         last = path / "checkpoints" / "last.ckpt"
+        if not last.parent.is_dir() and not (path / "config.yaml").is_file():
+            raise UserError(f"--ckpt_path {ckpt_path}: {path} is no run directory; name one, such as {runs}/{name}/0")
         if not last.is_file():
             raise UserError(f"--ckpt_path {ckpt_path}: {path} stopped before its first checkpoint; start a new run")
         return last
