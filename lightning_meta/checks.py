@@ -66,5 +66,46 @@ def dropout_rate(**values: Any) -> None:
             raise UserError(f"{name}: a number from 0 to below 1 is needed, got {value!r}")
 
 
+def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
+    """Refuse what is no object of a class, such as the class itself or its name.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        kinds: The class, or those to choose from.
+    """
+    if isinstance(value, kinds):
+        return
+    expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    if isinstance(value, type):
+        raise UserError(
+            f"{name}: a {expected} is needed, got the class {value.__name__}; give an instance, {value.__name__}(...)"
+        )
+    raise UserError(f"{name}: a {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
+
+
+def factory(name: str, value: Any, example: str) -> None:
+    """Refuse what cannot be called to make an optimiser or a schedule, such as one that is made already.
+
+    Args:
+        name: Of the argument.
+        value: What was given.
+        example: What to give.
+    """
+    if not callable(value):
+        raise UserError(f"{name}: expected what makes one, such as {example}, got {type(value).__name__}")
+
+
+def names_in_list(**values: Any) -> None:
+    """Refuse one name where a list of names is needed; each of its letters would be taken for a name.
+
+    Args:
+        **values: By name of the argument.
+    """
+    for name, value in values.items():
+        if isinstance(value, str):
+            raise UserError(f"{name}: a list of names is needed, got {value!r}; give [{value!r}]")
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -20,6 +20,7 @@ from lightning_meta.cli.refusal import Refusal, read_refusal
 from lightning_meta.errors import UserError
 
 LONGEST = 400
+EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # by the package
 
 
 def one_line(error: BaseException, options: Iterable[str] = (), command: str = "fit") -> str:
@@ -67,7 +68,8 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
         return _missing(refusal, found[1].split(", "), options)
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", reason):
         names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
-        return f"there is no such option{whose}{_meant(found[1], names) or f'; {_pointer(command, refusal)}'}"
+        meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
+        return f"there is no such option{whose}{meant}"
     if found := re.fullmatch(r"module '([^']+)' has no attribute '([^']+)'", reason):
         return f"there is no class {found[1]}.{found[2]}{_meant(found[2], _classes_of(found[1]))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
@@ -75,9 +77,7 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
     kinds = _type(refusal.expected).removesuffix(" or null")
     if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
         close = _meant(found[1], _subclass_names(refusal.expected))
-        return (
-            f"there is no class {found[1]}{close or f' here; expected a {kinds}, see lightning-meta {command} --help'}"
-        )
+        return f"there is no class {found[1]}{close or f' here; expected a {kinds}, {_pointer(command)}'}"
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
@@ -122,7 +122,8 @@ def of_lightning(error: BaseException, command: str) -> str | None:
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
-        return f"the package {package} is not installed; pip install {package}"
+        named = f"'lightning_meta[{EXTRAS[package]}]'" if package in EXTRAS else package
+        return f"the package {package} is not installed; pip install {named}"
     if not isinstance(error, MisconfigurationException | ImportError | RuntimeError | TypeError | ValueError):
         return None
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
@@ -159,7 +160,7 @@ def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
     by_last = {n.rpartition(".")[2]: n for n in names}
     close = [n for n in names if n.lower() == name.lower()]
     close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
-    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.7)]
+    close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 

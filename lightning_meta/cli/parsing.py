@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 # So that their classes can be named without their path: `--model=ProtoNet`.
 import lightning_meta.data.sources
@@ -104,7 +107,13 @@ def mistake_in(config: Namespace) -> UserError | None:
             _made(section, value)
     except UserError as error:
         return error
+    except _NotMadeError:
+        pass
     return None
+
+
+class _NotMadeError(Exception):
+    """An object cannot be made, by no mistake in the words of this package."""
 
 
 def _made(path: str, config: Any) -> Any:
@@ -117,12 +126,15 @@ def _made(path: str, config: Any) -> Any:
     given = vars(config.get("init_args", Namespace()))
     arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
     module, _, name = config.class_path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if isinstance(cls, type) and issubclass(cls, Optimizer | LRScheduler):
+        return partial(cls, **arguments)
     try:
-        return getattr(importlib.import_module(module), name)(**arguments)
+        return cls(**arguments)
     except UserError as error:
         raise UserError(as_options(str(error), [Place(path, name, given)])) from error
-    except Exception:  # some take what is not made here, as an optimiser its parameters
-        return config
+    except Exception as error:
+        raise _NotMadeError from error
 
 
 def as_list(value: Any) -> list[Any]:

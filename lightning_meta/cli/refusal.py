@@ -20,6 +20,8 @@ _NOISE: tuple[str, ...] = (
 _NOISE += ("Not a valid subclass", "Subclass types expect", "a class path (str)", "a dict ", "Discriminator")
 _WEAK = ("Expected a", "Import path", "Unable to")  # said of each alternative that was not meant
 
+_STRONG = ("Expected a dot import path", "Expected an instantiatable")
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -72,7 +74,8 @@ def read_refusal(text: str) -> Refusal:
             values.setdefault(keys, found[1])
         elif said and not said.startswith(_NOISE):
             owner = next((name for _, kind, name in reversed(stack) if kind == "class"), "")
-            depth = 2 * len(stack) + (not said.startswith(_WEAK))
+            weak = said.startswith(_WEAK) and not said.startswith(_STRONG)
+            depth = 2 * len(stack) + (not weak)
             leaves.append((depth, Refusal(".".join(keys), owner, said)))
     if not leaves:
         return Refusal("", "", " ".join(text.split()))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
+from lightning_meta.checks import instance
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule, check_positive
@@ -66,6 +67,7 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Place = "cpu",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
+        instance("source", source, (Source, TaskGenerator))
         if isinstance(source, TaskGenerator) and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         self.source = source

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Split, TaskBatch
+from lightning_meta.checks import instance, names_in_list
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule, check_positive
@@ -56,6 +57,8 @@ class MultiTaskDataModule(SourceDataModule):
         pool_on: Place = "cpu",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
+        instance("source", source, (Source, TaskSource))
+        names_in_list(tasks=tasks)
         check_positive(
             batch_size=batch_size,
             tasks_per_batch=tasks_per_batch,

@@ -123,6 +123,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
+        self.spec  # noqa: B018 - before it is known there is no head
         parameters, buffers = tensors_of(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.checks import names_in_list
 from lightning_meta.data.sources.base import TaskSource
 from lightning_meta.data.sources.columns import Column, read_columns
 from lightning_meta.data.sources.division import divided
@@ -85,6 +86,9 @@ class Table(TaskSource):
         missing_indicators: bool = False,
     ) -> None:
         self.path = Path(path).expanduser()
+        if not isinstance(targets, Mapping):
+            raise UserError(f"Table targets: expected the kind of each target column by its name, got {targets!r}")
+        names_in_list(features=features, categorical=categorical)
         self.targets = {n: t if isinstance(t, Target) else Target(cast(Kind | None, t)) for n, t in targets.items()}
         self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
@@ -119,9 +123,8 @@ class Table(TaskSource):
             given = getattr(self, option)
             for name in [given] if isinstance(given, str) else given or ():
                 if name not in columns:
-                    raise UserError(
-                        f"Table {option}: {self.path} has no column {name!r}{_instead(name, list(columns))}"
-                    )
+                    instead = _instead(name, list(columns))
+                    raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
     def _column(self, name: str) -> Column:
