@@ -11,10 +11,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.parsing import Bar
+from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.options import naming_options
+from lightning_meta.cli.parsing import Bar, mistake_in
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
+from lightning_meta.cli.trainer_options import check_trainer
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
@@ -40,7 +42,7 @@ def test(args: Sequence[str]) -> None:
     run = run_directory_of(checkpoint)
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
-    made = parser.instantiate(config)
+    made = _instantiated(parser, config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
@@ -48,7 +50,8 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    trainer.test(module, datamodule=made["data"], verbose=False)
+    with naming_options(config, {OF_DATA[name]: f"--{name}" for name in OF_DATA if config[name] is not None}):
+        trainer.test(module, datamodule=made["data"], verbose=False)
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -61,6 +64,18 @@ def test(args: Sequence[str]) -> None:
     write_results(logger.directory, metrics, {**about, **facts(module, made["data"], trainer)})
     write_figures(logger.directory)
     print_summary(metrics, logger.directory)
+
+
+def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+    check_trainer(config.trainer.as_dict())
+    try:
+        return parser.instantiate(config)
+    except (TypeError, ValueError) as error:
+        said = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
+        for option, argument in OF_DATA.items():
+            if config[option] is not None:
+                said = said.replace(f"--data.{argument}:", f"--{option}:")
+        raise UserError(said) from error
 
 
 def make_parser() -> LightningArgumentParser:

@@ -113,7 +113,8 @@ TEXTS = {
     "ladder.yaml": "rungs:\n  a: 1\nseeds: [0]\n",
     "ladder_twice.yaml": "rungs:\n  a: 1\nrungs:\n  b: 1\n",
     "sweep.yaml": "program: scripts/fit.py\nmethod: random\nmetric: {name: val/mse, goal: minimize}\n"
-    "command: [--config=maml.yaml]\nparameters:\n  model.init_args.inner_lr:\n    values: [0.1]\n",
+    "command: ['${program}', --config=maml.yaml, '${args}']\n"
+    "parameters:\n  model.init_args.inner_lr:\n    values: [0.1]\n",
     "sweep_twice.yaml": "method: random\nparameters: {a: {values: [1]}}\nparameters: {b: {values: [1]}}\n",
     "stopping.yaml": _callbacks({"class_path": "LearningRateMonitor"}, {"class_path": "EarlyStopping"}),
     "cosine.yaml": changed(
