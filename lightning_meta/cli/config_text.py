@@ -30,18 +30,19 @@ def check_fit_configs(args: Sequence[str]) -> None:
         UserError: The file, and what it is instead, or what is wrong in it.
     """
     for file in config_files(args):
-        keys = check_yaml(file) if file.exists() else []
+        keys = check_yaml(file, of_fit=True) if file.exists() else []
         if "rungs" in keys:
             raise UserError(f"--config: {file} is a ladder; run it with scripts/ladder.py --config {file}")
         if "method" in keys and "parameters" in keys:
             raise UserError(f"--config: {file} is a sweep; run it with scripts/sweep.py --config {file}")
 
 
-def check_yaml(file: Path) -> list[str]:
+def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
     """Refuse text that is no YAML, or would not be read as it looks.
 
     Args:
         file: That is there.
+        of_fit: Whether it is for `fit`, where nothing but arguments' groups stands beside a class_path.
 
     Returns:
         The outermost keys.
@@ -62,11 +63,11 @@ def check_yaml(file: Path) -> list[str]:
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"--config: {file} is no configuration; expected options by name, such as `trainer:`")
     for name, node in _mappings(root):
-        _check_mapping(file, name, node)
+        _check_mapping(file, name, node, of_fit)
     return [str(key.value) for key, _ in root.value]
 
 
-def _check_mapping(file: Path, name: str, node: yaml.MappingNode) -> None:
+def _check_mapping(file: Path, name: str, node: yaml.MappingNode, of_fit: bool) -> None:
     lines: dict[str, int] = {}
     for key, _ in node.value:
         written, line = str(key.value), key.start_mark.line + 1
@@ -77,7 +78,7 @@ def _check_mapping(file: Path, name: str, node: yaml.MappingNode) -> None:
                 "as the first would be lost"
             )
         lines[written] = line
-    if "class_path" in lines and (wrong := [key for key in lines if key not in BESIDE]):
+    if of_fit and "class_path" in lines and (wrong := [key for key in lines if key not in BESIDE]):
         raise UserError(
             f"--config: {file}, line {lines[wrong[0]]}: {wrong[0]} stands beside the class_path of "
             f"{name or 'all'}; move it below init_args"

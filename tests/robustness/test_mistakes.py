@@ -379,7 +379,7 @@ def test_a_mistake_in_python_names_the_argument(mistake: str, here: Path) -> Non
 # By the module that is missing: a command that needs it, and what is to be installed.
 PACKAGES = {
     "wandb": ([*M, "--trainer.logger=WandbLogger"], "pip install 'lightning_meta[wandb]'"),
-    "optuna": (["sweep", "--config", "sweep.yaml"], "pip install 'lightning_meta[sweep]'"),
+    "optuna": (["sweep", "--config", "sweep.yaml", "--trials=1"], "pip install 'lightning_meta[sweep]'"),
     "pyarrow": (T, "the package pyarrow is not installed; pip install pyarrow"),
     "comet_ml": ([*M, "--trainer.logger=CometLogger"], "CometLogger: Requirement 'comet-ml"),
 }
