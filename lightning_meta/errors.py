@@ -1,7 +1,5 @@
 """The one kind of error that is the user's to mend."""
 
-import math
-from numbers import Integral, Real
 from typing import get_args
 
 LONGEST = 2000  # characters of a line
@@ -41,63 +39,6 @@ def one_of(name: str, value: str, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise UserError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
-
-
-def check_positive(**counts: int | None) -> None:
-    """Refuse counts below 1.
-
-    Args:
-        **counts: By the name of their argument; None is one that was left out.
-
-    Raises:
-        UserError: The argument and its value.
-    """
-    check_at_least(1, **counts)
-
-
-def check_at_least(least: int, **counts: int | None) -> None:
-    """Refuse counts that are no whole numbers, or are too small.
-
-    Args:
-        least: The smallest that is allowed.
-        **counts: By the name of their argument; None is one that was left out.
-
-    Raises:
-        UserError: The argument and its value.
-    """
-    for name, value in counts.items():
-        if value is not None and not isinstance(value, Integral):
-            raise UserError(f"{name}: a whole number from {least} up is needed, got {value!r}")
-        if value is not None and value < least:
-            raise UserError(f"{name}: at least {least} is needed, got {value}")
-
-
-def check_above_zero(**numbers: float) -> None:
-    """Refuse numbers that are not positive and finite.
-
-    Args:
-        **numbers: By the name of their argument.
-
-    Raises:
-        UserError: The argument and its value.
-    """
-    for name, value in numbers.items():
-        if not isinstance(value, Real) or not 0 < value < math.inf:  # NaN is neither
-            raise UserError(f"{name}: a positive number is needed, got {value!r}")
-
-
-def check_dropout(**probabilities: float) -> None:
-    """Refuse what is no probability of dropping a unit.
-
-    Args:
-        **probabilities: By the name of their argument.
-
-    Raises:
-        UserError: The argument and its value.
-    """
-    for name, value in probabilities.items():
-        if not isinstance(value, Real) or not 0 <= value < 1:  # NaN is neither
-            raise UserError(f"{name}: a probability from 0 up to, but not including, 1 is needed, got {value!r}")
 
 
 class NonFiniteLossError(RuntimeError):

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_meta.checks import factory
 from lightning_meta.configuration import Described, describe
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.functional.ranks import world_size
@@ -35,6 +36,9 @@ class TrainedModule(Described, LightningModule):
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()
+        factory("optimizer", optimizer, "torch.optim.Adam or partial(torch.optim.Adam, lr=0.001)")
+        if lr_scheduler is not None:
+            factory("lr_scheduler", lr_scheduler, "partial(torch.optim.lr_scheduler.StepLR, step_size=100)")
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
@@ -86,13 +90,10 @@ class TrainedModule(Described, LightningModule):
                 f"all weights of {type(self).__name__} are frozen (requires_grad is False), so there is nothing to "
                 "train; call unfreeze()"
             )
-        try:
-            optimizer = self.optimizer(self.parameter_groups())
-            if self.lr_scheduler is None:
-                return optimizer
-            scheduler = self.lr_scheduler(optimizer)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer, lr_scheduler: {error}") from error
+        optimizer = _made("optimizer", self.optimizer, self.parameter_groups())
+        if self.lr_scheduler is None:
+            return optimizer
+        scheduler = _made("lr_scheduler", self.lr_scheduler, optimizer)
         if not isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         monitor = getattr(scheduler, "monitor", None)
@@ -215,6 +216,13 @@ def _class_of(factory: Any) -> Any:
     if isinstance(factory, partial):  # jsonargparse's has the class among its arguments
         return next((c for c in (*factory.args, factory.func) if isinstance(c, type)), factory.func)
     return factory
+
+
+def _made(name: str, factory: Callable[[Any], Any], of: Any) -> Any:
+    try:
+        return factory(of)
+    except (TypeError, ValueError) as error:  # what torch refuses, or an argument that is missing
+        raise UserError(f"{name}: {error}") from error
 
 
 def _with_rate(factory: Callable[[Any], Any], parameters: Any, lr: float) -> Any:

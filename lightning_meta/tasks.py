@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.classification import BinaryAUROC, MulticlassF1Score, MultilabelF1Score
 
+from lightning_meta.checks import whole
 from lightning_meta.configuration import Described
-from lightning_meta.errors import UserError, check_at_least
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import HAS_FLOAT64, at_least_float32
 
 TaskName = Literal["classification", "regression"]
@@ -40,7 +41,7 @@ class Task(Described, ABC):
     higher_is_better: bool = True
 
     def __init__(self, outputs: int) -> None:
-        check_at_least(0, outputs=outputs)
+        whole(0, outputs=outputs)
         self.outputs = outputs
 
     @abstractmethod

@@ -220,7 +220,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a mistake in the last rung": (
         {"rungs": {**LADDER["rungs"], "late": {"class_path": "tests.ladder_toys.ToyTasks", "init_args": {"wdth": 1}}}},
         [],
-        "toy.yaml, rung late: model.wdth: there is no such option of ToyTasks; did you mean width?",
+        "toy.yaml, rung late: --model.wdth: there is no such option of ToyTasks; did you mean width?",
     ),
     "a model of no rung": ({"model": {"class_path": "x"}}, [], "model.class_path: only init_args stand here"),
     "a seed in the wrong place": (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
@@ -52,6 +53,30 @@ def check_trainer(options: Mapping[str, Any], used: str) -> None:
         low, high = options.get(f"min_{unit}"), options.get(f"max_{unit}")
         if low is not None and high is not None and -1 != high < low:
             raise UserError(f"--trainer.min_{unit}: {low} is more than --trainer.max_{unit}, {high}; lower one of them")
+
+
+def check_machine(options: Mapping[str, Any]) -> None:
+    """Refuse accelerators that this machine does not have, and no device at all.
+
+    Args:
+        options: Arguments of `lightning.pytorch.Trainer`, as configured.
+
+    Raises:
+        UserError: The option, and what to give instead.
+    """
+    name = options.get("accelerator", "auto")
+    if isinstance(name, str) and name != "auto":
+        names = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
+        if name not in names:
+            raise UserError(f"--trainer.accelerator: expected {' or '.join(names)}, got {name}")
+        kinds = [CUDAAccelerator, MPSAccelerator] if name == "gpu" else [AcceleratorRegistry[name]["accelerator"]]
+        if not any(kind.is_available() for kind in kinds):
+            shown = name.upper() if name in ("gpu", "tpu") else name
+            raise UserError(
+                f"--trainer.accelerator: torch finds no {shown} here; leave it out to use what this machine has"
+            )
+    if options.get("devices") in (0, "0"):
+        raise UserError("--trainer.devices: 0 leaves nothing to train on; leave it out, or give 1 or more")
 
 
 def check_monitor(options: Mapping[str, Any], monitor: str | None) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +16,21 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 
-from lightning_meta.cli.checks import check_monitor, check_ranks, check_seed, check_trainer
+from lightning_meta.cli.checks import check_machine, check_monitor, check_ranks, check_seed, check_trainer
+from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
-from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.naming import as_option
+from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.options import as_options, naming_options, places_of
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import check_same_class, weights_error
-from lightning_meta.reading import check_yaml, refuse_links_out
+from lightning_meta.reading import refuse_links_out
 from lightning_meta.report import write_figures
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.names import refuse_name
 from lightning_meta.run.progress import restoring_error
 from lightning_meta.run.record import seed_of
@@ -103,8 +103,8 @@ class MetaCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the options, and find the run directory to go on in."""
-        _refuse_ladder(args)
         with parsing():
+            check_fit_configs(args)
             self.config = parser.parse_args(with_save_dir(args))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
@@ -139,11 +139,13 @@ class MetaCLI(LightningCLI):
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
         try:
             super().instantiate_classes()
+        except UserError as error:
+            self.run_logger.discard()
+            error.args = (as_options(str(error), places_of(configured)),)
+            raise
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
-            if isinstance(error, UserError):
-                raise mistake_in(configured) or as_option(error, configured) from error
-            raise mistake_in(configured) or UserError(f"the configuration: {error}") from error
+            raise mistake_in(configured) or UserError(one_line(error)) from error
         except BaseException:
             self.run_logger.discard()
             raise
@@ -153,11 +155,19 @@ class MetaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, the run's own callbacks and logger first."""
         options = {**self.config_init["trainer"].as_dict(), **kwargs}
+        check_machine(options)
         checkpoint = self.config_init["checkpoint"]
         self.termination, self.watch = Termination(checkpoint), RankWatch()
         written = yaml.safe_load(self.config_text)
         self.record = RunRecord(written, self.allow_changes, self._began)
-        callbacks = [self.record, checkpoint, self.termination, self.watch, SaveConfig(self.config_text, self.record)]
+        callbacks = [
+            self.record,
+            MonitorCheck(),
+            checkpoint,
+            self.termination,
+            self.watch,
+            SaveConfig(self.config_text, self.record),
+        ]
         callbacks += as_list(options["callbacks"])
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
@@ -179,17 +189,6 @@ def _check_name(name: str | None, run: Path) -> None:
         raise UserError(f"--name {name}: {run} is resumed in its own folder; leave --name out, or move the folder")
 
 
-def _refuse_ladder(args: Sequence[str]) -> None:
-    """Say of a ladder's file what it is; the parser would only name an option that it does not know."""
-    for option, value in pairwise([*args, ""]):
-        name, _, joined = option.partition("=")
-        file = Path(joined or value)
-        if name in ("-c", "--config") and "\n" not in str(file) and file.is_file():
-            content = check_yaml(file)
-            if re.search(r"^rungs:", content, re.MULTILINE):
-                raise UserError(f"--config: {file} is a ladder; run it with scripts/ladder.py --config {file}")
-
-
 def fit(args: Sequence[str]) -> None:
     """Train, then test the best checkpoint.
 
@@ -198,10 +197,8 @@ def fit(args: Sequence[str]) -> None:
     """
     cli = MetaCLI(args)
     try:
-        with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
+        with naming_options(cli.config), _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
             _fit(cli)
-    except UserError as error:
-        raise as_option(error, cli.config) from error
     finally:
         cli.run_logger.release()
 

@@ -6,18 +6,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 from jsonargparse import ArgumentError
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.compare import compare, compare_options
 from lightning_meta.cli.curves import curves, curves_options
 from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder.command import ladder, ladder_options
-from lightning_meta.cli.messages import one_line, with_remedy
+from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
 from lightning_meta.cli.predict import predict, predict_options
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
@@ -66,6 +64,8 @@ def main(args: Sequence[str] | None = None) -> int:
     command, *options = [*(sys.argv[1:] if args is None else args), ""]
     if command not in COMMANDS:
         asked = command in ("-h", "--help")
+        if command and not command.startswith("-"):
+            return _fail(unknown_command(command, COMMANDS), 2)
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     _quieten_lightning()
@@ -78,17 +78,14 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except ArgumentError as error:
-        files = [b for a, b in pairwise(options) if a in ("-c", "--config")]
-        files += [a.partition("=")[2] for a in options if a.startswith("--config=")]
-        message = one_line(error, OPTIONS[command]()).replace('"<unicode string>"', " or ".join(files))
-        return _fail(message, 2)
-    except MisconfigurationException as error:
-        return _fail(with_remedy(" ".join(str(error).split())), 2)
+        return _fail(one_line(error, OPTIONS[command](), command), 2)
     except UserError as error:
         return _fail(" ".join(str(error).split()), 2)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:
         if trouble := disk_trouble(error):
             return _fail(f"cannot write ({trouble}); make room or mend it", 2)
+        if refused := of_lightning(error, command):
+            return _fail(refused, 2)
         raise
     except KeyboardInterrupt:
         return _interrupted()

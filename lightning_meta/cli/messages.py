@@ -1,7 +1,7 @@
-"""One clear line out of what the parser says.
+"""One clear line out of what the parser and Lightning say.
 
-jsonargparse explains why a value fits none of the alternatives of a type, over many lines. The reason that matters is
-the innermost: the option, what was given, what was expected.
+What users get wrong most is said in this package's words: a name, a class, a type, what is missing. All else passes
+as its innermost or last line, with a pointer to `--help`.
 """
 
 from __future__ import annotations
@@ -12,65 +12,126 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from traceback import walk_tb
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_meta.cli.refusal import Refusal, read_refusal
 from lightning_meta.errors import UserError
 
 LONGEST = 400
+EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # by the package
 
 
-def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
-    """Condense the message of an error.
+def one_line(error: BaseException, options: Iterable[str] = (), command: str = "fit") -> str:
+    """Condense the message of an error of the parser.
 
     Args:
         error: What was raised.
         options: The names of all options, to suggest one for a name that is unknown.
+        command: Whose help is pointed to.
 
     Returns:
         The option, what was received, what was expected, and a guess at what was meant.
     """
     text = str(error)
-    key = ".".join(re.findall(r'Parser key "([^"]+)"', text))
-    classes = re.findall(r"class_path[= ]'([^']+)'", text)
+    options = list(options)
     if found := re.search(r"nrecognized arguments: ([^-\s]\S*\.ya?ml)", text):
         return f"{found[1]}: an option was expected; did you mean --config {found[1]}?"
-    if found := re.search(r"nrecognized arguments: -*([^\s=]+)", text):
-        return f"--{found[1]}: there is no such option{_meant(found[1], options)}"
-    if found := re.search(r"Option '([^']+)' is not accepted", text):
-        owner = classes[-1] if classes else None
-        names = _arguments(owner) if owner else options
-        where = f"{key}.{found[1]}" if key else found[1]
-        whose = f" of {owner.rpartition('.')[2]}" if owner else ""
-        return f"{where}: there is no such option{whose}{_meant(found[1], names)}"
-    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", text):
-        names = _module_names(found[1])
-        return f"{key}: there is no class {found[1]}.{found[2]}{_meant(found[2], names)}"
-    if found := re.search(r"No module named '([^']+)'", text):
-        return f"{key}: there is no module {found[1]}; run from the folder that it lies in, or name that in PYTHONPATH"
-    if found := re.search(r"Expected a dot import path string: (.*)", text):
-        return f"{key}: there is no class {found[1]}{_meant(found[1], _subclass_names(text))}"
-    if found := re.search(r"Expected an? (.*)\. Got value: (.*)", text):
-        return f"{key}: expected {_type(found[1])}, got {found[2]}"
-    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\S+)", text):
-        return f"{key}: {found[1]} is not a {found[2]}"
-    subtypes = re.findall(r"Subtypes: \[(.*)\]", text)
-    values = re.findall(r"Given value: (.*)", text)
-    if subtypes and values:
-        return f"{key}: expected {_type(subtypes[-1])}, got {values[0]}"
-    if found := re.search(r"arguments are required: (.*)", text):
-        missing = ", ".join(f"--{name}" for name in found[1].split(", "))
+    if found := re.search(r"nrecognized arguments: [-\u2013\u2014]*([^\s=]+)", text):
+        meant = _meant(found[1], options, "--") or f"; {_pointer(command)}"
+        return f"--{found[1]}: there is no such option{meant}"
+    if found := re.search(r"argument (?:\S+/)?(--\S+): expected (?:one|at least one) argument", text):
+        return f"{found[1]}: a value is missing behind it; {_pointer(command)}"
+    refusal = read_refusal(text)
+    key = refusal.key
+    if found := re.fullmatch(r"Option '([^']+)' is not accepted", refusal.reason):
+        key = f"{key}.{found[1]}" if key else found[1]
+    option = f"--{key}: " if key else ""
+    if not key and refusal.owner:  # of an object that is made, where no option is named
+        option = f"{refusal.owner.rpartition('.')[2]}: "
+    said = _said(refusal, options, command)
+    return f"{option}{said}"[:LONGEST] if said else f"{_passed(option + refusal.reason)}; {_pointer(command)}"
+
+
+def unknown_command(name: str, commands: Iterable[str]) -> str:
+    """The line for a command that there is not."""
+    commands = list(commands)
+    meant = _meant(name, commands) or f"; expected {', '.join(commands)}, see lightning-meta --help"
+    return f"there is no command {name}{meant}"
+
+
+def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
+    """What is wrong, in this package's words; None for what passes as it is."""
+    owner, reason = refusal.owner.rpartition(".")[2], refusal.reason
+    if found := re.fullmatch(r".*arguments are required: (.*)", reason):
+        return _missing(refusal, found[1].split(", "), options)
+    if found := re.fullmatch(r"Option '([^']+)' is not accepted", reason):
+        names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
+        meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
+        return f"there is no such option{whose}{meant}"
+    if found := re.fullmatch(r"module '([^']+)' has no attribute '([^']+)'", reason):
+        return f"there is no class {found[1]}.{found[2]}{_meant(found[2], _classes_of(found[1]))}"
+    if found := re.fullmatch(r"No module named '([^']+)'", reason):
+        return f"there is no module {found[1]}; install it, or run from its folder, or name that in PYTHONPATH"
+    kinds = _type(refusal.expected).removesuffix(" or null")
+    if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
+        close = _meant(found[1], _subclass_names(refusal.expected))
+        return f"there is no class {found[1]}{close or f' here; expected a {kinds}, {_pointer(command)}'}"
+    if reason.startswith("Expected an instantiatable class"):
+        return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
+    if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
+        return f"expected {_type(found[1])}, got {found[2]}"
+    if refusal.expected and reason.startswith(("Expected", "Import path")):
+        return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
+    if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
+        return f"there is no file {found[1]}"
+    return None
+
+
+def _missing(refusal: Refusal, names: list[str], options: list[str]) -> str:
+    if not refusal.owner:
+        missing = " and ".join("RUN" if name == "runs" else f"--{name}" for name in names)  # `compare RUN...`
         return f"{missing} must be given" + ("; name a configuration with --config FILE" if "config" in options else "")
-    if found := re.search(r"File does not exist: '?([^']*)", text):
-        return f"{key}: there is no file {found[1]}"
-    return " ".join(text.split())[:LONGEST]
+    # Of a function or a schedule the owner is the class that takes it; the value says which it is.
+    inner = re.match(r"Namespace\(class_path='([\w.]+)'", refusal.value)
+    owner = inner[1] if inner and refusal.reason.startswith("Type ") else refusal.owner
+    whose = owner.rpartition(".")[2]
+    verb = "is" if len(names) == 1 else "are"
+    first = f"--{refusal.key}.{names[0]}"
+    return f"{whose}: {' and '.join(names)} {verb} required; give {first}, or {names[0]} in its init_args"
 
 
-def with_remedy(text: str) -> str:
-    """What Lightning refuses, with a way out where it names none."""
-    if "No supported gpu backend found" in text:
-        return "--trainer.accelerator: torch finds no GPU here; leave it out to use what this machine has"
-    if found := re.search(r"You requested gpu: (.*?) But your machine only has: (.*)", text):
-        return f"--trainer.devices: GPUs {found[1]} were asked for, this machine has {found[2]}"
-    return text
+def _passed(text: str) -> str:
+    """The words of another library, on one line."""
+    return " ".join(text.split())[:LONGEST].rstrip(" .;")
+
+
+def _pointer(command: str, refusal: Refusal | None = None) -> str:
+    if refusal is not None and refusal.key in ("model", "data"):
+        return f"--{refusal.key}.help {refusal.owner.rpartition('.')[2]} lists them"
+    return f"see lightning-meta {command} --help"
+
+
+def of_lightning(error: BaseException, command: str) -> str | None:
+    """The line for what Lightning itself refuses, or for a package that is missing; None for another error.
+
+    Args:
+        error: What was raised.
+        command: Whose help is pointed to.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        named = f"'lightning_meta[{EXTRAS[package]}]'" if package in EXTRAS else package
+        return f"the package {package} is not installed; pip install {named}"
+    if not isinstance(error, MisconfigurationException | ImportError | RuntimeError | TypeError | ValueError):
+        return None
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    raised_in = str(frames[-1].f_globals.get("__name__")) if frames else ""
+    # What its own code raises is a refusal; an error that passes through it, of torch or of a user's class, is a fault.
+    if not isinstance(error, MisconfigurationException) and not raised_in.startswith(("lightning.", "lightning_util")):
+        return None
+    return f"{_passed(str(error))}; {_pointer(command)}"
 
 
 @contextmanager
@@ -89,7 +150,7 @@ def parsing() -> Iterator[None]:
         raise UserError(f"the configuration cannot be read ({said}); --print_config shows how one looks") from error
 
 
-def _meant(name: str, names: Iterable[str]) -> str:
+def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
     names = list(names)
     head, last = name.partition(".")[0], name.rpartition(".")[2]
     heads = {n.partition(".")[0] for n in names}
@@ -97,14 +158,17 @@ def _meant(name: str, names: Iterable[str]) -> str:
         name = last = head
         names = sorted(heads)
     by_last = {n.rpartition(".")[2]: n for n in names}
-    close = difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
+    close = [n for n in names if n.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
     close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _type(text: str) -> str:
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Literal\[(.*)\]", lambda m: " or ".join(m[1].split(", ")), text)
+    text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: " or ".join(m[1].split(", ")), text)
+    text = re.sub(r"\b(?:[a-z_]+\.)+([A-Z]\w*)", r"\1", text)
+    text = text.replace("NoneType", "null")
     return re.sub(r", (?![^\[(]*[\])])", " or ", text)
 
 
@@ -121,15 +185,14 @@ def _arguments(path: str) -> list[str]:
     return [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]
 
 
-def _module_names(module: str) -> list[str]:
-    return [name for name in dir(importlib.import_module(module)) if not name.startswith("_")]
+def _classes_of(module: str) -> list[str]:
+    return [name for name, value in vars(importlib.import_module(module)).items() if inspect.isclass(value)]
 
 
-def _subclass_names(text: str) -> list[str]:
+def _subclass_names(subtypes: str) -> list[str]:
     """Names of the classes that a class type stands for, as far as they are imported."""
     names: list[str] = []
-    subtypes = re.findall(r"Subtypes: \[(.*)\]", text)
-    for path in re.findall(r"<class '([\w.]+)'>", subtypes[-1] if subtypes else ""):
+    for path in re.findall(r"<class '([\w.]+)'>", subtypes):
         module, _, name = path.rpartition(".")
         waiting = [getattr(importlib.import_module(module or "builtins"), name, object)]
         while waiting and waiting[0] is not object and name != "NoneType":

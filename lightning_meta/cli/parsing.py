@@ -5,19 +5,22 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 # So that their classes can be named without their path: `--model=ProtoNet`.
 import lightning_meta.data.sources
 import lightning_meta.meta
 import lightning_meta.multitask
 import lightning_meta.nn  # noqa: F401
-from lightning_meta.cli.naming import with_prefix
+from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
@@ -88,37 +91,52 @@ def remember_modules(owner: Any, config: Namespace) -> None:
             remember(value, spec.get("init_args", Namespace()).as_dict())
 
 
-def mistake_in(config: Any) -> UserError | None:
+def mistake_in(config: Namespace) -> UserError | None:
     """The user's mistake in the arguments of a configured object, found by making each object anew, innermost first.
 
     It is told in options, such as `--data.init_args.shots`.
 
     The parser, which makes them, says of each alternative of a type why it does not fit, and drops the error itself.
+
+    Args:
+        config: The whole configuration.
+
+    Returns:
+        The error, in which arguments are options; None where no object of this configuration is to blame.
     """
     try:
-        _made(config, "")
+        for section, value in vars(config).items():
+            _made(section, value)
     except UserError as error:
         return error
+    except _NotMadeError:
+        pass
     return None
 
 
-def _made(config: Any, path: str) -> Any:
+class _NotMadeError(Exception):
+    """An object cannot be made, by no mistake in the words of this package."""
+
+
+def _made(path: str, config: Any) -> Any:
     if isinstance(config, list):
-        return [_made(value, path) for value in config]
+        return [_made(path, value) for value in config]
     if not isinstance(config, Namespace):
         return config
     if "class_path" not in config:
-        within = f"{path}." if path else ""
-        return Namespace({name: _made(value, f"{within}{name}") for name, value in vars(config).items()})
-    prefix, given = f"{path}.init_args.", vars(config.get("init_args") or Namespace())
-    arguments = {name: _made(value, f"{prefix}{name}") for name, value in given.items()}
+        return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
+    given = vars(config.get("init_args", Namespace()))
+    arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
+    module, _, name = config.class_path.rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    if isinstance(cls, type) and issubclass(cls, Optimizer | LRScheduler):
+        return partial(cls, **arguments)
     try:
-        module, _, name = config.class_path.rpartition(".")
-        return getattr(importlib.import_module(module), name)(**arguments)
+        return cls(**arguments)
     except UserError as error:
-        raise UserError(with_prefix(str(error), prefix, arguments) or str(error)) from error
-    except Exception:  # some take what is not made here, as an optimiser its parameters
-        return config
+        raise UserError(as_options(str(error), [Place(path, name, given)])) from error
+    except Exception as error:
+        raise _NotMadeError from error
 
 
 def as_list(value: Any) -> list[Any]:

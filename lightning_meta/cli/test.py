@@ -11,9 +11,9 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_meta.cli.checks import check_seed, check_trainer
-from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.naming import as_option
+from lightning_meta.cli.checks import check_machine, check_seed, check_trainer
+from lightning_meta.cli.messages import one_line, parsing
+from lightning_meta.cli.options import naming_options
 from lightning_meta.cli.parsing import Bar, mistake_in
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
@@ -47,7 +47,7 @@ def test(args: Sequence[str]) -> None:
     check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
-    made = _made(parser, config)
+    made = _instantiated(parser, config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
@@ -55,10 +55,8 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    try:
+    with naming_options(config, {OF_DATA[name]: f"--{name}" for name in OF_DATA if config[name] is not None}):
         trainer.test(module, datamodule=made["data"], verbose=False)
-    except UserError as error:
-        raise _in_options(as_option(error, config)) from error
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -78,22 +76,16 @@ def test(args: Sequence[str]) -> None:
     print_summary(metrics, logger.directory)
 
 
-def _made(parser: LightningArgumentParser, config: Namespace) -> Namespace:
-    """The objects, or the user's mistake in their arguments."""
+def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+    check_machine(config.trainer.as_dict())
     try:
         return parser.instantiate(config)
     except (TypeError, ValueError) as error:
-        mistake = mistake_in(config) or (error if isinstance(error, UserError) else None)
-        raise _in_options(mistake or UserError(f"the configuration: {error}")) from error
-
-
-def _in_options(error: UserError) -> UserError:
-    """The error with this command's own options in the place of the arguments that they stand for."""
-    message = str(error)
-    for option, argument in OF_DATA.items():
-        message = message.replace(f"--data.init_args.{argument}", f"--{option}")
-        message = message.replace(f"+ {argument}", f"+ --{option}")
-    return UserError(message)
+        said = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
+        for option, argument in OF_DATA.items():
+            if config[option] is not None:
+                said = said.replace(f"--data.{argument}:", f"--{option}:")
+        raise UserError(said) from error
 
 
 def make_parser() -> LightningArgumentParser:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning_meta.checks import whole
 from lightning_meta.cli.trust import MEND
 from lightning_meta.configuration import UntrustedClassError, class_paths
-from lightning_meta.errors import UserError, check_at_least
+from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.run import read_checkpoint
 
@@ -30,7 +31,7 @@ def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
     if not isinstance(init_args, dict):
         raise UserError(f"{checkpoint} is not a checkpoint of lightning_meta, or is damaged")
     overrides = {}
-    check_at_least(0, **{"--steps": options.get("steps")})
+    whole(0, **{"--steps": options.get("steps")})
     for option, value in options.items():
         if value is not None:
             if OF_MODEL[option] not in init_args:

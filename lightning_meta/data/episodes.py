@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_meta.batches import SPLITS, Episode, Examples, Split
+from lightning_meta.checks import whole
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import TaskGenerator
-from lightning_meta.errors import UserError, check_at_least, check_positive
+from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import choose, fold, integers, key
 
 Range = int | tuple[int, int]
@@ -78,8 +79,8 @@ class EpisodeDataset(Dataset[Episode]):
         num_tasks: int,
         seed: int,
     ) -> None:
-        check_positive(meta_batch_size=meta_batch_size)
-        check_at_least(0, num_tasks=num_tasks)
+        whole(1, meta_batch_size=meta_batch_size)
+        whole(0, num_tasks=num_tasks)
         self.tasks, self.split, self.shape = tasks, split, shape
         self.meta_batch_size, self.num_tasks = meta_batch_size, num_tasks
         self._root = int(key(seed, SPLITS.index(split)))
@@ -173,7 +174,8 @@ def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
     if ways > pool.num_classes:
         raise UserError(
             f"{test}ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
-            f"ask for at most {pool.num_classes}"
+            + (f"ask for at most {pool.num_classes}, or " if pool.num_classes > 1 else "")
+            + f"give the {split} split {ways} classes or more, by more data or another division"
         )
     smallest = int(pool.sizes.min())
     if examples > smallest:

@@ -10,12 +10,13 @@ from numbers import Integral
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
+from lightning_meta.checks import instance, whole
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.sources.base import Source, TaskGenerator
-from lightning_meta.errors import UserError, check_positive
+from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
 
@@ -70,6 +71,7 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Place = "cpu",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
+        instance("source", source, (Source, TaskGenerator))
         if isinstance(source, TaskGenerator) and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         self.source = source
@@ -81,7 +83,8 @@ class EpisodicDataModule(SourceDataModule):
             queries if test_queries is None else test_queries,
         )
         _check_shape(self.test_shape, "test_")
-        check_positive(
+        whole(
+            1,
             meta_batch_size=meta_batch_size,
             meta_batches_per_epoch=meta_batches_per_epoch,
             val_tasks=val_tasks,

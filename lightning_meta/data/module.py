@@ -11,11 +11,12 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import Split
+from lightning_meta.checks import whole
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.validation import check_validates
-from lightning_meta.errors import UserError, check_at_least, one_of
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
 
 Place = Literal["cpu", "accelerator"]
@@ -34,7 +35,7 @@ class SourceDataModule(LightningDataModule, ABC):
     def __init__(self, seed: int | None, num_workers: int, pool_on: Place) -> None:
         super().__init__()
         one_of("pool_on", pool_on, Place)
-        check_at_least(0, num_workers=num_workers)
+        whole(0, num_workers=num_workers)
         if pool_on == "accelerator" and num_workers:
             raise UserError(
                 f"num_workers: {num_workers} loader processes cannot reach a pool on the accelerator; "

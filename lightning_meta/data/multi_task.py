@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Split, TaskBatch
+from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule
@@ -15,7 +16,7 @@ from lightning_meta.data.sources.base import Source, TaskSource
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet, fingerprint
-from lightning_meta.errors import UserError, check_positive
+from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
 
 
@@ -57,7 +58,10 @@ class MultiTaskDataModule(SourceDataModule):
         pool_on: Place = "cpu",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
-        check_positive(
+        instance("source", source, (Source, TaskSource))
+        names_in_list(tasks=tasks)
+        whole(
+            1,
             batch_size=batch_size,
             tasks_per_batch=tasks_per_batch,
             batches_per_epoch=batches_per_epoch,
@@ -216,7 +220,11 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
             shapes = f"{data.input_shapes[name]} in the {split} split and {sets['train'].input_shapes[name]} in train"
             raise UserError(f"task {name!r}: inputs have shape {shapes}")
         if not any(data.counts.values()):
-            raise UserError(f"source: the {split} split is empty; every split needs labelled examples")
+            most = max(sets["train"].counts.values(), default=0)
+            raise UserError(
+                f"source: the {split} split is empty, while the train split has {most} labelled examples of a task; "
+                f"every split needs 1 at least: give more data, or another division"
+            )
     for name, count in sets["train"].counts.items():
         if not count:
             raise UserError(f"task {name!r} has no training example; leave it out with `tasks`, or give it some")

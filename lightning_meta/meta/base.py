@@ -13,7 +13,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Episode, Examples
+from lightning_meta.checks import instance
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.compiled import Compiled
 from lightning_meta.functional.task_map import TaskMap, task_map
@@ -64,7 +66,7 @@ class Outcome(NamedTuple):
     buffers: Tensors
 
 
-class MetaModule(TrainedModule, ABC):
+class MetaModule(ChecksBatches, TrainedModule, ABC):
     r"""A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
 
     Logged:
@@ -94,6 +96,8 @@ class MetaModule(TrainedModule, ABC):
         episodes: What the episodes look like; filled in by the data module.
     """
 
+    batch_type, data_module = Episode, "EpisodicDataModule"
+
     inner_gradients = True
     """Whether `adapt` differentiates the network. One that does not gets the faster memory layout."""
 
@@ -112,6 +116,9 @@ class MetaModule(TrainedModule, ABC):
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
         one_of("strategy", strategy, Strategy)
+        instance("backbone", backbone, nn.Module)
+        if episodes is not None:
+            instance("episodes", episodes, EpisodeSpec)
         if chunk_size is not None and (chunk_size < 1 or strategy != "vmap"):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
@@ -291,8 +298,20 @@ class MetaModule(TrainedModule, ABC):
             self.episodes = given
             self.update_init_args(episodes=given)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing: there is no prediction before a task is learned.
+
+        Raises:
+            UserError: How one is learned.
+        """
+        raise UserError(
+            f"{type(self).__name__} predicts after it has learned a task: use predictor(x, labels), which gives a "
+            "function of new inputs, or adapt and predict"
+        )
+
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
         """Choose how tasks are visited, rank 0 for all, before the first step."""
+        super().on_train_batch_start(batch, batch_idx)
         if self.task_map is None or not self._visits_chosen:
             batch = self.inputs(batch)
             self.task_map = self.trainer.strategy.broadcast(self._chosen(batch))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.errors import UserError, check_above_zero, check_at_least, one_of
+from lightning_meta.checks import not_negative, positive, whole
+from lightning_meta.errors import one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
@@ -85,10 +85,9 @@ class Baseline(MetaModule):
         one_of("head", head, Head)
         self.head = head  # it decides on the parameters that the base's constructor may make
         super().__init__(backbone, **options)
-        check_above_zero(scale=scale, head_lr=head_lr)
-        check_at_least(0, head_steps=head_steps)
-        if not 0 <= weight_decay < math.inf:
-            raise UserError(f"weight_decay: at least 0 is needed, got {weight_decay}")
+        positive(scale=scale, head_lr=head_lr)
+        whole(0, head_steps=head_steps)
+        not_negative(weight_decay=weight_decay)
         self.scale = scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 

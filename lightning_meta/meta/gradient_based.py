@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.errors import UserError, check_above_zero, check_at_least, one_of
+from lightning_meta.checks import positive, whole
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.recomputation import check_replays
 from lightning_meta.meta.base import MetaModule, Outcome
@@ -65,8 +66,8 @@ class GradientBasedLearner(MetaModule, ABC):
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order, self.batch_norm, self.recompute, self.tf32 = first_order, batch_norm, recompute, tf32
-        check_above_zero(inner_lr=inner_lr)
-        check_at_least(0, inner_steps=inner_steps, test_inner_steps=test_inner_steps)
+        positive(inner_lr=inner_lr)
+        whole(0, inner_steps=self.inner_steps, test_inner_steps=self.test_inner_steps)
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
@@ -122,6 +123,7 @@ class GradientBasedLearner(MetaModule, ABC):
 
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
+        self.spec  # noqa: B018 - before it is known there is no head
         parameters, buffers = tensors_of(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.errors import check_above_zero, one_of
+from lightning_meta.checks import positive
+from lightning_meta.errors import one_of
 from lightning_meta.functional.prototypes import class_means, cosine_similarity, squared_euclidean
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
@@ -65,7 +66,7 @@ class ProtoNet(MetricLearner):
     ) -> None:
         super().__init__(backbone, batch_norm, **options)
         one_of("distance", distance, Distance)
-        check_above_zero(temperature=temperature)
+        positive(temperature=temperature)
         self.distance, self.temperature = distance, temperature
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:

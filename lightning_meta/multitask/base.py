@@ -13,7 +13,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import TaskBatch
+from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
@@ -36,7 +38,7 @@ _log = logging.getLogger(__name__)
 EVALUATED = ("test", "val", "train")  # what a test visits, in the order of the loaders
 
 
-class MultiTaskModule(TrainedModule, ABC):
+class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
     r"""Learns a fixed set of tasks together: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
 
     A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
@@ -69,6 +71,8 @@ class MultiTaskModule(TrainedModule, ABC):
         tasks: What the tasks are; filled in by the data module.
     """
 
+    batch_type, data_module = TaskBatch, "MultiTaskDataModule"
+
     heads: nn.ModuleList
     key: Tensor
 
@@ -82,6 +86,13 @@ class MultiTaskModule(TrainedModule, ABC):
         tasks: TasksSpec | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler)
+        instance("backbone", backbone, nn.Module)
+        if stems is not None:
+            instance("stems", stems, Mapping)
+        if weighting is not None:
+            instance("weighting", weighting, Weighting)
+        if tasks is not None:
+            instance("tasks", tasks, TasksSpec)
         for network in (backbone, *(stems or {}).values()):
             check_layers(network, inner_gradients=False)
         self.backbone = per_task(backbone, synchronised_too=False)

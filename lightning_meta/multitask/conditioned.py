@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
@@ -84,8 +85,7 @@ class Conditioned(MultiTaskModule):
         one_of("enters", enters, Entry)
         if not at or len(set(at)) < len(at):
             raise UserError(f"at: one or more different places for z to enter, got {list(at)}")
-        if embedding_size < 1:
-            raise UserError(f"embedding_size: at least 1 is needed, got {embedding_size}")
+        whole(1, embedding_size=embedding_size)
         self.descriptor, self.enters, self.at, self.embedding_size = descriptor, enters, tuple(at), embedding_size
         self.head_hidden, self.head_dropout = head_hidden, head_dropout
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
@@ -66,8 +67,7 @@ class MixtureOfExperts(MultiTaskModule):
     ) -> None:
         check_head(head_hidden, head_dropout)
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
-        if experts < 1:
-            raise UserError(f"experts: at least 1 is needed, got {experts}")
+        whole(1, experts=experts)
         self.number, self.head_hidden, self.head_dropout = experts, head_hidden, head_dropout
 
     def build(self, spec: TasksSpec) -> None:

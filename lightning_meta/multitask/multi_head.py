@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from lightning_meta.errors import check_at_least
+from lightning_meta.checks import whole
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import output_size
@@ -66,7 +66,7 @@ class MultiHead(MultiTaskModule):
         tasks: TasksSpec | None = None,
     ) -> None:
         check_head(head_hidden, head_dropout)
-        check_at_least(0, shared_depth=shared_depth)
+        whole(0, shared_depth=shared_depth)
         super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
         self.shared_depth, self.head_hidden, self.head_dropout = shared_depth, head_hidden, head_dropout
         self.branches = nn.ModuleList()

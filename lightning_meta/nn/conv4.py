@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole
 from lightning_meta.configuration import Described
-from lightning_meta.errors import check_positive, one_of
+from lightning_meta.errors import one_of
 from lightning_meta.nn.normalization import TaskBatchNorm
 from lightning_meta.nn.stages import MeanOverPositions
 
@@ -38,7 +39,7 @@ class Conv4(Described, nn.Module):
         blocks: int = 4,
     ) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels, width=width, blocks=blocks)
+        whole(1, in_channels=in_channels, width=width, blocks=blocks)
         one_of("downsample", downsample, Downsample)
         one_of("spatial", spatial, Spatial)
         self.blocks = nn.Sequential(

@@ -9,18 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from lightning_meta.errors import check_dropout, check_positive
-
-
-def check_head(hidden: Sequence[int], dropout: float) -> None:
-    """Refuse the arguments `head_hidden` and `head_dropout` of a module where they make no head.
-
-    Raises:
-        UserError: The argument and its value.
-    """
-    for width in hidden:
-        check_positive(head_hidden=width)
-    check_dropout(head_dropout=dropout)
+from lightning_meta.checks import dropout_rate, widths
 
 
 def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
@@ -36,6 +25,20 @@ def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: 
     for i, o in pairwise([features, *hidden]):
         layers += [nn.Linear(i, o), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
     return nn.Sequential(*layers, nn.Linear([features, *hidden][-1], outputs))
+
+
+def check_head(hidden: Sequence[int], dropout: float) -> None:
+    """Refuse options of heads that cannot be made.
+
+    Args:
+        hidden: A module's `head_hidden`.
+        dropout: Its `head_dropout`.
+
+    Raises:
+        UserError: The argument, and what is needed.
+    """
+    widths(head_hidden=hidden)
+    dropout_rate(head_dropout=dropout)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from lightning_meta.checks import whole, widths
 from lightning_meta.configuration import Described
-from lightning_meta.errors import check_positive
 
 
 class MLP(Described, nn.Module):
@@ -21,9 +21,8 @@ class MLP(Described, nn.Module):
 
     def __init__(self, in_features: int = 1, hidden: Sequence[int] = (40, 40)) -> None:
         super().__init__()
-        check_positive(in_features=in_features)
-        for width in hidden:
-            check_positive(hidden=width)
+        whole(1, in_features=in_features)
+        widths(hidden=hidden)
         layers = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in pairwise([in_features, *hidden])]
         self.layers = nn.Sequential(*layers)
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from lightning_meta import checks
 from lightning_meta.configuration import Described
-from lightning_meta.errors import UserError, check_dropout, check_positive
 from lightning_meta.nn.normalization import TaskBatchNorm
 from lightning_meta.nn.stages import MeanOverPositions
 
@@ -26,12 +26,9 @@ class ResNet12(Described, nn.Module):
 
     def __init__(self, in_channels: int = 3, widths: Sequence[int] = (64, 160, 320, 640), dropout: float = 0.0) -> None:
         super().__init__()
-        check_positive(in_channels=in_channels)
-        check_dropout(dropout=dropout)
-        if not widths:
-            raise UserError("widths: at least one block is needed, got none")
-        for width in widths:
-            check_positive(widths=width)
+        checks.whole(1, in_channels=in_channels)
+        checks.widths(widths=widths)
+        checks.dropout_rate(dropout=dropout)
         self.blocks = nn.Sequential(*(_Residual(i, o, dropout) for i, o in pairwise([in_channels, *widths])))
 
     def stages(self) -> list[nn.Module]:

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_meta.checks import whole
 from lightning_meta.data import EpisodeDataset
-from lightning_meta.errors import UserError, check_positive
+from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
 from lightning_meta.report.figures import shortened
@@ -34,7 +35,7 @@ class EpisodeGrid(Picture):
 
     def __init__(self, task: int = 0, shots: int = 5, queries: int = 6, ways: int = 10) -> None:
         check_task("EpisodeGrid task", task)
-        check_positive(shots=shots, queries=queries, ways=ways)
+        whole(1, shots=shots, queries=queries, ways=ways)
         self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:

@@ -17,7 +17,7 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import check_monitors
+from lightning_meta.run.monitors import check_modes
 from lightning_meta.run.randomness import random_state, restore_random_state
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class RunCheckpoint(Callback):
         self, monitor: str | None = "val/accuracy", mode: Mode | None = None, every_n_steps: int = 500
     ) -> None:
         if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps is at least 1, got {every_n_steps}")
+            raise UserError(f"checkpoint.every_n_steps: at least 1 is needed, got {every_n_steps}")
         try:
             self.mode = mode or ("max" if monitor is None else mode_of(monitor))
         except UserError as error:
@@ -83,7 +83,7 @@ class RunCheckpoint(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse callbacks that would follow a metric the wrong way round."""
         if stage == "fit":
-            check_monitors(trainer)
+            check_modes(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""

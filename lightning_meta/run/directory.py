@@ -37,6 +37,8 @@ def checkpoint_to_resume(ckpt_path: str, runs: str, name: str) -> Path:
         raise UserError(f"--ckpt_path {ckpt_path}: it cannot be read ({error.strerror})") from error
     if is_folder:
         folder = path / "checkpoints"
+        if not folder.is_dir() and not (path / "config.yaml").is_file():
+            raise UserError(f"--ckpt_path {ckpt_path}: {path} is no run directory; name one, such as {runs}/{name}/0")
         if not any((folder / file).is_file() for file in ("last.ckpt", "best.ckpt")):
             raise UserError(f"--ckpt_path {ckpt_path}: {path} stopped before its first checkpoint; start a new run")
         return _intact(folder / "last.ckpt")

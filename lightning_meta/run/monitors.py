@@ -1,14 +1,17 @@
-"""What other callbacks follow a metric, and whether they follow it the right way round."""
+"""Metrics that callbacks and schedules follow, checked in the first validation."""
 
 from __future__ import annotations
 
-from lightning.pytorch import Trainer
+from collections.abc import Iterator
+
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
+from lightning_meta.errors import UserError
 from lightning_meta.modes import check_mode
 
 
-def check_monitors(trainer: Trainer) -> None:
+def check_modes(trainer: Trainer) -> None:
     """Refuse Lightning's callbacks that take a bad value of a metric for a good one; their default mode is "min".
 
     Raises:
@@ -17,3 +20,34 @@ def check_monitors(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
             check_mode(type(callback).__name__, callback.monitor, callback.mode)
+
+
+class MonitorCheck(Callback):
+    """Refuses a validation metric that a callback or a schedule follows, and the model does not log.
+
+    Lightning would do so after the first checkpoint is written, by an error of another kind for each callback, or not
+    at all. Metrics of other names than `val...` may be logged later than in validation, and are left to it.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at every monitor.
+
+        Raises:
+            UserError: Whose it is, and what is logged.
+        """
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        for whose, monitor in _monitors(trainer):
+            if monitor.startswith("val") and monitor not in trainer.callback_metrics:
+                logged = sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k)
+                names = ", ".join(logged) or "nothing"
+                raise UserError(f"{whose}: monitor {monitor!r} is not logged in validation; logged: {names}")
+
+
+def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if type(callback).__module__.startswith("lightning.") and getattr(callback, "strict", True):
+            yield f"trainer.callbacks: {type(callback).__name__}", str(getattr(callback, "monitor", None) or "")
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.strict:
+            yield "model.lr_scheduler", str(config.monitor or "")

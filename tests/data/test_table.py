@@ -274,9 +274,9 @@ def test_a_wrong_value_is_named_by_column_and_row(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"targets": {"cost": None}}, "there is no column 'cost'; there are 'id', 'area'"),
-        ({"features": ["area", "rooms"]}, "there is no column 'rooms'"),
-        ({"task_column": "city", "targets": {"price": None}}, "there is no column 'city'"),
+        ({"targets": {"cost": None}}, "has no column 'cost'; it has 'id', 'area'"),
+        ({"features": ["area", "rooms"]}, "has no column 'rooms'"),
+        ({"task_column": "city", "targets": {"price": None}}, "has no column 'city'"),
         ({"targets": {"sold": None}}, "holds two numbers only, 0 and 1; state its kind"),
         ({"targets": {"price": "ranking"}}, "expected 'regression' or 'binary' or 'multiclass', got 'ranking'"),
         ({"targets": {"grade": Target("binary", ["A", "B", "C"])}}, "expected two for binary"),

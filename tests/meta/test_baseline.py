@@ -95,7 +95,7 @@ def test_vmap_is_the_loop_and_adaptation_leaves_no_trace(head: str) -> None:
 
 
 def test_refuses_what_it_cannot_do() -> None:
-    with pytest.raises(UserError, match="scale and head_lr are positive"):
+    with pytest.raises(UserError, match="head_lr: a positive number is needed"):
         Baseline(nn.Flatten(), head_lr=0.0)
     with pytest.raises(UserError, match="Baseline classifies"):
         Baseline(MLP(), episodes=EpisodeSpec("regression", (1,), 1))

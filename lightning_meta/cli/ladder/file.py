@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
+from lightning_meta.cli.config_text import check_yaml
 from lightning_meta.cli.fit import MetaCLI, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.errors import UserError
@@ -98,6 +99,8 @@ def _parsed(file: str, folder: Path, rung: str, config: dict[str, Any], options:
 
 
 def _content(file: str) -> dict[str, Any]:
+    if Path(file).exists():
+        check_yaml(Path(file))
     try:
         content = read_yaml(file)
     except UserError as error:

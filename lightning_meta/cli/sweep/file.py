@@ -11,6 +11,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from lightning_meta.cli.config_text import check_yaml
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
 from lightning_meta.modes import contradiction, known_mode
@@ -70,6 +71,8 @@ def read_sweep(file: str | Path) -> Sweep:
         UserError: What is wrong with it, or what only W&B itself can do.
     """
     path = Path(file)
+    if path.exists():
+        check_yaml(path)
     if not path.is_file():
         raise UserError(f"--config: there is no file {file}; sweeps are in configs/sweeps")
     try:

@@ -183,13 +183,16 @@ def read_columns(path: Path) -> dict[str, Column]:
     import pyarrow  # here, for no other source needs it
 
     if not path.is_file():
-        raise UserError(f"{path}: there is no such file")
+        there = "it is a folder; name a file in it" if path.is_dir() else "there is no such file; name yours"
+        raise UserError(f"Table path={path}: {there}")
     suffix = path.suffix.lower()
     if suffix not in (*DIVIDERS, ".parquet"):
         raise UserError(f"{path}: expected a table in a file named .csv, .tsv or .parquet")
     try:
         table = _read_parquet(path) if suffix == ".parquet" else _read_csv(path, DIVIDERS[suffix])
-    except (pyarrow.ArrowException, csv.Error, UnicodeDecodeError, OSError, MemoryError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it anew as UTF-8") from error
+    except (pyarrow.ArrowException, csv.Error, OSError, MemoryError) as error:
         raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
     if not table.num_rows:
         raise UserError(f"{path}: the table has no rows")

@@ -121,7 +121,9 @@ class ImageFolder(ImageFilesSource):
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
             raise UserError(
-                f"{self.root}: found {len(folders)} class folders; train, val and test need one each at least"
+                f"{self.root}: found {len(folders)} class folders, but train, val and test need one each at least, and "
+                "as many as the ways of a task for few-shot learning; root is the folder that holds a folder of "
+                "images for each class"
             )
         # A hash and not a random generator: the same on any release of any library.
         drawn = sorted(folders, key=lambda f: hashlib.sha256(f"{self.seed}/{f.name}".encode()).digest())

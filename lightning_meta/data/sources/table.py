@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.checks import names_in_list
 from lightning_meta.data.sources.base import TaskSource
 from lightning_meta.data.sources.columns import Column, read_columns
 from lightning_meta.data.sources.division import divided
@@ -22,6 +24,8 @@ from lightning_meta.data.sources.table_targets import Kind, Target, encoded, kin
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
+
+COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column")  # arguments that name
 
 
 class Table(TaskSource):
@@ -85,6 +89,9 @@ class Table(TaskSource):
         missing_indicators: bool = False,
     ) -> None:
         self.path = Path(path).expanduser()
+        if not isinstance(targets, Mapping):
+            raise UserError(f"Table targets: expected the kind of each target column by its name, got {targets!r}")
+        names_in_list(features=features, categorical=categorical)
         self.targets = {n: t if isinstance(t, Target) else Target(cast(Kind | None, t)) for n, t in targets.items()}
         self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
@@ -115,10 +122,12 @@ class Table(TaskSource):
     @cached_property
     def _columns(self) -> dict[str, Column]:
         columns = read_columns(self.path)
-        named = (*self.targets, *(self.features or ()), *self.categorical)
-        for name in (*named, self.task_column, self.split_column, self.group_column):
-            if name is not None and name not in columns:
-                raise UserError(f"{self.path}: there is no column {name!r}; there are {', '.join(map(repr, columns))}")
+        for option in COLUMNS:
+            given = getattr(self, option)
+            for name in [given] if isinstance(given, str) else given or ():
+                if name not in columns:
+                    instead = _instead(name, list(columns))
+                    raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
     def _column(self, name: str) -> Column:
@@ -226,3 +235,11 @@ class Table(TaskSource):
             raise UserError(f"Table fractions={list(fractions)}: expected three positive numbers that add up to 1")
         if self.max_categories < 1:
             raise UserError(f"Table max_categories={self.max_categories}: expected at least 1")
+
+
+def _instead(name: str, columns: list[str]) -> str:
+    """What to name instead of a column that is not there."""
+    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|") if d in columns[0]), None)):
+        return f"its columns are divided by {divider!r}, expected commas, or tabs in a .tsv file"
+    close = difflib.get_close_matches(name, columns, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"
