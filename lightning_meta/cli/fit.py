@@ -21,7 +21,7 @@ from lightning_meta.cli.checks import check_monitor, check_ranks, check_seed, ch
 from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.naming import as_option
+from lightning_meta.cli.naming import as_option, told_of_options
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -124,9 +124,8 @@ class MetaCLI(LightningCLI):
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
             self.run_logger.discard()
-            if isinstance(error, UserError):
-                raise mistake_in(configured) or as_option(error, configured) from error
-            raise mistake_in(configured) or UserError(f"the configuration: {error}") from error
+            said = str(error) if isinstance(error, UserError) else f"the configuration: {error}"
+            raise mistake_in(configured) or as_option(UserError(said), configured) from error
         except BaseException:
             self.run_logger.discard()
             raise
@@ -174,10 +173,8 @@ def fit(args: Sequence[str]) -> None:
     began = time.monotonic()
     cli = MetaCLI(args)
     try:
-        with _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
+        with told_of_options(cli.config), _pages(cli.trainer), ending_well(cli.trainer, cli.termination, cli.watch):
             _fit(cli, began)
-    except UserError as error:
-        raise as_option(error, cli.config) from error
     finally:
         cli.run_logger.release()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jsonargparse import Namespace
@@ -26,8 +27,24 @@ def with_prefix(message: str, prefix: str, arguments: Collection[str]) -> str | 
     return f"--{prefix}{message}" if named and named[1] in arguments else None
 
 
+@contextmanager
+def told_of_options(config: Namespace) -> Iterator[None]:
+    """Tell of options where data, model and Trainer, at work together, complain about an argument.
+
+    Raises:
+        UserError: What was raised, in options.
+    """
+    try:
+        yield
+    except UserError as error:
+        told = as_option(error, config)
+        if told is error:
+            raise
+        raise told from error
+
+
 def as_option(error: UserError, config: Namespace) -> UserError:
-    """An error that came while data, model and Trainer worked together, in options where it names an argument.
+    """An error in options where it names an argument.
 
     Args:
         error: Such as "meta_batch_size: 1 tasks cannot be shared by 4 ranks".

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta.cli.checks import check_seed, check_trainer
 from lightning_meta.cli.messages import parsing
-from lightning_meta.cli.naming import as_option
+from lightning_meta.cli.naming import told_of_options
 from lightning_meta.cli.parsing import Bar, mistake_in
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.cli.trained import load_trained
@@ -51,9 +51,10 @@ def test(args: Sequence[str]) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
     try:
-        trainer.test(module, datamodule=made["data"], verbose=False)
+        with told_of_options(config):
+            trainer.test(module, datamodule=made["data"], verbose=False)
     except UserError as error:
-        raise _in_options(as_option(error, config)) from error
+        raise _in_options(str(error)) from error
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -73,13 +74,12 @@ def _made(parser: LightningArgumentParser, config: Namespace) -> Namespace:
     try:
         return parser.instantiate(config)
     except (TypeError, ValueError) as error:
-        mistake = mistake_in(config) or (error if isinstance(error, UserError) else None)
-        raise _in_options(mistake or UserError(f"the configuration: {error}")) from error
+        said = str(error) if isinstance(error, UserError) else f"the configuration: {error}"
+        raise _in_options(str(mistake_in(config) or said)) from error
 
 
-def _in_options(error: UserError) -> UserError:
-    """The error with this command's own options in the place of the arguments that they stand for."""
-    message = str(error)
+def _in_options(message: str) -> UserError:
+    """An error that names this command's own options in the place of the arguments that they stand for."""
     for option, argument in OF_DATA.items():
         message = message.replace(f"--data.init_args.{argument}", f"--{option}")
         message = message.replace(f"+ {argument}", f"+ --{option}")
