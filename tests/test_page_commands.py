@@ -40,13 +40,11 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("configs", "scripts", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     for kind in range(30):
-        for folder in ("data/images", "FOLDER"):
-            if folder == "FOLDER" and kind > 1:
-                continue
-            (tmp_path / folder / f"class_{kind}").mkdir(parents=True)
-            for i in range(3):
-                pixels = np.random.default_rng([kind, i]).integers(0, 255, (84, 84, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / folder / f"class_{kind}" / f"{i}.png")
+        (tmp_path / "data" / "images" / f"class_{kind}").mkdir(parents=True)
+        for i in range(3):
+            pixels = np.random.default_rng([kind, i]).integers(0, 255, (84, 84, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "images" / f"class_{kind}" / f"{i}.png")
+    (tmp_path / "FOLDER").symlink_to("data/images")
     draw = random.Random(0)
     with (tmp_path / "data" / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file)
