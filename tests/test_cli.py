@@ -29,7 +29,7 @@ TRAINER = {
 }
 MAML: dict[str, Any] = {
     "model": {
-        "class_path": "lightning_meta.meta.MAML",
+        "class_path": "lightning_meta.MAML",
         "init_args": {
             "backbone": {"class_path": "lightning_meta.nn.MLP", "init_args": {"hidden": [8]}},
             "inner_steps": 1,
@@ -37,9 +37,9 @@ MAML: dict[str, Any] = {
         },
     },
     "data": {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.Sinusoid"},
+            "source": {"class_path": "lightning_meta.sources.Sinusoid"},
             "shots": 5,
             "queries": 6,
             "meta_batches_per_epoch": 4,

@@ -37,9 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture(c % 3, 100 * c + i).save(folder / "images" / f"class_{c}" / f"{i}.png")
     source = {"root": str(folder / "images"), "image_size": SIZE, "channels": 1, "fractions": [0.34, 0.33, 0.33]}
     data = {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+            "source": {"class_path": "lightning_meta.sources.ImageFolder", "init_args": source},
             **{"ways": 3, "shots": 2, "queries": 3, "meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4},
         },
     }

@@ -12,15 +12,16 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-# So that their classes can be named without their path: `--model=ProtoNet`.
-import lightning_meta.data.sources
-import lightning_meta.meta
-import lightning_meta.multitask
-import lightning_meta.nn  # noqa: F401
+import lightning_meta
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
+
+# So that their classes can be named without their path: `--model=ProtoNet`.
+for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
+    for _name in _module.__all__:
+        getattr(_module, _name)
 
 
 class Bar(RichProgressBar):

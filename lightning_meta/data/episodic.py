@@ -11,7 +11,7 @@ from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule, check_positive
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import Source, TaskGenerator
+from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import EpisodeSpec
 

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.data.sources.columns import Column
-from lightning_meta.data.sources.scaling import Standardiser
 from lightning_meta.errors import UserError
+from lightning_meta.sources.columns import Column
+from lightning_meta.sources.scaling import Standardiser
 
 
 def encode_features(
