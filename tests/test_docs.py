@@ -21,14 +21,14 @@ import torch
 import yaml
 
 import lightning_meta
-from lightning_meta import meta, multitask
+from lightning_meta import meta, multitask, weightings
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.integrations.learn2learn import GBML
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import MultiHead, MultiTaskModule, weightings
+from lightning_meta.multitask import MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.run import RunLogger
 from lightning_meta.sources import Sinusoid
