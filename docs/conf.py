@@ -80,8 +80,13 @@ def _signature(app: Sphinx, what: str, name: str, thing: Any, *others: Any) -> t
 
 
 def _readme(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
-    text = _TO_CLASS.sub(lambda m: f"[`{m[1]}`{m[2]}](#lightning_meta.{m[3].replace('/', '.')}{m[1]})", content[0])
+    text = _TO_CLASS.sub(_place_of_class, content[0])
     content[0] = _TO_FILE.sub(r"\1", text)
+
+
+def _place_of_class(found: re.Match[str]) -> str:
+    folder = "" if found[3] in ("meta/", "multitask/", "data/") else found[3].replace("/", ".")
+    return f"[`{found[1]}`{found[2]}](#lightning_meta.{folder}{found[1]})"
 
 
 def _one_entry_a_method(app: Sphinx, domain: str, kind: str, content: nodes.Element) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike, fspath
@@ -28,7 +29,9 @@ from typing import Any, TypeAlias
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
+import lightning_meta
 from lightning_meta.errors import UserError
+from lightning_meta.migration import renamed
 
 Allow: TypeAlias = Iterable[str | type]
 
@@ -38,6 +41,7 @@ TRUSTED = (
     "lightning_meta.multitask",
     "lightning_meta.nn",
     "lightning_meta.tasks",
+    "lightning_meta.weightings",
     "lightning_meta.integrations.learn2learn",
     "torch.nn",
     "torch.optim",
@@ -124,8 +128,34 @@ def describe(value: Any) -> Any:
         init_args = {k: v for k, v in value.hparams.items() if not k.startswith("_")}
     else:
         init_args = {} if isinstance(value, torch.nn.Module) and _takes_nothing(cls) else None
-    name = f"{cls.__module__}.{cls.__qualname__}"
+    name = public_path(cls)
     return {"instance": name} if init_args is None else {"class_path": name, "init_args": describe(init_args)}
+
+
+def public_path(cls: type) -> str:
+    """The path of a class that stays when its file moves: of this package's, the shortest.
+
+    >>> from lightning_meta.meta.maml import MAML
+    >>> public_path(MAML), public_path(torch.nn.ReLU)
+    ('lightning_meta.MAML', 'torch.nn.modules.activation.ReLU')
+    """
+    package, *below = cls.__module__.split(".")
+    place = sys.modules.get(package) if package == lightning_meta.__name__ else None
+    for name in ["", *below]:
+        place = getattr(place, name, None) if name else place
+        if place is not None and getattr(place, cls.__qualname__, None) is cls:
+            return f"{place.__name__}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def real_path(path: str) -> str:
+    """Where the class of a path lies: a path of an earlier version or a public one becomes that of its file."""
+    path = renamed(path)
+    package, _, name = path.rpartition(".")
+    if package == lightning_meta.__name__ and name in lightning_meta.__all__:
+        value = getattr(lightning_meta, name)
+        return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else path
+    return path
 
 
 def build(spec: Any, allow: Allow = ()) -> Any:
@@ -163,7 +193,7 @@ def class_paths(spec: Any) -> Iterator[str]:
             raise UserError(f"the description of the object is more than {bound}, or holds itself")
         if isinstance(value, Mapping):
             if "class_path" in value:
-                yield str(value["class_path"])
+                yield real_path(str(value["class_path"]))
             children: Iterable[Any] = value.values()
         else:
             children = value if isinstance(value, list | tuple) else ()
@@ -177,7 +207,7 @@ def _build(spec: Any, allow: tuple[str | type, ...]) -> Any:
         return spec
     if "class_path" not in spec:
         return {k: _build(v, allow) for k, v in spec.items()}
-    cls = _find_class(str(spec["class_path"]), allow)
+    cls = _find_class(real_path(str(spec["class_path"])), allow)
     given = spec.get("init_args") or {}
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise UserError(f"{spec['class_path']} cannot be built: its init_args are no arguments by name")

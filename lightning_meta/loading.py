@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 
-from lightning_meta.configuration import TRUSTED, Allow, UntrustedClassError, build, class_paths, lies_in
+from lightning_meta.configuration import (
+    TRUSTED,
+    Allow,
+    UntrustedClassError,
+    build,
+    class_paths,
+    lies_in,
+    public_path,
+    real_path,
+)
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.meta.base import MetaModule
@@ -170,8 +179,8 @@ def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None
     checkpoint = read_checkpoint(file)
     check_progress(checkpoint, file)
     stored = (checkpoint.get(KEY) or {}).get("class_path")
-    own = f"{type(module).__module__}.{type(module).__qualname__}"
-    if stored is not None and stored != own:
+    own = public_path(type(module))
+    if stored is not None and real_path(str(stored)) != real_path(own):
         raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}{_ANEW}")
 
 

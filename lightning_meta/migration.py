@@ -1,7 +1,8 @@
-"""Checkpoints of earlier layouts: what their tensors are called now."""
+"""What earlier versions called otherwise: class paths in configurations and checkpoints, tensors in checkpoints."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,14 @@ from torch import Tensor, nn
 from lightning_meta.errors import UserError
 
 TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Packages, by their earlier path.
+MOVED = {
+    "lightning_meta.data.sources": "lightning_meta.sources",
+    "lightning_meta.multitask.weightings": "lightning_meta.weightings",
+}
+_EARLIER_PATH = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, MOVED)) + r")(?=\.)")
+
 LAYOUT = 2
 """Stands in every checkpoint. 1: the networks of version 0.1."""
 
@@ -24,6 +33,15 @@ _MOVED: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _BEST = "best._extra_state"
 _STATISTICS = {"mean": "running_mean", "var": "running_var"}
+
+
+def renamed(text: str) -> str:
+    """A text in which class paths of earlier versions are those of this one.
+
+    >>> renamed("source: lightning_meta.data.sources.Omniglot")
+    'source: lightning_meta.sources.Omniglot'
+    """
+    return _EARLIER_PATH.sub(lambda found: MOVED[found[0]], text)
 
 
 def layout_of(checkpoint: Mapping[str, Any]) -> int:

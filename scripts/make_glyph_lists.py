@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.sources.glyph_outlines import charmap
-from lightning_meta.data.sources.glyphs import FACES, LIST, Character, Glyphs
+from lightning_meta.sources.glyph_outlines import charmap
+from lightning_meta.sources.glyphs import FACES, LIST, Character, Glyphs
 
 SHARES = (0.60, 0.15, 0.25)
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Armenian", "Georgian", "Digit", "Symbol")

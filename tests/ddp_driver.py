@@ -20,7 +20,7 @@ from torch import nn
 from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.cli import main
 from lightning_meta.data import EpisodicDataModule, Pool
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, MetaModule, ProtoNet, base
 from lightning_meta.nn import Conv4

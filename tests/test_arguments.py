@@ -14,12 +14,12 @@ from lightning_meta.cli import main
 from lightning_meta.data import EpisodeDataset, EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.data.loader import check_shared
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
 from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.run import RunLogger
+from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import Regression
 from tests.test_cli import MAML as CONFIG
 

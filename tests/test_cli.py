@@ -28,7 +28,7 @@ TRAINER = {
 }
 MAML: dict[str, Any] = {
     "model": {
-        "class_path": "lightning_meta.meta.MAML",
+        "class_path": "lightning_meta.MAML",
         "init_args": {
             "backbone": {"class_path": "lightning_meta.nn.MLP", "init_args": {"hidden": [8]}},
             "inner_steps": 1,
@@ -36,9 +36,9 @@ MAML: dict[str, Any] = {
         },
     },
     "data": {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.Sinusoid"},
+            "source": {"class_path": "lightning_meta.sources.Sinusoid"},
             "shots": 5,
             "queries": 6,
             "meta_batches_per_epoch": 4,
@@ -265,7 +265,7 @@ def test_bad_configuration_files(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_checkpoint_of_another_class_or_shape(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", "--config", "maml.yaml") == 0
     assert run("fit", "--config", "toy.yaml", "--ckpt_path=runs/maml/0") == 2
-    assert "is a checkpoint of lightning_meta.meta.maml.MAML" in capsys.readouterr().err
+    assert "is a checkpoint of lightning_meta.MAML" in capsys.readouterr().err
     assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.backbone.hidden=[9]") == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -21,19 +21,19 @@ import torch
 import yaml
 
 import lightning_meta
-from lightning_meta import meta, multitask
+from lightning_meta import meta, multitask, weightings
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.integrations.learn2learn import GBML
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import MultiHead, MultiTaskModule, weightings
-from lightning_meta.multitask.weightings import Fixed, Weighting
+from lightning_meta.multitask import MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.run import RunLogger
+from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import toys
+from lightning_meta.weightings import Fixed, Weighting
 from tests.test_configs import briefly
 
 ROOT = Path(__file__).parents[1]
@@ -269,7 +269,7 @@ def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
         name = Path(image).name
         assert f'src="_images/{name}"' in front
         assert (tmp_path / "html" / "_images" / name).is_file()
-    assert 'href="methods.html#lightning_meta.meta.MAML"' in front  # README's table leads to the pages
+    assert 'href="methods.html#lightning_meta.MAML"' in front  # README's table leads to the pages
     text = unescape(re.sub(r"<[^>]+>", "", methods[methods.index("<article") :]))
     assert "`" not in text
     assert "$" not in text

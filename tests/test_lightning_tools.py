@@ -963,9 +963,9 @@ def test_a_plateau_without_a_metric_is_one_line(family: Family, tmp_path: Path) 
 def test_a_plateau_in_a_configuration(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     episodic = {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.Sinusoid"},
+            "source": {"class_path": "lightning_meta.sources.Sinusoid"},
             "shots": 5,
             "meta_batches_per_epoch": 2,
             "val_tasks": 10,
@@ -973,7 +973,7 @@ def test_a_plateau_in_a_configuration(method: str, tmp_path: Path, monkeypatch: 
         },
     }
     tabular = {
-        "class_path": "lightning_meta.data.MultiTaskDataModule",
+        "class_path": "lightning_meta.MultiTaskDataModule",
         "init_args": {
             "source": {"class_path": "tests.devices.toys.Tasks", "init_args": {"kind": "own sets"}},
             "batch_size": 8,

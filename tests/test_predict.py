@@ -37,9 +37,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture(c % 3, 100 * c + i).save(folder / "images" / f"class_{c}" / f"{i}.png")
     source = {"root": str(folder / "images"), "image_size": SIZE, "channels": 1, "fractions": [0.34, 0.33, 0.33]}
     data = {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+            "source": {"class_path": "lightning_meta.sources.ImageFolder", "init_args": source},
             **{"ways": 3, "shots": 2, "queries": 3, "meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4},
         },
     }
@@ -255,14 +255,14 @@ def test_images_whose_light_and_dark_are_not_those_of_training_are_told_once(
             strokes(c % 3, 100 * c + i, trained_light).save(f"drawings/class_{c}/{i}.png")
     source = {"root": "drawings", "image_size": SIZE, "channels": 1, "fractions": [0.34, 0.33, 0.33]}
     data = {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
-            "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+            "source": {"class_path": "lightning_meta.sources.ImageFolder", "init_args": source},
             **{"ways": 3, "shots": 1, "queries": 2, "meta_batches_per_epoch": 1, "val_tasks": 2, "test_tasks": 2},
         },
     }
     backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 4, "blocks": 2}}
-    model = {"class_path": "lightning_meta.meta.ProtoNet", "init_args": {"backbone": backbone}}
+    model = {"class_path": "lightning_meta.ProtoNet", "init_args": {"backbone": backbone}}
     Path("run.yaml").write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {**TRAINER, "max_steps": 1}}))
     assert main(["fit", "--config", "run.yaml"]) == 0
     for place, like_training in (("alike", True), ("swapped", False)):

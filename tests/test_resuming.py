@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
+from lightning_meta.sources import Sinusoid
 
 
 def train(optimizer: Callable[[Any], Any], folder: Path, steps: int, resume: Path | None = None) -> L.Trainer:

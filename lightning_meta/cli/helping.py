@@ -6,10 +6,11 @@ import argparse
 import re
 from typing import Any
 
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta import nn
+from lightning_meta.migration import renamed
 
 MANY = 20  # classes that are listed at most
 
@@ -25,7 +26,7 @@ def _shortened(found: re.Match[str]) -> str:
     classes = found[2].split(", ")
     if len(classes) <= MANY:
         return found[0]
-    networks = {f"{nn.__name__}.{name}" for name, of in vars(nn).items() if hasattr(of, "stages")}
+    networks = {f"{nn.__name__}.{name}" for name in nn.__all__ if hasattr(getattr(nn, name), "stages")}
     shown = [path for path in classes if path in networks] or classes[:MANY]
     others = len(classes) - len(shown)
     return f"{found[1]}{', '.join(shown)}, and {others} others of torch and elsewhere, or your own, by their path"
@@ -36,3 +37,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": HelpFormatter, **options})
+
+    def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
+        """Read a configuration, of an earlier version as well."""
+        return super()._load_config_parser_mode(renamed(content), *args, **options)

@@ -15,16 +15,17 @@ from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-# So that their classes can be named without their path: `--model=ProtoNet`.
-import lightning_meta.data.sources
-import lightning_meta.meta
-import lightning_meta.multitask
-import lightning_meta.nn  # noqa: F401
+import lightning_meta
 from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
+
+# So that their classes can be named without their path: `--model=ProtoNet`.
+for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
+    for _name in _module.__all__:
+        getattr(_module, _name)
 
 
 class Bar(RichProgressBar):

@@ -22,8 +22,8 @@ from torch import Tensor
 from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP
+from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.data.images import image_files, labelled_files, read_images
-from lightning_meta.data.sources.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from lightning_meta.configuration import import_class, lies_in
+from lightning_meta.configuration import import_class, lies_in, real_path
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
 
@@ -33,7 +33,7 @@ MEND = "give --trust if the run is yours: it imports what the run names, which r
 # What the numbers depend on is taken from a stranger's run. Devices, strategies and nodes start processes and open
 # ports, as loaders' workers do: these are the user's to choose.
 OF_NUMBERS = ("precision", "deterministic", "inference_mode")
-ROOMS = ("lightning_meta.data", "lightning_meta.integrations.learn2learn")
+ROOMS = ("lightning_meta.data", "lightning_meta.sources", "lightning_meta.integrations.learn2learn")
 _CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
 _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
 
@@ -90,7 +90,7 @@ def _check_object(spec: Any, key: str) -> None:
     """Check `{"class_path": ..., "init_args": {...}}`, and all that lies in it."""
     if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
         raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
-    path, given = str(spec.get("class_path")), spec.get("init_args") or {}
+    path, given = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
     if not lies_in(path, ROOMS):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     cls = import_class(path)

@@ -1,8 +1,5 @@
 """Pools of examples, the episodes drawn from them, and the data module."""
 
-from lightning_meta.data.episodes import Draw, EpisodeDataset, EpisodeShape
-from lightning_meta.data.episodic import EpisodicDataModule
-from lightning_meta.data.multi_task import MultiTaskDataModule
-from lightning_meta.data.pool import Pool
+import lazy_loader
 
-__all__ = ["Draw", "EpisodeDataset", "EpisodeShape", "EpisodicDataModule", "MultiTaskDataModule", "Pool"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from lightning_meta.batches import SPLITS, Episode, Examples, Split
 from lightning_meta.checks import whole
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import TaskGenerator
+from lightning_meta.data.source import TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import choose, fold, integers, key
 

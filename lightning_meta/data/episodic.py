@@ -15,7 +15,7 @@ from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import Source, TaskGenerator
+from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec

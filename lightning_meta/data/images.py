@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_meta.data.sources.image_files import decode, folders_in, image_files_in, images_of, refuse_odd_name
+from lightning_meta.data.image_files import decode, folders_in, image_files_in, images_of, refuse_odd_name
 from lightning_meta.errors import UserError
 
 MOST_FOLDERS = 100_000  # a link to / reaches more

@@ -12,7 +12,7 @@ from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule
-from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet, fingerprint

@@ -10,13 +10,13 @@ from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.compiled import Compiled
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.functional.tf32 import full_float32, tf32_requested

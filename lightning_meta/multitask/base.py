@@ -10,20 +10,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
+from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved
 from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
-from lightning_meta.multitask.weightings import Equal, Weighting
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import make_head, seeded
@@ -32,6 +31,7 @@ from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Equal, Weighting
 
 _log = logging.getLogger(__name__)
 

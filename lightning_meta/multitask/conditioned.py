@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
 from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.nn.stateless import in_evaluation_mode
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Weighting
 
 Descriptor = Literal["one_hot", "embedding", "given"]
 

@@ -6,16 +6,16 @@ import copy
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
+from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import output_size, shape_after
 from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import stages_of
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Weighting
 
 
 class CrossStitch(MultiTaskModule):

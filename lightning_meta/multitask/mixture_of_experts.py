@@ -6,18 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
+from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.multitask.weightings import Weighting
 from lightning_meta.nn.features import are_ids, output_size
 from lightning_meta.nn.fresh import fresh
 from lightning_meta.nn.heads import check_head, seeded
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Weighting
 
 
 class MixtureOfExperts(MultiTaskModule):

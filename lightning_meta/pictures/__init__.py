@@ -1,8 +1,5 @@
 """Pictures that a callback draws of a meta-learner after its test, into `figures/` of the run directory."""
 
-from lightning_meta.pictures.confusion import ConfusionByClass
-from lightning_meta.pictures.embedding import EpisodeEmbedding
-from lightning_meta.pictures.episode_grid import EpisodeGrid
-from lightning_meta.pictures.shot_and_way import ShotAndWay
+import lazy_loader
 
-__all__ = ["ConfusionByClass", "EpisodeEmbedding", "EpisodeGrid", "ShotAndWay"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,5 @@
 """What a person looks at after a run."""
 
-from lightning_meta.report.figures import write_figures
+import lazy_loader
 
-__all__ = ["write_figures"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

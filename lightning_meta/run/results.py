@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_meta.configuration import public_path
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
 from lightning_meta.run.cells import as_cell
@@ -71,8 +72,8 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        "model": f"{type(module).__module__}.{type(module).__qualname__}",
-        "data": None if data is None else f"{type(data).__module__}.{type(data).__qualname__}",
+        "model": public_path(type(module)),
+        "data": None if data is None else public_path(type(data)),
         "data_fingerprint": fingerprint or None,
         "versions": versions(),
         "git_revision": git_revision(),

@@ -10,9 +10,6 @@
 Each test that fails says what is wrong with the class under test. Nothing here imports pytest.
 """
 
-from lightning_meta.testing.backbone import BackboneTests
-from lightning_meta.testing.data_module import EpisodicDataModuleTests
-from lightning_meta.testing.meta_module import MetaModuleTests
-from lightning_meta.testing.multi_task_module import MultiTaskModuleTests
+import lazy_loader
 
-__all__ = ["BackboneTests", "EpisodicDataModuleTests", "MetaModuleTests", "MultiTaskModuleTests"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,7 @@ import torch
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
-from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.tasks import Classification, Regression, Task
 

@@ -17,9 +17,9 @@ from benchmarks.row import Row, Setting, check_equal
 from lightning_meta.batches import Episode
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
+from lightning_meta.sources import Sinusoid
 
 
 def sine(setting: Setting) -> Iterator[Row]:

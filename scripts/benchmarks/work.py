@@ -12,10 +12,10 @@ from torch import nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
-from lightning_meta.data.sources import Glyphs, Omniglot, Sinusoid
 from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.sources import Glyphs, Omniglot, Sinusoid
 from lightning_meta.tasks import EpisodeSpec
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from lightning_meta.data.cache import Cached, load_or_build
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources import ImageFolder
+from lightning_meta.sources import ImageFolder
 from tests.run.moments import kill_after
 
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from lightning_meta.batches import SPLITS
-from lightning_meta.data.sources import cifar, restricted_pickle
-from lightning_meta.data.sources.cifar import CIFARFS, FC100
-from lightning_meta.data.sources.class_lists import class_list
 from lightning_meta.errors import UserError
+from lightning_meta.sources import cifar, restricted_pickle
+from lightning_meta.sources.cifar import CIFARFS, FC100
+from lightning_meta.sources.class_lists import class_list
 
 PER_CLASS = 3  # images of each of the 100 classes in the toy archive, one of them in the test file
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.sources import CIFAR100, cifar100
 from lightning_meta.errors import UserError
+from lightning_meta.sources import CIFAR100, cifar100
 from lightning_meta.tasks import Classification
 from tests.data.test_cifar import PER_CLASS, archive, members, tar_bytes
 

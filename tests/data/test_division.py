@@ -6,7 +6,7 @@ import torch
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.division import divide, divided, merged
+from lightning_meta.sources.division import divide, divided, merged
 
 
 def numbered(sizes: list[int], names: str, first: int = 0) -> Pool:

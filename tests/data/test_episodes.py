@@ -21,8 +21,8 @@ from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
 from lightning_meta.data.loader import as_is
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources import CIFARFS, FC100, Glyphs, Omniglot, Sinusoid
 from lightning_meta.errors import UserError
+from lightning_meta.sources import CIFARFS, FC100, Glyphs, Omniglot, Sinusoid
 
 UNLIKELY = 1e-6  # a p-value for fixed seeds, so tests do not flicker
 

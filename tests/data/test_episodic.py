@@ -15,11 +15,11 @@ from torch import Tensor
 from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.data.episodic import EpisodicDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources import FromDataset, Sinusoid
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
+from lightning_meta.sources import FromDataset, Sinusoid
 
 CLASSES: dict[Split, int] = {"train": 8, "val": 5, "test": 6}
 

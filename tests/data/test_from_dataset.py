@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset, TensorDataset
 
-from lightning_meta.data.sources.dataset import FromDataset
 from lightning_meta.errors import UserError
+from lightning_meta.sources.dataset import FromDataset
 
 
 def pairs(labels: list[int]) -> list[tuple[torch.Tensor, int]]:

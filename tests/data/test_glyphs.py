@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.glyph_outlines import charmap, read_outlines
-from lightning_meta.data.sources.glyphs import FACES, Character, Glyphs, read_characters
 from lightning_meta.errors import UserError
+from lightning_meta.sources.glyph_outlines import charmap, read_outlines
+from lightning_meta.sources.glyphs import FACES, Character, Glyphs, read_characters
 
 COUNTS = {"train": 806, "val": 216, "test": 384, "twin": 88}
 BASES = {"train": 134, "val": 37, "test": 57}
@@ -163,7 +163,7 @@ def test_any_image_size(size: int) -> None:
 
 def test_fingerprint_is_of_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     some = few()
-    monkeypatch.setattr("lightning_meta.data.sources.glyphs.read_characters", lambda: some)
+    monkeypatch.setattr("lightning_meta.sources.glyphs.read_characters", lambda: some)
     one = Glyphs().fingerprint()
     assert len(one) == 64
     assert Glyphs().fingerprint() == one
@@ -212,7 +212,7 @@ def test_every_script_holds_all_its_characters_in_every_split(
 @pytest.mark.parametrize("copies", [1, 3])
 def test_splits_share_no_face_and_no_example_is_lost(copies: int, monkeypatch: pytest.MonkeyPatch) -> None:
     some = few()
-    monkeypatch.setattr("lightning_meta.data.sources.glyphs.read_characters", lambda: some)
+    monkeypatch.setattr("lightning_meta.sources.glyphs.read_characters", lambda: some)
     source = Glyphs(copies=copies)
     everything = source.render(some).view(len(some), 12, copies, -1)
     faces: dict[str, set[int]] = {}

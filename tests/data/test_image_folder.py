@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from lightning_meta.batches import SPLITS
-from lightning_meta.data.sources.image_folder import ImageFolder
 from lightning_meta.errors import UserError
+from lightning_meta.sources.image_folder import ImageFolder
 
 
 def save(path: Path, value: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

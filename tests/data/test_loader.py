@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import Episode
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
 from lightning_meta.data.loader import EvaluationSampler, TrainLoader, TrainSampler, as_is
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.errors import UserError
+from lightning_meta.sources import Sinusoid
 
 T, B = 8, 5  # tasks in a meta-batch, meta-batches in an epoch
 

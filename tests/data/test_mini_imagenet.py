@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from lightning_meta.batches import SPLITS
-from lightning_meta.data.sources import mini_imagenet
-from lightning_meta.data.sources.class_lists import class_list
-from lightning_meta.data.sources.mini_imagenet import MiniImageNet
 from lightning_meta.errors import UserError
+from lightning_meta.sources import mini_imagenet
+from lightning_meta.sources.class_lists import class_list
+from lightning_meta.sources.mini_imagenet import MiniImageNet
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.sources import MultiMNIST, mnist
-from lightning_meta.data.sources.mnist import read_mnist
 from lightning_meta.errors import UserError
+from lightning_meta.sources import MultiMNIST, mnist
+from lightning_meta.sources.mnist import read_mnist
 from lightning_meta.tasks import Classification
 
 

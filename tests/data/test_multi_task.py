@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
-from lightning_meta.data.sources import Sinusoid
-from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import MultiHead
+from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
 from tests.multitask.toys import SIZES, TASKS, Given, Toys, backbone, trainer
 

@@ -17,10 +17,10 @@ from PIL import Image
 from lightning_meta.batches import SPLITS
 from lightning_meta.data.cache import fingerprint
 from lightning_meta.data.files import WrongContentError
-from lightning_meta.data.sources import omniglot
-from lightning_meta.data.sources.class_lists import class_list
-from lightning_meta.data.sources.omniglot import VALIDATION_ALPHABETS, Omniglot
 from lightning_meta.errors import UserError
+from lightning_meta.sources import omniglot
+from lightning_meta.sources.class_lists import class_list
+from lightning_meta.sources.omniglot import VALIDATION_ALPHABETS, Omniglot
 
 Members = dict[str, bytes]
 

@@ -10,9 +10,9 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.sources import Parkinsons, parkinsons
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
+from lightning_meta.sources import Parkinsons, parkinsons
 from lightning_meta.tasks import Regression
 
 FILE = "parkinsons/parkinsons_updrs.data"

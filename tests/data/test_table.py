@@ -16,8 +16,8 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import MultiTaskDataModule
-from lightning_meta.data.sources import Table, Target
 from lightning_meta.errors import UserError
+from lightning_meta.sources import Table, Target
 from lightning_meta.tasks import Binary, Classification, Regression
 
 Rows = list[dict[str, Any]]

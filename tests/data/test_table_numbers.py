@@ -17,10 +17,10 @@ from pyarrow import parquet
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data import MultiTaskDataModule
-from lightning_meta.data.sources import Table, Target
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import MultiHead
 from lightning_meta.run.results import write_report
+from lightning_meta.sources import Table, Target
 from lightning_meta.tasks import Regression
 
 BIG = 2**53

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import EpisodicDataModule, Pool
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.meta.scores import TaskScores
 from lightning_meta.multitask.records import TaskRecords

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
-from lightning_meta.data.sources import FromDataset, Sinusoid
-from lightning_meta.data.sources.base import Source, TaskGenerator, TaskSource
+from lightning_meta.data.source import Source, TaskGenerator, TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import (
@@ -22,9 +21,10 @@ from lightning_meta.multitask import (
     MultiHead,
     MultiTaskModule,
 )
-from lightning_meta.multitask.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.sources import FromDataset, Sinusoid
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from lightning_meta.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
 
 # Episodes
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import EpisodicDataModule, Pool
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.functional import class_means, cosine_similarity, squared_euclidean
 from lightning_meta.meta import Baseline, MetaModule, ProtoNet
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import EpisodicDataModule, Pool
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.functional.tf32 import has_tf32
 from lightning_meta.meta import MAML
 from lightning_meta.nn import Conv4

@@ -16,12 +16,12 @@ import lightning_meta
 from lightning_meta.batches import Examples
 from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.errors import UserError
 from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet, base
 from lightning_meta.meta.choice import by_measurement, by_rule
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.oracles import IMAGES, episodes

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from lightning_meta.batches import Episode
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.errors import UserError
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
 from lightning_meta.nn.features import as_input
+from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import (
     IMAGES,

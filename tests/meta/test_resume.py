@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
+from lightning_meta.sources import Sinusoid
 
 
 def fit(precision: Literal["32-true", "64-true"], steps: int, folder: Path, resume: Path | None = None) -> Path:

@@ -11,9 +11,9 @@ import torch
 
 from lightning_meta import load
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import FromDataset
 from lightning_meta.errors import UserError
 from lightning_meta.nn import Conv4
+from lightning_meta.sources import FromDataset
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

@@ -21,9 +21,9 @@ from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
-from lightning_meta.multitask.weightings import DynamicWeightAverage, Uncertainty
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Binary, Classification, Regression, Task
+from lightning_meta.weightings import DynamicWeightAverage, Uncertainty
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5

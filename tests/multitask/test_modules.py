@@ -27,9 +27,9 @@ from lightning_meta.multitask import (
     MultiHead,
     MultiTaskModule,
 )
-from lightning_meta.multitask.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Classification, Regression, TasksSpec
+from lightning_meta.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
 from tests.multitask.toys import TASKS, Given, Toys, backbone, data, results_of, train, trainer
 
 NAMES = ("sum", "largest", "sign")
@@ -349,8 +349,8 @@ def test_other_tasks_than_it_was_made_for_are_refused() -> None:
         UserError, match="task 'sign': the module was made for Classification of 2 outputs, the data has"
     ):
         results_of(module, MultiTaskDataModule(other))
-    episodic = lightning_meta.data.EpisodicDataModule  # type: ignore[attr-defined]
-    sinusoid = lightning_meta.data.sources.Sinusoid()  # type: ignore[attr-defined]
+    episodic = lightning_meta.EpisodicDataModule  # type: ignore[attr-defined]
+    sinusoid = lightning_meta.sources.Sinusoid()  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="MultiHead learns from a MultiTaskDataModule; the data has episodes"):
         results_of(module, cast(MultiTaskDataModule, episodic(sinusoid)))
 

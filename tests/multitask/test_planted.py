@@ -14,7 +14,7 @@ LADDER = {
     "baseline": "independent",
     "shared": {
         "data": {
-            "class_path": "lightning_meta.data.MultiTaskDataModule",
+            "class_path": "lightning_meta.MultiTaskDataModule",
             "init_args": {
                 "source": {"class_path": "tests.multitask.planted.Planted"},
                 "batch_size": 30,
@@ -34,10 +34,10 @@ LADDER = {
         }
     },
     "rungs": {
-        "independent": {"class_path": "lightning_meta.multitask.Independent"},
+        "independent": {"class_path": "lightning_meta.Independent"},
         # Every task has the same descriptor: one network that is not told which task it is.
-        "pooled": {"class_path": "lightning_meta.multitask.Conditioned", "init_args": {"descriptor": "given"}},
-        "multi_head": {"class_path": "lightning_meta.multitask.MultiHead"},
+        "pooled": {"class_path": "lightning_meta.Conditioned", "init_args": {"descriptor": "given"}},
+        "multi_head": {"class_path": "lightning_meta.MultiHead"},
     },
 }
 

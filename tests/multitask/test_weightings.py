@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_meta.configuration import build, describe
 from lightning_meta.errors import UserError
-from lightning_meta.multitask.weightings import (
+from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from lightning_meta.weightings import (
     DynamicWeightAverage,
     Equal,
     Fixed,
@@ -20,7 +21,6 @@ from lightning_meta.multitask.weightings import (
     Uncertainty,
     Weighting,
 )
-from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
 
 TASKS: Mapping[str, Task] = {"a": Classification(5), "b": Regression(), "c": Binary()}
 HERE = torch.ones(3, dtype=torch.bool)

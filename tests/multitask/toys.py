@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data import MultiTaskDataModule
-from lightning_meta.data.sources.base import TaskSource
+from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.functional.random_bits import name_key
 from lightning_meta.multitask import MultiTaskModule

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
-from lightning_meta.data.sources import FromDataset
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.nn.likeness import InputWarning, Likeness, input_statistics
+from lightning_meta.sources import FromDataset
 from lightning_meta.tasks import Classification, EpisodeSpec, TasksSpec
 
 SIZE = 10

@@ -15,7 +15,7 @@ import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.configuration import Described
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule, Pool
-from lightning_meta.data.sources.base import Source, TaskSource
+from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet

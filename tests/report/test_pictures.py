@@ -18,8 +18,7 @@ from sklearn.decomposition import PCA
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.cli import main
-from lightning_meta.data import EpisodeDataset, Pool
-from lightning_meta.data.sources import Source
+from lightning_meta.data import EpisodeDataset, Pool, Source
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.pictures.confusion import confusion
@@ -63,7 +62,7 @@ PICTURES = ["EpisodeGrid", "EpisodeEmbedding", "ConfusionByClass", "ShotAndWay"]
 def config(model: str, pictures: list[Any]) -> dict[str, Any]:
     backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 4, "blocks": 2}}
     data = {
-        "class_path": "lightning_meta.data.EpisodicDataModule",
+        "class_path": "lightning_meta.EpisodicDataModule",
         "init_args": {
             "source": {"class_path": "tests.ddp_driver.Tiny"},
             **{"ways": 3, "shots": 1, "queries": 4, "meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 9},

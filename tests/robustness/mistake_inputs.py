@@ -98,8 +98,8 @@ def _source(change: Callable[[dict[str, Any]], Any], config: dict[str, Any] = TA
 
 _SCHEDULE = "torch.optim.lr_scheduler."
 TEXTS = {
-    "tabs.yaml": "model:\n\tclass_path: lightning_meta.meta.MAML\n",
-    "indent.yaml": "model:\n  class_path: lightning_meta.meta.MAML\n   init_args:\n",
+    "tabs.yaml": "model:\n\tclass_path: lightning_meta.MAML\n",
+    "indent.yaml": "model:\n  class_path: lightning_meta.MAML\n   init_args:\n",
     "beside.yaml": changed(MAML, lambda c: c["model"].update(inner_lr=0.1)),
     "flat.yaml": _callbacks({"class_path": "EarlyStopping", "monitor": "val/mse"}),
     "twice.yaml": changed(MAML, lambda c: None) + "trainer:\n  max_steps: 3\n",

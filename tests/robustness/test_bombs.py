@@ -21,11 +21,11 @@ from PIL import Image
 
 from lightning_meta.data import images
 from lightning_meta.data.images import image_files
-from lightning_meta.data.sources import CIFARFS, MiniImageNet, MultiMNIST, Omniglot, Parkinsons, Table, cifar
-from lightning_meta.data.sources.cifar import ARCHIVE
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import arrays
 from lightning_meta.report.transfer.arrays import read_arrays
+from lightning_meta.sources import CIFARFS, MiniImageNet, MultiMNIST, Omniglot, Parkinsons, Table, cifar
+from lightning_meta.sources.cifar import ARCHIVE
 
 SPARE = 3 * 2**29  # bytes of addresses beyond what the process has
 
@@ -125,8 +125,8 @@ def lying_zip(name: str, content: bytes, claim: int) -> bytes:
 def test_a_drawing_that_unpacks_to_more_than_its_headers_claim(
     kind: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_meta.data.sources.omniglot.ARCHIVES", {"images_background": (1, ""), "x": (1, "")})
-    monkeypatch.setattr("lightning_meta.data.sources.omniglot.DRAWERS", 1)
+    monkeypatch.setattr("lightning_meta.sources.omniglot.ARCHIVES", {"images_background": (1, ""), "x": (1, "")})
+    monkeypatch.setattr("lightning_meta.sources.omniglot.DRAWERS", 1)
     member = "images_background/Latin/character01/0001_01.png"
     file = here / "data" / "omniglot" / "images_background.zip"
     file.parent.mkdir()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lightning_meta.data.sources import ImageFolder, image_files
+from lightning_meta.data import image_files
 from lightning_meta.errors import UserError
+from lightning_meta.sources import ImageFolder
 
 
 @pytest.fixture

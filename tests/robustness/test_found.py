@@ -12,10 +12,10 @@ import yaml
 from PIL import Image
 
 from lightning_meta.cli import main
+from lightning_meta.data.image_files import decode
 from lightning_meta.data.images import image_files
-from lightning_meta.data.sources import ImageFolder
-from lightning_meta.data.sources.image_files import decode
 from lightning_meta.errors import UserError
+from lightning_meta.sources import ImageFolder
 
 CONFIG = Path(__file__).parents[2] / "configs" / "maml_sinusoid.yaml"
 

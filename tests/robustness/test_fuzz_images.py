@@ -19,8 +19,8 @@ from PIL import Image
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.image_folder import ImageFolder
 from lightning_meta.errors import UserError
+from lightning_meta.sources.image_folder import ImageFolder
 from tests.robustness.fuzzing import repeated, short
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF", ".bmp": "BMP", ".tif": "TIFF", ".webp": "WEBP", ".ppm": "PPM"}

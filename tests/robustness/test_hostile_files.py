@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from lightning_meta.cli import main
-from lightning_meta.data.sources import CIFARFS, ImageFolder, Omniglot, Table
-from lightning_meta.data.sources.cifar import ARCHIVE
 from lightning_meta.errors import UserError
+from lightning_meta.sources import CIFARFS, ImageFolder, Omniglot, Table
+from lightning_meta.sources.cifar import ARCHIVE
 from tests.run.test_resume import MODEL
 
 CONTENT = b"harm"
@@ -116,8 +116,8 @@ def test_a_zip_that_reaches_outside(here: Path, name: str, link: bool) -> None:
 
 
 def test_a_zip_bomb_among_drawings_is_not_unpacked(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_meta.data.sources.omniglot.ARCHIVES", {"images_background": (1, ""), "x": (1, "")})
-    monkeypatch.setattr("lightning_meta.data.sources.omniglot.DRAWERS", 1)
+    monkeypatch.setattr("lightning_meta.sources.omniglot.ARCHIVES", {"images_background": (1, ""), "x": (1, "")})
+    monkeypatch.setattr("lightning_meta.sources.omniglot.DRAWERS", 1)
     archive = here / "data" / "omniglot" / "images_background.zip"
     archive.parent.mkdir(parents=True)
     archive.write_bytes(zip_with({"images_background/Latin/character01/0001_01.png": bytes(200 * 2**20)}))
@@ -188,7 +188,7 @@ def test_names_of_tasks_are_not_paths_nor_formulas_that_break_a_figure(here: Pat
         *("--data.source=Table", "--data.source.path=t.csv", "--data.source.targets={y: regression}"),
         *("--data.source.features=[x]", "--data.source.task_column=task", "--trainer.max_steps=4"),
         *("--checkpoint.monitor=val/score", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
-        *("--trainer.callbacks+=lightning_meta.multitask.GradientConflict", "--trainer.callbacks.every_n_steps=1"),
+        *("--trainer.callbacks+=lightning_meta.GradientConflict", "--trainer.callbacks.every_n_steps=1"),
     ]
     status = main(["fit", *options])
     made = files(here.parent) - before

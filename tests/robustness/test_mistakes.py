@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_meta.cli import main
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
-from lightning_meta.data.sources import Glyphs, ImageFolder, Sinusoid, Table
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
+from lightning_meta.sources import Glyphs, ImageFolder, Sinusoid, Table
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.mistake_inputs import write_inputs
 

@@ -214,7 +214,7 @@ def test_the_users_own_options_reach_the_trainer() -> None:
 @pytest.mark.parametrize("source", ["Omniglot", "CIFARFS", "MultiMNIST", "Parkinsons"])
 def test_a_strangers_run_names_no_place_to_download_from(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     init_args = {"url": "http://127.0.0.1:9/"}
-    made = {"class_path": f"lightning_meta.data.sources.{source}", "init_args": init_args}
+    made = {"class_path": f"lightning_meta.sources.{source}", "init_args": init_args}
     run_of(config={"data": {"class_path": DATA["class_path"], "init_args": {"source": made}}})
     assert "data.source.url is 'http://127.0.0.1:9/', and not where" in refusal(capsys, "test", "--ckpt_path=evil/0")
 

@@ -31,8 +31,8 @@ EVIL = (
     "from pathlib import Path\nPath('exploded').touch()\nclass X:\n    pass\ndef f(*args, **options):\n    return 1\n"
 )
 DATA = {
-    "class_path": "lightning_meta.data.EpisodicDataModule",
-    "init_args": {"source": {"class_path": "lightning_meta.data.sources.Sinusoid", "init_args": {}}, "test_tasks": 2},
+    "class_path": "lightning_meta.EpisodicDataModule",
+    "init_args": {"source": {"class_path": "lightning_meta.sources.Sinusoid", "init_args": {}}, "test_tasks": 2},
 }
 BAD_EVENTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "exec")
 heard: list[str] | None = None
@@ -88,7 +88,7 @@ CLI = {"class_path": "lightning_meta.cli.fit.MetaCLI", "init_args": {"args": ["-
 FOREIGN = [
     CLI,
     {"class_path": "lightning_meta.run.RunLogger", "init_args": {"save_dir": "exploded"}},
-    {"class_path": "lightning_meta.data.sources.Table", "init_args": {"path": "evilmod.py", "targets": {}}},
+    {"class_path": "lightning_meta.sources.Table", "init_args": {"path": "evilmod.py", "targets": {}}},
     {"class_path": "lightning_meta.testing.toys.ToyNet", "init_args": {}},
     {"class_path": "evilmod.X", "init_args": {}},
     {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "exploded"]}},
@@ -122,7 +122,7 @@ def test_no_foreign_class_is_built(
     "path",
     [
         "lightning_meta.meta.predictor.Predictor",  # of this package, and no part of a model
-        "lightning_meta.multitask.GradientConflict",
+        "lightning_meta.GradientConflict",
         "lightning_meta.multitask.gradient_conflict.Callback",  # imported there from elsewhere
         "lightning_meta.meta.export.Path",
         "lightning_meta.meta.base.torch",  # no classes
@@ -293,9 +293,7 @@ HOSTILE_DATA: dict[str, dict[str, Any]] = {
     "file": with_source("evil.yaml"),
     "data": {"data": {"class_path": "evilmod.X"}},
     "data file": {"data": "evil.yaml"},
-    "argument": with_source(
-        {"class_path": "lightning_meta.data.sources.FromDataset", "init_args": {"train": "evilmod.f"}}
-    ),
+    "argument": with_source({"class_path": "lightning_meta.sources.FromDataset", "init_args": {"train": "evilmod.f"}}),
     "dotted key": {"data": {**DATA, "init_args.source": "evilmod.X"}},
     "dotted argument": {"data": {**DATA, "init_args": {"source.class_path": "evilmod.X"}}},
     "dictionary": {"data": {**DATA, "dict_kwargs": {"source": "evilmod.X"}}},
@@ -361,7 +359,7 @@ def test_a_damaged_configuration_is_one_line(content: str, capsys: pytest.Captur
 
 
 OWN = """
-from lightning_meta.data.sources import {source} as Base
+from lightning_meta.sources import {source} as Base
 from lightning_meta.meta import ProtoNet
 
 

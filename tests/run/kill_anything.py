@@ -105,11 +105,11 @@ def trained() -> None:
     sizes = {"ways": 3, "shots": 2, "queries": 3, "meta_batches_per_epoch": 2, "val_tasks": 4, "test_tasks": 4}
     backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 8, "blocks": 2}}
     config = {
-        "model": {"class_path": "lightning_meta.meta.ProtoNet", "init_args": {"backbone": backbone}},
+        "model": {"class_path": "lightning_meta.ProtoNet", "init_args": {"backbone": backbone}},
         "data": {
-            "class_path": "lightning_meta.data.EpisodicDataModule",
+            "class_path": "lightning_meta.EpisodicDataModule",
             "init_args": {
-                "source": {"class_path": "lightning_meta.data.sources.ImageFolder", "init_args": source},
+                "source": {"class_path": "lightning_meta.sources.ImageFolder", "init_args": source},
                 **sizes,
             },
         },

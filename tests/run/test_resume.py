@@ -115,7 +115,7 @@ def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str
 
 FEW = ["--data.val_tasks=8", "--data.test_tasks=8"]
 SCRIPTS = ["--data.tasks=[Greek,Armenian,Digit]", "--data.batch_size=4", "--data.train_subset=10"]
-WATCHED = ["--trainer.callbacks+=lightning_meta.multitask.GradientConflict", "--trainer.callbacks.every_n_steps=4"]
+WATCHED = ["--trainer.callbacks+=lightning_meta.GradientConflict", "--trainer.callbacks.every_n_steps=4"]
 SHIPPED = {
     "protonet_glyphs": [*FEW, "--data.meta_batches_per_epoch=7"],
     "maml_glyphs": [*FEW, "--data.meta_batches_per_epoch=6", "--data.num_workers=2"],
@@ -123,11 +123,11 @@ SHIPPED = {
     "independent_glyphs": [*SCRIPTS, "--data.batches_per_epoch=6", "--data.tasks_per_batch=2"],
     "multi_head_glyphs": [
         *(*SCRIPTS, *WATCHED, "--data.batches_per_epoch=5"),
-        "--model.weighting=lightning_meta.multitask.weightings.DynamicWeightAverage",
+        "--model.weighting=lightning_meta.weightings.DynamicWeightAverage",
     ],
     "mixture_of_experts_glyphs": [
         *(*SCRIPTS, "--data.batches_per_epoch=7", "--data.tasks_per_batch=2", "--data.num_workers=2"),
-        "--model.weighting=lightning_meta.multitask.weightings.RandomWeights",
+        "--model.weighting=lightning_meta.weightings.RandomWeights",
     ],
 }
 

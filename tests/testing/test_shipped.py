@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.data.sources import Sinusoid
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4, ResNet12
+from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 
 

@@ -4,8 +4,6 @@ learn2learn 0.2.0 does not build on a current Python as it stands: `python scrip
 Its vision models are backbones here by their class path; their batch normalisation becomes per task.
 """
 
-from lightning_meta.integrations.learn2learn.checkpoints import convert_maml
-from lightning_meta.integrations.learn2learn.gbml import GBML
-from lightning_meta.integrations.learn2learn.tasksets import FromTasksets
+import lazy_loader
 
-__all__ = ["GBML", "FromTasksets", "convert_maml"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,10 +7,10 @@ from typing import Any
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import Pool
-from lightning_meta.data.sources import FromDataset
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
 from lightning_meta.integrations.learn2learn.library import library
+from lightning_meta.sources import FromDataset
 
 
 class FromTasksets(Source):

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.decoded import DecodedSource, progress
 from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lightning_meta.multitask.weightings.base import Weighting
 from lightning_meta.tasks import Task
+from lightning_meta.weightings.base import Weighting
 
 
 class Equal(Weighting):

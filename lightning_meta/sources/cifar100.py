@@ -14,9 +14,9 @@ from lightning_meta.data.cache import Cached, load_or_build
 from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import TaskSource
-from lightning_meta.data.sources.cifar import ARCHIVE, URL, CifarClass, read_cifar100
+from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.sources.cifar import ARCHIVE, URL, CifarClass, read_cifar100
 from lightning_meta.tasks import Task
 
 VALIDATION = 50  # training images of each class

@@ -15,12 +15,12 @@ import torch
 from PIL import Image, ImageChops
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.class_lists import class_list
-from lightning_meta.data.sources.decoded import DecodedSource, progress
-from lightning_meta.data.sources.division import divide, merged
 from lightning_meta.errors import UserError
+from lightning_meta.sources.class_lists import class_list
+from lightning_meta.sources.division import divide, merged
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 

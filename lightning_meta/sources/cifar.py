@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.decoded import DecodedSource, progress
 from lightning_meta.data.files import Limited, OfficialFile, WrongContentError, read_official
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources import restricted_pickle
-from lightning_meta.data.sources.class_lists import class_list
-from lightning_meta.data.sources.decoded import DecodedSource, progress
+from lightning_meta.sources import restricted_pickle
+from lightning_meta.sources.class_lists import class_list
 
 ARCHIVE = "cifar-100-python.tar.gz"
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lightning_meta.batches import Split
 from lightning_meta.data.cache import load_or_build
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import Source
+from lightning_meta.data.source import Source
 
 T = TypeVar("T")
 

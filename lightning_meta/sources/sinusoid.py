@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.batches import Examples
-from lightning_meta.data.sources.base import TaskGenerator
+from lightning_meta.data.source import TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import uniform
 

@@ -12,7 +12,7 @@ from lightning_meta.errors import UserError
 
 def class_list(name: str) -> dict[Split, list[str]]:
     """The classes of each split, in the order of the file `splits/<name>.txt`: a split and a class a line."""
-    folder = resources.files("lightning_meta.data.sources") / "splits"
+    folder = resources.files("lightning_meta.sources") / "splits"
     text = (folder / f"{name}.txt").read_text("utf-8")
     lines = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
     return {split: [label for of, label in lines if of == split] for split in SPLITS}

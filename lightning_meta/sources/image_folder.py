@@ -10,11 +10,11 @@ from typing import Literal
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.cache import load_or_build
+from lightning_meta.data.image_files import ImageFilesSource, Listing, folders_in, image_files_in, images_of
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.class_lists import refuse_shared
-from lightning_meta.data.sources.division import divided
-from lightning_meta.data.sources.image_files import ImageFilesSource, Listing, folders_in, image_files_in, images_of
 from lightning_meta.errors import UserError
+from lightning_meta.sources.class_lists import refuse_shared
+from lightning_meta.sources.division import divided
 
 
 class ImageFolder(ImageFilesSource):

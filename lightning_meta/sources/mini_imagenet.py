@@ -9,10 +9,10 @@ from reprlib import repr
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.files import data_folder
-from lightning_meta.data.sources.class_lists import class_list
-from lightning_meta.data.sources.image_files import ImageFilesSource, Listing
+from lightning_meta.data.image_files import ImageFilesSource, Listing
 from lightning_meta.errors import UserError
 from lightning_meta.reading import read_text
+from lightning_meta.sources.class_lists import class_list
 
 LISTS_URL = "https://github.com/twitter-research/meta-learning-lstm/tree/master/data/miniImagenet"
 PER_CLASS = 600

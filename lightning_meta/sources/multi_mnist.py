@@ -7,11 +7,11 @@ from functools import cached_property
 import torch
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.sources.base import TaskSource
-from lightning_meta.data.sources.mnist import SIDE, URL, Digits, read_mnist
+from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import integers, key
+from lightning_meta.sources.mnist import SIDE, URL, Digits, read_mnist
 from lightning_meta.tasks import Classification, Task
 
 CANVAS = 36

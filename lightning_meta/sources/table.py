@@ -16,13 +16,13 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.checks import names_in_list
-from lightning_meta.data.sources.base import TaskSource
-from lightning_meta.data.sources.columns import Column, read_columns
-from lightning_meta.data.sources.division import divided
-from lightning_meta.data.sources.table_features import encode_features
-from lightning_meta.data.sources.table_targets import Kind, Target, encoded, kind_of, task_of
+from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
+from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.division import divided
+from lightning_meta.sources.table_features import encode_features
+from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.tasks import Task
 
 COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column")  # arguments that name
@@ -52,7 +52,7 @@ class Table(TaskSource):
     Example:
         In a configuration::
 
-            class_path: lightning_meta.data.sources.Table
+            class_path: lightning_meta.sources.Table
             init_args:
               path: houses.csv
               targets: {price: regression, sold: binary, style: null}

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.multitask.weightings.base import Weighting
 from lightning_meta.tasks import Task
+from lightning_meta.weightings.base import Weighting
 
 
 class Fixed(Weighting):

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import Source
-from lightning_meta.data.sources.division import divide
-from lightning_meta.data.sources.glyph_outlines import UNITS_PER_EM, Outlines, rasterise, read_outlines
+from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
+from lightning_meta.sources.division import divide
+from lightning_meta.sources.glyph_outlines import UNITS_PER_EM, Outlines, rasterise, read_outlines
 
 FACES: tuple[str, ...] = tuple(
     f"DejaVu{family}{style}"
@@ -40,7 +40,7 @@ HELD_OUT_FACES: dict[Split, tuple[str, ...]] = {
     "val": ("DejaVuSansMono", "DejaVuSansMono-Oblique"),
     "test": ("DejaVuSerif", "DejaVuSerif-Italic"),
 }
-LIST = resources.files("lightning_meta.data.sources").joinpath("glyph_lists").joinpath("glyphs.txt")
+LIST = resources.files("lightning_meta.sources").joinpath("glyph_lists").joinpath("glyphs.txt")
 
 _EM = 20 / 28  # of the image; an x is then 11 of 28 pixels high, a capital 15
 _MIDDLE = 780  # font units above the baseline that lie at half the image's height

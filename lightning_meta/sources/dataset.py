@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.cache import fingerprint
+from lightning_meta.data.image_files import refuse_deep
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.sources.base import Source
-from lightning_meta.data.sources.class_lists import refuse_shared
-from lightning_meta.data.sources.image_files import refuse_deep
+from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
+from lightning_meta.sources.class_lists import refuse_shared
 
 
 class MapDataset(Protocol):

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_meta.data.sources.columns import Column
-from lightning_meta.data.sources.scaling import Standardiser
 from lightning_meta.errors import UserError
+from lightning_meta.sources.columns import Column
+from lightning_meta.sources.scaling import Standardiser
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.multitask.weightings.base import Weighting
 from lightning_meta.tasks import Regression, Task
+from lightning_meta.weightings.base import Weighting
 
 
 class Uncertainty(Weighting):

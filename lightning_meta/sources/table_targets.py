@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_meta.data.sources.columns import Column
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.sources.columns import Column
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
-from lightning_meta.data.sources.base import TaskSource
-from lightning_meta.data.sources.scaling import Standardiser
+from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.reading import read_text
+from lightning_meta.sources.scaling import Standardiser
 from lightning_meta.tasks import Regression, Task
 
 URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/parkinsons/telemonitoring/parkinsons_updrs.data"

@@ -1,0 +1,10 @@
+from .episodes import Draw as Draw
+from .episodes import EpisodeDataset as EpisodeDataset
+from .episodes import EpisodeShape as EpisodeShape
+from .episodic import EpisodicDataModule as EpisodicDataModule
+from .multi_task import MultiTaskDataModule as MultiTaskDataModule
+from .pool import Pool as Pool
+from .source import Source as Source
+from .source import TaskGenerator as TaskGenerator
+from .source import TaskSource as TaskSource
+from .task_set import TaskSet as TaskSet

@@ -1,0 +1,5 @@
+"""Sources: one file a data set, which finds, verifies and decodes it."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .cifar import CIFARFS as CIFARFS
+from .cifar import FC100 as FC100
+from .cifar100 import CIFAR100 as CIFAR100
+from .dataset import FromDataset as FromDataset
+from .glyphs import Glyphs as Glyphs
+from .image_folder import ImageFolder as ImageFolder
+from .mini_imagenet import MiniImageNet as MiniImageNet
+from .multi_mnist import MultiMNIST as MultiMNIST
+from .omniglot import Omniglot as Omniglot
+from .parkinsons import Parkinsons as Parkinsons
+from .sinusoid import Sinusoid as Sinusoid
+from .table import Table as Table
+from .table_targets import Target as Target
