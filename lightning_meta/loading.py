@@ -21,7 +21,6 @@ from lightning_meta.configuration import (
 )
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
-from lightning_meta.meta.base import MetaModule
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearse
@@ -96,8 +95,8 @@ def load(
     take_precision(module, weights)
     module.load_state_dict(weights)
     module.to(map_location).eval()
-    if isinstance(module, MetaModule):
-        module.take_state(spec)
+    if take_state := getattr(module, "take_state", None):  # of modules of this package
+        take_state(spec)
     frozen = set(spec.get("frozen_weights") or ())
     for name, parameter in module.named_parameters():
         if name in frozen:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -19,11 +18,10 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.compiled import Compiled
 from lightning_meta.functional.task_map import TaskMap, task_map
-from lightning_meta.functional.tf32 import full_float32, tf32_requested
 from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_rule, first_tasks, obstacle, timed
+from lightning_meta.meta.learner import Learner
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
-from lightning_meta.module import TrainedModule
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.likeness import Likeness
@@ -44,7 +42,7 @@ from lightning_meta.nn.stateless import (
     tensors_of,
     untouched,
 )
-from lightning_meta.tasks import EpisodeSpec, Task, task_named
+from lightning_meta.tasks import EpisodeSpec
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +64,7 @@ class Outcome(NamedTuple):
     buffers: Tensors
 
 
-class MetaModule(ChecksBatches, TrainedModule, ABC):
+class MetaModule(ChecksBatches, Learner, ABC):
     r"""A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
 
     Logged:
@@ -97,12 +95,6 @@ class MetaModule(ChecksBatches, TrainedModule, ABC):
     """
 
     batch_type, data_module = Episode, "EpisodicDataModule"
-
-    inner_gradients = True
-    """Whether `adapt` differentiates the network. One that does not gets the faster memory layout."""
-
-    classifies_only = False
-    """Whether regression is refused."""
 
     def __init__(
         self,
@@ -140,32 +132,6 @@ class MetaModule(ChecksBatches, TrainedModule, ABC):
         if episodes is not None:
             self.configure_model()
 
-    # What a method is: two pure functions of one task.
-
-    @abstractmethod
-    def adapt(self, support: Examples, ways: int) -> Any:
-        """Learn a task from its support set; no tensor of the module changes.
-
-        Args:
-            support: `x` `(M, *input_shape)` real-valued, `y` `(M,)` labels in [0, N) or `(M, outputs)` targets.
-            ways: N; 0 for regression.
-
-        Returns:
-            What the task needs for predicting: a pytree of tensors.
-        """
-
-    @abstractmethod
-    def predict(self, state: Any, x: Tensor) -> Tensor:
-        """Predict with what `adapt` returned.
-
-        Args:
-            state: The learned task.
-            x: `(M, *input_shape)` real-valued.
-
-        Returns:
-            Logits `(M, N)`, or predictions `(M, outputs)`.
-        """
-
     # What a method may change.
 
     def trajectory(self, support: Examples, ways: int) -> Sequence[Any]:
@@ -191,16 +157,6 @@ class MetaModule(ChecksBatches, TrainedModule, ABC):
         It may be called within the constructor of `MetaModule`, before a subclass has set its own attributes.
         """
 
-    @property
-    def network(self) -> nn.Module:
-        """The network that `adapt` runs."""
-        return self.backbone
-
-    @property
-    def transductive(self) -> bool:
-        """Whether a prediction depends on the other query examples; here, if a layer keeps no running statistics."""
-        return any(norm.running_mean is None for norm in task_norms(self.backbone).values())
-
     def check_episodes(self, episodes: EpisodeSpec) -> None:
         """Refuse episodes of another kind than those that the module was made for.
 
@@ -214,31 +170,6 @@ class MetaModule(ChecksBatches, TrainedModule, ABC):
                 raise UserError(f"{type(self).__name__} was made for {name} {wanted}, but the data has {given}")
         if episodes.task == "classification":
             self.check_ways(episodes.outputs)
-
-    def check_ways(self, ways: int) -> None:
-        """Refuse a way that the method cannot serve.
-
-        Raises:
-            UserError: The way asked for, and the one served.
-        """
-
-    # What everyone shares.
-
-    @property
-    def spec(self) -> EpisodeSpec:
-        """What the episodes look like.
-
-        Raises:
-            UserError: Nobody has said so yet.
-        """
-        if self.episodes is None:
-            raise UserError("episodes: give the module an EpisodeSpec, or fit it with an EpisodicDataModule first")
-        return self.episodes
-
-    @property
-    def task(self) -> Task:
-        """The loss and the metric."""
-        return task_named(self.spec.task, self.spec.outputs)
 
     def setup(self, stage: str) -> None:
         """Take from the data module what the episodes look like, or check that it fits."""
@@ -364,15 +295,6 @@ class MetaModule(ChecksBatches, TrainedModule, ABC):
         """The outer backward pass, which runs after `training_step` has returned."""
         with self.exact_arithmetic():
             super().backward(loss, *args, **kwargs)
-
-    @property
-    def computes_in_full_float32(self) -> bool:
-        """Whether TF32 is switched off on CUDA: where there is an inner loop, unless less was asked for."""
-        return self.inner_gradients and not tf32_requested()
-
-    def exact_arithmetic(self) -> AbstractContextManager[None]:
-        """The context of every forward and backward pass; afterwards torch's switches are as before."""
-        return full_float32(self.computes_in_full_float32)
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Adapt to each task and score its query set."""

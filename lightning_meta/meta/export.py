@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_meta.errors import UserError
-from lightning_meta.meta.predictor import Predictor
+from lightning_meta.meta.learner import LearnedTask
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids, as_input
 from lightning_meta.nn.stateless import tensors_of
 from lightning_meta.run.files import replacing
@@ -43,7 +43,7 @@ class AdaptedModel(nn.Module):
         invert: Whether it turns dark into light first, as in images that are read with `invert`.
     """
 
-    def __init__(self, predictor: Predictor, probabilities: bool = True, invert: bool = False) -> None:
+    def __init__(self, predictor: LearnedTask, probabilities: bool = True, invert: bool = False) -> None:
         super().__init__()
         self._inverts = invert
         self.learner = copy.deepcopy(predictor.module)
@@ -80,7 +80,7 @@ class AdaptedModel(nn.Module):
         return pytree.tree_unflatten([getattr(self, f"state_{n}") for n in range(self._leaves)], self._structure)
 
 
-def export(predictor: Predictor, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
+def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
     """Write a learned task to a file: `.pt2`, by `torch.export`, or `.onnx`.
 
     The function in it runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M, N)`,
@@ -142,7 +142,7 @@ def _served(spec: EpisodeSpec) -> list[torch.dtype]:
     return [torch.float32, torch.uint8] if len(spec.input_shape) == IMAGE_DIMS else [torch.float32]
 
 
-def _facts(predictor: Predictor, dtype: torch.dtype, invert: bool) -> dict[str, Any]:
+def _facts(predictor: LearnedTask, dtype: torch.dtype, invert: bool) -> dict[str, Any]:
     """What the reader of an exported file must know."""
     module = predictor.module
     before, within = _steps(module.spec, dtype, invert)

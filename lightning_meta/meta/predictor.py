@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,11 @@ from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.precision import loses_digits
+from lightning_meta.meta.export import AdaptedModel, export
+from lightning_meta.meta.learner import Learner
 from lightning_meta.nn.features import are_ids
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
-
-if TYPE_CHECKING:
-    from lightning_meta.meta.base import MetaModule
 
 
 class Predictor:
@@ -40,7 +39,7 @@ class Predictor:
         UserError: Inputs of another shape, or a number of classes that the module does not serve.
     """
 
-    def __init__(self, module: MetaModule, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
+    def __init__(self, module: Learner, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
         self.module = module
         spec = module.spec
         self._likeness = Likeness(spec.input_shape, spec.input_dtype, spec.input_statistics)
@@ -108,14 +107,10 @@ class Predictor:
             A function of inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1]; its outputs are in the
             order of `classes`.
         """
-        from lightning_meta.meta.export import AdaptedModel
-
         return AdaptedModel(self, probabilities)
 
     def export(self, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
         """Write the learned task to a `.pt2` or `.onnx` file; see `lightning_meta.meta.export`."""
-        from lightning_meta.meta.export import export
-
         return export(self, file, dtype, invert)
 
     def __call__(self, x: Tensor) -> list[Any] | Tensor:
@@ -147,7 +142,7 @@ def _distinct(labels: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def _evaluating(module: MetaModule) -> Iterator[None]:
+def _evaluating(module: Learner) -> Iterator[None]:
     """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
     exact = exact_derivatives(module.network)
     with in_evaluation_mode(module), torch.no_grad(), module.exact_arithmetic(), untouched(module), exact:
