@@ -86,8 +86,6 @@ class RunCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
         self._check_best_is_there(trainer)
-        if trainer.is_global_zero and (wrong := contradiction(self.monitor, self.mode)):
-            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
         self._last_due = self._resumed is None
@@ -126,6 +124,9 @@ class RunCheckpoint(Callback):
             )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
         self._last_due = True
+        wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
+        if wrong and trainer.is_global_zero:
+            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
         self._best_due |= self.best.take(score, float(trainer.callback_metrics.get("val/loss", nan)))
