@@ -129,7 +129,8 @@ class RunCheckpoint(Callback):
             _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
-        self._best_due |= self.best.take(score, float(trainer.callback_metrics.get("val/loss", nan)))
+        loss = getattr(pl_module, "tie_breaker", trainer.callback_metrics.get("val/loss", nan))
+        self._best_due |= self.best.take(score, float(loss))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint."""
