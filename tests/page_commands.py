@@ -95,7 +95,7 @@ def all_commands() -> list[str]:
 
 def config_of(command: str) -> str:
     """The last configuration that a command names; "" where it names none."""
-    return (re.findall(r"configs/(\w+)\.yaml", command) or [""])[-1]
+    return (re.findall(r"configs/(?:sweeps/)?(\w+)\.yaml", command) or [""])[-1]
 
 
 def shortened(command: str) -> list[str]:

@@ -154,6 +154,14 @@ class Independent(MultiTaskModule):
         pairs = zip(self.best.scores, scores.tolist(), strict=True)
         return mean_of_known([best if best > -inf else score for best, score in pairs])
 
+    @property
+    def tie_breaker(self) -> float:
+        """What decides between checkpoints of one `val/score`; smaller is better.
+
+        The newest whose kept weights improved: by a lower loss at the same score, or those of the best mean.
+        """
+        return -float(max(self.best.mean_step, *self.best.steps))
+
     def on_validation_epoch_start(self) -> None:
         """Note the weights that are validated: averaging callbacks put others in their place before it is over."""
         self.snapshots.note()

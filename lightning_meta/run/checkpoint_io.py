@@ -68,8 +68,10 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
 
 def _way_out(file: Path) -> str:
     """The run's other checkpoint, where it has one that is intact."""
-    other = file.with_name({"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(file.name, ""))
-    return f"; {other} is intact, name it to use that one" if other.suffix and damage(other) is None else ""
+    name = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(file.name)
+    if name is None or damage(other := file.with_name(name)):
+        return ""
+    return f"; {other} is intact, name it to use that one"
 
 
 @contextmanager

@@ -88,9 +88,6 @@ class RunCheckpoint(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
         self._check_best_is_there(trainer)
-        wrong = None if self.monitor is None else contradiction(self.monitor, self.mode)
-        if trainer.is_global_zero and wrong:
-            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
         self._last_due = self._resumed is None
@@ -131,9 +128,13 @@ class RunCheckpoint(Callback):
                 or "nothing"
             )
             raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
+        wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
+        if wrong and trainer.is_global_zero:
+            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
-        self._best_due |= self.best.take(score, float(trainer.callback_metrics.get("val/loss", nan)))
+        loss = getattr(pl_module, "tie_breaker", trainer.callback_metrics.get("val/loss", nan))
+        self._best_due |= self.best.take(score, float(loss))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the last checkpoint."""

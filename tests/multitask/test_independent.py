@@ -16,6 +16,7 @@ import lightning_meta
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import Independent
 from lightning_meta.nn import Conv4
+from lightning_meta.run import RunCheckpoint, RunLogger
 from tests.multitask.toys import TASKS, Toys, answer, backbone, data, results_of, train, trainer
 
 NAMES = ("sum", "largest", "sign")
@@ -145,6 +146,18 @@ def test_each_task_is_tested_with_its_own_best_weights_and_jointly() -> None:
     joint = sum(row["joint"] for row in rows.values()) / 3
     assert per_task["test/joint_score"] == pytest.approx(joint, rel=1e-6)
     assert any(row["joint"] != row["test"] for row in rows.values())
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_the_best_checkpoint_of_a_run_holds_all_that_was_selected(seed: int, tmp_path: Path) -> None:
+    """Of tasks with the same score and a lower loss the new weights are selected, though `val/score` does not rise."""
+    lightning.seed_everything(seed, verbose=False)
+    module = Independent(backbone(), optimizer=partial(torch.optim.SGD, lr=0.2))
+    checkpoint = RunCheckpoint("val/score")
+    runner = trainer(25, callbacks=[checkpoint], logger=RunLogger(tmp_path, "run"))
+    runner.fit(module, datamodule=data(NAMES))
+    loaded = lightning_meta.load(tmp_path / "run" / "0")
+    assert (loaded.best.steps, loaded.best.mean_step) == (module.best.steps, module.best.mean_step)
 
 
 def test_the_best_weights_survive_a_checkpoint(tmp_path: Path) -> None:

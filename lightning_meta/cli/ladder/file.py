@@ -67,7 +67,7 @@ def read_ladder(
     chosen = list(known) if rungs is None else list(dict.fromkeys(rungs))
     if missing := [r for r in chosen if r not in known]:
         raise UserError(f"--rungs: there is no rung {missing[0]!r} in {file}; it has {', '.join(known)}")
-    if not chosen:
+    if rungs is not None and not chosen:
         raise UserError(f"--rungs: name at least one of {', '.join(known)}")
     baseline = content.get("baseline", next(iter(known), None))
     if not isinstance(baseline, str) or baseline not in chosen:
