@@ -118,7 +118,8 @@ def fit(
         max_steps=steps,
         accelerator="cpu",
         callbacks=callbacks,
-        logger=options.pop("logger", None) or RunLogger(folder),
+        logger=options.pop("logger", RunLogger(folder)),
+        default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -365,6 +366,15 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match=r"needs a module of lightning_meta.multitask, got Single"):
         fit(tmp_path, [GradientConflict()], Single())  # type: ignore[arg-type]
+
+
+def test_what_another_run_recorded_in_the_same_folder_stays(tmp_path: Path) -> None:
+    fit(tmp_path, [GradientConflict(1)], steps=2, logger=False)
+    before = {file: file.read_bytes() for file in sorted(tmp_path.glob("*.csv"))}
+    assert len(before) == 2
+    with pytest.raises(UserError, match="was recorded by another run"):
+        fit(tmp_path, [GradientConflict(1)], steps=2, logger=False)
+    assert {file: file.read_bytes() for file in sorted(tmp_path.glob("*.csv"))} == before
 
 
 def test_a_module_that_shares_nothing_leaves_no_file(tmp_path: Path) -> None:
