@@ -20,8 +20,10 @@ def whole(least: int, **values: Any) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral):
             raise UserError(f"{name}: a whole number of at least {least} is needed, got {value!r}")
+        if value < least:
+            raise UserError(f"{name}: at least {least} is needed, got {value}")
 
 
 def widths(**values: Any) -> None:

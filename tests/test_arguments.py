@@ -40,7 +40,7 @@ CASES = {
     **{f"{name}=0": f"--{name}" for name in AT_LEAST_ONE},
     **{f"{name}=-3": f"--{name}" for name in AT_LEAST_ONE | AT_LEAST_ZERO},
     f"{DATA}shots=[5, 1]": f"--{DATA}shots: a number from 1 up, or a rising pair",
-    f"{MODEL}backbone.init_args.hidden=[0]": f"--{MODEL}backbone.init_args.hidden: at least 1 is needed, got 0",
+    f"{MODEL}backbone.init_args.hidden=[0]": f"--{MODEL}backbone.hidden: whole numbers of at least 1 are needed",
     f"{TRAINER}val_check_interval=5": f"--{TRAINER}val_check_interval: an epoch has 4 batches",
     f"{TRAINER}val_check_interval=1.5": f"--{TRAINER}val_check_interval: a whole number",
     f"{TRAINER}check_val_every_n_epoch=3": f"--{TRAINER}check_val_every_n_epoch: training ends after 2 epochs",
@@ -88,7 +88,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 @pytest.mark.parametrize("option", sorted(CASES))
 def test_a_command_tells_of_its_option(option: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert CASES[option] in refused(capsys, "fit", "--config=maml.yaml", f"--{option}")
+    assert CASES[option].replace(".init_args", "") in refused(capsys, "fit", "--config=maml.yaml", f"--{option}")
 
 
 def test_the_test_command_tells_of_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta import checks
 from lightning_meta.configuration import Described
+from lightning_meta.errors import UserError
 from lightning_meta.nn.normalization import TaskBatchNorm
 from lightning_meta.nn.stages import MeanOverPositions
 
@@ -28,6 +29,8 @@ class ResNet12(Described, nn.Module):
         super().__init__()
         checks.whole(1, in_channels=in_channels)
         checks.widths(widths=widths)
+        if not widths:
+            raise UserError("widths: at least one block is needed, got none")
         checks.dropout_rate(dropout=dropout)
         self.blocks = nn.Sequential(*(_Residual(i, o, dropout) for i, o in pairwise([in_channels, *widths])))
 

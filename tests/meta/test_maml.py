@@ -292,8 +292,8 @@ def test_learns_to_learn_sine_waves() -> None:
     ("options", "says"),
     [
         ({"inner_lr": 0.0}, "inner_lr: a positive number is needed, got 0.0"),
-        ({"inner_steps": -1}, "inner_steps: a whole number of at least 0 is needed, got -1"),
-        ({"test_inner_steps": -2}, "test_inner_steps: a whole number of at least 0 is needed, got -2"),
+        ({"inner_steps": -1}, "inner_steps: at least 0 is needed, got -1"),
+        ({"test_inner_steps": -2}, "test_inner_steps: at least 0 is needed, got -2"),
         ({"episodes": EpisodeSpec("classification", (4,), 0)}, "ways and test_ways must be one and the same number"),
     ],
 )
