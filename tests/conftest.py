@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("tests", deadline=None)  # a loaded machine is slow, and that is no fault
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -244,7 +244,7 @@ RANGES = st.integers(1, 5) | st.tuples(st.integers(1, 5), st.integers(1, 5)).map
     seed=st.integers(0, 2**63 - 1),
     batch=st.integers(0, 10**12),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_shape_gives_episodes_of_that_shape(
     ways: int | tuple[int, int], shots: int | tuple[int, int], queries: int, seed: int, batch: int
 ) -> None:

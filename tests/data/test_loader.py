@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -201,7 +201,6 @@ def test_a_trainer_with_limited_batches_meets_new_tasks_every_epoch(tmp_path: Pa
     size=st.integers(1, 9),
     world=st.integers(1, 5),
 )
-@settings(deadline=None)
 def test_evaluation_covers_each_task_once_in_the_same_meta_batches(tasks: int, size: int, world: int) -> None:
     whole = dataset(size, tasks)
     batches: list[list[int]] = []

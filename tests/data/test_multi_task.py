@@ -160,7 +160,7 @@ def test_epochs_of_the_length_asked_for() -> None:
         ({"train_subset": 0}, "train_subset: at least 1 is needed, got 0"),
         ({"task_exponent": -0.5}, "task_exponent: 0 (uniform) to 10, got -0.5"),
         ({"task_exponent": NAN}, "task_exponent: 0 (uniform) to 10, got nan"),
-        ({"num_workers": -1}, "num_workers: 0 or more loader processes, got -1"),
+        ({"num_workers": -1}, "num_workers: at least 0 is needed, got -1"),
         ({"num_workers": 2, "pool_on": "accelerator"}, "num_workers: 2 loader processes cannot reach a pool"),
         ({"pool_on": "gpu"}, "pool_on: expected 'cpu' or 'accelerator', got 'gpu'"),
         ({"tasks": ["sum", "sign", "sum"]}, "tasks: 'sum' is named twice"),

@@ -216,7 +216,7 @@ def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(1, 12), st.integers(0, 9))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_each_example_once_before_any_comes_again(sizes: list[int], batch_size: int, seed: int) -> None:
     data = apart({str(t): n for t, n in enumerate(sizes)})
     drawn = DrawnTasks(data, seed, batch_size, max(1, len(sizes) - 1), 0.5, 15)
@@ -330,7 +330,7 @@ def test_more_tasks_than_there_are_cannot_be_drawn(count: int) -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 9))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_every_labelled_input_once_an_epoch(n: int, batch_size: int, seed: int) -> None:
     labelled = {"a": range(0, n, 2), "b": range(0, n, 3)}
     drawn = DrawnInputs(shared(labelled, n), seed, batch_size)
