@@ -87,8 +87,9 @@ def test_an_array_that_claims_more_than_it_has(content: bytes, line: str) -> Non
 def test_arrays_that_unpack_to_more_than_any_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = io.BytesIO()
     np.save(zeros, np.zeros(2**17))
-    monkeypatch.setattr(arrays, "LARGEST", 2**19)
-    assert "larger than 524,288 bytes" in refusal(lambda: read_arrays(npz({"a": zeros.getvalue()}), ["a"]))
+    monkeypatch.setattr(arrays, "SLACK", 2**19)
+    monkeypatch.setattr(arrays, "RATIO", 1)
+    assert "it would inflate from" in refusal(lambda: read_arrays(npz({"a": zeros.getvalue()}), ["a"]))
 
 
 @pytest.mark.parametrize("kind", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterable
 from functools import reduce
@@ -15,7 +16,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular
 
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-LARGEST = 2**31  # bytes of all arrays; 10 MB of a zip can hold 10 GB of zeros
+RATIO, SLACK = 100, 2**28  # what the arrays may inflate to: so many times the file's size, and 256 MiB more
 
 
 def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -37,8 +38,9 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
             if missing := [name for name, info in wanted.items() if info is None]:
                 raise KeyError(missing[0])
             found = {name: info for name, info in wanted.items() if info is not None}
-            if sum(info.file_size for info in found.values()) > LARGEST:
-                raise UserError(f"{file}: its arrays are larger than {LARGEST:,} bytes, which no run's are")
+            size, inflated = os.fstat(stream.fileno()).st_size, sum(info.file_size for info in found.values())
+            if inflated > RATIO * size + SLACK:
+                raise ValueError(f"it would inflate from {size:,} bytes to {inflated / 1e9:,.1f} GB")
             return {name: _read(archive, info) for name, info in found.items()}
     except (FileNotFoundError, KeyError, UserError):
         raise
@@ -59,7 +61,9 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         claimed, held = elements * dtype.itemsize, info.file_size - member.tell()
         if dtype.hasobject:
             raise ValueError(f"{info.filename} holds objects")
-        if claimed != held or min(shape, default=0) < 0 or (elements and not dtype.itemsize):
+        if elements and not dtype.itemsize:  # any number of these takes no byte
+            raise ValueError(f"{info.filename} has elements of no size")
+        if claimed != held or min(shape, default=0) < 0:
             raise ValueError(f"{info.filename} says that it has {claimed:,} bytes, and has {held:,}")
     with archive.open(info) as member:
         array: np.ndarray = npy.read_array(member, allow_pickle=False)
