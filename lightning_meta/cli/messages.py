@@ -70,8 +70,11 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
         names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
         meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
         return f"there is no such option{whose}{meant}"
-    if found := re.fullmatch(r"module '([^']+)' has no attribute '([^']+)'", reason):
-        return f"there is no class {found[1]}.{found[2]}{_meant(found[2], _classes_of(found[1]))}"
+    # The second is what lazy_loader says.
+    absent = r"module '(?P<room>[^']+)' has no attribute '(?P<name>[^']+)'|No (?P<lazy>[\w.]+) attribute (?P<of_it>\w+)"
+    if found := re.fullmatch(absent, reason):
+        room, name = found["room"] or found["lazy"], found["name"] or found["of_it"]
+        return f"there is no class {room}.{name}{_meant(name, _classes_of(room))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
         return f"there is no module {found[1]}; install it, or run from its folder, or name that in PYTHONPATH"
     kinds = _type(refusal.expected).removesuffix(" or null")
@@ -186,7 +189,8 @@ def _arguments(path: str) -> list[str]:
 
 
 def _classes_of(module: str) -> list[str]:
-    return [name for name, value in vars(importlib.import_module(module)).items() if inspect.isclass(value)]
+    room = importlib.import_module(module)
+    return [name for name in dir(room) if inspect.isclass(getattr(room, name, None))]
 
 
 def _subclass_names(subtypes: str) -> list[str]:

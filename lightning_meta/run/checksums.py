@@ -23,9 +23,10 @@ def damage(path: str | PathLike[str]) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)  # torch's never is
-            if compressed or sum(member.file_size for member in members) > file.stat().st_size:
-                return "is not a checkpoint, or is damaged"
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # torch's never is
+                return "is not a checkpoint, or is damaged: its records are compressed"
+            if sum(member.file_size for member in members) > file.stat().st_size:
+                return "is not a checkpoint, or is damaged: its records claim more bytes than the file has"
             written = any(member.CRC for member in members)  # else without checksums, by `set_crc32_options(False)`
             damaged = archive.testzip() if written else None
             return damaged and f"is damaged: {damaged.partition('/')[2]!r} in it is not what was written"
