@@ -87,7 +87,7 @@ def test_a_run_without_any_score_says_so_and_fails(tmp_path: Path, capsys: pytes
     assert {file.name for file in (run / "checkpoints").iterdir()} == {"last.ckpt"}
     assert not (run / "results.json").exists()
     # With more validations the run has a best one.
-    status, run = fit(tmp_path, 4, "--model.scores=nan,nan,-inf,0.5", "--ckpt_path=last")
+    status, run = fit(tmp_path, 4, "--model.scores=nan,nan,-inf,0.5", "--ckpt_path=last", "--allow_changes")
     assert status == 0
     assert best_validation(run) == 3
 
