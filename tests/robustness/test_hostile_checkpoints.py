@@ -166,3 +166,13 @@ def test_a_network_that_is_given_is_not_copied_to_try_it() -> None:
     once, Counting.copies = Counting.copies, 0
     assert lightning_meta.load("a.ckpt", backbone=given).backbone is given
     assert Counting.copies == once
+
+
+def test_arguments_of_lightning_that_say_what_is_done_anyway() -> None:
+    torch.save(content(), "a.ckpt")
+    read = ProtoNet.load_from_checkpoint("a.ckpt", None, None, True, weights_only=True)
+    assert read.state_dict().keys() == content()["state_dict"].keys()
+    others: list[tuple[str, Any]] = [("hparams_file", "h.yaml"), ("strict", False), ("weights_only", False)]
+    for name, value in others:
+        with pytest.raises(UserError, match=rf"^{name}: .*leave it out"):
+            ProtoNet.load_from_checkpoint("a.ckpt", **{name: value})
