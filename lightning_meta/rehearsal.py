@@ -20,6 +20,7 @@ from lightning_meta.errors import UserError
 
 META = torch.device("meta")
 LARGEST = 2**29  # bytes of one tensor that is made on the way, such as a layer's output, where weights are small
+VIEWED = 16  # weights that share storage may hold so many times what is stored, and `LARGEST` more
 OPERATIONS = 20_000, 500  # of any construction, and for each entry of the state dict
 
 
@@ -33,7 +34,12 @@ class _WithoutMemory(TorchDispatchMode):
     def __init__(self, weights: Mapping[str, Any]) -> None:
         super().__init__()
         tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
-        self.largest = max([LARGEST, *(2 * t.nbytes for t in tensors if t.layout == torch.strided)])
+        strided = [tensor for tensor in tensors if tensor.layout == torch.strided]
+        storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in strided)}
+        total, stored = sum(tensor.nbytes for tensor in strided), sum(storages.values())
+        if total > VIEWED * stored + LARGEST:
+            raise TooLargeError(f"its weights are {total / 1e9:,.1f} GB, of which {stored / 1e9:,.3f} are stored")
+        self.largest = max([LARGEST, *(2 * tensor.nbytes for tensor in strided)])
         self.left = OPERATIONS[0] + OPERATIONS[1] * len(tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

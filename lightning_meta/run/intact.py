@@ -13,24 +13,32 @@ import torch
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular
-from lightning_meta.run.outline import HostileError, check_outline
+from lightning_meta.run.outline import HostileError, RefusedError, check_outline
+from lightning_meta.run.verified import is_verified, remember, state_of
 
 LARGEST_PICKLE = 2**28  # bytes of plain data; tensors lie in records of their own
 _END = struct.Struct("<4s4H2LH")  # of a zip archive without a comment
 
 
 def check_before_torch(path: str | PathLike[str]) -> None:
-    """Refuse a file that would make `torch.load` block, inflate, or allocate what is not in it.
+    """Refuse a file that would make `torch.load` block, or allocate what is not in it.
 
     Args:
-        path: What `torch.save` wrote since 2020: a zip archive of a pickle and of one record for each storage.
+        path: A file in which `damage` finds none. `torch.save` writes zip archives of a pickle, and of one record for
+            each storage.
 
     Raises:
         UserError: Why, in one line.
     """
     size = check_regular(path)
     try:
+        state = state_of(path)
+        if is_verified("outline", state):
+            return
         _check_archive(path, size)
+        remember("outline", state)
+    except RefusedError as error:
+        raise UserError(f"{path} is refused: {error}") from error
     except HostileError as error:
         raise UserError(f"{path} is not a checkpoint, or is damaged: {error}") from error
     except pickle.UnpicklingError as error:
@@ -49,18 +57,14 @@ def _check_archive(path: str | PathLike[str], size: int) -> None:
             mark, *_, start, comment = _END.unpack(file.read(_END.size))
     if mark != b"PK\5\6" or comment or start not in (archive.start_dir, 2**32 - 1):
         raise HostileError("its table of contents is not where it says")  # torch would read another one
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise HostileError("its records are compressed")
-    if sum(record.file_size for record in records) > size:
-        raise HostileError("its records claim more bytes than the file has")
     names = [record.filename.lower() for record in records]  # torch looks for names in either case
     if len(set(names)) < len(names):
-        raise HostileError("two of its records have the same name")
+        raise RefusedError("two of its records have the same name")
     reader: Any = torch._C.PyTorchFileReader(fspath(path))
     if reader.has_record("constants.pkl"):
         raise pickle.UnpicklingError("a program of TorchScript")
     if reader.get_record_size("data.pkl") > LARGEST_PICKLE:
-        raise HostileError(f"its plain data are more than {LARGEST_PICKLE / 2**20:.0f} MiB")
+        raise RefusedError(f"its plain data are more than {LARGEST_PICKLE / 2**20:.0f} MiB")
     check_outline(reader.get_record("data.pkl"), lambda key: int(reader.get_record_size(f"data/{key}")))
 
 

@@ -44,6 +44,23 @@ def ring() -> Any:
     return value
 
 
+class Calls:
+    """Pickled as a call."""
+
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def with_attribute(name: str, value: Any) -> Any:
+    """A tensor with an attribute, as it is pickled."""
+    tensor = torch.ones(8, 4)
+    state = tensor.__reduce_ex__(2)
+    return Calls(torch._tensor._rebuild_from_type_v2, state[0], torch.Tensor, state[1], {name: value})
+
+
 # What is put in the place of a part: by name of the case, where it goes, what, and what is said.
 Case = tuple[str, Callable[[], Any], str]
 VALUES: dict[str, Case] = {
@@ -52,12 +69,18 @@ VALUES: dict[str, Case] = {
     "shared in an optimiser": ("optimizer_states", lambda: [{"state": halves()}], "by references to the same ones"),
     "shared in a state dict": ("weights", halves, "by references to the same ones"),
     "shared tuples": ("loops", lambda: halves(kind=tuple), "by references to the same ones"),
-    "a key of tuples": ("loops", lambda: {(1, (2, 3)): 4}, "a key is neither a number nor text"),
-    "a set of tuples": ("loops", lambda: {(1, (2, 3))}, "a key is neither a number nor text"),
+    "a key of tuples": ("loops", lambda: {halves(kind=tuple): 4}, "a key is a tuple of more than 100 values"),
+    "a set of tuples": ("loops", lambda: {halves(kind=tuple)}, "a key is a tuple of more than 100 values"),
     "holds itself": ("loops", ring, "hold themselves"),
     "expanded": ("weight", lambda: torch.zeros(1).expand(2**40), "claim 4,398.0 GB"),
     "overlapping": ("weight", lambda: torch.zeros(9).as_strided((2**20, 2**20), (0, 0)), "claim 4,398.0 GB"),
-    "one storage often": ("loops", lambda: list(torch.zeros(2**18).expand(2000, -1)), "claim 2.1 GB"),
+    "one storage as many weights": (
+        "more weights",
+        lambda: {str(i): part for i, part in enumerate(torch.zeros(2**18).expand(2000, -1))},
+        "its weights are 2.1 GB, of which 0.001 are stored",
+    ),
+    "other data": ("weight", lambda: with_attribute("data", torch.ones(1)), "is refused: a tensor has 'data' set"),
+    "a tensor as a key": ("loops", lambda: {torch.ones(1): 1}, "is refused: a key is neither plain nor a tuple"),
     "meta": ("weight", lambda: torch.empty(8, 4, device="meta"), "_rebuild_meta_tensor_no_storage makes no plain"),
     "sparse": ("weight", lambda: torch.eye(8, 4).to_sparse(), f"{NAME} is torch.sparse_coo in the checkpoint"),
     "compressed rows": ("weight", lambda: torch.eye(8, 4).to_sparse_csr(), f"{NAME} is torch.sparse_csr in the"),
@@ -79,16 +102,6 @@ VALUES: dict[str, Case] = {
     "a list of weights": ("weights", lambda: [1], "is not a checkpoint of lightning_meta"),
     "a number as a description": ("spec", lambda: 3, "is not a checkpoint of lightning_meta"),
 }
-
-
-class Calls:
-    """Pickled as a call."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = function, arguments
-
-    def __reduce__(self) -> Any:
-        return self.call
 
 
 CALLS: dict[str, Case] = {

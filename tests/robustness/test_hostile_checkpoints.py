@@ -6,6 +6,7 @@ import functools
 import re
 import resource
 import signal
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
-from lightning_meta.run import AtomicCheckpointIO
+from lightning_meta.run import AtomicCheckpointIO, intact, read_checkpoint, verified
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
 from tests.run.test_resume import MODEL
@@ -112,6 +113,48 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
     assert read["tensors"]["view"].untyped_storage().data_ptr() == read["tensors"]["same"].untyped_storage().data_ptr()
     assert lightning_meta.load(tmp_path / "a.ckpt").state_dict().keys() == whole["state_dict"].keys()
     lightning_meta.load(rewritten(tmp_path / "b.ckpt", lambda parts: None))
+
+
+def test_what_torch_takes_and_training_writes_is_read() -> None:
+    """Attributes of tensors, keys of other kinds, and views, which allocate nothing."""
+    tagged, weight, storage = torch.ones(3), nn.Parameter(torch.ones(3)), torch.ones(2**20)
+    tagged.tag, weight.tags = "a", ["b"]  # type: ignore[attr-defined]
+    keys = [torch.device("cpu"), torch.Size([1, 2]), ((1, 2), (3, "a")), 1j, b"x", torch.strided]
+    odd = {
+        "keys": {key: i for i, key in enumerate(keys)},
+        "set": {(1, (2, 3))},
+        "tensors": [tagged, weight, nn.Buffer(torch.ones(2))],
+        "wide": torch.ones(1).expand(512, 512, 128),
+        "views": [storage[:] for _ in range(40)],
+    }
+    torch.save({**content(), "odd": odd}, "a.ckpt")
+    read = AtomicCheckpointIO().load_checkpoint("a.ckpt")["odd"]
+    assert read["keys"] == odd["keys"]
+    assert read["set"] == odd["set"]
+    assert read["tensors"][0].tag == "a"
+    assert read["tensors"][1].tags == ["b"]
+    assert read["wide"].shape == (512, 512, 128)
+    assert len(read["views"]) == 40
+
+
+def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again as soon as it is another one."""
+    calls = []
+    check, monkeypatched = intact.check_outline, monkeypatch.setattr
+    monkeypatched(intact, "check_outline", lambda *args: calls.append("outline") or check(*args))
+    test = zipfile.ZipFile.testzip
+    monkeypatched(zipfile.ZipFile, "testzip", lambda archive: calls.append("checksums") or test(archive))
+    torch.save(content(), "a.ckpt")
+    read_checkpoint("a.ckpt")
+    read_checkpoint("a.ckpt")
+    assert calls == ["checksums", "outline"] * 2  # it may change again within the same tick of the clock
+    monkeypatched(verified, "SETTLED", -(10**9))
+    read_checkpoint("a.ckpt")
+    read_checkpoint("a.ckpt")
+    assert calls == ["checksums", "outline"] * 3
+    saved(Path("a.ckpt"), VALUES["shared in the loops"])
+    with pytest.raises(UserError, match="by references to the same ones"):
+        read_checkpoint("a.ckpt")
 
 
 def test_a_wrong_device_is_not_a_damaged_file() -> None:
