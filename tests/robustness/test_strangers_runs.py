@@ -272,7 +272,7 @@ def test_a_picture_takes_the_place_of_a_link() -> None:
     (run / "metrics.csv").write_text("step,val/accuracy\n1,0.5\n2,0.6\n")
     Path("precious").write_text("precious")
     Path("curves.png").symlink_to("precious")
-    assert main(["curves", str(run)]) == 0
+    assert main(["curves", str(run), "--overwrite"]) == 0
     assert Path("precious").read_text() == "precious"
     assert not Path("curves.png").is_symlink()
 
