@@ -181,7 +181,7 @@ def test_one_that_fails_ends_the_ladder_in_one_line(
         assert climb(f"--jobs={jobs}", "--seeds=[1]") == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert "seed 1: checkpoint.monitor: 'val/other_loss' is not logged in validation" in said
+        assert "seed 1: --checkpoint.monitor: 'val/other_loss' is not logged in validation" in said
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, change: An
     with pytest.raises(UserError) as raised:
         load(file)
     assert said.replace("backbone.layers.1.weight", name) in str(raised.value)
-    assert str(raised.value).startswith(f"{file}: ")
+    assert str(raised.value).startswith(str(file))
 
 
 def test_a_checkpoint_of_before_inputs_were_noted_loads(tmp_path: Path) -> None:
