@@ -25,14 +25,16 @@ from lightning_meta.cli.options import as_options, naming_options, places_of
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.loading import check_same_class, weights_error
+from lightning_meta.loading import weights_error
 from lightning_meta.reading import refuse_links_out
 from lightning_meta.report import write_figures
+from lightning_meta.resuming import check_class
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
+from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.names import refuse_name
-from lightning_meta.run.progress import restoring_error
+from lightning_meta.run.progress import check_progress, restoring_error
 from lightning_meta.run.record import seed_of
 from lightning_meta.run.results import BEFORE_RESUME, facts, write_report, write_results
 from lightning_meta.run.termination import Termination
@@ -261,7 +263,9 @@ def _fit(cli: MetaCLI) -> None:
 def _train(cli: MetaCLI) -> None:
     trainer, checkpoint = cli.trainer, cli.resume_from
     if checkpoint is not None:
-        check_same_class(cli.model, checkpoint)
+        stored = read_checkpoint(checkpoint)
+        check_progress(stored, checkpoint)
+        check_class(cli.model, stored, checkpoint)
     check_ranks(trainer, cli.datamodule)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)

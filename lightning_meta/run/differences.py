@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_meta.configuration import describe, import_class
 from lightning_meta.errors import UserError
-from lightning_meta.resuming import shown
+from lightning_meta.resuming import same_class, shown
 from lightning_meta.run.checkpoints import RunCheckpoint
 
 Kind = Literal["harmless", "meaning", "impossible"]
@@ -35,7 +35,6 @@ HARMLESS = (
 )
 COUNTED = "batches are counted in it"
 IMPOSSIBLE = {
-    "model": f"a checkpoint holds one kind of model; {START_ANEW}",
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
     "model.own": f"it only sets the first weights; {START_ANEW}",  # of CrossStitch
     "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
@@ -113,7 +112,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
             yield option, _name(old), _name(new)
         return
     if "class_path" in old or "class_path" in new:
-        if old.get("class_path") != new.get("class_path"):
+        if not same_class(old.get("class_path"), new.get("class_path")):
             yield option, _name(old), _name(new)
             return
         owner, old, new = new.get("class_path"), old.get("init_args") or {}, new.get("init_args") or {}

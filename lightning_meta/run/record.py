@@ -15,6 +15,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning_meta.configuration import class_paths
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
+from lightning_meta.migration import renamed
+from lightning_meta.modes import known_mode
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
@@ -192,12 +194,12 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, 
     if config is None or not config.is_file():
         return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
     try:
-        options = yaml.safe_load(config.read_text(encoding="utf-8"))
+        options = yaml.safe_load(renamed(config.read_text(encoding="utf-8")))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         options = None
     if not _is_record({"options": options}):
         return {}, [f"the options ({config} is damaged)"]
-    return {"options": options}, []
+    return {"options": _with_mode(options)}, []
 
 
 def seed_of(checkpoint: Path) -> Any:
@@ -215,6 +217,16 @@ def comments(resumes: list[dict[str, Any]]) -> str:
         started = f", resumed from {place}" if place else ""
         lines.append(f"# From step {resume['step']} on{started}: {_joined(changes) or 'nothing has changed'}\n")
     return "".join(lines)
+
+
+def _with_mode(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the mode that was used where none was given, as the records in checkpoints have it."""
+    checkpoint = options.get("checkpoint") or {}
+    if not isinstance(checkpoint, Mapping) or checkpoint.get("mode"):
+        return dict(options)
+    monitor = checkpoint.get("monitor", "val/accuracy")
+    mode = "max" if monitor is None else known_mode(str(monitor))
+    return {**options, "checkpoint": {**checkpoint, "mode": mode}}
 
 
 def _is_record(record: Any) -> bool:

@@ -209,6 +209,30 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_by_the_file(
     assert "could not be compared: the options" in capsys.readouterr().err
 
 
+def test_the_class_paths_of_an_earlier_version_are_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["fit", *EPISODES, f"--runs={tmp_path}"]
+    assert main(options) == 0
+    run = tmp_path / "episodes" / "0"
+    text = (run / "config.yaml").read_text()
+    for new, old in {
+        "lightning_meta.MAML": "lightning_meta.meta.MAML",
+        "lightning_meta.EpisodicDataModule": "lightning_meta.data.EpisodicDataModule",
+        "lightning_meta.sources.Sinusoid": "lightning_meta.data.sources.Sinusoid",
+    }.items():
+        assert new in text
+        text = text.replace(new, old)
+    (run / "config.yaml").write_text(text)
+    for file in (run / "checkpoints").iterdir():
+        checkpoint = read_checkpoint(file)
+        del checkpoint[KEY]
+        checkpoint["lightning_meta"]["class_path"] = "lightning_meta.meta.maml.MAML"
+        torch.save(checkpoint, file)
+    assert main([*options, "--ckpt_path=last", "--trainer.max_steps=2"]) == 0
+    assert "changed: trainer.max_steps 1 -> 2; could not" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("moment", ["training_step", "test_step"])
 def test_what_was_not_used_is_not_claimed(moment: str, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
@@ -285,6 +309,19 @@ def test_a_damaged_record_is_one_line(runs: Path, capsys: pytest.CaptureFixture[
         assert "is damaged: its record of the run cannot be read" in one_line(capsys)
 
 
+EPISODES = [
+    "--model=MAML",
+    "--model.backbone=MLP",
+    "--model.backbone.hidden=[4]",
+    "--data=EpisodicDataModule",
+    "--data.source=Sinusoid",
+    *("--data.val_tasks=1", "--data.test_tasks=2", "--data.meta_batch_size=1"),
+    "--checkpoint.monitor=val/loss",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.max_steps=1",
+    "--name=episodes",
+]
 TABLE = [
     "--model=MultiHead",
     "--model.backbone=MLP",
