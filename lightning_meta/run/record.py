@@ -40,6 +40,9 @@ class RunRecord(Callback):
         options: The configuration, plain data.
         allow: Whether options may change that change what the numbers mean.
         began: When the process began, by `time.monotonic`.
+
+    Attributes:
+        start: The step that this process began at.
     """
 
     compares_options = True  # a module need not
@@ -47,7 +50,7 @@ class RunRecord(Callback):
     def __init__(self, options: Mapping[str, Any], allow: bool, began: float) -> None:
         self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
         self.allow = allow
-        self.resumed = False
+        self.resumed, self.start = False, 0
         self._file = Path()
         self.resumes: list[dict[str, Any]] = []
         self._began, self._seconds_before = began, 0.0
@@ -94,6 +97,7 @@ class RunRecord(Callback):
             time.sleep(1)  # rank 0 says it first
             raise SystemExit(2) from None
         changed = [d for d in found if d.kind == "meaning"]
+        self.start = _step(checkpoint)
         self._take(changed, trainer, pl_module, checkpoint)
         self._note(record, found, trainer, checkpoint)
         before = ((checkpoint.get("callbacks") or {}).get(self.state_key) or {}).get("seconds")

@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
 from lightning_meta.run.record import KEY
 from tests.run.test_resume import MODEL
@@ -200,7 +201,7 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_by_the_file(
     assert "model.optimizer.lr 0.1 -> 0.02" in one_line(capsys)
     assert resume(runs, "--trainer.max_steps=6") == 0
     assert "could not be compared: the versions, the examples" in capsys.readouterr().err
-    checkpoint.pop("callbacks")
+    checkpoint["callbacks"] = {}
     alone = runs.parent / "alone.ckpt"
     torch.save(checkpoint, alone)
     assert resume(runs, path=alone) == 2
@@ -231,6 +232,53 @@ def test_the_class_paths_of_an_earlier_version_are_no_difference(
         torch.save(checkpoint, file)
     assert main([*options, "--ckpt_path=last", "--trainer.max_steps=2"]) == 0
     assert "changed: trainer.max_steps 1 -> 2; could not" in capsys.readouterr().err
+
+
+KEPT = {
+    "in the test": (["--trainer.limit_val_batches=0", "--checkpoint.monitor=null"], "test_step"),
+    "in a validation": (["--checkpoint.every_n_steps=1"], "validation_step"),
+    "of a callback": (
+        ["--checkpoint.every_n_steps=1", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/foo"],
+        "",
+    ),
+    "before a checkpoint": ([], "validation_step"),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_was_trained_and_written_outlives_a_mistake(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError("a mistake")
+
+    options, step = KEPT[case]
+    if step:
+        monkeypatch.setattr(ToyModule, step, refuse)
+    assert main(["fit", *MODEL, *SMALL, f"--runs={tmp_path}", *options]) == 2
+    if case == "before a checkpoint":
+        assert not (tmp_path / "toy").exists()
+    else:
+        assert last(tmp_path)["global_step"] > 0
+
+
+def test_a_mistake_in_a_training_step_is_none_of_the_checkpoint(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(ToyModule, "training_step", fail)
+    with pytest.raises(ValueError, match="a mistake"):
+        resume(runs, "--trainer.max_steps=6")
+
+
+def test_the_state_of_an_optimizer_that_does_not_fit_is_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = last(runs)
+    checkpoint["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 3)
+    torch.save(checkpoint, runs / "toy/0/checkpoints/last.ckpt")
+    assert resume(runs, "--trainer.max_steps=6") == 2
+    assert "cannot be resumed: what it holds does not fit this run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("moment", ["training_step", "test_step"])
