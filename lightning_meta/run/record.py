@@ -88,7 +88,9 @@ class RunRecord(Callback):
                 f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
             )
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
-        found = differences(_flat(record), _flat(known), plateau)
+        every = differences(_flat(record), _flat(known), plateau)
+        found = [d for d in every if d.kind != "dropped"]
+        unknown += [f"{d.option}, which this version does not have" for d in every if d.kind == "dropped"]
         try:
             self._check(found, trainer, checkpoint)
         except UserError:

@@ -14,6 +14,7 @@ import yaml
 from lightning_meta.cli import main
 from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
+from lightning_meta.run.differences import differences
 from lightning_meta.run.record import KEY
 from tests.run.test_resume import MODEL
 from tests.run.toys import ToyModule
@@ -70,7 +71,10 @@ MEANING = {
     "weight decay": (["--model.optimizer.weight_decay=0.5"], "model.optimizer.weight_decay 0.0 -> 0.5"),
     "model": (["--model.nan_at=90"], "model.nan_at -1 -> 90"),
     "data": (["--data.length=5"], "data.length 4 -> 5"),
-    "monitor": (["--checkpoint.monitor=val/other"], "checkpoint.monitor val/accuracy -> val/other"),
+    "monitor": (
+        ["--checkpoint.monitor=val/other", "--checkpoint.mode=max"],
+        "checkpoint.monitor val/accuracy -> val/other",
+    ),
     "mode": (["--checkpoint.mode=min"], "checkpoint.mode max -> min"),
     "precision": (["--trainer.precision=bf16-mixed"], "trainer.precision null -> bf16-mixed"),
     "clipping": (["--trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val null -> 0.5"),
@@ -134,7 +138,11 @@ def test_a_new_rate_is_that_of_a_run_that_always_had_it(runs: Path, tmp_path: Pa
 
 
 def test_harmless_differences_take_effect_and_are_listed_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+    ]
     options = ["--trainer.max_steps=8", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=7", *stopping]
     assert resume(runs, *options) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resumed")]
@@ -152,7 +160,11 @@ def test_harmless_differences_take_effect_and_are_listed_once(runs: Path, capsys
 
 
 def test_a_new_patience_takes_effect(runs: Path) -> None:
-    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+    ]
     stopping += ["--trainer.callbacks.min_delta=100"]
     assert resume(runs, "--trainer.max_steps=8", *stopping, "--trainer.callbacks.patience=50") == 0
     assert resume(runs, "--trainer.max_steps=80", *stopping, "--trainer.callbacks.patience=2") == 0
@@ -349,12 +361,14 @@ def test_a_damaged_record_is_one_line(runs: Path, capsys: pytest.CaptureFixture[
     nested: list[Any] = []
     for _ in range(40):
         nested = [nested, nested]  # 2^40 values in a small file
-    records: list[Any] = [[], {"options": 3}, {"resumes": [1]}, {"options": {"x": nested}}]
-    for record in records:
+    records: dict[str, Any] = {"empty": [], "options": {"options": 3}, "resumes": {"resumes": [1]}}
+    records["nested"] = {"options": {"x": nested}}
+    for name, record in records.items():
         torch.save({**checkpoint, KEY: record}, file)
         capsys.readouterr()
         assert resume(runs) == 2
-        assert "is damaged: its record of the run cannot be read" in one_line(capsys)
+        expected = "by references to the same ones" if name == "nested" else "its record of the run cannot be read"
+        assert f"is damaged: {expected}" in one_line(capsys).replace("it holds more than 1,002,808 values, ", "")
 
 
 EPISODES = [
@@ -404,4 +418,30 @@ def test_other_examples_and_another_division_are_refused(tmp_path: Path, capsys:
     file.write_text("\n".join(rows))
     moved = Path(shutil.copy(file, tmp_path / "moved.csv"))  # the same rows elsewhere
     assert main([*options, "--ckpt_path=last", f"--data.source.path={moved}", "--trainer.max_steps=3"]) == 0
-    assert f"; changed: trainer.max_steps 2 -> 3, data.source.path {file} -> " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "; changed: trainer.max_steps 2 -> 3, data.source.path " in said
+    assert "rows.csv -> " in said
+    assert "moved.csv" in said
+
+
+def test_long_values_are_told_apart() -> None:
+    folder = "/a/long/folder" * 20
+    (found,) = differences({"runs_of": f"{folder}/rows.csv"}, {"runs_of": f"{folder}/moved.csv"})
+    assert str(found) == f"runs_of ...{folder[-19:]}/rows.csv -> ...{folder[-19:]}/moved.csv"
+    (found,) = differences({"x": "a" * 200}, {"x": "b" * 200})
+    assert str(found) == f"x {'a' * 77}... -> {'b' * 77}..."
+
+
+def test_an_option_that_is_no_more_could_not_be_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = runs / "toy/0/checkpoints/last.ckpt"
+    checkpoint = read_checkpoint(file)
+    options = checkpoint[KEY]["options"]
+    options["x"] = options["trainer"]["x"] = options["model"]["init_args"]["x"] = 1
+    torch.save(checkpoint, file)
+    assert resume(runs) == 0
+    said = capsys.readouterr().err
+    for option in ("x", "trainer.x", "model.x"):
+        assert f" {option}, which this version does not have" in said
+    taken = {"class_path": "tests.run.toys.ToyModule", "init_args": {"nan_at": 3}}  # one that is not given any more
+    (found,) = differences({"model": taken}, {"model": {**taken, "init_args": {}}})
+    assert found.kind == "meaning"
