@@ -122,19 +122,34 @@ class TrainedModule(Described, LightningModule):
                 norm.eval()
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's has arguments for other kinds of checkpoints
-        cls, checkpoint_path: Any, map_location: Any = "cpu", **overrides: Any
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = "cpu",
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
     ) -> Self:
         """Load a trained module as `lightning_meta.load` does, which says more.
 
         Args:
             checkpoint_path: A checkpoint, or a run directory.
             map_location: The device.
+            hparams_file: None; the checkpoint holds the arguments.
+            strict: True or None; all weights must fit.
+            weights_only: True or None; code in a checkpoint is never run.
             **overrides: Constructor arguments to use in place of the stored ones.
 
         Raises:
             UserError: The checkpoint is of another class, or does not load.
         """
+        if hparams_file is not None:
+            raise UserError("hparams_file: the checkpoint holds the arguments; leave it out, or give them by name")
+        if strict not in (None, True):
+            raise UserError(f"strict: all weights of a checkpoint must fit, got {strict}; leave it out")
+        if weights_only not in (None, True):
+            raise UserError(f"weights_only: code in a checkpoint is never run, got {weights_only}; leave it out")
         from lightning_meta.loading import load  # it knows every family of modules
 
         module = load(checkpoint_path, allow=[cls], map_location=map_location or "cpu", **overrides)

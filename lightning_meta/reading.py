@@ -180,11 +180,8 @@ def is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def link_out_of(folder: Path) -> Path | None:
-    """The first link in a folder, at any depth, that leads out of it; None where there is none.
-
-    What is written to such a link, or below it, lands where whoever made the folder chose.
-    """
+def _link_out_of(folder: Path, whole: tuple[str, ...]) -> Path | None:
+    """The first link that lies in a folder, or at any depth in those of its folders that are named, and leads out."""
     real = folder.resolve()
     for place, folders, files in os.walk(real):  # follows no link
         for path in (Path(place) / name for name in sorted(folders + files)):
@@ -195,6 +192,8 @@ def link_out_of(folder: Path) -> Path | None:
                     inside = False
                 if not inside:
                     return folder / path.relative_to(real)
+        if Path(place) == real:
+            folders[:] = [name for name in folders if name in whole]
     return None
 
 
@@ -208,11 +207,14 @@ def refuse_link(folder: Path) -> None:
         raise UserError(f"{folder} is a link, and results would be written to where it leads; remove it")
 
 
-def refuse_links_out(folder: Path) -> None:
-    """Refuse to write into a folder that holds a link out of it.
+def refuse_links_out(run: Path) -> None:
+    """Refuse to write into a run directory that holds a link out of it, where this package writes.
+
+    What is written to such a link, or below it, lands where whoever made the folder chose. Below the folders of other
+    loggers links are their own: W&B makes one to its log in the cache.
 
     Raises:
         UserError: The link.
     """
-    if (link := link_out_of(folder)) is not None:
-        raise UserError(f"{link}: this link leads out of {folder}, and results would be written there; remove it")
+    if (link := _link_out_of(run, ("checkpoints", "figures", "tests"))) is not None:
+        raise UserError(f"{link}: this link leads out of {run}, and results would be written there; remove it")

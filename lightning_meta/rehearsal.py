@@ -6,7 +6,6 @@ so the whole construction, with the inputs that a network is tried on, costs nex
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_meta.errors import UserError
@@ -56,36 +55,24 @@ class _WithoutMemory(TorchDispatchMode):
         return made
 
 
-def rehearse(make: Callable[[Any], Any], init_args: Any, weights: Mapping[str, Any], strict: bool) -> None:
+def rehearse(make: Callable[[], Any], weights: Mapping[str, Any]) -> None:
     """Make a module without memory, and forget it.
 
     Args:
-        make: Makes the module of its arguments, and compares its weights.
-        init_args: The arguments; modules among them are copied.
+        make: Makes the module, of parts that look at no values, and compares its weights.
         weights: What the module is for; they bound how large it may be.
-        strict: Whether to refuse what cannot be made without memory.
 
     Raises:
         UserError: It asks for more than the weights account for, it does not fit them, or it cannot be made.
     """
-    copied = _on_meta(init_args)
     try:
         with _silent(), _WithoutMemory(weights), META:
-            make(copied)
+            make()
     except UserError:
         raise
-    except Exception as error:  # a constructor of the user's own may look at values, which there are none of
-        if strict:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the described module cannot be made: {reason or type(error).__name__}") from error
-
-
-def _on_meta(value: Any) -> Any:
-    if isinstance(value, nn.Module):
-        return copy.deepcopy(value).to(META)
-    if isinstance(value, dict):
-        return {name: _on_meta(part) for name, part in value.items()}
-    return [_on_meta(part) for part in value] if isinstance(value, list) else value
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the described module cannot be made: {reason or type(error).__name__}") from error
 
 
 @contextmanager

@@ -66,10 +66,10 @@ def _intact(last: Path) -> Path:
 
 def run_directory_of(checkpoint: Path) -> Path | None:
     """The run directory that a checkpoint lies in; None where it lies elsewhere."""
-    run = checkpoint.resolve().parent.parent
-    if checkpoint.resolve().parent.name != "checkpoints" or not is_number(run.name):
-        return None
-    if not any((run / file).is_file() for file in ("config.yaml", "metrics.csv")):
-        return None
-    given = checkpoint.parent.parent  # shorter to read, where it names the run
-    return given if given.parent.name else run
+    given, real = checkpoint.parent.parent, checkpoint.resolve().parent.parent
+    named = given if given.parent.name else checkpoint.absolute().parent.parent  # the shorter is the easier to read
+    for run, path in ((named, checkpoint.absolute()), (real, checkpoint.resolve())):  # its checkpoints may be a link
+        known = any((run / file).is_file() for file in ("config.yaml", "metrics.csv"))
+        if path.parent.name == "checkpoints" and is_number(run.name) and known:
+            return run
+    return None

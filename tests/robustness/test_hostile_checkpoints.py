@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import resource
 import signal
@@ -11,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import lightning_meta
 from lightning_meta.cli import main
+from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
+from lightning_meta.nn import MLP
 from lightning_meta.run import AtomicCheckpointIO
+from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
 from tests.run.test_resume import MODEL
 
@@ -114,3 +119,60 @@ def test_a_wrong_device_is_not_a_damaged_file() -> None:
     for device in ("cuda:99", "nonsense", "meta"):
         with pytest.raises(UserError, match=r"map_location: .* is no device here"):
             lightning_meta.load("a.ckpt", map_location=device)
+
+
+@functools.lru_cache
+def table(size: int) -> Tensor:
+    """Made once, by whoever asks first."""
+    return torch.arange(float(size))
+
+
+class Redrawing(nn.Module):
+    """A constructor that looks at values, and remembers them outside of itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 8)
+        while not torch.rand(()) > 0:
+            pass
+        self.plain = table(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x * self.plain)  # type: ignore[no-any-return]
+
+
+def test_a_network_of_ones_own_is_made_once_and_with_values() -> None:
+    table.cache_clear()
+    made = ProtoNet(Redrawing(), episodes=EpisodeSpec("classification", (4,), 5))
+    torch.save({"state_dict": made.state_dict(), "lightning_meta": {**describe(made), "layout": 2}}, "a.ckpt")
+    table.cache_clear()
+    read = lightning_meta.load("a.ckpt", allow=[Redrawing])
+    x = torch.rand(3, 4)
+    assert torch.equal(read.backbone(x), made.backbone(x))
+    assert not table(4).is_meta
+
+
+def test_a_network_that_is_given_is_not_copied_to_try_it() -> None:
+    class Counting(MLP):
+        copies = 0
+
+        def __deepcopy__(self, memo: Any) -> MLP:
+            Counting.copies += 1
+            return MLP(4, (8,))
+
+    torch.save(content(), "a.ckpt")
+    given = Counting(4, (8,))
+    ProtoNet(given, episodes=EpisodeSpec("classification", (4,), 5))
+    once, Counting.copies = Counting.copies, 0
+    assert lightning_meta.load("a.ckpt", backbone=given).backbone is given
+    assert Counting.copies == once
+
+
+def test_arguments_of_lightning_that_say_what_is_done_anyway() -> None:
+    torch.save(content(), "a.ckpt")
+    read = ProtoNet.load_from_checkpoint("a.ckpt", None, None, True, weights_only=True)
+    assert read.state_dict().keys() == content()["state_dict"].keys()
+    others: list[tuple[str, Any]] = [("hparams_file", "h.yaml"), ("strict", False), ("weights_only", False)]
+    for name, value in others:
+        with pytest.raises(UserError, match=rf"^{name}: .*leave it out"):
+            ProtoNet.load_from_checkpoint("a.ckpt", **{name: value})

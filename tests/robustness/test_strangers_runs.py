@@ -24,6 +24,7 @@ from lightning_meta.nn import MLP
 from lightning_meta.reading import refuse_links_out
 from lightning_meta.report.transfer import compare
 from lightning_meta.run import AtomicCheckpointIO
+from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.revision import git_revision
 from lightning_meta.tasks import EpisodeSpec
 from tests.report.test_transfer_refusals import TASKS
@@ -233,7 +234,7 @@ def test_results_of_a_test_are_not_written_through_a_link(target: str, capsys: p
     assert set(Path().rglob("*")) == before
 
 
-@pytest.mark.parametrize("place", ["figures", "metrics.csv", "figures/training.png", "a/b/c"])
+@pytest.mark.parametrize("place", ["figures", "metrics.csv", "figures/training.png", "tests/a/b", "wandb"])
 @pytest.mark.parametrize("target", ["outside", "outside/file", "nowhere", "/etc/passwd", "a loop"])
 def test_every_link_that_leads_out_of_a_run_is_found(place: str, target: str) -> None:
     Path("outside").mkdir()
@@ -242,6 +243,15 @@ def test_every_link_that_leads_out_of_a_run_is_found(place: str, target: str) ->
     link.symlink_to(link.name if target == "a loop" else Path(target).absolute())
     with pytest.raises(UserError, match=f"{link}: this link leads out of runs/toy/0"):
         refuse_links_out(Path("runs/toy/0"))
+
+
+def test_links_of_other_loggers_are_their_own() -> None:
+    """As W&B makes one to its log in the cache of the home folder."""
+    Path("cache.log").touch()
+    link = Path("runs/toy/0/wandb/offline-run-1/logs/debug-core.log")
+    link.parent.mkdir(parents=True)
+    link.symlink_to(Path("cache.log").absolute())
+    refuse_links_out(Path("runs/toy/0"))
 
 
 def test_a_strangers_run_that_leads_outside_is_not_gone_on_with(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +266,25 @@ def test_a_strangers_run_that_leads_outside_is_not_gone_on_with(capsys: pytest.C
     said = refusal(capsys, "fit", *options, "--trainer.max_steps=4", f"--ckpt_path={run}")
     assert f"{run / 'checkpoints'}: this link leads out of {run}" in said
     assert {file: file.stat().st_mtime_ns for file in outside.rglob("*")} == before
+
+
+def test_a_run_whose_checkpoints_are_elsewhere_is_that_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, scratch = Path("runs/ln/0"), Path("scratch")
+    for folder in (run, scratch):
+        folder.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    (scratch / "last.ckpt").touch()
+    (run / "checkpoints").symlink_to(scratch.absolute())
+    assert run_directory_of(run / "checkpoints" / "last.ckpt") == run
+    whole = Path("runs/ln/1/checkpoints")
+    whole.mkdir(parents=True)
+    (whole.parent / "config.yaml").touch()
+    (whole / "last.ckpt").touch()
+    Path("a/b").mkdir(parents=True)
+    Path("a/b/c.ckpt").symlink_to((whole / "last.ckpt").absolute())
+    assert run_directory_of(Path("a/b/c.ckpt")) == here / "runs/ln/1"
+    monkeypatch.chdir(whole)
+    assert run_directory_of(Path("last.ckpt")) == here / "runs/ln/1"
 
 
 def test_links_inside_a_run_stay(capsys: pytest.CaptureFixture[str]) -> None:
