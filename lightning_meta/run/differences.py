@@ -139,6 +139,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
 def _same(option: str, old: Any, new: Any) -> bool:
     if option == "trainer.precision":
         return _precision(old) == _precision(new)
+    old, new = (None if value == "null" else value for value in (old, new))  # version 0.1 took it for text
     return bool(old == new)
 
 

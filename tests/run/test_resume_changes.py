@@ -424,6 +424,10 @@ def test_other_examples_and_another_division_are_refused(tmp_path: Path, capsys:
     assert "moved.csv" in said
 
 
+def test_null_that_an_earlier_version_took_for_text_is_null() -> None:
+    assert differences({"checkpoint": {"monitor": "null"}}, {"checkpoint": {"monitor": None}}) == []
+
+
 def test_long_values_are_told_apart() -> None:
     folder = "/a/long/folder" * 20
     (found,) = differences({"runs_of": f"{folder}/rows.csv"}, {"runs_of": f"{folder}/moved.csv"})
