@@ -17,6 +17,7 @@ from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.migration import renamed
 from lightning_meta.modes import known_mode
+from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
@@ -200,8 +201,8 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, 
     if config is None or not config.is_file():
         return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
     try:
-        options = yaml.safe_load(renamed(config.read_text(encoding="utf-8")))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        options = parse_yaml(renamed(read_text(config, LARGEST_YAML)))
+    except (OSError, ValueError, yaml.YAMLError):
         options = None
     if not _is_record({"options": options}):
         return {}, [f"the options ({config} is damaged)"]
