@@ -16,19 +16,16 @@ from lightning_meta.configuration import (
     build,
     class_paths,
     lies_in,
-    public_path,
-    real_path,
 )
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearse
+from lightning_meta.resuming import ANEW
 from lightning_meta.run.checkpoint_io import read_checkpoint
-from lightning_meta.run.progress import check_progress
 
 KEY = "lightning_meta"
-_ANEW = "; resume with the same, or start a new run without --ckpt_path"
 
 
 def load(
@@ -170,25 +167,11 @@ def _looks_at_no_values(spec: Any) -> bool:
     return all(lies_in(path, TRUSTED) for path in class_paths(spec))
 
 
-def check_same_class(module: LightningModule, file: str | PathLike[str]) -> None:
-    """Refuse to resume a module from the checkpoint of another class.
-
-    Raises:
-        UserError: Both classes, or why the file cannot be read.
-    """
-    checkpoint = read_checkpoint(file)
-    check_progress(checkpoint, file)
-    stored = (checkpoint.get(KEY) or {}).get("class_path")
-    own = public_path(type(module))
-    if stored is not None and real_path(str(stored)) != real_path(own):
-        raise UserError(f"{file} is a checkpoint of {stored}, the configuration asks for {own}{_ANEW}")
-
-
 def weights_error(error: Exception, file: str | PathLike[str] | None) -> UserError | None:
     """What PyTorch says about weights that do not fit, in one line; None for other errors."""
     headline, *differences = str(error).splitlines() or [""]
     if headline.startswith("loaded state dict"):  # an optimiser's
-        return UserError(f"{file} does not fit the configured optimizer: {headline}{_ANEW}")
+        return UserError(f"{file} does not fit the configured optimizer: {headline}{ANEW}")
     if not headline.startswith("Error(s) in loading state_dict"):
         return None
-    return UserError(f"{file} does not fit the configured model: {differences[0].strip()}{_ANEW}")
+    return UserError(f"{file} does not fit the configured model: {differences[0].strip()}{ANEW}")

@@ -169,7 +169,7 @@ class TrainedModule(Described, LightningModule):
                 optimiser has the weights in another order.
         """
         if self.trainer.state.fn == "fit":
-            check_resumed(self, checkpoint, self.trainer.callbacks)  # type: ignore[attr-defined]
+            check_resumed(self, checkpoint, self.trainer.ckpt_path, self.trainer.callbacks)  # type: ignore[attr-defined]
             self._stored_groups = checkpoint.get("optimizer_states")
         if "lightning_meta" in checkpoint and layout_of(checkpoint) < LAYOUT:
             if self.trainer.state.fn == "fit":

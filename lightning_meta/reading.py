@@ -127,24 +127,16 @@ def parse_yaml(text: str) -> Any:
         loader.dispose()
 
 
-def check_yaml(path: str | os.PathLike[str]) -> str:
-    """The text of a file of YAML that another parser is about to read, which might never end.
+def compose_yaml(text: str) -> yaml.Node | None:
+    """The nodes of a text in YAML, of which no values are made.
 
     Raises:
-        UserError: It is too large, not regular, or stands for too many values; other mistakes are the parser's to say.
+        yaml.YAMLError: It is no YAML, or stands for too many values.
     """
-    text = read_bytes(path, LARGEST_YAML).decode("utf-8", "replace")
-    loader = yaml.SafeLoader(text)
-    try:
-        _refuse_deep(text)
-        _count(loader.get_single_node())
-    except TooLargeError as error:
-        raise UserError(f"{os.fspath(path)}: the configuration cannot be read: {error}") from error
-    except yaml.YAMLError:
-        pass
-    finally:
-        loader.dispose()
-    return text
+    _refuse_deep(text)
+    node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    _count(node)
+    return node
 
 
 def _refuse_deep(text: str) -> None:

@@ -19,7 +19,7 @@ from lightning_meta.multitask import Conditioned, CrossStitch, Independent, Mixt
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
 from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.run import RunLogger
-from lightning_meta.sources import Sinusoid
+from lightning_meta.sources import Parkinsons, Sinusoid
 from lightning_meta.tasks import Regression
 from tests.test_cli import MAML as CONFIG
 
@@ -139,7 +139,7 @@ MAKERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", MAKERS)
 def test_python_is_told_of_the_argument(case: str) -> None:
     make, wrong = MAKERS[case]
-    first = {"episodes": Sinusoid, "batches": Sinusoid}.get(case)
+    first = {"episodes": Sinusoid, "batches": Parkinsons}.get(case)
     needs = [first()] if first else [MLP(4, (8,))] if isinstance(make, type) and hasattr(make, "training_step") else []
     for name, values in wrong.items():
         for value in values:

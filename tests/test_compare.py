@@ -48,7 +48,7 @@ def test_the_script_takes_a_shell_pattern() -> None:
     ("options", "line"),
     [
         (["runs/multi_head"], "--baseline"),
-        (["--baseline", "runs/independent"], "runs"),
+        (["--baseline", "runs/independent"], "RUN must be given"),
         (["runs/none", "--baseline", "runs/independent"], "runs/none: there is no such run directory"),
         (["runs/multi_head", "--baseline", "runs/independent/1"], "runs are paired by seed"),
         (["runs/multi_head", "--baseline", "runs/independent", "--ot=x"], "--ot: there is no such option"),

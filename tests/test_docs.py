@@ -25,6 +25,7 @@ from lightning_meta import meta, multitask, weightings
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
+from lightning_meta.configuration import public_path
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.integrations.learn2learn import GBML
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
@@ -120,8 +121,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
     namespace: dict[str, Any] = {"__name__": "readers_session"}
-    namespace |= {"images": torch.rand(3, 1, 28, 28), "new_images": torch.rand(2, 1, 28, 28)}
-    namespace["support_images"] = torch.rand(4, 1, 28, 28)
+    drawn = (torch.rand(9, 1, 28, 28) > 0.9).float()  # light on dark, as in training
+    namespace |= dict(zip(("images", "new_images", "support_images"), drawn.split([3, 2, 4]), strict=True))
     code = "".join(text for _, text in blocks(page, "python"))
     shorter = {"max_steps=500": "max_steps=2, logger=False", "queries=5)": "queries=5, val_tasks=2, test_tasks=2)"}
     for line, text in blocks(page, "python"):
@@ -202,7 +203,7 @@ def test_a_method_says_how_to_run_it(
         assert (ROOT / config).is_file()
     commands = commands_of(method)
     models = [parsed(command, capsys).get("model", {}) for command in commands]
-    path = f"{method.__module__.rpartition('.')[0]}.{method.__name__}"
+    path = public_path(method)
     assert path in [m.get("class_path") for m in models] + [
         (m.get("init_args", {}).get("weighting") or {}).get("class_path") for m in models
     ]

@@ -176,12 +176,12 @@ def test_one_that_fails_ends_the_ladder_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    save(shared={**LADDER["shared"], "checkpoint": {"monitor": "val/none"}})
+    save(shared={**LADDER["shared"], "checkpoint": {"monitor": "val/other_loss"}})
     for jobs in ("1", "2"):
         assert climb(f"--jobs={jobs}", "--seeds=[1]") == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert "seed 1: checkpoint.monitor: 'val/none' is not logged in validation" in said
+        assert "seed 1: --checkpoint.monitor: 'val/other_loss' is not logged in validation" in said
 
 
 @pytest.mark.slow

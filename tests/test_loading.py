@@ -149,8 +149,8 @@ def test_a_trusted_class_that_is_no_lightning_module(tmp_path: Path) -> None:
     [
         (lambda w: torch.full_like(w, torch.nan), "48 of 48 numbers of backbone.layers.1.weight are NaN or infinite"),
         (lambda w: w.index_fill(0, torch.tensor(1), torch.inf), "6 of 48 numbers of backbone.layers.1.weight are NaN"),
-        (lambda w: w.to(torch.complex64), "backbone.layers.1.weight is of torch.complex64, expected real numbers"),
-        (lambda w: w.long(), "backbone.layers.1.weight is of torch.int64, expected real numbers"),
+        (lambda w: w.to(torch.complex64), "backbone.layers.1.weight is torch.complex64 in the checkpoint"),
+        (lambda w: w.long(), "backbone.layers.1.weight is torch.int64 in the checkpoint"),
     ],
 )
 def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, change: Any, said: str) -> None:
@@ -161,7 +161,7 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, change: An
     with pytest.raises(UserError) as raised:
         load(file)
     assert said.replace("backbone.layers.1.weight", name) in str(raised.value)
-    assert str(raised.value).startswith(f"{file}: ")
+    assert str(raised.value).startswith(str(file))
 
 
 def test_a_checkpoint_of_before_inputs_were_noted_loads(tmp_path: Path) -> None:

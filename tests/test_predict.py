@@ -280,6 +280,7 @@ def test_images_whose_light_and_dark_are_not_those_of_training_are_told_once(
     ):
         capsys.readouterr()
         command = ["predict", "--ckpt_path", "runs/run/0", "--support", support, "--query", query, "--batch_size", "2"]
+        command += ["--overwrite"]
         assert main([*command, *options]) == 0
         said = capsys.readouterr().err
         assert said.count("lightning-meta: warning: ") == said.count("they seem to be") == bool(told)

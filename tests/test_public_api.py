@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from types import ModuleType
@@ -28,36 +29,38 @@ def test_every_public_name_is_there_and_a_class_is_known_by_it(room: str, name: 
         assert import_class(real_path(path)) is value
 
 
-def _modules_after(statements: str) -> set[str]:
-    code = f"import lightning.pytorch, sys; before = set(sys.modules); {statements}; print(*set(sys.modules) - before)"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+NEEDS = {
+    "": (),  # the package alone
+    **dict.fromkeys(("ProtoNet", "MultiHead", "EpisodicDataModule", "nn.Conv4", "load"), ()),
+    **{"sources.Table": (), "sources.Sinusoid": (), "sources.Omniglot": ("pooch", "PIL")},
+}
+# Lightning takes seconds to import: each part is used in a fork of one process that has done so.
+USED = """
+import json, os, sys, lightning.pytorch
+before = set(sys.modules)
+for name in json.loads(sys.argv[1]):
+    if os.fork():
+        os.wait()
+        continue
+    import lightning_meta as part
+    for attribute in filter(None, name.split(".")):
+        part = getattr(part, attribute)
+    print(json.dumps([name, *(set(sys.modules) - before)]), flush=True)
+    os._exit(0)
+"""
 
 
-def test_importing_the_package_imports_no_part_of_it() -> None:
-    loaded = _modules_after("import lightning_meta as lm")
-    assert {name for name in loaded if name.startswith("lightning_meta")} == {"lightning_meta"}
-
-
-@pytest.mark.parametrize(
-    ("name", "needs"),
-    {
-        "ProtoNet": (),
-        "MultiHead": (),
-        "EpisodicDataModule": (),
-        "nn.Conv4": (),
-        "load": (),
-        "sources.Table": (),
-        "sources.Sinusoid": (),
-        "sources.Omniglot": ("pooch", "PIL"),
-    }.items(),
-)
-def test_one_part_does_not_import_the_others(name: str, needs: tuple[str, ...]) -> None:
-    loaded = _modules_after(f"import lightning_meta as lm; lm.{name}")
-    assert not loaded & (set(HEAVY) - set(needs))
-    parts = {module.split(".")[1] for module in loaded if module.startswith("lightning_meta.")}
-    assert not parts & {"cli", "report", "pictures", "testing", "integrations"}
-    if not name.startswith("sources"):
-        assert "sources" not in parts
+@pytest.mark.skipif(sys.platform == "win32", reason="os.fork")
+def test_one_part_does_not_import_the_others() -> None:
+    command = [sys.executable, "-c", USED, json.dumps(list(NEEDS))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {name: set(modules) for name, *modules in map(json.loads, done.stdout.splitlines())}
+    assert {m for m in loaded[""] if m.startswith("lightning_meta")} == {"lightning_meta"}
+    for name, needs in NEEDS.items():
+        assert not loaded[name] & (set(HEAVY) - set(needs)), name
+        parts = {module.split(".")[1] for module in loaded[name] if module.startswith("lightning_meta.")}
+        assert not parts & {"cli", "report", "pictures", "testing", "integrations"}, name
+        assert name.startswith("sources") or "sources" not in parts, name
 
 
 def test_what_is_not_there_is_an_attribute_error() -> None:

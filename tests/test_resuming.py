@@ -15,6 +15,7 @@ from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
+from lightning_meta.resuming import check_class
 from lightning_meta.sources import Sinusoid
 
 
@@ -58,8 +59,30 @@ def test_another_class_is_one_line(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     checkpoint["lightning_meta"]["class_path"] = "lightning_meta.meta.baseline.Baseline"
     torch.save(checkpoint, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match=r"the module: the checkpoint is of .*Baseline, got"):
+    with pytest.raises(UserError, match=r"other\.ckpt is a checkpoint of .*Baseline, not of lightning_meta\.MAML; "):
         train(torch.optim.Adam, tmp_path, 2, tmp_path / "other.ckpt")
+
+
+@pytest.mark.parametrize("path", ["lightning_meta.meta.maml.MAML", "lightning_meta.meta.MAML"])
+def test_another_way_to_the_class_is_none_to_another(path: str, tmp_path: Path) -> None:
+    train(torch.optim.Adam, tmp_path, 1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    checkpoint["lightning_meta"]["class_path"] = path  # as earlier versions wrote it
+    checkpoint["lightning_meta"]["init_args"]["optimizer"]["class_path"] = "torch.optim.Adam"
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    assert train(torch.optim.Adam, tmp_path, 2, tmp_path / "earlier.ckpt").global_step == 2
+
+
+class Mine(MAML):
+    """A class of the user's."""
+
+
+def test_a_class_of_the_user_s_may_lie_in_a_module_of_another_name() -> None:
+    mine = Mine(MLP(hidden=(2,)))
+    check_class(mine, {"lightning_meta": {"class_path": "__main__.Mine"}}, "a.ckpt")
+    for other in ("__main__.Other", "lightning_meta.MAML"):
+        with pytest.raises(UserError, match=rf"a\.ckpt is a checkpoint of {other}, not of tests\.test_resuming\.Mine"):
+            check_class(mine, {"lightning_meta": {"class_path": other}}, "a.ckpt")
 
 
 def test_a_rate_that_lightning_does_not_use_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

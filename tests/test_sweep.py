@@ -124,7 +124,7 @@ def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: py
 
 def test_what_every_trial_would_be_refused_for_is_said_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "--config", "space.yaml", "--trials", "2", "--trainer.max_stepz=6"]) == 2
-    assert "did you mean trainer.max_steps?" in capsys.readouterr().err
+    assert "did you mean --trainer.max_steps?" in capsys.readouterr().err
     values = {"parameters": {"model.init_args.inner_stepz": {"values": [1, 2]}}}
     Path("typo.yaml").write_text(yaml.safe_dump({**SPACE, **values}))
     assert main(["sweep", "--config", "typo.yaml", "--trials", "2"]) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from lightning_meta.errors import UserError
+from lightning_meta.reading import LARGEST_YAML, TooLargeError, compose_yaml, read_text
 
 BESIDE = ("class_path", "init_args", "dict_kwargs")  # what may stand beside a class_path
 
@@ -53,11 +54,17 @@ def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
     if file.is_dir():
         raise UserError(f"--config: {file} is a folder; name a file in it")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = read_text(file, LARGEST_YAML)
     except UnicodeDecodeError as error:
         raise UserError(f"--config: {file} is no text in UTF-8, so no configuration; name a YAML file") from error
+    except UserError as error:
+        raise UserError(f"--config: {error}") from error
+    except OSError as error:
+        raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = compose_yaml(text)
+    except TooLargeError as error:
+        raise UserError(f"--config: {file} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(_broken(file, text, error)) from error
     if not isinstance(root, yaml.MappingNode):

@@ -25,14 +25,16 @@ from lightning_meta.cli.options import as_options, naming_options, places_of
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
 from lightning_meta.cli.summary import print_summary
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.loading import check_same_class, weights_error
+from lightning_meta.loading import weights_error
 from lightning_meta.reading import refuse_links_out
 from lightning_meta.report import write_figures
+from lightning_meta.resuming import check_class
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
+from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
 from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.names import refuse_name
-from lightning_meta.run.progress import restoring_error
+from lightning_meta.run.progress import check_progress, restoring_error
 from lightning_meta.run.record import seed_of
 from lightning_meta.run.results import BEFORE_RESUME, facts, write_report, write_results
 from lightning_meta.run.termination import Termination
@@ -220,8 +222,6 @@ def _fit(cli: MetaCLI) -> None:
     trainer, run = cli.trainer, cli.run_logger
     try:
         _train(cli)
-        cli.config_init["checkpoint"].check_scores(trainer)
-        tested = _test_best(cli)
     except NonFiniteLossError:
         raise
     except SystemExit:  # by Ctrl-C or SIGTERM
@@ -229,11 +229,13 @@ def _fit(cli: MetaCLI) -> None:
             run.discard()
         raise
     except Exception as error:
-        # A run that never trained, or whose mistake came to light in its first validation, leaves nothing.
-        unvalidated = not cli.config_init["checkpoint"].best.validations
-        if trainer.global_step == 0 or (isinstance(error, UserError) and unvalidated):
+        # A run that never trained, or whose mistake came to light before its first checkpoint, leaves nothing.
+        untrained = trainer.global_step <= cli.record.start
+        if untrained or (isinstance(error, UserError) and not _has_trained_checkpoint(cli)):
             run.discard()
         raise
+    cli.config_init["checkpoint"].check_scores(trainer)
+    tested = _test_best(cli)
     if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
         best = tested.relative_to(run.directory)
         seconds = round(cli.record.seconds, 2)
@@ -258,10 +260,20 @@ def _fit(cli: MetaCLI) -> None:
         print_summary(metrics, run.directory)
 
 
+def _has_trained_checkpoint(cli: MetaCLI) -> bool:
+    """Whether the run keeps steps that this process trained."""
+    if not cli.run_logger.claimed:  # by rank 0 alone
+        return False
+    last = cli.run_logger.directory / "checkpoints" / "last.ckpt"
+    return last.is_file() and read_checkpoint(last).get("global_step") != cli.record.start
+
+
 def _train(cli: MetaCLI) -> None:
     trainer, checkpoint = cli.trainer, cli.resume_from
     if checkpoint is not None:
-        check_same_class(cli.model, checkpoint)
+        stored = read_checkpoint(checkpoint)
+        check_progress(stored, checkpoint)
+        check_class(cli.model, stored, checkpoint)
     check_ranks(trainer, cli.datamodule)
     try:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
@@ -272,6 +284,8 @@ def _train(cli: MetaCLI) -> None:
         if str(error).lstrip().startswith("`val_check_interval`"):  # data modules of the user's
             raise UserError(f"--trainer.val_check_interval: {str(error).strip()}") from error
         resumed = trainer.ckpt_path
+        if resumed is None or trainer.global_step > cli.record.start:
+            raise
         if better := weights_error(error, resumed) or restoring_error(error, resumed):
             raise better from error
         raise

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import operator
 import re
+import typing
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta import nn
 from lightning_meta.migration import renamed
+
+# `Union[int, float]` is whichever of it and `Union[float, int]` was made first, as typing takes them for equal. Read as
+# the second, `--trainer.limit_val_batches 1` is 1.0, which is all batches and not one.
+for _name, _hint in Trainer.__init__.__annotations__.items():
+    if {int, float} <= set(typing.get_args(_hint)):
+        _kinds = [int, float, *(kind for kind in typing.get_args(_hint) if kind not in (int, float))]
+        Trainer.__init__.__annotations__[_name] = functools.reduce(operator.or_, _kinds)
 
 MANY = 20  # classes that are listed at most
 

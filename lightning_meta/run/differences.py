@@ -12,10 +12,10 @@ from lightning.pytorch import Trainer
 
 from lightning_meta.configuration import describe, import_class
 from lightning_meta.errors import UserError
-from lightning_meta.resuming import shown
+from lightning_meta.resuming import LONGEST, same_class, shown
 from lightning_meta.run.checkpoints import RunCheckpoint
 
-Kind = Literal["harmless", "meaning", "impossible"]
+Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
 START_ANEW = "start a new run, without --ckpt_path"
 
@@ -35,7 +35,6 @@ HARMLESS = (
 )
 COUNTED = "batches are counted in it"
 IMPOSSIBLE = {
-    "model": f"a checkpoint holds one kind of model; {START_ANEW}",
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
     "model.own": f"it only sets the first weights; {START_ANEW}",  # of CrossStitch
     "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
@@ -48,7 +47,7 @@ NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
 """Where a run lies and how it is resumed."""
 
 _DEFAULTS: dict[str, Any] = {"trainer": Trainer, "checkpoint": RunCheckpoint}
-_ABSENT = object()
+_ABSENT, _DROPPED = object(), object()
 _DOUBLE = {"64", "64-true"}
 _HALF = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"}
 
@@ -62,7 +61,7 @@ class Difference:
         old: As it was, plain data; None also where there was no such option.
         new: As it is.
         kind: Whether it takes effect and the numbers mean the same ("harmless"), it takes effect and they do not
-            ("meaning"), or it cannot take effect.
+            ("meaning"), it cannot take effect ("impossible"), or this version has no such option ("dropped").
         reason: Why it cannot, and what to do.
     """
 
@@ -73,7 +72,12 @@ class Difference:
     reason: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.option} {_shown(self.old)} -> {_shown(self.new)}"
+        old, new = _text(self.old), _text(self.new)
+        if max(len(old), len(new)) > LONGEST:  # else two long paths may look the same
+            same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
+            start = max(same - 20, 0)
+            old, new = (f"...{text[start:]}" if start else text for text in (old, new))
+        text = f"{self.option} {shown(old)} -> {shown(new)}"
         return " ".join(text.split())  # an option's name may come from a stranger's file
 
 
@@ -90,6 +94,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
     """
     found = []
     for option, before, now in _pairs(old, new):
+        if now is _DROPPED:
+            found.append(Difference(option, before, None, "dropped"))
+            continue
         kind, reason = _kind(option, before, now, plateau)
         found.append(Difference(option, before, now, kind, reason))
     return found
@@ -113,7 +120,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
             yield option, _name(old), _name(new)
         return
     if "class_path" in old or "class_path" in new:
-        if old.get("class_path") != new.get("class_path"):
+        if not same_class(old.get("class_path"), new.get("class_path")):
             yield option, _name(old), _name(new)
             return
         owner, old, new = new.get("class_path"), old.get("init_args") or {}, new.get("init_args") or {}
@@ -124,13 +131,15 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
         before, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if before is _ABSENT:  # a later version may have added it
             before = {} if where in _DEFAULTS else _default(owner, str(name))
-        now = None if now is _ABSENT else now
+        if now is _ABSENT:
+            now = None if before is None or _takes(owner, str(name), where) else _DROPPED
         yield from _pairs(before, now, where, _DEFAULTS.get(where))
 
 
 def _same(option: str, old: Any, new: Any) -> bool:
     if option == "trainer.precision":
         return _precision(old) == _precision(new)
+    old, new = (None if value == "null" else value for value in (old, new))  # version 0.1 took it for text
     return bool(old == new)
 
 
@@ -146,14 +155,27 @@ def _width(precision: Any) -> str:
 
 def _default(owner: Any, name: str) -> Any:
     """What an option is where it is not given; None where nobody says."""
+    default = next((p[name].default for p in _parameters(owner) if name in p), inspect.Parameter.empty)
+    return None if default is inspect.Parameter.empty else describe(default)
+
+
+def _takes(owner: Any, name: str, option: str) -> bool:
+    """Whether an option that is not given can be given; true where nobody says."""
+    if option == name:  # a section: a configuration has all that there are
+        return name == "examples"
+    known = _parameters(owner)
+    further = known and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known[0].values())
+    return not known or bool(further) or any(name in parameters for parameters in known)
+
+
+def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
+    """Those of the constructors of a class and its parents; none where nobody says."""
     try:
         cls = import_class(owner) if isinstance(owner, str) else owner
-        parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c)]
-        parameters = [inspect.signature(vars(c)["__init__"]).parameters.get(name) for c in parents]
+        constructors = [vars(c)["__init__"] for c in inspect.getmro(cls) if "__init__" in vars(c)]
+        return [inspect.signature(constructor).parameters for constructor in constructors]
     except (UserError, TypeError, ValueError, AttributeError):
-        return None
-    default = next((p.default for p in parameters if p is not None), inspect.Parameter.empty)
-    return None if default is inspect.Parameter.empty else describe(default)
+        return []
 
 
 def _name(value: Any) -> Any:
@@ -161,9 +183,9 @@ def _name(value: Any) -> Any:
     return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else value
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [_name(v) for v in value]
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]  # as they are typed
-    return shown(value)
+    return value if isinstance(value, str) else repr(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -38,7 +39,7 @@ class MonitorCheck(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         for whose, monitor in _monitors(trainer):
-            if monitor.startswith("val") and monitor not in trainer.callback_metrics:
+            if re.match(r"val(id(ation)?)?([/_]|$)", monitor) and monitor not in trainer.callback_metrics:
                 logged = sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k)
                 names = ", ".join(logged) or "nothing"
                 raise UserError(f"{whose}: monitor {monitor!r} is not logged in validation; logged: {names}")

@@ -17,7 +17,7 @@ from lightning_meta.errors import UserError
 LARGEST = 2**62
 _COUNTERS = ("ready", "started", "processed", "completed", "global_step", "epoch", "rows", "batches_that_stepped")
 _PARTS = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
-_RESTORING = ("checkpoint_connector.py", str(Path("torch", "optim")) + "/", str(Path("run", "randomness.py")))
+_OPTIM = str(Path("torch", "optim")) + "/"
 
 
 def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> None:
@@ -70,8 +70,11 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
         error: Raised by training.
         path: What it resumed from; None where it did not.
     """
-    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    restoring = any(place in file for file in frames for place in _RESTORING)
+    frames = traceback.extract_tb(error.__traceback__)
+    restoring = any(_restores(frame) for frame in frames)
+    # The optimiser itself takes up its state in a step, within which Lightning trains, by its closure.
+    training = any(frame.name in ("closure", "training_step") for frame in frames)
+    restoring |= not training and any(_OPTIM in frame.filename for frame in frames)
     if path is None or not restoring or isinstance(error, UserError | OSError | torch.OutOfMemoryError):
         return None
     reason = " ".join(str(error).split())[:200]
@@ -79,6 +82,12 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
         f"weights with lightning_meta.load, or resume the run that it is of"
     )
+
+
+def _restores(frame: traceback.FrameSummary) -> bool:
+    if frame.filename.endswith("checkpoint_connector.py"):  # which also writes checkpoints
+        return "restore" in frame.name
+    return frame.name == "restore_random_state"
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

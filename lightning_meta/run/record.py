@@ -15,6 +15,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning_meta.configuration import class_paths
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
+from lightning_meta.migration import renamed
+from lightning_meta.modes import known_mode
+from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
@@ -38,6 +41,9 @@ class RunRecord(Callback):
         options: The configuration, plain data.
         allow: Whether options may change that change what the numbers mean.
         began: When the process began, by `time.monotonic`.
+
+    Attributes:
+        start: The step that this process began at.
     """
 
     compares_options = True  # a module need not
@@ -45,7 +51,7 @@ class RunRecord(Callback):
     def __init__(self, options: Mapping[str, Any], allow: bool, began: float) -> None:
         self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
         self.allow = allow
-        self.resumed = False
+        self.resumed, self.start = False, 0
         self._file = Path()
         self.resumes: list[dict[str, Any]] = []
         self._began, self._seconds_before = began, 0.0
@@ -83,7 +89,9 @@ class RunRecord(Callback):
                 f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
             )
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
-        found = differences(_flat(record), _flat(known), plateau)
+        every = differences(_flat(record), _flat(known), plateau)
+        found = [d for d in every if d.kind != "dropped"]
+        unknown += [f"{d.option}, which this version does not have" for d in every if d.kind == "dropped"]
         try:
             self._check(found, trainer, checkpoint)
         except UserError:
@@ -92,6 +100,7 @@ class RunRecord(Callback):
             time.sleep(1)  # rank 0 says it first
             raise SystemExit(2) from None
         changed = [d for d in found if d.kind == "meaning"]
+        self.start = _step(checkpoint)
         self._take(changed, trainer, pl_module, checkpoint)
         self._note(record, found, trainer, checkpoint)
         before = ((checkpoint.get("callbacks") or {}).get(self.state_key) or {}).get("seconds")
@@ -192,12 +201,12 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, 
     if config is None or not config.is_file():
         return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
     try:
-        options = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        options = parse_yaml(renamed(read_text(config, LARGEST_YAML)))
+    except (OSError, ValueError, yaml.YAMLError):
         options = None
     if not _is_record({"options": options}):
         return {}, [f"the options ({config} is damaged)"]
-    return {"options": options}, []
+    return {"options": _with_mode(options)}, []
 
 
 def seed_of(checkpoint: Path) -> Any:
@@ -215,6 +224,16 @@ def comments(resumes: list[dict[str, Any]]) -> str:
         started = f", resumed from {place}" if place else ""
         lines.append(f"# From step {resume['step']} on{started}: {_joined(changes) or 'nothing has changed'}\n")
     return "".join(lines)
+
+
+def _with_mode(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the mode that was used where none was given, as the records in checkpoints have it."""
+    checkpoint = options.get("checkpoint") or {}
+    if not isinstance(checkpoint, Mapping) or checkpoint.get("mode"):
+        return dict(options)
+    monitor = checkpoint.get("monitor", "val/accuracy")
+    mode = "max" if monitor is None else known_mode(str(monitor))
+    return {**options, "checkpoint": {**checkpoint, "mode": mode}}
 
 
 def _is_record(record: Any) -> bool:

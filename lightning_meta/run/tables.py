@@ -70,6 +70,8 @@ def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], boo
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from error
     whole = text[: text.rfind("\n") + 1]
+    if text and not whole and _is_binary(text):
+        raise UserError(f"{file} is damaged: it holds bytes that are no text")
     try:
         reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
         columns, table = next(reader, []), list(islice(reader, rows))

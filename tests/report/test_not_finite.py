@@ -45,7 +45,8 @@ def test_training_curves(metric: str, bad: str, tmp_path: Path) -> None:
         finite = any(np.isfinite(float(v or "nan")) for v in values)
         assert [file.name for file in drawn] == (["training.png"] if finite else [])
         assert all(map(is_picture, drawn))
-        status = main(["curves", str(tmp_path), "--metric", f"val/{metric}", "--out", str(tmp_path / "c.png")])
+        out = ["--out", str(tmp_path / "c.png"), "--overwrite"]
+        status = main(["curves", str(tmp_path), "--metric", f"val/{metric}", *out])
         assert status == (0 if finite else 2)
 
 

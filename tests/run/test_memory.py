@@ -15,6 +15,7 @@ from lightning_meta.run.memory import keep_freed_memory, memory_limit
 
 STEPS = """
 import resource, torch
+import lightning.pytorch  # as in every command, before memory is kept
 from lightning_meta.run.memory import SHARE, keep_freed_memory, memory_limit
 
 LARGE = min(600 << 20, memory_limit() // SHARE // 6) // 4  # numbers in a block; four blocks fit into what is kept

@@ -73,7 +73,8 @@ def fingerprint(run: Path) -> dict[str, Any]:
     """Everything that must be the same, as comparable data."""
     files = {file.name: file.read_text() for file in sorted(run.glob("*.csv"))}
     results = json.loads((run / "results.json").read_text())
-    results = {k: v for k, v in results.items() if not k.endswith("time_s")}
+    # Nor the commit: tests run while their repository is worked in.
+    results = {k: v for k, v in results.items() if not k.endswith("time_s") and k != "git_revision"}
     checkpoints = {}
     for name in ("best", "last"):
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")

@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.errors import UserError
 from lightning_meta.run import read_checkpoint
+from lightning_meta.run.differences import differences
 from lightning_meta.run.record import KEY
 from tests.run.test_resume import MODEL
 from tests.run.toys import ToyModule
@@ -69,7 +71,10 @@ MEANING = {
     "weight decay": (["--model.optimizer.weight_decay=0.5"], "model.optimizer.weight_decay 0.0 -> 0.5"),
     "model": (["--model.nan_at=90"], "model.nan_at -1 -> 90"),
     "data": (["--data.length=5"], "data.length 4 -> 5"),
-    "monitor": (["--checkpoint.monitor=val/other"], "checkpoint.monitor val/accuracy -> val/other"),
+    "monitor": (
+        ["--checkpoint.monitor=val/other", "--checkpoint.mode=max"],
+        "checkpoint.monitor val/accuracy -> val/other",
+    ),
     "mode": (["--checkpoint.mode=min"], "checkpoint.mode max -> min"),
     "precision": (["--trainer.precision=bf16-mixed"], "trainer.precision null -> bf16-mixed"),
     "clipping": (["--trainer.gradient_clip_val=0.5"], "trainer.gradient_clip_val null -> 0.5"),
@@ -133,7 +138,11 @@ def test_a_new_rate_is_that_of_a_run_that_always_had_it(runs: Path, tmp_path: Pa
 
 
 def test_harmless_differences_take_effect_and_are_listed_once(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+    ]
     options = ["--trainer.max_steps=8", "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=7", *stopping]
     assert resume(runs, *options) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("resumed")]
@@ -151,7 +160,11 @@ def test_harmless_differences_take_effect_and_are_listed_once(runs: Path, capsys
 
 
 def test_a_new_patience_takes_effect(runs: Path) -> None:
-    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/accuracy"]
+    stopping = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/accuracy",
+        "--trainer.callbacks.mode=max",
+    ]
     stopping += ["--trainer.callbacks.min_delta=100"]
     assert resume(runs, "--trainer.max_steps=8", *stopping, "--trainer.callbacks.patience=50") == 0
     assert resume(runs, "--trainer.max_steps=80", *stopping, "--trainer.callbacks.patience=2") == 0
@@ -200,13 +213,84 @@ def test_a_checkpoint_of_an_earlier_version_is_compared_by_the_file(
     assert "model.optimizer.lr 0.1 -> 0.02" in one_line(capsys)
     assert resume(runs, "--trainer.max_steps=6") == 0
     assert "could not be compared: the versions, the examples" in capsys.readouterr().err
-    checkpoint.pop("callbacks")
+    checkpoint["callbacks"] = {}
     alone = runs.parent / "alone.ckpt"
     torch.save(checkpoint, alone)
     assert resume(runs, path=alone) == 2
     assert "is at step 4 already, got 4; give 5 or more" in one_line(capsys)
     assert resume(runs, "--trainer.max_steps=5", path=alone) == 0
     assert "could not be compared: the options" in capsys.readouterr().err
+
+
+def test_the_class_paths_of_an_earlier_version_are_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["fit", *EPISODES, f"--runs={tmp_path}"]
+    assert main(options) == 0
+    run = tmp_path / "episodes" / "0"
+    text = (run / "config.yaml").read_text()
+    for new, old in {
+        "lightning_meta.MAML": "lightning_meta.meta.MAML",
+        "lightning_meta.EpisodicDataModule": "lightning_meta.data.EpisodicDataModule",
+        "lightning_meta.sources.Sinusoid": "lightning_meta.data.sources.Sinusoid",
+    }.items():
+        assert new in text
+        text = text.replace(new, old)
+    (run / "config.yaml").write_text(text)
+    for file in (run / "checkpoints").iterdir():
+        checkpoint = read_checkpoint(file)
+        del checkpoint[KEY]
+        checkpoint["lightning_meta"]["class_path"] = "lightning_meta.meta.maml.MAML"
+        torch.save(checkpoint, file)
+    assert main([*options, "--ckpt_path=last", "--trainer.max_steps=2"]) == 0
+    assert "changed: trainer.max_steps 1 -> 2; could not" in capsys.readouterr().err
+
+
+KEPT = {
+    "in the test": (["--trainer.limit_val_batches=0", "--checkpoint.monitor=null"], "test_step"),
+    "in a validation": (["--checkpoint.every_n_steps=1"], "validation_step"),
+    "of a callback": (
+        ["--checkpoint.every_n_steps=1", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/foo"],
+        "",
+    ),
+    "before a checkpoint": ([], "validation_step"),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_what_was_trained_and_written_outlives_a_mistake(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise UserError("a mistake")
+
+    options, step = KEPT[case]
+    if step:
+        monkeypatch.setattr(ToyModule, step, refuse)
+    assert main(["fit", *MODEL, *SMALL, f"--runs={tmp_path}", *options]) == 2
+    if case == "before a checkpoint":
+        assert not (tmp_path / "toy").exists()
+    else:
+        assert last(tmp_path)["global_step"] > 0
+
+
+def test_a_mistake_in_a_training_step_is_none_of_the_checkpoint(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(ToyModule, "training_step", fail)
+    with pytest.raises(ValueError, match="a mistake"):
+        resume(runs, "--trainer.max_steps=6")
+
+
+def test_the_state_of_an_optimizer_that_does_not_fit_is_one_line(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = last(runs)
+    checkpoint["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3, 3)
+    torch.save(checkpoint, runs / "toy/0/checkpoints/last.ckpt")
+    assert resume(runs, "--trainer.max_steps=6") == 2
+    assert "cannot be resumed: what it holds does not fit this run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("moment", ["training_step", "test_step"])
@@ -277,14 +361,29 @@ def test_a_damaged_record_is_one_line(runs: Path, capsys: pytest.CaptureFixture[
     nested: list[Any] = []
     for _ in range(40):
         nested = [nested, nested]  # 2^40 values in a small file
-    records: list[Any] = [[], {"options": 3}, {"resumes": [1]}, {"options": {"x": nested}}]
-    for record in records:
+    records: dict[str, Any] = {"empty": [], "options": {"options": 3}, "resumes": {"resumes": [1]}}
+    records["nested"] = {"options": {"x": nested}}
+    for name, record in records.items():
         torch.save({**checkpoint, KEY: record}, file)
         capsys.readouterr()
         assert resume(runs) == 2
-        assert "is damaged: its record of the run cannot be read" in one_line(capsys)
+        expected = "by references to the same ones" if name == "nested" else "its record of the run cannot be read"
+        assert f"is damaged: {expected}" in one_line(capsys).replace("it holds more than 1,002,808 values, ", "")
 
 
+EPISODES = [
+    "--model=MAML",
+    "--model.backbone=MLP",
+    "--model.backbone.hidden=[4]",
+    "--data=EpisodicDataModule",
+    "--data.source=Sinusoid",
+    *("--data.val_tasks=1", "--data.test_tasks=2", "--data.meta_batch_size=1"),
+    "--checkpoint.monitor=val/loss",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.max_steps=1",
+    "--name=episodes",
+]
 TABLE = [
     "--model=MultiHead",
     "--model.backbone=MLP",
@@ -319,4 +418,34 @@ def test_other_examples_and_another_division_are_refused(tmp_path: Path, capsys:
     file.write_text("\n".join(rows))
     moved = Path(shutil.copy(file, tmp_path / "moved.csv"))  # the same rows elsewhere
     assert main([*options, "--ckpt_path=last", f"--data.source.path={moved}", "--trainer.max_steps=3"]) == 0
-    assert f"; changed: trainer.max_steps 2 -> 3, data.source.path {file} -> " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "; changed: trainer.max_steps 2 -> 3, data.source.path " in said
+    assert "rows.csv -> " in said
+    assert "moved.csv" in said
+
+
+def test_null_that_an_earlier_version_took_for_text_is_null() -> None:
+    assert differences({"checkpoint": {"monitor": "null"}}, {"checkpoint": {"monitor": None}}) == []
+
+
+def test_long_values_are_told_apart() -> None:
+    folder = "/a/long/folder" * 20
+    (found,) = differences({"runs_of": f"{folder}/rows.csv"}, {"runs_of": f"{folder}/moved.csv"})
+    assert str(found) == f"runs_of ...{folder[-19:]}/rows.csv -> ...{folder[-19:]}/moved.csv"
+    (found,) = differences({"x": "a" * 200}, {"x": "b" * 200})
+    assert str(found) == f"x {'a' * 77}... -> {'b' * 77}..."
+
+
+def test_an_option_that_is_no_more_could_not_be_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = runs / "toy/0/checkpoints/last.ckpt"
+    checkpoint = read_checkpoint(file)
+    options = checkpoint[KEY]["options"]
+    options["x"] = options["trainer"]["x"] = options["model"]["init_args"]["x"] = 1
+    torch.save(checkpoint, file)
+    assert resume(runs) == 0
+    said = capsys.readouterr().err
+    for option in ("x", "trainer.x", "model.x"):
+        assert f" {option}, which this version does not have" in said
+    taken = {"class_path": "tests.run.toys.ToyModule", "init_args": {"nan_at": 3}}  # one that is not given any more
+    (found,) = differences({"model": taken}, {"model": {**taken, "init_args": {}}})
+    assert found.kind == "meaning"

@@ -97,4 +97,6 @@ def _begun(root: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _changes(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
     """What makes a run another one. The rest, such as the number of workers, takes effect in what is still to train."""
-    return [d for d in differences(stored, config) if d.kind != "harmless" or d.option.startswith(BUDGET)]
+    return [
+        d for d in differences(stored, config) if d.kind in ("meaning", "impossible") or d.option.startswith(BUDGET)
+    ]
