@@ -14,7 +14,8 @@ def damage(path: str | PathLike[str]) -> str | None:
     """What is wrong with a checkpoint file, as far as its checksums say; None where nothing is.
 
     A checkpoint is an archive with a checksum for each of its parts, which `torch.load` does not compare. To compare
-    them takes about 0.1 s for 100 MB, once for a file that stays as it is. What they do not cover, such as padding, changes nothing that is read.
+    them takes about 0.1 s for 100 MB, once for a file that stays as it is. What they do not cover, such as padding,
+    changes nothing that is read.
 
     Args:
         path: The file.

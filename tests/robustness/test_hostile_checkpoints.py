@@ -21,7 +21,7 @@ from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
-from lightning_meta.run import AtomicCheckpointIO, intact, read_checkpoint, verified
+from lightning_meta.run import AtomicCheckpointIO, read_checkpoint, verified
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
 from tests.run.test_resume import MODEL
@@ -139,16 +139,24 @@ def test_what_torch_takes_and_training_writes_is_read() -> None:
 
 def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """And again as soon as it is another one."""
-    calls = []
-    check, monkeypatched = intact.check_outline, monkeypatch.setattr
-    monkeypatched(intact, "check_outline", lambda *args: calls.append("outline") or check(*args))
+    calls: list[str] = []
     test = zipfile.ZipFile.testzip
-    monkeypatched(zipfile.ZipFile, "testzip", lambda archive: calls.append("checksums") or test(archive))
+
+    def outlined(*args: Any) -> None:
+        calls.append("outline")
+        check_outline(*args)
+
+    def tested(archive: zipfile.ZipFile) -> str | None:
+        calls.append("checksums")
+        return test(archive)
+
+    monkeypatch.setattr("lightning_meta.run.intact.check_outline", outlined)
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", tested)
     torch.save(content(), "a.ckpt")
     read_checkpoint("a.ckpt")
     read_checkpoint("a.ckpt")
     assert calls == ["checksums", "outline"] * 2  # it may change again within the same tick of the clock
-    monkeypatched(verified, "SETTLED", -(10**9))
+    monkeypatch.setattr(verified, "SETTLED", -(10**9))
     read_checkpoint("a.ckpt")
     read_checkpoint("a.ckpt")
     assert calls == ["checksums", "outline"] * 3
