@@ -22,6 +22,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
 from lightning_meta.nn import MLP
 from lightning_meta.run import AtomicCheckpointIO, read_checkpoint, verified
+from lightning_meta.run.outline import check_outline
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
 from tests.run.test_resume import MODEL
