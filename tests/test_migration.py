@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import lightning_meta as lm
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, MetaModule
@@ -30,6 +31,17 @@ def test_a_model_of_version_0_1_predicts_what_it_did(name: str) -> None:
     else:
         outputs = module.predict("largest", rows)
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_code_of_version_0_1_imports_what_it_did() -> None:
+    from lightning_meta.data.sources import Omniglot, TaskSource
+    from lightning_meta.data.sources.base import Source
+    from lightning_meta.multitask.weightings import Equal
+
+    assert (Omniglot, TaskSource, Source) == (lm.sources.Omniglot, lm.TaskSource, lm.Source)
+    assert Equal is lm.weightings.Equal
+    with pytest.raises(ImportError, match="Nothing"):
+        from lightning_meta.data.sources import Nothing  # noqa: F401
 
 
 def test_every_family_is_stored() -> None:
