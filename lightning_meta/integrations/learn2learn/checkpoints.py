@@ -14,6 +14,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
 from lightning_meta.nn import Conv4
 from lightning_meta.nn.stateless import Tensors
+from lightning_meta.reading import check_regular
 from lightning_meta.run.intact import check_before_torch
 
 _STATISTICS = {"running_mean", "running_var"}
@@ -99,9 +100,12 @@ def _shown(name: str, layer: Tensors) -> str:
 
 
 def _tensors(path: str | PathLike[str]) -> Tensors:
-    check_before_torch(path)
+    check_regular(path)
     try:
+        check_before_torch(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"{error}; save the state_dict alone") from error
     except Exception as error:  # whatever its parts raise for what they do not take
         raise UserError(f"{path} holds more than tensors, or is damaged; save the state_dict alone") from error
     if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
