@@ -179,6 +179,8 @@ def _link_out_of(folder: Path, whole: tuple[str, ...]) -> Path | None:
         for path in (Path(place) / name for name in sorted(folders + files)):
             if path.is_symlink():
                 try:
+                    inside = path.resolve(strict=True).is_relative_to(real)
+                except FileNotFoundError:  # it leads to where nothing is yet
                     inside = path.resolve().is_relative_to(real)
                 except (OSError, RuntimeError):  # links in a circle
                     inside = False

@@ -245,7 +245,7 @@ NETWORKS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "5 GB on a card": (
         lambda: network(layer("Linear", in_features=4, out_features=312_500_000, device="cuda")),
-        "5.0 GB|CUDA",
+        "5.0 GB|CUDA|NVIDIA",
     ),
     "a petabyte": (lambda: network(layer("Linear", in_features=2**24, out_features=2**24)), "1,125,899.9 GB"),
     "layers without end": (

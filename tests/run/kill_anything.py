@@ -126,6 +126,7 @@ def kill_predict(kills: int, draw: random.Random, count: Counter[str]) -> None:
     for number, query in enumerate(("query", "support")):
         files = ["--out=labels.csv", "--export=model.pt2"]
         options = ["predict", "--ckpt_path=runs/images/0", "--support=support", f"--query={query}", "--device=cpu"]
+        options.append("--overwrite")
         commands.append([*options, *files, *(["--batch_norm=inductive"] if number else [])])
         length = measured(commands[-1])
         expected.append((rows_of(Path("labels.csv")), *exported()))
