@@ -101,7 +101,7 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
             f"optimizer: the checkpoint holds the state of {len(states)}, the module has {len(optimizers)}{ANEW}"
         )
     for optimizer, state in zip(optimizers, states, strict=True):
-        groups, saved = optimizer.param_groups, state["param_groups"]
+        groups, saved = optimizer.param_groups, state.get("param_groups") or []
         if len(groups) != len(saved):
             raise UserError(
                 f"optimizer: the checkpoint has {len(saved)} groups of parameters, the module {len(groups)}{ANEW}"

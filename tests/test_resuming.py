@@ -17,19 +17,11 @@ from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
 from lightning_meta.resuming import check_class
 from lightning_meta.sources import Sinusoid
+from tests.meta.oracles import trainer as plain_trainer
 
 
 def train(optimizer: Callable[[Any], Any], folder: Path, steps: int, resume: Path | None = None) -> L.Trainer:
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
+    trainer = plain_trainer(max_steps=steps, limit_val_batches=0)
     data = EpisodicDataModule(Sinusoid(), shots=2, queries=2, meta_batch_size=1, val_tasks=1, test_tasks=1)
     trainer.fit(MAML(MLP(hidden=(2,)), optimizer=optimizer, inner_steps=1), datamodule=data, ckpt_path=resume)
     trainer.save_checkpoint(folder / "last.ckpt")

@@ -26,6 +26,7 @@ LEAST: dict[str, float] = {
     "accumulate_grad_batches": 1,
     "reload_dataloaders_every_n_epochs": 0,
     "gradient_clip_val": 0,
+    "num_sanity_val_steps": 0,
 }
 WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 is "all"
 PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval")
@@ -41,7 +42,7 @@ def check_trainer(options: Mapping[str, Any], used: str) -> None:
     Raises:
         UserError: The option, what was received, and what was expected.
     """
-    for name, least in {**LEAST, "num_sanity_val_steps": 0}.items():
+    for name, least in LEAST.items():
         value = options.get(name)
         if value is not None and _is_number(value) and not (value >= least or (value == -1 and name in WITHOUT_END)):
             all_of = ", or -1 for no limit" if name in WITHOUT_END else ""

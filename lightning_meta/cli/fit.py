@@ -23,11 +23,10 @@ from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_options, naming_options, places_of
 from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
-from lightning_meta.cli.summary import print_summary
+from lightning_meta.cli.summary import print_summary, write_outcome
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import weights_error
 from lightning_meta.reading import refuse_links_out
-from lightning_meta.report import write_figures
 from lightning_meta.resuming import check_class
 from lightning_meta.run import AtomicCheckpointIO, RunCheckpoint, RunLogger, RunRecord, SaveConfig
 from lightning_meta.run.checkpoint_io import read_checkpoint
@@ -36,7 +35,7 @@ from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.names import refuse_name
 from lightning_meta.run.progress import check_progress, restoring_error
 from lightning_meta.run.record import seed_of
-from lightning_meta.run.results import BEFORE_RESUME, facts, write_report, write_results
+from lightning_meta.run.results import BEFORE_RESUME, facts, write_report
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from lightning_meta.run.watch import RankWatch
@@ -247,12 +246,7 @@ def _fit(cli: MetaCLI) -> None:
         about |= facts(cli.model, cli.datamodule, trainer)
         if cli.record.resumes:
             about["resumes"] = cli.record.resumes
-        try:
-            write_figures(run.directory, metrics)
-        except Exception:  # a picture that fails costs itself alone
-            write_results(run.directory, metrics, about)
-            raise
-        write_results(run.directory, metrics, about)  # last: the run is whole
+        write_outcome(run.directory, metrics, about)
         (run.directory / BEFORE_RESUME).unlink(missing_ok=True)
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):

@@ -1,16 +1,36 @@
-"""The short table at the end of a run."""
+"""The end of a run or a test: its figures and results, and a short table."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from lightning_meta.report import write_figures
+from lightning_meta.run.results import write_results
+
 OF_TASK = re.compile(r"test/(accuracy|r2)/(.+)")
 CURVE = re.compile(r"test/(accuracy|mse)_step_(\d+)")
+
+
+def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[str, Any]) -> None:
+    """Write the figures, then `results.json`: a directory that has results is whole.
+
+    Args:
+        directory: The run directory.
+        metrics: What was logged in testing, by name.
+        about: What else to note; plain data.
+    """
+    try:
+        write_figures(directory, metrics)
+    except Exception:  # a picture that fails costs no results
+        write_results(directory, metrics, about)
+        raise
+    write_results(directory, metrics, about)
 
 
 def print_summary(metrics: Mapping[str, float], directory: Path) -> None:

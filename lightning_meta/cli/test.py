@@ -15,17 +15,16 @@ from lightning_meta.cli.checks import check_machine, check_seed, check_trainer
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import naming_options
 from lightning_meta.cli.parsing import Bar, mistake_in
-from lightning_meta.cli.summary import print_summary
+from lightning_meta.cli.summary import print_summary, write_outcome
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.reading import refuse_link
-from lightning_meta.report import write_figures
 from lightning_meta.run import RunLogger
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
-from lightning_meta.run.results import facts, write_report, write_results
+from lightning_meta.run.results import facts, write_report
 
 # Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
@@ -67,12 +66,7 @@ def test(args: Sequence[str]) -> None:
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
     about |= facts(module, made["data"], trainer)
-    try:
-        write_figures(logger.directory, metrics)
-    except Exception:  # a picture that fails costs itself alone
-        write_results(logger.directory, metrics, about)
-        raise
-    write_results(logger.directory, metrics, about)  # last: the folder is whole
+    write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory)
 
 

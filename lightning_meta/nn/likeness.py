@@ -175,12 +175,15 @@ def _leave(low: float, high: float, bounds: tuple[float, float]) -> bool:
 
 
 def check_outputs(outputs: Tensor) -> Tensor:
-    """The outputs, if they are numbers.
+    """The outputs, if they say anything.
+
+    Args:
+        outputs: `(M, outputs)`. A single -inf is a class that a head rules out.
 
     Raises:
-        UserError: They are not finite, or complex.
+        UserError: One is NaN or complex, or all of an example are infinite.
     """
-    if outputs.is_complex() or not bool(torch.isfinite(outputs).all()):
+    if outputs.is_complex() or bool(torch.isnan(outputs).any() | torch.isinf(outputs).all(-1).any()):
         raise UserError(
             "the predictions are NaN, infinite or complex: the weights are damaged, or adaptation diverged; take "
             "another checkpoint, or fewer inner steps"

@@ -32,7 +32,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
     """
     for part, kind in _PARTS.items():
         value = checkpoint.get(part)
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(state, dict) for state in value)):
+        if not isinstance(value, kind) or (kind is list and not _are_states(value, part)):
             raise UserError(
                 f"{path} cannot be resumed: it holds no {part}, or damaged ones; its weights load with "
                 "lightning_meta.load"
@@ -88,6 +88,15 @@ def _restores(frame: traceback.FrameSummary) -> bool:
     if frame.filename.endswith("checkpoint_connector.py"):  # which also writes checkpoints
         return "restore" in frame.name
     return frame.name == "restore_random_state"
+
+
+def _are_states(value: list[Any], part: str) -> bool:
+    """Whether these are states of optimisers, which say the options of their parameters, or of schedules."""
+    groups = [state.get("param_groups") if isinstance(state, dict) else None for state in value]
+    if part == "optimizer_states" and not all(isinstance(group, list) for group in groups):
+        return False
+    options = [options for group in groups for options in group or ()]
+    return all(isinstance(state, dict) for state in [*value, *options])
 
 
 def _items(value: Any) -> list[tuple[Any, Any]]:

@@ -18,7 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
-from lightning_meta.nn.likeness import InputWarning, Likeness, input_statistics
+from lightning_meta.nn.likeness import InputWarning, Likeness, check_outputs, input_statistics
 from lightning_meta.sources import FromDataset
 from lightning_meta.tasks import Classification, EpisodeSpec, TasksSpec
 
@@ -147,6 +147,14 @@ def test_an_older_checkpoint_says_nothing_and_nothing_is_checked() -> None:
     predictor = ProtoNet(Conv4(3, 4, blocks=2), episodes=spec).predictor(STORED[:4], "aabb")
     for x in (255 - STORED, STORED.float()):
         predictor(x)
+
+
+def test_a_class_may_be_ruled_out() -> None:
+    logits = torch.tensor([[0.0, -torch.inf], [1.0, 2.0]])
+    assert check_outputs(logits) is logits
+    for bad in (torch.tensor([[0.0, torch.nan]]), torch.tensor([[torch.inf]]), torch.ones(1, 2) * 1j):
+        with pytest.raises(UserError, match="NaN, infinite or complex"):
+            check_outputs(bad)
 
 
 def test_predictions_that_are_no_numbers_are_an_error() -> None:

@@ -193,6 +193,8 @@ def changed(state: dict[str, Any], change: Callable[[dict[str, Any]], Any]) -> d
 STATES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no loops": lambda s: s.pop("loops"),
     "no optimiser": lambda s: s.pop("optimizer_states"),
+    "an optimiser without options": lambda s: s["optimizer_states"][0].pop("param_groups"),
+    "an optimiser's options as numbers": lambda s: s["optimizer_states"][0].update(param_groups=[1]),
     "a counter that is text": lambda s: s["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready="a"),
     "a counter below zero": lambda s: s["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"].update(ready=-1),
     "steps beyond any": lambda s: s.update(global_step=2**70),
