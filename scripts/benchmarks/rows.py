@@ -68,7 +68,8 @@ def imports(setting: Setting) -> Iterator[Row]:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         taken.append([float(word) for word in done.stdout.split()[-2:]])
     theirs, ours = (Timing.of(column) for column in zip(*taken, strict=True))
-    yield Row("all names of lightning_meta after lightning", ours, "import lightning", theirs, None, "the aim: under 300 ms")
+    name = "all names of lightning_meta after lightning"
+    yield Row(name, ours, "import lightning", theirs, None, "the aim: under 300 ms")
 
 
 STEP = """
