@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -35,8 +35,17 @@ class ManyClasses(Source):
         return {split: Pool(x + i, sizes, names[split], names[split]) for i, split in enumerate(SPLITS)}
 
 
+@pytest.fixture(autouse=True)
+def _new_objects_alone() -> Iterator[None]:
+    """What earlier tests left is not looked through after every batch."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def held() -> int:
-    """Bytes of all tensors alive, each storage once."""
+    """Bytes of all tensors that were made since the test began and are alive, each storage once."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():

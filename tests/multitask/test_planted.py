@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from lightning_meta.cli import main
@@ -42,6 +43,7 @@ LADDER = {
 }
 
 
+@pytest.mark.slow
 def test_a_planted_conflict_hurts_and_a_planted_twin_helps(tmp_path: Path) -> None:
     config = tmp_path / "planted.yaml"
     config.write_text(yaml.safe_dump(LADDER))

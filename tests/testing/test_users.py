@@ -66,6 +66,7 @@ class TestWanders(MetaModuleTests):
 '''
 
 
+@pytest.mark.slow
 def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
     shown = [readme_block(marker) for marker in ("class NearestExample", "class TestNearestExample")]
     (tmp_path / "test_own.py").write_text("\n".join([*shown, OWN]))
