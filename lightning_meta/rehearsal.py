@@ -32,7 +32,7 @@ class _WithoutMemory(TorchDispatchMode):
     """Every tensor lies on `meta`, has a bounded size, and there are not too many; a number read from one is 0."""
 
     def __init__(self, weights: Mapping[str, Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         tensors = [tensor for tensor in weights.values() if isinstance(tensor, Tensor)]
         strided = [tensor for tensor in tensors if tensor.layout == torch.strided]
         storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in strided)}

@@ -383,7 +383,7 @@ def device(family: Family, folder: Path) -> str:
 
 
 def _summary(family: Family, folder: Path, kind: Any) -> str:
-    class Kept(kind):  # type: ignore[misc]
+    class Kept(kind):
         @staticmethod
         def summarize(summary_data: Any, total_parameters: int, *args: Any, **kwargs: Any) -> None:
             table.append((dict(summary_data), total_parameters))
@@ -405,7 +405,7 @@ def rich_summary(family: Family, folder: Path) -> str:
 
 
 def _bar(family: Family, folder: Path, kind: Any) -> str:
-    class Kept(kind):  # type: ignore[misc]
+    class Kept(kind):
         def get_metrics(self, trainer: L.Trainer, pl_module: Any) -> Any:
             metrics = super().get_metrics(trainer, pl_module)
             shown.append(dict(metrics))

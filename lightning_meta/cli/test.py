@@ -73,7 +73,8 @@ def test(args: Sequence[str]) -> None:
 def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
     check_machine(config.trainer.as_dict())
     try:
-        return parser.instantiate(config)
+        made: Namespace = parser.instantiate(config)
+        return made
     except (TypeError, ValueError) as error:
         said = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
         for option, argument in OF_DATA.items():

@@ -126,7 +126,7 @@ def _is_plain(hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return True
-    known = origin in _CONTAINERS or (isinstance(origin, type) and issubclass(origin, typing.Collection))  # type: ignore[arg-type]
+    known = origin in _CONTAINERS or (isinstance(origin, type) and issubclass(origin, typing.Collection))
     return known and all(map(_is_plain, typing.get_args(hint)))
 
 

@@ -43,7 +43,8 @@ class Compiled:
             with torch.random.fork_rng():  # tracing runs the function
                 self._graphs[key] = torch.compile(make_fx(function)(*inputs))
         with torch.autocast(device, enabled=False):  # its casts are in the graph
-            return self._graphs[key](*inputs)
+            result: Result = self._graphs[key](*inputs)
+            return result
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         return Compiled()

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-Function = Callable[..., Any]
+Function = Callable[..., Tensor]
 
 
 class ExactDerivatives(TorchFunctionMode):
@@ -47,12 +47,12 @@ class ExactDerivatives(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         self._depth.value = getattr(self._depth, "value", 0) + 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._depth.value -= 1
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, function: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -222,7 +222,8 @@ def _weight_norm(function: Function, v: Tensor, g: Tensor, dim: int = 0) -> Tens
 def _cdist(function: Function, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
     apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
     if p != 2:
-        return torch.linalg.vector_norm(apart, p, dim=-1)
+        distances: Tensor = torch.linalg.vector_norm(apart, p, dim=-1)
+        return distances
     squares = apart.square().sum(-1)
     same = squares == 0  # the root has no derivative there; torch takes 0
     return torch.where(same, 0, torch.where(same, 1, squares).sqrt())
@@ -240,14 +241,14 @@ def _with_basic_attention(function: Function, *args: Any, **kwargs: Any) -> Any:
 def _without_cudnn(function: Function, *args: Any, **kwargs: Any) -> Any:
     before = torch.backends.cudnn.enabled
     # Not by `cudnn.flags`, which reads a switch that cannot be read within `full_float32`.
-    torch.backends.cudnn.enabled = False  # type: ignore[assignment]
+    torch.backends.cudnn.enabled = False
     try:
         return function(*args, **kwargs)
     finally:
         torch.backends.cudnn.enabled = before
 
 
-_REPLACEMENTS: dict[Function, Function] = {
+_REPLACEMENTS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     torch.layer_norm: _layer_norm,
     F.instance_norm: _channel_norm(of_batch=False),

@@ -38,7 +38,8 @@ def gradient_cosines(gradients: Tensor) -> Tensor:
 
 def gradient_norms(gradients: Tensor) -> Tensor:
     """The Euclidean norm of each gradient: `(T, P)` to `(T,)`."""
-    return torch.linalg.vector_norm(gradients.cpu(), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(gradients.cpu(), dim=1, dtype=torch.float64)
+    return norms
 
 
 def norm_shares(norms: Tensor) -> Tensor:

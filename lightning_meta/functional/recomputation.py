@@ -51,8 +51,9 @@ def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
         passed = {id(leaf) for leaf in leaves}
         return tuple(o.clone() if id(o) in passed else o for o in outputs)  # an input cannot be saved as an output too
 
-    outputs = _Recomputed.apply(_Replayed(flat, device), *leaves)
-    return tree_unflatten(outputs, returned[0])
+    outputs = _Recomputed.apply(_Replayed(flat, device), *leaves)  # type: ignore[no-untyped-call]
+    result: Result = tree_unflatten(outputs, returned[0])
+    return result
 
 
 class _Replayed:

@@ -47,11 +47,13 @@ def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Resu
         What the function returns, with a leading dimension T.
     """
     if how.strategy == "loop":
-        return outside_inference_mode(_loop, function, *tasks)
+        looped: Result = outside_inference_mode(_loop, function, *tasks)
+        return looped
     return outside_inference_mode(vmap(function, randomness="different", chunk_size=how.chunk_size), *tasks)
 
 
 def _loop(function: Callable[..., Result], *tasks: Any) -> Result:
     count = len(tree_leaves(tasks)[0])
     results = [function(*tree_map(lambda leaf, t=t: leaf[t], tasks)) for t in range(count)]
-    return tree_map(lambda *leaves: torch.stack(leaves), *results)
+    stacked: Result = tree_map(lambda *leaves: torch.stack(leaves), *results)
+    return stacked

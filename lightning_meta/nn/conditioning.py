@@ -104,7 +104,7 @@ def widened(stage: nn.Module, extra: int, option: str) -> tuple[nn.Module, bool]
                 wide: nn.Module = nn.Linear(layer.in_features + extra, layer.out_features, layer.bias is not None)
             elif layer.groups == 1:
                 settings = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-                settings["padding_mode"] = layer.padding_mode  # type: ignore[assignment]
+                settings["padding_mode"] = layer.padding_mode
                 wide = nn.Conv2d(
                     layer.in_channels + extra,
                     layer.out_channels,

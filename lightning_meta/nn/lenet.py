@@ -41,4 +41,5 @@ class LeNet(Described, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(M, in_channels, image_size, image_size)` to features `(M, features)`."""
-        return self.layers(x)
+        features: Tensor = self.layers(x)
+        return features

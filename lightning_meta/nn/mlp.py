@@ -33,4 +33,5 @@ class MLP(Described, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs `(M, ...)` of `in_features` numbers each to features `(M, hidden[-1])`."""
-        return self.layers(x.flatten(1))
+        features: Tensor = self.layers(x.flatten(1))
+        return features

@@ -41,7 +41,8 @@ class ResNet12(Described, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(M, in_channels, H, W)` to features `(M, widths[-1])`, averaged over positions."""
-        return self.blocks(x).mean((-2, -1))
+        features: Tensor = self.blocks(x)
+        return features.mean((-2, -1))
 
 
 class _Residual(nn.Module):
@@ -56,4 +57,5 @@ class _Residual(nn.Module):
         self.after = nn.Sequential(nn.MaxPool2d(2), nn.LeakyReLU(0.1), nn.Dropout(dropout))  # as in `Conv4`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.residual(x) + self.shortcut(x))
+        features: Tensor = self.after(self.residual(x) + self.shortcut(x))
+        return features

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from lightning_meta.errors import UserError
 from lightning_meta.report.named_tasks import draw_named_tasks
@@ -141,7 +142,8 @@ def _edges(scores: np.ndarray) -> np.ndarray:
         return np.histogram_bin_edges(scores, bins=20)
     width = grid * max(1, round((values[-1] - values[0]) / grid / 20))
     count = int(np.ceil((values[-1] - values[0] + grid / 2) / width)) or 1
-    return values[0] - grid / 2 + width * np.arange(count + 1)
+    edges: NDArray[Any] = values[0] - grid / 2 + width * np.arange(count + 1)
+    return edges
 
 
 def shortened(name: str) -> str:

@@ -143,4 +143,5 @@ def rasterise(outlines: Outlines, size: int) -> NDArray[np.uint8]:
     total = glyphs * rows * width
     ink = np.bincount(at, sign * (1 - beyond), total) + np.bincount(at + 1, sign * beyond, total)
     ink = np.minimum(np.abs(ink.reshape(glyphs, rows, width).cumsum(axis=2)[..., :size]), 1.0)
-    return np.rint(ink.reshape(glyphs, size, _SCANLINES, size).mean(axis=2) * 255).astype(np.uint8)
+    shades: NDArray[np.uint8] = np.rint(ink.reshape(glyphs, size, _SCANLINES, size).mean(axis=2) * 255).astype(np.uint8)
+    return shades

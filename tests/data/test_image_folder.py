@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,7 +186,7 @@ def test_folders_that_cannot_be_used(divided: Path, plain: Path, tmp_path: Path)
         ({"channels": 2}, "channels=2"),
     ],
 )
-def test_bad_options(options: dict, message: str) -> None:
+def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         ImageFolder("anywhere", **options)
 

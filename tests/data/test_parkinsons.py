@@ -130,7 +130,7 @@ def test_descriptors_and_extra_features(table: np.ndarray) -> None:
     assert plain.input_shapes["subject_01"] == (16,)
     assert more.input_shapes["subject_01"] == (18,)
     assert torch.equal(more.inputs[:, :16], plain.inputs)  # type: ignore[index, arg-type]
-    assert len(more.inputs[:, 17].unique()) == 2  # type: ignore[index, union-attr]
+    assert len(more.inputs[:, 17].unique()) == 2  # type: ignore[index]
     motor = Parkinsons(target="motor_UPDRS").sets()["test"]
     assert not torch.equal(motor.targets["subject_01"], plain.targets["subject_01"])
 

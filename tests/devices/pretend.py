@@ -40,7 +40,7 @@ class Elsewhere(Tensor):
     def __new__(cls, value: Tensor) -> Elsewhere:
         if value.dtype == torch.float64:
             raise NotHere(f"a float64 tensor of shape {tuple(value.shape)} was made on the accelerator, which has none")
-        made: Elsewhere = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Elsewhere = Tensor._make_wrapper_subclass(
             cls,
             value.size(),
             strides=value.stride(),

@@ -69,7 +69,7 @@ def test_what_is_in_double_precision_stays_so() -> None:
     double = torch.ones(2, dtype=torch.float64)
     assert at_least_float32(double) is double
     for name in ("ProtoNet, vmap", "MultiHead"):
-        make, kind = {**META, **MULTI}[name]  # type: ignore[dict-item]
+        make, kind = {**META, **MULTI}[name]
         data = {**EPISODES, **MULTI_TASK}[kind]()
         module = make()
         quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}

@@ -26,7 +26,7 @@ class Recurrent(nn.Module):
         self.layer = layer(6, 4, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)[0][:, -1]  # type: ignore[no-any-return]
+        return self.layer(x)[0][:, -1]
 
 
 class Attention(nn.Module):
@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.layer = nn.MultiheadAttention(6, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x, x, x, need_weights=False)[0].mean(1)  # type: ignore[no-any-return]
+        return self.layer(x, x, x, need_weights=False)[0].mean(1)
 
 
 class Mean(nn.Module):

@@ -138,7 +138,7 @@ def unheard_of(description: Any) -> Any:
     return description
 
 
-class Doubled(l2l.data.transforms.KShots):  # type: ignore[misc]
+class Doubled(l2l.data.transforms.KShots):
     """A transform of learn2learn's that somebody changed."""
 
 
@@ -163,7 +163,7 @@ def test_one_function_in_place_of_a_list_is_a_transform_too() -> None:
 
 
 def backbone() -> nn.Module:
-    return l2l.vision.models.ConvBase(hidden=8, channels=1, layers=2)  # type: ignore[no-any-return]
+    return l2l.vision.models.ConvBase(hidden=8, channels=1, layers=2)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_training_classifies_every_image_among_all_training_classes() -> None:
     torch.testing.assert_close(outcome.loss.squeeze(), expected)
     torch.testing.assert_close(outcome.targets, y)
     mean = outcome.buffers["blocks.0.1.running_mean"]
-    torch.testing.assert_close(mean[0], module.network.blocks[0][0](x).mean((0, 2, 3)))  # type: ignore[index, union-attr, operator]
+    torch.testing.assert_close(mean[0], module.network.blocks[0][0](x).mean((0, 2, 3)))  # type: ignore[index, operator]
 
 
 @pytest.mark.parametrize("head", ["linear", "cosine"])
@@ -87,7 +87,7 @@ def test_vmap_is_the_loop_and_adaptation_leaves_no_trace(head: str) -> None:
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     outputs = []
     for strategy in ("vmap", "loop"):
-        module.task_map = TaskMap(strategy)  # type: ignore[arg-type]
+        module.task_map = TaskMap(strategy)
         with torch.inference_mode():
             outputs.append(module.predict_step(episode(), 0))
     torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-10, atol=1e-10)

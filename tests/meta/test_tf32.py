@@ -60,14 +60,14 @@ class Noted(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         Noted.note(f"backward, {Noted.stage}")
         return gradient.clone()
 
 
 class Noting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return Noted.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+        return Noted.apply(x)
 
 
 class Stages(L.Callback):

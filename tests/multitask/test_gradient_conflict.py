@@ -55,7 +55,7 @@ class Toy(LightningModule):
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         assert isinstance(batch.inputs, Tensor)
-        features = self.shared(batch.inputs.to(self.dtype))  # type: ignore[arg-type]
+        features = self.shared(batch.inputs.to(self.dtype))
         if not self.plain:
             features = features + random.random() * 0.01 + float(np.random.rand()) * 0.01  # noqa: NPY002
             self.calls = self.calls + 1  # a new tensor
@@ -155,7 +155,7 @@ def separately(module: Toy, data: TaskBatch, rate: float) -> tuple[np.ndarray, n
     gradients = []
     for name in NAMES:
         module.zero_grad()
-        module.task_losses(data)[name].backward()  # type: ignore[no-untyped-call]
+        module.task_losses(data)[name].backward()
         gradients.append([p.grad.clone() for p in module.shared_parameters() if p.grad is not None])
     flat = np.stack([torch.cat([g.flatten() for g in row]).numpy() for row in gradients])
     affinity = np.zeros((3, 3))

@@ -114,7 +114,7 @@ def test_vectorised_convolutions_give_the_numbers_of_the_loop() -> None:
     modules = []
     for strategy in ("loop", "vmap"):
         lightning.seed_everything(0, verbose=False)
-        modules.append(Independent(Conv4(width=8, blocks=3), strategy=strategy, tasks=spec))  # type: ignore[arg-type]
+        modules.append(Independent(Conv4(width=8, blocks=3), strategy=strategy, tasks=spec))
         modules[-1].configure_model()
         modules[-1].double().train()
     x = torch.randn(30, 1, 16, 16, dtype=torch.float64)

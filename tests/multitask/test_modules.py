@@ -349,8 +349,8 @@ def test_other_tasks_than_it_was_made_for_are_refused() -> None:
         UserError, match="task 'sign': the module was made for Classification of 2 outputs, the data has"
     ):
         results_of(module, MultiTaskDataModule(other))
-    episodic = lightning_meta.EpisodicDataModule  # type: ignore[attr-defined]
-    sinusoid = lightning_meta.sources.Sinusoid()  # type: ignore[attr-defined]
+    episodic = lightning_meta.EpisodicDataModule
+    sinusoid = lightning_meta.sources.Sinusoid()
     with pytest.raises(UserError, match="MultiHead learns from a MultiTaskDataModule; the data has episodes"):
         results_of(module, cast(MultiTaskDataModule, episodic(sinusoid)))
 

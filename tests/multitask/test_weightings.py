@@ -64,7 +64,7 @@ def test_the_objective_is_a_weighted_sum_over_the_tasks_present(name: str) -> No
     objective = weighting(losses, torch.tensor([True, False, True]))
     assert objective.shape == ()
     assert objective.dtype == losses.dtype
-    objective.backward()  # type: ignore[no-untyped-call]
+    objective.backward()
     weights = weighting.weights().detach()
     assert losses.grad is not None
     torch.testing.assert_close(losses.grad, (weights * torch.tensor([1, 0, 1])).to(losses.dtype))
@@ -187,7 +187,7 @@ def test_uncertainty_learns_the_noise_of_a_regression() -> None:
         objective.backward()
         return objective
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     assert weighting.log_variance.exp().item() == pytest.approx(0.3, rel=1e-3)
 
 

@@ -213,7 +213,7 @@ def test_a_converted_network_computes_what_it_did() -> None:
 
 def test_conversion_keeps_precision_and_what_is_frozen() -> None:
     network = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False)).double()
-    network[0].weight.requires_grad_(False)  # type: ignore[union-attr]
+    network[0].weight.requires_grad_(False)
     converted = per_task(network)
     assert {t.dtype for t in converted.state_dict().values() if t.is_floating_point()} == {torch.float64}
     assert [name for name, p in converted.named_parameters() if p.requires_grad] == ["0.bias"]
@@ -232,7 +232,7 @@ def test_the_statistics_are_chosen_within_the_context_only() -> None:
     with statistics_from(nn.Sequential(norm), "stored"):
         with statistics_from(norm, "fused"):
             assert norm.statistics == "fused"
-        assert norm.statistics == "stored"
+        assert norm.statistics == "stored"  # type: ignore[comparison-overlap]
     assert norm.statistics is None
     with pytest.raises(RuntimeError, match="size of tensor"), statistics_from(norm, "stored"):
         norm(torch.zeros(2, 3))
@@ -261,7 +261,7 @@ def test_torchs_own_tools_know_the_layer() -> None:
     update_bn(batches, network)
     expected = torch.stack([network[0](x).mean(0) for x in batches]).mean(0)  # type: ignore[index]
     torch.testing.assert_close(network.get_buffer("1.running_mean"), expected)
-    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(network)[1], nn.SyncBatchNorm)  # type: ignore[index]
+    assert isinstance(nn.SyncBatchNorm.convert_sync_batchnorm(network)[1], nn.SyncBatchNorm)
 
 
 def test_a_layer_held_in_evaluation_mode_uses_what_is_stored_in_every_way() -> None:
@@ -269,7 +269,7 @@ def test_a_layer_held_in_evaluation_mode_uses_what_is_stored_in_every_way() -> N
     x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
     freeze_evaluated(norm.eval())
     for statistics in ("batch", "fused", "stored"):
-        y, _ = stateless_call(norm, dict(norm.named_buffers()), x, statistics)  # type: ignore[arg-type]
+        y, _ = stateless_call(norm, dict(norm.named_buffers()), x, statistics)
         torch.testing.assert_close(y, theirs.eval()(x))
 
 
@@ -353,7 +353,7 @@ def test_stacked_networks_follow_each_its_own_statistics(shape: tuple[int, ...],
         x = torch.randn(3, *shape, dtype=dtype) * (number + 1) + 2
 
         def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(norms[0], (parameters, buffers), (x,))  # type: ignore[no-any-return]
+            return functional_call(norms[0], (parameters, buffers), (x,))
 
         found = vmap(one)(parameters, buffers, x)
         for i, (_, theirs) in enumerate(pairs):
@@ -404,7 +404,7 @@ def test_a_layer_that_is_called_twice_is_recorded_by_the_mean_over_its_calls() -
     network = nn.Sequential(norm, nn.Tanh(), norm)
     x = torch.randn(6, 3, dtype=torch.float64) + 1
     for statistics in ("batch", "fused"):
-        _, after = stateless_call(network, {}, x, statistics)  # type: ignore[arg-type]
+        _, after = stateless_call(network, {}, x, statistics)
         first = torch.nn.functional.batch_norm(x, None, None, norm.weight, norm.bias, True, eps=norm.eps).tanh()
         torch.testing.assert_close(after["0.running_mean"], (x.mean(0) + first.mean(0)) / 2)
 

@@ -191,7 +191,7 @@ class Redrawing(nn.Module):
         self.plain = table(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x * self.plain)  # type: ignore[no-any-return]
+        return self.layer(x * self.plain)
 
 
 def test_a_network_of_ones_own_is_made_once_and_with_values() -> None:

@@ -37,6 +37,7 @@ class AdaptedTransforms:
         if self.pull_back is not None:
             (ascent,) = self.pull_back(gradients)
             self.weights = tree_map(lambda w, a: w + self.rate**2 * a, self.weights, ascent)
+        updates: Tensors
         updates, self.pull_back = vjp(partial(self._updates, gradients), self.weights)  # type: ignore[misc]
         return updates
 
