@@ -234,7 +234,11 @@ class GradientBasedLearner(MetaModule, ABC):
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The query loss of the adapted network."""
-        outputs, buffers = self._predict(self.adapt(support, ways), query.x)
+        return self.outcome(self.adapt(support, ways), query)
+
+    def outcome(self, state: Tensors, query: Examples) -> Outcome:
+        """The query loss of one state of `trajectory`, for outer losses that are made of it."""
+        outputs, buffers = self._predict(state, query.x)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
 
     @property
