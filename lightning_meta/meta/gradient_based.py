@@ -185,6 +185,7 @@ class GradientBasedLearner(MetaModule, ABC):
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
         self.spec  # noqa: B018 - before it is known there is no head
         parameters, buffers = tensors_of(self.network)
+        buffers |= own_buffers(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}
         shared = {name: p for name, p in parameters.items() if name not in names and p.requires_grad}
@@ -194,10 +195,17 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
                 "call unfreeze(), or freeze the backbone alone"
             )
+        network, rest = self.network, {**frozen, **shared}
+        if self.inner_batch_size is None and all(name.startswith("head.") for name in names):
+            # No inner step changes the backbone, so its features are computed once.
+            body, network = _alone(backbone=self.backbone), _alone(head=self.head)
+            features, after = stateless_call(body, _within(body, {**rest, **buffers}), support.x, "batch")
+            rest, support = {**rest, **after}, Examples(features, support.y)
+            shared, frozen, buffers = (_within(network, tensors) for tensors in (shared, frozen, buffers))
 
         def forward(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
             tensors = {**adapted, **data.shared, **frozen, **buffers}
-            outputs, after = stateless_call(self.network, tensors, data.examples.x, "batch")
+            outputs, after = stateless_call(network, tensors, data.examples.x, "batch")
             return outputs, {name: tensor for name, tensor in after.items() if name not in parameters}
 
         def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
@@ -210,7 +218,7 @@ class GradientBasedLearner(MetaModule, ABC):
         *visited, (last, after) = inner_loop(
             support_loss,
             adapted,
-            {**buffers, **own_buffers(self.network)},
+            buffers,
             lambda j: _Data(batches[j], shared),
             steps,
             self.rates,
@@ -220,9 +228,9 @@ class GradientBasedLearner(MetaModule, ABC):
             self.inner_optimizer,
         )
         # No forward pass was made with the last parameters; only inductive prediction needs its statistics.
-        if self.batch_norm == "inductive" and task_norms(self.network):
+        if self.batch_norm == "inductive" and task_norms(network):
             after = forward(last, after, _Data(support, shared))[1]
-        return [{**frozen, **shared, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
+        return [{**rest, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
@@ -283,6 +291,20 @@ class GradientBasedLearner(MetaModule, ABC):
         own = {name: state[name].clone() for name in own_buffers(self.network)}  # a pass may change them in place
         outputs, after = stateless_call(self.network, {**state, **own}, x, _QUERY[self.batch_norm])
         return outputs, {name: after[name] for name in own}
+
+
+def _alone(**part: nn.Module) -> nn.Module:
+    """A part of the network by itself, its tensors under the names that they have in the whole."""
+    (module,) = part.values()
+    alone = nn.Sequential(OrderedDict(part))
+    alone.training = module.training
+    return alone
+
+
+def _within(network: nn.Module, tensors: Tensors) -> Tensors:
+    """Those of the tensors that lie in a part of the network."""
+    beginnings = tuple(f"{name}." for name, _ in network.named_children())
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(beginnings)}
 
 
 _QUERY: dict[BatchNorm, Statistics] = {"transductive": "batch", "inductive": "stored"}

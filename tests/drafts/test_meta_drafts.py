@@ -55,12 +55,21 @@ class StillBody(GradientBasedLearner):
         return {name: rate * name.startswith("head") for name in self.adapted()}
 
 
-@pytest.mark.parametrize("first_order", [False, True])
-def test_anil_is_maml_with_an_inner_rate_of_zero_for_the_body(first_order: bool) -> None:
-    anil, still = (
-        cls(KINDS["smooth"].backbone(), inner_lr=0.5, inner_steps=3, first_order=first_order, episodes=IMAGES).double()
-        for cls in (ANIL, StillBody)
-    )
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_norm": "inductive"},
+        {"recompute": True},
+        {"inner_batch_size": 4},
+        {"inner_steps": 0},
+        {"first_order": True},
+    ],
+    ids=str,
+)
+def test_anil_is_maml_with_an_inner_rate_of_zero_for_the_body(options: dict[str, Any]) -> None:
+    options = {"inner_lr": 0.5, "inner_steps": 3, "episodes": IMAGES, **options}
+    anil, still = (method(KINDS["smooth"].backbone(), **options).double() for method in (ANIL, StillBody))
     roughen(anil)
     still.load_state_dict(anil.state_dict())
     batch = episodes(IMAGES)
