@@ -18,6 +18,9 @@ from .data.source import TaskSource as TaskSource
 from .data.task_set import TaskSet as TaskSet
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
+from .functional.inner_optimizers import InnerAdam as InnerAdam
+from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer
+from .functional.inner_optimizers import InnerSGD as InnerSGD
 from .loading import load as load
 from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome

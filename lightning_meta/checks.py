@@ -60,8 +60,8 @@ def not_negative(**values: Any) -> None:
             raise UserError(f"{name}: a number of at least 0 is needed, got {value!r}")
 
 
-def dropout_rate(**values: Any) -> None:
-    """Refuse what is no probability to drop a unit with: at 1 nothing is left.
+def below_one(**values: Any) -> None:
+    """Refuse what is no number in [0, 1), such as a share of units to drop.
 
     Args:
         **values: By name of the argument.

@@ -37,6 +37,7 @@ Allow: TypeAlias = Iterable[str | type]
 
 # The rooms that hold what a model is made of, and none whose classes open files, start runs or import by name.
 TRUSTED = (
+    "lightning_meta.functional.inner_optimizers",
     "lightning_meta.meta",
     "lightning_meta.multitask",
     "lightning_meta.nn",

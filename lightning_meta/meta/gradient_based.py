@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC
 from collections import OrderedDict
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.checks import positive, whole
+from lightning_meta.checks import instance, positive, whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.inner_optimizers import InnerOptimizer, InnerSGD
+from lightning_meta.functional.mini_batches import mini_batches
 from lightning_meta.functional.recomputation import check_replays
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.checks import check_derivatives
@@ -22,14 +25,30 @@ from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, te
 from lightning_meta.tasks import EpisodeSpec
 
 BatchNorm = Literal["transductive", "inductive"]
+_DESCENT = InnerSGD()
+
+
+class _Data(NamedTuple):
+    """What a support loss is computed from, besides the adapted weights.
+
+    Attributes:
+        examples: Of the support set.
+        shared: Weights that the outer loop alone learns, by name. Its gradient passes through the inner steps to them.
+    """
+
+    examples: Examples
+    shared: Tensors
 
 
 class GradientBasedLearner(MetaModule, ABC):
-    r"""A backbone and a linear head, all of whose weights follow the gradient of the support loss.
+    r"""A backbone and a linear head whose weights follow the gradient of the support loss.
 
-    $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha\, u(\nabla_\varphi L(\varphi_j; \mathrm{support}))$$
+    $$\varphi_0 = \theta, \qquad
+      \varphi_{j+1} = \varphi_j - \alpha_j\, d(u(\nabla_\varphi L(\varphi_j; \mathrm{support})))$$
 
-    with u the identity, unless `direction` says otherwise. Weights that do not require a gradient stay where they are.
+    with d the inner optimizer, by default the identity. To add a method, override `adapted` (what inner steps move),
+    `rates` (α_j, by parameter and step), `direction` (u) or `task_loss` (the outer loss). Weights that do not require a
+    gradient stay where they are; those that do and are not adapted are learned by the outer loop alone.
 
     Args:
         backbone: The network below the head.
@@ -42,6 +61,12 @@ class GradientBasedLearner(MetaModule, ABC):
             set after adaptation. Support examples are always normalised by their own.
         recompute: Compute inner steps anew in the outer loop's backward pass, in place of keeping all of them: the
             memory of long inner loops shrinks several times, and a step takes about 1.6 times as long.
+        inner_optimizer: d: `InnerSGD`, with momentum if asked for, or `InnerAdam`.
+        inner_batch_size: Support examples that an inner step sees, as many as there are by default. Mini-batches go
+            through the support set again and again, shuffled each time, in an order that follows from its examples.
+        inner_parameters: What inner steps move, of what is not frozen: names of parameters of the network or of its
+            parts, such as `head`, `backbone.blocks.3` or `head.bias`. By default everything; `head` alone is ANIL
+            (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
         tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
             an H200 the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
             and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
@@ -59,10 +84,18 @@ class GradientBasedLearner(MetaModule, ABC):
         batch_norm: BatchNorm = "transductive",
         recompute: bool = False,
         tf32: bool = False,
+        inner_optimizer: InnerOptimizer = _DESCENT,
+        inner_batch_size: int | None = None,
+        inner_parameters: Sequence[str] | str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         one_of("batch_norm", batch_norm, BatchNorm)
+        instance("inner_optimizer", inner_optimizer, InnerOptimizer)
+        whole(1, inner_batch_size=inner_batch_size)
+        self.inner_optimizer, self.inner_batch_size = inner_optimizer, inner_batch_size
+        given = (inner_parameters,) if isinstance(inner_parameters, str) else inner_parameters
+        self.inner_parameters = None if given is None else tuple(given)
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order, self.batch_norm, self.recompute, self.tf32 = first_order, batch_norm, recompute, tf32
@@ -71,7 +104,9 @@ class GradientBasedLearner(MetaModule, ABC):
         if recompute and self._compiles:
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
-        self._adapted: frozenset[str] = frozenset()  # before all weights were frozen
+        self._trained: frozenset[str] = frozenset()  # before all weights were frozen
+        if self._built:
+            self.adapted()  # refuses names that there are not
 
     def on_fit_start(self) -> None:
         """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
@@ -91,30 +126,55 @@ class GradientBasedLearner(MetaModule, ABC):
                 check_replays(forward, adapted, module=self.network)
 
     def adapted(self) -> frozenset[str]:
-        """Names of the parameters that inner steps move: those that are not frozen.
+        """Names of the parameters that inner steps move: those of `inner_parameters` that are not frozen.
 
-        Where all are, as after `freeze()` before predicting, it is those that were not frozen before that.
+        Where all are frozen, as after `freeze()` before predicting, it is those that were not frozen before that.
+
+        Raises:
+            UserError: The network has no parameter of a name in `inner_parameters`.
         """
-        names = frozenset(name for name, p in self.network.named_parameters() if p.requires_grad)
-        return names or self._adapted
+        trained = self.trained()
+        if self.inner_parameters is None:
+            return trained
+        names = [name for name, _ in self.network.named_parameters()]
+        chosen = {part: {n for n in names if f"{n}.".startswith(f"{part}.")} for part in self.inner_parameters}
+        for part, found in chosen.items():
+            if not found:
+                raise UserError(
+                    f"inner_parameters: the network has no parameter or part {part!r}; give head, backbone, or names "
+                    f"such as {names[0]}"
+                )
+        return trained & set().union(*chosen.values())
+
+    def trained(self) -> frozenset[str]:
+        """Names of the parameters that are not frozen; where all are, of those that were not before."""
+        return frozenset(name for name, p in self.network.named_parameters() if p.requires_grad) or self._trained
+
+    def rates(self, step: int) -> float | Tensors:
+        """α_j of an inner step j = 0, 1, ...
+
+        A method that learns its rates returns a tensor for each adapted parameter by name, which broadcasts to it; the
+        outer gradient reaches them. There may be more steps in evaluation than in training.
+        """
+        return self.inner_lr
 
     def freeze(self) -> Self:
         """Freeze all weights for inference; a new task is still learned by adapting copies of what was not frozen."""
-        self._adapted = self.adapted() if self._built else frozenset()
+        self._trained = self.trained() if self._built else frozenset()
         return super().freeze()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Freeze or unfreeze all weights; see `freeze`."""
         if self._built:
-            self._adapted = self.adapted()
+            self._trained = self.trained()
         return super().requires_grad_(requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also note the weights that inner steps leave alone, which no tensor says."""
+        """Also note the weights that are frozen, which no tensor says."""
         super().on_save_checkpoint(checkpoint)
         if not self._built:
             return
-        names, parameters = self.adapted(), dict(self.network.named_parameters())
+        names, parameters = self.trained(), dict(self.network.named_parameters())
         checkpoint["lightning_meta"]["frozen_weights"] = [name for name in parameters if names and name not in names]
 
     def direction(self, gradients: Tensors) -> Tensors:
@@ -125,33 +185,52 @@ class GradientBasedLearner(MetaModule, ABC):
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
         self.spec  # noqa: B018 - before it is known there is no head
         parameters, buffers = tensors_of(self.network)
+        buffers |= own_buffers(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}
-        fixed = {name: p for name, p in parameters.items() if name not in names}
+        shared = {name: p for name, p in parameters.items() if name not in names and p.requires_grad}
+        frozen = {name: p for name, p in parameters.items() if name not in names and not p.requires_grad}
         if not adapted:
             raise UserError(
                 f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
                 "call unfreeze(), or freeze the backbone alone"
             )
+        network, rest = self.network, {**frozen, **shared}
+        if self.inner_batch_size is None and all(name.startswith("head.") for name in names):
+            # No inner step changes the backbone, so its features are computed once.
+            body, network = _alone(backbone=self.backbone), _alone(head=self.head)
+            features, after = stateless_call(body, _within(body, {**rest, **buffers}), support.x, "batch")
+            rest, support = {**rest, **after}, Examples(features, support.y)
+            shared, frozen, buffers = (_within(network, tensors) for tensors in (shared, frozen, buffers))
 
-        def forward(adapted: Tensors, buffers: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
-            outputs, after = stateless_call(self.network, {**adapted, **fixed, **buffers}, support.x, "batch")
+        def forward(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
+            tensors = {**adapted, **data.shared, **frozen, **buffers}
+            outputs, after = stateless_call(network, tensors, data.examples.x, "batch")
             return outputs, {name: tensor for name, tensor in after.items() if name not in parameters}
 
-        def support_loss(adapted: Tensors, buffers: Tensors, support: Examples) -> tuple[Tensor, Tensors]:
-            outputs, buffers = forward(adapted, buffers, support)
-            return self.task.loss(outputs, support.y), buffers
+        def support_loss(adapted: Tensors, buffers: Tensors, data: _Data) -> tuple[Tensor, Tensors]:
+            outputs, buffers = forward(adapted, buffers, data)
+            return self.task.loss(outputs, data.examples.y), buffers
 
         steps = self.inner_steps if self.training else self.test_inner_steps
-        recompute = self.recompute and self.training
-        start = {**buffers, **own_buffers(self.network)}
+        size = self.inner_batch_size
+        batches = [support] * steps if size is None else mini_batches(support, size, steps)
         *visited, (last, after) = inner_loop(
-            support_loss, adapted, start, support, steps, self.inner_lr, self.first_order, recompute, self.direction
+            support_loss,
+            adapted,
+            buffers,
+            lambda j: _Data(batches[j], shared),
+            steps,
+            self.rates,
+            self.first_order,
+            self.recompute and self.training,
+            self.direction,
+            self.inner_optimizer,
         )
         # No forward pass was made with the last parameters; only inductive prediction needs its statistics.
-        if self.batch_norm == "inductive" and task_norms(self.network):
-            after = forward(last, after, support)[1]
-        return [{**fixed, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
+        if self.batch_norm == "inductive" and task_norms(network):
+            after = forward(last, after, _Data(support, shared))[1]
+        return [{**rest, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
@@ -163,7 +242,11 @@ class GradientBasedLearner(MetaModule, ABC):
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The query loss of the adapted network."""
-        outputs, buffers = self._predict(self.adapt(support, ways), query.x)
+        return self.outcome(self.adapt(support, ways), query)
+
+    def outcome(self, state: Tensors, query: Examples) -> Outcome:
+        """The query loss of one state of `trajectory`, for outer losses that are made of it."""
+        outputs, buffers = self._predict(state, query.x)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
 
     @property
@@ -208,6 +291,20 @@ class GradientBasedLearner(MetaModule, ABC):
         own = {name: state[name].clone() for name in own_buffers(self.network)}  # a pass may change them in place
         outputs, after = stateless_call(self.network, {**state, **own}, x, _QUERY[self.batch_norm])
         return outputs, {name: after[name] for name in own}
+
+
+def _alone(**part: nn.Module) -> nn.Module:
+    """A part of the network by itself, its tensors under the names that they have in the whole."""
+    (module,) = part.values()
+    alone = nn.Sequential(OrderedDict(part))
+    alone.training = module.training
+    return alone
+
+
+def _within(network: nn.Module, tensors: Tensors) -> Tensors:
+    """Those of the tensors that lie in a part of the network."""
+    beginnings = tuple(f"{name}." for name, _ in network.named_children())
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(beginnings)}
 
 
 _QUERY: dict[BatchNorm, Statistics] = {"transductive": "batch", "inductive": "stored"}

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from lightning_meta.checks import dropout_rate, widths
+from lightning_meta.checks import below_one, widths
 
 
 def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
@@ -38,7 +38,7 @@ def check_head(hidden: Sequence[int], dropout: float) -> None:
         UserError: The argument, and what is needed.
     """
     widths(head_hidden=hidden)
-    dropout_rate(head_dropout=dropout)
+    below_one(head_dropout=dropout)
 
 
 @contextmanager

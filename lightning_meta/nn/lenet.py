@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_meta.checks import dropout_rate, whole
+from lightning_meta.checks import below_one, whole
 from lightning_meta.configuration import Described
 from lightning_meta.errors import UserError
 
@@ -25,7 +25,7 @@ class LeNet(Described, nn.Module):
     def __init__(self, in_channels: int = 1, image_size: int = 28, features: int = 50, dropout: float = 0.5) -> None:
         super().__init__()
         whole(1, in_channels=in_channels, image_size=image_size, features=features)
-        dropout_rate(dropout=dropout)
+        below_one(dropout=dropout)
         if image_size < 16:
             raise UserError(f"image_size: LeNet takes images of 16 pixels or more, got {image_size}")
         side = ((image_size - 4) // 2 - 4) // 2

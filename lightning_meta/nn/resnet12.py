@@ -31,7 +31,7 @@ class ResNet12(Described, nn.Module):
         checks.widths(widths=widths)
         if not widths:
             raise UserError("widths: at least one block is needed, got none")
-        checks.dropout_rate(dropout=dropout)
+        checks.below_one(dropout=dropout)
         self.blocks = nn.Sequential(*(_Residual(i, o, dropout) for i, o in pairwise([in_channels, *widths])))
 
     def stages(self) -> list[nn.Module]:

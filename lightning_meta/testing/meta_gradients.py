@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_meta.functional.inner_loop import inner_loop
+from lightning_meta.functional.inner_optimizers import InnerOptimizer, InnerSGD
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.nn.stateless import Tensors
+
+_DESCENT = InnerSGD()
 
 
 class MetaGradients:
@@ -22,6 +25,7 @@ class MetaGradients:
         query: Inputs `(T, M, ...)`.
         first_order: Whether second derivatives are left out.
         learning_rate: Of the inner steps.
+        optimizer: Of the inner steps.
     """
 
     def __init__(
@@ -32,9 +36,10 @@ class MetaGradients:
         query: Tensor,
         first_order: bool = False,
         learning_rate: float = 0.1,
+        optimizer: InnerOptimizer = _DESCENT,
     ) -> None:
         self.forward, self.parameters, self.support, self.query = forward, parameters, support, query
-        self.first_order, self.learning_rate = first_order, learning_rate
+        self.first_order, self.learning_rate, self.optimizer = first_order, learning_rate, optimizer
 
     def loss(self, parameters: Tensors, buffers: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """A smooth function of all outputs."""
@@ -47,7 +52,9 @@ class MetaGradients:
         """The mean query loss. The inner steps from `steps_of`, if given, are added to the start as constants."""
 
         def reached(support: Tensor, begin: Tensors) -> Tensors:
-            return inner_loop(self.loss, begin, {}, support, 2, self.learning_rate, self.first_order)[-1][0]
+            return inner_loop(
+                self.loss, begin, {}, support, 2, self.learning_rate, self.first_order, optimizer=self.optimizer
+            )[-1][0]
 
         def one_task(support: Tensor, query: Tensor) -> Tensor:
             if steps_of is None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_meta import InnerSGD
 from lightning_meta.errors import UserError
 from lightning_meta.integrations.learn2learn import GBML
 from lightning_meta.nn import MLP, Conv4
@@ -145,6 +146,17 @@ def test_tasks_adapt_copies_of_the_transforms_from_the_second_step_on(strategy: 
         assert torch.equal(found, again)  # the next episodes start from ψ_0 again
         apart = relative_error(found, gradient(still.meta_batch_loss(batch).loss.mean(), still))
         assert apart < 1e-12 if steps == 1 else apart > 1e-6
+
+
+def test_only_plain_descent_adapts_transforms_and_a_part_of_the_network_may_be_adapted() -> None:
+    with pytest.raises(UserError, match=r"adapt_transform: .* leave inner_optimizer out"):
+        GBML(MLP(6, (4,)), adapt_transform=True, inner_optimizer=InnerSGD(0.9))
+    for adapt in (False, True):
+        ours, _ = pair("MLP", "meta_sgd", adapt_transform=adapt, inner_parameters="head", inner_steps=2)
+        support, _ = task(episodes(ours.spec), 0)
+        state = ours.adapt(support, 3)
+        moved = {name for name, p in ours.network.named_parameters() if not torch.equal(p, state[name])}
+        assert moved == {"head.weight", "head.bias"}
 
 
 def test_first_order_is_refused_where_learn2learn_fails() -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.functional.inner_optimizers import InnerSGD
 from lightning_meta.integrations.learn2learn.adapted_transforms import AdaptedTransforms
 from lightning_meta.integrations.learn2learn.library import library
 from lightning_meta.meta.gradient_based import GradientBasedLearner
@@ -76,6 +77,11 @@ class GBML(GradientBasedLearner):
                 "adapt_transform: the transforms' own gradient passes through an inner step, whose derivatives "
                 "first_order leaves out; leave one of the two out"
             )
+        if adapt_transform and self.inner_optimizer != InnerSGD():
+            raise UserError(
+                "adapt_transform: the transforms' own gradient is that of plain gradient descent; leave "
+                "inner_optimizer out"
+            )
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the head, and a transform for each parameter."""
@@ -87,7 +93,8 @@ class GBML(GradientBasedLearner):
     @property
     def direction(self) -> Callable[[Tensors], Tensors]:
         """u_ψ, for the inner loop of one task: where tasks adapt ψ, each asking gives a new one that starts at ψ_0."""
-        transforms = dict(zip(self.names, self.transforms, strict=True))
+        adapted = self.adapted()
+        transforms = {n: t for n, t in zip(self.names, self.transforms, strict=True) if n in adapted}
         if self.adapt_transform:
             return AdaptedTransforms(transforms, self.inner_lr)
         # Contiguous, since transforms view their gradients in other shapes.

@@ -1,0 +1,125 @@
+"""What inner steps move is chosen by name, and the rest is learned by the outer loop as the equations have it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_meta import InnerAdam, InnerSGD, load
+from lightning_meta.batches import Episode
+from lightning_meta.errors import UserError
+from lightning_meta.meta import MAML
+from lightning_meta.nn import MLP
+from tests.meta.oracles import KINDS, episodes, forward, gradient, loss_of, maml, quiet, relative_error, task, trainer
+
+
+def anil_loss(module: MAML, batch: Episode, chosen: tuple[str, ...]) -> Tensor:
+    """Two inner steps on some parameters. With first_order an inner gradient is a constant, of whatever weights."""
+    losses = []
+    for t in range(len(batch.tasks)):
+        support, query = task(batch, t)
+        phi: dict[str, Tensor] = dict(module.network.named_parameters())
+        for _ in range(2):
+            names = [name for name in phi if name.startswith(chosen)]
+            loss = loss_of(module.spec, forward(module.network, phi, support.x)[0], support.y)
+            steps = torch.autograd.grad(loss, [phi[n] for n in names], create_graph=True)
+            if module.first_order:
+                steps = tuple(g.detach() for g in steps)
+            phi |= {n: phi[n] - module.inner_lr * g for n, g in zip(names, steps, strict=True)}
+        losses.append(loss_of(module.spec, forward(module.network, phi, query.x)[0], query.y))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("how", [{"strategy": "vmap"}, {"strategy": "loop"}, {"recompute": True}], ids=str)
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "chosen"),
+    [("smooth", "head"), ("smooth", "backbone"), ("mlp", "head"), ("mlp", ["backbone.layers.1", "head.bias"])],
+    ids=str,
+)
+def test_meta_gradients_with_a_part_adapted_are_those_of_plain_autograd(
+    kind: str, chosen: Any, first_order: bool, how: dict[str, Any]
+) -> None:
+    module = maml(kind, inner_steps=2, inner_lr=0.5, first_order=first_order, inner_parameters=chosen, **how)
+    batch = episodes(module.spec)
+    loss = module.meta_batch_loss(batch).loss.mean()
+    expected = anil_loss(module, batch, (chosen,) if isinstance(chosen, str) else tuple(chosen))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert relative_error(gradient(loss, module), gradient(expected, module)) < 1e-12
+
+
+def test_only_what_was_chosen_moves() -> None:
+    module = maml("mlp", inner_parameters=["head.bias", "backbone.layers.0"])
+    support, _ = task(episodes(module.spec), 0)
+    state = module.adapt(support, 3)
+    moved = {name for name, p in module.network.named_parameters() if not torch.equal(p, state[name])}
+    assert moved == {"head.bias", "backbone.layers.0.0.weight", "backbone.layers.0.0.bias"}
+    module.network.get_parameter("head.bias").requires_grad_(False)  # frozen stays frozen
+    assert module.adapted() == {"backbone.layers.0.0.weight", "backbone.layers.0.0.bias"}
+    module.freeze()
+    assert module.adapted() == {"backbone.layers.0.0.weight", "backbone.layers.0.0.bias"}
+
+
+def test_an_unknown_name_is_one_line() -> None:
+    for name in ("heads", "backbone.layers.0.0.weigh", "layers.0"):
+        with pytest.raises(UserError) as raised:
+            maml("mlp", inner_parameters=["head", name])
+        assert str(raised.value) == (
+            f"inner_parameters: the network has no parameter or part {name!r}; give head, backbone, or names such as "
+            "backbone.layers.0.0.weight"
+        )
+    module = maml("mlp", inner_parameters="head")
+    module.head.requires_grad_(False)
+    with pytest.raises(UserError, match="has nothing to adapt"):
+        module.adapt(task(episodes(module.spec), 0)[0], 3)
+
+
+@quiet
+def test_a_checkpoint_holds_the_inner_loop_and_leaves_the_body_trainable(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "inner_parameters": "head",
+        "inner_optimizer": InnerAdam(beta1=0.0),
+        "inner_batch_size": 2,
+    }
+    module = MAML(MLP(6, (8, 5)), episodes=KINDS["mlp"].spec, **options)
+    runner = trainer()
+    runner.strategy.connect(module)
+    path = tmp_path / "last.ckpt"
+    runner.save_checkpoint(path)
+    again = load(path)
+    assert isinstance(again, MAML)
+    assert again.adapted() == {"head.weight", "head.bias"}
+    assert (again.inner_optimizer, again.inner_batch_size) == (InnerAdam(beta1=0.0), 2)
+    assert all(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "loop"])
+@pytest.mark.parametrize("optimizer", [InnerSGD(0.9), InnerAdam(beta1=0.0)], ids=str)
+def test_optimizers_and_mini_batches_learn_the_same_however_tasks_are_visited(optimizer: Any, strategy: Any) -> None:
+    options = {"inner_optimizer": optimizer, "inner_batch_size": 4, "inner_steps": 3, "strategy": strategy}
+    module = maml("mlp", **options)
+    batch = episodes(module.spec, tasks=3)
+    found = module.meta_batch_loss(batch)
+    for t in range(3):  # a task alone, its support set in another order
+        support, query = task(batch, t)
+        order = torch.randperm(len(support.y))
+        turned = support._replace(x=support.x[order], y=support.y[order])
+        outputs = module.predict(module.adapt(turned, 3), query.x)
+        torch.testing.assert_close(outputs, found.outputs[t], rtol=1e-11, atol=1e-11)
+
+
+def test_inner_options_that_cannot_be_are_refused_in_one_line() -> None:
+    for options, says in (
+        ({"inner_batch_size": 0}, "inner_batch_size: at least 1 is needed, got 0"),
+        (
+            {"inner_optimizer": InnerSGD},
+            "inner_optimizer: a InnerOptimizer is needed, got the class InnerSGD; give an instance, InnerSGD(...)",
+        ),
+    ):
+        with pytest.raises(UserError) as raised:
+            MAML(MLP(4, (3,)), **options)  # type: ignore[arg-type]
+        assert str(raised.value) == says
