@@ -19,7 +19,7 @@ from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
-from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.functional.ranks import mean_over_ranks, sum_over_ranks, world_size
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.records import RecordTable, TaskRecords
@@ -282,7 +282,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         if not shared:
             return torch.zeros(len(self.names), 0, device=self.device)
         gradients, _ = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
-        return sum_over_ranks(gradients) / world_size()
+        return mean_over_ranks(gradients)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""

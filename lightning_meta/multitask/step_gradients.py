@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
-from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.weightings import Aggregator
 
 
@@ -53,7 +53,7 @@ class StepGradients:
         """
         if self._gradients is None:
             return None
-        gradients = sum_over_ranks(self._gradients) / world_size()
+        gradients = mean_over_ranks(self._gradients)
         self._gradients = None
         if not gradients.isfinite().all():
             return gradients.sum(0)
