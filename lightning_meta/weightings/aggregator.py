@@ -72,12 +72,9 @@ class GradientWeighting(Aggregator, ABC):
     To write one, implement `weigh`.
     """
 
-    applied: Tensor
-
-    def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Make buffers; a method with state of its own calls this one, too."""
-        super().configure(tasks)
-        self.register_buffer("applied", torch.ones(len(tasks)), persistent=False)
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied = torch.zeros(0)  # the weights of the last step, for the log
 
     @abstractmethod
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
@@ -86,5 +83,5 @@ class GradientWeighting(Aggregator, ABC):
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """The weighted sum of the gradients, `(P,)`; arguments as in `Aggregator`."""
         weights = self.weigh(gradients, losses, present).to(gradients)
-        self.applied.copy_(weights)
+        self.applied = weights
         return weights @ gradients
