@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import nan
 from typing import Any
 
@@ -18,10 +19,12 @@ from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
-from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.functional.ranks import mean_over_ranks, sum_over_ranks, world_size
+from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved
+from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
 from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
@@ -31,7 +34,7 @@ from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Equal, Weighting
+from lightning_meta.weightings import Aggregator, Equal, GradientWeighting, Weighting
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +110,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._built = False
         self._stepped_on: set[str] = set()
+        self._step_gradients = StepGradients()
 
     # What a method is.
 
@@ -188,9 +192,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """θ_sh: the parameters that are trained for all tasks."""
-        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
-        own |= {id(p) for p in self.weighting.parameters()}
-        return [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        return [p for p in self._shared_parameters() if p.requires_grad]
 
     def setup(self, stage: str) -> None:
         """Take from the data module what the tasks are, or check that they fit."""
@@ -263,6 +265,25 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
         return self._losses(batch)[0]
 
+    def task_gradients(self, batch: TaskBatch) -> Tensor:
+        """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
+
+        Its rows add up to the gradient of the plain sum of the losses. It takes a forward pass, which updates running
+        statistics as any other, and a backward pass for each task in the batch. All ranks must call it together.
+
+        Args:
+            batch: As for `task_losses`; this rank's share of it.
+
+        Returns:
+            `(T, P)`, in the order of `names` and of `shared_parameters()`, the mean over all ranks; 0 for a task that
+            the batch lacks.
+        """
+        shared, losses = self.shared_parameters(), self.task_losses(batch)
+        if not shared:
+            return torch.zeros(len(self.names), 0, device=self.device)
+        gradients, _ = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
+        return mean_over_ranks(gradients)
+
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
         by_name, outputs = self._losses(batch)
@@ -270,16 +291,45 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         none = next(iter(by_name.values())).new_zeros(())
         losses = torch.stack([by_name.get(name, none) for name in names])
         present = torch.tensor([name in by_name for name in names], device=self.device)
-        loss = self.weighting(losses, present)
+        # With an aggregator the objective only says how the losses count for the tasks' own parameters.
+        shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
+        weighed = losses.detach().requires_grad_() if shared else losses
+        loss = self.weighting(weighed, present)
         self.check_finite(loss)
         means = sum_over_ranks(losses) / world_size()
         self._stepped_on.update(by_name)
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)
+        if shared:
+            loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
         self.weighting.observe(means, present)
         if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
+
+    def on_fit_start(self) -> None:
+        """Check that there are shared parameters where the weighting needs them."""
+        super().on_fit_start()
+        self._step_gradients.clear()  # of a training that was interrupted
+        if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
+            raise UserError(
+                f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
+                f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
+            )
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step; where the weighting is an aggregator, along its direction.
+
+        Raises:
+            NonFiniteLossError: The loss of some rank was not finite.
+        """
+        closure = optimizer_closure
+        if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
+            # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
+            closure = partial(self._aggregated, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave alone what belongs to tasks that no batch since the last step held: momentum would move it."""
@@ -385,6 +435,56 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
             losses[name] = self.spec.tasks[name].losses(y, batch.targets[name]).sum() * (world_size() / total)
         return losses, outputs
 
+    def _shared_parameters(self) -> list[nn.Parameter]:
+        """All shared parameters, frozen ones as well."""
+        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
+        own |= {id(p) for p in self.weighting.parameters()}
+        return [p for p in self.parameters() if id(p) not in own]
+
+    def _loss_scale(self) -> Tensor | None:
+        """The factor by which a gradient scaler multiplies losses, if there is one."""
+        precision = getattr(self._trainer, "precision_plugin", None)
+        scaler = getattr(precision, "scaler", None)
+        return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
+    def _collect_gradients(
+        self,
+        objective: Tensor,
+        losses: Tensor,
+        by_name: Mapping[str, Tensor],
+        shared: Sequence[nn.Parameter],
+        means: Tensor,
+        present: Tensor,
+    ) -> Tensor:
+        """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
+        of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
+        found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
+        weights = found[0].unbind()
+        own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
+        rows, of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
+        share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
+        self._step_gradients.add(rows / share if share > 1 else rows, means, present)
+        parameters: list[Tensor] = [*shared, *of_weighting]
+        gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
+        for weight, of_task, of_parameters in zip(weights, own, of_tasks, strict=True):
+            parameters += of_task
+            gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
+        return loss_with_gradients(objective, parameters, gradients)
+
+    def _aggregated(self, closure: Callable[[], Any]) -> Any:
+        result = closure()
+        assert isinstance(self.weighting, Aggregator)
+        direction = self._step_gradients.direction(self.weighting)
+        if direction is not None:
+            scale = self._loss_scale()
+            write_gradients(self.shared_parameters(), direction if scale is None else direction * scale)
+            if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
+                weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
+                values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}
+                for logger in self.loggers:
+                    logger.log_metrics(values, self.global_step)
+        return result
+
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch
     ) -> None:
@@ -403,7 +503,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
             if here:
                 values[f"train/loss/{name}"] = float(value)
-            if not isinstance(self.weighting, Equal):
+            if not isinstance(self.weighting, Equal | Aggregator):
                 values[f"train/weight/{name}"] = float(weight)
         # Not by `self.log`, which repeats the last value of a task that the batch lacks.
         for logger in self.loggers:

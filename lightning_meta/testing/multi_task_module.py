@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from lightning_meta.batches import TaskBatch
@@ -39,6 +42,37 @@ class MultiTaskModuleTests(TrainedModuleTests):
             apart = relative_error(alone.detach(), outputs[name].detach())
             assert apart < 1e-9, f"predictions of {name!r} change by {apart:.1e} where the other tasks are absent"
 
+    def test_gradients_of_tasks_add_up(self) -> None:
+        """The rows of `task_gradients` sum to the gradient of the summed losses, and leave `.grad` alone."""
+        module, batch = self.ready()
+        module.train()
+        module.zero_grad()
+        with _same_dropout():
+            rows = module.task_gradients(batch)
+        shared = module.shared_parameters()
+        assert rows.shape == (len(module.names), sum(p.numel() for p in shared)), f"got a {tuple(rows.shape)} matrix"
+        touched = [name for name, p in module.named_parameters() if p.grad is not None]
+        assert not touched, f"task_gradients left a gradient in {touched}: use torch.autograd.grad"
+        if shared:
+            with _same_dropout():
+                total = torch.stack(list(module.task_losses(batch).values())).sum()
+            expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, shared, materialize_grads=True)])
+            apart = relative_error(rows.sum(0), expected)
+            assert apart < 1e-9, f"the rows do not add up to the gradient of the summed losses: off by {apart:.1e}"
+
+    def test_what_belongs_to_a_task_serves_no_other(self) -> None:
+        """No loss has a gradient in the own modules of another task."""
+        module, batch = self.ready()
+        module.train()
+        losses = module.task_losses(batch)
+        own = {n: [p for m in module.own_modules(i) for p in m.parameters()] for i, n in enumerate(module.names)}
+        for name, loss in losses.items():
+            others = [p for n, parameters in own.items() if n != name for p in parameters if p.requires_grad]
+            if others:
+                found = torch.autograd.grad(loss, others, retain_graph=True, allow_unused=True)
+                used = any(g is not None and bool(g.any()) for g in found)
+                assert not used, f"the loss of {name!r} depends on own_modules of another task: they are shared"
+
     def test_every_task_learns(self) -> None:
         """The loss of each task has a gradient in some parameter, and all of them together in every one."""
         module, batch = self.ready()
@@ -53,3 +87,10 @@ class MultiTaskModuleTests(TrainedModuleTests):
         weighting = "weighting."  # it weighs losses, not predictions
         silent = [name for (name, _), g in named if g is None and not name.startswith(weighting)]
         assert not silent, f"no prediction depends on {silent}: is something never used?"
+
+
+@contextmanager
+def _same_dropout() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield

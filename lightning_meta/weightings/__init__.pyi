@@ -1,6 +1,9 @@
+from .aggregator import Aggregator as Aggregator
+from .aggregator import GradientWeighting as GradientWeighting
 from .base import Weighting as Weighting
 from .dynamic_weight_average import DynamicWeightAverage as DynamicWeightAverage
 from .equal import Equal as Equal
 from .fixed import Fixed as Fixed
+from .pcgrad import PCGrad as PCGrad
 from .random_weights import RandomWeights as RandomWeights
 from .uncertainty import Uncertainty as Uncertainty

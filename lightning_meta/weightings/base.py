@@ -25,7 +25,8 @@ class Weighting(Described, nn.Module, ABC):
         - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`.
         - `train/loss`: the objective, so weighted. `train/loss/<task>` and everything in validation and testing is not.
 
-    A weighting of your own gives `configure` and `weights`. What it keeps of the losses it takes in `observe` and
+    A weighting of your own gives `configure` and `weights`; one that needs the gradients of the tasks is an
+    `Aggregator`. What it keeps of the losses it takes in `observe` and
     `end_epoch`, which see the same numbers on all ranks; `forward` sees those of its own rank.
     """
 

@@ -23,7 +23,7 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Binary, Classification, Regression, Task
-from lightning_meta.weightings import DynamicWeightAverage, Uncertainty
+from lightning_meta.weightings import DynamicWeightAverage, PCGrad, Uncertainty
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5
@@ -99,6 +99,7 @@ MODULES: dict[str, Callable[..., MultiTaskModule]] = {
     "branches": lambda net, **options: MultiHead(net, 1, **options),
     "uncertainty": lambda net, **options: MultiHead(net, weighting=Uncertainty(), **options),
     "dynamic": lambda net, **options: MultiHead(net, weighting=DynamicWeightAverage(), **options),
+    "pcgrad": lambda net, **options: MultiHead(net, weighting=PCGrad(), **options),
     "one_hot": lambda net, **options: Conditioned(net, enters="film", at=(1, 2), **options),
     "embedding": lambda net, **options: Conditioned(net, "embedding", at=(1,), **options),
     "independent": lambda net, **options: Independent(net, "vmap", **options),
@@ -112,7 +113,8 @@ TRAINED = [
     *(f"{kind}, some tasks" for kind in MODULES),
     *(f"{kind}, all tasks" for kind in ("multi_head", "branches", "one_hot", "independent", "mixture_of_experts")),
     *(f"{kind}, missing labels" for kind in ("multi_head", "uncertainty", "embedding", "independent", "cross_stitch")),
-    *(f"{kind}, accumulated" for kind in ("multi_head", "independent", "embedding")),
+    *(f"{kind}, accumulated" for kind in ("multi_head", "independent", "embedding", "pcgrad")),
+    *(f"pcgrad, {case}" for case in ("all tasks", "missing labels", "accumulated and clipped")),
 ]
 
 
@@ -209,6 +211,9 @@ def run(world: int, folder: Path) -> dict[str, Any]:
         kind, drawn = name.split(", ")
         if drawn == "accumulated":
             noted["train"][name] = train(world, folder, kind, "some tasks", accumulate_grad_batches=2)
+        elif drawn == "accumulated and clipped":
+            options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+            noted["train"][name] = train(world, folder, kind, "some tasks", **options)
         else:
             noted["train"][name] = train(world, folder, kind, drawn)
     for kind in MODULES:

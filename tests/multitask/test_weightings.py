@@ -17,6 +17,7 @@ from lightning_meta.weightings import (
     DynamicWeightAverage,
     Equal,
     Fixed,
+    PCGrad,
     RandomWeights,
     Uncertainty,
     Weighting,
@@ -31,6 +32,7 @@ MADE: dict[str, Callable[[], Weighting]] = {
     "uncertainty": Uncertainty,
     "dynamic_weight_average": DynamicWeightAverage,
     "random": RandomWeights,
+    "pcgrad": PCGrad,
 }
 every_weighting = pytest.mark.parametrize("name", MADE)
 

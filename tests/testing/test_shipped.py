@@ -10,6 +10,7 @@ from lightning_meta.multitask import CrossStitch, Independent, MixtureOfExperts,
 from lightning_meta.nn import MLP, Conv4, ResNet12
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
+from lightning_meta.weightings import PCGrad
 
 
 def conv4() -> Conv4:
@@ -54,6 +55,11 @@ class TestIndependent(MultiTaskModuleTests):
 class TestMultiHead(MultiTaskModuleTests):
     def make(self) -> MultiTaskModule:
         return MultiHead(MLP(4, (8, 8)))
+
+
+class TestPCGrad(MultiTaskModuleTests):
+    def make(self) -> MultiTaskModule:
+        return MultiHead(MLP(4, (8, 8)), weighting=PCGrad())
 
 
 class TestCrossStitch(MultiTaskModuleTests):

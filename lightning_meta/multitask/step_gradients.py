@@ -1,0 +1,77 @@
+"""The gradients of tasks in one step of the optimiser: collected batch by batch, then made into a direction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.functional.ranks import mean_over_ranks
+from lightning_meta.weightings import Aggregator
+
+
+class StepGradients:
+    """Sums the T x P gradients of the batches since the last step.
+
+    They are no buffers of the module: DDP would overwrite them with those of rank 0.
+    """
+
+    def __init__(self) -> None:
+        self._gradients: Tensor | None = None
+        self._losses = self._batches = torch.zeros(0)
+
+    def clear(self) -> None:
+        """Forget what was added since the last step."""
+        self._gradients = None
+
+    def add(self, gradients: Tensor, losses: Tensor, present: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            gradients: Those of this rank's batch, as they count in the step, `(T, P)`; they may be kept.
+            losses: The means over all ranks, `(T,)`, 0 for a task that is absent.
+            present: Which tasks are in the batch of any rank, `(T,)` bool.
+        """
+        if self._gradients is None:
+            self._gradients, self._losses, self._batches = gradients, losses.clone(), present.long()
+        else:
+            self._gradients += gradients
+            self._losses += losses
+            self._batches += present
+
+    def direction(self, aggregator: Aggregator) -> Tensor | None:
+        """What the aggregator makes of the step, on all ranks alike, `(P,)`; nothing is left for the next step.
+
+        Returns:
+            The direction; None where no batch was added; the sum of the gradients where some are not finite, which
+            is not finite either: a gradient scaler then skips the step, and the aggregator never sees it.
+
+        Raises:
+            UserError: The aggregator's answer has another shape.
+        """
+        if self._gradients is None:
+            return None
+        gradients = mean_over_ranks(self._gradients)
+        self._gradients = None
+        if not gradients.isfinite().all():
+            return gradients.sum(0)
+        with torch.no_grad():
+            means = self._losses / self._batches.clamp(min=1)
+            direction = aggregator.direction(gradients, means, self._batches > 0)
+        if direction.shape != gradients.shape[1:]:
+            name, shape = type(aggregator).__name__, tuple(direction.shape)
+            raise UserError(
+                f"weighting: {name}.direction returned a tensor of shape {shape}; expected one number for each shared "
+                f"parameter, {tuple(gradients.shape[1:])}"
+            )
+        return direction.to(gradients)
+
+
+def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
+    """Put a flat gradient `(P,)` into `.grad` of the parameters, one after the other, in place of what is there."""
+    for p, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        if p.grad is None:
+            p.grad = torch.empty_like(p)
+        p.grad.copy_(piece.view_as(p))

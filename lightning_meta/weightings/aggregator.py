@@ -1,0 +1,87 @@
+"""What a method promises that combines the gradients of the tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_meta.tasks import Task
+from lightning_meta.weightings.base import Weighting
+
+
+class Aggregator(Weighting, ABC):
+    r"""Replaces the gradient of the shared parameters by a direction that it makes of the T tasks' gradients.
+
+    Once per optimiser step, after accumulation and before clipping, `direction` sees the gradient of each task's loss
+    on the shared parameters θ_sh, those of all ranks and accumulated batches together, and says what the optimiser is
+    given as the gradient of θ_sh. The tasks' own parameters get the gradient of `forward`: each task that of its own
+    loss, by default.
+
+    A step takes a backward pass for each task in the batch, and holds T·P numbers for P shared parameters.
+
+    Run it:
+        By its name, like any weighting; it needs a module that shares parameters:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+
+    Logged:
+        - `train/loss`: the sum of the losses, which the own parameters follow.
+
+    To write one, implement `direction`; where it is a weighted sum of the gradients, implement `weigh` of
+    `GradientWeighting` instead. State belongs in buffers, so that a resumed run continues exactly. All ranks call
+    `direction` with the same numbers, and must get the same answer: draw random numbers with
+    `lightning_meta.functional.random_bits` from a key and the number of the step.
+    """
+
+    own_weight: Tensor
+
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        """Make buffers; a method with state of its own calls this one, too."""
+        self.register_buffer("own_weight", torch.ones(len(tasks)), persistent=False)
+
+    def weights(self) -> Tensor:
+        """The weight of each task's loss in the gradient of its own parameters, `(T,)`: ones."""
+        return self.own_weight
+
+    @abstractmethod
+    def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """What the optimiser is given as the gradient of the shared parameters.
+
+        Args:
+            gradients: The gradient of each task's loss, `(T, P)`; 0 for a task that is absent. All are finite.
+            losses: The mean loss of each task over the batches of the step that had it, `(T,)`; 0 for an absent task.
+            present: Which tasks were in any batch of the step, `(T,)` bool.
+
+        Returns:
+            `(P,)`; the sum of the rows is what `Equal` gives.
+        """
+
+
+class GradientWeighting(Aggregator, ABC):
+    r"""An aggregator whose direction is a weighted sum of the tasks' gradients, $\sum_i w_i g_i$.
+
+    Run it:
+        By its name, like any weighting:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+
+    Logged:
+        `train/weight/<task>`: $w_i$ of the step, of each task that was in one of its batches.
+
+    To write one, implement `weigh`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied = torch.zeros(0)  # the weights of the last step, for the log
+
+    @abstractmethod
+    def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights of the step, `(T,)`; arguments as for `direction`."""
+
+    def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """The weighted sum of the gradients, `(P,)`; arguments as in `Aggregator`."""
+        weights = self.weigh(gradients, losses, present).to(gradients)
+        self.applied = weights
+        return weights @ gradients

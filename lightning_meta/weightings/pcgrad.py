@@ -1,0 +1,87 @@
+"""Gradients without the parts that conflict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional import random_bits
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.tasks import Task
+from lightning_meta.weightings.aggregator import GradientWeighting
+
+
+class PCGrad(GradientWeighting):
+    r"""Projects conflicting gradients: each task's gradient loses the part that points against another task's.
+
+    $g_i^{PC}$ starts as $g_i$ and visits the other tasks j in a random order. Where $g_i^{PC} \cdot g_j < 0$,
+
+    $$g_i^{PC} \leftarrow g_i^{PC} - \frac{g_i^{PC} \cdot g_j}{\lVert g_j \rVert^2} \, g_j.$$
+
+    The direction is $\sum_i g_i^{PC}$: that of `Equal` where no two tasks conflict. The orders are a pure function of a
+    key, which is drawn once from torch's generator, and of the number of the optimiser step: the same on all ranks and
+    after a resume. Only products between gradients are needed, so the work after the backward passes is that of one
+    product `(T, P)` by `(P, T)`.
+
+    Yu, Kumar, Gupta, Levine, Hausman and Finn, Gradient Surgery for Multi-Task Learning (NeurIPS 2020,
+    https://arxiv.org/abs/2001.06782), algorithm 1.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+
+    Logged:
+        `train/weight/<task>`: $w_i$ of the step, with $\sum_i g_i^{PC} = \sum_i w_i g_i$; at least 1, and above 1 where
+        the projection of another task's gradient has added some of $g_i$.
+
+    Deviations:
+        - Algorithm 1 for all parameters θ: only the shared ones are projected; a task's own parameters get the gradient
+          of its loss, which no other task's gradient can conflict with.
+    """
+
+    key: Tensor
+    step: Tensor
+
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        """Draw the key."""
+        super().configure(tasks)
+        self.register_buffer("key", torch.randint(torch.iinfo(torch.int64).max, ()))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights with which the projected gradients are a sum of the original ones; arguments as in `Aggregator`.
+
+        Returns:
+            `(T,)`, on the CPU.
+        """
+        wide = at_least_float32(gradients)
+        products = (wide @ wide.T).cpu().double()
+        tasks = torch.arange(len(products))
+        orders = random_bits.choose(random_bits.key(self.key, self.step, tasks), len(tasks), len(tasks))
+        self.step += 1
+        return projected(products, orders).sum(0)
+
+
+def projected(products: Tensor, orders: Tensor) -> Tensor:
+    r"""Algorithm 1, with each gradient written as a weighted sum of all, $g_i^{PC} = \sum_k c_{ik} g_k$.
+
+    >>> products = torch.tensor([[1.0, -2.0], [-2.0, 8.0]])  # of (1, 0) and (-2, 2)
+    >>> projected(products, torch.tensor([[0, 1], [0, 1]])).tolist()  # (1/2, 1/2) and (0, 2)
+    [[1.0, 0.25], [2.0, 1.0]]
+
+    Args:
+        products: $g_i \cdot g_j$, `(T, T)`.
+        orders: For each task, in which order it visits all tasks, `(T, T)` int64; itself is passed over.
+
+    Returns:
+        $c$, `(T, T)`, a row for each projected gradient.
+    """
+    tasks = torch.arange(len(products))
+    coefficients = torch.eye(len(products), dtype=products.dtype)
+    for others in orders.T:  # a place in the orders at a time, all tasks at once
+        conflict = (coefficients * products[others]).sum(1)
+        projects = (conflict < 0) & (others != tasks)  # never onto a zero gradient, whose products are 0
+        squared = products[others, others]
+        coefficients[tasks, others] -= torch.where(projects, conflict / squared, 0)
+    return coefficients
