@@ -174,13 +174,13 @@ class Table(TaskSource):
                     raise column.wrong(row, "expected train, val or test")
             return np.where(self._labelled, column.labels, "")
         if self.group_column is not None:
-            units, tasks = self._column(self.group_column).labels, None
+            units, task_of_row = self._column(self.group_column).labels, None
         else:
             units = self._contents()
-            tasks = None if self.task_column is None else self._column(self.task_column).labels
+            task_of_row = None if self.task_column is None else self._column(self.task_column).labels
         parts: dict[str, list[int]] = {}
         for row in self._labelled.nonzero()[0].tolist():
-            parts.setdefault("" if tasks is None else tasks[row], []).append(row)
+            parts.setdefault("" if task_of_row is None else task_of_row[row], []).append(row)
         split_of = np.zeros(len(units), dtype="<U5")
         for rows in parts.values():
             split = divided({units[row] for row in rows}, self.fractions, self.seed)
@@ -210,8 +210,8 @@ class Table(TaskSource):
                 sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
                 continue
             (y,), (there,) = values.values(), present.values()
-            tasks = np.array(self._column(self.task_column).labels)
-            rows = {name: here & there & torch.from_numpy(tasks == name) for name in self.tasks()}
+            task_of_row = np.array(self._column(self.task_column).labels)
+            rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
             sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
         return sets
 
