@@ -83,7 +83,7 @@ class Omniglot(DecodedSource):
             Pools with 14, 2 and 4 examples a class; classes by name, groups are alphabets.
         """
         key = f"omniglot, drawers held out, {self.image_size} pixels, lanczos"
-        return self._held_out(key, lambda: divide(merged(self._decode()), DRAWERS_OF))
+        return self._held_out(key, lambda: divide(merged(self.pools()), DRAWERS_OF))
 
     def _key(self) -> str:
         return f"omniglot, split {self.split}, {self.image_size} pixels, lanczos"
