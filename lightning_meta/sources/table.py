@@ -112,7 +112,21 @@ class Table(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
-        return self._sets
+        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
+        values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
+        present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
+        sets: dict[Split, TaskSet] = {}
+        for split in SPLITS:
+            here = torch.from_numpy(split_of == split)
+            if self.task_column is None:
+                columns = {name: y[here] for name, y in values.items()}
+                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                continue
+            (y,), (there,) = values.values(), present.values()
+            task_of_row = np.array(self._column(self.task_column).labels)
+            rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
+            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
+        return sets
 
     @cached_property
     def input_names(self) -> list[str]:
@@ -196,24 +210,6 @@ class Table(TaskSource):
         rows = np.column_stack([np.zeros((count, 0)), *numbers]).astype("<f8")
         texts = zip([""] * count, *(c.labels for c in as_text), strict=True)
         return ["\x1f".join([row.tobytes().hex(), *more]) for row, more in zip(rows, texts, strict=True)]
-
-    @cached_property
-    def _sets(self) -> dict[Split, TaskSet]:
-        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
-        values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
-        present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
-        sets: dict[Split, TaskSet] = {}
-        for split in SPLITS:
-            here = torch.from_numpy(split_of == split)
-            if self.task_column is None:
-                columns = {name: y[here] for name, y in values.items()}
-                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
-                continue
-            (y,), (there,) = values.values(), present.values()
-            task_of_row = np.array(self._column(self.task_column).labels)
-            rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
-            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
-        return sets
 
     def _check_options(self) -> None:
         if not self.targets:
