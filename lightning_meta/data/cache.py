@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pooch
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.hashes import Hashes, of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.staging import STAGED, remove_orphans, staging
@@ -40,10 +40,10 @@ _TEMPORARY = re.compile(rf"\..+{STAGED}|\.tmp[A-Za-z0-9]{{6}}|tmp[a-z0-9_]{{8}}"
 
 
 class Cached(NamedTuple):
-    """The pools of a data set, and the hash of all that they hold."""
+    """The pools of a data set, memory-mapped, and the hashes that they were compared with when they were read."""
 
     pools: dict[Split, Pool]
-    fingerprint: str
+    hashes: Hashes
 
 
 def cache_folder() -> Path:
@@ -52,36 +52,32 @@ def cache_folder() -> Path:
     return Path(given).expanduser() if given else Path(pooch.os_cache("lightning_meta")).expanduser()
 
 
-def fingerprint(pools: Mapping[Split, Pool]) -> str:
-    """The sha256 of class names, groups, sizes and examples, split by split in the order they lie."""
-    sha = hashlib.sha256()
-    for split in SPLITS:
-        pool = pools[split]
-        layout = [split, pool.names, pool.groups, pool.sizes.tolist(), str(pool.x.dtype), list(pool.x.shape)]
-        sha.update(json.dumps(layout).encode())
-        sha.update(pool.x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def load_or_build(name: str, key: str, build: Callable[[], Mapping[Split, Pool]]) -> Cached:
+def load_or_build(
+    name: str,
+    key: str,
+    build: Callable[[], Mapping[Split, Pool]],
+    hashes: Callable[[Mapping[Split, Pool]], Hashes] = of_pools,
+) -> Cached:
     """Read the pools from the cache; decode and store them first where they are missing or damaged.
 
     Args:
         name: The data set, for the file's name.
         key: All that decides what `build` returns, in words; another key is another file.
         build: Decodes the data set.
+        hashes: Hashes all that the pools hold. The file is checked by it, so that whoever needs the hashes of another
+            layout, such as that of tasks, need not hash the same examples again.
 
     Raises:
         UserError: The cache folder cannot be written.
     """
     key = f"format {FORMAT}; {key}"
     path = cache_folder() / "decoded" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
-    cached = _read(path, key)
+    cached = _read(path, key, hashes)
     if cached is None:
         pools = build()
         with replacing(path) as temporary:
-            _write(temporary, key, pools)
-        cached = _read(path, key)
+            _write(temporary, key, pools, hashes(pools))
+        cached = _read(path, key, hashes)
     if cached is None:
         raise UserError(f"{path}: cannot be read back after it was written; is the disk sound?")
     return cached
@@ -110,15 +106,17 @@ def replacing(path: Path) -> Iterator[Path]:
         ) from error
 
 
-def _write(path: Path, key: str, pools: Mapping[Split, Pool]) -> None:
+def _write(path: Path, key: str, pools: Mapping[Split, Pool], hashes: Hashes) -> None:
     tensors = {f"{split}.x": pools[split].x.contiguous() for split in SPLITS}
     tensors |= {f"{split}.sizes": pools[split].sizes.contiguous() for split in SPLITS}
     classes = {split: {"names": pools[split].names, "groups": pools[split].groups} for split in SPLITS}
-    header = {"key": key, "classes": json.dumps(classes), "sha256": fingerprint(pools)}
+    header = {"key": key, "classes": json.dumps(classes), "sha256": hashes.whole}
+    if hashes.splits:
+        header["splits"] = json.dumps(hashes.splits)
     save_file(tensors, path, metadata=header)
 
 
-def _read(path: Path, key: str) -> Cached | None:
+def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]) -> Cached | None:
     """The pools, memory-mapped; None where there is no file, or one that is not what its header says."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -135,11 +133,14 @@ def _read(path: Path, key: str) -> Cached | None:
             }
         if header["key"] != key:
             raise ValueError("it was made for other options")
-        if fingerprint(pools) != header["sha256"]:
+        found = hashes(pools)
+        if found.splits and "splits" not in header:
+            return None  # an older version hashed another layout
+        if found != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
             raise ValueError("its content differs from its hash")
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged file can break any step of the above
         _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
         return None
-    return Cached(pools, header["sha256"])
+    return Cached(pools, found)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from tqdm import tqdm
 
 from lightning_meta.batches import Split
-from lightning_meta.data.cache import load_or_build
+from lightning_meta.data.cache import Cached, load_or_build
+from lightning_meta.data.group_tasks import hashes_of_groups
+from lightning_meta.data.hashes import Hashes, of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
 
@@ -27,6 +29,7 @@ class DecodedSource(Source):
     A subclass says what decides the result (`_key`) and how to get it (`_decode`).
     """
 
+    _opened: Mapping[str, Cached] = {}  # by key: what this source has read so far
     _fingerprint: str | None = None
 
     @abstractmethod
@@ -41,15 +44,36 @@ class DecodedSource(Source):
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
         self.pools()
 
+    def prepare_held_out(self) -> None:
+        """As `prepare`, for `held_out`."""
+        self.held_out()
+
     def pools(self) -> dict[Split, Pool]:
-        """The pools of the splits, memory-mapped from the cache."""
-        cached = load_or_build(type(self).__name__.lower(), self._key(), self._decode)
-        self._fingerprint = cached.fingerprint
+        """The pools of the splits, memory-mapped from the cache; read and checked once, however often they are used."""
+        cached = self._open(self._key(), self._decode, of_pools)
+        self._fingerprint = cached.hashes.whole
         return cached.pools
 
     def fingerprint(self) -> str:
-        """The sha256 of the decoded examples in canonical order."""
+        """The sha256 of the decoded examples in canonical order; of those of `held_out` where no others were read."""
         if self._fingerprint is None:
             self.pools()
         assert self._fingerprint is not None
         return self._fingerprint
+
+    def _held_out(self, key: str, decode: Callable[[], Mapping[Split, Pool]]) -> dict[Split, Pool]:
+        """The pools of `held_out`, cached apart from the others: nothing is copied to divide them."""
+        cached = self._open(key, decode, hashes_of_groups)
+        self.task_hashes = cached.hashes
+        self._fingerprint = self._fingerprint or cached.hashes.whole
+        return cached.pools
+
+    def _open(
+        self,
+        key: str,
+        decode: Callable[[], Mapping[Split, Pool]],
+        hashes: Callable[[Mapping[Split, Pool]], Hashes],
+    ) -> Cached:
+        if key not in self._opened:
+            self._opened = {**self._opened, key: load_or_build(type(self).__name__.lower(), key, decode, hashes)}
+        return self._opened[key]

@@ -62,7 +62,7 @@ class EpisodeDataset(Dataset[Episode]):
     """A map-style dataset whose item i is task `i % T` of meta-batch `i // T`.
 
     Args:
-        tasks: A pool of stored examples, or a generator of tasks.
+        origin: Where examples come from: a pool of stored ones, or a generator of tasks.
         split: Which split this is; part of every key.
         shape: Way, shot and queries.
         meta_batch_size: T, tasks that share a way and a shot.
@@ -72,7 +72,7 @@ class EpisodeDataset(Dataset[Episode]):
 
     def __init__(
         self,
-        tasks: Pool | TaskGenerator,
+        origin: Pool | TaskGenerator,
         split: Split,
         shape: EpisodeShape,
         meta_batch_size: int,
@@ -81,11 +81,11 @@ class EpisodeDataset(Dataset[Episode]):
     ) -> None:
         whole(1, meta_batch_size=meta_batch_size)
         whole(0, num_tasks=num_tasks)
-        self.tasks, self.split, self.shape = tasks, split, shape
+        self.origin, self.split, self.shape = origin, split, shape
         self.meta_batch_size, self.num_tasks = meta_batch_size, num_tasks
         self._root = int(key(seed, SPLITS.index(split)))
-        if isinstance(tasks, Pool):
-            check_pool(tasks, split, shape)
+        if isinstance(origin, Pool):
+            check_pool(origin, split, shape)
 
     def __len__(self) -> int:
         return self.num_tasks
@@ -100,15 +100,20 @@ class EpisodeDataset(Dataset[Episode]):
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
         """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
-        meta_batches = {i // self.meta_batch_size for i in indices}
-        if len(meta_batches) > 1:
-            raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
         numbers = torch.as_tensor(indices, dtype=torch.int64)
-        if isinstance(self.tasks, TaskGenerator):
-            _, shots = self.sizes(indices[0] // self.meta_batch_size)
-            support, query = self.tasks.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
+        ways, shots = self.sizes(self._meta_batch(indices))
+        if isinstance(self.origin, TaskGenerator):
+            support, query = self.origin.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
             return Episode(_dense(support), _dense(query), 0, numbers)
-        return assemble(self.tasks, self.draw(indices), numbers)
+        draw = self.draw(indices)
+        x = self.origin.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))  # (T, N, K + Q, ...)
+        # Labels are repeated, not expanded: pinned memory needs elements of its own.
+        labels = torch.arange(ways, device=x.device).repeat(len(indices), 1)
+        support, query = (
+            Examples(part.flatten(1, 2), labels.repeat_interleave(part.shape[2], dim=1))
+            for part in x.split([shots, self.shape.queries], dim=2)
+        )
+        return Episode(support, query, ways, numbers.to(x.device), draw.classes.to(x.device))
 
     def sizes(self, meta_batch: int) -> tuple[int, int]:
         """Way and shot of a meta-batch."""
@@ -121,46 +126,27 @@ class EpisodeDataset(Dataset[Episode]):
 
     def draw(self, indices: Sequence[int]) -> Draw:
         """Which classes and examples the tasks `indices` of one meta-batch hold."""
-        if not isinstance(self.tasks, Pool):
+        if not isinstance(self.origin, Pool):
             raise TypeError("only tasks over stored examples are drawn; a generator makes its examples")
-        meta_batches = {i // self.meta_batch_size for i in indices}
-        if len(meta_batches) > 1:
-            raise ValueError(f"one draw is one meta-batch, these tasks belong to {sorted(meta_batches)}")
-        ways, shots = self.sizes(meta_batches.pop())
-        pool = self.tasks
+        ways, shots = self.sizes(self._meta_batch(indices))
+        pool = self.origin
         keys = key(key(self._root, torch.as_tensor(indices, dtype=torch.int64)))
         classes = choose(fold(keys, _CLASSES), ways, pool.num_classes)
         class_keys = fold(keys.unsqueeze(-1), _MEMBERS, torch.arange(ways))
         members = choose(class_keys, shots + self.shape.queries, pool.sizes[classes % len(pool.names)])
         return Draw(classes, members[..., :shots], members[..., shots:])
 
+    def _meta_batch(self, indices: Sequence[int]) -> int:
+        """The number of the meta-batch that all of the tasks belong to."""
+        first, *others = sorted({i // self.meta_batch_size for i in indices})
+        if others:
+            raise ValueError(f"one draw is one meta-batch, these tasks belong to {[first, *others]}")
+        return first
+
 
 def _dense(examples: Examples) -> Examples:
     """The examples of a generator in memory of their own, whatever views it made them by."""
     return Examples(examples.x.contiguous(), examples.y.contiguous())
-
-
-def assemble(pool: Pool, draw: Draw, tasks: Tensor) -> Episode:
-    """Look up the examples of a draw.
-
-    Args:
-        pool: Where they lie.
-        draw: Which they are.
-        tasks: `(T,)` the numbers of the tasks.
-
-    Returns:
-        The meta-batch, way-major, labels 0 to N - 1 in the order of `draw.classes`.
-    """
-    x = pool.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))
-    count, ways, shots = draw.support.shape
-    labels = torch.arange(ways, device=x.device)
-
-    def examples(part: Tensor) -> Examples:
-        y = labels.repeat_interleave(part.shape[2]).repeat(count, 1)  # no view: pinned memory needs real elements
-        return Examples(part.flatten(1, 2), y)
-
-    support, query = examples(x[:, :, :shots]), examples(x[:, :, shots:])
-    return Episode(support, query, ways, tasks.to(x.device), draw.classes.to(x.device))
 
 
 def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from numbers import Integral
 
 from torch.utils.data import DataLoader
@@ -95,7 +97,7 @@ class EpisodicDataModule(SourceDataModule):
             if split not in SPLITS:
                 raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
         self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
-        self.tasks = {"val": val_tasks, "test": test_tasks}
+        self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
         self.datasets: dict[Split, EpisodeDataset] = {}
@@ -111,21 +113,23 @@ class EpisodicDataModule(SourceDataModule):
         if stage == "fit":
             check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):
-            pools: dict[Split, Pool | TaskGenerator] = dict.fromkeys(SPLITS, self.source)
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
         else:
-            pools, self.spec = self._open(self.source, stage)
+            ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
+            fixed = ways.pop() if len(ways) == 1 else 0
+            self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
-            self.datasets[split] = self._tasks(pools[split], split)
+            stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
+            self.datasets[split] = self._episodes(stored, split)
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
-        tasks = self._dataset("train", "fit")
-        if tasks.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
-            tasks = self.datasets["train"] = self._tasks(tasks.tasks, "train")
-        return self.training_loader(TrainSampler(tasks, *self.ranks))
+        dataset = self._dataset("train", "fit")
+        if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
+            dataset = self.datasets["train"] = self._episodes(dataset.origin, "train")
+        return self.training_loader(TrainSampler(dataset, *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -141,44 +145,49 @@ class EpisodicDataModule(SourceDataModule):
 
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
-        return self.source.fingerprint() if isinstance(self.source, Source) else ""
+        return self._hash_of_examples
 
     def division(self) -> dict[Split, str]:
         """A hash of the classes of each split, their sizes, and the decoded examples; empty where tasks are made."""
         if not isinstance(self.source, Source):
             return {}
-        examples, found = self.fingerprint(), {}
-        for split in SPLITS:
-            pool = self._dataset(split, "fit").tasks
-            assert isinstance(pool, Pool)
-            content = [examples, pool.names, pool.sizes.tolist()]
-            found[split] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return found
+        self._dataset("train", "fit")
+        contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
+        return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
-    def _open(self, source: Source, stage: str) -> tuple[dict[Split, Pool | TaskGenerator], EpisodeSpec]:
-        pools = dict(source.pools())
+    @cached_property
+    def _hash_of_examples(self) -> str:
+        return self.source.fingerprint() if isinstance(self.source, Source) else ""
+
+    @cached_property
+    def _pools(self) -> dict[Split, Pool]:
+        """The pools of the source, asked for and checked once for all stages of the Trainer."""
+        assert isinstance(self.source, Source)
+        given = self.source.pools()
+        pools = {split: given[split] for split in SPLITS}
         check_disjoint(pools)
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
             raise UserError(f"source: examples of all splits have one shape, these have {sorted(shapes)}")
         for split in self.rotations:
             pools[split] = pools[split].rotated()
-        ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
-        fixed = ways.pop() if len(ways) == 1 else 0
-        classes, dtype = pools["train"].num_classes, dtype_name(pools["train"].x.dtype)
-        ways_of_spec = fixed if isinstance(fixed, int) else 0
-        statistics = input_statistics(pools["train"].x)
-        spec = EpisodeSpec("classification", shapes.pop(), ways_of_spec, classes, dtype, statistics)
-        return {split: self.placed(pool) for split, pool in pools.items()}, spec
+        return pools
 
-    def _tasks(self, pool: Pool | TaskGenerator, split: Split) -> EpisodeDataset:
+    @cached_property
+    def _stored_spec(self) -> EpisodeSpec:
+        """What a module must know of the stored examples; not yet the way."""
+        train = self._pools["train"]
+        dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
+        return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
+
+    def _episodes(self, origin: Pool | TaskGenerator, split: Split) -> EpisodeDataset:
         train = split == "train"
         return EpisodeDataset(
-            pool,
+            origin,
             split,
             self.train_shape if train else self.test_shape,
             self.meta_batch_size if train else self.evaluation_meta_batch_size,
-            self.meta_batch_size * self.meta_batches_per_epoch if train else self.tasks[split],
+            self.meta_batch_size * self.meta_batches_per_epoch if train else self.evaluation_tasks[split],
             self.train_seed if train else self.evaluation_seed,
         )
 

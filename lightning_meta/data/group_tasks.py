@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
-from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.batches import SPLITS, Split
+from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -28,20 +31,36 @@ def tasks_of_groups(pools: dict[Split, Pool]) -> tuple[dict[str, Task], dict[Spl
     for split in SPLITS:
         if pools[split].names != train.names or pools[split].groups != train.groups:
             raise UserError(f"source: the {split} split holds other classes than the train split")
-    members: dict[str, list[int]] = {}
-    for number, group in enumerate(train.groups):
-        members.setdefault(group or "all", []).append(number)
+    members = _members(train)
     for group, classes in members.items():
         if len(classes) < 2:
             raise UserError(
                 f"task {group!r} has the single class {train.names[classes[0]]!r}; there is nothing to tell apart"
             )
     tasks: dict[str, Task] = {group: Classification(len(classes)) for group, classes in members.items()}
-    return tasks, {
-        split: TaskSet.of_examples({g: _examples(pools[split], c) for g, c in members.items()}) for split in SPLITS
-    }
+    return tasks, {split: _set(pools[split], members) for split in SPLITS}
 
 
-def _examples(pool: Pool, classes: list[int]) -> Examples:
-    chosen = pool.select(classes)
-    return Examples(chosen.x, torch.arange(len(classes)).repeat_interleave(chosen.sizes))
+def hashes_of_groups(pools: Mapping[Split, Pool]) -> Hashes:
+    """The hashes of the sets that `tasks_of_groups` makes."""
+    members = _members(pools["train"])
+    return of_sets({split: _set(pools[split], members) for split in SPLITS})
+
+
+def _members(pool: Pool) -> dict[str, list[int]]:
+    """The classes of each group, by its name."""
+    members: dict[str, list[int]] = {}
+    for number, group in enumerate(pool.groups):
+        members.setdefault(group or "all", []).append(number)
+    return members
+
+
+def _set(pool: Pool, members: Mapping[str, list[int]]) -> TaskSet:
+    """The examples of all groups. They stay where they are if the classes of each group lie side by side."""
+    order = [number for classes in members.values() for number in classes]
+    if order != sorted(order):
+        pool = pool.select(order)
+    sizes = dict(zip(members, pool.sizes.split([len(classes) for classes in members.values()]), strict=True))
+    targets = {group: torch.arange(len(each)).repeat_interleave(each) for group, each in sizes.items()}
+    rows = torch.arange(len(pool.x)).split([len(y) for y in targets.values()])
+    return TaskSet(pool.x, targets, dict(zip(targets, rows, strict=True)))

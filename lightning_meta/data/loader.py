@@ -77,21 +77,21 @@ class TrainSampler(ResumableSampler):
         return range(first, first + self.share)
 
 
-def check_shared(tasks: int, ranks: int) -> None:
+def check_shared(meta_batch_size: int, ranks: int) -> None:
     """Refuse a meta-batch of which ranks would take unequal shares: the mean of their gradients would be another.
 
     Args:
-        tasks: T, in a meta-batch.
+        meta_batch_size: T.
         ranks: W.
 
     Raises:
         UserError: W does not divide T.
     """
-    if tasks % ranks:
-        counts = [str(n) for n in range(1, min(tasks, ranks) + 1) if tasks % n == 0]
+    if meta_batch_size % ranks:
+        counts = [str(n) for n in range(1, min(meta_batch_size, ranks) + 1) if meta_batch_size % n == 0]
         raise UserError(
-            f"meta_batch_size: {tasks} tasks cannot be shared evenly by {ranks} ranks; use a multiple of {ranks}, such "
-            f"as {-(-tasks // ranks) * ranks}, or fewer ranks ({' or '.join(counts[-4:])})"
+            f"meta_batch_size: {meta_batch_size} tasks cannot be shared evenly by {ranks} ranks; use a multiple of "
+            f"{ranks}, such as {-(-meta_batch_size // ranks) * ranks}, or fewer ranks ({' or '.join(counts[-4:])})"
         )
 
 
@@ -148,9 +148,9 @@ class EvaluationSampler(DistributedSampler[int], SequentialSampler):
 
     def __init__(self, dataset: EpisodeDataset | AllExamples, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        tasks, size = len(dataset), dataset.meta_batch_size
-        starts = range(rank * size, tasks, num_replicas * size)
-        self.indices = [i for start in starts for i in range(start, min(start + size, tasks))] or [0]
+        count, size = len(dataset), dataset.meta_batch_size
+        starts = range(rank * size, count, num_replicas * size)
+        self.indices = [i for start in starts for i in range(start, min(start + size, count))] or [0]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)

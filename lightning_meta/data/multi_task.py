@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -10,12 +11,13 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import SPLITS, Split, TaskBatch
 from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
+from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
-from lightning_meta.data.task_set import TaskSet, fingerprint
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
 
@@ -85,7 +87,10 @@ class MultiTaskDataModule(SourceDataModule):
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
-        self.source.prepare()
+        if isinstance(self.source, TaskSource):
+            self.source.prepare()
+        else:
+            self.source.prepare_held_out()
 
     def setup(self, stage: str) -> None:
         """Open the sets, check them, and say what a module must know of the tasks."""
@@ -168,13 +173,17 @@ class MultiTaskDataModule(SourceDataModule):
 
     def fingerprint(self) -> str:
         """A hash of the examples of all splits, recorded with the results."""
-        self._set_up("fit")
-        return fingerprint(self.sets)
+        return self._hashes.whole
 
     def division(self) -> dict[Split, str]:
         """A hash of the inputs and targets of each split."""
+        return self._hashes.splits
+
+    @cached_property
+    def _hashes(self) -> Hashes:
         self._set_up("fit")
-        return {split: fingerprint({split: data}) for split, data in self.sets.items()}
+        known = self.source.task_hashes if self.only is None else None
+        return of_sets(self.sets) if known is None else known
 
     def _set_up(self, stage: str) -> None:
         """Prepare and set up; without a Trainer, nobody has done so yet."""

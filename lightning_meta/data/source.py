@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
+from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.task_set import TaskSet, fingerprint
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 
@@ -18,7 +19,12 @@ class Source(ABC):
     """Finds, verifies and decodes the files of one data set, and hands over a pool per split.
 
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
+
+    Attributes:
+        task_hashes: Hashes of the tasks that `held_out` makes, where checking the cache has computed them; else None.
     """
+
+    task_hashes: Hashes | None = None
 
     def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
@@ -26,6 +32,10 @@ class Source(ABC):
     @abstractmethod
     def pools(self) -> dict[Split, Pool]:
         """The pools of the splits, classes disjoint; called in every process, after `prepare`."""
+
+    def prepare_held_out(self) -> None:
+        """As `prepare`, before `held_out`; by default the same."""
+        self.prepare()
 
     def held_out(self) -> dict[Split, Pool]:
         """Pools for multi-task learning: every class in every split, its examples divided between them.
@@ -46,7 +56,12 @@ class TaskSource(ABC):
     """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
 
     Constructing a source is cheap and touches no file.
+
+    Attributes:
+        task_hashes: Hashes of `sets`, where checking the cache has computed them; else None.
     """
+
+    task_hashes: Hashes | None = None
 
     def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
@@ -68,7 +83,8 @@ class TaskSource(ABC):
 
     def fingerprint(self) -> str:
         """The sha256 of all examples as `sets` gives them, recorded with the results."""
-        return fingerprint(self.sets())
+        sets = self.sets()
+        return (self.task_hashes or of_sets(sets)).whole
 
 
 class TaskGenerator(ABC):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch, dtype_name
+from lightning_meta.batches import Examples, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics
@@ -41,29 +39,29 @@ class TaskSet:
                 raise ValueError(f"task {name!r}: rows ascend, and none is named twice")
 
     @classmethod
-    def of_examples(cls, tasks: Mapping[str, Examples]) -> TaskSet:
+    def of_examples(cls, examples: Mapping[str, Examples]) -> TaskSet:
         """Tasks with a data set each; inputs are kept apart only where their shapes differ.
 
         Args:
-            tasks: By name, inputs `(n_i, *input_shape)` and targets `(n_i, ...)`.
+            examples: By name of the task, inputs `(n_i, *input_shape)` and targets `(n_i, ...)`.
 
         Raises:
             UserError: A task has more or fewer targets than inputs.
         """
-        for name, (x, y) in tasks.items():
+        for name, (x, y) in examples.items():
             if len(x) != len(y):
                 raise UserError(f"task {name!r} has {len(x)} inputs and {len(y)} targets; every input needs one")
-        targets = {name: y for name, (_, y) in tasks.items()}
+        targets = {name: y for name, (_, y) in examples.items()}
         counts = [len(y) for y in targets.values()]
-        if len({(x.shape[1:], x.dtype) for x, _ in tasks.values()}) > 1:
-            apart = {name: x for name, (x, _) in tasks.items()}
+        if len({(x.shape[1:], x.dtype) for x, _ in examples.values()}) > 1:
+            apart = {name: x for name, (x, _) in examples.items()}
             return cls(apart, targets, {name: torch.arange(len(y), device=y.device) for name, y in targets.items()})
         starts = [sum(counts[:i]) for i in range(len(counts))]
         rows = {
             name: torch.arange(s, s + len(y), device=y.device)
             for s, (name, y) in zip(starts, targets.items(), strict=True)
         }
-        return cls(torch.cat([x for x, _ in tasks.values()]), targets, rows)
+        return cls(torch.cat([x for x, _ in examples.values()]), targets, rows)
 
     @classmethod
     def of_columns(cls, inputs: Tensor, columns: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> TaskSet:
@@ -196,21 +194,3 @@ class TaskSet:
             place = torch.arange(len(wanted), device=wanted.device)
         parts = place.split([len(r) for r in rows.values()])
         return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids)
-
-
-def fingerprint(sets: Mapping[Split, TaskSet]) -> str:
-    """The sha256 of names, inputs, targets and rows, split by split and task by task in their order."""
-    sha = hashlib.sha256()
-
-    def add(name: str, values: Tensor) -> None:
-        sha.update(json.dumps([name, str(values.dtype), list(values.shape)]).encode())
-        sha.update(values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-
-    for split in (split for split in SPLITS if split in sets):
-        inputs = sets[split].inputs
-        for name, x in inputs.items() if isinstance(inputs, dict) else [(split, inputs)]:
-            add(name, x)
-        for name in sets[split].names:
-            add(name, sets[split].targets[name])
-            add(name, sets[split].rows[name])
-    return sha.hexdigest()

@@ -16,7 +16,7 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
-_COLUMNS = ("tasks", "ids", "kinds", "losses", "outputs", "targets")
+_COLUMNS = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,11 @@ class TaskRecord:
     outputs: Tensor
     targets: Tensor
 
-    def scores(self, task: Task) -> Tensor:
-        """What each example adds to the metric of selection, `(n,)` float64."""
-        return task.example_scores(self.outputs.double(), self.targets)
-
     def score(self, task: Task) -> float:
         """The metric of selection; NaN where there is no example."""
-        return float(self.scores(task).mean()) if len(self.ids) else float("nan")
+        if not len(self.ids):
+            return float("nan")
+        return float(task.example_scores(self.outputs.double(), self.targets).mean())
 
     def ranked_score(self, task: Task) -> float:
         """As `score`, but −∞ where predictions that are not finite made it NaN.
@@ -75,7 +73,7 @@ class TaskRecords(Metric):
     """
 
     full_state_update = False
-    tasks: list[Tensor]
+    task_numbers: list[Tensor]
     ids: list[Tensor]
     kinds: list[Tensor]
     losses: list[Tensor]
@@ -93,7 +91,7 @@ class TaskRecords(Metric):
         """Record n examples of a task; shapes as in `TaskRecord`."""
         width = targets.shape[1] if targets.dim() > 1 else 0
         numbers, dtype = _as_integers(targets if width else targets.unsqueeze(1))
-        self.tasks.append(torch.full_like(ids, self.order[name]))
+        self.task_numbers.append(torch.full_like(ids, self.order[name]))
         self.ids.append(ids.clone())
         self.kinds.append(torch.full_like(ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
         # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
@@ -103,13 +101,14 @@ class TaskRecords(Metric):
 
     def compute(self) -> RecordTable:
         """The records over all ranks; an example that was seen twice stands once."""
-        if not len(self.tasks):  # one tensor, where ranks were gathered
+        if not len(self.task_numbers):  # one tensor, where ranks were gathered
             return RecordTable({})
-        tasks, ids, kinds, losses, outputs, targets = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        columns = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        task_numbers, ids, kinds, losses, outputs, targets = columns
         losses, outputs = at_least_float32(losses), at_least_float32(outputs)
         found = {}
         for name, number in self.order.items():
-            of = (tasks == number).nonzero()[:, 0]
+            of = (task_numbers == number).nonzero()[:, 0]
             of = of[ids[of].argsort(stable=True)]
             if len(of) > 1:
                 of = of[torch.cat([of.new_ones(1, dtype=torch.bool), ids[of].diff() != 0])]
@@ -135,7 +134,8 @@ class RecordTable:
         wanted = [r.targets.double() if r.targets.dim() > 1 else r.targets.double().unsqueeze(1) for r in records]
         targets = max(rows.shape[1] for rows in wanted)
         scores = [
-            r.scores(t) if len(r.ids) else r.losses.double() for r, t in zip(records, tasks.values(), strict=True)
+            t.example_scores(r.outputs.double(), r.targets) if len(r.ids) else r.losses.double()
+            for r, t in zip(records, tasks.values(), strict=True)
         ]
         columns = {
             "task": torch.cat([torch.full_like(r.ids, i) for i, r in enumerate(records)]),

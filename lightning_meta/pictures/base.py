@@ -108,5 +108,5 @@ def learn(module: MetaModule, episode: Episode) -> tuple[Any, Examples, Examples
 
 def class_names(dataset: EpisodeDataset, classes: Tensor) -> list[str]:
     """The names of classes of the pool that tasks are drawn from."""
-    assert isinstance(dataset.tasks, Pool)
-    return dataset.tasks.class_names(classes.tolist())
+    assert isinstance(dataset.origin, Pool)
+    return dataset.origin.class_names(classes.tolist())

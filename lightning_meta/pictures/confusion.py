@@ -58,12 +58,12 @@ class ConfusionByClass(Picture):
 
     def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
         """The matrix of shares, or bars of the lowest accuracies."""
-        assert isinstance(dataset.tasks, Pool)
+        assert isinstance(dataset.origin, Pool)
         stored = {name: torch.as_tensor(value) for name, value in module.test_report["predictions"].items()}
         tasks = stored["task"].tolist()
         size = dataset.meta_batch_size
         drawn = [dataset.draw([t for t in tasks if t // size == m]).classes for m in sorted({t // size for t in tasks})]
-        count = dataset.tasks.num_classes
+        count = dataset.origin.num_classes
         taken, possible = confusion(stored["output"], stored["target"], torch.cat(drawn).cpu(), count)
         names = class_names(dataset, torch.arange(count))
         _write(folder / "confusion.csv", taken, possible, names)

@@ -85,7 +85,7 @@ class ShotAndWay(Picture):
 
     def _measure(self, module: MetaModule, dataset: EpisodeDataset, ways: int, shots: int) -> Point:
         module.check_ways(ways)
-        pool = dataset.tasks
+        pool = dataset.origin
         assert isinstance(pool, Pool)
         shape = EpisodeShape(ways, shots, self.queries)
         size = max(1, dataset.meta_batch_size * dataset.shape.largest()[0] // ways)

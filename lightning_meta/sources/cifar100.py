@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.cache import Cached, load_or_build
+from lightning_meta.data.cache import load_or_build
 from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
-from lightning_meta.data.group_tasks import tasks_of_groups
+from lightning_meta.data.group_tasks import hashes_of_groups, tasks_of_groups
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
@@ -44,7 +44,7 @@ class CIFAR100(TaskSource):
 
     def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
-        self._load()
+        self.sets()
 
     def tasks(self) -> dict[str, Task]:
         """A classification of five for each superclass, in alphabetical order."""
@@ -54,16 +54,12 @@ class CIFAR100(TaskSource):
         """2,250, 250 and 500 images of each task."""
         return self._tasks_and_sets[1]
 
-    def fingerprint(self) -> str:
-        """The sha256 of the decoded examples in canonical order."""
-        return self._load().fingerprint
-
-    def _load(self) -> Cached:
-        return load_or_build("cifar100", f"the official division, the first {VALIDATION} are val", self._decode)
-
     @cached_property
     def _tasks_and_sets(self) -> tuple[dict[str, Task], dict[Split, TaskSet]]:
-        return tasks_of_groups(self._load().pools)
+        key = f"the official division, the first {VALIDATION} are val"
+        cached = load_or_build("cifar100", key, self._decode, hashes_of_groups)
+        self.task_hashes = cached.hashes
+        return tasks_of_groups(cached.pools)
 
     def _decode(self) -> dict[Split, Pool]:
         classes = read_official(OfficialFile(ARCHIVE, self.url), _read)

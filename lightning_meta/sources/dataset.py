@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.cache import fingerprint
+from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.image_files import refuse_deep
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
@@ -97,7 +97,11 @@ class FromDataset(Source):
 
     def fingerprint(self) -> str:
         """The sha256 of all examples and class names."""
-        return fingerprint(self._everything)
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
+        return of_pools(self._everything).whole
 
     @cached_property
     def _everything(self) -> dict[Split, Pool]:

@@ -131,18 +131,14 @@ class Glyphs(Source):
             Pools with `8 * copies`, `2 * copies` and `2 * copies` examples a class; classes by script and code point.
         """
         characters = read_characters()
-        images = self.render(characters)
-        pool = _pool(images, characters, range(len(characters)))
+        pool = _pool(self.render(characters), characters)
         held = {face for faces in HELD_OUT_FACES.values() for face in faces}
         faces = {"train": tuple(face for face in FACES if face not in held), **HELD_OUT_FACES}
         return divide(pool, {split: self._members(faces[split]) for split in SPLITS})
 
     def fingerprint(self) -> str:
         """SHA-256 of all images: train, val, test, each by script, code point and face."""
-        digest = hashlib.sha256()
-        for split in SPLITS:
-            digest.update(self._pools[split].x.numpy().data)
-        return digest.hexdigest()
+        return self._hash
 
     def render(self, characters: Sequence[Character]) -> Tensor:
         """Images of any characters of the list, twins too: `(C, 12 * copies, 1, image_size, image_size)`."""
@@ -160,7 +156,14 @@ class Glyphs(Source):
         characters = [c for c in read_characters() if c.split in SPLITS]
         images = self.render(characters)
         places = {split: [i for i, c in enumerate(characters) if c.split == split] for split in SPLITS}
-        return {split: _pool(images, characters, places[split]) for split in SPLITS}
+        return {split: _pool(images[places[split]], [characters[i] for i in places[split]]) for split in SPLITS}
+
+    @cached_property
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            digest.update(self._pools[split].x.numpy().data)
+        return digest.hexdigest()
 
     def _members(self, faces: Sequence[str]) -> list[int]:
         """The examples of a class that are in a few faces."""
@@ -172,12 +175,12 @@ class Glyphs(Source):
         return stream.uniform(-self.jitter, self.jitter, (self.copies, len(FACES), 6))
 
 
-def _pool(images: Tensor, characters: Sequence[Character], chosen: Sequence[int]) -> Pool:
+def _pool(images: Tensor, characters: Sequence[Character]) -> Pool:
     return Pool(
-        x=images[list(chosen)].flatten(0, 1),
-        sizes=torch.full((len(chosen),), images.shape[1]),
-        names=tuple(characters[i].label for i in chosen),
-        groups=tuple(characters[i].script for i in chosen),
+        x=images.flatten(0, 1),
+        sizes=torch.full((len(characters),), images.shape[1]),
+        names=tuple(character.label for character in characters),
+        groups=tuple(character.script for character in characters),
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from lightning_meta.batches import SPLITS, Split
-from lightning_meta.data.cache import load_or_build
 from lightning_meta.data.image_files import ImageFilesSource, Listing, folders_in, image_files_in, images_of
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
@@ -65,10 +64,7 @@ class ImageFolder(ImageFilesSource):
             UserError: A class has no image in some split, or fewer than three to divide.
         """
         listing = self._held_out_listing()
-        key = f"examples divided; {self._key_of(listing)}"
-        cached = load_or_build(type(self).__name__.lower(), key, lambda: self._pools_of(listing))
-        self._fingerprint = cached.fingerprint
-        return cached.pools
+        return self._held_out(f"examples divided; {self._key_of(listing)}", lambda: self._pools_of(listing))
 
     def _held_out_listing(self) -> Listing:
         self._check_root()

@@ -82,7 +82,8 @@ class Omniglot(DecodedSource):
         Returns:
             Pools with 14, 2 and 4 examples a class; classes by name, groups are alphabets.
         """
-        return divide(merged(self.pools()), DRAWERS_OF)
+        key = f"omniglot, drawers held out, {self.image_size} pixels, lanczos"
+        return self._held_out(key, lambda: divide(merged(self.pools()), DRAWERS_OF))
 
     def _key(self) -> str:
         return f"omniglot, split {self.split}, {self.image_size} pixels, lanczos"

@@ -100,7 +100,7 @@ class Parkinsons(TaskSource):
 
     def prepare(self) -> None:
         """Download the file if it is not there; runs in one process per machine."""
-        self.sets()
+        self._rows  # noqa: B018 - which reads it
 
     def tasks(self) -> dict[str, Task]:
         """One regression a subject, or one a score."""
@@ -109,22 +109,6 @@ class Parkinsons(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, 16)` and more with extra features; targets `(n_i, 1)` in points of the UPDRS."""
-        return self._sets
-
-    def descriptors(self) -> Mapping[str, tuple[float, ...]]:
-        """Age and sex of each subject, standardised over subjects; nothing where the scores are the tasks."""
-        if self.kind == "targets":
-            return {}
-        of_subject = np.stack([self._rows[self._rows[:, 0] == s][0, 1:3] for s in range(1, SUBJECTS + 1)])
-        z = Standardiser(torch.from_numpy(of_subject))(torch.from_numpy(of_subject))
-        return {_name(s): tuple(row) for s, row in enumerate(z.tolist(), start=1)}
-
-    @cached_property
-    def _rows(self) -> NDArray[np.float64]:
-        return read_official(OfficialFile("parkinsons/parkinsons_updrs.data", self.url), _read)
-
-    @cached_property
-    def _sets(self) -> dict[Split, TaskSet]:
         rows = self._rows
         subjects = rows[:, 0].astype(np.int64)
         place = subjects - 1 if self.hold_out == "subjects" else sessions(subjects, rows[:, 3])
@@ -143,6 +127,18 @@ class Parkinsons(TaskSource):
                 of = {_name(s): here & (subjects == s) for s in range(1, SUBJECTS + 1)}
                 sets[split] = TaskSet.of_examples({n: Examples(x[m], y[self.target][m]) for n, m in of.items()})
         return sets
+
+    def descriptors(self) -> Mapping[str, tuple[float, ...]]:
+        """Age and sex of each subject, standardised over subjects; nothing where the scores are the tasks."""
+        if self.kind == "targets":
+            return {}
+        of_subject = np.stack([self._rows[self._rows[:, 0] == s][0, 1:3] for s in range(1, SUBJECTS + 1)])
+        z = Standardiser(torch.from_numpy(of_subject))(torch.from_numpy(of_subject))
+        return {_name(s): tuple(row) for s, row in enumerate(z.tolist(), start=1)}
+
+    @cached_property
+    def _rows(self) -> NDArray[np.float64]:
+        return read_official(OfficialFile("parkinsons/parkinsons_updrs.data", self.url), _read)
 
 
 def sessions(subjects: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.int64]:

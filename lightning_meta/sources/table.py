@@ -112,7 +112,21 @@ class Table(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
-        return self._sets
+        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
+        values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
+        present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
+        sets: dict[Split, TaskSet] = {}
+        for split in SPLITS:
+            here = torch.from_numpy(split_of == split)
+            if self.task_column is None:
+                columns = {name: y[here] for name, y in values.items()}
+                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                continue
+            (y,), (there,) = values.values(), present.values()
+            task_of_row = np.array(self._column(self.task_column).labels)
+            rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
+            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
+        return sets
 
     @cached_property
     def input_names(self) -> list[str]:
@@ -174,13 +188,13 @@ class Table(TaskSource):
                     raise column.wrong(row, "expected train, val or test")
             return np.where(self._labelled, column.labels, "")
         if self.group_column is not None:
-            units, tasks = self._column(self.group_column).labels, None
+            units, task_of_row = self._column(self.group_column).labels, None
         else:
             units = self._contents()
-            tasks = None if self.task_column is None else self._column(self.task_column).labels
+            task_of_row = None if self.task_column is None else self._column(self.task_column).labels
         parts: dict[str, list[int]] = {}
         for row in self._labelled.nonzero()[0].tolist():
-            parts.setdefault("" if tasks is None else tasks[row], []).append(row)
+            parts.setdefault("" if task_of_row is None else task_of_row[row], []).append(row)
         split_of = np.zeros(len(units), dtype="<U5")
         for rows in parts.values():
             split = divided({units[row] for row in rows}, self.fractions, self.seed)
@@ -196,24 +210,6 @@ class Table(TaskSource):
         rows = np.column_stack([np.zeros((count, 0)), *numbers]).astype("<f8")
         texts = zip([""] * count, *(c.labels for c in as_text), strict=True)
         return ["\x1f".join([row.tobytes().hex(), *more]) for row, more in zip(rows, texts, strict=True)]
-
-    @cached_property
-    def _sets(self) -> dict[Split, TaskSet]:
-        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
-        values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
-        present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
-        sets: dict[Split, TaskSet] = {}
-        for split in SPLITS:
-            here = torch.from_numpy(split_of == split)
-            if self.task_column is None:
-                columns = {name: y[here] for name, y in values.items()}
-                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
-                continue
-            (y,), (there,) = values.values(), present.values()
-            tasks = np.array(self._column(self.task_column).labels)
-            rows = {name: here & there & torch.from_numpy(tasks == name) for name in self.tasks()}
-            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
-        return sets
 
     def _check_options(self) -> None:
         if not self.targets:

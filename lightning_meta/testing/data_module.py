@@ -51,7 +51,7 @@ class EpisodicDataModuleTests:
                 batch = dataset.__getitems__(range(start, start + dataset.meta_batch_size))
                 if batch.ways:
                     _check_labels(batch, *dataset.sizes(start // dataset.meta_batch_size), dataset.shape.queries)
-            if isinstance(dataset.tasks, Pool):
+            if isinstance(dataset.origin, Pool):
                 _check_disjoint(dataset)
 
     def test_the_same_seed_gives_the_same_episodes(self) -> None:
@@ -90,8 +90,8 @@ class EpisodicDataModuleTests:
 
     def pools(self) -> dict[Split, Pool]:
         """The stored examples of the splits; none where tasks are made."""
-        tasks = {split: dataset.tasks for split, dataset in self.ready().datasets.items()}
-        return {split: pool for split, pool in tasks.items() if isinstance(pool, Pool)}
+        origins = {split: dataset.origin for split, dataset in self.ready().datasets.items()}
+        return {split: origin for split, origin in origins.items() if isinstance(origin, Pool)}
 
 
 def _check_labels(batch: Episode, ways: int, shots: int, queries: int) -> None:

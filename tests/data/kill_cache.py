@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.data.cache import Cached, load_or_build
+from lightning_meta.data.hashes import Hashes
 from lightning_meta.data.pool import Pool
 from lightning_meta.sources import ImageFolder
 from tests.run.moments import kill_after
@@ -36,7 +37,7 @@ def images() -> Cached:
     """A source as it is: most of the time is that of decoding."""
     source = ImageFolder(Path("images"), image_size=84)
     source.prepare()
-    return Cached(source.pools(), source.fingerprint())
+    return Cached(source.pools(), Hashes(source.fingerprint(), {}))
 
 
 def draw_images(count: int) -> None:
@@ -88,7 +89,7 @@ def drive(folder: Path, kills: int, seed: int, build: Callable[[], Cached]) -> d
     os.environ["LIGHTNING_META_CACHE"] = str(folder / "whole")
     both = forked(build), forked(build)
     seconds = min(ended(pid)[1] for pid in both)  # of CPU time, which does not depend on what else the machine does
-    expected = build().fingerprint
+    expected = build().hashes.whole
     for number in range(kills):
         kill_both = number % 2 == 0
         *how, left = moment(folder / str(number), draw.uniform(0, 0.7 * seconds), kill_both, build)
@@ -98,7 +99,7 @@ def drive(folder: Path, kills: int, seed: int, build: Callable[[], Cached]) -> d
             seen[kind] += 1
         seen[f"{left} after both were killed" if how == ["killed"] * 2 else f"{left} after one ended"] += 1
         files = {f: f.stat().st_mtime_ns for f in folder.joinpath(str(number)).rglob("*.safetensors")}
-        if build().fingerprint != expected:
+        if build().hashes.whole != expected:
             raise SystemExit(f"kill {number}: another content")
         if any(f.stat().st_mtime_ns != time_of for f, time_of in files.items()):
             raise SystemExit(f"kill {number}: the file was not whole, and was built again")

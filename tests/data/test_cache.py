@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from lightning_meta.batches import Split
-from lightning_meta.data.cache import cache_folder, fingerprint, load_or_build, replacing
+from lightning_meta.data.cache import cache_folder, load_or_build, replacing
+from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from tests.waiting import LIMIT
@@ -64,7 +65,7 @@ def test_builds_once_and_then_reads_the_same(cache: Path) -> None:
     assert len(built) == 1
     assert same(first.pools, pools())
     assert same(second.pools, pools())
-    assert first.fingerprint == second.fingerprint == fingerprint(pools())
+    assert first.hashes == second.hashes == of_pools(pools())
     assert [path.name[:4] for path in (cache / "decoded").iterdir()] == ["toy-"]
 
 
@@ -79,7 +80,7 @@ def test_fingerprint_sees_names_sizes_order_and_examples() -> None:
     plain = pools()
     swapped = {**plain, "train": plain["train"].select([1, 0])}
     renamed = {**plain, "val": plain["test"]}
-    prints = [fingerprint(p) for p in (plain, pools(1), swapped, renamed)]
+    prints = [of_pools(p).whole for p in (plain, pools(1), swapped, renamed)]  # type: ignore[arg-type]
     assert len(set(prints)) == 4
 
 
@@ -119,7 +120,7 @@ def test_a_damaged_file_is_never_used(cache: Path, damage: str, caplog: pytest.L
 
 
 def test_two_processes_build_at_once(tmp_path: Path) -> None:
-    code = "print(load_or_build('toy', 'k', build).fingerprint)"
+    code = "print(load_or_build('toy', 'k', build).hashes.whole)"
     both = [child(code, tmp_path), child(code, tmp_path)]
     lines = [process.communicate(timeout=LIMIT)[0].split() for process in both]
     assert all(process.returncode == 0 for process in both)

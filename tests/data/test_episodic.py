@@ -183,7 +183,7 @@ def test_rotations_are_of_the_splits_asked_for_and_leave_the_source_as_it_was() 
     plain.setup("fit")
     expected = {"turned": [32, 5, 6], "plain": [8, 5, 6]}
     for name, data in (("turned", turned), ("plain", plain)):
-        pools = [data.datasets[split].tasks for split in SPLITS]
+        pools = [data.datasets[split].origin for split in SPLITS]
         assert [pool.num_classes for pool in pools if isinstance(pool, Pool)] == expected[name]
 
 

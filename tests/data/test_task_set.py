@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lightning_meta.batches import Examples, Split
-from lightning_meta.data.task_set import TaskSet, fingerprint
+from lightning_meta.data.hashes import of_sets
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 
 
@@ -91,7 +92,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_fingerprint_follows_inputs_targets_rows_names_and_splits() -> None:
     def of(train: TaskSet, test: TaskSet | None = None) -> str:
         sets: dict[Split, TaskSet] = {"train": train, "val": shared(), "test": test or shared()}
-        return fingerprint(sets)
+        return of_sets(sets).whole
 
     data = shared()
     other_rows = {"a": torch.tensor([0, 1, 2]), "b": data.rows["b"]}

@@ -124,7 +124,8 @@ def test_records_hold_no_view_of_what_they_are_given() -> None:
     ids, losses, outputs = whole["ids"][:4], whole["losses"][:4], whole["outputs"][:4]
     records.update("a", ids, losses, outputs[:, :3], torch.arange(100)[:4])
     records.update("b", ids, losses, outputs[:, :2], torch.zeros(100, 2)[:4])
-    kept = [t for name in ("tasks", "ids", "kinds", "losses", "outputs", "targets") for t in getattr(records, name)]
+    names = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
+    kept = [t for name in names for t in getattr(records, name)]
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)
 
 
