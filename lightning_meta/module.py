@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.checks import factory, instance
-from lightning_meta.configuration import Described, describe
+from lightning_meta.configuration import Described, describe, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
@@ -25,6 +26,8 @@ from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import Inputs, as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.resuming import check_groups, check_resumed
+
+_log = logging.getLogger(__name__)
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -214,8 +217,9 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay.
 
         Raises:
-            UserError: The run to resume has another optimiser.
+            UserError: The run to resume has another optimiser, or checkpoints could not be loaded.
         """
+        self._check_description()
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
             self._stored_groups = None
@@ -224,6 +228,19 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             self.train()
             for norm in held:
                 norm.eval()
+
+    def _check_description(self) -> None:
+        """Say which arguments must be given to `load`, since a checkpoint cannot store how they were made."""
+        described = describe(self)
+        if "instance" in described:
+            refuse_unknown(self)
+        named = {name.partition(".")[0]: made for name, made in unknown_parts(described["init_args"])}
+        if named and self.trainer.is_global_zero:
+            _log.warning(
+                "checkpoints will not say how %s was made: load them by load(path, %s)",
+                " and ".join(f"{name} ({made})" for name, made in named.items()),
+                ", ".join(f"{name}=..." for name in named),
+            )
 
     @classmethod
     def load_from_checkpoint(
