@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
 from typing import Any, NoReturn
@@ -88,16 +88,21 @@ def remember_networks(config: Any) -> None:
     """Let the parser note how each network is made, so that a checkpoint can store it.
 
     Args:
-        config: What is about to be made; functions that it names are noted as well.
+        config: What is about to be made.
     """
     add_instantiator(_remembering, torch.nn.Module)
-    for value in vars(config).values() if isinstance(config, Namespace) else as_list(config):
-        remember_networks(value)
-    if isinstance(config, Namespace) and "class_path" in config:
-        module, _, name = str(config.class_path).rpartition(".")
-        function = getattr(importlib.import_module(module), name, None)
-        if isinstance(function, FunctionType):
-            add_instantiator(_remembering, function, subclasses=False)  # type: ignore[type-var]
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Namespace | Mapping):
+            waiting += (vars(value) if isinstance(value, Namespace) else value).values()
+        elif isinstance(value, list):
+            waiting += value
+        if isinstance(value, Namespace) and "class_path" in value:
+            module, _, name = str(value.class_path).rpartition(".")
+            function = getattr(importlib.import_module(module), name, None)
+            if isinstance(function, FunctionType):  # not found by the class above
+                add_instantiator(_remembering, function, subclasses=False)  # type: ignore[type-var]
 
 
 def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
