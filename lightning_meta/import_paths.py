@@ -60,7 +60,7 @@ def public_path(value: Any) -> str:
     ('lightning_meta.MAML', 'torch.nn.modules.activation.ReLU')
     """
     package, *below = value.__module__.split(".")
-    place = sys.modules.get(package) if package == lightning_meta.__name__ else None
+    place: Any = sys.modules.get(package) if package == lightning_meta.__name__ else None
     for name in ["", *below]:
         place = getattr(place, name, None) if name else place
         if place is not None and getattr(place, value.__qualname__, None) is value:

@@ -140,6 +140,7 @@ def test_an_allowed_function_is_called_only_if_it_makes_a_network() -> None:
 def test_a_network_that_a_function_made_is_made_by_it_again() -> None:
     network = small_net(3, nn.Tanh)
     remember(network, {"width": 3, "act": nn.Tanh}, small_net)
+    like: Any
     for like in (network, copy.deepcopy(network), build(describe(network), ALLOW), fresh(network, 1)):
         assert like(torch.ones(1, 1)).shape == (1, 3)
         assert isinstance(like[1].act, nn.Tanh)

@@ -90,7 +90,7 @@ def remember_networks(config: Any) -> None:
     Args:
         config: What is about to be made.
     """
-    add_instantiator(_remembering, torch.nn.Module)
+    add_instantiator(_remembering, torch.nn.Module)  # type: ignore[arg-type]
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -102,7 +102,7 @@ def remember_networks(config: Any) -> None:
             module, _, name = str(value.class_path).rpartition(".")
             function = getattr(importlib.import_module(module), name, None)
             if isinstance(function, FunctionType):  # not found by the class above
-                add_instantiator(_remembering, function, subclasses=False)  # type: ignore[type-var]
+                add_instantiator(_remembering, function, subclasses=False)  # type: ignore[arg-type]
 
 
 def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
