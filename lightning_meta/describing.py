@@ -113,8 +113,20 @@ def _describe_instance(value: Any) -> Any:
     if init_args is None:
         return {"instance": public_path(cls)}
     if "_function" in known:
-        return {"function_path": public_path(known["_function"]), "init_args": describe(init_args)}
-    return {"class_path": public_path(cls), "init_args": describe(init_args)}
+        made_by = known["_function"]
+        return {"function_path": public_path(made_by), "init_args": _describe_arguments(made_by, init_args)}
+    return {"class_path": public_path(cls), "init_args": _describe_arguments(cls.__init__, init_args)}
+
+
+def _describe_arguments(make: Callable[..., Any], init_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor or a function, without those that nobody can describe and that are defaults."""
+    described = describe(init_args)
+    unknown = [name for name, spec in described.items() if isinstance(spec, dict) and "instance" in spec]
+    parameters = inspect.signature(make).parameters if unknown else {}
+    for name in unknown:
+        if name in parameters and parameters[name].default is init_args[name]:
+            del described[name]
+    return described  # type: ignore[no-any-return]
 
 
 def refuse_unknown(owner: Any) -> None:

@@ -59,12 +59,13 @@ def public_path(value: Any) -> str:
     >>> public_path(MAML), public_path(torch.nn.ReLU)
     ('lightning_meta.MAML', 'torch.nn.modules.activation.ReLU')
     """
+    own_name: str = value.__qualname__
     package, *below = value.__module__.split(".")
     place: Any = sys.modules.get(package) if package == lightning_meta.__name__ else None
     for name in ["", *below]:
         place = getattr(place, name, None) if name else place
-        if place is not None and getattr(place, value.__qualname__, None) is value:
-            return f"{place.__name__}.{value.__qualname__}"
+        if place is not None and getattr(place, own_name, None) is value:
+            return f"{place.__name__}.{own_name}"
     return own_path(value)
 
 

@@ -147,6 +147,21 @@ def test_a_network_that_a_function_made_is_made_by_it_again() -> None:
     assert describe(build(describe(network), ALLOW)) == describe(network)
 
 
+class Defaults(lm.Described, nn.Module):
+    """Its defaults have no path; left out, they are there again."""
+
+    def __init__(self, f: Callable[[float], float] = lambda x: x + 1, act: nn.Module = nn.ReLU()) -> None:  # noqa: B008
+        super().__init__()
+        self.f, self.act = f, act
+
+
+def test_a_default_need_not_be_stored() -> None:
+    spec = describe(Defaults())
+    assert spec == {"class_path": f"{__name__}.Defaults", "init_args": {}}
+    assert build(spec, ALLOW).f(1.0) == 2.0
+    assert "f" in describe(Defaults(f=lambda x: x))["init_args"]
+
+
 # The command line
 
 
