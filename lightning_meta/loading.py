@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lightning_meta.configuration import (
     build,
     class_paths,
     lies_in,
+    unknown_parts,
 )
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
@@ -61,12 +63,6 @@ def load(
     if not isinstance(stored, dict):
         raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
     init_args = {**stored, **overrides}
-    for name, value in init_args.items():
-        if isinstance(value, dict) and "instance" in value:
-            raise UserError(
-                f"{file} was trained with {name}={value['instance']} made in Python, and does not say how: "
-                f"give it by name, load(path, {name}=...)"
-            )
     allow = tuple(allow)
 
     def make() -> tuple[Any, dict[str, Any]]:
@@ -79,6 +75,7 @@ def load(
         return made, fitting
 
     try:
+        _refuse_unknown(init_args)
         layout = layout_of(checkpoint)
         if not overrides and _looks_at_no_values(spec):
             rehearse(make, weights)
@@ -100,6 +97,13 @@ def load(
         if name in frozen:
             parameter.requires_grad_(False)
     return module
+
+
+def _refuse_unknown(init_args: Mapping[str, Any]) -> None:
+    for name, made in unknown_parts(init_args):
+        raise UserError(
+            f"it does not say how {name} ({made}) was made: give it by name, load(path, {name.partition('.')[0]}=...)"
+        )
 
 
 def find_checkpoint(path: str | PathLike[str]) -> Path:

@@ -13,26 +13,32 @@ from lightning_meta.errors import UserError
 
 TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Packages, by their earlier path.
-MOVED = {
-    "lightning_meta.data.sources": "lightning_meta.sources",
-    "lightning_meta.multitask.weightings": "lightning_meta.weightings",
-}
-_EARLIER_PATH = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, MOVED)) + r")(?=\.)")
-
 LAYOUT = 2
 """Stands in every checkpoint. 1: the networks of version 0.1."""
 
-# By class, beginnings of names in layout 1 and now; the first that fits counts.
-_MOVED: dict[str, tuple[tuple[str, str], ...]] = {
+# The table of what has moved. A file or a class that moves gets a line in the first part, a tensor that gets another
+# name one in the second; the stored checkpoints and configurations in tests/checkpoints show that they still load.
+
+# Modules and packages, or classes, by their earlier path.
+PATHS = {
+    "lightning_meta.data.sources": "lightning_meta.sources",
+    "lightning_meta.multitask.weightings": "lightning_meta.weightings",
+}
+# By class, beginnings of names of tensors in layout 1 and now; the first that fits counts.
+WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
     "GradientBasedLearner": (("network.backbone.", "backbone."), ("network.head.", "head.")),
     "MetaModule": (("network.", "backbone."),),
     "Independent": (("networks.", "backbone."),),
     "CrossStitch": (("columns.", "backbone."),),
     "MixtureOfExperts": (("experts.", "backbone."),),
 }
+# Ends of names of tensors in layout 1 and now, in every class.
+STATISTICS = {"mean": "running_mean", "var": "running_var"}
+
 _BEST = "best._extra_state"
-_STATISTICS = {"mean": "running_mean", "var": "running_var"}
+_EARLIER_PATH = re.compile(
+    r"(?<![\w.])(" + "|".join(map(re.escape, sorted(PATHS, key=len, reverse=True))) + r")(?![\w])"
+)
 
 
 def renamed(text: str) -> str:
@@ -41,7 +47,7 @@ def renamed(text: str) -> str:
     >>> renamed("source: lightning_meta.data.sources.Omniglot")
     'source: lightning_meta.sources.Omniglot'
     """
-    return _EARLIER_PATH.sub(lambda found: MOVED[found[0]], text)
+    return _EARLIER_PATH.sub(lambda found: PATHS[found[0]], text)
 
 
 def layout_of(checkpoint: Mapping[str, Any]) -> int:
@@ -81,13 +87,13 @@ def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[st
         By their names today; the counters of batch normalisation, which did not exist, are those of the module.
     """
     own = module.state_dict()
-    moved = next((_MOVED[c.__name__] for c in type(module).__mro__ if c.__name__ in _MOVED), ())
+    moved = next((WEIGHTS[c.__name__] for c in type(module).__mro__ if c.__name__ in WEIGHTS), ())
     found: dict[str, Tensor] = {}
     for old, tensor in weights.items():
         name = next((new + old[len(start) :] for start, new in moved if old.startswith(start)), old)
         parent, _, last = name.rpartition(".")
-        if name not in own and last in _STATISTICS:
-            name = f"{parent}.{_STATISTICS[last]}"
+        if name not in own and last in STATISTICS:
+            name = f"{parent}.{STATISTICS[last]}"
         found[name] = tensor
     counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in found}
     return {**found, **counters}

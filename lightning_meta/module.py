@@ -1,11 +1,13 @@
-"""What every module that is trained here shares: its optimiser, its checkpoints, its inputs."""
+"""What every module that is trained here shares: when it is built, its optimiser, its checkpoints, its inputs."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed
@@ -14,8 +16,8 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_meta.checks import factory
-from lightning_meta.configuration import Described, describe
+from lightning_meta.checks import factory, instance
+from lightning_meta.configuration import Described, describe, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
@@ -25,21 +27,60 @@ from lightning_meta.nn.features import Inputs, as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.resuming import check_groups, check_resumed
 
+_log = logging.getLogger(__name__)
 
-class TrainedModule(Described, LightningModule):
-    """A LightningModule whose checkpoints load by their path alone.
+
+class _BuiltWhenConstructed(ABCMeta):
+    """Builds a module once its outermost constructor is done, so that `build` sees what a subclass has set."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        module = super().__call__(*args, **kwargs)
+        if module.ready_to_build:
+            module.configure_model()
+        return module
+
+
+class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed):
+    """A LightningModule that is built in two steps, and whose checkpoints load by their path alone.
+
+    The constructor takes the backbone. What depends on the data, such as heads, is made by `build` as soon as both are
+    known: the constructor is done, and the data have been described, by an argument or by the trainer's data module.
 
     Args:
+        backbone: The network that a method builds on.
+        spec: What the data look like; None until the data module says so.
         optimizer: Makes the optimiser of the parameters.
         lr_scheduler: Makes the schedule of the optimiser; it steps once per training step.
+
+    Attributes:
+        spec_name: The constructor's argument that describes the data.
+        spec_type: Its type.
+        wrong_data: What a module of this kind learns from, for the error where the data are of another kind.
     """
 
-    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+    spec_name: ClassVar[str]
+    spec_type: ClassVar[type]
+    wrong_data: ClassVar[str]
+    backbone: nn.Module
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: Any,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+    ) -> None:
         super().__init__()
         factory("optimizer", optimizer, "torch.optim.Adam or partial(torch.optim.Adam, lr=0.001)")
         if lr_scheduler is not None:
             factory("lr_scheduler", lr_scheduler, "partial(torch.optim.lr_scheduler.StepLR, step_size=100)")
+        instance("backbone", backbone, nn.Module)
+        if spec is not None:
+            instance(self.spec_name, spec, self.spec_type)
+        setattr(self, self.spec_name, spec)
+        self.backbone = backbone
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
@@ -47,10 +88,76 @@ class TrainedModule(Described, LightningModule):
         """What the optimiser is given: weights that are frozen can be added when they are unfrozen."""
         return [p for p in self.parameters() if p.requires_grad]
 
+    @abstractmethod
+    def build(self, spec: Any) -> None:
+        """Make the parameters that depend on the data; it is called once, after the constructor.
+
+        Args:
+            spec: What the data look like.
+        """
+
+    @abstractmethod
+    def check_data(self, spec: Any) -> None:
+        """Refuse data of another kind than those that the module was made for, and warn of others that differ.
+
+        Args:
+            spec: What the trainer's data look like.
+
+        Raises:
+            UserError: What differs.
+        """
+
+    @property
+    @abstractmethod
+    def spec(self) -> Any:
+        """What the data look like.
+
+        Raises:
+            UserError: It is not known yet.
+        """
+
+    @property
+    def ready_to_build(self) -> bool:
+        """Whether it is known what the data look like."""
+        return getattr(self, self.spec_name) is not None
+
     def spec_of_data(self) -> Any:
         """What the trainer's data module says of its data; None where there is none, or it is not set up."""
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "spec", None)
+
+    def setup(self, stage: str) -> None:
+        """Take from the data module what the data look like, or check that they fit."""
+        spec = self._take_spec()
+        if spec is not None:
+            self.check_data(spec)
+
+    def configure_model(self) -> None:
+        """Make what depends on the data, once. Callbacks may call it before `setup`."""
+        if self._built:
+            return
+        self._take_spec()
+        self.make_parts()
+        like = next(self.backbone.parameters(), None)
+        if like is not None and like.device.type != "cpu":
+            self.to(like.device)  # a callback may copy the module to its device before `setup`
+        self._built = True
+
+    def make_parts(self) -> None:
+        """Call `build`; a family of methods adds what all of them have."""
+        self.build(self.spec)
+
+    def _take_spec(self) -> Any:
+        """What the trainer's data look like, noted where it was not known; None where there is no data module."""
+        spec = self.spec_of_data()
+        if spec is None:
+            return None
+        if not isinstance(spec, self.spec_type):
+            raise UserError(f"{type(self).__name__} {self.wrong_data}")
+        if not self.ready_to_build:
+            setattr(self, self.spec_name, spec)
+            self.update_init_args(**{self.spec_name: spec})
+        return spec
 
     @property
     def synchronises_batch_norm(self) -> bool:
@@ -110,8 +217,9 @@ class TrainedModule(Described, LightningModule):
         """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay.
 
         Raises:
-            UserError: The run to resume has another optimiser.
+            UserError: The run to resume has another optimiser, or checkpoints could not be loaded.
         """
+        self._check_description()
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
             self._stored_groups = None
@@ -120,6 +228,19 @@ class TrainedModule(Described, LightningModule):
             self.train()
             for norm in held:
                 norm.eval()
+
+    def _check_description(self) -> None:
+        """Say which arguments must be given to `load`, since a checkpoint cannot store how they were made."""
+        described = describe(self)
+        if "instance" in described:
+            refuse_unknown(self)
+        named = {name.partition(".")[0]: made for name, made in unknown_parts(described["init_args"])}
+        if named and self.trainer.is_global_zero:
+            _log.warning(
+                "checkpoints will not say how %s was made: load them by load(path, %s)",
+                " and ".join(f"{name} ({made})" for name, made in named.items()),
+                ", ".join(f"{name}=..." for name in named),
+            )
 
     @classmethod
     def load_from_checkpoint(

@@ -1,13 +1,18 @@
-"""Checkpoints of version 0.1, stored beside this file with what their models predicted there."""
+"""Checkpoints and configurations of version 0.1, stored beside this file with what their models predicted there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import lightning_meta as lm
+from lightning_meta.cli import main
+from lightning_meta.configuration import build
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, MetaModule
@@ -33,6 +38,29 @@ def test_a_model_of_version_0_1_predicts_what_it_did(name: str) -> None:
     torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", STORED)
+def test_a_configuration_of_version_0_1_is_read(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `fit` wrote it: classes by their paths of then, every option with its value of then."""
+    file = FOLDER / f"{name}.yaml"
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", str(file), "--print_config"])
+    assert not done.value.code
+    old, new = yaml.safe_load(file.read_text()), yaml.safe_load(capsys.readouterr().out)
+    assert set(leaves(old)) <= set(leaves(new))
+    assert type(build(new["model"])) is getattr(lm, name)
+    assert type(build(old["model"])) is getattr(lm, name)  # without the parser
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every option of a configuration; a class by its last name."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{key}")
+    else:
+        text = str(value)
+        yield name, text.rpartition(".")[2] if name.endswith("class_path") else text
+
+
 def test_code_of_version_0_1_imports_what_it_did() -> None:
     from lightning_meta.data.sources import Omniglot, TaskSource
     from lightning_meta.data.sources.base import Source
@@ -45,7 +73,9 @@ def test_code_of_version_0_1_imports_what_it_did() -> None:
 
 
 def test_every_family_is_stored() -> None:
-    assert {"MAML", "ProtoNet", "Baseline", "Independent", "CrossStitch", "MixtureOfExperts"} <= set(STORED)
+    meta, multi_task = {"MAML", "ProtoNet", "Baseline"}, {"Independent", "MultiHead", "Conditioned", "CrossStitch"}
+    assert set(STORED) == meta | multi_task | {"MixtureOfExperts"}
+    assert {file.stem for file in FOLDER.glob("*.yaml")} == set(STORED)
 
 
 def test_a_run_of_version_0_1_is_not_resumed() -> None:

@@ -22,8 +22,9 @@ from lightning_meta.cli.ending import ending_well
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_options, naming_options, places_of
-from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_modules, with_save_dir
+from lightning_meta.cli.parsing import Bar, as_list, log_into_run, mistake_in, remember_networks, with_save_dir
 from lightning_meta.cli.summary import print_summary, write_outcome
+from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.loading import weights_error
 from lightning_meta.reading import refuse_links_out
@@ -138,8 +139,11 @@ class MetaCLI(LightningCLI):
             self.config_text = self.parser.dump(self.config, skip_unset=False)
         self.run_logger.hold()  # before anything is written into it
         configured, self.config = self.config, log_into_run(self.config.clone(), self.run_logger)
+        remember_networks(configured.model)
         try:
             super().instantiate_classes()
+            if isinstance(self.model, Described):
+                refuse_unknown(self.model)
         except UserError as error:
             self.run_logger.discard()
             error.args = (as_options(str(error), places_of(configured)),)
@@ -151,7 +155,6 @@ class MetaCLI(LightningCLI):
             self.run_logger.discard()
             raise
         self.config = configured
-        remember_modules(self.model, configured.model.get("init_args", Namespace()))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, the run's own callbacks and logger first."""

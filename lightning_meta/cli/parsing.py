@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, add_instantiator
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
@@ -17,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_meta
 from lightning_meta.cli.options import Place, as_options
-from lightning_meta.configuration import describe, remember
+from lightning_meta.configuration import remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
@@ -83,13 +84,33 @@ def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
     return config
 
 
-def remember_modules(owner: Any, config: Namespace) -> None:
-    """Note how the modules among an object's arguments were made, so that a checkpoint can say it."""
-    for name, value in getattr(owner, "_init_args", {}).items():
-        spec = config.get(name)
-        unknown = isinstance(value, torch.nn.Module) and "instance" in describe(value)
-        if unknown and isinstance(spec, Namespace) and "class_path" in spec:
-            remember(value, spec.get("init_args", Namespace()).as_dict())
+def remember_networks(config: Any) -> None:
+    """Let the parser note how each network is made, so that a checkpoint can store it.
+
+    Args:
+        config: What is about to be made.
+    """
+    add_instantiator(_remembering, torch.nn.Module)  # type: ignore[arg-type]
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Namespace | Mapping):
+            waiting += (vars(value) if isinstance(value, Namespace) else value).values()
+        elif isinstance(value, list):
+            waiting += value
+        if isinstance(value, Namespace) and "class_path" in value:
+            module, _, name = str(value.class_path).rpartition(".")
+            function = getattr(importlib.import_module(module), name, None)
+            if isinstance(function, FunctionType):  # not found by the class above
+                add_instantiator(_remembering, function, subclasses=False)  # type: ignore[arg-type]
+
+
+def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
+    made = make(*args, **init_args)
+    of_class = isinstance(make, type)
+    if isinstance(made, torch.nn.Module) and not (of_class and "_init_args" in made.__dict__):
+        remember(made, init_args, None if of_class else make)
+    return made
 
 
 def mistake_in(config: Namespace) -> UserError | None:

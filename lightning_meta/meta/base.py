@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.checks import instance
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.compiled import Compiled
@@ -106,11 +105,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
         compile: bool = False,
         episodes: EpisodeSpec | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(backbone, episodes, optimizer, lr_scheduler)
         one_of("strategy", strategy, Strategy)
-        instance("backbone", backbone, nn.Module)
-        if episodes is not None:
-            instance("episodes", episodes, EpisodeSpec)
         if chunk_size is not None and (chunk_size < 1 or strategy != "vmap"):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
@@ -121,16 +117,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
         self.backbone = per_task(backbone)
         if not self.inner_gradients:
             self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.episodes = episodes
         self.scores = TaskScores()
         self.test_scores = TaskScores(keep_outputs=True)
         self.test_report: dict[str, Any] = {}
-        self._built = False
         self._visits_chosen = False  # before the first training step
         self._vectorises: dict[bool, bool] = {}  # whether vmap can run training (True) and evaluation (False)
         self._loops_told = False
-        if episodes is not None:
-            self.configure_model()
 
     # What a method may change.
 
@@ -152,10 +144,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
             return self._train_on(how, batch)
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the parameters that depend on the episodes; `self.feature_size` is how many features the backbone has.
-
-        It may be called within the constructor of `MetaModule`, before a subclass has set its own attributes.
-        """
+        """Make the parameters that depend on the episodes; the backbone has `self.feature_size` features."""
 
     def check_episodes(self, episodes: EpisodeSpec) -> None:
         """Refuse episodes of another kind than those that the module was made for.
@@ -188,46 +177,28 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 f"sync_batchnorm: {type(self).__name__} normalises each task by its own statistics, and a task lies on "
                 "one rank; leave it out"
             )
-        given = self.spec_of_data()
-        if given is not None:
-            self._take_episodes(given)
-            self.check_episodes(given)
-            own = self.spec
-            likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
-            if (warning := likeness.compare(given.input_statistics)) and self.trainer.is_global_zero:
-                _log.warning("%s", warning)
+        super().setup(stage)
 
-    def configure_model(self) -> None:
-        """Make the parameters that depend on the episodes, once. Callbacks may call it before `setup`."""
-        if self._built:
-            return
-        given = self.spec_of_data()
-        if given is not None:
-            self._take_episodes(given)
+    def check_data(self, spec: EpisodeSpec) -> None:
+        """Refuse episodes of another kind, and warn of inputs that differ."""
+        self.check_episodes(spec)
+        own = self.spec
+        likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
+        if (warning := likeness.compare(spec.input_statistics)) and self.trainer.is_global_zero:
+            _log.warning("%s", warning)
+
+    def make_parts(self) -> None:
+        """Refuse what the backbone cannot take, then `build`."""
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-        size = output_size(self.backbone, self.spec.input_shape, self.spec.input_dtype)  # refuses what does not fit
-        self.feature_size = size
-        self.build(self.spec)
-        like = next(self.backbone.parameters(), None)
-        if like is not None and like.device.type != "cpu":
-            self.to(like.device)  # a callback may copy the module to its device before `setup`
-        self._built = True
+        self.feature_size = output_size(self.backbone, self.spec.input_shape, self.spec.input_dtype)
+        super().make_parts()
 
     def train(self, mode: bool = True) -> Self:
         """Also note which batch normalisations the user holds in evaluation mode while the others train."""
         if self.training and not mode:
             freeze_evaluated(self.backbone)
         return super().train(mode)
-
-    def _take_episodes(self, given: Any) -> None:
-        if not isinstance(given, EpisodeSpec):
-            raise UserError(
-                f"{type(self).__name__} learns from an EpisodicDataModule; the data has a fixed set of tasks"
-            )
-        if self.episodes is None:
-            self.episodes = given
-            self.update_init_args(episodes=given)
 
     def forward(self, x: Tensor) -> Tensor:
         """Nothing: there is no prediction before a task is learned.

@@ -82,13 +82,12 @@ class Baseline(MetaModule):
         weight_decay: float = 0.001,
         **options: Any,
     ) -> None:
-        one_of("head", head, Head)
-        self.head = head  # it decides on the parameters that the base's constructor may make
         super().__init__(backbone, **options)
+        one_of("head", head, Head)
         positive(scale=scale, head_lr=head_lr)
         whole(0, head_steps=head_steps)
         not_negative(weight_decay=weight_decay)
-        self.scale = scale
+        self.head, self.scale = head, scale
         self.head_steps, self.head_lr, self.weight_decay = head_steps, head_lr, weight_decay
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:

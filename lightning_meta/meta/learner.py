@@ -19,7 +19,9 @@ from lightning_meta.tasks import EpisodeSpec, Task, task_named
 class Learner(TrainedModule, ABC):
     """The contract that predictors and exported files rely on; `MetaModule` adds training and evaluation to it."""
 
-    backbone: nn.Module
+    spec_name, spec_type = "episodes", EpisodeSpec
+    wrong_data = "learns from an EpisodicDataModule; the data has a fixed set of tasks"
+
     episodes: EpisodeSpec | None
 
     inner_gradients = True
@@ -74,7 +76,7 @@ class Learner(TrainedModule, ABC):
         """What the episodes look like.
 
         Raises:
-            UserError: Nobody has said so yet.
+            UserError: It is not known yet.
         """
         if self.episodes is None:
             raise UserError("episodes: give the module an EpisodeSpec, or fit it with an EpisodicDataModule first")

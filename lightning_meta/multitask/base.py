@@ -10,7 +10,6 @@ from math import nan
 from typing import Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
@@ -75,6 +74,10 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
     """
 
     batch_type, data_module = TaskBatch, "MultiTaskDataModule"
+    spec_name, spec_type = "tasks", TasksSpec
+    wrong_data = "learns from a MultiTaskDataModule; the data has episodes"
+
+    tasks: TasksSpec | None
 
     heads: nn.ModuleList
     key: Tensor
@@ -88,19 +91,15 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         stems: dict[str, nn.Module] | None = None,
         tasks: TasksSpec | None = None,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
-        instance("backbone", backbone, nn.Module)
+        super().__init__(backbone, tasks, optimizer, lr_scheduler)
         if stems is not None:
             instance("stems", stems, Mapping)
         if weighting is not None:
             instance("weighting", weighting, Weighting)
-        if tasks is not None:
-            instance("tasks", tasks, TasksSpec)
         for network in (backbone, *(stems or {}).values()):
             check_layers(network, inner_gradients=False)
         self.backbone = per_task(backbone, synchronised_too=False)
         self.weighting = Equal() if weighting is None else weighting
-        self.tasks = tasks
         self.stems = nn.ModuleList()
         self.heads = nn.ModuleList()
         self.records: dict[str, TaskRecords] = {}
@@ -108,7 +107,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
         self._likenesses: dict[str, Likeness] = {}
-        self._built = False
         self._stepped_on: set[str] = set()
         self._step_gradients = StepGradients()
 
@@ -155,7 +153,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         """What the tasks are.
 
         Raises:
-            UserError: Nobody has said so yet.
+            UserError: It is not known yet.
         """
         if self.tasks is None:
             raise UserError("tasks: give the module a TasksSpec, or fit it with a MultiTaskDataModule first")
@@ -198,23 +196,19 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         """Take from the data module what the tasks are, or check that they fit."""
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
-        given = self.spec_of_data()
-        if given is not None:
-            self._take_tasks(given)
-            check_same_tasks(self.spec, given)
-            for name in self.names:
-                warning = self._likeness(name).compare(given.input_statistics.get(name, ()))
-                if warning and self.trainer.is_global_zero:
-                    _log.warning("task %r: %s", name, warning)
-                    break
+        super().setup(stage)
 
-    def configure_model(self) -> None:
-        """Make the parameters that depend on the tasks, once. Callbacks may call it before `setup`."""
-        if self._built:
-            return
-        given = self.spec_of_data()
-        if given is not None:
-            self._take_tasks(given)
+    def check_data(self, spec: TasksSpec) -> None:
+        """Refuse other tasks, and warn of inputs that differ."""
+        check_same_tasks(self.spec, spec)
+        for name in self.names:
+            warning = self._likeness(name).compare(spec.input_statistics.get(name, ()))
+            if warning and self.trainer.is_global_zero:
+                _log.warning("task %r: %s", name, warning)
+                break
+
+    def make_parts(self) -> None:
+        """Make the stems, call `build`, and make what records each task."""
         names = self.names
         if self._stems_by_name:
             if set(self._stems_by_name) != set(names):
@@ -222,20 +216,10 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
                     f"stems: expected one for each task, {', '.join(names)}; got {list(self._stems_by_name)}"
                 )
             self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
-        self.build(self.spec)
+        super().make_parts()
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
         self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
-        like = next(self.backbone.parameters(), None)
-        if like is not None and like.device.type != "cpu":
-            self.to(like.device)  # a callback may copy the module to its device before `setup`
-        self._built = True
-
-    def configure_callbacks(self) -> list[Callback]:
-        """None of its own; but this hook comes before callbacks freeze or copy the module in their `setup`."""
-        if self.tasks is not None:
-            self.configure_model()
-        return []
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""
@@ -412,13 +396,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
             known = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
             self._likenesses[task] = Likeness(spec.input_shapes[task], *known)
         return self._likenesses[task]
-
-    def _take_tasks(self, given: Any) -> None:
-        if not isinstance(given, TasksSpec):
-            raise UserError(f"{type(self).__name__} learns from a MultiTaskDataModule; the data has episodes")
-        if self.tasks is None:
-            self.tasks = given
-            self.update_init_args(tasks=given)
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""

@@ -98,6 +98,21 @@ class TrainedModuleTests:
             f"a loaded module has other test figures, {before} and then {after}: is all its state saved?"
         )
 
+    def test_a_subclass_may_set_attributes_late(self) -> None:
+        """`build` sees what a subclass sets after `super().__init__()`, whoever says what the data look like."""
+        module, data = self.made(), self.make_data()
+        data.prepare_data()
+        data.setup("fit")
+        late = _late(type(module))
+        described = {**module._init_args, module.spec_name: data.spec}  # type: ignore[attr-defined]
+        first = late(**described)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = {"state_dict": first.state_dict()}
+            first.on_save_checkpoint(checkpoint)
+            torch.save(checkpoint, Path(folder) / "late.ckpt")
+            again = load(Path(folder) / "late.ckpt", allow=[*self.allow, type(module), late])
+        assert not differing(named_tensors(first), named_tensors(again))
+
     def test_a_resumed_run_is_exact(self) -> None:
         """Four steps, and two steps with two more after a restart, give the same weights to the last bit."""
         whole, resumed = self.made(), self.made()
@@ -140,6 +155,20 @@ class TrainedModuleTests:
             assert process.returncode == 0, f"training on {world} rank(s) failed or took {RANKS_TIMEOUT} s: {told}"
             weights: dict[str, Tensor] = torch.load(Path(folder) / "weights.pt", weights_only=True)
             return weights
+
+
+def _late(cls: type[TrainedModule]) -> type[TrainedModule]:
+    """A subclass whose `build` needs an attribute that its constructor sets last."""
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        cls.__init__(self, *args, **options)
+        self.set_late = 1
+
+    def build(self: Any, spec: Any) -> None:
+        assert self.set_late == 1
+        cls.build(self, spec)
+
+    return type(f"Late{cls.__name__}", (cls,), {"__init__": __init__, "build": build})
 
 
 def _descent(parameters: Any) -> torch.optim.Optimizer:

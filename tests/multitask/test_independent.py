@@ -69,10 +69,10 @@ def test_a_training_is_that_of_a_plain_loop_of_torch() -> None:
     given = data(NAMES)
     together = train(Independent, given, 9)
     lightning.seed_everything(3, verbose=False)
-    start = Independent(backbone(), tasks=given.spec)
+    network: nn.Module = backbone()
     torch.set_default_dtype(torch.float64)  # as Lightning does where heads are made
     try:
-        start.configure_model()
+        start = Independent(network, tasks=given.spec)
     finally:
         torch.set_default_dtype(torch.float32)
     start.double()

@@ -79,7 +79,7 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
         timeout=LIMIT,
     )
     assert right.returncode == 0, right.stdout[-3000:]
-    assert "18 passed" in right.stdout
+    assert "20 passed" in right.stdout
     broken = subprocess.run(
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
     )

@@ -67,9 +67,8 @@ class GBML(GradientBasedLearner):
     ) -> None:
         one_of("transform", transform, Transform)
         library()
-        self.transform = transform  # the base's constructor may make the network, and with it the transforms
-        self.adapt_transform = adapt_transform
         super().__init__(backbone, **options)
+        self.transform, self.adapt_transform = transform, adapt_transform
         if self.recompute:
             raise UserError("recompute: gradients of the learned transforms would be lost; leave it out")
         if adapt_transform and self.first_order:

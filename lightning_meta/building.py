@@ -1,0 +1,118 @@
+"""Plain data to objects: only what a model is made of, and what the caller allows."""
+
+from __future__ import annotations
+
+import functools
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+
+from lightning_meta.describing import FACTORIES, Described, remember
+from lightning_meta.errors import UserError
+from lightning_meta.import_paths import TRUSTED, Allow, check_trusted, import_object, own_path, real_path, reason
+from lightning_meta.specifications import PATHS, class_paths
+
+
+def build(spec: Any, allow: Allow = ()) -> Any:
+    """Make the object that a specification describes.
+
+    Args:
+        spec: What `describe` returned; a value that describes no object is returned as it is.
+        allow: Classes, or names of modules, that may be built besides the trusted ones.
+
+    Returns:
+        The object, with tuples for lists; for an optimiser a `functools.partial` that still wants its parameters, and
+        for a schedule one that wants its optimiser.
+
+    Raises:
+        UserError: A class is not allowed or not to be found, its arguments do not fit, or the specification is nested
+            too deeply.
+    """
+    allow = tuple(allow)
+    for path in list(class_paths(spec)):  # all of it is read before anything is imported
+        check_trusted(path, allow)
+    return _build(spec, allow)
+
+
+def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
+    if isinstance(spec, list | tuple):
+        return tuple(_build(v, allow) for v in spec)
+    if not isinstance(spec, Mapping):
+        return spec
+    key = next((key for key in PATHS if key in spec), None)
+    if key is None:
+        return {k: _build(v, allow) for k, v in spec.items()}
+    path = str(spec[key])
+    found = _find(real_path(path), allow)
+    if key == "import_path" and "member" in spec:
+        return _member(path, found, spec["member"])
+    given = spec.get("init_args") or {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{path} cannot be built: its init_args are no arguments by name")
+    init_args = {k: _build(v, allow) for k, v in given.items()}
+    if key == "import_path":
+        return functools.partial(found, **init_args) if "init_args" in spec else found
+    if key == "function_path":
+        if isinstance(found, type) or not _makes_network(found):
+            raise UserError(f"{path} is no function that says that it returns a torch.nn.Module")
+        return _call(path, found, init_args)
+    if not isinstance(found, type):
+        raise UserError(f"{path} is not a class")
+    if not _describable(found):
+        raise UserError(f"{path} is not a part of a model: expected a module, an optimiser, a schedule or a task")
+    if issubclass(found, FACTORIES):
+        return functools.partial(found, **init_args)
+    return _call(path, found, init_args)
+
+
+def _call(path: str, make: Callable[..., Any], init_args: dict[str, Any]) -> Any:
+    try:
+        instance = make(**init_args)
+    except UserError:
+        raise
+    except Exception as error:  # torch checks its arguments by errors of every kind
+        raise UserError(f"{path} cannot be built: {reason(error)}") from error
+    if isinstance(instance, torch.nn.Module):
+        if not isinstance(make, type):
+            remember(instance, init_args, make)
+        elif "_init_args" not in instance.__dict__:
+            remember(instance, init_args)
+    return instance
+
+
+def _find(path: str, allow: tuple[Any, ...]) -> Any:
+    """The class or function of a path, which the caller allows; a class of a model may be one of `TRUSTED` as well."""
+    for candidate in allow:
+        if not isinstance(candidate, str) and own_path(candidate) == path:
+            return candidate
+    found = import_object(path)
+    if not own_path(found):
+        raise UserError(f"{path} is neither a class nor a function")
+    # A trusted module may have imported a class from elsewhere.
+    check_trusted(own_path(found), allow, TRUSTED if isinstance(found, type) and _describable(found) else ())
+    return found
+
+
+def _member(path: str, found: Any, name: Any) -> Any:
+    members = found.__members__ if isinstance(found, type) and issubclass(found, Enum) else {}
+    if not isinstance(name, str) or name not in members:
+        raise UserError(f"{path} has no member {str(name)[:100]!r}")
+    return members[name]
+
+
+def _describable(cls: type) -> bool:
+    """Whether a class is of a kind that `describe` describes; no other is called, whoever allows its module."""
+    return issubclass(cls, (torch.nn.Module, Described, *FACTORIES)) or is_dataclass(cls)
+
+
+def _makes_network(function: Any) -> bool:
+    """Whether a function says that it returns a network; no other is called, whoever allows its module."""
+    try:
+        returned = typing.get_type_hints(function).get("return")
+    except (TypeError, NameError, AttributeError):
+        return False
+    return isinstance(returned, type) and issubclass(returned, torch.nn.Module)

@@ -1,0 +1,174 @@
+"""Objects to plain data: what they were constructed with is remembered, and described."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from os import PathLike, fspath
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
+
+from lightning_meta.errors import UserError
+from lightning_meta.import_paths import is_importable, own_path, public_path
+from lightning_meta.specifications import unknown_parts
+
+FACTORIES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+_FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
+
+
+class Described:
+    """A class whose instances remember the arguments that they were constructed with, defaults included."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
+        instance = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
+        except TypeError:
+            return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
+        bound.apply_defaults()
+        remember(instance, _flat(bound))
+        if unnamed := _unnamed(bound):
+            instance.__dict__["_unnamed"] = unnamed
+        return instance
+
+    def update_init_args(self, **init_args: Any) -> None:
+        """Remember arguments that were filled in after construction, before parameters were made."""
+        remember(self, {**getattr(self, "_init_args", {}), **init_args})
+
+
+def remember(instance: Any, init_args: Mapping[str, Any], function: Callable[..., Any] | None = None) -> None:
+    """Note down what an object was constructed with; `describe` reads it.
+
+    Args:
+        instance: The object.
+        init_args: The arguments by name.
+        function: What made it, where that was not its class.
+    """
+    # Not by setattr, which `nn.Module` refuses before its own constructor has run.
+    instance.__dict__["_init_args"] = dict(init_args)
+    if function is not None:
+        instance.__dict__["_function"] = function
+
+
+def describe(value: Any) -> Any:
+    """Turn an argument into plain data.
+
+    Args:
+        value: Numbers, strings, lists, dictionaries; dataclasses; modules that are `Described`, keep their
+            hyper-parameters in Lightning's way or were made by the command line; classes and functions that can be
+            imported, and `functools.partial` of them.
+
+    Returns:
+        The plain data, in one of the forms above.
+    """
+    if isinstance(value, Enum):
+        return {"import_path": public_path(type(value)), "member": value.name}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PathLike):
+        return fspath(value)
+    if isinstance(value, list | tuple):
+        return [describe(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, functools.partial):
+        return _describe_partial(value)
+    if isinstance(value, type):
+        name = public_path(value)
+        return {"class_path": name, "init_args": {}} if issubclass(value, FACTORIES) else {"import_path": name}
+    if isinstance(value, _FUNCTIONS):
+        return {"import_path" if is_importable(value) else "instance": own_path(value) or public_path(type(value))}
+    return _describe_instance(value)
+
+
+def _describe_partial(made: functools.partial[Any]) -> Any:
+    target, unnamed = made.func, made.args
+    if str(getattr(target, "__module__", "")).startswith("jsonargparse."):  # what it calls is the last argument
+        target, unnamed = made.args[-1], ()
+    if unnamed or not (isinstance(target, type) or is_importable(target)):
+        return {"instance": "functools.partial"}
+    key = "class_path" if isinstance(target, type) and issubclass(target, FACTORIES) else "import_path"
+    return {key: public_path(target), "init_args": describe(made.keywords)}
+
+
+def _describe_instance(value: Any) -> Any:
+    cls, known = type(value), getattr(value, "__dict__", {})
+    init_args: Mapping[str, Any] | None = None
+    if "_unnamed" in known:
+        pass
+    elif is_dataclass(value):
+        init_args = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+    elif "_init_args" in known:
+        init_args = known["_init_args"]
+    elif isinstance(value, HyperparametersMixin) and (value.hparams or _takes_nothing(cls)):
+        init_args = {k: v for k, v in value.hparams.items() if not k.startswith("_")}
+    elif isinstance(value, torch.nn.Module) and _takes_nothing(cls):
+        init_args = {}
+    if init_args is None:
+        return {"instance": public_path(cls)}
+    if "_function" in known:
+        made_by = known["_function"]
+        return {"function_path": public_path(made_by), "init_args": _describe_arguments(made_by, init_args)}
+    return {"class_path": public_path(cls), "init_args": _describe_arguments(cls.__init__, init_args)}
+
+
+def _describe_arguments(make: Callable[..., Any], init_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor or a function, without those that nobody can describe and that are defaults."""
+    described = describe(init_args)
+    unknown = [name for name, spec in described.items() if isinstance(spec, dict) and "instance" in spec]
+    parameters = inspect.signature(make).parameters if unknown else {}
+    for name in unknown:
+        if name in parameters and parameters[name].default is init_args[name]:
+            del described[name]
+    return described  # type: ignore[no-any-return]
+
+
+def refuse_unknown(owner: Any) -> None:
+    """Refuse an object that `build` could not make again from its description alone.
+
+    Raises:
+        UserError: The argument, and what to do.
+    """
+    spec = describe(owner)
+    if "instance" in spec:
+        unnamed = owner.__dict__.get("_unnamed", "")
+        raise UserError(
+            f"{type(owner).__name__} takes {unnamed}, which a checkpoint cannot store, as it has no name; give its "
+            "constructor arguments with names alone"
+        )
+    for name, made in unknown_parts(spec["init_args"]):
+        raise UserError(
+            f"{name}: a checkpoint cannot store how this {made} was made; name its class or function by class_path, "
+            "and derive a class of your own from torch.nn.Module, lightning_meta.Described or make it a dataclass"
+        )
+
+
+def _takes_nothing(cls: type) -> bool:
+    return not list(inspect.signature(cls).parameters)
+
+
+def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """The arguments by name, without `self`, those of `**kwargs` laid out; `*args` cannot be named."""
+    flat: dict[str, Any] = {}
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            flat.update(value)
+        elif kind is not inspect.Parameter.VAR_POSITIONAL:
+            flat[name] = value
+    return flat
+
+
+def _unnamed(bound: inspect.BoundArguments) -> str:
+    """The first argument that was given and cannot be given by name; "" where there is none."""
+    for name, value in list(bound.arguments.items())[1:]:
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.POSITIONAL_ONLY or (kind is inspect.Parameter.VAR_POSITIONAL and value):
+            return f"*{name}" if kind is inspect.Parameter.VAR_POSITIONAL else name
+    return ""

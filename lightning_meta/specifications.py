@@ -1,0 +1,59 @@
+"""Reading a specification without making anything of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from lightning_meta.errors import UserError
+from lightning_meta.import_paths import real_path
+
+# Bounds of a specification, far above any model's. Python's limit on recursion is no bound: it depends on the caller's
+# stack and, in C, on the release. The second is for values repeated by reference: a short file can hold 2^60 of them.
+DEEPEST, LARGEST = 100, 1_000_000
+
+PATHS = ("class_path", "function_path", "import_path")
+
+
+def class_paths(spec: Any) -> Iterator[str]:
+    """Every path of a class or a function in a specification, from the outside in.
+
+    Raises:
+        UserError: It is nested too deeply, is too large, or holds itself.
+    """
+    for _, value in _mappings(spec):
+        for key in PATHS:
+            if key in value:
+                yield real_path(str(value[key]))
+
+
+def unknown_parts(spec: Any) -> Iterator[tuple[str, str]]:
+    """Each object of which a specification does not say how it was made: the name of the argument, and its class.
+
+    Raises:
+        UserError: It is nested too deeply, is too large, or holds itself.
+    """
+    for names, value in _mappings(spec):
+        if "instance" in value:
+            trail = []
+            while names:
+                names, name = names
+                trail.append(str(name)[:100])
+            yield ".".join(name for name in reversed(trail) if name != "init_args"), str(value["instance"])[:100]
+
+
+def _mappings(spec: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:
+    """Every mapping in a specification, from the outside in, with the names that lead to it: `((None, "a"), "b")`."""
+    waiting: list[tuple[Any, Any, int]] = [(None, spec, 0)]
+    read = 0
+    while waiting:
+        (names, value, depth), read = waiting.pop(), read + 1
+        if depth > DEEPEST or read > LARGEST:
+            bound = f"{DEEPEST} levels deep" if depth > DEEPEST else f"{LARGEST:,} values large"
+            raise UserError(f"the description of the object is more than {bound}, or holds itself")
+        if isinstance(value, Mapping):
+            yield names, value
+            children: Iterable[tuple[Any, Any]] = value.items()
+        else:
+            children = enumerate(value) if isinstance(value, list | tuple) else ()
+        waiting += [((names, name), child, depth + 1) for name, child in reversed([*children])]
