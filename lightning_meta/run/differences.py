@@ -17,7 +17,7 @@ from lightning_meta.run.checkpoints import RunCheckpoint
 
 Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
-START_ANEW = "start a new run, without --ckpt_path"
+START_ANEW = "start a new run instead of resuming this one"
 
 # Patterns of options, without `init_args`. What stands nowhere here changes what the numbers mean.
 HARMLESS = (

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
+from lightning_meta.run.ending import Interrupted
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.tables import read_table
@@ -110,7 +111,7 @@ class WandbRunLogger(WandbLogger):
             status: Zero where the run went well.
 
         Raises:
-            SystemExit: 130 after Ctrl-C.
+            Interrupted: Ctrl-C.
         """
         run = self._experiment
         if run is None:
@@ -121,7 +122,7 @@ class WandbRunLogger(WandbLogger):
             sync = f"wandb sync --include-online {folder_of(run)}"  # without the option it leaves such runs out
             _log.warning("W&B has not taken everything: the page of the run is incomplete; later, `%s`", sync)
             if isinstance(error, KeyboardInterrupt):
-                raise SystemExit(130) from None  # what a shell expects after Ctrl-C
+                raise Interrupted from None
 
 
 def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
