@@ -8,19 +8,20 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
+from lightning_meta.configuration import Described
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet, fingerprint
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 
 
-class Source(ABC):
+class Source(Described, ABC):
     """Finds, verifies and decodes the files of one data set, and hands over a pool per split.
 
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
     """
 
-    def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
+    def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
 
     @abstractmethod
@@ -42,13 +43,13 @@ class Source(ABC):
         return ""
 
 
-class TaskSource(ABC):
+class TaskSource(Described, ABC):
     """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
 
     Constructing a source is cheap and touches no file.
     """
 
-    def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
+    def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
 
     @abstractmethod
@@ -71,7 +72,7 @@ class TaskSource(ABC):
         return fingerprint(self.sets())
 
 
-class TaskGenerator(ABC):
+class TaskGenerator(Described, ABC):
     """Makes tasks out of random numbers instead of stored examples; every example is new.
 
     Attributes:

@@ -21,7 +21,7 @@ from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
-from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences
+from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences, is_compared, undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.new_options import take_new_options
@@ -89,6 +89,8 @@ class RunRecord(Callback):
             unknown.append(
                 f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
             )
+        made = {option for part in (record, now) for option in undescribed(part.get("options") or {})}
+        unknown += [f"{option}, made in Python" for option in sorted(made) if is_compared(option)]
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
         every = differences(_flat(record), _flat(known), plateau)
         found = [d for d in every if d.kind != "dropped"]
