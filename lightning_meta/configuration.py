@@ -23,6 +23,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
 from os import PathLike, fspath
 from typing import Any, TypeAlias
 
@@ -106,8 +107,12 @@ def describe(value: Any) -> Any:
     Returns:
         The plain data; `{"instance": name}` for an object of which nobody knows how it was made.
     """
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # of an enumeration, the text
+    if isinstance(value, Integral | Real):  # NumPy's would be code in a checkpoint
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, PathLike):
         return fspath(value)
     if isinstance(value, list | tuple):

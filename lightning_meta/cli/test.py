@@ -21,6 +21,7 @@ from lightning_meta.loading import find_checkpoint
 from lightning_meta.reading import refuse_link
 from lightning_meta.run import RunLogger
 from lightning_meta.run.checks import check_machine, check_seed, check_trainer
+from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.progress_bar import Bar
@@ -124,6 +125,11 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         missing = file or f"{checkpoint} lies in no run directory"
         raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
     stored = read_configuration(file)
+    if made := next(undescribed(stored.get("data"), "data"), None):
+        raise UserError(
+            f"{file}: {made} was made in Python, and its arguments are not known; name a configuration of the data "
+            "with --config, or test in Python"
+        )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
     if not first.config and not first.trust:  # what the user names is trusted as code is

@@ -52,9 +52,9 @@ def config_of(
         "runs": place.runs,
         "ckpt_path": None,
         "allow_changes": False,
-        "checkpoint": {name: getattr(checkpoint, name) for name in ("monitor", "mode", "every_n_steps")},
+        "checkpoint": {name: describe(getattr(checkpoint, name)) for name in ("monitor", "mode", "every_n_steps")},
     }
-    return f"# lightning.pytorch=={lightning.__version__}\n" + yaml.dump(options, Dumper=_Dumper, sort_keys=False)
+    return f"# lightning.pytorch=={lightning.__version__}\n" + yaml.safe_dump(options, sort_keys=False)
 
 
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
@@ -64,14 +64,3 @@ def _model(module: LightningModule, data: LightningDataModule) -> Any:
         if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):
             spec["init_args"][name] = None
     return spec
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes NumPy's numbers and enumerations, which are Python's by inheritance, as plain ones."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-for _kind in (int, float, str):
-    _Dumper.add_multi_representer(_kind, lambda dumper, value, kind=_kind: dumper.represent_data(kind(value)))

@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
@@ -116,9 +117,9 @@ def _check_names(trainer: dict[str, Any]) -> None:
 
 def _set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
     """Set the seed where there is a reason to; the seed of the run, and what must be said of it in `config.yaml`."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise UserError(f"seed: expected a whole number, got {seed!r}")
-    check_seed(seed)
+    check_seed(seed := None if seed is None else int(seed))
     before = os.environ.get(SEED)
     resumed = place.seed() if seed is None else True
     if resumed is False:  # of a command that set none: its data were drawn with the default
