@@ -72,7 +72,7 @@ class UntrustedClassError(UserError):
         )
 
 
-class Described:
+class RemembersArguments:
     """A class whose instances remember the arguments that they were constructed with, defaults included."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
@@ -84,6 +84,10 @@ class Described:
         bound.apply_defaults()
         remember(instance, _flat(bound))
         return instance
+
+
+class Described(RemembersArguments):
+    """A part of a model: it remembers its arguments, and a checkpoint that holds them may build it again."""
 
     def update_init_args(self, **init_args: Any) -> None:
         """Remember arguments that were filled in after construction, before parameters were made."""

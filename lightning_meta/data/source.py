@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
-from lightning_meta.configuration import Described
+from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet, fingerprint
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 
 
-class Source(Described, ABC):
+class Source(RemembersArguments, ABC):
     """Finds, verifies and decodes the files of one data set, and hands over a pool per split.
 
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
@@ -43,7 +43,7 @@ class Source(Described, ABC):
         return ""
 
 
-class TaskSource(Described, ABC):
+class TaskSource(RemembersArguments, ABC):
     """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
 
     Constructing a source is cheap and touches no file.
@@ -72,7 +72,7 @@ class TaskSource(Described, ABC):
         return fingerprint(self.sets())
 
 
-class TaskGenerator(Described, ABC):
+class TaskGenerator(RemembersArguments, ABC):
     """Makes tasks out of random numbers instead of stored examples; every example is new.
 
     Attributes:

@@ -19,11 +19,13 @@ from lightning_meta.errors import UserError
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.checks import check_monitor, check_seed, check_trainer
 from lightning_meta.run.description import config_of
+from lightning_meta.run.ending import Interrupted
 from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.place import Place, find_place
 from lightning_meta.run.training import TRAINER_DEFAULTS, Run, Training, as_list
 from lightning_meta.run.wandb_logger import belonging_to
 
+OF_COMMAND = {"ckpt_path": "resume", "seed_everything": "seed"}  # options that are called otherwise here
 SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
 
 _log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ def fit(
 
     The directory `<runs>/<name>/<version>/` holds what a run of the command `lightning-meta fit` holds: `config.yaml`,
     `metrics.csv`, `checkpoints/`, `results.json`, `predictions.npz`, `per_task.csv` and `figures/`. `load` and the
-    commands read it.
+    commands read it::
 
         lightning.seed_everything(0)  # before the module is made, as that draws its weights
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
@@ -103,14 +105,18 @@ def fit(
         except BaseException:
             place.logger.discard()
             raise
-        return training.run()
+        try:
+            return training.run()
+        except Interrupted:
+            raise KeyboardInterrupt from None  # after a subclass of it Python would end with status 1, and not 130
 
 
 def _check_names(trainer: dict[str, Any]) -> None:
     known = list(inspect.signature(Trainer).parameters)
+    own = list(inspect.signature(fit).parameters)
     for name in trainer:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+            close = [OF_COMMAND[name]] if name in OF_COMMAND else difflib.get_close_matches(name, [*own, *known], n=1)
             meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
             raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")
 

@@ -91,6 +91,10 @@ class Training:
         say: Naming = as_argument,
     ) -> None:
         check_machine(options, say)
+        if any(isinstance(callback, RunCheckpoint) for callback in as_list(options.get("callbacks"))):
+            raise UserError(
+                f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
+            )
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say
         self.directory, self.resume_from = place.logger, place.checkpoint
         written = yaml.safe_load(config)

@@ -230,8 +230,9 @@ def test_a_loss_that_is_not_finite_keeps_what_the_command_keeps() -> None:
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_is_a_keyboard_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
     in_python("toy", 8)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as raised:
         in_python("toy", 8, callbacks=Presses())
+    assert raised.type is KeyboardInterrupt  # with a subclass a script would end with status 1, and not 130
     said = capsys.readouterr().err
     assert "stopped in step 5 by Ctrl-C; go on with resume='runs/toy/1/checkpoints/last.ckpt'" in said
     assert not Path("runs/toy/1/results.json").exists()
@@ -241,6 +242,11 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_is_a_keyboard_interrupt(capsys: py
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such argument": ({"max_step": 3}, "max_step: neither .* did you mean max_steps?"),
+    "an option": ({"ckpt_path": "last"}, "ckpt_path: neither .* did you mean resume?"),
+    "two checkpoints": (
+        {"callbacks": lm.RunCheckpoint()},
+        "callbacks: a run has one RunCheckpoint; give .* checkpoint",
+    ),
     "a count": ({"max_steps": 0}, "max_steps: at least 1 is needed"),
     "two counts": ({"min_steps": 9, "max_steps": 8}, "min_steps: 9 is more than max_steps, 8"),
     "an accelerator": ({"accelerator": "gpus"}, "accelerator: expected .* got gpus"),
