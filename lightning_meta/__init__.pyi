@@ -39,7 +39,9 @@ from .multitask.independent import Independent as Independent
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.multi_head import MultiHead as MultiHead
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
+from .run.fit import fit as fit
 from .run.logger import RunLogger as RunLogger
+from .run.training import Run as Run
 
 __version__: str
 

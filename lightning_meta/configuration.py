@@ -25,7 +25,7 @@ imported, and every class and function before it is called.
 """
 
 from lightning_meta.building import build
-from lightning_meta.describing import Described, describe, refuse_unknown, remember
+from lightning_meta.describing import Described, RemembersArguments, describe, refuse_unknown, remember
 from lightning_meta.import_paths import (
     TRUSTED,
     Allow,
@@ -41,6 +41,7 @@ __all__ = [
     "TRUSTED",
     "Allow",
     "Described",
+    "RemembersArguments",
     "UntrustedClassError",
     "build",
     "class_paths",

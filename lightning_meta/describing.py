@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from numbers import Integral, Real
 from os import PathLike, fspath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -22,7 +23,7 @@ FACTORIES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
-class Described:
+class RemembersArguments:
     """A class whose instances remember the arguments that they were constructed with, defaults included."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
@@ -36,6 +37,10 @@ class Described:
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
+
+
+class Described(RemembersArguments):
+    """A part of a model: it remembers its arguments, and a checkpoint that holds them may build it again."""
 
     def update_init_args(self, **init_args: Any) -> None:
         """Remember arguments that were filled in after construction, before parameters were made."""
@@ -69,8 +74,12 @@ def describe(value: Any) -> Any:
     """
     if isinstance(value, Enum):
         return {"import_path": public_path(type(value)), "member": value.name}
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # NumPy's would be code in a checkpoint
+    if isinstance(value, Integral | Real):
+        return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, PathLike):
         return fspath(value)
     if isinstance(value, list | tuple):

@@ -124,7 +124,7 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
     drawn = (torch.rand(9, 1, 28, 28) > 0.9).float()  # light on dark, as in training
     namespace |= dict(zip(("images", "new_images", "support_images"), drawn.split([3, 2, 4]), strict=True))
     code = "".join(text for _, text in blocks(page, "python"))
-    shorter = {"max_steps=500": "max_steps=2, logger=False", "queries=5)": "queries=5, val_tasks=2, test_tasks=2)"}
+    shorter = {"max_steps=500": "max_steps=2", "queries=5)": "queries=5, val_tasks=2, test_tasks=2)"}
     for line, text in blocks(page, "python"):
         for long, short in shorter.items():
             assert page.name != "README.md" or long in code, f"this test makes {long!r} of the README shorter"
@@ -132,6 +132,9 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
         exec(compile("\n" * line + text, page, "exec"), namespace)
     if page.name == "README.md":
         assert set(namespace["predictor"](namespace["new_images"])) <= {"alpha", "beta", "gamma"}
+        assert namespace["run"].directory == Path("runs/mine/0")
+        own = namespace["NearestExample"]
+        assert type(lightning_meta.load("runs/mine/0", allow=[own])) is own
 
 
 @pytest.mark.parametrize("file", [f for f in PACKAGE if ">>>" in f.read_text()], ids=lambda file: file.stem)

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import WandbLogger
 
+import lightning_meta as lm
 from lightning_meta.cli import main
 from lightning_meta.run.wandb_logger import WandbRunLogger, _typed
 from tests.test_cli import MAML, TOY
@@ -150,3 +152,18 @@ def _run(command: list[str], env: dict[str, str]) -> Any:
 def test_the_name_of_a_task_that_is_a_number_keeps_its_digits() -> None:
     assert _typed(["9007199254740993", "0.5", "r2"], 0) == ["9007199254740993", 0.5, "r2"]
     assert _typed(["7", "0.5"], -1) == [7.0, 0.5]  # of episodes, a number
+
+
+def test_a_run_in_python_has_a_page_of_its_own() -> None:
+    data = lm.EpisodicDataModule(lm.sources.Sinusoid(), shots=5, meta_batches_per_epoch=4, val_tasks=4, test_tasks=4)
+    options: dict[str, Any] = {"name": "mine", "enable_progress_bar": False, "log_every_n_steps": 2}
+    for steps, resume in ((4, None), (8, "last")):
+        module, checkpoint = lm.MAML(lm.nn.MLP(hidden=[8]), inner_steps=1), lm.RunCheckpoint("val/mse")
+        logger = WandbLogger(offline=True)
+        lm.fit(module, data, seed=0, checkpoint=checkpoint, max_steps=steps, resume=resume, logger=logger, **options)
+    first, second = stored_in("runs/mine/0")
+    assert first.run.run_id == second.run.run_id
+    assert (first.run.project, first.run.display_name, first.exit_code) == ("lightning_meta", "mine/0", 0)
+    config = yaml.safe_load(Path("runs/mine/0/config.yaml").read_text())
+    assert config == {k: v for k, v in second.config.items() if k not in ("_wandb", "git_revision")}
+    assert "figures/training" in {name for row in second.history for name in row}

@@ -85,6 +85,11 @@ def _check_mapping(file: Path, name: str, node: yaml.MappingNode, of_fit: bool) 
                 "as the first would be lost"
             )
         lines[written] = line
+    if of_fit and set(lines) == {"instance"}:
+        raise UserError(
+            f"--config: {file}, line {lines['instance']}: {name} was made in Python ({node.value[0][1].value}), and "
+            "its arguments are not known; give class_path and init_args instead, or train in Python"
+        )
     if of_fit and "class_path" in lines and (wrong := [key for key in lines if key not in BESIDE]):
         raise UserError(
             f"--config: {file}, line {lines[wrong[0]]}: {wrong[0]} stands beside the class_path of "

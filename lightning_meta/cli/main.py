@@ -12,7 +12,6 @@ from jsonargparse import ArgumentError
 
 from lightning_meta.cli.compare import compare, compare_options
 from lightning_meta.cli.curves import curves, curves_options
-from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder.command import ladder, ladder_options
 from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
@@ -20,6 +19,7 @@ from lightning_meta.cli.predict import predict, predict_options
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.run.disk import disk_trouble
 from lightning_meta.run.memory import keep_freed_memory
 
 COMMANDS = {

@@ -19,7 +19,19 @@ _HEAD = re.compile(
     rf"(?:(?P<owner>[A-Z]\w*):? )?(?P<names>{_NAME}(?:(?:, | \+ | and ){_NAME})*)(?P<rest>(?:[:=]| is ).*)", re.DOTALL
 )
 
+OF_FIT = {"resume": "ckpt_path", "seed": "seed_everything"}  # options of the command that Python calls otherwise
+
 SECTIONS = ("model", "data", "checkpoint", "trainer")
+
+
+def as_option(name: str, *value: Any) -> str:
+    """An argument of `lightning_meta.fit` as it is typed, with its value where one is shown.
+
+    >>> as_option("trainer.max_steps"), as_option("resume", "last"), as_option("allow_changes", True)
+    ('--trainer.max_steps', '--ckpt_path last', '--allow_changes')
+    """
+    shown = "".join("" if v is True else " null" if v is None else f" {v}" for v in value)
+    return f"--{OF_FIT.get(name, name)}{shown}"
 
 
 @dataclass(frozen=True)

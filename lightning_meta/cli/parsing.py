@@ -11,8 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from jsonargparse import Namespace, add_instantiator
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -21,25 +19,13 @@ from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import remember
 from lightning_meta.errors import UserError
 from lightning_meta.run import RunLogger
+from lightning_meta.run.training import as_list
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
 # So that their classes can be named without their path: `--model=ProtoNet`.
 for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
     for _name in _module.__all__:
         getattr(_module, _name)
-
-
-class Bar(RichProgressBar):
-    """Lightning's progress bar without the number of the run, which has its own place in the summary."""
-
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return super()._get_train_description(current_epoch).replace("/-2", "")  # where only steps are counted
 
 
 class PlainParser(argparse.ArgumentParser):
@@ -159,10 +145,3 @@ def _made(path: str, config: Any) -> Any:
         raise UserError(as_options(str(error), [Place(path, name, given)])) from error
     except Exception as error:
         raise _NotMadeError from error
-
-
-def as_list(value: Any) -> list[Any]:
-    """None as nothing, one as a list of one."""
-    if value is None or isinstance(value, bool):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -11,20 +11,22 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_meta.cli.checks import check_machine, check_seed, check_trainer
 from lightning_meta.cli.messages import one_line, parsing
-from lightning_meta.cli.options import naming_options
-from lightning_meta.cli.parsing import Bar, mistake_in
-from lightning_meta.cli.summary import print_summary, write_outcome
+from lightning_meta.cli.options import as_option, naming_options
+from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.reading import refuse_link
 from lightning_meta.run import RunLogger
+from lightning_meta.run.checks import check_machine, check_seed, check_trainer
+from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
+from lightning_meta.run.progress_bar import Bar
 from lightning_meta.run.results import facts, write_report
+from lightning_meta.run.summary import print_summary, write_outcome
 
 # Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
@@ -71,7 +73,7 @@ def test(args: Sequence[str]) -> None:
 
 
 def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
-    check_machine(config.trainer.as_dict())
+    check_machine(config.trainer.as_dict(), as_option)
     try:
         made: Namespace = parser.instantiate(config)
         return made
@@ -124,6 +126,11 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         missing = file or f"{checkpoint} lies in no run directory"
         raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
     stored = read_configuration(file)
+    if made := next(undescribed(stored.get("data"), "data"), None):
+        raise UserError(
+            f"{file}: {made} was made in Python, and its arguments are not known; name a configuration of the data "
+            "with --config, or test in Python"
+        )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
     if not first.config and not first.trust:  # what the user names is trusted as code is
@@ -131,8 +138,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         check_untrusted(base, file)
     with parsing():
         config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
-    check_seed(config.seed_everything)
-    check_trainer(config.trainer, "test")
+    check_seed(config.seed_everything, as_option)
+    check_trainer(config.trainer, "test", as_option)
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_meta.batches import Split
 from lightning_meta.checks import whole
+from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
@@ -23,7 +24,7 @@ Place = Literal["cpu", "accelerator"]
 Stored = TypeVar("Stored", Pool, TaskSet)
 
 
-class SourceDataModule(LightningDataModule, ABC):
+class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
     """A data module over a source.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
+from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
@@ -15,7 +16,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 
 
-class Source(ABC):
+class Source(RemembersArguments, ABC):
     """Finds, verifies and decodes the files of one data set, and hands over a pool per split.
 
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
@@ -26,7 +27,7 @@ class Source(ABC):
 
     task_hashes: Hashes | None = None
 
-    def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
+    def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
 
     @abstractmethod
@@ -52,7 +53,7 @@ class Source(ABC):
         return ""
 
 
-class TaskSource(ABC):
+class TaskSource(RemembersArguments, ABC):
     """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
 
     Constructing a source is cheap and touches no file.
@@ -63,7 +64,7 @@ class TaskSource(ABC):
 
     task_hashes: Hashes | None = None
 
-    def prepare(self) -> None:  # noqa: B027 - a source without files has nothing to prepare
+    def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
 
     @abstractmethod
@@ -87,7 +88,7 @@ class TaskSource(ABC):
         return (self.task_hashes or of_sets(sets)).whole
 
 
-class TaskGenerator(ABC):
+class TaskGenerator(RemembersArguments, ABC):
     """Makes tasks out of random numbers instead of stored examples; every example is new.
 
     Attributes:

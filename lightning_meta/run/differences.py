@@ -17,7 +17,7 @@ from lightning_meta.run.checkpoints import RunCheckpoint
 
 Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
-START_ANEW = "start a new run, without --ckpt_path"
+START_ANEW = "start a new run instead of resuming this one"
 
 # Patterns of options, without `init_args`. What stands nowhere here changes what the numbers mean.
 HARMLESS = (
@@ -102,6 +102,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
     return found
 
 
+def is_compared(option: str) -> bool:
+    """Whether a new value of an option changes anything that matters to the numbers."""
+    return _kind(option, None, None, False)[0] != "harmless"
+
+
+def undescribed(spec: Any, option: str = "") -> Iterator[str]:
+    """Options whose value is an object that nobody can describe, without `init_args`."""
+    if isinstance(spec, list | tuple):
+        for value in spec:
+            yield from undescribed(value, option)
+    if not isinstance(spec, Mapping):
+        return
+    if set(spec) == {"instance"}:
+        yield option
+        return
+    for name, value in (spec.get("init_args") or {} if "class_path" in spec else spec).items():
+        yield from undescribed(value, f"{option}.{name}" if option else str(name))
+
+
 def _kind(option: str, old: Any, new: Any, plateau: bool) -> tuple[Kind, str]:
     if option in IMPOSSIBLE:
         return "impossible", IMPOSSIBLE[option]
@@ -119,6 +138,10 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
         if not _same(option, old, new):
             yield option, _name(old), _name(new)
         return
+    if "instance" in old or "instance" in new:  # made in Python: nothing but the class is known
+        if not same_class(_name(old), _name(new)):
+            yield option, _name(old), _name(new)
+        return
     if "class_path" in old or "class_path" in new:
         if not same_class(old.get("class_path"), new.get("class_path")):
             yield option, _name(old), _name(new)
@@ -132,7 +155,8 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
         if before is _ABSENT:  # a later version may have added it
             before = {} if where in _DEFAULTS else _default(owner, str(name))
         if now is _ABSENT:
-            now = None if before is None or _takes(owner, str(name), where) else _DROPPED
+            taken = before is None or _takes(owner, str(name), where)
+            now = _default(owner, str(name)) if taken else _DROPPED
         yield from _pairs(before, now, where, _DEFAULTS.get(where))
 
 
@@ -180,7 +204,9 @@ def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
 
 def _name(value: Any) -> Any:
     """The class alone, of an object."""
-    return value["class_path"] if isinstance(value, Mapping) and "class_path" in value else value
+    if not isinstance(value, Mapping):
+        return value
+    return next((value[key] for key in ("class_path", "instance") if key in value), value)
 
 
 def _text(value: Any) -> str:

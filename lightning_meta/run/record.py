@@ -21,13 +21,13 @@ from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 from lightning_meta.resuming import WATCHING, check_groups
 from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
-from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences
+from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences, is_compared, undescribed
 from lightning_meta.run.directory import run_directory_of
+from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.new_options import take_new_options
 from lightning_meta.run.results import versions
 
 KEY = "lightning_meta_run"
-ALLOW = "--allow_changes"
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ class RunRecord(Callback):
         options: The configuration, plain data.
         allow: Whether options may change that change what the numbers mean.
         began: When the process began, by `time.monotonic`.
+        say: What its messages call an argument.
 
     Attributes:
         start: The step that this process began at.
@@ -48,9 +49,9 @@ class RunRecord(Callback):
 
     compares_options = True  # a module need not
 
-    def __init__(self, options: Mapping[str, Any], allow: bool, began: float) -> None:
+    def __init__(self, options: Mapping[str, Any], allow: bool, began: float, say: Naming = as_argument) -> None:
         self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
-        self.allow = allow
+        self.allow, self._allowing = allow, say("allow_changes", True)
         self.resumed, self.start = False, 0
         self._file = Path()
         self.resumes: list[dict[str, Any]] = []
@@ -88,6 +89,8 @@ class RunRecord(Callback):
             unknown.append(
                 f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
             )
+        made = {option for part in (record, now) for option in undescribed(part.get("options") or {})}
+        unknown += [f"{option}, made in Python" for option in sorted(made) if is_compared(option)]
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
         every = differences(_flat(record), _flat(known), plateau)
         found = [d for d in every if d.kind != "dropped"]
@@ -142,7 +145,7 @@ class RunRecord(Callback):
         if changed and not self.allow:
             raise UserError(
                 f"{where} was trained with other options: {_joined(changed)}; put them back, {START_ANEW}, or resume "
-                f"with {ALLOW}, which uses the new ones from here on"
+                f"with {self._allowing}, which uses the new ones from here on"
             )
         step, most = _step(checkpoint), trainer.max_steps
         logger = run_logger(trainer)
@@ -178,7 +181,7 @@ class RunRecord(Callback):
         parts = [f"resumed from {self._file} at step {_step(checkpoint)}"]
         changed = [d for d in found if d.kind == "meaning"]
         harmless = [d for d in found if d.kind == "harmless"]
-        parts += [f"changed by {ALLOW}: {_joined(changed)}"] if changed else []
+        parts += [f"changed by {self._allowing}: {_joined(changed)}"] if changed else []
         parts += [f"changed: {_joined(harmless)}"] if harmless else []
         parts += [] if found else ["nothing has changed"]
         parts += [f"could not be compared: {', '.join(unknown)}"] if unknown else []

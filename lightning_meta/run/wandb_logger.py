@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
+from lightning_meta.run.ending import Interrupted
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.tables import read_table
@@ -110,7 +111,7 @@ class WandbRunLogger(WandbLogger):
             status: Zero where the run went well.
 
         Raises:
-            SystemExit: 130 after Ctrl-C.
+            Interrupted: Ctrl-C.
         """
         run = self._experiment
         if run is None:
@@ -121,7 +122,7 @@ class WandbRunLogger(WandbLogger):
             sync = f"wandb sync --include-online {folder_of(run)}"  # without the option it leaves such runs out
             _log.warning("W&B has not taken everything: the page of the run is incomplete; later, `%s`", sync)
             if isinstance(error, KeyboardInterrupt):
-                raise SystemExit(130) from None  # what a shell expects after Ctrl-C
+                raise Interrupted from None
 
 
 def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
@@ -147,6 +148,26 @@ def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
     if not chosen:
         made["resume"] = "allow"  # Lightning's default, which the parser's None would replace
     return {**options, **made}
+
+
+def belonging_to(run: RunLogger, logger: Logger) -> Logger:
+    """A logger as a run uses it: in the place of a `WandbLogger` that has not begun, one for the run's own page.
+
+    Args:
+        run: The run.
+        logger: Made by the user, with the arguments that hold.
+    """
+    if type(logger) is not WandbLogger or logger._experiment is not None:
+        return logger
+    options = dict(logger._wandb_init)
+    folder = options.pop("dir")
+    options["save_dir"] = run.save_dir if folder in (None, "", ".") else folder
+    options["anonymous"] = bool(options["anonymous"]) or None
+    if options["project"] == "lightning_logs":  # Lightning's default
+        options["project"] = None
+    for name in ("offline", "log_model", "prefix", "checkpoint_name"):
+        options[name] = getattr(logger, f"_{name}")
+    return WandbRunLogger(**continued({**options, "add_file_policy": logger.add_file_policy}, run))
 
 
 def _run_id(directory: Path) -> str:

@@ -18,6 +18,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.termination import NAMES, status_of, stopping_signal
 
 PERIOD = 0.5  # seconds between two looks
@@ -41,9 +42,13 @@ class RankWatch(Callback):
     Ctrl-C.
 
     Lightning has a watch of its own, of the first rank alone, that kills all without a word; it is replaced.
+
+    Args:
+        say: What its messages call an argument.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Naming = as_argument) -> None:
+        self._say = say
         self.last: Path | None = None
         self._others: list[subprocess.Popen[bytes]] = []
         self._parent: int | None = None
@@ -109,7 +114,7 @@ class RankWatch(Callback):
         """What to do after this run was stopped."""
         if self.last is None or not self.last.is_file():
             return "there is no checkpoint yet: start it again"
-        return f"go on with --ckpt_path {self.last}"
+        return f"go on with {self._say('resume', str(self.last))}"
 
     def dead(self) -> str | None:
         """Who of the others has died, and how; None where all that can be seen are alive."""

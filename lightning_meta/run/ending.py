@@ -1,4 +1,4 @@
-"""How a run ends that was stopped: the exit status, and one line on stderr that says how to go on."""
+"""How a run ends that was stopped: an exception, and one line on stderr that says how to go on."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from contextlib import contextmanager
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_meta.cli.disk import disk_trouble
 from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.run.disk import disk_trouble
 from lightning_meta.run.termination import Termination, status_of
 from lightning_meta.run.watch import RankWatch, lost_connection
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run, which keeps its last checkpoint; one line on stderr has said how to resume it."""
+
+
 @contextmanager
 def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) -> Iterator[None]:
-    """Turn what stops a run from outside into an exit status and a line.
+    """Turn what stops a run from outside into one exception and a line.
 
     Args:
         trainer: Of the run.
@@ -27,7 +31,8 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         watch: Sees other ranks die; one of the trainer's callbacks.
 
     Raises:
-        SystemExit: 143 after SIGTERM, 130 after Ctrl-C, on whichever rank, 1 where another rank died.
+        Interrupted: Ctrl-C, on whichever rank.
+        SystemExit: 143 after SIGTERM, on whichever rank, 1 where another rank died.
         UserError: The disk is full, or a folder cannot be written.
     """
     try:
@@ -38,7 +43,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         _say(trainer, watch.stopped_line(number))
         if not trainer.is_global_zero:
             time.sleep(1)  # rank 0 speaks first: srun ends all as soon as one has ended
-        raise SystemExit(status_of(number)) from None
+        raise _stopped_by(number) from None
     except NonFiniteLossError as error:
         if error.on_all_ranks and not trainer.is_global_zero:
             raise SystemExit(1) from None  # rank 0 says it
@@ -47,7 +52,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         if not trainer.interrupted:
             raise
         _say(trainer, watch.stopped_line(signal.SIGINT))
-        raise SystemExit(status_of(signal.SIGINT)) from None
+        raise Interrupted from None
     except (RuntimeError, OSError) as error:
         if trouble := disk_trouble(error):
             raise UserError(f"cannot write ({trouble}); make room or mend it, then {watch.how_to_go_on()}") from error
@@ -56,7 +61,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         watch.await_end_of_starter()
         if stopped_by := watch.stopped_by():
             _say(trainer, watch.stopped_line(stopped_by))
-            raise SystemExit(status_of(stopped_by)) from None
+            raise _stopped_by(stopped_by) from None
         if watch.speaks:
             dead = (
                 watch.dead() or f"rank {trainer.global_rank} lost its connection to another rank, which may have died"
@@ -64,6 +69,11 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
             step = f"in step {trainer.global_step}"
             print(f"\nlightning-meta: error: {dead}, {step}; {watch.how_to_go_on()}", file=sys.stderr)
         raise SystemExit(1) from None
+
+
+def _stopped_by(number: int) -> BaseException:
+    """A process that is told to end ends; one that a person interrupts may be a session that goes on."""
+    return Interrupted() if number == signal.SIGINT else SystemExit(status_of(number))
 
 
 def _say(trainer: Trainer, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Options that cannot work, refused before anything is made of them."""
+"""Arguments of a run that cannot work, refused before anything is made of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator,
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
 from lightning_meta.errors import UserError
+from lightning_meta.run.naming import Naming, as_argument
 
 SEEDS = 2**32
 LEAST: dict[str, float] = {
@@ -32,55 +33,58 @@ WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 is "all"
 PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval")
 
 
-def check_trainer(options: Mapping[str, Any], used: str) -> None:
+def check_trainer(options: Mapping[str, Any], used: str, say: Naming = as_argument) -> None:
     """Refuse counts of the Trainer that no run can have, which it would take, or complain about in the middle of a run.
 
     Args:
         options: Those of the Trainer.
         used: Whose batches are needed: "train" or "test".
+        say: What the error calls an argument.
 
     Raises:
-        UserError: The option, what was received, and what was expected.
+        UserError: The argument, what was received, and what was expected.
     """
     for name, least in LEAST.items():
         value = options.get(name)
         if value is not None and _is_number(value) and not (value >= least or (value == -1 and name in WITHOUT_END)):
             all_of = ", or -1 for no limit" if name in WITHOUT_END else ""
-            raise UserError(f"--trainer.{name}: at least {least:g} is needed{all_of}, got {value}")
+            raise UserError(f"{say(f'trainer.{name}')}: at least {least:g} is needed{all_of}, got {value}")
     for name in PARTS:
         needed = name in (f"limit_{used}_batches", "val_check_interval")
-        _check_part(name, options.get(name), needed)
+        _check_part(say(f"trainer.{name}"), options.get(name), needed)
     for unit in ("steps", "epochs"):
         low, high = options.get(f"min_{unit}"), options.get(f"max_{unit}")
         if low is not None and high is not None and -1 != high < low:
-            raise UserError(f"--trainer.min_{unit}: {low} is more than --trainer.max_{unit}, {high}; lower one of them")
+            least_name, most_name = say(f"trainer.min_{unit}"), say(f"trainer.max_{unit}")
+            raise UserError(f"{least_name}: {low} is more than {most_name}, {high}; lower one of them")
 
 
-def check_machine(options: Mapping[str, Any]) -> None:
+def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None:
     """Refuse accelerators that this machine does not have, and no device at all.
 
     Args:
         options: Arguments of `lightning.pytorch.Trainer`, as configured.
+        say: What the error calls an argument.
 
     Raises:
-        UserError: The option, and what to give instead.
+        UserError: The argument, and what to give instead.
     """
     name = options.get("accelerator", "auto")
     if isinstance(name, str) and name != "auto":
         names = sorted({"auto", "gpu", *AcceleratorRegistry.available_accelerators()})
         if name not in names:
-            raise UserError(f"--trainer.accelerator: expected {' or '.join(names)}, got {name}")
+            raise UserError(f"{say('trainer.accelerator')}: expected {' or '.join(names)}, got {name}")
         kinds = [CUDAAccelerator, MPSAccelerator] if name == "gpu" else [AcceleratorRegistry[name]["accelerator"]]
         if not any(kind.is_available() for kind in kinds):
             shown = name.upper() if name in ("gpu", "tpu") else name
             raise UserError(
-                f"--trainer.accelerator: torch finds no {shown} here; leave it out to use what this machine has"
+                f"{say('trainer.accelerator')}: torch finds no {shown} here; leave it out to use what this machine has"
             )
     if options.get("devices") in (0, "0"):
-        raise UserError("--trainer.devices: 0 leaves nothing to train on; leave it out, or give 1 or more")
+        raise UserError(f"{say('trainer.devices')}: 0 leaves nothing to train on; leave it out, or give 1 or more")
 
 
-def check_monitor(options: Mapping[str, Any], monitor: str | None) -> None:
+def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming = as_argument) -> None:
     """Refuse to choose the best checkpoint by a metric that is never measured.
 
     Raises:
@@ -88,19 +92,20 @@ def check_monitor(options: Mapping[str, Any], monitor: str | None) -> None:
     """
     if options.get("limit_val_batches") == 0 and monitor is not None and not options.get("fast_dev_run"):
         raise UserError(
-            f"--trainer.limit_val_batches: 0 turns validation off, and --checkpoint.monitor {monitor} chooses the best "
-            "checkpoint by it; leave it out, or give --checkpoint.monitor null to test the last checkpoint"
+            f"{say('trainer.limit_val_batches')}: 0 turns validation off, and {say('checkpoint.monitor', monitor)} "
+            f"chooses the best checkpoint by it; leave it out, or give {say('checkpoint.monitor', None)} to test the "
+            "last checkpoint"
         )
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any, say: Naming = as_argument) -> None:
     """Refuse seeds that not every generator takes.
 
     Raises:
         UserError: It is negative or too large.
     """
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
-        raise UserError(f"--seed_everything: expected 0 to {SEEDS - 1}, got {seed}")
+        raise UserError(f"{say('seed')}: expected 0 to {SEEDS - 1}, got {seed}")
 
 
 def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:
@@ -121,8 +126,7 @@ def _check_part(name: str, value: Any, needed: bool) -> None:
     if value < 0 or (value == 0 and needed) or (share and not value <= 1):
         low = "above 0" if needed else "from 0"
         raise UserError(
-            f"--trainer.{name}: a whole number of batches {low}, or a share of them {low} up to 1.0, is needed, "
-            f"got {value}"
+            f"{name}: a whole number of batches {low}, or a share of them {low} up to 1.0, is needed, got {value}"
         )
 
 

@@ -1,0 +1,66 @@
+"""The configuration of a run that was made in Python, as the command would have written it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_meta.configuration import describe
+from lightning_meta.data.module import SourceDataModule
+from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.place import Place
+from lightning_meta.tasks import EpisodeSpec, TasksSpec
+
+
+def config_of(
+    module: LightningModule,
+    data: LightningDataModule,
+    trainer: Mapping[str, Any],
+    checkpoint: RunCheckpoint,
+    place: Place,
+    seed: int | bool,
+) -> str:
+    """Describe a run.
+
+    Args:
+        module: What is trained.
+        data: Its data.
+        trainer: Arguments of the Trainer.
+        checkpoint: Chooses the best checkpoint.
+        place: Where the run lies.
+        seed: What the generators were seeded with.
+
+    Returns:
+        YAML with the sections and the order that the command writes. An object that nobody can describe is
+        `{instance: <its class>}`.
+    """
+    defaults = {name: p.default for name, p in inspect.signature(Trainer).parameters.items()}
+    given = {**defaults, **trainer, **{name: trainer.get(name) or None for name in ("callbacks", "logger")}}
+    options = {
+        "seed_everything": seed,
+        "trainer": {
+            name: describe(given[name] or None if name in ("callbacks", "logger") else given[name]) for name in given
+        },
+        "model": _model(module, data),
+        "data": describe(data),
+        "name": place.name,
+        "runs": place.runs,
+        "ckpt_path": None,
+        "allow_changes": False,
+        "checkpoint": {name: describe(getattr(checkpoint, name)) for name in ("monitor", "mode", "every_n_steps")},
+    }
+    return f"# lightning.pytorch=={lightning.__version__}\n" + yaml.safe_dump(options, sort_keys=False)
+
+
+def _model(module: LightningModule, data: LightningDataModule) -> Any:
+    """The module, without what it has learned of its tasks from such data, as in a module that was loaded."""
+    spec = describe(module)
+    for name, value in getattr(module, "_init_args", {}).items():
+        if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):
+            spec["init_args"][name] = None
+    return spec

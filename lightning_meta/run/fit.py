@@ -1,0 +1,142 @@
+"""`lightning_meta.fit`: in Python what the command `lightning-meta fit` does."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import os
+import time
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+
+from lightning_meta.checks import instance
+from lightning_meta.errors import UserError
+from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.checks import check_monitor, check_seed, check_trainer
+from lightning_meta.run.description import config_of
+from lightning_meta.run.ending import Interrupted
+from lightning_meta.run.naming import naming_arguments
+from lightning_meta.run.place import Place, find_place
+from lightning_meta.run.training import TRAINER_DEFAULTS, Run, Training, as_list
+from lightning_meta.run.wandb_logger import belonging_to
+
+OF_COMMAND = {"ckpt_path": "resume", "seed_everything": "seed"}  # options that are called otherwise here
+SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
+
+_log = logging.getLogger(__name__)
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    *,
+    name: str | None = None,
+    runs: str | os.PathLike[str] = "runs",
+    seed: int | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    allow_changes: bool = False,
+    checkpoint: RunCheckpoint | None = None,
+    callbacks: Callback | Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] = (),
+    **trainer: Any,
+) -> Run:
+    """Train a module, keep its best and last checkpoints, test the best, and leave a run directory.
+
+    The directory `<runs>/<name>/<version>/` holds what a run of the command `lightning-meta fit` holds: `config.yaml`,
+    `metrics.csv`, `checkpoints/`, `results.json`, `predictions.npz`, `per_task.csv` and `figures/`. `load` and the
+    commands read it::
+
+        lightning.seed_everything(0)  # before the module is made, as that draws its weights
+        data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
+        run = lm.fit(lm.ProtoNet(lm.nn.Conv4(in_channels=1)), data, name="mine", max_steps=200)
+        model = lm.load(run.directory)
+
+    Ctrl-C lets the step end, writes the last checkpoint and raises KeyboardInterrupt. SIGTERM does the same and raises
+    SystemExit with status 143. A line on stderr says how to resume.
+
+    In `config.yaml`, an object that cannot be described by its class and arguments, such as a network of torch or a
+    callback, is `{instance: <its class>}`. A file without one runs again by `lightning-meta fit --config`.
+
+    Args:
+        module: What is trained.
+        data: Its data.
+        name: Name of the run; `run`, or that of the resumed run, by default.
+        runs: Folder of all runs.
+        seed: Seeds all generators before training begins, which is after the weights were drawn. By default training
+            goes on with the random state there is, that of `lightning.seed_everything`; called before the module is
+            made, it gives the run that the command gives. A resumed run has its own.
+        resume: A checkpoint or a run directory to resume, such as `runs/mine/0`; `last` is the newest run of this name.
+        allow_changes: Whether a resumed run may change what the numbers mean, as a learning rate does: from there on.
+        checkpoint: Chooses the best checkpoint; `RunCheckpoint()` by default, which monitors `val/accuracy`.
+        callbacks: Further callbacks.
+        logger: Further loggers. A `WandbLogger` is used with the run's own page, as the command does.
+        **trainer: Arguments of `lightning.pytorch.Trainer`, such as `max_steps`.
+
+    Returns:
+        The run directory and the test metrics.
+
+    Raises:
+        UserError: A mistake of the user's; a run without a checkpoint leaves nothing behind.
+        NonFiniteLossError: The loss became NaN or infinite; the last good checkpoint is kept.
+    """
+    began = time.monotonic()
+    with naming_arguments():
+        instance("module", module, (LightningModule,))
+        instance("data", data, (LightningDataModule,))
+        _check_names(trainer)
+        checkpoint = RunCheckpoint() if checkpoint is None else checkpoint
+        options = {**TRAINER_DEFAULTS, **trainer, "callbacks": as_list(callbacks), "logger": as_list(logger)}
+        check_trainer(options, "train")
+        check_monitor(options, checkpoint.monitor)
+        place = find_place(os.fspath(runs), name, None if resume is None else os.fspath(resume))
+        used, remark = _set_seed(seed, place)
+        config = remark + config_of(module, data, options, checkpoint, place, used)
+        place.logger.hold()
+        try:
+            if not options.get("fast_dev_run"):
+                options["logger"] = [belonging_to(place.logger, each) for each in options["logger"]]
+            made: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
+            training = Training(module, data, options, allow_changes=allow_changes, began=began, **made)
+        except BaseException:
+            place.logger.discard()
+            raise
+        try:
+            return training.run()
+        except Interrupted:
+            raise KeyboardInterrupt from None  # after a subclass of it Python would end with status 1, and not 130
+
+
+def _check_names(trainer: dict[str, Any]) -> None:
+    known = list(inspect.signature(Trainer).parameters)
+    own = list(inspect.signature(fit).parameters)
+    for name in trainer:
+        if name not in known:
+            close = [OF_COMMAND[name]] if name in OF_COMMAND else difflib.get_close_matches(name, [*own, *known], n=1)
+            meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
+            raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")
+
+
+def _set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
+    """Set the seed where there is a reason to; the seed of the run, and what must be said of it in `config.yaml`."""
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
+        raise UserError(f"seed: expected a whole number, got {seed!r}")
+    check_seed(seed := None if seed is None else int(seed))
+    before = os.environ.get(SEED)
+    resumed = place.seed() if seed is None else True
+    if resumed is False:  # of a command that set none: its data were drawn with the default
+        os.environ.pop(SEED, None)
+        return False, ""
+    if seed is None and resumed is not True:
+        seed = int(resumed)
+    if seed is None and before is not None:
+        return int(before), ""
+    if seed is None and place.checkpoint is None:
+        _log.warning("the weights were drawn without a seed: call lightning.seed_everything before the module is made")
+    used = int(seed_everything(seed or 0, workers=True, verbose=False))
+    drawn = place.checkpoint is not None or before == str(used)
+    return used, "" if drawn else "# The weights were drawn before this seed was set.\n"

@@ -1,0 +1,70 @@
+"""Where a run lies, and the checkpoint that it is resumed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_meta.errors import UserError
+from lightning_meta.reading import refuse_links_out
+from lightning_meta.run.directory import checkpoint_to_resume, run_directory_of
+from lightning_meta.run.logger import RunLogger
+from lightning_meta.run.names import refuse_name
+from lightning_meta.run.naming import Naming, as_argument
+from lightning_meta.run.record import seed_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run lies.
+
+    Attributes:
+        runs: The folder of all runs.
+        name: The run's name.
+        logger: Owns the run directory.
+        checkpoint: What the run is resumed from; None for a new run.
+    """
+
+    runs: str
+    name: str
+    logger: RunLogger
+    checkpoint: Path | None = None
+
+    def seed(self) -> Any:
+        """The `seed_everything` of the resumed run; True, which is any, where nothing says it."""
+        return True if self.checkpoint is None else seed_of(self.checkpoint)
+
+
+def find_place(
+    runs: str, name: str | None, resume: str | None, say: Naming = as_argument, default: str = "run"
+) -> Place:
+    """Find the run directory to resume, or the folder of a new one, which is claimed later.
+
+    Args:
+        runs: The folder of all runs.
+        name: The run's name; None where none was given.
+        resume: A checkpoint, a run directory, or `last`: the newest run of the name.
+        say: What an error calls an argument.
+        default: The name where none was given.
+
+    Raises:
+        UserError: The name cannot be one, or there is no such checkpoint.
+    """
+    if not runs.strip():
+        raise UserError(f"{say('runs')}: name a folder, such as runs")
+    chosen = default if name is None else name
+    refuse_name(say("name"), chosen)
+    if resume is None:
+        return Place(runs, chosen, RunLogger(runs, chosen, exclusive=True))
+    checkpoint = checkpoint_to_resume(resume, runs, chosen, say)
+    run = run_directory_of(checkpoint)
+    if run is None:
+        return Place(runs, chosen, RunLogger(runs, chosen, exclusive=True), checkpoint)
+    refuse_links_out(run)
+    if name is not None and name != run.parent.name:
+        raise UserError(
+            f"{say('name', name)}: {run} is resumed in its own folder; leave {say('name')} out, or move the folder"
+        )
+    logger = RunLogger(run.parent.parent, run.parent.name, int(run.name), exclusive=True)
+    return Place(str(run.parent.parent), run.parent.name, logger, checkpoint)

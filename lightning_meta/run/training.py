@@ -1,0 +1,245 @@
+"""The life of a run, from its Trainer to its results: what `lightning_meta.fit` and the command do alike."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.loading import weights_error
+from lightning_meta.resuming import check_class
+from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.checks import check_machine, check_ranks
+from lightning_meta.run.config_file import SaveConfig
+from lightning_meta.run.ending import ending_well
+from lightning_meta.run.monitors import MonitorCheck
+from lightning_meta.run.naming import Naming, as_argument
+from lightning_meta.run.place import Place
+from lightning_meta.run.progress import check_progress, restoring_error
+from lightning_meta.run.progress_bar import Bar
+from lightning_meta.run.record import RunRecord
+from lightning_meta.run.results import BEFORE_RESUME, facts, write_report
+from lightning_meta.run.summary import print_summary, write_outcome
+from lightning_meta.run.termination import Termination
+from lightning_meta.run.wandb_logger import WandbRunLogger
+from lightning_meta.run.watch import RankWatch
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 50,
+    "enable_model_summary": False,  # `results.json` counts the parameters
+}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        directory: The run directory; None after `fast_dev_run`, which leaves none.
+        metrics: What was logged in testing, by name, such as `test/accuracy`.
+    """
+
+    directory: Path | None
+    metrics: Mapping[str, float]
+
+
+class Training:
+    """A run with its Trainer made, about to begin.
+
+    Args:
+        module: The model.
+        data: Its data.
+        options: Arguments of `lightning.pytorch.Trainer`, objects made. Loggers that lie in the run directory were made
+            for this place.
+        checkpoint: Keeps the best and the last checkpoint.
+        place: Where the run lies.
+        config: Its configuration as YAML, with the sections of `config.yaml`.
+        allow_changes: Whether a resumed run may change what the numbers mean.
+        began: When the run began, by `time.monotonic`.
+        say: What messages call an argument.
+
+    Raises:
+        UserError: This machine lacks an accelerator that is asked for.
+        Exception: What the Trainer refuses.
+    """
+
+    def __init__(
+        self,
+        module: LightningModule,
+        data: LightningDataModule,
+        options: Mapping[str, Any],
+        *,
+        checkpoint: RunCheckpoint,
+        place: Place,
+        config: str,
+        allow_changes: bool = False,
+        began: float | None = None,
+        say: Naming = as_argument,
+    ) -> None:
+        check_machine(options, say)
+        if any(isinstance(callback, RunCheckpoint) for callback in as_list(options.get("callbacks"))):
+            raise UserError(
+                f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
+            )
+        self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say
+        self.directory, self.resume_from = place.logger, place.checkpoint
+        written = yaml.safe_load(config)
+        self.seed = written["seed_everything"]
+        self.record = RunRecord(written, allow_changes, time.monotonic() if began is None else began, say)
+        self.termination, self.watch = Termination(checkpoint), RankWatch(say)
+        save_config = SaveConfig(config, self.record)
+        callbacks = [self.record, MonitorCheck(), checkpoint, self.termination, self.watch, save_config]
+        callbacks += as_list(options.get("callbacks"))
+        if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
+            callbacks.append(LearningRateMonitor("step"))
+        if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(Bar())
+        loggers = [logger for logger in as_list(options.get("logger")) if isinstance(logger, Logger)]
+        self.trainer = Trainer(
+            **{
+                **options,
+                "callbacks": callbacks,
+                "logger": [place.logger, *loggers],
+                "plugins": [*as_list(options.get("plugins")), AtomicCheckpointIO()],
+                "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+            }
+        )
+
+    def run(self) -> Run:
+        """Train, then test the best checkpoint.
+
+        Returns:
+            The run directory and the test metrics.
+
+        Raises:
+            UserError: A mistake of the user's; a run without a checkpoint leaves nothing behind.
+            NonFiniteLossError: The loss became NaN or infinite; the last good checkpoint is kept.
+            Interrupted: Ctrl-C; the last checkpoint is kept.
+            SystemExit: 143 after SIGTERM, 1 where another rank died.
+        """
+        try:
+            with _pages(self.trainer), ending_well(self.trainer, self.termination, self.watch):
+                return self._run()
+        finally:
+            self.directory.release()
+
+    def _run(self) -> Run:
+        trainer, directory = self.trainer, self.directory
+        try:
+            self._train()
+        except NonFiniteLossError:
+            raise
+        except SystemExit:  # by Ctrl-C or SIGTERM
+            if directory.claimed and not any(directory.directory.glob("checkpoints/*.ckpt")):
+                directory.discard()
+            raise
+        except Exception as error:
+            # A run that never trained, or whose mistake came to light before its first checkpoint, leaves nothing.
+            untrained = trainer.global_step <= self.record.start
+            if untrained or (isinstance(error, UserError) and not self._has_trained_checkpoint()):
+                directory.discard()
+            raise
+        self.checkpoint.check_scores(trainer)
+        tested = self._test_best()
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        if tested is None:
+            return Run(None, metrics)
+        if trainer.is_global_zero:
+            self._write_results(tested, metrics)
+        return Run(tested.parent.parent, metrics)
+
+    def _train(self) -> None:
+        trainer, checkpoint = self.trainer, self.resume_from
+        if checkpoint is not None:
+            stored = read_checkpoint(checkpoint)
+            check_progress(stored, checkpoint)
+            check_class(self.module, stored, checkpoint)
+        check_ranks(trainer, self.data)
+        try:
+            trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+        except NonFiniteLossError as error:
+            error.args = (f"{error}; the last good checkpoint is {self.watch.last}",)
+            raise
+        except Exception as error:
+            if str(error).lstrip().startswith("`val_check_interval`"):  # data modules of the user's
+                raise UserError(f"{self.say('trainer.val_check_interval')}: {str(error).strip()}") from error
+            resumed = trainer.ckpt_path
+            if resumed is None or trainer.global_step > self.record.start:
+                raise
+            if better := weights_error(error, resumed) or restoring_error(error, resumed):
+                raise better from error
+            raise
+
+    def _has_trained_checkpoint(self) -> bool:
+        """Whether the run keeps steps that this process trained."""
+        if not self.directory.claimed:  # by rank 0 alone
+            return False
+        last = self.directory.directory / "checkpoints" / "last.ckpt"
+        return last.is_file() and read_checkpoint(last).get("global_step") != self.record.start
+
+    def _test_best(self) -> Path | None:
+        """Test the best checkpoint, the last where nothing was validated; None where a trial run leaves none."""
+        trainer = self.trainer
+        if getattr(trainer, "fast_dev_run", False):
+            trainer.test(self.module, datamodule=self.data, verbose=False)
+            return None
+        folder = Path(trainer.log_dir or "") / "checkpoints"
+        best = folder / "best.ckpt"
+        chosen = best if best.is_file() else folder / "last.ckpt"
+        if chosen is not best and self.checkpoint.monitor is not None and trainer.is_global_zero:
+            _log.warning(
+                "no validation took place, so the last checkpoint is tested: train for longer or validate sooner"
+            )
+        trainer.test(self.module, datamodule=self.data, ckpt_path=chosen, verbose=False)
+        return chosen
+
+    def _write_results(self, tested: Path, metrics: Mapping[str, float]) -> None:
+        directory = self.directory.directory
+        about = {"seed": self.seed, "checkpoint": str(tested.relative_to(directory))}
+        about |= {"steps": self.trainer.global_step, "wall_time_s": round(self.record.seconds, 2)}
+        about |= {"train_time_s": round(self.checkpoint.seconds, 2)}
+        if report := getattr(self.module, "test_report", None):
+            write_report(directory, report)
+        about |= facts(self.module, self.data, self.trainer)
+        if self.record.resumes:
+            about["resumes"] = self.record.resumes
+        write_outcome(directory, metrics, about)
+        (directory / BEFORE_RESUME).unlink(missing_ok=True)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.log_run(directory, metrics)
+        print_summary(metrics, directory)
+
+
+@contextmanager
+def _pages(trainer: Trainer) -> Iterator[None]:
+    """End the pages of a run in W&B however it ends, so that the next run of this process has its own."""
+    status = 1
+    try:
+        yield
+        status = 0
+    finally:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRunLogger):
+                logger.close(status)
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as nothing, one as a list of one."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,0 +1,317 @@
+"""`lightning_meta.fit` does in Python what the command does: the same bits, files, resumes and endings."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+
+import lightning_meta as lm
+from lightning_meta.cli import main
+from lightning_meta.run import read_checkpoint
+from tests.run.test_resume import plain
+from tests.run.toys import ToyData, ToyModule
+from tests.test_cli import MAML, TOY
+
+OPTIONS: dict[str, Any] = {"log_every_n_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name, config in (("maml", MAML), ("toy", TOY)):
+        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def toy(nan_at: int = -1) -> ToyModule:
+    """As in `toy.yaml`: dropout draws from the run's own stream, which begins with the weights."""
+    return ToyModule(nn.Linear(5, 5), nan_at=nan_at)
+
+
+def maml(**options: Any) -> lm.MAML:
+    return lm.MAML(lm.nn.MLP(hidden=[8]), inner_steps=1, test_inner_steps=2, **options)
+
+
+def sines(**options: Any) -> lm.EpisodicDataModule:
+    sizes: dict[str, Any] = {"meta_batches_per_epoch": 4, "val_tasks": 10, "test_tasks": 20, **options}
+    return lm.EpisodicDataModule(lm.sources.Sinusoid(), shots=5, queries=6, **sizes)
+
+
+def in_python(kind: str, max_steps: int = 8, seed: int = 0, **options: Any) -> lm.Run:
+    lightning.seed_everything(seed, verbose=False)
+    module, data = (toy(), ToyData(4)) if kind == "toy" else (maml(), sines())
+    if kind == "maml":
+        options["checkpoint"] = lm.RunCheckpoint("val/mse")
+    return lm.fit(module, data, name=kind, max_steps=max_steps, **OPTIONS, **options)
+
+
+def by_command(kind: str, max_steps: int = 8, resume: str | None = None) -> None:
+    resumed = [] if resume is None else [f"--ckpt_path={resume}"]
+    assert main(["fit", "--config", f"{kind}.yaml", f"--trainer.max_steps={max_steps}", *resumed]) == 0
+
+
+def left(run: str | Path) -> dict[str, Any]:
+    """What a run has left, without its times and how it describes itself."""
+    run = Path(run)
+    results = json.loads((run / "results.json").read_text())
+    bits: dict[str, Any] = {}
+    for name in ("best", "last"):
+        checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
+        bits[name] = plain({k: checkpoint[k] for k in ("state_dict", "optimizer_states", "global_step")})
+        bits[f"random {name}"] = plain(checkpoint["quiet_moment"]["random"])
+    with np.load(run / "predictions.npz") as arrays:
+        bits["predictions"] = {name: arrays[name].tobytes() for name in arrays}
+    return {
+        "files": sorted(str(file.relative_to(run)) for file in run.rglob("*")),
+        "tables": [(run / name).read_text() for name in ("metrics.csv", "per_task.csv")],
+        "results": {k: v for k, v in results.items() if not k.endswith("time_s") and k != "git_revision"},
+        **bits,
+    }
+
+
+@pytest.mark.parametrize("kind", ["toy", "maml"])
+def test_a_run_is_that_of_the_command_bit_for_bit(kind: str) -> None:
+    by_command(kind)
+    run = in_python(kind)
+    assert run.directory == Path(f"runs/{kind}/1")
+    assert left(f"runs/{kind}/1") == left(f"runs/{kind}/0")
+    results = json.loads((run.directory / "results.json").read_text())
+    assert run.metrics == {name: value for name, value in results.items() if name.startswith("test/")}
+
+
+MAKERS: dict[str, Callable[..., Any]] = {"Python": in_python, "the command": by_command}
+
+
+@pytest.mark.parametrize("kind", ["toy", "maml"])
+@pytest.mark.parametrize("resumed", MAKERS)
+@pytest.mark.parametrize("begun", MAKERS)
+def test_either_resumes_a_run_of_the_other(begun: str, resumed: str, kind: str, caplog: Any) -> None:
+    in_python(kind, 10)
+    MAKERS[begun](kind, 5)
+    with caplog.at_level(logging.INFO):
+        MAKERS[resumed](kind, 10, resume=f"runs/{kind}/1")
+    (line,) = [record.message for record in caplog.records if "resumed from" in record.message]
+    parts = line.split("; ")
+    assert [part for part in parts if part.startswith("changed")] == ["changed: trainer.max_steps 5 -> 10"]
+    assert left(f"runs/{kind}/1") == left(f"runs/{kind}/0")
+
+
+def test_the_configuration_runs_again_by_the_command_and_the_commands_take_the_directory() -> None:
+    run = in_python("maml", callbacks=[])
+    assert run.directory is not None
+    assert main(["fit", "--config", str(run.directory / "config.yaml")]) == 0
+    assert left("runs/maml/1") == left("runs/maml/0")
+    assert type(lm.load(run.directory)) is lm.MAML
+    assert main(["test", f"--ckpt_path={run.directory}", "--trainer.enable_progress_bar=false"]) == 0
+    assert json.loads((run.directory / "tests/0/results.json").read_text())["test/mse"] == run.metrics["test/mse"]
+
+
+def test_runs_of_named_tasks_can_be_compared() -> None:
+    from lightning_meta.testing import toys
+
+    for seed in (1, 2):
+        for module in (lm.Independent, lm.MultiHead):
+            lightning.seed_everything(seed, verbose=False)
+            checkpoint = lm.RunCheckpoint("val/score")
+            made = module(lm.nn.MLP(4, (8,)))
+            lm.fit(made, toys.sums(), name=module.__name__, checkpoint=checkpoint, max_steps=4, **OPTIONS)
+    assert main(["compare", "runs/MultiHead", "--baseline", "runs/Independent"]) == 0
+
+
+def test_a_loaded_module_is_trained_for_longer() -> None:
+    in_python("maml", 10)
+    in_python("maml", 5)
+    checkpoint = lm.RunCheckpoint("val/mse")
+    lm.fit(lm.load("runs/maml/1"), sines(), resume="runs/maml/1", checkpoint=checkpoint, max_steps=10, **OPTIONS)
+    assert left("runs/maml/1") == left("runs/maml/0")
+
+
+# What `config.yaml` says.
+
+
+class Other(nn.Linear):
+    """A layer with the same weights."""
+
+
+def test_what_nobody_can_describe_is_marked_and_compared_by_its_class(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_python("toy", 4)
+    config = yaml.safe_load(Path("runs/toy/0/config.yaml").read_text())
+    assert config["model"]["init_args"]["backbone"] == {"instance": "torch.nn.modules.linear.Linear"}
+    assert config["data"] == {"instance": "tests.run.toys.ToyData"}
+    capsys.readouterr()
+    assert main(["fit", "--config", "runs/toy/0/config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "data was made in Python (tests.run.toys.ToyData), and its arguments are not known" in said
+    assert main(["test", "--ckpt_path=runs/toy/0", "--trust"]) == 2
+    assert "data was made in Python" in capsys.readouterr().err
+    with caplog.at_level(logging.INFO):
+        in_python("toy", 8, resume="runs/toy/0")
+    assert "tells nothing, data, made in Python, model.backbone, made in Python" in caplog.text
+    with pytest.raises(lm.UserError, match=r"model\.backbone torch\.nn\.modules\.linear\.Linear -> .*Other"):
+        lm.fit(ToyModule(Other(5, 5)), ToyData(4), resume="runs/toy/0", max_steps=9, **OPTIONS)
+
+
+def test_numbers_of_numpy_are_written_as_numbers() -> None:
+    lightning.seed_everything(0, verbose=False)
+    module = lm.MAML(lm.nn.MLP(hidden=[8]), inner_lr=np.float64(0.02), inner_steps=np.int64(2))  # type: ignore[arg-type]
+    run = lm.fit(module, sines(), checkpoint=lm.RunCheckpoint("val/mse"), max_steps=2, seed=np.int64(5), **OPTIONS)  # type: ignore[arg-type]
+    assert run.directory is not None
+    config = yaml.safe_load((run.directory / "config.yaml").read_text())
+    assert [config["model"]["init_args"][name] for name in ("inner_lr", "inner_steps")] == [0.02, 2]
+    assert lm.load(run.directory).inner_steps == 2
+    assert config["seed_everything"] == 5
+
+
+# Seeds.
+
+
+def test_a_run_without_a_seed_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    run = lm.fit(toy(), ToyData(4), max_steps=2, **OPTIONS)
+    assert "the weights were drawn without a seed: call lightning.seed_everything" in caplog.text
+    text = Path("runs/run/0/config.yaml").read_text()
+    assert text.startswith("# The weights were drawn before this seed was set.")
+    assert yaml.safe_load(text)["seed_everything"] == 0
+    assert run.directory == Path("runs/run/0")
+
+
+def test_a_seed_decides_what_is_drawn_in_training_and_a_resumed_run_has_its_own() -> None:
+    weights = toy().state_dict()
+    for runs, seed in (("a", 3), ("b", 3), ("c", 4)):
+        module = toy()
+        module.load_state_dict(weights)
+        lm.fit(module, ToyData(4), runs=runs, seed=seed, max_steps=4, **OPTIONS)
+    assert left("a/run/0") == left("b/run/0")
+    assert left("a/run/0")["last"] != left("c/run/0")["last"]
+    lightning.seed_everything(7, verbose=False)  # of something else in this process
+    lm.fit(toy(), ToyData(4), runs="a", resume="last", max_steps=6, **OPTIONS)
+    assert json.loads(Path("a/run/0/results.json").read_text())["seed"] == 3
+    with pytest.raises(lm.UserError, match="seed_everything 3 -> 9: this cannot change in a resume"):
+        lm.fit(toy(), ToyData(4), runs="a", resume="last", seed=9, max_steps=8, **OPTIONS)
+
+
+# Endings.
+
+
+def files() -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+
+
+class Presses(Callback):
+    """Ctrl-C in the middle of a step."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == 5:
+            raise KeyboardInterrupt
+
+
+def test_a_loss_that_is_not_finite_keeps_what_the_command_keeps() -> None:
+    assert main(["fit", "--config", "toy.yaml", "--model.nan_at=5", "--name=command"]) == 1
+    lightning.seed_everything(0, verbose=False)
+    with pytest.raises(lm.NonFiniteLossError, match=r"step 5; the last good checkpoint is runs/python/0/checkpoints"):
+        lm.fit(toy(nan_at=5), ToyData(4), name="python", max_steps=8, **OPTIONS)
+    kept = [[str(file.relative_to(run)) for file in sorted(run.rglob("*"))] for run in Path("runs").glob("*/0")]
+    assert kept[0] == kept[1]
+    assert "checkpoints/last.ckpt" in kept[0]
+
+
+def test_ctrl_c_keeps_the_last_checkpoint_and_is_a_keyboard_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    in_python("toy", 8)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        in_python("toy", 8, callbacks=Presses())
+    assert raised.type is KeyboardInterrupt  # with a subclass a script would end with status 1, and not 130
+    said = capsys.readouterr().err
+    assert "stopped in step 5 by Ctrl-C; go on with resume='runs/toy/1/checkpoints/last.ckpt'" in said
+    assert not Path("runs/toy/1/results.json").exists()
+    in_python("toy", 8, resume="runs/toy/1")
+    assert left("runs/toy/1") == left("runs/toy/0")
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "no such argument": ({"max_step": 3}, "max_step: neither .* did you mean max_steps?"),
+    "an option": ({"ckpt_path": "last"}, "ckpt_path: neither .* did you mean resume?"),
+    "two checkpoints": (
+        {"callbacks": lm.RunCheckpoint()},
+        "callbacks: a run has one RunCheckpoint; give .* checkpoint",
+    ),
+    "a count": ({"max_steps": 0}, "max_steps: at least 1 is needed"),
+    "two counts": ({"min_steps": 9, "max_steps": 8}, "min_steps: 9 is more than max_steps, 8"),
+    "an accelerator": ({"accelerator": "gpus"}, "accelerator: expected .* got gpus"),
+    "a metric": ({"checkpoint": "val/acc"}, "checkpoint.monitor: 'val/acc' is not logged in validation"),
+    "no validation": ({"limit_val_batches": 0}, "limit_val_batches: 0 .* and checkpoint.monitor='val/accuracy'"),
+    "a seed": ({"seed": -1}, "seed: expected 0 to"),
+    "a seed that is none": ({"seed": "0"}, "seed: expected a whole number, got '0'"),
+    "a name": ({"name": "a/b"}, "name: 'a/b' is not the name of one folder"),
+    "no run": ({"resume": "last"}, "resume='last': there is no run named 'run' in runs"),
+    "no checkpoint": ({"resume": "no.ckpt"}, "resume='no.ckpt': there is no such file"),
+    "data": ({"data": ToyData(broken=True)}, "ways: 50 classes are asked for"),
+    "no data module": ({"data": [1]}, "data: a LightningDataModule is needed, got list"),
+    "no module": ({"module": nn.Linear(5, 5)}, "module: a LightningModule is needed, got Linear"),
+    "a device": ({"devices": 0}, "devices: 0 leaves nothing to train on"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line_that_speaks_of_arguments_and_leaves_nothing(case: str) -> None:
+    given, expected = MISTAKES[case]
+    if "checkpoint" in given:
+        given = {"checkpoint": lm.RunCheckpoint(given["checkpoint"], "max")}
+    options = {"module": toy(), "data": ToyData(4), "max_steps": 8, **OPTIONS, **given}
+    before = set(Path().iterdir())
+    with pytest.raises(lm.UserError, match=f"^{expected}") as raised:
+        lm.fit(**options)
+    assert "\n" not in str(raised.value)
+    assert "--" not in str(raised.value)
+    assert set(Path().iterdir()) == before
+
+
+def test_what_the_trainer_refuses_leaves_nothing() -> None:
+    with pytest.raises(lightning.fabric.utilities.exceptions.MisconfigurationException):
+        lm.fit(toy(), ToyData(4), max_steps=8, **{**OPTIONS, "gradient_clip_algorithm": "x"})
+    assert not Path("runs").exists()
+
+
+def test_a_change_of_meaning_is_refused_or_allowed() -> None:
+    in_python("maml", 4)
+
+    def resumed(module: lm.MAML, data: lm.EpisodicDataModule, **options: Any) -> lm.Run:
+        options = {**OPTIONS, "max_steps": 8, "checkpoint": lm.RunCheckpoint("val/mse"), **options}
+        return lm.fit(module, data, resume="runs/maml/0", **options)
+
+    before = files()
+    with pytest.raises(lm.UserError, match=r"model\.inner_lr 0\.01 -> 0\.02.*resume with allow_changes=True"):
+        resumed(maml(inner_lr=0.02), sines())
+    with pytest.raises(lm.UserError, match=r"data\.meta_batch_size 4 -> 5: this cannot change"):
+        resumed(maml(), sines(meta_batch_size=5))
+    with pytest.raises(lm.UserError, match=r"^max_steps: runs/maml/0/checkpoints/last.ckpt is at step 4 already"):
+        resumed(maml(), sines(), max_steps=3)
+    assert files() == before
+    resumed(maml(inner_lr=0.02), sines(), allow_changes=True)
+    assert Path("runs/maml/0/config.yaml").read_text().startswith("# From step 4 on: model.inner_lr 0.01 -> 0.02\n")
+
+
+def test_a_trial_run_leaves_nothing() -> None:
+    run = in_python("toy", fast_dev_run=True)
+    assert run.directory is None
+    assert set(run.metrics) == {"test/accuracy", "test/tasks"}
+    assert not Path("runs").exists()
+
+
+def test_the_random_state_is_not_touched_by_a_mistake() -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(lm.UserError):
+        lm.fit(toy, ToyData(4))  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)
