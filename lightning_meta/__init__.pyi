@@ -38,5 +38,3 @@ from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger
 
 __version__: str
-
-__all__: list[str]
