@@ -81,7 +81,7 @@ class Described:
         except TypeError:
             return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
         bound.apply_defaults()
-        remember(instance, _flat(bound))
+        remember(instance, _with_inherited(cls, _flat(bound)))
         return instance
 
     def update_init_args(self, **init_args: Any) -> None:
@@ -278,6 +278,23 @@ def _reason(error: Exception) -> str:
 
 def _takes_nothing(cls: type) -> bool:
     return not list(inspect.signature(cls).parameters)
+
+
+def _with_inherited(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor, and the defaults of those that it passes on as `**options`.
+
+    Only constructors of this package are followed: they pass all of them on, and a user's may set some itself.
+    """
+    named = dict(arguments)
+    for parent in cls.__mro__:
+        if "__init__" not in vars(parent):
+            continue
+        parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
+        named |= {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in named}
+        ours = parent.__module__.startswith(f"{lightning_meta.__name__}.")
+        if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return named
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

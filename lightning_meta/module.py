@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed
@@ -33,6 +33,9 @@ class TrainedModule(Described, LightningModule):
         optimizer: Makes the optimiser of the parameters.
         lr_scheduler: Makes the schedule of the optimiser; it steps once per training step.
     """
+
+    sets_first_weights: ClassVar[tuple[str, ...]] = ()
+    """Arguments that do nothing but set the first weights: a resumed run cannot change them."""
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
         super().__init__()

@@ -1,0 +1,48 @@
+"""One row a shipped method: a small one of it. Tests over all methods read these tables, and a new method is a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning_meta import (
+    MAML,
+    Baseline,
+    Conditioned,
+    CrossStitch,
+    Independent,
+    MetaModule,
+    MixtureOfExperts,
+    MultiHead,
+    MultiTaskModule,
+    ProtoNet,
+)
+from lightning_meta.nn import MLP, Conv4
+from lightning_meta.weightings import Weighting
+
+
+def conv4() -> Conv4:
+    return Conv4(width=4, blocks=2)
+
+
+# On the images of `toys.pictures`. Each takes further options of its method.
+META: dict[str, Callable[..., MetaModule]] = {
+    "Baseline": lambda **options: Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "MAML": lambda **options: MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "ProtoNet": lambda **options: ProtoNet(conv4(), **options),
+}
+# On the three tasks of `toys.sums`.
+MULTI_TASK: dict[str, Callable[..., MultiTaskModule]] = {
+    "Conditioned": lambda **options: Conditioned(MLP(4, (8, 8)), **options),
+    "CrossStitch": lambda **options: CrossStitch(MLP(4, (8, 8)), **options),
+    "Independent": lambda **options: Independent(MLP(4, (8,)), **options),
+    "MixtureOfExperts": lambda **options: MixtureOfExperts(MLP(4, (8,)), **options),
+    "MultiHead": lambda **options: MultiHead(MLP(4, (8, 8)), **options),
+}
+# What a weighting cannot do without.
+WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "largest": 2.0, "sign": 0.5}}}
+
+
+def weighting(cls: type[Weighting]) -> Weighting:
+    """One of a class, for the tasks of `toys.sums`."""
+    return cls(**WEIGHTINGS.get(cls.__name__, {}))
