@@ -94,7 +94,7 @@ def with_tables(text: str) -> str:
 
 
 def with_classes(page: str) -> str:
-    """A page of `docs/`, in which each `<!-- all: <group> -->` becomes Sphinx's directives for the classes of the group."""
+    """A page of `docs/`: each `<!-- all: <group> -->` in it becomes directives for the classes of the group."""
     return re.sub(r"<!-- all: (.+) -->", lambda found: _groups(page)[found[1]], page)
 
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_meta import (
-    MAML,
-    Baseline,
-    Conditioned,
-    CrossStitch,
-    Independent,
-    MetaModule,
-    MixtureOfExperts,
-    MultiHead,
-    MultiTaskModule,
-    ProtoNet,
-)
+import lightning_meta as lm
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.weightings import Weighting
 
@@ -26,18 +15,18 @@ def conv4() -> Conv4:
 
 
 # On the images of `toys.pictures`. Each takes further options of its method.
-META: dict[str, Callable[..., MetaModule]] = {
-    "Baseline": lambda **options: Baseline(MLP(256, (8,)), head_steps=5, **options),
-    "MAML": lambda **options: MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
-    "ProtoNet": lambda **options: ProtoNet(conv4(), **options),
+META: dict[str, Callable[..., lm.MetaModule]] = {
+    "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
 }
 # On the three tasks of `toys.sums`.
-MULTI_TASK: dict[str, Callable[..., MultiTaskModule]] = {
-    "Conditioned": lambda **options: Conditioned(MLP(4, (8, 8)), **options),
-    "CrossStitch": lambda **options: CrossStitch(MLP(4, (8, 8)), **options),
-    "Independent": lambda **options: Independent(MLP(4, (8,)), **options),
-    "MixtureOfExperts": lambda **options: MixtureOfExperts(MLP(4, (8,)), **options),
-    "MultiHead": lambda **options: MultiHead(MLP(4, (8, 8)), **options),
+MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
+    "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
+    "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
+    "Independent": lambda **options: lm.Independent(MLP(4, (8,)), **options),
+    "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
+    "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
 }
 # What a weighting cannot do without.
 WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "largest": 2.0, "sign": 0.5}}}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from make_tables import at_a_glance
 
-from lightning_meta import load
+from lightning_meta import load, sources
 from lightning_meta.cli import main
 from lightning_meta.multitask import MultiTaskModule
 
@@ -21,16 +22,23 @@ PARTS = [FOLDER / "wandb.yaml"]  # of a configuration, given before a whole one;
 CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(LADDERS) - set(PARTS))
 
 
-def source_of(config: Path) -> str:
-    """The name of the source that a configuration names."""
+def data_of(config: Path) -> str:
+    """Where the docstring of a configuration's source says that its data comes from."""
     (name,) = re.findall(r"lightning_meta\.sources\.(\w+)", config.read_text())
-    return str(name)
+    return at_a_glance(getattr(sources, name))["From"]
 
 
-YOURS = ("MiniImageNet", "ImageFolder", "Table")  # sources of files that people bring themselves
-EMBEDDED = {c.stem for c in CONFIGS if source_of(c) in ("Glyphs", "Sinusoid")}
-NEEDS_FILES = {c.stem for c in CONFIGS if source_of(c) in YOURS}
-NEEDS_DATA = {c.stem for c in CONFIGS} - EMBEDDED - NEEDS_FILES
+NEEDS_DATA = {c.stem for c in CONFIGS if "LIGHTNING_META_DATA" in data_of(c)}
+NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
+EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
+
+
+def test_some_run_without_a_download() -> None:
+    assert {"protonet_glyphs", "maml_sinusoid", "multi_head_glyphs"} <= EMBEDDED
+    assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
+    assert {"protonet_image_folder", "multi_head_table", "maml_mini_imagenet"} == NEEDS_FILES - {
+        "protonet_mini_imagenet"
+    }
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *LADDERS, *PARTS], ids=lambda config: config.stem)
