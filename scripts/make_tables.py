@@ -29,8 +29,8 @@ def public(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]
 
 
 def shipped(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
-    """Those of them that are no bases themselves."""
-    return [cls for cls in public(base, module) if ABC not in cls.__bases__]
+    """Those of them that are methods, and no bases of methods."""
+    return [cls for cls in public(base, module) if ABC not in cls.__bases__ and not inspect.isabstract(cls)]
 
 
 META = [*shipped(lm.MetaModule), *shipped(lm.MetaModule, learn2learn)]

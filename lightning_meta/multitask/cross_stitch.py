@@ -77,7 +77,7 @@ class CrossStitch(MultiTaskModule):
             mixing.append(nn.Parameter(start.repeat(shape[0], 1, 1)))
         self.mixing = nn.ParameterList(mixing)
         self.backbone = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all networks."""

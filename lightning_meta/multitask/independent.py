@@ -102,7 +102,7 @@ class Independent(MultiTaskModule):
         """Give each task a copy of the backbone and a head."""
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
         if self.strategy == "vmap" and self.draws:
             raise UserError(
                 "strategy: networks with dropout run in a loop, so that each task draws its own; got 'vmap'"

@@ -72,7 +72,7 @@ class MixtureOfExperts(MultiTaskModule):
         others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
         self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all experts."""

@@ -69,7 +69,7 @@ class MultiHead(MultiTaskModule):
             rest = nn.Sequential(*stages[self.shared_depth :])
             self.backbone = nn.Sequential(*stages[: self.shared_depth])
             self.branches = nn.ModuleList(copy.deepcopy(rest) for _ in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part sees each input once."""
