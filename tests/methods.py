@@ -1,4 +1,4 @@
-"""One row a shipped method: a small one of it. Tests over all methods read these tables, and a new method is a row."""
+"""One row per shipped method: how to make a small one. Tests that run on every method read these tables."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def conv4() -> Conv4:
     return Conv4(width=4, blocks=2)
 
 
-# On the images of `toys.pictures`. Each takes further options of its method.
+# Meta-learners for the images of `toys.pictures`. `options` are further options of the method.
 META: dict[str, Callable[..., lm.MetaModule]] = {
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
 }
-# On the three tasks of `toys.sums`.
+# Methods for the three tasks of `toys.sums`.
 MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
     "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
@@ -28,10 +28,10 @@ MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
     "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
 }
-# What a weighting cannot do without.
+# Arguments of the weightings that need some, for the tasks of `toys.sums`.
 WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "largest": 2.0, "sign": 0.5}}}
 
 
 def weighting(cls: type[Weighting]) -> Weighting:
-    """One of a class, for the tasks of `toys.sums`."""
+    """Make a weighting for the tasks of `toys.sums`."""
     return cls(**WEIGHTINGS.get(cls.__name__, {}))

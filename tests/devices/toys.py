@@ -203,6 +203,6 @@ MULTI: dict[str, tuple[Callable[[], MultiTaskModule], str]] = {
     "Independent, loop": (lambda: Independent(MLP(4, (8,)), strategy="loop"), "missing labels"),
 }
 
-# A method without a row here has that of the table.
+# Methods that are not listed above, as `tests/methods.py` makes them.
 META |= {name: (make, "noisy pictures") for name, make in methods.META.items() if name not in META}
 MULTI |= {name: (make, "own sets") for name, make in methods.MULTI_TASK.items() if name not in MULTI}
