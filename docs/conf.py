@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from make_tables import with_classes
+
 project = "lightning_meta"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["dollarmath"]
 html_theme = "furo"
 html_title = "lightning_meta"
 html_show_copyright = False
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures stay short; the Args say what a value is
-napoleon_custom_sections = ["Run it", "Logged", "Deviations"]
+napoleon_custom_sections = ["At a glance", "Run it", "Logged", "Deviations"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
@@ -84,6 +90,10 @@ def _readme(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
     content[0] = _TO_FILE.sub(r"\1", text)
 
 
+def _classes(app: Sphinx, page: str, content: list[str]) -> None:
+    content[0] = with_classes(content[0])
+
+
 def _place_of_class(found: re.Match[str]) -> str:
     folder = "" if found[3] in ("meta/", "multitask/", "data/") else found[3].replace("/", ".")
     return f"[`{found[1]}`{found[2]}](#lightning_meta.{folder}{found[1]})"
@@ -95,9 +105,13 @@ def _one_entry_a_method(app: Sphinx, domain: str, kind: str, content: nodes.Elem
 
 
 def setup(app: Sphinx) -> None:
-    """Have docstrings turned before napoleon takes their sections apart, and README's links as it is included."""
+    """Have docstrings turned before napoleon takes their sections apart, and README's links as it is included.
+
+    Pages name groups of classes, which are filled in as the pages are read.
+    """
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
     app.connect("include-read", _readme)
+    app.connect("source-read", _classes)
     app.connect("object-description-transform", _one_entry_a_method)

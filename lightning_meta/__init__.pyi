@@ -44,5 +44,3 @@ from .run.logger import RunLogger as RunLogger
 from .run.training import Run as Run
 
 __version__: str
-
-__all__: list[str]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
+import lightning_meta
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import is_importable, own_path, public_path
 from lightning_meta.specifications import unknown_parts
@@ -33,7 +34,7 @@ class RemembersArguments:
         except TypeError:
             return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
         bound.apply_defaults()
-        remember(instance, _flat(bound))
+        remember(instance, _with_inherited(cls, _flat(bound)))
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
@@ -160,6 +161,23 @@ def refuse_unknown(owner: Any) -> None:
 
 def _takes_nothing(cls: type) -> bool:
     return not list(inspect.signature(cls).parameters)
+
+
+def _with_inherited(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a constructor, and the defaults of those that it passes on as `**options`.
+
+    Only constructors of this package are followed: they pass all of them on, and a user's may set some itself.
+    """
+    named = dict(arguments)
+    for parent in cls.__mro__:
+        if "__init__" not in vars(parent):
+            continue
+        parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
+        named |= {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in named}
+        ours = parent.__module__.startswith(f"{lightning_meta.__name__}.")
+        if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return named
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

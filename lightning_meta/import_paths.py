@@ -74,7 +74,7 @@ def real_path(path: str) -> str:
     """Where the class of a path lies: a path of an earlier version or a public one becomes that of its file."""
     path = renamed(path)
     package, _, name = path.rpartition(".")
-    if package == lightning_meta.__name__ and name in lightning_meta.__all__:
+    if package == lightning_meta.__name__ and name in dir(lightning_meta):
         value = getattr(lightning_meta, name)
         return f"{value.__module__}.{value.__qualname__}" if isinstance(value, type) else path
     return path

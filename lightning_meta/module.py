@@ -61,6 +61,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     spec_name: ClassVar[str]
     spec_type: ClassVar[type]
     wrong_data: ClassVar[str]
+    sets_first_weights: ClassVar[tuple[str, ...]] = ()
+    """Arguments that do nothing but set the first weights: a resumed run cannot change them."""
     backbone: nn.Module
 
     def __init__(

@@ -73,6 +73,8 @@ def check_resumed(module: Any, checkpoint: Mapping[str, Any], file: Any, callbac
         return
     check_class(module, checkpoint, file)
     for name in ("optimizer", "lr_scheduler"):
+        if name not in (stored.get("init_args") or {}):
+            continue  # the default, which earlier versions did not name
         old, new = ((spec.get("init_args") or {}).get(name) for spec in (stored, own))
         classes = [spec.get("class_path") for spec in (old, new) if isinstance(spec, Mapping)]
         known = all(classes) and len(classes) == 2  # neither is a function of the user's

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from make_tables import MULTI_TASK
 
 from lightning_meta import UserError
 from lightning_meta.cli import main
@@ -15,7 +16,6 @@ from lightning_meta.data import EpisodeDataset, EpisodicDataModule, MultiTaskDat
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.data.loader import check_shared
 from lightning_meta.meta import MAML, Baseline, ProtoNet
-from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
 from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.run import RunLogger
@@ -125,7 +125,7 @@ MAKERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "Baseline": (Baseline, {"head_steps": (-1,), "head_lr": (0,), "scale": (float("inf"),), "weight_decay": (-1,)}),
     **{
         method.__name__: (method, {"head_hidden": ((0,), (-1,)), "head_dropout": (-0.1, 1, float("nan"))})
-        for method in (MultiHead, Conditioned, CrossStitch, Independent, MixtureOfExperts)
+        for method in MULTI_TASK
     },
     "MLP": (MLP, {"in_features": (0, -1), "hidden": ((0,), (4, -1))}),
     "Conv4": (Conv4, dict.fromkeys(("in_channels", "width", "blocks"), (0, -1, 1.5))),

@@ -9,7 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
-from abc import ABC
+from collections.abc import Callable
 from functools import partial
 from html import unescape
 from pathlib import Path
@@ -19,22 +19,22 @@ import lightning
 import pytest
 import torch
 import yaml
+from make_tables import META, MULTI_TASK, SOURCES, WEIGHTINGS, at_a_glance, with_classes, with_tables
 
 import lightning_meta
-from lightning_meta import meta, multitask, weightings
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
-from lightning_meta.configuration import public_path
+from lightning_meta.configuration import import_class, public_path
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.integrations.learn2learn import GBML
-from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import MultiHead, MultiTaskModule
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.meta import MAML, MetaModule
+from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.nn import MLP
 from lightning_meta.run import RunLogger
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import toys
-from lightning_meta.weightings import Fixed, Weighting
+from lightning_meta.weightings import Weighting
+from tests import methods
 from tests.test_configs import briefly
 
 ROOT = Path(__file__).parents[1]
@@ -43,13 +43,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BASES = (MetaModule, MultiTaskModule, Weighting)
 
 
-def shipped(package: Any) -> list[type]:
-    """The methods among what a package offers."""
-    offered = (getattr(package, name) for name in package.__all__)
-    return [c for c in offered if inspect.isclass(c) and issubclass(c, BASES) and ABC not in c.__bases__]
-
-
-METHODS = [*shipped(meta), GBML, *shipped(multitask), *shipped(weightings)]
+METHODS = [*META, *MULTI_TASK, *WEIGHTINGS]
 by_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 
 
@@ -179,18 +173,56 @@ def test_files_that_a_page_names(page: Path) -> None:
     assert not [file for file in named if not (ROOT / file).exists()]
 
 
-def test_every_method_has_its_place_on_the_page() -> None:
-    page = (ROOT / "docs" / "methods.md").read_text()
-    found, module = [], ""
-    for directive, name in re.findall(r"^\.\. (currentmodule|autoclass):: (\S+)$", page, re.MULTILINE):
-        if directive == "currentmodule":
-            module = name
-        else:
-            path, _, last = name.rpartition(".")
-            found.append(getattr(importlib.import_module(path or module), last))
-    assert len(found) == len(set(found))
-    assert {c for c in found if ABC not in c.__bases__} == set(METHODS)
-    assert set(BASES) < set(found)
+def test_every_class_has_its_place_on_the_pages() -> None:
+    pages = [with_classes((ROOT / "docs" / f"{name}.md").read_text()) for name in ("methods", "reference")]
+    named = re.findall(r"^\.\. autoclass:: (\S+)$", pages[0], re.MULTILINE)
+    classes = [import_class(path) for path in named]
+    assert len(classes) == len(set(classes))
+    assert set(METHODS) | set(BASES) < set(classes)
+    listed = re.findall(r"[\w.]+", re.findall(r":members: (\w.*)", pages[1])[0])
+    for name in lightning_meta.__dir__():
+        public = getattr(lightning_meta, name)
+        assert inspect.ismodule(public) or public in classes or name in listed or f":: {name}\n" in pages[1], name
+
+
+def test_the_tables_of_the_readme_are_those_of_the_classes() -> None:
+    text = PAGES[0].read_text()
+    assert with_tables(text) == text, "README.md: run `python scripts/make_tables.py`"
+
+
+@pytest.mark.parametrize("cls", [*META, *MULTI_TASK, *SOURCES], ids=lambda cls: cls.__name__)
+def test_a_docstring_fills_a_row_of_the_readme(cls: type) -> None:
+    labels = set(at_a_glance(cls))
+    if cls in SOURCES:
+        assert labels - {"From"} in (
+            {"Classes", "Examples"},
+            {"Tasks", "Held out"},
+            {"Classes", "Examples", "Tasks", "Held out"},
+        )
+        assert "From" in labels
+    else:
+        assert labels == {"Shared", "Own", "New task"}
+
+
+@pytest.mark.parametrize("method", [*META, *MULTI_TASK], ids=lambda method: method.__name__)
+def test_help_lists_and_explains_every_option(method: type, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the bases as well, which a constructor takes as `**options`."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--model.help", public_path(method)])
+    text = " ".join(capsys.readouterr().out.split())
+    family = [c for c in method.__mro__ if issubclass(c, (MetaModule, MultiTaskModule)) and "__init__" in vars(c)]
+    names = {name for c in family for name in inspect.signature(vars(c)["__init__"]).parameters} - {"self", "options"}
+    assert {"optimizer", "lr_scheduler"} < names
+    for name in names:
+        explained = next(found for c in family if (found := _explained(c, name)))
+        shown = re.search(rf"--model\.{name} [^(]*?{re.escape(explained[:30])}", text)
+        assert shown, f"--model.{name}: {explained}"
+
+
+def _explained(cls: type, name: str) -> str:
+    """The first line of what a docstring says of an argument."""
+    found = re.search(rf"^    {name}: (.+)$", inspect.cleandoc(cls.__doc__ or ""), re.MULTILINE)
+    return found[1] if found else ""
 
 
 @by_method
@@ -212,32 +244,25 @@ def test_a_method_says_how_to_run_it(
     ]
 
 
-def conv4() -> Conv4:
-    return Conv4(width=4, blocks=2)
-
-
 def sines() -> EpisodicDataModule:
     return EpisodicDataModule(Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4)
 
 
-LOGGING: dict[str, Any] = {
-    "MAML": (partial(MAML, inner_steps=1), conv4, toys.pictures),
-    "MAML of regression": (partial(MAML, inner_steps=1), lambda: MLP(1, (8,)), sines),
-    "ProtoNet": (ProtoNet, conv4, toys.pictures),
-    "Baseline": (partial(Baseline, head_steps=2), conv4, toys.pictures),
-    **{method.__name__: (method, lambda: MLP(4, (8, 8)), toys.sums) for method in shipped(multitask)},
+LOGGING: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    **{name: (make, toys.pictures) for name, make in methods.META.items()},
+    "MAML of regression": (lambda: MAML(MLP(1, (8,)), inner_steps=1), sines),
+    **{name: (make, toys.sums) for name, make in methods.MULTI_TASK.items()},
     **{
-        weighting.__name__: (partial(MultiHead, weighting=weighting()), lambda: MLP(4, (8,)), toys.sums)
-        for weighting in shipped(weightings)
-        if weighting is not Fixed
+        cls.__name__: (partial(methods.MULTI_TASK["MultiHead"], weighting=methods.weighting(cls)), toys.sums)
+        for cls in WEIGHTINGS
     },
 }
 
 
 @pytest.mark.parametrize("case", LOGGING)
 def test_every_logged_metric_is_explained(case: str, tmp_path: Path) -> None:
-    method, backbone, make_data = LOGGING[case]
-    module, data, logger = method(backbone()), make_data(), RunLogger(tmp_path)
+    make, make_data = LOGGING[case]
+    module, data, logger = make(), make_data(), RunLogger(tmp_path)
     quiet: dict[str, Any] = dict.fromkeys(
         ("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False
     )

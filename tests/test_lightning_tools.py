@@ -35,6 +35,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead
+from tests import methods
 from tests.devices.toys import EPISODES, MULTI_TASK
 
 pytestmark = [
@@ -101,6 +102,8 @@ MORE = [
     _family("CrossStitch", lambda **o: CrossStitch(Net(), **o), episodes=False),
     _family("Conditioned", lambda **o: Conditioned(Net(), **o), episodes=False),
 ]
+_LISTED = {family.name for family in FAMILIES + MORE}  # `tests/methods.py` makes the others
+MORE += [_family(name, make, episodes=False) for name, make in methods.MULTI_TASK.items() if name not in _LISTED]
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 every_module = pytest.mark.parametrize("family", FAMILIES + MORE, ids=lambda f: f.name)
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import make_tables
 import pytest
+from torch import nn
 
 import lightning_meta as lm
-from lightning_meta.configuration import import_class, public_path, real_path
+from lightning_meta import meta, multitask
+from lightning_meta.configuration import build, describe, import_class, public_path, real_path
+from tests import methods
 
 ROOMS: list[ModuleType] = [lm, lm.nn, lm.sources, lm.weightings, lm.functional, lm.pictures, lm.testing]
 PUBLIC = [(room.__name__, name) for room in ROOMS for name in room.__all__]
@@ -66,3 +72,43 @@ def test_one_part_does_not_import_the_others() -> None:
 def test_what_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="ProtoNets"):
         lm.ProtoNets  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_every_method_has_a_row_in_the_table_of_the_tests() -> None:
+    shipped = {"META": lm.MetaModule, "MULTI_TASK": lm.MultiTaskModule}
+    for table, base in shipped.items():
+        rows = getattr(methods, table)
+        assert set(rows) == {c.__name__ for c in make_tables.shipped(base)}, f"{table} in tests/methods.py"
+        for name, make in rows.items():
+            assert type(make()).__name__ == name
+    for cls in make_tables.WEIGHTINGS:
+        methods.weighting(cls)
+
+
+@pytest.mark.parametrize("room", [meta, multitask], ids=lambda room: room.__name__)
+def test_packages_of_methods_offer_their_public_names_as_before(room: ModuleType) -> None:
+    names = {name for name in dir(lm) if getattr(getattr(lm, name), "__module__", "").startswith(f"{room.__name__}.")}
+    assert set(room.__all__) == set(dir(room)) == names
+    for name in names:
+        assert getattr(room, name) is getattr(lm, name)
+    with pytest.raises(AttributeError, match="Pool"):
+        room.Pool  # noqa: B018 - a public name, but not of these packages
+
+
+@pytest.mark.parametrize("make", [*methods.META.values(), *methods.MULTI_TASK.values()])
+def test_a_method_remembers_every_argument_by_name(make: Callable[..., Any]) -> None:
+    """Also those that it passes on to its bases, so that a checkpoint says what a later version may change."""
+    module = make()
+    described = describe(module)["init_args"]
+    family = [c for c in type(module).__mro__ if c.__module__.startswith("lightning_meta.") and "__init__" in vars(c)]
+    names = {n for c in family for n in inspect.signature(vars(c)["__init__"]).parameters} - {"self", "options"}
+    assert set(described) == names
+    assert describe(build(describe(module))) == describe(module)
+
+
+def test_only_what_a_user_s_constructor_takes_is_remembered() -> None:
+    class Looped(lm.ProtoNet):
+        def __init__(self, backbone: nn.Module, **options: Any) -> None:
+            super().__init__(backbone, strategy="loop", **options)
+
+    assert set(describe(Looped(lm.nn.MLP(4), temperature=2.0))["init_args"]) == {"backbone", "temperature"}

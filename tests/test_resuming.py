@@ -87,3 +87,15 @@ def test_a_rate_that_lightning_does_not_use_is_told(tmp_path: Path, caplog: pyte
         trainer = train(partial(torch.optim.Adam, lr=0.2), tmp_path, 3, tmp_path / "last.ckpt")
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
     assert "optimizer: the checkpoint's options are used" in caplog.text
+
+
+def test_a_checkpoint_that_does_not_name_defaults_is_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of earlier versions name only what was given."""
+    train(torch.optim.Adam, tmp_path, 1)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for name in ("optimizer", "lr_scheduler"):
+        del checkpoint["lightning_meta"]["init_args"][name]
+    torch.save(checkpoint, tmp_path / "earlier.ckpt")
+    with caplog.at_level(logging.WARNING, logger="lightning_meta"):
+        train(torch.optim.Adam, tmp_path, 2, tmp_path / "earlier.ckpt")
+    assert "options are used" not in caplog.text

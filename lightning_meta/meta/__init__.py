@@ -2,4 +2,6 @@
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from lightning_meta.public_names import public_names
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submod_attrs=public_names(__name__))

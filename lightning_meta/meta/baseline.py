@@ -33,6 +33,11 @@ class Baseline(MetaModule):
     the labels of the whole training split, so that it sees what a meta-learner with the same data settings would see.
     Any way is served.
 
+    At a glance:
+        - Shared: pre-trained features θ.
+        - Own: a linear or cosine head.
+        - New task: train a head.
+
     Run it:
         `python scripts/fit.py --config configs/baseline_glyphs.yaml`, and Baseline++ by adding
         `--model.init_args.head cosine`.

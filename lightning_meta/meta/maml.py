@@ -14,6 +14,11 @@ class MAML(GradientBasedLearner):
     (algorithm 2; https://arxiv.org/abs/1703.03400). The network is the backbone and a linear head of the training way,
     so a model serves the way it was trained with. Its options are those of `GradientBasedLearner` and `MetaModule`.
 
+    At a glance:
+        - Shared: an initialisation θ.
+        - Own: φ = θ − α∇L(θ, support).
+        - New task: adapt by a few gradient steps.
+
     Run it:
         `python scripts/fit.py --config configs/maml_glyphs.yaml` without a download; the paper's experiments are
         `configs/maml_sinusoid.yaml`, `configs/maml_omniglot.yaml` and `configs/maml_mini_imagenet.yaml`, and there is

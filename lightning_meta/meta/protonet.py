@@ -24,6 +24,11 @@ class ProtoNet(MetricLearner):
     (equation 1) and d the squared Euclidean distance, or minus the cosine. Any way is served, whatever the training way
     was.
 
+    At a glance:
+        - Shared: an embedding θ.
+        - Own: prototypes of the support set.
+        - New task: embed.
+
     Run it:
         `python scripts/fit.py --config configs/protonet_glyphs.yaml` without a download, or
         `configs/protonet_glyphs_pictures.yaml` with every picture; the paper's experiments are

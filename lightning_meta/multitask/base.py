@@ -27,7 +27,7 @@ from lightning_meta.multitask.step_gradients import StepGradients, write_gradien
 from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
-from lightning_meta.nn.heads import make_head, seeded
+from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
@@ -71,6 +71,8 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         weighting: How the losses of the tasks become one; their sum by default.
         stems: By name of the task, a network before the backbone, where inputs differ in shape.
         tasks: What the tasks are; filled in by the data module.
+        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
     """
 
     batch_type, data_module = TaskBatch, "MultiTaskDataModule"
@@ -90,8 +92,11 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         weighting: Weighting | None = None,
         stems: dict[str, nn.Module] | None = None,
         tasks: TasksSpec | None = None,
+        head_hidden: Sequence[int] = (),
+        head_dropout: float = 0.0,
     ) -> None:
         super().__init__(backbone, tasks, optimizer, lr_scheduler)
+        check_head(head_hidden, head_dropout)
         if stems is not None:
             instance("stems", stems, Mapping)
         if weighting is not None:
@@ -100,6 +105,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
             check_layers(network, inner_gradients=False)
         self.backbone = per_task(backbone, synchronised_too=False)
         self.weighting = Equal() if weighting is None else weighting
+        self.head_hidden, self.head_dropout = head_hidden, head_dropout
         self.stems = nn.ModuleList()
         self.heads = nn.ModuleList()
         self.records: dict[str, TaskRecords] = {}
@@ -183,8 +189,19 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         dtypes = set(self.spec.input_dtypes.values())
         return dtypes.pop() if len(dtypes) == 1 and not self._stems_by_name else ""
 
-    def head(self, name: str, features: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
-        """A new head for a task; how it starts depends on the run's seed and the task's name alone."""
+    def head(
+        self, name: str, features: int, hidden: Sequence[int] | None = None, dropout: float | None = None
+    ) -> nn.Module:
+        """A new head for a task; how it starts depends on the run's seed and the task's name alone.
+
+        Args:
+            name: The task.
+            features: Width of its input.
+            hidden: Widths of its hidden layers; `head_hidden` by default.
+            dropout: Probability that a hidden unit is dropped in training; `head_dropout` by default.
+        """
+        hidden = self.head_hidden if hidden is None else hidden
+        dropout = self.head_dropout if dropout is None else dropout
         with seeded(int(key(self.key, name_key(name)))):
             return make_head(features, self.spec.tasks[name].outputs, hidden, dropout)
 

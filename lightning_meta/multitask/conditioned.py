@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError, one_of
-from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
-from lightning_meta.nn.heads import check_head, make_head, seeded
+from lightning_meta.nn.heads import make_head, seeded
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.nn.stateless import in_evaluation_mode
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Weighting
 
 Descriptor = Literal["one_hot", "embedding", "given"]
 
@@ -30,6 +28,11 @@ class Conditioned(MultiTaskModule):
     With `enters: film` it is FiLM (Perez et al., AAAI 2018, https://arxiv.org/abs/1709.07871) that is told the task.
     Every parameter but a learned embedding is shared, the head as well: it is as wide as the widest task asks for, and
     a task uses the first of its outputs. An input that several tasks have targets for is run once for each of them.
+
+    At a glance:
+        - Shared: everything.
+        - Own: a descriptor z_i: concatenated, added, FiLM, gate.
+        - New task: give it a z.
 
     Run it:
         `python scripts/fit.py --config configs/conditioned_glyphs.yaml`.
@@ -55,13 +58,7 @@ class Conditioned(MultiTaskModule):
             shift of each channel (`film`), or as a gate on each channel (`gate`).
         at: Where z enters: before which of the backbone's stages, 0 being the input and their number the head.
         embedding_size: Numbers in a learned embedding.
-        head_hidden: Widths of hidden layers in the head; without any, it is linear.
-        head_dropout: Probability that a hidden unit of the head is dropped in training, in [0, 1).
-        optimizer: Of all parameters.
-        lr_scheduler: Steps once per training step.
-        weighting: How the losses of the tasks become one; their sum by default.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
+        **options: Those of `MultiTaskModule`.
     """
 
     def __init__(
@@ -71,23 +68,15 @@ class Conditioned(MultiTaskModule):
         enters: Entry = "concatenate",
         at: Sequence[int] = (0,),
         embedding_size: int = 16,
-        head_hidden: Sequence[int] = (),
-        head_dropout: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weighting: Weighting | None = None,
-        stems: dict[str, nn.Module] | None = None,
-        tasks: TasksSpec | None = None,
+        **options: Any,
     ) -> None:
-        check_head(head_hidden, head_dropout)
-        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        super().__init__(backbone, **options)
         one_of("descriptor", descriptor, Descriptor)
         one_of("enters", enters, Entry)
         if not at or len(set(at)) < len(at):
             raise UserError(f"at: one or more different places for z to enter, got {list(at)}")
         whole(1, embedding_size=embedding_size)
         self.descriptor, self.enters, self.at, self.embedding_size = descriptor, enters, tuple(at), embedding_size
-        self.head_hidden, self.head_dropout = head_hidden, head_dropout
 
     def build(self, spec: TasksSpec) -> None:
         """Make the descriptors, the places where they enter, and the head."""

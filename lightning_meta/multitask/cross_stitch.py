@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
-from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.nn.features import output_size, shape_after
-from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import stages_of
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Weighting
 
 
 class CrossStitch(MultiTaskModule):
@@ -26,6 +24,11 @@ class CrossStitch(MultiTaskModule):
     (equation 1; https://arxiv.org/abs/1604.03539) after each stage, with an α for each channel c. It starts with
     $\alpha_{ii}$ = `own` and the rest shared evenly by the other tasks. Every input runs through all T networks, so the
     cost of an example grows with T.
+
+    At a glance:
+        - Shared: mixing weights.
+        - Own: a network and a head.
+        - New task: —.
 
     Run it:
         `python scripts/fit.py --config configs/cross_stitch_glyphs.yaml`.
@@ -46,32 +49,21 @@ class CrossStitch(MultiTaskModule):
     Args:
         backbone: The network of each task, before its head.
         own: What a task takes of its own activations at the start, in [0, 1].
-        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
-        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
-        optimizer: Of all parameters.
-        lr_scheduler: Steps once per training step.
-        weighting: How the losses of the tasks become one; their sum by default.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
+        **options: Those of `MultiTaskModule`.
     """
+
+    sets_first_weights = ("own",)
 
     def __init__(
         self,
         backbone: nn.Module,
         own: float = 0.9,
-        head_hidden: Sequence[int] = (),
-        head_dropout: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weighting: Weighting | None = None,
-        stems: dict[str, nn.Module] | None = None,
-        tasks: TasksSpec | None = None,
+        **options: Any,
     ) -> None:
-        check_head(head_hidden, head_dropout)
-        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        super().__init__(backbone, **options)
         if not 0 <= own <= 1:
             raise UserError(f"own: a share from 0 to 1, got {own}")
-        self.own, self.head_hidden, self.head_dropout = own, head_hidden, head_dropout
+        self.own = own
 
     def build(self, spec: TasksSpec) -> None:
         """Make the networks, the α between them, and the heads."""
@@ -85,7 +77,7 @@ class CrossStitch(MultiTaskModule):
             mixing.append(nn.Parameter(start.repeat(shape[0], 1, 1)))
         self.mixing = nn.ParameterList(mixing)
         self.backbone = nn.ModuleList(nn.ModuleList(copy.deepcopy(stages)) for _ in range(count))
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all networks."""

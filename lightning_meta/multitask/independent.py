@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,6 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError, one_of
-from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.generators import generator_states, same_states
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
@@ -26,9 +25,10 @@ from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.multitask.tables import mean_of_known
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED
 from lightning_meta.nn.features import output_size
-from lightning_meta.nn.heads import check_head, seeded
+from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Equal
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +48,11 @@ class Independent(MultiTaskModule):
 
     That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
     inputs without any label are not drawn.
+
+    At a glance:
+        - Shared: nothing.
+        - Own: a whole network.
+        - New task: train from scratch.
 
     Run it:
         `python scripts/fit.py --config configs/independent_glyphs.yaml`; beside methods that share, over several seeds:
@@ -72,29 +77,23 @@ class Independent(MultiTaskModule):
             other (`loop`). `auto` is `vmap`, but `loop` on the CPU for networks with convolutions or more than 50,000
             parameters, where it is faster (`scripts/benchmark_independent.py`), and for networks with dropout, which
             `vmap` would draw in another order.
-        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
-        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
-        optimizer: Of all parameters.
-        lr_scheduler: Steps once per training step.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
+        **options: Those of `MultiTaskModule`; as nothing is shared, there is no `weighting` but `Equal`.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         strategy: Strategy = "auto",
-        head_hidden: Sequence[int] = (),
-        head_dropout: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        stems: dict[str, nn.Module] | None = None,
-        tasks: TasksSpec | None = None,
+        **options: Any,
     ) -> None:
-        check_head(head_hidden, head_dropout)
-        super().__init__(backbone, optimizer, lr_scheduler, None, stems, tasks)
+        super().__init__(backbone, **options)
+        if not isinstance(self.weighting, Equal):
+            raise UserError(
+                f"weighting: Independent shares nothing, so no loss is weighed against another; got "
+                f"{type(self.weighting).__name__}, leave it out"
+            )
         one_of("strategy", strategy, Strategy)
-        self.strategy, self.head_hidden, self.head_dropout = strategy, head_hidden, head_dropout
+        self.strategy = strategy
         self._batch = (0, 0)
         self._loops = False  # `auto` found that vmap cannot run the networks
         self._random: bool | None = None  # whether they draw random numbers in training, once that was seen
@@ -103,7 +102,7 @@ class Independent(MultiTaskModule):
         """Give each task a copy of the backbone and a head."""
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
         if self.strategy == "vmap" and self.draws:
             raise UserError(
                 "strategy: networks with dropout run in a loop, so that each task draws its own; got 'vmap'"

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
-from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.nn.features import are_ids, output_size
 from lightning_meta.nn.fresh import fresh
-from lightning_meta.nn.heads import check_head, seeded
+from lightning_meta.nn.heads import seeded
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Weighting
 
 
 class MixtureOfExperts(MultiTaskModule):
@@ -26,6 +25,11 @@ class MixtureOfExperts(MultiTaskModule):
     $$f_i(x) = h_i\Big(\sum_e g_{ie}(x)\, f_e(x)\Big), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
 
     (section 4.2; https://doi.org/10.1145/3219819.3220007). Every input runs through all experts.
+
+    At a glance:
+        - Shared: experts.
+        - Own: a gate and a head.
+        - New task: —.
 
     Run it:
         `python scripts/fit.py --config configs/mixture_of_experts_glyphs.yaml`.
@@ -44,31 +48,18 @@ class MixtureOfExperts(MultiTaskModule):
     Args:
         backbone: The first expert; the others are made like it and start from other values.
         experts: How many experts.
-        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
-        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
-        optimizer: Of all parameters.
-        lr_scheduler: Steps once per training step.
-        weighting: How the losses of the tasks become one; their sum by default.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
+        **options: Those of `MultiTaskModule`.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         experts: int = 4,
-        head_hidden: Sequence[int] = (),
-        head_dropout: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weighting: Weighting | None = None,
-        stems: dict[str, nn.Module] | None = None,
-        tasks: TasksSpec | None = None,
+        **options: Any,
     ) -> None:
-        check_head(head_hidden, head_dropout)
-        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
+        super().__init__(backbone, **options)
         whole(1, experts=experts)
-        self.number, self.head_hidden, self.head_dropout = experts, head_hidden, head_dropout
+        self.number = experts
 
     def build(self, spec: TasksSpec) -> None:
         """Make the experts, and a gate and a head for each task."""
@@ -81,7 +72,7 @@ class MixtureOfExperts(MultiTaskModule):
         others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
         self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all experts."""

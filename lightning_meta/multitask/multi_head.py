@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import whole
-from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.nn.features import output_size
-from lightning_meta.nn.heads import check_head
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Weighting
 
 
 class MultiHead(MultiTaskModule):
     r"""Hard parameter sharing (Caruana 1997): $f_i(x) = h(g(x; \theta_{sh}); \theta_i)$.
 
     Caruana, Multitask Learning, Machine Learning 28 (1997), https://doi.org/10.1023/A:1007379606734.
+
+    At a glance:
+        - Shared: a backbone θ_sh, to any depth.
+        - Own: a head θ_i.
+        - New task: train a head.
 
     Run it:
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml` without a download;
@@ -44,31 +46,18 @@ class MultiHead(MultiTaskModule):
         backbone: g.
         shared_depth: How many of the backbone's stages are shared, from the input on: all by default. Each task has a
             copy of the others, which all start equal; with 0, nothing is shared.
-        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
-        head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
-        optimizer: Of all parameters.
-        lr_scheduler: Steps once per training step.
-        weighting: How the losses of the tasks become one; their sum by default.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
+        **options: Those of `MultiTaskModule`.
     """
 
     def __init__(
         self,
         backbone: nn.Module,
         shared_depth: int | None = None,
-        head_hidden: Sequence[int] = (),
-        head_dropout: float = 0.0,
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        weighting: Weighting | None = None,
-        stems: dict[str, nn.Module] | None = None,
-        tasks: TasksSpec | None = None,
+        **options: Any,
     ) -> None:
-        check_head(head_hidden, head_dropout)
         whole(0, shared_depth=shared_depth)
-        super().__init__(backbone, optimizer, lr_scheduler, weighting, stems, tasks)
-        self.shared_depth, self.head_hidden, self.head_dropout = shared_depth, head_hidden, head_dropout
+        super().__init__(backbone, **options)
+        self.shared_depth = shared_depth
         self.branches = nn.ModuleList()
 
     def build(self, spec: TasksSpec) -> None:
@@ -80,7 +69,7 @@ class MultiHead(MultiTaskModule):
             rest = nn.Sequential(*stages[self.shared_depth :])
             self.backbone = nn.Sequential(*stages[: self.shared_depth])
             self.branches = nn.ModuleList(copy.deepcopy(rest) for _ in spec.tasks)
-        self.heads = nn.ModuleList(self.head(n, features, self.head_hidden, self.head_dropout) for n in spec.tasks)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part sees each input once."""

@@ -36,13 +36,13 @@ HARMLESS = (
 COUNTED = "batches are counted in it"
 IMPOSSIBLE = {
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
-    "model.own": f"it only sets the first weights; {START_ANEW}",  # of CrossStitch
     "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
     "data": f"another data module counts other batches; {START_ANEW}",
     **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("meta_batch_size", "meta_batches_per_epoch")},
     **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("batch_size", "batches_per_epoch")},
     **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("tasks_per_batch", "task_exponent")},
 }
+FIRST_WEIGHTS = f"it only sets the first weights; {START_ANEW}"
 NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
 """Where a run lies and how it is resumed."""
 
@@ -93,11 +93,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
         In the order of the options.
     """
     found = []
+    first_weights = _first_weights(new.get("model"))
     for option, before, now in _pairs(old, new):
         if now is _DROPPED:
             found.append(Difference(option, before, None, "dropped"))
             continue
         kind, reason = _kind(option, before, now, plateau)
+        if option in first_weights:
+            kind, reason = "impossible", FIRST_WEIGHTS
         found.append(Difference(option, before, now, kind, reason))
     return found
 
@@ -130,6 +133,16 @@ def _kind(option: str, old: Any, new: Any, plateau: bool) -> tuple[Kind, str]:
     if rate and plateau:
         return "impossible", f"ReduceLROnPlateau has changed the rate by what it saw; {START_ANEW}"
     return ("harmless" if any(fnmatchcase(option, pattern) for pattern in HARMLESS) else "meaning"), ""
+
+
+def _first_weights(model: Any) -> set[str]:
+    """The options of a model that only set its first weights; see `TrainedModule`."""
+    path = model.get("class_path") if isinstance(model, Mapping) else None
+    try:
+        names = getattr(import_class(path), "sets_first_weights", ()) if isinstance(path, str) else ()
+    except UserError:  # it is refused where it is made
+        names = ()
+    return {f"model.{name}" for name in names}
 
 
 def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:

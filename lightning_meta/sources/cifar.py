@@ -78,6 +78,11 @@ class CIFARFS(_Cifar100):
     the images are ordered by their hash, so that the order of rows in the file does not matter and the first
     n are as good as drawn at random.
 
+    At a glance:
+        - Classes: 64 / 16 / 20.
+        - Examples: 600.
+        - From: its authors, or `LIGHTNING_META_DATA`.
+
     Args:
         url: Where to download the archive from.
     """
@@ -92,6 +97,11 @@ class FC100(_Cifar100):
     That is 60, 20 and 20 classes, and test classes are farther from training classes than in CIFAR-FS. Images
     are 32x32 in colour, 600 a class; the group of a class is its superclass. Found as
     `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB).
+
+    At a glance:
+        - Classes: 60 / 20 / 20.
+        - Examples: 600.
+        - From: its authors, or `LIGHTNING_META_DATA`.
 
     Args:
         url: Where to download the archive from.

@@ -35,6 +35,11 @@ class CIFAR100(TaskSource):
     Images are uint8 `(3, 32, 32)`. A task is called by its superclass; its labels count its classes in alphabetical
     order. Found as `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB).
 
+    At a glance:
+        - Tasks: 20 superclasses of 5 classes.
+        - Held out: 50 training images of each class, the official test images.
+        - From: its authors, or `LIGHTNING_META_DATA`.
+
     Args:
         url: Where to download the archive from.
     """

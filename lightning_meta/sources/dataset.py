@@ -37,6 +37,11 @@ class FromDataset(Source):
     all three datasets. In few-shot learning one that occurs in two of them is an error, as it would leak from
     training into test; multi-task learning asks for the same labels in all three.
 
+    At a glance:
+        - Classes: yours.
+        - Examples: yours.
+        - From: any map-style `(x, y)` data sets, in Python.
+
     Example:
         >>> pairs = lambda labels: [(torch.zeros(3), y) for y in labels for _ in range(2)]
         >>> FromDataset(pairs([0, 1]), pairs([2]), pairs([3, 4])).pools()["test"].names

@@ -86,6 +86,13 @@ class Glyphs(Source):
     in the order of `face_names`: example `i` is in face `i // copies`. A glyph's jitter depends on the seed,
     the character, the face and the copy alone, so it is the same whatever else is rendered.
 
+    At a glance:
+        - Classes: 806 / 216 / 384 characters.
+        - Examples: 12 faces.
+        - Tasks: 7 scripts of 10 to 847 characters.
+        - Held out: 2 and 2 of 12 typefaces.
+        - From: rendered from matplotlib's fonts in seconds.
+
     Args:
         seed: The seed of the jitter, 0 or more.
         jitter: How much each glyph is turned, sheared, stretched and shifted: 0 for not at all, 1 for up to

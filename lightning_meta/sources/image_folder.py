@@ -28,6 +28,13 @@ class ImageFolder(ImageFilesSource):
     to a square without keeping their proportions (Lanczos, antialiased), and an alpha channel is dropped; of
     an animation the first frame is read. Symbolic links are followed.
 
+    At a glance:
+        - Classes: yours.
+        - Examples: yours.
+        - Tasks: each group of `root/<group>/<class>/*`.
+        - Held out: a share of each class.
+        - From: your folder, `root/train|val|test/<class>/*` or `root/<class>/*`.
+
     Args:
         root: The folder.
         image_size: Height and width of the images in pixels.

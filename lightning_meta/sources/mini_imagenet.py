@@ -25,6 +25,11 @@ class MiniImageNet(ImageFilesSource):
     of the published lists, which `train.csv`, `val.csv` and `test.csv` hold. The lists are read from `root`,
     or as `mini_imagenet_<split>.csv` from `$LIGHTNING_META_DATA/splits`. A class is named by its WordNet id.
 
+    At a glance:
+        - Classes: 64 / 16 / 20.
+        - Examples: 600.
+        - From: your copy of the images.
+
     Args:
         root: The folder with `images` in it.
         image_size: Height and width of the images in pixels; resized with antialiasing (Lanczos).

@@ -35,6 +35,11 @@ class MultiMNIST(TaskSource):
 
     Found in `$LIGHTNING_META_DATA/mnist/`, or downloaded (12 MB).
 
+    At a glance:
+        - Tasks: left and right digit of one image.
+        - Held out: 5,000 of the training images, MNIST's test images.
+        - From: MNIST, or `LIGHTNING_META_DATA`.
+
     Args:
         validation: How many training images make validation pairs, 1 to 59,999; fewer leave more for training.
         seed: Draws other pairs.

@@ -54,6 +54,13 @@ class Omniglot(DecodedSource):
 
     Found in `$LIGHTNING_META_DATA/omniglot/`, or downloaded from the authors' repository (15 MB).
 
+    At a glance:
+        - Classes: 1028 / 172 / 423 (Vinyals), times 4 with rotations.
+        - Examples: 20.
+        - Tasks: 50 alphabets.
+        - Held out: 2 and 4 of 20 drawers.
+        - From: its authors, or `LIGHTNING_META_DATA`.
+
     Args:
         split: `vinyals`: 1028, 172 and 423 characters for train, val and test, as in matching networks
             (Vinyals et al. 2016) and the papers that followed. `lake`: the authors' own division: the 964

@@ -59,6 +59,11 @@ class Parkinsons(TaskSource):
 
     Found as `$LIGHTNING_META_DATA/parkinsons/parkinsons_updrs.data`, or downloaded from UCI (0.9 MB).
 
+    At a glance:
+        - Tasks: 42 people, or two scores of one recording.
+        - Held out: whole recording sessions, or people.
+        - From: UCI, or `LIGHTNING_META_DATA`.
+
     Args:
         tasks: What the tasks are: the `subjects`, or the `targets` motor and total UPDRS.
         target: The score that subjects' tasks predict, by default `total_UPDRS`; not with `tasks="targets"`.

@@ -18,6 +18,11 @@ class Sinusoid(TaskGenerator):
 
     The paper names the ranges but not the sign of φ; the minus is that of its published code.
 
+    At a glance:
+        - Classes: sine waves without end (regression).
+        - Examples: any number.
+        - From: made on the spot.
+
     Args:
         amplitude: Range of A.
         phase: Range of φ, radians.

@@ -49,6 +49,11 @@ class Table(TaskSource):
     `group_column` all rows of a group, such as a patient's, are in one split whatever their task; a `split_column`
     leaves the division to the file. A row without any label is in none.
 
+    At a glance:
+        - Tasks: target columns, or the values of a task column.
+        - Held out: by a hash of rows or groups, or a column.
+        - From: your CSV or Parquet file.
+
     Example:
         In a configuration::
 

@@ -82,8 +82,9 @@ class MultiTaskModuleTests(TrainedModuleTests):
         for name, values in outputs.items():
             assert values.requires_grad, f"predictions of {name!r} depend on no parameter"
             total = total + values.square().sum()
-        gradients = torch.autograd.grad(total, list(module.parameters()), allow_unused=True)
-        named = zip(module.named_parameters(), gradients, strict=True)
+        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(total, [p for _, p in trained], allow_unused=True)
+        named = zip(trained, gradients, strict=True)
         weighting = "weighting."  # it weighs losses, not predictions
         silent = [name for (name, _), g in named if g is None and not name.startswith(weighting)]
         assert not silent, f"no prediction depends on {silent}: is something never used?"

@@ -24,7 +24,9 @@ from lightning_meta.multitask import (
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from lightning_meta.testing.toys import NoisyPictures
 from lightning_meta.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
+from tests import methods
 
 # Episodes
 
@@ -90,6 +92,7 @@ EPISODES: dict[str, Callable[..., EpisodicDataModule]] = {
     "vectors": partial(episodic, _dataset()),
     "sine waves": partial(episodic, Sinusoid()),
     "lines": partial(episodic, Lines()),
+    "noisy pictures": partial(episodic, NoisyPictures()),
 }
 
 # Fixed sets of tasks
@@ -199,3 +202,7 @@ MULTI: dict[str, tuple[Callable[[], MultiTaskModule], str]] = {
     "Independent": (lambda: Independent(MLP(4, (8,)), strategy="vmap"), "own sets"),
     "Independent, loop": (lambda: Independent(MLP(4, (8,)), strategy="loop"), "missing labels"),
 }
+
+# Methods that are not listed above, as `tests/methods.py` makes them.
+META |= {name: (make, "noisy pictures") for name, make in methods.META.items() if name not in META}
+MULTI |= {name: (make, "own sets") for name, make in methods.MULTI_TASK.items() if name not in MULTI}

@@ -9,13 +9,14 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from make_tables import MULTI_TASK
 from torch import Tensor, nn
 
 from lightning_meta.batches import Episode
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
+from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import toys
 from tests.meta.oracles import relative_error
@@ -107,7 +108,7 @@ def test_mixed_precision_is_close_to_float32(name: str) -> None:
     assert 0 <= tested["test/accuracy"] <= 1
 
 
-@pytest.mark.parametrize("method", [Independent, MultiHead, CrossStitch, MixtureOfExperts])
+@pytest.mark.parametrize("method", MULTI_TASK)
 def test_multi_task_modules_train_in_mixed_precision(method: type[MultiTaskModule]) -> None:
     def make() -> MultiTaskModule:
         return method(MLP(4, (16, 16)))
@@ -122,7 +123,7 @@ FLOAT16: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     **{name: (METHODS[name], data) for name in METHODS if "MAML" not in name},
     **{
         method.__name__: (lambda method=method: method(MLP(4, (16, 16))), toys.sums)  # type: ignore[misc]
-        for method in (Independent, MultiHead, CrossStitch, MixtureOfExperts)
+        for method in MULTI_TASK
     },
 }
 

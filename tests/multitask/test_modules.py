@@ -331,6 +331,7 @@ def test_weightings_train_and_are_logged(weighting: Any, tmp_path: Path) -> None
         ({"method": MultiHead, "backbone": MLP(5, (3,))}, r"backbone: MLP does not take inputs of shape \(4,\)"),
         ({"method": MultiHead, "backbone": Conv4()}, r"backbone: Conv4 does not take inputs of shape \(4,\)"),
         ({"method": Independent, "strategy": "all"}, "strategy: expected 'auto' or 'vmap' or 'loop', got 'all'"),
+        ({"method": Independent, "weighting": Uncertainty()}, "weighting: .* shares nothing.*got Uncertainty"),
     ],
 )
 def test_mistakes_end_before_training_in_one_line(options: dict[str, Any], message: str) -> None:

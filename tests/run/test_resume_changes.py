@@ -452,3 +452,13 @@ def test_an_option_that_is_no_more_could_not_be_compared(runs: Path, capsys: pyt
     taken = {"class_path": "tests.run.toys.ToyModule", "init_args": {"nan_at": 3}}  # one that is not given any more
     (found,) = differences({"model": taken}, {"model": {**taken, "init_args": {}}})
     assert found.kind == "meaning"
+
+
+def test_an_option_that_only_sets_the_first_weights_cannot_change() -> None:
+    """A class names its own; of another class an option of that name is no such option."""
+    old = {"class_path": "lightning_meta.CrossStitch", "init_args": {"own": 0.9}}
+    (found,) = differences({"model": old}, {"model": {**old, "init_args": {"own": 0.5}}})
+    assert (found.kind, found.option) == ("impossible", "model.own")
+    other = {"class_path": "lightning_meta.MultiHead", "init_args": {"own": 0.9}}
+    (found,) = differences({"model": other}, {"model": {**other, "init_args": {"own": 0.5}}})
+    assert found.kind == "meaning"

@@ -5,26 +5,25 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
-from lightning_meta.multitask import CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
-from lightning_meta.nn import MLP, Conv4, ResNet12
+from lightning_meta.meta import MAML, MetaModule
+from lightning_meta.multitask import MultiHead, MultiTaskModule
+from lightning_meta.nn import MLP, ResNet12
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 from lightning_meta.weightings import PCGrad
+from tests.methods import META, MULTI_TASK, conv4
 
 
-def conv4() -> Conv4:
-    return Conv4(width=4, blocks=2)
+def conformance(name: str) -> type:
+    """The tests of a shipped method, over its row in `tests/methods.py`."""
+    base, make = (MetaModuleTests, META[name]) if name in META else (MultiTaskModuleTests, MULTI_TASK[name])
+    # Baseline's batch statistics are those of each rank's share, see README.
+    tolerance = {"tolerance": 1e-9} if name == "Baseline" else {}
+    return type(f"Test{name}", (base,), {"make": lambda self: make(), "__module__": __name__, **tolerance})
 
 
-class TestProtoNet(MetaModuleTests):
-    def make(self) -> MetaModule:
-        return ProtoNet(conv4())
-
-
-class TestMAML(MetaModuleTests):
-    def make(self) -> MetaModule:
-        return MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive")
+for _name in (*META, *MULTI_TASK):
+    globals()[f"Test{_name}"] = conformance(_name)
 
 
 class TestRecomputedMAML(MetaModuleTests):
@@ -40,36 +39,9 @@ class TestRegression(MetaModuleTests):
         return EpisodicDataModule(Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4, seed=0)
 
 
-class TestBaseline(MetaModuleTests):
-    tolerance = 1e-9  # its batch statistics are those of each rank's share, see README
-
-    def make(self) -> MetaModule:
-        return Baseline(MLP(256, (8,)), head_steps=5)
-
-
-class TestIndependent(MultiTaskModuleTests):
-    def make(self) -> MultiTaskModule:
-        return Independent(MLP(4, (8,)))
-
-
-class TestMultiHead(MultiTaskModuleTests):
-    def make(self) -> MultiTaskModule:
-        return MultiHead(MLP(4, (8, 8)))
-
-
 class TestPCGrad(MultiTaskModuleTests):
     def make(self) -> MultiTaskModule:
         return MultiHead(MLP(4, (8, 8)), weighting=PCGrad())
-
-
-class TestCrossStitch(MultiTaskModuleTests):
-    def make(self) -> MultiTaskModule:
-        return CrossStitch(MLP(4, (8, 8)))
-
-
-class TestMixtureOfExperts(MultiTaskModuleTests):
-    def make(self) -> MultiTaskModule:
-        return MixtureOfExperts(MLP(4, (8,)))
 
 
 class TestConv4(BackboneTests):

@@ -35,6 +35,11 @@ class GBML(GradientBasedLearner):
     before φ_j moves by u with ψ_j, and what the outer loop learns is ψ_0, its start (with `meta_sgd` akin to Alpha
     MAML: Behl et al. 2019, https://arxiv.org/abs/1905.07435).
 
+    At a glance:
+        - Shared: an initialisation, and a transform of gradients.
+        - Own: φ, by transformed gradients.
+        - New task: adapt (needs learn2learn).
+
     Run it:
         With learn2learn built (`python scripts/build_learn2learn.py`), as any configuration of MAML:
         `python scripts/fit.py --config configs/maml_glyphs.yaml --model lightning_meta.integrations.learn2learn.GBML

@@ -1,0 +1,126 @@
+"""Write the tables of README.md that list classes, from their docstrings: `python scripts/make_tables.py`.
+
+A table stands between two comments, `<!-- methods -->` and `<!-- /methods -->`; what is between them is replaced. Its
+cells are the section `At a glance:` of each docstring, or the first sentence. `docs/conf.py` has the pages made here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from abc import ABC
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+
+import lightning_meta as lm
+from lightning_meta.configuration import public_path
+from lightning_meta.data.source import Source, TaskGenerator, TaskSource
+from lightning_meta.integrations import learn2learn
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def public(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
+    """The classes below a base among the public names of a module."""
+    values = (getattr(module, name) for name in dir(module))
+    return [value for value in values if inspect.isclass(value) and issubclass(value, base)]
+
+
+def shipped(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
+    """Those of them that are methods, and no bases of methods."""
+    return [cls for cls in public(base, module) if ABC not in cls.__bases__ and not inspect.isabstract(cls)]
+
+
+META = [*shipped(lm.MetaModule), *shipped(lm.MetaModule, learn2learn)]
+MULTI_TASK = shipped(lm.MultiTaskModule)
+WEIGHTINGS = shipped(lm.weightings.Weighting, lm.weightings)
+SOURCES = shipped((Source, TaskSource, TaskGenerator), lm.sources)
+
+
+def at_a_glance(cls: type) -> dict[str, str]:
+    """The section of this name in a docstring: by label, what it says."""
+    section = re.search(r"^At a glance:\n((?:[ ]+.*\n)+)", f"{inspect.cleandoc(cls.__doc__ or '')}\n", re.MULTILINE)
+    text = re.sub(r"\n(?![ ]+- )[ ]+", " ", section[1] if section else "")  # lines that were broken
+    return dict(re.findall(r"^[ ]*- ([^:]+): (.+?)\.?$", text, re.MULTILINE))
+
+
+def first_sentence(cls: type) -> str:
+    """The first paragraph of a docstring, which is one sentence."""
+    return " ".join(inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0].split())
+
+
+def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
+    """A table in Markdown, of a row for each class.
+
+    Args:
+        first: The heading of the column of names.
+        columns: By heading, the label of a cell `At a glance`.
+        classes: Those that lack the first label are left out.
+    """
+    rows = [[first, *columns], ["---"] * (1 + len(columns))]
+    for cls in classes:
+        cells = at_a_glance(cls)
+        if next(iter(columns.values())) in cells:
+            rows.append([_link(cls), *(cells.get(label, "").replace("|", r"\|") for label in columns.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def tables() -> dict[str, str]:
+    """The tables of README.md, by the name in their comments."""
+    shares = {"shared": "Shared", "the task's own": "Own", "how a new task is learned": "New task"}
+    few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
+    several = {"tasks": "Tasks", "held out for validation and test": "Held out", "comes from": "From"}
+    sentences = [f"- {_link(cls)}: {first_sentence(cls)}" for cls in WEIGHTINGS]
+    return {
+        "multi-task methods": table("method", shares, MULTI_TASK),
+        "meta-learning methods": table("method", shares, META),
+        "few-shot sources": table("source", few_shot, SOURCES),
+        "multi-task sources": table("source", several, SOURCES),
+        "weightings": "\n".join(sentences),
+    }
+
+
+def with_tables(text: str) -> str:
+    """README.md with its tables as they should be."""
+    for name, made in tables().items():
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"README.md: expected one {begin} and one {end}")
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n\n{made}\n\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+def with_classes(page: str) -> str:
+    """A page of `docs/`: each `<!-- all: <group> -->` in it becomes directives for the classes of the group."""
+    return re.sub(r"<!-- all: (.+) -->", lambda found: _groups(page)[found[1]], page)
+
+
+def _groups(page: str) -> dict[str, str]:
+    methods = (lm.MetaModule, lm.MultiTaskModule)
+    others = [name for name in dir(lm) if not inspect.ismodule(getattr(lm, name)) and f":: {name}\n" not in page]
+    others = [name for name in others if getattr(lm, name) not in public(methods)]
+    return {
+        "meta-learning bases": _directives(set(public(lm.MetaModule)) - set(META)),
+        "meta-learning methods": "\n\n".join(f"### {cls.__name__}\n\n{_directives({cls})}" for cls in META),
+        "multi-task bases": _directives(set(public(lm.MultiTaskModule)) - set(MULTI_TASK)),
+        "multi-task methods": "\n\n".join(f"### {cls.__name__}\n\n{_directives({cls})}" for cls in MULTI_TASK),
+        "weightings": _directives(set(public(lm.weightings.Weighting, lm.weightings))),
+        "others": f"```{{eval-rst}}\n.. automodule:: lightning_meta\n   :members: {', '.join(others)}\n```",
+    }
+
+
+def _directives(classes: set[type]) -> str:
+    # A base comes before what is made of it.
+    ordered = sorted(classes, key=lambda cls: (ABC not in cls.__bases__, len(cls.__mro__), cls.__name__))
+    return "```{eval-rst}\n" + "\n\n".join(f".. autoclass:: {public_path(cls)}" for cls in ordered) + "\n```"
+
+
+def _link(cls: type) -> str:
+    return f"[`{cls.__name__}`]({cls.__module__.replace('.', '/')}.py)"
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

@@ -1,0 +1,37 @@
+"""One row per shipped method: how to make a small one. Tests that run on every method read these tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning_meta as lm
+from lightning_meta.nn import MLP, Conv4
+from lightning_meta.weightings import Weighting
+
+
+def conv4() -> Conv4:
+    return Conv4(width=4, blocks=2)
+
+
+# Meta-learners for the images of `toys.pictures`. `options` are further options of the method.
+META: dict[str, Callable[..., lm.MetaModule]] = {
+    "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
+}
+# Methods for the three tasks of `toys.sums`.
+MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
+    "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
+    "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
+    "Independent": lambda **options: lm.Independent(MLP(4, (8,)), **options),
+    "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
+    "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
+}
+# Arguments of the weightings that need some, for the tasks of `toys.sums`.
+WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "largest": 2.0, "sign": 0.5}}}
+
+
+def weighting(cls: type[Weighting]) -> Weighting:
+    """Make a weighting for the tasks of `toys.sums`."""
+    return cls(**WEIGHTINGS.get(cls.__name__, {}))
