@@ -19,6 +19,8 @@ from .data.source import TaskSource as TaskSource
 from .data.task_set import TaskSet as TaskSet
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
+from .fitting.fit import fit as fit
+from .fitting.training import Run as Run
 from .functional.inner_optimizers import InnerAdam as InnerAdam
 from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer
 from .functional.inner_optimizers import InnerSGD as InnerSGD
@@ -39,8 +41,6 @@ from .multitask.independent import Independent as Independent
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.multi_head import MultiHead as MultiHead
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
-from .run.fit import fit as fit
 from .run.logger import RunLogger as RunLogger
-from .run.training import Run as Run
 
 __version__: str

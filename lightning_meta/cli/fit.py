@@ -19,12 +19,11 @@ from lightning_meta.cli.options import as_option, as_options, naming_options, pl
 from lightning_meta.cli.parsing import log_into_run, mistake_in, remember_networks, with_save_dir
 from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
+from lightning_meta.fitting.place import find_place
+from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training, as_list
 from lightning_meta.run import RunCheckpoint
-from lightning_meta.run.checks import check_monitor, check_seed, check_trainer
-from lightning_meta.run.ending import Interrupted
-from lightning_meta.run.place import find_place
-from lightning_meta.run.termination import status_of
-from lightning_meta.run.training import TRAINER_DEFAULTS, Training, as_list
+from lightning_meta.run.termination import Interrupted, status_of
 
 
 class MetaCLI(LightningCLI):

@@ -19,7 +19,7 @@ from lightning_meta.cli.predict import predict, predict_options
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.run.disk import disk_trouble
+from lightning_meta.fitting.disk import disk_trouble
 from lightning_meta.run.memory import keep_freed_memory
 
 COMMANDS = {

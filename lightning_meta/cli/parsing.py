@@ -18,8 +18,8 @@ import lightning_meta
 from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import remember
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.training import as_list
 from lightning_meta.run import RunLogger
-from lightning_meta.run.training import as_list
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
 # So that their classes can be named without their path: `--model=ProtoNet`.

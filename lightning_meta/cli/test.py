@@ -17,16 +17,16 @@ from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
+from lightning_meta.fitting.progress_bar import Bar
+from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.reading import refuse_link
 from lightning_meta.run import RunLogger
-from lightning_meta.run.checks import check_machine, check_seed, check_trainer
 from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
-from lightning_meta.run.progress_bar import Bar
 from lightning_meta.run.results import facts, write_report
-from lightning_meta.run.summary import print_summary, write_outcome
 
 # Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}

@@ -27,6 +27,10 @@ def stopping_signal(status: int | None) -> int | None:
     return next((int(number) for number in NAMES if status == status_of(number)), None)
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a run, which keeps its last checkpoint; one line on stderr has said how to resume it."""
+
+
 class Stopped(SIGTERMException):
     """The run was told to stop.
 

@@ -15,10 +15,10 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_meta.errors import UserError
-from lightning_meta.run.ending import Interrupted
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import RunLogger
 from lightning_meta.run.tables import read_table
+from lightning_meta.run.termination import Interrupted
 
 PROJECT = "lightning_meta"
 ID_FILE = "wandb_run_id"

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from lightning_meta.cli import main
+from lightning_meta.fitting.disk import disk_trouble
 from lightning_meta.loading import weights_error
 from lightning_meta.run import AtomicCheckpointIO, read_checkpoint
-from lightning_meta.run.disk import disk_trouble
 from lightning_meta.run.files import replacing
 from tests.run.test_resume import MODEL, ROOT, SCHEDULES
 from tests.waiting import LIMIT
@@ -27,7 +27,7 @@ import resource, sys
 moment, limit = sys.argv[1], int(sys.argv[2])
 from lightning_meta.cli import main
 from lightning_meta.run import AtomicCheckpointIO
-command = sys.modules["lightning_meta.run.summary"]
+command = sys.modules["lightning_meta.fitting.summary"]
 
 def full():
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -199,7 +199,7 @@ def test_a_run_has_its_results_once_all_else_is_there(tmp_path: Path, monkeypatc
 
     options = [*SCHEDULES["apart"], "--trainer.max_steps=5"]
     with monkeypatch.context() as patch:
-        patch.setattr("lightning_meta.run.summary.write_figures", interrupted)
+        patch.setattr("lightning_meta.fitting.summary.write_figures", interrupted)
         assert main(["fit", *MODEL, f"--runs={tmp_path}", *options]) == 130
     assert not (tmp_path / "toy" / "0" / "results.json").exists()
     run = run_in(tmp_path, options)
@@ -211,7 +211,7 @@ def test_a_picture_that_fails_costs_no_results(tmp_path: Path, monkeypatch: pyte
     def fails(*args: Any) -> None:
         raise RuntimeError("no such glyph")
 
-    monkeypatch.setattr("lightning_meta.run.summary.write_figures", fails)
+    monkeypatch.setattr("lightning_meta.fitting.summary.write_figures", fails)
     with pytest.raises(RuntimeError, match="no such glyph"):
         main(["fit", *MODEL, f"--runs={tmp_path}", *SCHEDULES["apart"], "--trainer.max_steps=5"])
     assert json.loads((tmp_path / "toy" / "0" / "results.json").read_text())["steps"] == 5

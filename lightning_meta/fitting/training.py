@@ -16,21 +16,21 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.fitting.checks import check_machine, check_ranks
+from lightning_meta.fitting.ending import ending_well
+from lightning_meta.fitting.place import Place
+from lightning_meta.fitting.progress_bar import Bar
+from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
 from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
-from lightning_meta.run.checks import check_machine, check_ranks
 from lightning_meta.run.config_file import SaveConfig
-from lightning_meta.run.ending import ending_well
 from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
-from lightning_meta.run.place import Place
 from lightning_meta.run.progress import check_progress, restoring_error
-from lightning_meta.run.progress_bar import Bar
 from lightning_meta.run.record import RunRecord
 from lightning_meta.run.results import BEFORE_RESUME, facts, write_report
-from lightning_meta.run.summary import print_summary, write_outcome
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from lightning_meta.run.watch import RankWatch

@@ -16,13 +16,13 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
+from lightning_meta.fitting.description import config_of
+from lightning_meta.fitting.place import Place, find_place
+from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
 from lightning_meta.run.checkpoints import RunCheckpoint
-from lightning_meta.run.checks import check_monitor, check_seed, check_trainer
-from lightning_meta.run.description import config_of
-from lightning_meta.run.ending import Interrupted
 from lightning_meta.run.naming import naming_arguments
-from lightning_meta.run.place import Place, find_place
-from lightning_meta.run.training import TRAINER_DEFAULTS, Run, Training, as_list
+from lightning_meta.run.termination import Interrupted
 from lightning_meta.run.wandb_logger import belonging_to
 
 OF_COMMAND = {"ckpt_path": "resume", "seed_everything": "seed"}  # options that are called otherwise here

@@ -12,8 +12,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_meta.configuration import describe
 from lightning_meta.data.module import SourceDataModule
+from lightning_meta.fitting.place import Place
 from lightning_meta.run.checkpoints import RunCheckpoint
-from lightning_meta.run.place import Place
 from lightning_meta.tasks import EpisodeSpec, TasksSpec
 
 

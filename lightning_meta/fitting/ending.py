@@ -12,13 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.run.disk import disk_trouble
-from lightning_meta.run.termination import Termination, status_of
+from lightning_meta.fitting.disk import disk_trouble
+from lightning_meta.run.termination import Interrupted, Termination, status_of
 from lightning_meta.run.watch import RankWatch, lost_connection
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C stopped a run, which keeps its last checkpoint; one line on stderr has said how to resume it."""
 
 
 @contextmanager

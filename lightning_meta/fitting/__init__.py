@@ -1,0 +1,1 @@
+"""`fit`: the life of a run, from its checks to its results."""
