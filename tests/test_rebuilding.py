@@ -53,7 +53,7 @@ class Net(nn.Module):
         self.norm = nn.Identity() if norm is None else norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.first(x)))  # type: ignore[no-any-return]
+        return self.act(self.norm(self.first(x)))
 
 
 def small_net(width: int = 4, act: type[nn.Module] = nn.ReLU, body: nn.Module | None = None) -> nn.Module:

@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
     """A progress bar on stderr: only on a terminal, and only for what takes more than a second."""
-    return tqdm(items, desc=f"decoding {what}", total=total, unit="", delay=1, leave=False, disable=None)
+    shown: Iterable[T] = tqdm(items, desc=f"decoding {what}", total=total, unit="", delay=1, leave=False, disable=None)
+    return shown
 
 
 class DecodedSource(Source):

@@ -235,5 +235,5 @@ def _check_shape(shape: EpisodeShape, prefix: str = "") -> None:
     ):
         pair = ", or a rising pair of them," if name != "queries" and not prefix else ""
         ends = list(values) if pair and isinstance(values, Sequence) and len(values) == 2 else [values]
-        if not all(isinstance(end, Integral) and low <= end for end in ends) or ends != sorted(ends):  # type: ignore[type-var]
+        if not all(isinstance(end, Integral) and low <= end for end in ends) or ends != sorted(ends):
             raise UserError(f"{prefix}{name}: a number from {low} up{pair} is needed; got {values!r}")

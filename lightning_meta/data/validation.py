@@ -21,11 +21,11 @@ def check_validates(trainer: Trainer, batches: int) -> None:
     """
     if not trainer.limit_val_batches or trainer.overfit_batches or getattr(trainer, "fast_dev_run", False):  # type: ignore[attr-defined]
         return
-    limit: int | float = trainer.limit_train_batches  # type: ignore[attr-defined]
+    limit: int | float = trainer.limit_train_batches
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps >= 0 else math.inf
     epochs = trainer.max_epochs if trainer.max_epochs is not None and trainer.max_epochs >= 0 else math.inf
-    every, epochs_between = trainer.val_check_interval, trainer.check_val_every_n_epoch  # type: ignore[attr-defined]
+    every, epochs_between = trainer.val_check_interval, trainer.check_val_every_n_epoch
     in_all = min(steps, epochs * batches)
     if isinstance(every, int) and epochs_between is None and every > in_all:
         raise UserError(f"val_check_interval: training ends after {in_all} batches, before one of {every}; lower it")

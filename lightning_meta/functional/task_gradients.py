@@ -91,6 +91,6 @@ class _WithGradients(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.gradients)

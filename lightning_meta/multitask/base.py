@@ -249,18 +249,25 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch, by name of the tasks in it."""
-        inputs = batch.inputs
-        if not len(self.stems):
-            if isinstance(inputs, dict):
-                raise UserError("stems: the tasks' inputs differ in shape; give each task a stem with `stems`")
-            return self(self.inputs(inputs), batch.rows)
-        parts, rows, start = [], {}, 0
+        inputs, rows = batch.inputs, batch.rows
+        if len(self.stems):
+            x, rows = self._behind_stems(batch)
+        elif isinstance(inputs, dict):
+            raise UserError("stems: the tasks' inputs differ in shape; give each task a stem with `stems`")
+        else:
+            x = self.inputs(inputs)
+        outputs: dict[str, Tensor] = self(x, rows)
+        return outputs
+
+    def _behind_stems(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The inputs of all tasks behind their stems, one after the other, and the rows of each task in them."""
+        inputs, parts, rows, start = batch.inputs, [], {}, 0
         for name, i in batch.rows.items():
             x = inputs[name][i] if isinstance(inputs, dict) else inputs[i]
             parts.append(self.stems[self.names.index(name)](self.inputs(x)))
             rows[name] = torch.arange(start, start + len(i), device=x.device)
             start += len(i)
-        return self(torch.cat(parts), rows)
+        return torch.cat(parts), rows
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
@@ -295,7 +302,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
         shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
         weighed = losses.detach().requires_grad_() if shared else losses
-        loss = self.weighting(weighed, present)
+        loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)
         means = sum_over_ranks(losses) / world_size()
         self._stepped_on.update(by_name)

@@ -126,7 +126,8 @@ class Conditioned(MultiTaskModule):
                 h = self.entries[str(place)](h, z)
             if place < len(self.backbone):
                 h = self.backbone[place](h)
-        return self.shared_head(h)
+        outputs: Tensor = self.shared_head(h)
+        return outputs
 
     @property
     def descriptors(self) -> Tensor:
@@ -142,7 +143,7 @@ class Conditioned(MultiTaskModule):
         if self.descriptor == "embedding":  # apart, so that those of tasks absent from a batch stand still
             return nn.ModuleList(self._embedding(name) for name in names)
         if self.descriptor == "one_hot":
-            return nn.Embedding.from_pretrained(torch.eye(len(names)))
+            return _fixed(torch.eye(len(names)))
         missing = [name for name in names if name not in spec.descriptors]
         if missing:
             raise UserError(
@@ -152,7 +153,7 @@ class Conditioned(MultiTaskModule):
         sizes = {len(spec.descriptors[name]) for name in names}
         if len(sizes) > 1:
             raise UserError(f"descriptor: each task needs equally many numbers, the data gives {sorted(sizes)}")
-        return nn.Embedding.from_pretrained(torch.tensor([spec.descriptors[name] for name in names]))
+        return _fixed(torch.tensor([spec.descriptors[name] for name in names]))
 
     def _embedding(self, name: str) -> nn.Embedding:
         with seeded(int(key(self.key, name_key(name), 1))):
@@ -169,3 +170,9 @@ class Conditioned(MultiTaskModule):
                 f"at: z cannot enter {list(self.at)} by {self.enters}: {str(error).splitlines()[0]}; "
                 "let it enter by film, add or gate, or elsewhere"
             ) from error
+
+
+def _fixed(descriptors: Tensor) -> nn.Embedding:
+    """Descriptors `(T, Z)` that are not trained."""
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(descriptors)
+    return embedding

@@ -244,11 +244,13 @@ class Independent(MultiTaskModule):
         return self.backbone
 
     def _one(self, task: int, name: str, x: Tensor) -> Tensor:
+        outputs: Tensor
         if not self.training or self._random is False:
-            return self.heads[task](self._copies[task](x))
+            outputs = self.heads[task](self._copies[task](x))
+            return outputs
         with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
             before = generator_states(x.device)
-            outputs: Tensor = self.heads[task](self._copies[task](x))
+            outputs = self.heads[task](self._copies[task](x))
             if not self._random and len(x):  # the first pass in training says whether the networks draw
                 self._random = not same_states(before, generator_states(x.device))
         return outputs

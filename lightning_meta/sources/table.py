@@ -181,7 +181,8 @@ class Table(TaskSource):
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:
-        return ~np.all([self._columns[name].missing for name in self.targets], axis=0)
+        labelled: NDArray[np.bool_] = ~np.all([self._columns[name].missing for name in self.targets], axis=0)
+        return labelled
 
     @cached_property
     def _split_of(self) -> NDArray[np.str_]:

@@ -72,7 +72,7 @@ class TrainedModuleTests:
         module, data, trainer = self.made(), self.make_data(), self.trainer(1)
         trainer.fit(module, datamodule=data)
         before, random = named_tensors(module), torch.get_rng_state()
-        trainer.limit_val_batches = 1.0  # type: ignore[assignment]
+        trainer.limit_val_batches = 1.0
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.test(module, datamodule=data, verbose=False)
         changed = differing(before, named_tensors(module))

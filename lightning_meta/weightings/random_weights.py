@@ -44,7 +44,8 @@ class RandomWeights(Weighting):
     def weights(self) -> Tensor:
         """The weights of this step, `(T,)` float64 on the CPU, wherever the losses are; they sum to T."""
         middle = 2.0**-54  # of a cell of the grid that uniform numbers lie on: the quantile of 0 is not finite
-        normal = torch.special.ndtri(random_bits.uniform(random_bits.key(self.key, self.step), self.count) + middle)
+        uniform = random_bits.uniform(random_bits.key(self.key, self.step), self.count)
+        normal: Tensor = torch.special.ndtri(uniform + middle)
         return self.count * normal.softmax(0)
 
     def observe(self, losses: Tensor, present: Tensor) -> None:

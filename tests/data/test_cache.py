@@ -80,7 +80,7 @@ def test_fingerprint_sees_names_sizes_order_and_examples() -> None:
     plain = pools()
     swapped = {**plain, "train": plain["train"].select([1, 0])}
     renamed = {**plain, "val": plain["test"]}
-    prints = [of_pools(p).whole for p in (plain, pools(1), swapped, renamed)]  # type: ignore[arg-type]
+    prints = [of_pools(p).whole for p in (plain, pools(1), swapped, renamed)]
     assert len(set(prints)) == 4
 
 

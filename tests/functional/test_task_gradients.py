@@ -56,7 +56,7 @@ def test_what_autocast_left_in_float32_is_differentiated_in_float32() -> None:
 
     def loss() -> Tensor:
         with torch.autocast("cpu", enabled=False):
-            return layer(x).square().sum()  # type: ignore[no-any-return]
+            return layer(x).square().sum()
 
     expected, _ = task_gradients([loss()], list(layer.parameters()))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -77,7 +77,7 @@ def test_a_loss_with_given_gradients() -> None:
     for scale in (1.0, 4.0):  # accumulated, and scaled
         loss = loss_with_gradients(value, [p, q, r], gradients)
         assert loss.item() == 0.5
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
+        (loss * scale).backward()
     assert p.grad is not None
     assert r.grad is not None
     assert p.grad.item() == torch.inf

@@ -121,5 +121,5 @@ def test_inner_options_that_cannot_be_are_refused_in_one_line() -> None:
         ),
     ):
         with pytest.raises(UserError) as raised:
-            MAML(MLP(4, (3,)), **options)  # type: ignore[arg-type]
+            MAML(MLP(4, (3,)), **options)
         assert str(raised.value) == says

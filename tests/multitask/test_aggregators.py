@@ -65,7 +65,7 @@ def test_task_gradients_are_those_of_backward() -> None:
             assert not row.any()
             continue
         module.zero_grad()
-        module.task_losses(batch)[name].backward()  # type: ignore[no-untyped-call]
+        module.task_losses(batch)[name].backward()
         expected = torch.cat([p.grad.flatten() for p in module.shared_parameters() if p.grad is not None])
         torch.testing.assert_close(row, expected, rtol=1e-12, atol=1e-14)
 

@@ -320,7 +320,7 @@ def test_weights_are_back_after_a_failure() -> None:
             return super().task_losses(batch)
 
     module = Failing()
-    start = module.shared[0].weight.detach().clone()  # type: ignore[operator, union-attr]
+    start = module.shared[0].weight.detach().clone()  # type: ignore[operator]
     before = {name: value.clone() for name, value in module.state_dict().items()}
     with pytest.raises(KeyError, match="no second pass"):
         fit(Path("unused"), [GradientConflict(1)], module, logger=False, fast_dev_run=True)
