@@ -7,7 +7,7 @@ import logging
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 import torch.distributed
@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_meta.batches import Episode
 from lightning_meta.checks import factory, instance
 from lightning_meta.configuration import Described, describe, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -23,11 +24,13 @@ from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.modes import check_mode
-from lightning_meta.nn.features import Inputs, as_input
+from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.resuming import check_groups, check_resumed
 
 _log = logging.getLogger(__name__)
+
+Inputs = TypeVar("Inputs", Tensor, Episode)
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -168,9 +171,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
     def inputs(self, x: Inputs) -> Inputs:
-        """Stored examples as the network takes them: uint8 images become numbers in [0, 1]."""
+        """Stored inputs, or those of an episode, as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
-        return as_input(x, self.dtype)
+        if isinstance(x, Tensor):
+            return as_input(x, self.dtype)
+        support, query = (part._replace(x=as_input(part.x, self.dtype, leading=2)) for part in (x.support, x.query))
+        return x._replace(support=support, query=query)
 
     @property
     def lr(self) -> float | None:

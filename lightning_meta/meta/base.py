@@ -250,7 +250,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch."""
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
-            outcome = self._training_outcome(self.inputs(batch))
+            outcome = self.training_loss(self.inputs(batch))
         loss = outcome.loss.mean()
         self.check_finite(loss)
         if outcome.buffers:
@@ -400,11 +400,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 return TaskMap("loop")
             return by_measurement(seconds, len(batch.tasks))
 
-    def _training_outcome(self, batch: Episode) -> Outcome:
-        """The outer losses of a meta-batch, by compiled code where that was asked for."""
-        if self.task_map is None or not self.task_map.compile:
-            return self.meta_batch_loss(batch)
+    @property
+    def training_loss(self) -> Callable[[Episode], Outcome]:
+        """What gives the outer losses of a meta-batch: `meta_batch_loss`, compiled where that was asked for."""
+        compiles = self.task_map is not None and self.task_map.compile
+        return self._compiled_loss if compiles else self.meta_batch_loss
 
+    def _compiled_loss(self, batch: Episode) -> Outcome:
         def whole(tensors: Tensors, support: Examples, query: Examples, tasks: Tensor, classes: Tensor) -> Outcome:
             with swapped(self, tensors):
                 return self.meta_batch_loss(Episode(support, query, batch.ways, tasks, classes))

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Episode
 from lightning_meta.errors import UserError
 from lightning_meta.nn.normalization import statistics_from
-
-Inputs = TypeVar("Inputs", Tensor, Episode)
 
 IMAGE_DIMS = 3  # channels, height, width
 
 
-def as_input(x: Inputs, dtype: torch.dtype) -> Inputs:
+def as_input(x: Tensor, dtype: torch.dtype, leading: int = 1) -> Tensor:
     """Turn stored examples into what a network takes.
 
     - uint8 images in [0, 255], inputs of three dimensions (channels, height, width), become numbers in [0, 1].
@@ -26,16 +22,10 @@ def as_input(x: Inputs, dtype: torch.dtype) -> Inputs:
     - All else, real numbers and booleans, becomes numbers.
 
     Args:
-        x: Inputs `(M, *input_shape)`, or the episode whose inputs `(T, M, *input_shape)` are meant.
+        x: Inputs `(M, *input_shape)`, or `(T, M, *input_shape)`.
         dtype: Of the network's parameters, and of numbers.
+        leading: The dimensions before those of one input.
     """
-    if isinstance(x, Episode):
-        support = x.support._replace(x=_as_input(x.support.x, dtype, leading=2))
-        return x._replace(support=support, query=x.query._replace(x=_as_input(x.query.x, dtype, leading=2)))
-    return _as_input(x, dtype, leading=1)
-
-
-def _as_input(x: Tensor, dtype: torch.dtype, leading: int) -> Tensor:
     if x.dtype == torch.uint8 and x.dim() - leading == IMAGE_DIMS:
         return x.to(dtype) / 255
     if x.is_complex():

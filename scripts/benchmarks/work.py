@@ -79,7 +79,7 @@ def training_step(module: MetaModule, batch: Callable[[], Episode], device: torc
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = module._training_outcome(module.inputs(moved(batch(), device))).loss.mean()
+        loss = module.training_loss(module.inputs(moved(batch(), device))).loss.mean()
         loss.backward()
         optimizer.step()
         return float(loss)
@@ -90,7 +90,7 @@ def training_step(module: MetaModule, batch: Callable[[], Episode], device: torc
 def gradient(module: MetaModule, batch: Episode) -> Callable[[], object]:
     """The outer gradient of a meta-batch, the engine alone."""
     parameters = list(module.parameters())
-    return lambda: torch.autograd.grad(module._training_outcome(batch).loss.mean(), parameters)
+    return lambda: torch.autograd.grad(module.training_loss(batch).loss.mean(), parameters)
 
 
 def loop_of(module: MetaModule) -> MetaModule:

@@ -15,7 +15,6 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.task_map import TaskMap, task_map
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
-from lightning_meta.nn.features import as_input
 from lightning_meta.sources import Sinusoid
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import (
@@ -94,7 +93,7 @@ def test_single_precision_is_enough(kind: str, steps: int, first_order: bool, st
     batch = episodes(module.spec, dtype=torch.float32)
     found = gradient(module.meta_batch_loss(batch).loss.mean(), module)
     module.double()
-    expected = gradient(maml_loss(module, as_input(batch, torch.float64), steps), module)
+    expected = gradient(maml_loss(module, module.inputs(batch), steps), module)
     assert relative_error(found, expected) < 1e-5
 
 
@@ -251,7 +250,7 @@ def test_evaluation_works_under_inference_mode_and_changes_nothing(kind: str, ba
     module.double()
     outputs = []
     for t in range(4):
-        support, query = task(as_input(batch, torch.float64), t)
+        support, query = task(module.inputs(batch), t)
         states = maml_trajectory(module, support, 3)
         outputs.append(torch.stack([maml_outputs(module, phi, support, query.x) for phi in states]).detach())
     expected = torch.stack(outputs)  # (T, steps + 1, M, outputs)

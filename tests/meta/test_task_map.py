@@ -78,7 +78,7 @@ def loss_and_gradient(
         module.recompute = recompute
     batch = episodes(module.spec, tasks=5, dtype=exact)
     with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():
-        outcome = module._training_outcome(batch)
+        outcome = module.training_loss(batch)
     assert outcome.loss.shape == (5,)
     return outcome.loss.detach().double(), gradient(outcome.loss.mean(), module).double(), outcome.buffers
 
