@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from lightning_meta.errors import UserError
 
 
@@ -24,6 +26,17 @@ def whole(least: int, **values: Any) -> None:
             raise UserError(f"{name}: a whole number of at least {least} is needed, got {value!r}")
         if value < least:
             raise UserError(f"{name}: at least {least} is needed, got {value}")
+
+
+def switch(**values: Any) -> None:
+    """Refuse what is neither true nor false, such as the word "no", which counts as true.
+
+    Args:
+        **values: By name of the argument.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise UserError(f"{name}: True or False is needed, got {value!r}")
 
 
 def widths(**values: Any) -> None:

@@ -25,7 +25,7 @@ imported, and every class and function before it is called.
 """
 
 from lightning_meta.building import build
-from lightning_meta.describing import Described, RemembersArguments, describe, refuse_unknown, remember
+from lightning_meta.describing import Described, RemembersArguments, describe, options_of, refuse_unknown, remember
 from lightning_meta.import_paths import (
     TRUSTED,
     Allow,
@@ -48,6 +48,7 @@ __all__ = [
     "describe",
     "import_class",
     "lies_in",
+    "options_of",
     "public_path",
     "real_path",
     "refuse_unknown",

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 import lightning_meta
+from lightning_meta.checks import switch
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import is_importable, own_path, public_path
 from lightning_meta.specifications import unknown_parts
@@ -34,7 +35,13 @@ class RemembersArguments:
         except TypeError:
             return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
         bound.apply_defaults()
-        remember(instance, _with_inherited(cls, _flat(bound)))
+        given = _flat(bound)
+        options = options_of(cls)
+        for name, value in given.items():
+            if name in options and options[name].annotation in ("bool", bool) and value is not options[name].default:
+                switch(**{name: value})
+        inherited = {n: p.default for n, p in options.items() if p.default is not p.empty and n not in given}
+        remember(instance, {**given, **inherited})
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
@@ -163,17 +170,17 @@ def _takes_nothing(cls: type) -> bool:
     return not list(inspect.signature(cls).parameters)
 
 
-def _with_inherited(cls: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a constructor, and the defaults of those that it passes on as `**options`.
+def options_of(cls: type) -> dict[str, inspect.Parameter]:
+    """The parameters of a constructor by name, and of those that it passes `**options` on to.
 
     Only constructors of this package are followed: they pass all of them on, and a user's may set some itself.
     """
-    named = dict(arguments)
+    named: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
             continue
         parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
-        named |= {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in named}
+        named = {p.name: p for p in parameters if p.name != "self"} | named
         ours = parent.__module__.startswith(f"{lightning_meta.__name__}.")
         if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break

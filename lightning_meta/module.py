@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import logging
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -18,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.batches import Episode
 from lightning_meta.checks import factory, instance
-from lightning_meta.configuration import Described, describe, refuse_unknown, unknown_parts
+from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
@@ -37,10 +38,26 @@ class _BuiltWhenConstructed(ABCMeta):
     """Builds a module once its outermost constructor is done, so that `build` sees what a subclass has set."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        module = super().__call__(*args, **kwargs)
+        try:
+            module = super().__call__(*args, **kwargs)
+        except TypeError as error:
+            _refuse_unknown_option(cls, kwargs, error)
+            raise
+        if not hasattr(module, "_modules"):
+            raise UserError(f"{cls.__name__}: its constructor must call super().__init__()")
         if module.ready_to_build:
             module.configure_model()
         return module
+
+
+def _refuse_unknown_option(cls: type, given: Mapping[str, Any], error: TypeError) -> None:
+    """Name an option that no constructor of a class takes; Python names the base that it was passed on to."""
+    name = next((name for name in given if f"unexpected keyword argument '{name}'" in str(error)), None)
+    if name is None:
+        return
+    close = difflib.get_close_matches(name, options_of(cls), n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"{name}: there is no such option of {cls.__name__}{hint}") from error
 
 
 class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed):
@@ -64,6 +81,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     spec_name: ClassVar[str]
     spec_type: ClassVar[type]
     wrong_data: ClassVar[str]
+    monitor: ClassVar[str] = "val/accuracy"
+    """The validation metric by which `lightning_meta.fit` chooses the best checkpoint by default."""
     sets_first_weights: ClassVar[tuple[str, ...]] = ()
     """Arguments that do nothing but set the first weights: a resumed run cannot change them."""
     backbone: nn.Module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from make_tables import MULTI_TASK
+from torch import nn
 
 from lightning_meta import UserError
 from lightning_meta.cli import main
@@ -16,9 +18,10 @@ from lightning_meta.data import EpisodeDataset, EpisodicDataModule, MultiTaskDat
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.data.loader import check_shared
 from lightning_meta.meta import MAML, Baseline, ProtoNet
+from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
 from lightning_meta.pictures import EpisodeGrid
-from lightning_meta.run import RunLogger
+from lightning_meta.run import RunCheckpoint, RunLogger
 from lightning_meta.sources import Parkinsons, Sinusoid
 from lightning_meta.tasks import Regression
 from tests.test_cli import MAML as CONFIG
@@ -182,3 +185,29 @@ def test_a_rung_is_one_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
     for rung in ("con", "a.", "x" * 200):
         Path("ladder.yaml").write_text(yaml.safe_dump({"seeds": [1], "baseline": rung, "rungs": {rung: {}}}))
         assert "ladder.yaml, rungs: " in refused(capsys, "ladder", "--config=ladder.yaml")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MAML(MLP(4), first_order="no"), "first_order: True or False is needed, got 'no'"),  # type: ignore[arg-type]
+        (lambda: ProtoNet(MLP(4), compile=1), "compile: True or False is needed, got 1"),
+        (lambda: MAML(MLP(4), inner_step=3), "inner_step: there is no such option of MAML; did you mean inner_steps"),
+        (lambda: MultiHead(MLP(4), weights=None), "weights: there is no such option of MultiHead"),
+        (lambda: RunCheckpoint(monitor=3), "checkpoint.monitor: a str is needed, got int '3'"),  # type: ignore[arg-type]
+        (lambda: RunCheckpoint(mode="foo"), "checkpoint.mode: expected 'max' or 'min', got 'foo'"),  # type: ignore[arg-type]
+        (lambda: RunCheckpoint(every_n_steps="5"), "checkpoint.every_n_steps: a whole number"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_in_python_is_one_line(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        make()
+
+
+def test_a_constructor_that_forgets_its_base_is_one_line() -> None:
+    class Forgets(ProtoNet):
+        def __init__(self, backbone: nn.Module) -> None:
+            pass
+
+    with pytest.raises(UserError, match=r"Forgets: its constructor must call super\(\).__init__\(\)"):
+        Forgets(MLP(4))

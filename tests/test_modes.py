@@ -54,3 +54,8 @@ def test_what_a_name_does_not_say_must_be_given(name: str) -> None:
     with pytest.raises(UserError, match=r"mode: give max or min, as the name .* does not say"):
         mode_of(name)
     assert contradiction(name, "max") is contradiction(name, "min") is None
+
+
+def test_a_score_that_is_followed_the_wrong_way_round_is_refused() -> None:
+    with pytest.raises(UserError, match=r"EarlyStopping: val/score is good where it is large.*give mode: max"):
+        check_mode("EarlyStopping", "val/score", "min")

@@ -101,7 +101,7 @@ def test_a_method_remembers_every_argument_by_name(make: Callable[..., Any]) -> 
     module = make()
     described = describe(module)["init_args"]
     family = [c for c in type(module).__mro__ if c.__module__.startswith("lightning_meta.") and "__init__" in vars(c)]
-    names = {n for c in family for n in inspect.signature(vars(c)["__init__"]).parameters} - {"self", "options"}
+    names = {n for c in family for n in inspect.signature(vars(c)["__init__"]).parameters} - {"self", "options", "spec"}
     assert set(described) == names
     assert describe(build(describe(module))) == describe(module)
 

@@ -47,8 +47,9 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
 
     Logged:
         - `val/score`, `test/score`: the mean over all tasks of what each is judged by: `accuracy`, in [0, 1], or `r2`,
-          1 at best and 0 where a model does no better than the mean of the split's targets. `val/score` is what the
-          best checkpoint and early stopping follow.
+          1 at best and 0 where a model does no better than the mean of the split's targets. The best checkpoint and
+          early stopping should follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
+          `checkpoint: {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/r2/<task>`, and `test` alike: of each task, over every labelled example of the
           split; `val/accuracy`, `val/r2`: the mean over the tasks that have this metric.
         - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
@@ -75,7 +76,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
     """
 
-    batch_type, data_module = TaskBatch, "MultiTaskDataModule"
+    batch_type, data_module, monitor = TaskBatch, "MultiTaskDataModule", "val/score"
     spec_name, spec_type = "tasks", TasksSpec
     wrong_data = "learns from a MultiTaskDataModule; the data has episodes"
 

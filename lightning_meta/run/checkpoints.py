@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.checks import instance, whole
+from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
@@ -45,8 +46,11 @@ class RunCheckpoint(Callback):
     def __init__(
         self, monitor: str | None = "val/accuracy", mode: Mode | None = None, every_n_steps: int = 500
     ) -> None:
-        if every_n_steps < 1:
-            raise UserError(f"checkpoint.every_n_steps: at least 1 is needed, got {every_n_steps}")
+        whole(1, **{"checkpoint.every_n_steps": every_n_steps})
+        if monitor is not None:
+            instance("checkpoint.monitor", monitor, str)
+        if mode is not None:
+            one_of("checkpoint.mode", mode, Mode)
         try:
             self.mode = mode or ("max" if monitor is None else mode_of(monitor))
         except UserError as error:
@@ -81,9 +85,12 @@ class RunCheckpoint(Callback):
         self.best.load_state_dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse callbacks that would follow a metric the wrong way round."""
-        if stage == "fit":
-            check_modes(trainer)
+        """Refuse callbacks whose mode contradicts their metric, and forget an earlier run of another Trainer."""
+        if stage != "fit":
+            return
+        check_modes(trainer)
+        if trainer.global_step == 0:  # what a run to resume holds is read after this
+            self.best, self._seconds_before = BestScore(self.mode), 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin at a quiet moment."""
