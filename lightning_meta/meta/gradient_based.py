@@ -68,7 +68,7 @@ class GradientBasedLearner(MetaModule, ABC):
             parts, such as `head`, `backbone.blocks.3` or `head.bias`. By default everything; `head` alone is ANIL
             (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
         tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
-            an H200 the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
+            an H200, with an earlier version, the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
             and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
             `torch.set_float32_matmul_precision("high")` asks for the same, and for TF32 in matrix products.
         **options: Those of `MetaModule`.
