@@ -62,14 +62,14 @@ class GradientBasedLearner(MetaModule, ABC):
         recompute: Compute inner steps anew in the outer loop's backward pass, in place of keeping all of them: the
             memory of long inner loops shrinks several times, and a step takes about 1.6 times as long.
         inner_optimizer: d: `InnerSGD`, with momentum if asked for, or `InnerAdam`.
-        inner_batch_size: Support examples that an inner step sees, as many as there are by default. Mini-batches go
-            through the support set again and again, shuffled each time, in an order that follows from its examples.
-        inner_parameters: What inner steps move, of what is not frozen: names of parameters of the network or of its
+        inner_batch_size: Number of support examples per inner step; all by default. Steps go through the support set
+            again and again, shuffled each time, in an order computed from the examples themselves (no random state).
+        inner_parameters: Which unfrozen parameters the inner steps adapt: names of parameters of the network or of its
             parts, such as `head`, `backbone.blocks.3` or `head.bias`. By default everything; `head` alone is ANIL
             (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
         tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
-            an H200, with an earlier version, the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet),
-            and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
+            an H200, with an earlier version, the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps
+            of 0.01 on mini-ImageNet), and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
             `torch.set_float32_matmul_precision("high")` asks for the same, and for TF32 in matrix products.
         **options: Those of `MetaModule`.
     """
