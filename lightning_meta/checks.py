@@ -95,11 +95,14 @@ def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
     if isinstance(value, kinds):
         return
     expected = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    article = "an" if expected[0] in "AEIOU" else "a"
+    if value is None:
+        raise UserError(f"{name}: {article} {expected} is needed, got None")
     if isinstance(value, type):
         raise UserError(
-            f"{name}: a {expected} is needed, got the class {value.__name__}; give an instance, {value.__name__}(...)"
+            f"{name}: {article} {expected} is needed, got the class {value.__name__}; give an instance, {value.__name__}(...)"
         )
-    raise UserError(f"{name}: a {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
+    raise UserError(f"{name}: {article} {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
 
 
 def factory(name: str, value: Any, example: str) -> None:

@@ -224,6 +224,7 @@ BAD = {
     "no option": (["configs/maml.yaml"], "an option was expected; did you mean --config configs/maml.yaml?"),
     "unknown argument": (["--model.iner_steps=1"], "did you mean inner_steps?"),
     "unknown class": (["--data.source=Sinusiod"], "there is no class Sinusiod; did you mean Sinusoid?"),
+    "unknown class of one kind": (["--model.inner_optimizer=Adam"], "there is no class Adam; did you mean InnerAdam?"),
     "unknown module": (["--model.backbone=nowhere.Net"], "there is no module nowhere"),
     "unknown torch class": (["--model.backbone=torch.nn.Linearr"], "did you mean Linear?"),
     "bad number": (["--model.inner_steps=many"], "model.inner_steps: expected int, got many"),

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
@@ -77,9 +78,10 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
         return f"there is no class {room}.{name}{_meant(name, _classes_of(room))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
         return f"there is no module {found[1]}; install it, or run from its folder, or name that in PYTHONPATH"
-    kinds = _type(refusal.expected).removesuffix(" or null")
+    expected = refusal.expected or _declared(refusal)
+    kinds = _type(expected).removesuffix(" or null")
     if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
-        close = _meant(found[1], _subclass_names(refusal.expected))
+        close = _meant(found[1], _subclass_names(expected))
         return f"there is no class {found[1]}{close or f' here; expected a {kinds}, {_pointer(command)}'}"
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
@@ -173,6 +175,18 @@ def _type(text: str) -> str:
     text = re.sub(r"\b(?:[a-z_]+\.)+([A-Z]\w*)", r"\1", text)
     text = text.replace("NoneType", "null")
     return re.sub(r", (?![^\[(]*[\])])", " or ", text)
+
+
+def _declared(refusal: Refusal) -> str:
+    """The type of an option as its class declares it, where the parser leaves it out; "" where that is not known."""
+    module, _, name = refusal.owner.rpartition(".")
+    try:
+        bases = inspect.getmro(getattr(importlib.import_module(module), name))
+        hints = [typing.get_type_hints(vars(base)["__init__"]) for base in bases if "__init__" in vars(base)]
+    except (ImportError, AttributeError, ValueError, NameError, TypeError):
+        return ""
+    option = refusal.key.rpartition(".")[2]
+    return next((str(of_base[option]) for of_base in hints if option in of_base), "")
 
 
 def _arguments(path: str) -> list[str]:

@@ -117,7 +117,7 @@ def test_inner_options_that_cannot_be_are_refused_in_one_line() -> None:
         ({"inner_batch_size": 0}, "inner_batch_size: at least 1 is needed, got 0"),
         (
             {"inner_optimizer": InnerSGD},
-            "inner_optimizer: a InnerOptimizer is needed, got the class InnerSGD; give an instance, InnerSGD(...)",
+            "inner_optimizer: an InnerOptimizer is needed, got the class InnerSGD; give an instance, InnerSGD(...)",
         ),
     ):
         with pytest.raises(UserError) as raised:
