@@ -99,8 +99,9 @@ def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
     if value is None:
         raise UserError(f"{name}: {article} {expected} is needed, got None")
     if isinstance(value, type):
+        given = value.__name__
         raise UserError(
-            f"{name}: {article} {expected} is needed, got the class {value.__name__}; give an instance, {value.__name__}(...)"
+            f"{name}: {article} {expected} is needed, got the class {given}; give an instance, {given}(...)"
         )
     raise UserError(f"{name}: {article} {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
 
