@@ -100,9 +100,8 @@ def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
         raise UserError(f"{name}: {article} {expected} is needed, got None")
     if isinstance(value, type):
         given = value.__name__
-        raise UserError(
-            f"{name}: {article} {expected} is needed, got the class {given}; give an instance, {given}(...)"
-        )
+        hint = f"give an instance, {given}(...)"
+        raise UserError(f"{name}: {article} {expected} is needed, got the class {given}; {hint}")
     raise UserError(f"{name}: {article} {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
 
 

@@ -231,7 +231,10 @@ BAD = {
     "bad choice": (["--model.batch_norm=x"], "expected 'transductive' or 'inductive', got x"),
     "bad union": (["--data.shots=x"], "data.shots: expected int or tuple[int, int], got x"),
     "bad value": (["--model.inner_lr=-1"], "inner_lr: a positive number is needed"),
-    "unknown metric": (["--checkpoint.monitor=val/acc"], "'val/acc' is not logged in validation; logged: val/"),
+    "unknown metric": (
+        ["--checkpoint.monitor=val/acc"],
+        "'val/acc' is not logged in validation; monitor one of those that are: val/",
+    ),
     "bad device": (["--trainer.devices=x"], "`devices`"),
     "no run to resume": (["--ckpt_path=last"], "there is no run named 'maml' in runs"),
     "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no such file"),

@@ -146,7 +146,7 @@ def fit(args: Sequence[str]) -> None:
     """
     cli = MetaCLI(args)
     try:
-        with naming_options(cli.config):
+        with naming_options(cli.config, {"runs": "--runs"}):
             cli.training.run()
     except Interrupted:
         raise SystemExit(status_of(signal.SIGINT)) from None  # what a shell expects

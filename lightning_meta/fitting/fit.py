@@ -7,15 +7,18 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.arguments import check_arguments, check_counts
 from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
 from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import Place, find_place
@@ -25,7 +28,8 @@ from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
 from lightning_meta.run.wandb_logger import belonging_to
 
-OF_COMMAND = {"ckpt_path": "resume", "seed_everything": "seed"}  # options that are called otherwise here
+# What other libraries, and the command, call otherwise.
+MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
 SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
 
 _log = logging.getLogger(__name__)
@@ -67,14 +71,15 @@ def fit(
         data: Its data.
         name: Name of the run; `run`, or that of the resumed run, by default.
         runs: Folder of all runs.
-        seed: Seeds all generators before training begins, which is after the weights were drawn. By default training
-            goes on with the random state there is, that of `lightning.seed_everything`; called before the module is
-            made, it gives the run that the command gives. A resumed run has its own.
+        seed: Seeds all generators before training begins, which is after the weights were drawn. By default the current
+            random state is used. If you call `lightning.seed_everything(n)` before making the module, the run is that
+            of the command with `seed_everything: n`. A resumed run has its own seed.
         resume: A checkpoint or a run directory to resume, such as `runs/mine/0`; `last` is the newest run of this name.
         allow_changes: Whether a resumed run may change what the numbers mean, as a learning rate does: from there on.
-        checkpoint: Chooses the best checkpoint; `RunCheckpoint()` by default, which monitors `val/accuracy`.
+        checkpoint: Chooses the best checkpoint; by default it monitors `val/accuracy`, or `val/score` of several tasks.
+            For regression by a meta-learner give `RunCheckpoint("val/mse")`.
         callbacks: Further callbacks.
-        logger: Further loggers. A `WandbLogger` is used with the run's own page, as the command does.
+        logger: Further loggers. A `WandbLogger` is replaced by one that belongs to the run directory.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `max_steps`.
 
     Returns:
@@ -85,11 +90,13 @@ def fit(
         NonFiniteLossError: The loss became NaN or infinite; the last good checkpoint is kept.
     """
     began = time.monotonic()
-    with naming_arguments():
+    with naming_arguments(), _messages_on_stderr():
         instance("module", module, (LightningModule,))
         instance("data", data, (LightningDataModule,))
+        check_arguments(name, runs, resume, allow_changes, checkpoint, callbacks, logger)
         _check_names(trainer)
-        checkpoint = RunCheckpoint() if checkpoint is None else checkpoint
+        check_counts(trainer)
+        checkpoint = RunCheckpoint(getattr(module, "monitor", "val/accuracy")) if checkpoint is None else checkpoint
         options = {**TRAINER_DEFAULTS, **trainer, "callbacks": as_list(callbacks), "logger": as_list(logger)}
         check_trainer(options, "train")
         check_monitor(options, checkpoint.monitor)
@@ -102,6 +109,9 @@ def fit(
                 options["logger"] = [belonging_to(place.logger, each) for each in options["logger"]]
             made: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
             training = Training(module, data, options, allow_changes=allow_changes, began=began, **made)
+        except (TypeError, ValueError, MisconfigurationException) as error:  # of the Trainer
+            place.logger.discard()
+            raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
         except BaseException:
             place.logger.discard()
             raise
@@ -111,12 +121,29 @@ def fit(
             raise KeyboardInterrupt from None  # after a subclass of it Python would end with status 1, and not 130
 
 
+@contextmanager
+def _messages_on_stderr() -> Iterator[None]:
+    """Show this package's messages, such as what a resumed run has changed, unless the user handles them."""
+    messages = logging.getLogger("lightning_meta")
+    if messages.hasHandlers():
+        yield
+        return
+    before, handler = messages.level, logging.StreamHandler()
+    messages.addHandler(handler)
+    messages.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        messages.removeHandler(handler)
+        messages.setLevel(before)
+
+
 def _check_names(trainer: dict[str, Any]) -> None:
     known = list(inspect.signature(Trainer).parameters)
     own = list(inspect.signature(fit).parameters)
     for name in trainer:
         if name not in known:
-            close = [OF_COMMAND[name]] if name in OF_COMMAND else difflib.get_close_matches(name, [*own, *known], n=1)
+            close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
             meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
             raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")
 

@@ -134,7 +134,8 @@ class RunCheckpoint(Callback):
                 ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
                 or "nothing"
             )
-            raise UserError(f"checkpoint.monitor: {self.monitor!r} is not logged in validation; logged: {logged}")
+            given = f"checkpoint.monitor: {self.monitor!r}"
+            raise UserError(f"{given} is not logged in validation; monitor one of those that are: {logged}")
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)

@@ -206,7 +206,7 @@ def _claim(root: Path) -> int:
             else:
                 return version
     except OSError as error:
-        raise UserError(f"--runs: {root} cannot be written to ({error.strerror}); name another folder") from error
+        raise UserError(f"runs: {root} cannot be written to ({error.strerror}); name another folder") from error
 
 
 def versions(root: Path) -> list[int]:

@@ -19,6 +19,8 @@ Naming: TypeAlias = Callable[..., str]
 
 def as_argument(name: str, *value: Any) -> str:
     """The argument as it is written in Python, with its value where one is shown."""
+    if value and name.startswith("checkpoint."):
+        return f"checkpoint=RunCheckpoint({name.removeprefix('checkpoint.')}={value[0]!r})"
     return name.removeprefix("trainer.") + "".join(f"={v!r}" for v in value)
 
 

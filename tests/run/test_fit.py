@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
+from lightning_meta.testing import toys
 from tests.run.test_resume import plain
 from tests.run.toys import ToyData, ToyModule
 from tests.test_cli import MAML, TOY
@@ -86,7 +88,7 @@ def test_a_run_is_that_of_the_command_bit_for_bit(kind: str) -> None:
     run = in_python(kind)
     assert run.directory == Path(f"runs/{kind}/1")
     assert left(f"runs/{kind}/1") == left(f"runs/{kind}/0")
-    results = json.loads((run.directory / "results.json").read_text())
+    results = json.loads((Path(run.directory or "") / "results.json").read_text())
     assert run.metrics == {name: value for name, value in results.items() if name.startswith("test/")}
 
 
@@ -250,7 +252,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "two counts": ({"min_steps": 9, "max_steps": 8}, "min_steps: 9 is more than max_steps, 8"),
     "an accelerator": ({"accelerator": "gpus"}, "accelerator: expected .* got gpus"),
     "a metric": ({"checkpoint": "val/acc"}, "checkpoint.monitor: 'val/acc' is not logged in validation"),
-    "no validation": ({"limit_val_batches": 0}, "limit_val_batches: 0 .* and checkpoint.monitor='val/accuracy'"),
+    "no validation": (
+        {"limit_val_batches": 0},
+        r"limit_val_batches: 0 .* and checkpoint=RunCheckpoint\(monitor=",
+    ),
     "a seed": ({"seed": -1}, "seed: expected 0 to"),
     "a seed that is none": ({"seed": "0"}, "seed: expected a whole number, got '0'"),
     "a name": ({"name": "a/b"}, "name: 'a/b' is not the name of one folder"),
@@ -278,7 +283,7 @@ def test_a_mistake_is_one_line_that_speaks_of_arguments_and_leaves_nothing(case:
 
 
 def test_what_the_trainer_refuses_leaves_nothing() -> None:
-    with pytest.raises(lightning.fabric.utilities.exceptions.MisconfigurationException):
+    with pytest.raises(lm.UserError, match="`gradient_clip_algorithm` x is invalid"):
         lm.fit(toy(), ToyData(4), max_steps=8, **{**OPTIONS, "gradient_clip_algorithm": "x"})
     assert not Path("runs").exists()
 
@@ -314,3 +319,61 @@ def test_the_random_state_is_not_touched_by_a_mistake() -> None:
     with pytest.raises(lm.UserError):
         lm.fit(toy, ToyData(4))  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint": "val/mse"}, "checkpoint: a RunCheckpoint is needed, such as"),
+        ({"checkpoint": ModelCheckpoint()}, "checkpoint: a RunCheckpoint is needed, such as"),
+        ({"callbacks": "EarlyStopping"}, "callbacks: a Callback is needed, got str 'EarlyStopping'"),
+        ({"callbacks": lightning.Callback}, "callbacks: a Callback is needed, got the class Callback"),
+        ({"callbacks": {lightning.Callback()}}, "callbacks: a Callback is needed, got set"),
+        ({"logger": "wandb"}, "logger: a Logger is needed, got str 'wandb'"),
+        ({"logger": True}, "logger: a Logger is needed, got bool 'True'"),
+        ({"name": 3}, "name: a str is needed, got int '3'"),
+        ({"runs": 3}, "runs: a str or PathLike is needed, got int '3'"),
+        ({"resume": 3}, "resume: a str or PathLike is needed, got int '3'"),
+        ({"allow_changes": "yes"}, "allow_changes: True or False is needed, got 'yes'"),
+        ({"max_steps": "20"}, "max_steps: a whole number is needed, or -1 for no limit, got str '20'"),
+        ({"max_steps": None, "max_epochs": 1}, "max_steps: a whole number is needed, or -1 for no limit, got None"),
+        ({"max_steps": True}, "max_steps: a whole number is needed, or -1 for no limit, got bool 'True'"),
+        ({"max_epochs": "1"}, "max_epochs: a whole number is needed"),
+        ({"epochs": 3}, "neither lightning_meta.fit nor the Trainer has such an argument; did you mean max_epochs?"),
+        ({"precision": "foo"}, "foo"),
+        ({"strategy": "foo"}, "foo"),
+        ({"profiler": "foo"}, "`profiler`"),
+        ({"limit_val_batches": 0}, "or give checkpoint=RunCheckpoint(monitor=None) to test the last checkpoint"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_one_line_that_names_it(options: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(lm.UserError) as raised:
+        lm.fit(maml(), sines(), **{"max_steps": 2, **OPTIONS, **options})
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not list(folder.glob("runs/*/*"))
+
+
+def results_file(run: lm.Run, name: str) -> Any:
+    assert run.directory is not None
+    return yaml.safe_load((run.directory / name).read_text())
+
+
+def test_the_default_checkpoint_follows_the_family_and_a_resumed_run_says_what_differs(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    run = lm.fit(lm.MultiHead(lm.nn.MLP(4, (8,))), toys.sums(), name="sums", max_steps=2, **OPTIONS)
+    assert (
+        yaml.safe_load((Path(run.directory or "") / "config.yaml").read_text())["checkpoint"]["monitor"] == "val/score"
+    )
+    lm.fit(lm.MultiHead(lm.nn.MLP(4, (8,))), toys.sums(), resume=str(run.directory), max_steps=3, **OPTIONS)
+    assert "changed: trainer.max_steps 2 -> 3" in caplog.text
+
+
+def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = lm.RunCheckpoint("val/mse")
+    first, second = (lm.fit(maml(), sines(), checkpoint=checkpoint, max_steps=4, **OPTIONS) for _ in range(2))
+    seconds = [results_file(run, "results.json")["train_time_s"] for run in (first, second)]
+    assert checkpoint.seconds == pytest.approx(seconds[1], abs=0.02)
+    assert "is missing" not in caplog.text

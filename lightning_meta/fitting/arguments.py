@@ -1,0 +1,72 @@
+"""The arguments of `fit` in Python, which no parser has looked at: wrong types, refused by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
+
+from lightning_meta.checks import instance, switch
+from lightning_meta.errors import UserError
+from lightning_meta.fitting.checks import LEAST, WITHOUT_END
+from lightning_meta.run.checkpoints import RunCheckpoint
+
+COUNTS = {name for name in LEAST if name not in ("gradient_clip_val", "fast_dev_run")}
+
+
+def check_arguments(
+    name: Any, runs: Any, resume: Any, allow_changes: Any, checkpoint: Any, callbacks: Any, logger: Any
+) -> None:
+    """Refuse arguments of the wrong type.
+
+    Args:
+        name: Of the run, a string or None.
+        runs: A path.
+        resume: A path or None.
+        allow_changes: A bool.
+        checkpoint: A `RunCheckpoint` or None.
+        callbacks: A callback, or a list or tuple of them.
+        logger: A logger, or a list or tuple of them.
+
+    Raises:
+        UserError: The argument, what was received and what is needed.
+    """
+    if name is not None:
+        instance("name", name, str)
+    instance("runs", runs, (str, os.PathLike))
+    if resume is not None:
+        instance("resume", resume, (str, os.PathLike))
+    switch(allow_changes=allow_changes)
+    if checkpoint is not None and not isinstance(checkpoint, RunCheckpoint):
+        raise UserError(
+            f"checkpoint: a RunCheckpoint is needed, such as RunCheckpoint(monitor='val/loss'), got {_said(checkpoint)}"
+        )
+    _check_each("callbacks", callbacks, Callback)
+    _check_each("logger", logger, Logger)
+
+
+def check_counts(trainer: Mapping[str, Any]) -> None:
+    """Refuse what is no whole number where the Trainer counts by it.
+
+    Raises:
+        UserError: The argument, what was received and what is needed.
+    """
+    for name in COUNTS & set(trainer):
+        value = trainer[name]
+        optional = value is None and name != "max_steps"
+        if not optional and (isinstance(value, bool) or not isinstance(value, Integral)):
+            without_end = ", or -1 for no limit" if name in WITHOUT_END else ""
+            raise UserError(f"{name}: a whole number is needed{without_end}, got {_said(value)}")
+
+
+def _check_each(name: str, given: Any, kind: type) -> None:
+    for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
+        instance(name, one, kind)
+
+
+def _said(value: Any) -> str:
+    return f"{type(value).__name__} {str(value)[:80]!r}" if value is not None else "None"
