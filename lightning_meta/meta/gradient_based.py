@@ -105,8 +105,11 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
         self._trained: frozenset[str] = frozenset()  # before all weights were frozen
-        if self._built:
-            self.adapted()  # refuses names that there are not
+
+    def make_parts(self) -> None:
+        """Make the head, and refuse names in `inner_parameters` that there are not."""
+        super().make_parts()
+        self.adapted()
 
     def on_fit_start(self) -> None:
         """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
