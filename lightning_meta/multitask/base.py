@@ -290,7 +290,7 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
             UserError: Within inference mode, where torch takes no gradients.
         """
         if torch.is_inference_mode_enabled():
-            raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad in its place")
+            raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad instead")
         shared = self.shared_parameters()
         with torch.enable_grad():
             losses = self.task_losses(batch)
