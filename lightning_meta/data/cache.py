@@ -111,8 +111,9 @@ def _write(path: Path, key: str, pools: Mapping[Split, Pool], hashes: Hashes) ->
     tensors |= {f"{split}.sizes": pools[split].sizes.contiguous() for split in SPLITS}
     classes = {split: {"names": pools[split].names, "groups": pools[split].groups} for split in SPLITS}
     header = {"key": key, "classes": json.dumps(classes), "sha256": hashes.whole}
-    if hashes.splits:
+    if hashes.splits:  # those of tasks, which know the names of groups alone
         header["splits"] = json.dumps(hashes.splits)
+        header["classes_sha256"] = hashlib.sha256(header["classes"].encode()).hexdigest()
     save_file(tensors, path, metadata=header)
 
 
@@ -134,8 +135,10 @@ def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]
         if header["key"] != key:
             raise ValueError("it was made for other options")
         found = hashes(pools)
-        if found.splits and "splits" not in header:
-            return None  # an older version hashed another layout
+        if found.splits and not {"splits", "classes_sha256"} <= header.keys():
+            return None  # an older version hashed another layout, or no names of classes
+        if found.splits and header["classes_sha256"] != hashlib.sha256(header["classes"].encode()).hexdigest():
+            raise ValueError("its names of classes differ from their hash")
         if found != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
             raise ValueError("its content differs from its hash")
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lightning_meta.batches import Split
 from lightning_meta.data.cache import Cached, load_or_build
 from lightning_meta.data.group_tasks import hashes_of_groups
-from lightning_meta.data.hashes import Hashes, of_pools
+from lightning_meta.data.hashes import HashedParts, Hashes, of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
 
@@ -30,8 +30,8 @@ class DecodedSource(Source):
     A subclass says what decides the result (`_key`) and how to get it (`_decode`).
     """
 
+    _pool_hashes: HashedParts | None = None
     _opened: Mapping[str, Cached] = {}  # by key: what this source has read so far
-    _fingerprint: str | None = None
 
     @abstractmethod
     def _key(self) -> str:
@@ -52,22 +52,24 @@ class DecodedSource(Source):
     def pools(self) -> dict[Split, Pool]:
         """The pools of the splits, memory-mapped from the cache; read and checked once, however often they are used."""
         cached = self._open(self._key(), self._decode, of_pools)
-        self._fingerprint = cached.hashes.whole
-        return cached.pools
+        self._pool_hashes = HashedParts(cached.pools, cached.hashes)
+        return dict(cached.pools)
 
     def fingerprint(self) -> str:
-        """The sha256 of the decoded examples in canonical order; of those of `held_out` where no others were read."""
-        if self._fingerprint is None:
-            self.pools()
-        assert self._fingerprint is not None
-        return self._fingerprint
+        """The sha256 of the decoded examples of `pools` in canonical order.
+
+        Raises:
+            UserError: There are no such pools, as in a folder that serves multi-task learning alone.
+        """
+        pools = self.pools()
+        known = self._pool_hashes and self._pool_hashes.of(pools)
+        return (known or of_pools(pools)).whole
 
     def _held_out(self, key: str, decode: Callable[[], Mapping[Split, Pool]]) -> dict[Split, Pool]:
         """The pools of `held_out`, cached apart from the others: nothing is copied to divide them."""
         cached = self._open(key, decode, hashes_of_groups)
-        self.task_hashes = cached.hashes
-        self._fingerprint = self._fingerprint or cached.hashes.whole
-        return cached.pools
+        self.task_hashes = HashedParts(cached.pools, cached.hashes)
+        return dict(cached.pools)
 
     def _open(
         self,

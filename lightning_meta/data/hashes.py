@@ -29,6 +29,23 @@ class Hashes(NamedTuple):
     splits: dict[Split, str]
 
 
+class HashedParts(NamedTuple):
+    """Hashes together with what they are of.
+
+    Attributes:
+        parts: The pools or sets of the splits.
+        hashes: Of these objects.
+    """
+
+    parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
+    hashes: Hashes
+
+    def of(self, parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]) -> Hashes | None:
+        """The hashes, where these are the very objects; None where a subclass of a source made others of them."""
+        same = parts.keys() == self.parts.keys() and all(parts[split] is self.parts[split] for split in parts)
+        return self.hashes if same else None
+
+
 def of_pools(pools: Mapping[Split, Pool]) -> Hashes:
     """Hash class names, groups, sizes and examples, split by split in the order they lie; the whole alone."""
     whole = hashlib.sha256()

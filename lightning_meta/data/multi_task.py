@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
 from lightning_meta.data.module import Place, SourceDataModule
+from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskSource
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
@@ -84,6 +85,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.sets: dict[Split, TaskSet] = {}
         self.spec: TasksSpec | None = None
         self._by_inputs = False
+        self._known_hashes: Hashes | None = None
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
@@ -98,10 +100,15 @@ class MultiTaskDataModule(SourceDataModule):
             self.sets = {split: self.placed(data) for split, data in self.sets.items()}  # there is a Trainer by now
             self.configure_module()
             return
+        parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
         if isinstance(self.source, TaskSource):
             tasks, sets, descriptors = self.source.tasks(), self.source.sets(), dict(self.source.descriptors())
+            parts = sets
         else:
-            (tasks, sets), descriptors = tasks_of_groups(self.source.held_out()), {}
+            parts = pools = self.source.held_out()
+            (tasks, sets), descriptors = tasks_of_groups(pools), {}
+        if self.only is None and self.source.task_hashes is not None:
+            self._known_hashes = self.source.task_hashes.of(parts)
         check_names(tasks, sets)
         self._by_inputs = sets["train"].overlapping  # of all tasks, so that one alone meets the same batches
         if self.only is not None:
@@ -182,8 +189,7 @@ class MultiTaskDataModule(SourceDataModule):
     @cached_property
     def _hashes(self) -> Hashes:
         self._set_up("fit")
-        known = self.source.task_hashes if self.only is None else None
-        return of_sets(self.sets) if known is None else known
+        return self._known_hashes or of_sets(self.sets)
 
     def _set_up(self, stage: str) -> None:
         """Prepare and set up; without a Trainer, nobody has done so yet."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Examples, Split
 from lightning_meta.configuration import RemembersArguments
-from lightning_meta.data.hashes import Hashes, of_sets
+from lightning_meta.data.hashes import HashedParts, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -22,10 +22,11 @@ class Source(RemembersArguments, ABC):
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
 
     Attributes:
-        task_hashes: Hashes of the tasks that `held_out` makes, where checking the cache has computed them; else None.
+        task_hashes: Hashes of the tasks made of pools of `held_out`, where checking the cache has computed them; else
+            None.
     """
 
-    task_hashes: Hashes | None = None
+    task_hashes: HashedParts | None = None
 
     def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
@@ -59,10 +60,10 @@ class TaskSource(RemembersArguments, ABC):
     Constructing a source is cheap and touches no file.
 
     Attributes:
-        task_hashes: Hashes of `sets`, where checking the cache has computed them; else None.
+        task_hashes: Hashes of sets of `sets`, where checking the cache has computed them; else None.
     """
 
-    task_hashes: Hashes | None = None
+    task_hashes: HashedParts | None = None
 
     def prepare(self) -> None:
         """Download and decode into the cache what is not there yet; runs in one process per machine."""
@@ -85,7 +86,8 @@ class TaskSource(RemembersArguments, ABC):
     def fingerprint(self) -> str:
         """The sha256 of all examples as `sets` gives them, recorded with the results."""
         sets = self.sets()
-        return (self.task_hashes or of_sets(sets)).whole
+        known = self.task_hashes and self.task_hashes.of(sets)
+        return (known or of_sets(sets)).whole
 
 
 class TaskGenerator(RemembersArguments, ABC):

@@ -131,12 +131,12 @@ def check_replays(function: Callable[..., Any], *inputs: Any, module: nn.Module 
             state return different values.
     """
     device = next(leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
-    before = {name: state() for name, state in _foreign(module).items()}
+    before = _foreign_states(module)
     runs = []
     for _ in range(2):
         with generators_restored(device):
             runs.append([leaf.detach() for leaf in tree_leaves(function(*inputs)) if isinstance(leaf, Tensor)])
-    drawn = [name for name, state in _foreign(module).items() if repr(state()) != repr(before[name])]
+    drawn = [name for name, state in _foreign_states(module).items() if state != before[name]]
     if drawn:
         raise UserError(f"recompute: the network draws from {' and '.join(drawn)}, which cannot be replayed; {_REMEDY}")
     if _differ(*runs):
@@ -144,6 +144,24 @@ def check_replays(function: Callable[..., Any], *inputs: Any, module: nn.Module 
             "recompute: two runs of an inner step from the same random state gave different values, so the network "
             f"draws from a source or keeps a state that cannot be replayed; {_REMEDY}"
         )
+
+
+def draws(function: Callable[[], Any], device: torch.device, module: nn.Module | None = None) -> bool:
+    """Whether a function draws random numbers; torch's global generators are left as they were.
+
+    Args:
+        function: It is run once.
+        device: Where it computes.
+        module: As for `check_replays`.
+    """
+    with generators_restored(device):
+        before = generator_states(device), _foreign_states(module)
+        function()
+        return not same_states(before[0], generator_states(device)) or before[1] != _foreign_states(module)
+
+
+def _foreign_states(module: nn.Module | None) -> dict[str, str]:
+    return {name: repr(state()) for name, state in _foreign(module).items()}
 
 
 def _foreign(module: nn.Module | None) -> dict[str, Callable[[], Any]]:

@@ -3,21 +3,36 @@
 >>> import torch
 >>> shared, head = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True)
 >>> losses = [shared.sum() * head, None, shared[0] ** 2]
->>> rows, own = task_gradients(losses, [shared], own=[[head], [], []])
->>> rows.tolist()
+>>> gradients = task_gradients(losses, [shared], own=[[head], [], []])
+>>> gradients.rows.tolist()
 [[3.0, 3.0], [0.0, 0.0], [2.0, 0.0]]
->>> own[0][0].item()
+>>> gradients.own[0][0].item()
 3.0
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+class TaskGradients(NamedTuple):
+    """What `task_gradients` returns.
+
+    Attributes:
+        rows: The gradients by the shared parameters, one after the other, `(T, P)`; 0 where a loss does not depend on
+            them.
+        own: For each task, the gradients by its own parameters, None where the loss does not depend on them.
+        used: For each shared parameter, whether a loss depends on it.
+    """
+
+    rows: Tensor
+    own: list[list[Tensor | None]]
+    used: list[bool]
 
 
 def task_gradients(
@@ -25,7 +40,7 @@ def task_gradients(
     shared: Sequence[Tensor],
     own: Sequence[Sequence[Tensor]] = (),
     scale: Tensor | None = None,
-) -> tuple[Tensor, list[list[Tensor | None]]]:
+) -> TaskGradients:
     """Differentiate T losses, each by the shared parameters and by the task's own.
 
     It does not touch `.grad`, and hooks that wait for gradients, such as those of a distributed run, do not run. The
@@ -37,13 +52,10 @@ def task_gradients(
         own: For each task, its own parameters; none by default.
         scale: Multiplies the losses before they are differentiated, and divides the gradients afterwards, so that
             those in half precision do not vanish.
-
-    Returns:
-        - The gradients by the shared parameters, one after the other, `(T, P)`; 0 where a loss does not depend on them.
-        - For each task, the gradients by its own parameters, None where the loss does not depend on them.
     """
     sizes = [p.numel() for p in shared]
     rows = shared[0].new_zeros(len(losses), sum(sizes))
+    used = [False] * len(shared)
     by_task: list[list[Tensor | None]] = []
     for i, loss in enumerate(losses):
         inputs = [*shared, *(own[i] if own else ())]
@@ -51,8 +63,9 @@ def task_gradients(
         for piece, gradient in zip(rows[i].split(sizes), found, strict=False):
             if gradient is not None:
                 piece.copy_(gradient.to_dense().flatten() if gradient.is_sparse else gradient.flatten())
+        used = [before or g is not None for before, g in zip(used, found, strict=False)]
         by_task.append(found[len(sizes) :])
-    return rows, by_task
+    return TaskGradients(rows, by_task, used)
 
 
 def _gradients(loss: Tensor | None, inputs: Sequence[Tensor], scale: Tensor | None) -> list[Tensor | None]:

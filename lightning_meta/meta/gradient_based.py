@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
@@ -16,11 +17,11 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.inner_optimizers import InnerOptimizer, InnerSGD
 from lightning_meta.functional.mini_batches import mini_batches
-from lightning_meta.functional.recomputation import check_replays
+from lightning_meta.functional.recomputation import check_replays, draws
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.checks import check_derivatives
 from lightning_meta.nn.features import zeros_like_inputs
-from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
+from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, statistics_from, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call, tensors_of, untouched
 from lightning_meta.tasks import EpisodeSpec
 
@@ -105,14 +106,22 @@ class GradientBasedLearner(MetaModule, ABC):
             raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
         refuse_other_batch_norms(self.backbone)
         self._trained: frozenset[str] = frozenset()  # before all weights were frozen
-        if self._built:
-            self.adapted()  # refuses names that there are not
+        self._random = True  # until `_note_draws` knows better
+        self._sequences: dict[tuple[str, ...], nn.Sequential] = {}  # no registered modules: each is listed once
+
+    def make_parts(self) -> None:
+        """Make the head, and refuse names in `inner_parameters` that there are not."""
+        super().make_parts()
+        self.adapted()
+        self._note_draws()
 
     def on_fit_start(self) -> None:
         """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
         super().on_fit_start()
         parameters, _ = tensors_of(self.network)
         names = self.adapted()
+        if _all_of_head(names):
+            self._note_draws()  # once more: dropout may have changed
         adapted = {name: p for name, p in parameters.items() if name in names}
         like = next((p for p in parameters.values() if p.is_floating_point()), torch.zeros(()))
         x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
@@ -196,9 +205,10 @@ class GradientBasedLearner(MetaModule, ABC):
                 "call unfreeze(), or freeze the backbone alone"
             )
         network, rest = self.network, {**frozen, **shared}
-        if self.inner_batch_size is None and all(name.startswith("head.") for name in names):
+        one_pass = self.inner_batch_size is None and not self._draws()
+        if one_pass and _all_of_head(names):
             # No inner step changes the backbone, so its features are computed once.
-            body, network = _alone(backbone=self.backbone), _alone(head=self.head)
+            body, network = self._sequence("backbone"), self._sequence("head")
             features, after = stateless_call(body, _within(body, {**rest, **buffers}), support.x, "batch")
             rest, support = {**rest, **after}, Examples(features, support.y)
             shared, frozen, buffers = (_within(network, tensors) for tensors in (shared, frozen, buffers))
@@ -227,10 +237,17 @@ class GradientBasedLearner(MetaModule, ABC):
             self.direction,
             self.inner_optimizer,
         )
-        # No forward pass was made with the last parameters; only inductive prediction needs its statistics.
+        states = [*visited, (last, after)]
+        # Only inductive prediction needs statistics. No forward pass was made with the last parameters, and those with
+        # the others saw one mini-batch each; training asks for the last state alone.
         if self.batch_norm == "inductive" and task_norms(network):
-            after = forward(last, after, _Data(support, shared))[1]
-        return [{**rest, **phi, **buffers} for phi, buffers in (*visited, (last, after))]
+            lacking = len(states) if size is not None and not self.training else 1
+            whole = _Data(support, shared)
+            states[-lacking:] = [
+                (phi, forward(phi, {name: b.clone() for name, b in buffers.items()}, whole)[1])
+                for phi, buffers in states[-lacking:]
+            ]
+        return [{**rest, **phi, **buffers} for phi, buffers in states]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
@@ -257,12 +274,7 @@ class GradientBasedLearner(MetaModule, ABC):
     @property
     def network(self) -> nn.Module:
         """The backbone and the head, one after the other."""
-        whole: nn.Sequential | None = self.__dict__.get("_network")
-        if whole is None or whole[0] is not self.backbone or whole[1] is not self.head:
-            whole = nn.Sequential(OrderedDict(backbone=self.backbone, head=self.head))
-            self.__dict__["_network"] = whole  # beside the registered modules, so that each is listed once
-        whole.training = self.training
-        return whole
+        return self._sequence("backbone", "head")
 
     @property
     def transductive(self) -> bool:
@@ -286,6 +298,30 @@ class GradientBasedLearner(MetaModule, ABC):
                 f"got {ways or 'differing ways'}; a metric method such as ProtoNet serves any"
             )
 
+    def _sequence(self, *names: str) -> nn.Module:
+        """Parts of this module by itself, one after the other; kept, since `stateless_call` notes things on it."""
+        parts: OrderedDict[str, nn.Module] = OrderedDict((name, getattr(self, name)) for name in names)
+        sequence = self._sequences.get(names)
+        if sequence is None or any(kept is not part for kept, part in zip(sequence, parts.values(), strict=True)):
+            sequence = self._sequences[names] = nn.Sequential(parts)
+        sequence.training = self.training
+        return sequence
+
+    def _draws(self) -> bool:
+        """Whether the backbone draws random numbers now, so that two forward passes differ."""
+        return self._random and any(part.training for part in self.backbone.modules())
+
+    def _note_draws(self) -> None:
+        """Find out by a run of a copy whether the backbone draws random numbers in training."""
+        copied = copy.deepcopy(self.backbone).train()
+        like = next((p for p in copied.parameters() if p.is_floating_point()), torch.zeros(()))
+        x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
+        try:
+            with torch.no_grad(), statistics_from(copied, "batch"):
+                self._random = draws(lambda: copied(x), x.device, copied)
+        except (RuntimeError, ValueError, IndexError, TypeError):  # it may not train on zeros
+            self._random = True
+
     def _predict(self, state: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
         """Predictions, and the buffers after the pass but for batch statistics."""
         own = {name: state[name].clone() for name in own_buffers(self.network)}  # a pass may change them in place
@@ -293,12 +329,8 @@ class GradientBasedLearner(MetaModule, ABC):
         return outputs, {name: after[name] for name in own}
 
 
-def _alone(**part: nn.Module) -> nn.Module:
-    """A part of the network by itself, its tensors under the names that they have in the whole."""
-    (module,) = part.values()
-    alone = nn.Sequential(OrderedDict(part))
-    alone.training = module.training
-    return alone
+def _all_of_head(names: Iterable[str]) -> bool:
+    return all(name.startswith("head.") for name in names)
 
 
 def _within(network: nn.Module, tensors: Tensors) -> Tensors:

@@ -285,13 +285,20 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
 
         Returns:
             `(T, P)`, in the order of `names` and of `shared_parameters()`, the mean over all ranks; 0 for a task that
-            the batch lacks.
+            the batch lacks. It is the same within `torch.no_grad`.
+
+        Raises:
+            UserError: Within inference mode, where torch takes no gradients.
         """
-        shared, losses = self.shared_parameters(), self.task_losses(batch)
-        if not shared:
-            return torch.zeros(len(self.names), 0, device=self.device)
-        gradients, _ = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
-        return mean_over_ranks(gradients)
+        if torch.is_inference_mode_enabled():
+            raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad instead")
+        shared = self.shared_parameters()
+        with torch.enable_grad():
+            losses = self.task_losses(batch)
+            if not shared:
+                return torch.zeros(len(self.names), 0, device=self.device)
+            found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
+        return mean_over_ranks(found.rows)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
@@ -463,12 +470,13 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
         weights = found[0].unbind()
         own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
-        rows, of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
+        of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
         share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
-        self._step_gradients.add(rows / share if share > 1 else rows, means, present)
+        rows = of_tasks.rows / share if share > 1 else of_tasks.rows
+        self._step_gradients.add(rows, means, present, of_tasks.used)
         parameters: list[Tensor] = [*shared, *of_weighting]
         gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
-        for weight, of_task, of_parameters in zip(weights, own, of_tasks, strict=True):
+        for weight, of_task, of_parameters in zip(weights, own, of_tasks.own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
         return loss_with_gradients(objective, parameters, gradients)
@@ -479,7 +487,8 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         direction = self._step_gradients.direction(self.weighting)
         if direction is not None:
             scale = self._loss_scale()
-            write_gradients(self.shared_parameters(), direction if scale is None else direction * scale)
+            direction = direction if scale is None else direction * scale
+            write_gradients(self.shared_parameters(), direction, self._step_gradients.used)
             if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
                 weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
                 values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}

@@ -16,30 +16,37 @@ class StepGradients:
     """Sums the T x P gradients of the batches since the last step.
 
     They are no buffers of the module: DDP would overwrite them with those of rank 0.
+
+    Attributes:
+        used: For each shared parameter, whether a loss of the step depends on it; kept until the next step begins.
     """
 
     def __init__(self) -> None:
         self._gradients: Tensor | None = None
+        self.used: list[bool] = []
         self._losses = self._batches = torch.zeros(0)
 
     def clear(self) -> None:
         """Forget what was added since the last step."""
         self._gradients = None
 
-    def add(self, gradients: Tensor, losses: Tensor, present: Tensor) -> None:
+    def add(self, gradients: Tensor, losses: Tensor, present: Tensor, used: Sequence[bool]) -> None:
         """Take in a batch.
 
         Args:
             gradients: Those of this rank's batch, as they count in the step, `(T, P)`; they may be kept.
             losses: The means over all ranks, `(T,)`, 0 for a task that is absent.
             present: Which tasks are in the batch of any rank, `(T,)` bool.
+            used: For each shared parameter, whether a loss of this rank's batch depends on it.
         """
         if self._gradients is None:
             self._gradients, self._losses, self._batches = gradients, losses.clone(), present.long()
+            self.used = list(used)
         else:
             self._gradients += gradients
             self._losses += losses
             self._batches += present
+            self.used = [before or now for before, now in zip(self.used, used, strict=True)]
 
     def direction(self, aggregator: Aggregator) -> Tensor | None:
         """What the aggregator makes of the step, on all ranks alike, `(P,)`; nothing is left for the next step.
@@ -69,9 +76,15 @@ class StepGradients:
         return direction.to(gradients)
 
 
-def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor) -> None:
-    """Put a flat gradient `(P,)` into `.grad` of the parameters, one after the other, in place of what is there."""
-    for p, piece in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor, used: Sequence[bool]) -> None:
+    """Put a flat gradient `(P,)` into `.grad` of the parameters, one after the other, in place of what is there.
+
+    Where a parameter was not used and has no gradient, it gets none: the optimiser would move it, by weight decay or
+    momentum. On several ranks all have one.
+    """
+    for p, piece, needed in zip(parameters, gradient.split([p.numel() for p in parameters]), used, strict=True):
         if p.grad is None:
+            if not needed:
+                continue
             p.grad = torch.empty_like(p)
         p.grad.copy_(piece.view_as(p))

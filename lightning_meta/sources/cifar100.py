@@ -13,6 +13,7 @@ from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.cache import load_or_build
 from lightning_meta.data.files import OfficialFile, WrongContentError, read_official
 from lightning_meta.data.group_tasks import hashes_of_groups, tasks_of_groups
+from lightning_meta.data.hashes import HashedParts
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
@@ -63,8 +64,9 @@ class CIFAR100(TaskSource):
     def _tasks_and_sets(self) -> tuple[dict[str, Task], dict[Split, TaskSet]]:
         key = f"the official division, the first {VALIDATION} are val"
         cached = load_or_build("cifar100", key, self._decode, hashes_of_groups)
-        self.task_hashes = cached.hashes
-        return tasks_of_groups(cached.pools)
+        tasks, sets = tasks_of_groups(cached.pools)
+        self.task_hashes = HashedParts(dict(sets), cached.hashes)
+        return tasks, sets
 
     def _decode(self) -> dict[Split, Pool]:
         classes = read_official(OfficialFile(ARCHIVE, self.url), _read)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
 from lightning_meta.weightings.base import Weighting
 
@@ -82,6 +83,6 @@ class GradientWeighting(Aggregator, ABC):
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """The weighted sum of the gradients, `(P,)`; arguments as in `Aggregator`."""
-        weights = self.weigh(gradients, losses, present).to(gradients)
-        self.applied = weights
-        return weights @ gradients
+        wide = at_least_float32(gradients)  # weights may be larger than float16 holds
+        self.applied = self.weigh(gradients, losses, present).to(wide)
+        return self.applied @ wide

@@ -56,11 +56,17 @@ class PCGrad(GradientWeighting):
             `(T,)`, on the CPU.
         """
         wide = at_least_float32(gradients)
-        products = (wide @ wide.T).cpu().double()
+        # The square of a small norm underflows, so the rows are scaled: algorithm 1 does not depend on their sizes.
+        size = torch.linalg.vector_norm(wide, torch.inf, dim=1)
+        # Beside a gradient 1e36 times larger, one counts as zero: its weight would overflow.
+        vanishes = size <= size.max() / 1e36
+        unit = wide / torch.where(vanishes, torch.inf, size).unsqueeze(1)
+        products = (unit @ unit.T).cpu().double()
+        size = torch.where(vanishes, 1, size).cpu().double()
         tasks = torch.arange(len(products))
         orders = random_bits.choose(random_bits.key(self.key, self.step, tasks), len(tasks), len(tasks))
         self.step += 1
-        return projected(products, orders).sum(0)
+        return (size.unsqueeze(1) * projected(products, orders) / size).sum(0)
 
 
 def projected(products: Tensor, orders: Tensor) -> Tensor:

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data import cache as cache_file
-from lightning_meta.data.hashes import of_pools, of_sets
+from lightning_meta.data.hashes import HashedParts, of_pools, of_sets
 from lightning_meta.data.pool import Pool
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.run import RunRecord
 from lightning_meta.run.results import facts
 from lightning_meta.sources import glyphs, parkinsons, table
+from tests.multitask.toys import Toys
 
 SIZE = 24
 IMAGE = 3 * SIZE**2
@@ -161,6 +163,62 @@ def test_a_few_tasks_have_a_hash_of_their_own(folder: Path) -> None:
     data = tasks(lm.sources.ImageFolder(folder, SIZE, 3), tasks=["group1"])
     assert data.fingerprint() == of_sets(data.sets).whole
     assert data.fingerprint() != tasks(lm.sources.ImageFolder(folder, SIZE, 3)).fingerprint()
+
+
+class Halved(lm.sources.ImageFolder):
+    """Half of the images of each class."""
+
+    def pools(self) -> dict[Split, Pool]:
+        return halved(super().pools())
+
+    def held_out(self) -> dict[Split, Pool]:
+        return halved(super().held_out())
+
+
+def halved(pools: dict[Split, Pool]) -> dict[Split, Pool]:
+    for split, pool in pools.items():  # in place: what the source keeps is another dictionary
+        rows = torch.cat([part[: len(part) // 2] for part in torch.arange(len(pool.x)).split(pool.sizes.tolist())])
+        pools[split] = Pool(pool.x[rows], pool.sizes // 2, pool.names, pool.groups)
+    return pools
+
+
+def test_a_subclass_that_leaves_examples_out_has_hashes_of_its_own(folder: Path) -> None:
+    data, whole = tasks(Halved(folder, SIZE, 3)), tasks(lm.sources.ImageFolder(folder, SIZE, 3))
+    assert data.fingerprint() == of_sets(data.sets).whole != whole.fingerprint()
+    assert data.division() == of_sets(data.sets).splits
+    flat = folder / "group0"
+    source = Halved(flat, SIZE, 3, fractions=(0.34, 0.33, 0.33))
+    expected = of_pools(source.pools()).whole
+    assert source.fingerprint() == expected
+    assert expected != lm.sources.ImageFolder(flat, SIZE, 3, fractions=(0.34, 0.33, 0.33)).fingerprint()
+
+
+def test_a_source_of_sets_that_are_not_those_in_the_cache_has_hashes_of_its_own() -> None:
+    class Cached(Toys):
+        def sets(self) -> dict[Split, TaskSet]:
+            sets = super().sets()
+            self.task_hashes = HashedParts(dict(sets), of_sets(sets))
+            return sets
+
+    class Turned(Cached):
+        def sets(self) -> dict[Split, TaskSet]:
+            sets = super().sets()
+            return {**sets, "train": sets["val"]}
+
+    whole = Cached().fingerprint()
+    assert whole == tasks(Cached()).fingerprint() == of_sets(Toys().sets()).whole
+    for found in (Turned().fingerprint(), tasks(Turned()).fingerprint()):
+        assert found == of_sets(Turned().sets()).whole != whole
+
+
+def test_a_fingerprint_does_not_depend_on_what_was_read_before(folder: Path) -> None:
+    make = lambda: lm.sources.ImageFolder(folder / "group0", SIZE, 3, fractions=(0.34, 0.33, 0.33))  # noqa: E731
+    expected, source = make().fingerprint(), make()
+    source.held_out()
+    assert source.fingerprint() == expected
+    source.pools()
+    source.held_out()
+    assert source.fingerprint() == expected
 
 
 def test_a_file_without_the_hashes_of_tasks_is_made_anew(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -98,6 +98,31 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_a_finite_meta_gradient(op
     assert torch.equal(gradients[-1], torch.ones(2).double())
 
 
+def test_a_gradient_of_exactly_zero_has_a_finite_meta_gradient() -> None:
+    """With L = w z² / 2 at z = 0, the step of Adam is w z / ε, and dφ/dz = 1 - α w / ε."""
+    start = {"z": torch.zeros(2, dtype=torch.float64, requires_grad=True)}
+    w = torch.tensor([1e-3, 0.0], dtype=torch.float64)
+
+    def loss(p: Tensors, _: Tensors, __: Any) -> tuple[Tensor, Tensors]:
+        return (w * p["z"].square()).sum() / 2, {}
+
+    for optimizer in (InnerAdam(eps=1e-2), InnerAdam(beta1=0.0, eps=1e-2)):
+        end = inner_loop(loss, start, {}, (), 1, RATE, optimizer=optimizer)[-1][0]
+        (found,) = torch.autograd.grad(end["z"].sum(), list(start.values()))
+        torch.testing.assert_close(found, 1 - RATE * w / 1e-2)
+
+
+@pytest.mark.parametrize("beta2", [0.999, 0.99999])
+def test_adam_without_bias_steps_by_the_rate_in_float32(beta2: float) -> None:
+    """Of a constant gradient the moments without bias are g and g², at every step."""
+    parameters = {"p": torch.zeros(3)}
+    gradients, optimizer = {"p": torch.tensor([1.0, -2.0, 0.5])}, InnerAdam(beta2=beta2)
+    state = optimizer.init(parameters)
+    for _ in range(5):
+        updates, state = optimizer.update(gradients, state, parameters)
+        torch.testing.assert_close(updates["p"], gradients["p"].sign(), rtol=1e-6, atol=0)
+
+
 def test_numbers_that_cannot_be_are_refused() -> None:
     for make, says in (
         (lambda: InnerSGD(1.0), "momentum: a number from 0 to below 1 is needed, got 1.0"),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from lightning_meta.batches import Examples
-from lightning_meta.functional.mini_batches import _mix, mini_batches
+from lightning_meta.functional.mini_batches import _mix, content_keys, mini_batches
 from lightning_meta.functional.random_bits import mix
 
 
@@ -67,6 +67,13 @@ def test_the_order_follows_the_examples_and_not_their_places_or_precision() -> N
     many = tasks(5, 10)
     mapped = vmap(lambda x, y: numbers(Examples(x, y), 3, 7))(*many)
     assert torch.equal(mapped, torch.stack([numbers(Examples(*one), 3, 7) for one in zip(*many, strict=True)]))
+
+
+def test_examples_with_one_input_and_several_targets_are_not_interchangeable() -> None:
+    x, y = torch.ones(10, 3), torch.arange(10)
+    turned = torch.randperm(10)
+    assert torch.equal(numbers(Examples(x, y[turned]), 3, 7), numbers(Examples(x, y), 3, 7))
+    assert len(content_keys(Examples(x, y)).unique()) == 10
 
 
 def test_bits_are_those_of_the_other_random_draws() -> None:

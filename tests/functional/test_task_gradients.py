@@ -19,10 +19,11 @@ def test_gradients_are_finite_differences() -> None:
         features = torch.tanh(shared[0] @ x + shared[1])
         return [(features @ heads[0]) ** 2, (features * heads[1].exp()).sum()]
 
-    rows, own = task_gradients([losses()[0], None, losses()[1]], shared, [[heads[0]], [heads[0]], [heads[1]]])
+    rows, own, used = task_gradients([losses()[0], None, losses()[1]], shared, [[heads[0]], [heads[0]], [heads[1]]])
     assert rows.shape == (3, 8)
     assert torch.equal(rows[1], torch.zeros(8, dtype=torch.float64))
     assert own[1] == [None]
+    assert used == [True, True]
     assert all(p.grad is None for p in (*shared, *heads))
 
     def difference(task: int, p: Tensor, i: int) -> float:
@@ -46,7 +47,7 @@ def test_a_scale_saves_gradients_in_half_precision() -> None:
     weight = torch.ones(1, requires_grad=True)
     loss = (weight.half().float() * 1e-9).sum()
     assert task_gradients([loss], [weight])[0].item() == 0
-    scaled, _ = task_gradients([loss], [weight], scale=torch.tensor(2.0**16))
+    scaled = task_gradients([loss], [weight], scale=torch.tensor(2.0**16)).rows
     assert abs(scaled.item() - 1e-9) < 1e-11
 
 
@@ -58,16 +59,22 @@ def test_what_autocast_left_in_float32_is_differentiated_in_float32() -> None:
         with torch.autocast("cpu", enabled=False):
             return layer(x).square().sum()
 
-    expected, _ = task_gradients([loss()], list(layer.parameters()))
+    expected = task_gradients([loss()], list(layer.parameters())).rows
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, _ = task_gradients([loss()], list(layer.parameters()))
+        found = task_gradients([loss()], list(layer.parameters())).rows
     assert torch.equal(found, expected)
 
 
 def test_sparse_gradients_become_rows() -> None:
     table = nn.Embedding(5, 2, sparse=True)
-    rows, _ = task_gradients([table(torch.tensor([1, 1, 3])).sum()], [table.weight])
+    rows = task_gradients([table(torch.tensor([1, 1, 3])).sum()], [table.weight]).rows
     assert rows[0].view(5, 2).tolist() == [[0, 0], [2, 2], [0, 0], [1, 1], [0, 0]]
+
+
+def test_a_parameter_is_used_where_a_loss_depends_on_it_even_with_a_gradient_of_zero() -> None:
+    shared = [torch.zeros(1, requires_grad=True) for _ in range(3)]
+    losses = [shared[0].square().sum(), None, shared[2].sum()]
+    assert task_gradients(losses, shared).used == [True, False, True]
 
 
 def test_a_loss_with_given_gradients() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_meta import InnerAdam, InnerSGD, load
 from lightning_meta.batches import Episode
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MAML
-from lightning_meta.nn import MLP
+from lightning_meta.nn import MLP, stateless
 from tests.meta.oracles import KINDS, episodes, forward, gradient, loss_of, maml, quiet, relative_error, task, trainer
 
 
@@ -76,6 +79,85 @@ def test_an_unknown_name_is_one_line() -> None:
     module.head.requires_grad_(False)
     with pytest.raises(UserError, match="has nothing to adapt"):
         module.adapt(task(episodes(module.spec), 0)[0], 3)
+
+
+class Counts(nn.Module):
+    """A layer that drops features without a module that says so, and counts its runs."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.layer, self.p, self.runs = nn.Linear(6, 64), p, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        return functional.dropout(self.layer(x), self.p, self.training)
+
+
+def counting(p: float, **options: Any) -> MAML:
+    torch.manual_seed(3)
+    options = {"inner_steps": 3, "inner_lr": 0.5, "strategy": "loop", **options}
+    return MAML(Counts(p), episodes=KINDS["mlp"].spec, **options).double()
+
+
+def body(module: MAML) -> Counts:
+    assert isinstance(module.backbone, Counts)
+    return module.backbone
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_inner_step_of_the_head_has_a_dropout_mask_of_its_own(frozen: bool) -> None:
+    module = counting(0.5, inner_parameters=None if frozen else "head")
+    module.backbone.requires_grad_(not frozen)
+    support, _ = task(episodes(module.spec), 0)
+    weights = dict(module.network.named_parameters())
+    torch.manual_seed(5)
+    found = module.adapt(support, 3)
+    torch.manual_seed(5)
+    head: dict[str, Tensor] = {name: weights[name] for name in ("head.weight", "head.bias")}
+    for _ in range(3):
+        features = functional.dropout(functional.linear(support.x, *module.backbone.parameters()), 0.5)
+        loss = functional.cross_entropy(functional.linear(features, *head.values()), support.y)
+        gradients = torch.autograd.grad(loss, list(head.values()), create_graph=True)
+        head = {name: p - 0.5 * g for (name, p), g in zip(head.items(), gradients, strict=True)}
+    torch.testing.assert_close({name: found[name] for name in head}, head)
+
+
+@pytest.mark.parametrize(("p", "training", "runs"), [(0.0, True, 1), (0.5, True, 3), (0.5, False, 1)])
+def test_the_backbone_runs_once_where_it_draws_nothing(p: float, training: bool, runs: int) -> None:
+    module = counting(p, inner_parameters="head").train(training)
+    support, _ = task(episodes(module.spec), 0)
+    module.adapt(support, 3)
+    before = body(module).runs
+    with new_plans() as plans:
+        module.adapt(support, 3)
+    assert body(module).runs - before == runs
+    assert plans == []  # what was noted of the parts is kept
+
+
+@contextmanager
+def new_plans() -> Iterator[list[nn.Module]]:
+    """The modules whose places of tensors are looked up anew."""
+    made: list[nn.Module] = []
+
+    class Noted(stateless._Plan):
+        def __init__(self, module: nn.Module) -> None:
+            made.append(module)
+            super().__init__(module)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stateless, "_Plan", Noted)
+        yield made
+
+
+def test_dropout_that_is_switched_on_before_training_is_seen() -> None:
+    module = counting(0.0, inner_parameters="head")
+    body(module).p = 0.5
+    module.trainer = trainer()
+    module.on_fit_start()
+    support, _ = task(episodes(module.spec), 0)
+    before = body(module).runs
+    module.adapt(support, 3)
+    assert body(module).runs - before == 3
 
 
 @quiet

@@ -154,6 +154,17 @@ def test_the_trajectory_holds_the_states_after_every_step(kind: str, batch_norm:
     torch.testing.assert_close(adapted, states[-1])
 
 
+def test_statistics_of_every_state_are_those_of_the_whole_support_set() -> None:
+    options: dict[str, Any] = {"inner_steps": 4, "inner_lr": 1e-9, "batch_norm": "inductive"}
+    module = maml("conv4", inner_batch_size=2, **options).eval()
+    support, query = task(episodes(IMAGES), 0)
+    first, *others = (module.predict(state, query.x) for state in module.trajectory(support, 3))
+    whole = maml("conv4", **options).eval()
+    torch.testing.assert_close(first, whole.predict(whole.trajectory(support, 3)[0], query.x), rtol=1e-11, atol=1e-11)
+    for outputs in others:
+        torch.testing.assert_close(outputs, first, rtol=1e-6, atol=1e-6)
+
+
 def test_inductive_predictions_stand_alone_and_transductive_ones_do_not() -> None:
     for batch_norm in BATCH_NORMS:
         module = maml("conv4", inner_steps=1, batch_norm=batch_norm).eval()

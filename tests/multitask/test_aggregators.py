@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
+from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.nn import MLP
 from lightning_meta.run import RunLogger
 from lightning_meta.tasks import Task
@@ -25,6 +28,7 @@ from lightning_meta.weightings import Aggregator, GradientWeighting, PCGrad
 from tests.multitask.toys import backbone, data, train, trainer
 
 NAMES = ["sum", "largest", "sign"]
+DECAYS = partial(torch.optim.AdamW, lr=0.01, weight_decay=1.0)
 
 
 class Sum(Aggregator):
@@ -77,6 +81,15 @@ def test_without_shared_parameters_there_are_no_columns() -> None:
     assert module.task_gradients(next(iter(given.train_dataloader()))).shape == (3, 0)
 
 
+def test_task_gradients_are_the_same_where_gradients_are_switched_off() -> None:
+    module, batch = ready()
+    expected = module.task_gradients(batch)
+    with torch.no_grad():
+        assert torch.equal(module.task_gradients(batch), expected)
+    with torch.inference_mode(), pytest.raises(UserError, match="takes no gradients in inference mode"):
+        module.task_gradients(batch)
+
+
 # The step
 
 
@@ -120,6 +133,46 @@ def test_the_sum_of_the_gradients_trains_as_equal_does(method: str, setting: str
     assert distance(one, other) < 1e-12
 
 
+class Partly(MLP):
+    """A network with a part that no task uses, and one that the first batches of training use."""
+
+    def __init__(self) -> None:
+        super().__init__(4, (12, 12))
+        self.idle, self.early, self.runs = nn.Linear(4, 4), nn.Linear(12, 12), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += self.training
+        features = super().forward(x)
+        return self.early(features) if self.training and self.runs <= 3 else features
+
+
+@pytest.mark.parametrize("weighting", [Sum, PCGrad])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_shared_parameters_that_no_loss_of_the_step_uses_stay_where_they_are(
+    weighting: Callable[[], Aggregator], accumulated: int
+) -> None:
+    states: list[dict[str, Tensor]] = []
+
+    class States(Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+            states.append({name: p.detach().clone() for name, p in pl_module.backbone.named_parameters()})
+
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulated, "limit_val_batches": 0, "callbacks": [States()]}
+
+    def trained(**given: Any) -> MultiHead:
+        torch.manual_seed(7)
+        return train(MultiHead, data(), 4, trainer=options, backbone=Partly(), optimizer=DECAYS, **given)
+
+    module = trained(weighting=weighting())
+    moved = [not torch.equal(a["early.weight"], b["early.weight"]) for a, b in pairwise(states)]
+    assert all(torch.equal(states[0]["idle.weight"], state["idle.weight"]) for state in states)
+    used = [True] * (3 if accumulated == 1 else 2)
+    assert moved[: len(used)] == used
+    assert not any(moved[len(used) :])
+    if weighting is Sum:
+        assert distance(module, trained()) < 1e-12
+
+
 class Watch(Callback):
     """Weights before each batch, and gradients as the optimiser gets them."""
 
@@ -160,6 +213,17 @@ def test_a_step_is_the_direction_of_all_its_batches_before_it_is_clipped() -> No
         present = torch.tensor([any(name in batch.rows for batch in batches) for name in NAMES])
         expected = ((rows.norm(dim=1) + losses) * present) @ rows
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_losses_of_a_step_are_the_means_over_the_batches_that_had_the_task() -> None:
+    step, weighting = StepGradients(), Sum()
+    for losses, present in (([1.0, 5.0, 0.0], [1, 1, 0]), ([2.0, 0.0, 0.0], [1, 0, 0]), ([6.0, 0.0, 0.0], [1, 0, 0])):
+        step.add(torch.ones(3, 2), torch.tensor(losses), torch.tensor(present).bool(), [True])
+    assert step.direction(weighting) is not None
+    ((gradients, found, present_in_any),) = weighting.seen
+    assert gradients.tolist() == [[3, 3]] * 3
+    assert found.tolist() == [3, 5, 0]
+    assert present_in_any.tolist() == [True, True, False]
 
 
 def test_an_interrupted_training_leaves_nothing_behind() -> None:

@@ -70,7 +70,7 @@ class Toy(LightningModule):
 
     def task_gradients(self, batch: TaskBatch) -> Tensor:
         losses = self.task_losses(batch)
-        gradients, _ = task_gradients([losses.get(name) for name in NAMES], self.shared_parameters())
+        gradients = task_gradients([losses.get(name) for name in NAMES], self.shared_parameters()).rows
         return mean_over_ranks(gradients)
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:

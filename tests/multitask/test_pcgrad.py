@@ -90,6 +90,24 @@ def test_two_tasks_that_conflict_end_at_right_angles() -> None:
     torch.testing.assert_close(direction, torch.tensor([0.5, 1.5]))
 
 
+@pytest.mark.parametrize("power", range(0, 40, 5))
+def test_gradients_of_very_different_sizes_are_projected_as_in_float64(power: int) -> None:
+    for seed in range(5):
+        rows = gradients(4, seed).float()
+        rows[1] *= 10.0**-power
+        rows[2] = 0
+        expected = stepped(made(4), rows.double())
+        torch.testing.assert_close(stepped(made(4), rows).double(), expected, rtol=1e-5, atol=1e-5)
+    rows = torch.tensor([[0.1], [-1.0]]).expand(2, 1000) * torch.tensor([[1.0], [10.0**-power]])
+    torch.testing.assert_close(stepped(made(2), rows), torch.zeros(1000), rtol=0, atol=1e-6)
+
+
+def test_weights_that_half_precision_cannot_hold() -> None:
+    rows = torch.tensor([[1.0, 0.0], [-1e-6, 1e-6]])
+    direction = stepped(made(2), rows.half())
+    torch.testing.assert_close(direction.float(), torch.tensor([0.5, 0.5]), rtol=1e-2, atol=1e-2)
+
+
 def test_orders_change_with_the_step_and_leave_the_generator() -> None:
     weighting, again = made(6), made(6)
     rows = gradients(6, 1)
