@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -62,6 +62,12 @@ def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, R
             return function(*widened, **kwargs)  # type: ignore[arg-type]
 
     return wide
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """A context without autocast on a type of device; also on one that has none."""
+    autocast = _has_autocast(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if autocast else nullcontext()
 
 
 @functools.cache

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_meta.functional.precision import without_autocast
+
 
 class TaskGradients(NamedTuple):
     """What `task_gradients` returns.
@@ -72,7 +74,7 @@ def _gradients(loss: Tensor | None, inputs: Sequence[Tensor], scale: Tensor | No
     if loss is None or not loss.requires_grad:
         return [None] * len(inputs)
     # Under autocast, what the forward pass computed in float32 would be differentiated in half precision.
-    with torch.autocast(loss.device.type, enabled=False):
+    with without_autocast(loss.device.type):
         scaled = loss if scale is None else loss * scale
         found = torch.autograd.grad(scaled, inputs, retain_graph=True, allow_unused=True)
     return [g if g is None or scale is None else g / scale for g in found]

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.weightings import Aggregator
+from lightning_meta.weightings.aggregator import check_shape
 
 
 class StepGradients:
@@ -67,12 +67,7 @@ class StepGradients:
         with torch.no_grad():
             means = self._losses / self._batches.clamp(min=1)
             direction = aggregator.direction(gradients, means, self._batches > 0)
-        if direction.shape != gradients.shape[1:]:
-            name, shape = type(aggregator).__name__, tuple(direction.shape)
-            raise UserError(
-                f"weighting: {name}.direction returned a tensor of shape {shape}; expected one number for each shared "
-                f"parameter, {tuple(gradients.shape[1:])}"
-            )
+        check_shape(f"{type(aggregator).__name__}.direction", direction, gradients[0], "shared parameter")
         return direction.to(gradients)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
 from lightning_meta.weightings.base import Weighting
@@ -17,9 +18,9 @@ class Aggregator(Weighting, ABC):
     r"""Replaces the gradient of the shared parameters by a direction that it makes of the T tasks' gradients.
 
     Once per optimiser step, after accumulation and before clipping, `direction` sees the gradient of each task's loss
-    on the shared parameters θ_sh, those of all ranks and accumulated batches together, and says what the optimiser is
-    given as the gradient of θ_sh. The tasks' own parameters get the gradient of `forward`: each task that of its own
-    loss, by default.
+    on the shared parameters θ_sh, averaged over ranks and accumulated batches, and returns what the optimiser takes as
+    the gradient of θ_sh. The tasks' own parameters get the gradient of `forward`: each task that of its own loss, by
+    default.
 
     A step takes a backward pass for each task in the batch, and holds T·P numbers for P shared parameters.
 
@@ -28,7 +29,7 @@ class Aggregator(Weighting, ABC):
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
 
     Logged:
-        - `train/loss`: the sum of the losses, which the own parameters follow.
+        - `train/loss`: the sum of the losses, which trains each task's own parameters.
 
     To write one, implement `direction`; where it is a weighted sum of the gradients, implement `weigh` of
     `GradientWeighting` instead. State belongs in buffers, so that a resumed run continues exactly. All ranks call
@@ -60,6 +61,17 @@ class Aggregator(Weighting, ABC):
         """
 
 
+def check_shape(method: str, returned: object, like: Tensor, of: str) -> None:
+    """Refuse what a user's method returned, if it is not one number for each task or parameter.
+
+    Raises:
+        UserError: What was returned, and what is expected.
+    """
+    if not isinstance(returned, Tensor) or returned.shape != like.shape:
+        got = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
+        raise UserError(f"weighting: {method} returned {got}; expected one number for each {of}, {tuple(like.shape)}")
+
+
 class GradientWeighting(Aggregator, ABC):
     r"""An aggregator whose direction is a weighted sum of the tasks' gradients, $\sum_i w_i g_i$.
 
@@ -84,5 +96,7 @@ class GradientWeighting(Aggregator, ABC):
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """The weighted sum of the gradients, `(P,)`; arguments as in `Aggregator`."""
         wide = at_least_float32(gradients)  # weights may be larger than float16 holds
-        self.applied = self.weigh(gradients, losses, present).to(wide)
+        weights = self.weigh(gradients, losses, present)
+        check_shape(f"{type(self).__name__}.weigh", weights, losses, "task")
+        self.applied = weights.to(wide)
         return self.applied @ wide

@@ -313,6 +313,19 @@ def test_a_direction_of_another_shape_is_refused() -> None:
         train(MultiHead, data(), steps=1, weighting=Scalar())
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [(torch.ones(7), r"a tensor of shape \(7,\)"), ([1.0, 1.0, 1.0], "list"), (None, "NoneType")],
+)
+def test_what_is_no_weight_for_each_task_is_refused(returned: Any, message: str) -> None:
+    class Wrong(GradientWeighting):
+        def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Any:
+            return returned
+
+    with pytest.raises(UserError, match=f"Wrong.weigh returned {message}; expected one number for each task"):
+        train(MultiHead, data(), steps=1, weighting=Wrong())
+
+
 def test_a_loss_that_is_not_finite_stops_training_before_the_aggregator_sees_it() -> None:
     class Breaks(MultiHead):
         def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
