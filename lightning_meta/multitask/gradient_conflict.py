@@ -127,7 +127,9 @@ class GradientConflict(Callback):
         tasks = list(module.spec.tasks)
         names = [name for name in tasks if name in batch.rows]
         with as_in_the_step():
-            gradients = module.task_gradients(batch)[[tasks.index(name) for name in names]]
+            of_all = module.task_gradients(batch)
+        present = torch.tensor([tasks.index(name) for name in names], device=of_all.device)
+        gradients = of_all.index_select(0, present)
         affinity = torch.full((len(names), len(names)), torch.nan, dtype=torch.float64)
         if self.affinity:
             before, after, rates = losses(), [], _learning_rates(trainer, shared)
