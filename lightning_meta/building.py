@@ -13,8 +13,20 @@ import torch
 
 from lightning_meta.describing import FACTORIES, Described, remember
 from lightning_meta.errors import UserError
-from lightning_meta.import_paths import TRUSTED, Allow, check_trusted, import_object, own_path, real_path, reason
-from lightning_meta.specifications import PATHS, class_paths
+from lightning_meta.import_paths import (
+    TRUSTED,
+    Allow,
+    check_trusted,
+    import_object,
+    lies_in,
+    own_path,
+    real_path,
+    reason,
+)
+from lightning_meta.specifications import PATHS, class_paths, marked
+
+# Activations and the like, in Python and in C: functions of these modules only operate on tensors.
+OF_TENSORS = ("torch.nn.functional", "torch._C._nn")
 
 
 def build(spec: Any, allow: Allow = ()) -> Any:
@@ -43,10 +55,10 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
         return tuple(_build(v, allow) for v in spec)
     if not isinstance(spec, Mapping):
         return spec
-    key = next((key for key in PATHS if key in spec), None)
+    key = next((key for key in PATHS if marked(spec, key)), None)
     if key is None:
         return {k: _build(v, allow) for k, v in spec.items()}
-    path = str(spec[key])
+    path: str = spec[key]
     found = _find(real_path(path), allow)
     if key == "import_path" and "member" in spec:
         return _member(path, found, spec["member"])
@@ -55,9 +67,10 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
         raise UserError(f"{path} cannot be built: its init_args are no arguments by name")
     init_args = {k: _build(v, allow) for k, v in given.items()}
     if key == "import_path":
+        _check_passed(path, found, allow)
         return functools.partial(found, **init_args) if "init_args" in spec else found
     if key == "function_path":
-        if isinstance(found, type) or not _makes_network(found):
+        if isinstance(found, type) or not _returns(found, torch.nn.Module):
             raise UserError(f"{path} is no function that says that it returns a torch.nn.Module")
         return _call(path, found, init_args)
     if not isinstance(found, type):
@@ -67,6 +80,24 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
     if issubclass(found, FACTORIES):
         return functools.partial(found, **init_args)
     return _call(path, found, init_args)
+
+
+def _check_passed(path: str, found: Any, allow: tuple[Any, ...]) -> None:
+    """Refuse what is passed on as an argument and would do harm when a network calls it.
+
+    Raises:
+        UserError: It is no part of a model, makes none, and the caller allows no more than its module.
+    """
+    if isinstance(found, type):
+        harmless = _describable(found)
+    else:
+        harmless = lies_in(own_path(found), OF_TENSORS) or _returns(found, (torch.nn.Module, *FACTORIES))
+    # A name does not do: `--trust` allows every name that the file holds.
+    if not harmless and all(isinstance(a, str) or own_path(a) != own_path(found) for a in allow):
+        raise UserError(
+            f"{path} is neither a part of a model nor a function that says that it returns one; if you trust it, load "
+            f"the checkpoint in Python with load(..., allow=[{path.rpartition('.')[2]}]), the object and not its name"
+        )
 
 
 def _call(path: str, make: Callable[..., Any], init_args: dict[str, Any]) -> Any:
@@ -109,10 +140,10 @@ def _describable(cls: type) -> bool:
     return issubclass(cls, (torch.nn.Module, Described, *FACTORIES)) or is_dataclass(cls)
 
 
-def _makes_network(function: Any) -> bool:
-    """Whether a function says that it returns a network; no other is called, whoever allows its module."""
+def _returns(function: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether a function says that it returns such a part of a model."""
     try:
         returned = typing.get_type_hints(function).get("return")
     except (TypeError, NameError, AttributeError):
         return False
-    return isinstance(returned, type) and issubclass(returned, torch.nn.Module)
+    return isinstance(returned, type) and issubclass(returned, kinds)

@@ -12,6 +12,7 @@ from os import PathLike, fspath
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
@@ -19,7 +20,7 @@ import lightning_meta
 from lightning_meta.checks import switch
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import is_importable, own_path, public_path
-from lightning_meta.specifications import unknown_parts
+from lightning_meta.specifications import marked, unknown_parts
 
 FACTORIES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
@@ -84,6 +85,8 @@ def describe(value: Any) -> Any:
         return {"import_path": public_path(type(value)), "member": value.name}
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, str):
         return str.__str__(value)  # NumPy's would be code in a checkpoint
     if isinstance(value, Integral | Real):
@@ -138,7 +141,7 @@ def _describe_instance(value: Any) -> Any:
 def _describe_arguments(make: Callable[..., Any], init_args: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a constructor or a function, without those that nobody can describe and that are defaults."""
     described = describe(init_args)
-    unknown = [name for name, spec in described.items() if isinstance(spec, dict) and "instance" in spec]
+    unknown = [name for name, spec in described.items() if marked(spec, "instance")]
     parameters = inspect.signature(make).parameters if unknown else {}
     for name in unknown:
         if name in parameters and parameters[name].default is init_args[name]:
@@ -153,7 +156,7 @@ def refuse_unknown(owner: Any) -> None:
         UserError: The argument, and what to do.
     """
     spec = describe(owner)
-    if "instance" in spec:
+    if marked(spec, "instance"):
         unnamed = owner.__dict__.get("_unnamed", "")
         raise UserError(
             f"{type(owner).__name__} takes {unnamed}, which a checkpoint cannot store, as it has no name; give its "

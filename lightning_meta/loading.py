@@ -41,8 +41,9 @@ def load(
 
     Args:
         path: A checkpoint, or a run directory: its best checkpoint, or its last where there is no best.
-        allow: Classes or names of modules that the checkpoint may instantiate besides the parts of models of this
-            package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow what you trust.
+        allow: Classes, functions or names of modules that the checkpoint may use besides the parts of models of this
+            package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow what you trust. A function
+            that is an argument and makes no part of a model must be given itself.
         map_location: The device.
         **overrides: Constructor arguments to use in place of the stored ones.
 

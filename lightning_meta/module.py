@@ -28,6 +28,7 @@ from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.resuming import check_groups, check_resumed
+from lightning_meta.specifications import marked
 
 _log = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def _check_description(self) -> None:
         """Say which arguments must be given to `load`, since a checkpoint cannot store how they were made."""
         described = describe(self)
-        if "instance" in described:
+        if marked(described, "instance"):
             refuse_unknown(self)
         named = {name.partition(".")[0]: made for name, made in unknown_parts(described["init_args"])}
         if named and self.trainer.is_global_zero:

@@ -15,6 +15,16 @@ DEEPEST, LARGEST = 100, 1_000_000
 PATHS = ("class_path", "function_path", "import_path")
 
 
+def marked(spec: Any, key: str) -> bool:
+    """Whether a mapping describes an object by this key, such as `class_path`; else it is another's name.
+
+    A task may be called `instance`. Text stands under its name as well, as in `{"instance": "uint8"}`, but no path.
+    """
+    if not isinstance(spec, Mapping) or not isinstance(spec.get(key), str):
+        return False
+    return "." in spec[key] or "init_args" in spec
+
+
 def class_paths(spec: Any) -> Iterator[str]:
     """Every path of a class or a function in a specification, from the outside in.
 
@@ -23,8 +33,8 @@ def class_paths(spec: Any) -> Iterator[str]:
     """
     for _, value in _mappings(spec):
         for key in PATHS:
-            if key in value:
-                yield real_path(str(value[key]))
+            if marked(value, key):
+                yield real_path(value[key])
 
 
 def unknown_parts(spec: Any) -> Iterator[tuple[str, str]]:
@@ -34,12 +44,12 @@ def unknown_parts(spec: Any) -> Iterator[tuple[str, str]]:
         UserError: It is nested too deeply, is too large, or holds itself.
     """
     for names, value in _mappings(spec):
-        if "instance" in value:
+        if marked(value, "instance"):
             trail = []
             while names:
                 names, name = names
                 trail.append(str(name)[:100])
-            yield ".".join(name for name in reversed(trail) if name != "init_args"), str(value["instance"])[:100]
+            yield ".".join(name for name in reversed(trail) if name != "init_args"), value["instance"][:100]
 
 
 def _mappings(spec: Any) -> Iterator[tuple[Any, Mapping[Any, Any]]]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -55,6 +56,11 @@ def test_arguments_that_are_filled_in_later() -> None:
     module.update_init_args(rate=EpisodeSpec("classification", (1, 28, 28), 5))
     rate = build(describe(module), allow=[Parent])._init_args["rate"]
     assert rate == EpisodeSpec("classification", (1, 28, 28), 5)
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_numpys_booleans_are_plain(value: bool) -> None:
+    assert describe({"a": np.bool_(value)})["a"] is value
 
 
 def test_an_instance_of_unknown_making_is_named() -> None:

@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.configuration import build, describe, remember
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.nn.fresh import fresh
+from lightning_meta.run.differences import differences, undescribed
+from lightning_meta.tasks import Classification, TasksSpec
 from tests.test_cli import MAML
 
 called: list[str] = []
@@ -65,6 +68,20 @@ def small_net(width: int = 4, act: type[nn.Module] = nn.ReLU, body: nn.Module | 
 def not_a_network(path: str) -> str:
     called.append(path)
     return path
+
+
+def negative(x: float) -> float:
+    return -x
+
+
+class Outer:
+    class Inner(Net):
+        """In a class."""
+
+    @classmethod
+    def make(cls, width: int = 4) -> nn.Module:
+        """Which nobody can describe, as no function but a method made it."""
+        return cls.Inner(width)
 
 
 def adam(parameters: Any, lr: float = 0.1) -> torch.optim.Optimizer:
@@ -137,6 +154,43 @@ def test_an_allowed_function_is_called_only_if_it_makes_a_network() -> None:
     assert called == []
 
 
+def test_what_is_passed_on_is_a_part_of_a_model_or_allowed_itself() -> None:
+    for value in (Scale, not_a_network):
+        for passed in (value, functools.partial(value)):
+            with pytest.raises(UserError, match=r"load the checkpoint in Python with load\(\.\.\., allow=\[\w+\]\)"):
+                build(describe(passed), [*ALLOW, describe(value)["import_path"]])
+        assert build(describe(value), [value]) is value
+    for function in (small_net, adam, nn.functional.relu, nn.functional.gelu):
+        assert build(describe(function), [*ALLOW, "torch"]) is function
+
+
+def test_a_network_is_made_anew_with_a_function_among_its_arguments() -> None:
+    network = Defaults(f=negative)
+    assert fresh(network, 1).f is negative
+
+
+@pytest.mark.parametrize("name", ["instance", "import_path", "function_path", "class_path", "init_args"])
+def test_a_task_may_be_called_as_a_part_of_a_description(name: str, tmp_path: Path) -> None:
+    tasks = TasksSpec(
+        {name: Classification(2), "b": Classification(2)},
+        {name: (4,), "b": (4,)},
+        {name: 8, "b": 8},
+        input_dtypes={name: "float32"},
+    )
+    module = lm.MultiHead(lm.nn.MLP(4, (8,)), tasks=tasks)
+    module.configure_model()
+    spec = {**describe(module), "layout": 2}
+    torch.save({"state_dict": module.state_dict(), "lightning_meta": spec}, tmp_path / "a.ckpt")
+    assert describe(load(tmp_path / "a.ckpt")) == describe(module)
+    options = {"data": {"weights": {name: 1.0, "b": 2.0}}}
+    assert list(undescribed(options)) == []
+    assert [str(d) for d in differences(options, {"data": {"weights": {name: 1.0, "b": 3.0}}})] == [
+        "data.weights.b 2.0 -> 3.0"
+    ]
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"data": {"weights": {name: {"a": 1}}}}))
+    check_fit_configs([f"--config={tmp_path}/a.yaml"])
+
+
 def test_a_network_that_a_function_made_is_made_by_it_again() -> None:
     network = small_net(3, nn.Tanh)
     remember(network, {"width": 3, "act": nn.Tanh}, small_net)
@@ -186,8 +240,9 @@ def classes_in(run: Path) -> Any:
         {"class_path": f"{__name__}.small_net", "init_args": {"width": 3, "act": "torch.nn.Tanh"}},
         {"class_path": f"{__name__}.small_net", "init_args": {"body": ONE_TO_ONE}},
         {"class_path": f"{__name__}.Net", "init_args": {"act": "torch.nn.Tanh", "norm": "torch.nn.LayerNorm"}},
+        {"class_path": f"{__name__}.Outer.Inner", "init_args": {"width": 3}},
     ],
-    ids=["function", "functions", "class"],
+    ids=["function", "functions", "class", "nested class"],
 )
 def test_a_run_loads_by_its_path(
     backbone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -196,7 +251,7 @@ def test_a_run_loads_by_its_path(
     assert main(["fit", "--config", str(write(tmp_path, backbone))]) == 0
     run = tmp_path / "runs/own/0"
     called.clear()
-    with pytest.raises(UserError, match=rf"{__name__}\.\w+ is not trusted"):
+    with pytest.raises(UserError, match=rf"{__name__}\.[\w.]+ is not trusted"):
         load(run)
     assert called == []
     again = load(run, allow=ALLOW)
@@ -217,6 +272,16 @@ def test_what_a_checkpoint_cannot_store_is_refused_before_training(
     assert main(["fit", "--config", str(write(tmp_path, backbone))]) == 2
     said = capsys.readouterr().err
     assert f"--model.backbone.scale: a checkpoint cannot store how this {__name__}.Scale was made" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["Outer.make", "Outer.nothing", "Nothing.make"])
+def test_a_network_that_a_method_makes_or_nothing_does_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(write(tmp_path, {"class_path": f"{__name__}.{name}"}))]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 

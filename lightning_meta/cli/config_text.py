@@ -76,6 +76,7 @@ def check_yaml(file: Path, of_fit: bool = False) -> list[str]:
 
 def _check_mapping(file: Path, name: str, node: yaml.MappingNode, of_fit: bool) -> None:
     lines: dict[str, int] = {}
+    texts = {str(key.value) for key, value in node.value if isinstance(value, yaml.ScalarNode)}  # no task's name
     for key, _ in node.value:
         written, line = str(key.value), key.start_mark.line + 1
         if written in lines and written != "<<":
@@ -85,12 +86,12 @@ def _check_mapping(file: Path, name: str, node: yaml.MappingNode, of_fit: bool) 
                 "as the first would be lost"
             )
         lines[written] = line
-    if of_fit and set(lines) == {"instance"}:
+    if of_fit and texts == set(lines) == {"instance"}:
         raise UserError(
             f"--config: {file}, line {lines['instance']}: {name} was made in Python ({node.value[0][1].value}), and "
             "its arguments are not known; give class_path and init_args instead, or train in Python"
         )
-    if of_fit and "class_path" in lines and (wrong := [key for key in lines if key not in BESIDE]):
+    if of_fit and "class_path" in texts and (wrong := [key for key in lines if key not in BESIDE]):
         raise UserError(
             f"--config: {file}, line {lines[wrong[0]]}: {wrong[0]} stands beside the class_path of "
             f"{name or 'all'}; move it below init_args"

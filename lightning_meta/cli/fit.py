@@ -102,8 +102,8 @@ class MetaCLI(LightningCLI):
             self.config_text = self.parser.dump(self.config, skip_unset=False)
         self.place.logger.hold()  # before anything is written into it
         configured, self.config = self.config, log_into_run(self.config.clone(), self.place.logger)
-        remember_networks(configured.model)
         try:
+            remember_networks(configured.model)
             super().instantiate_classes()
             if isinstance(self.model, Described):
                 refuse_unknown(self.model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import FunctionType
@@ -19,6 +18,7 @@ from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import remember
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.training import as_list
+from lightning_meta.import_paths import import_object
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
@@ -85,8 +85,10 @@ def remember_networks(config: Any) -> None:
         elif isinstance(value, list):
             waiting += value
         if isinstance(value, Namespace) and "class_path" in value:
-            module, _, name = str(value.class_path).rpartition(".")
-            function = getattr(importlib.import_module(module), name, None)
+            try:
+                function = import_object(str(value.class_path))
+            except UserError:  # the parser says it where it makes the object
+                continue
             if isinstance(function, FunctionType):  # not found by the class above
                 add_instantiator(_remembering, function, subclasses=False)  # type: ignore[arg-type]
 
@@ -135,13 +137,15 @@ def _made(path: str, config: Any) -> Any:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
     given = vars(config.get("init_args", Namespace()))
     arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
-    module, _, name = config.class_path.rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
+    try:
+        cls = import_object(config.class_path)
+    except UserError as error:
+        raise _NotMadeError from error
     if isinstance(cls, type) and issubclass(cls, Optimizer | LRScheduler):
         return partial(cls, **arguments)
     try:
         return cls(**arguments)
     except UserError as error:
-        raise UserError(as_options(str(error), [Place(path, name, given)])) from error
+        raise UserError(as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], given)])) from error
     except Exception as error:
         raise _NotMadeError from error

@@ -10,10 +10,12 @@ import lightning
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
-from lightning_meta.configuration import describe
+from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.fitting.place import Place
 from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.written import written
+from lightning_meta.specifications import marked
 from lightning_meta.tasks import EpisodeSpec, TasksSpec
 
 
@@ -36,30 +38,35 @@ def config_of(
         seed: What the generators were seeded with.
 
     Returns:
-        YAML with the sections and the order that the command writes. An object that nobody can describe is
-        `{instance: <its class>}`.
+        YAML with the sections and the order that the command writes. An object that nobody can describe, or that the
+        parser could not make, is `{instance: <its class>}`.
+
+    Raises:
+        UserError: The module has arguments without names.
     """
     defaults = {name: p.default for name, p in inspect.signature(Trainer).parameters.items()}
     given = {**defaults, **trainer, **{name: trainer.get(name) or None for name in ("callbacks", "logger")}}
     options = {
         "seed_everything": seed,
         "trainer": {
-            name: describe(given[name] or None if name in ("callbacks", "logger") else given[name]) for name in given
+            name: written(given[name] or None if name in ("callbacks", "logger") else given[name]) for name in given
         },
         "model": _model(module, data),
-        "data": describe(data),
+        "data": written(data),
         "name": place.name,
         "runs": place.runs,
         "ckpt_path": None,
         "allow_changes": False,
-        "checkpoint": {name: describe(getattr(checkpoint, name)) for name in ("monitor", "mode", "every_n_steps")},
+        "checkpoint": {name: written(getattr(checkpoint, name)) for name in ("monitor", "mode", "every_n_steps")},
     }
     return f"# lightning.pytorch=={lightning.__version__}\n" + yaml.safe_dump(options, sort_keys=False)
 
 
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
     """The module, without what it has learned of its tasks from such data, as in a module that was loaded."""
-    spec = describe(module)
+    spec = written(module)
+    if isinstance(module, Described) and marked(spec, "instance"):  # it has arguments without names
+        refuse_unknown(module)
     for name, value in getattr(module, "_init_args", {}).items():
         if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):
             spec["init_args"][name] = None

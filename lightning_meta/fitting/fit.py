@@ -9,19 +9,19 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.arguments import check_arguments, check_counts
-from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
+from lightning_meta.fitting.checks import check_monitor, check_trainer
 from lightning_meta.fitting.description import config_of
-from lightning_meta.fitting.place import Place, find_place
+from lightning_meta.fitting.place import find_place
+from lightning_meta.fitting.seeding import set_seed
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import naming_arguments
@@ -30,9 +30,6 @@ from lightning_meta.run.wandb_logger import belonging_to
 
 # What other libraries, and the command, call otherwise.
 MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
-SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
-
-_log = logging.getLogger(__name__)
 
 
 def fit(
@@ -101,7 +98,7 @@ def fit(
         check_trainer(options, "train")
         check_monitor(options, checkpoint.monitor)
         place = find_place(os.fspath(runs), name, None if resume is None else os.fspath(resume))
-        used, remark = _set_seed(seed, place)
+        used, remark = set_seed(seed, place)
         config = remark + config_of(module, data, options, checkpoint, place, used)
         place.logger.hold()
         try:
@@ -146,24 +143,3 @@ def _check_names(trainer: dict[str, Any]) -> None:
             close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
             meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
             raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")
-
-
-def _set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
-    """Set the seed where there is a reason to; the seed of the run, and what must be said of it in `config.yaml`."""
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
-        raise UserError(f"seed: expected a whole number, got {seed!r}")
-    check_seed(seed := None if seed is None else int(seed))
-    before = os.environ.get(SEED)
-    resumed = place.seed() if seed is None else True
-    if resumed is False:  # of a command that set none: its data were drawn with the default
-        os.environ.pop(SEED, None)
-        return False, ""
-    if seed is None and resumed is not True:
-        seed = int(resumed)
-    if seed is None and before is not None:
-        return int(before), ""
-    if seed is None and place.checkpoint is None:
-        _log.warning("the weights were drawn without a seed: call lightning.seed_everything before the module is made")
-    used = int(seed_everything(seed or 0, workers=True, verbose=False))
-    drawn = place.checkpoint is not None or before == str(used)
-    return used, "" if drawn else "# The weights were drawn before this seed was set.\n"

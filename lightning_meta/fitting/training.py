@@ -20,6 +20,7 @@ from lightning_meta.fitting.checks import check_machine, check_ranks
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.progress_bar import Bar
+from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
 from lightning_meta.resuming import check_class
@@ -136,6 +137,8 @@ class Training:
                 return self._run()
         finally:
             self.directory.release()
+            if self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+                note_use_of_seed()
 
     def _run(self) -> Run:
         trainer, directory = self.trainer, self.directory

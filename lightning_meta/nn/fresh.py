@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from lightning_meta.configuration import build, class_paths, describe
+from lightning_meta.errors import UserError
+from lightning_meta.import_paths import import_object
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.normalization import per_task
+from lightning_meta.specifications import marked
 
 
 def fresh(network: nn.Module, seed: int) -> nn.Module:
@@ -23,7 +28,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     spec = describe(network)
     with seeded(seed):
         if _complete(spec):
-            made: nn.Module = per_task(build(spec, allow=[*class_paths(spec), type(network)]))
+            made: nn.Module = per_task(build(spec, allow=[type(network), *class_paths(spec), *_parts(spec)]))
         else:
             made = copy.deepcopy(network)
             for layer in made.modules():
@@ -37,8 +42,15 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     return made if parameter is None else made.to(parameter)
 
 
+def _parts(spec: Any) -> Iterator[Any]:
+    """What a description names: the classes and functions that the network was made of."""
+    for path in class_paths(spec):
+        with suppress(UserError):  # a class that a function defined
+            yield import_object(path)
+
+
 def _complete(spec: Any) -> bool:
     """Whether a description leaves no object out."""
     if isinstance(spec, dict):
-        return "instance" not in spec and all(map(_complete, spec.values()))
+        return not marked(spec, "instance") and all(map(_complete, spec.values()))
     return not isinstance(spec, list) or all(map(_complete, spec))

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 
-from lightning_meta.configuration import describe, import_class
+from lightning_meta.configuration import import_class
 from lightning_meta.errors import UserError
 from lightning_meta.resuming import LONGEST, same_class, shown
 from lightning_meta.run.checkpoints import RunCheckpoint
+from lightning_meta.run.written import written
+from lightning_meta.specifications import marked
 
 Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
@@ -117,10 +119,10 @@ def undescribed(spec: Any, option: str = "") -> Iterator[str]:
             yield from undescribed(value, option)
     if not isinstance(spec, Mapping):
         return
-    if set(spec) == {"instance"}:
+    if marked(spec, "instance"):
         yield option
         return
-    for name, value in (spec.get("init_args") or {} if "class_path" in spec else spec).items():
+    for name, value in (spec.get("init_args") or {} if marked(spec, "class_path") else spec).items():
         yield from undescribed(value, f"{option}.{name}" if option else str(name))
 
 
@@ -147,15 +149,19 @@ def _first_weights(model: Any) -> set[str]:
 
 def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:
     """Options whose values differ, outermost class first: of another class only the class is named."""
+    if isinstance(old, str) and marked(new, "class_path"):  # a class to call: the parser writes its path as a mapping
+        old = {"class_path": old}
+    if isinstance(new, str) and marked(old, "class_path"):
+        new = {"class_path": new}
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         if not _same(option, old, new):
             yield option, _name(old), _name(new)
         return
-    if "instance" in old or "instance" in new:  # made in Python: nothing but the class is known
+    if marked(old, "instance") or marked(new, "instance"):  # made in Python: nothing but the class is known
         if not same_class(_name(old), _name(new)):
             yield option, _name(old), _name(new)
         return
-    if "class_path" in old or "class_path" in new:
+    if marked(old, "class_path") or marked(new, "class_path"):
         if not same_class(old.get("class_path"), new.get("class_path")):
             yield option, _name(old), _name(new)
             return
@@ -193,7 +199,7 @@ def _width(precision: Any) -> str:
 def _default(owner: Any, name: str) -> Any:
     """What an option is where it is not given; None where nobody says."""
     default = next((p[name].default for p in _parameters(owner) if name in p), inspect.Parameter.empty)
-    return None if default is inspect.Parameter.empty else describe(default)
+    return None if default is inspect.Parameter.empty else written(default)
 
 
 def _takes(owner: Any, name: str, option: str) -> bool:
@@ -217,9 +223,7 @@ def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
 
 def _name(value: Any) -> Any:
     """The class alone, of an object."""
-    if not isinstance(value, Mapping):
-        return value
-    return next((value[key] for key in ("class_path", "instance") if key in value), value)
+    return next((value[key] for key in ("class_path", "instance") if marked(value, key)), value)
 
 
 def _text(value: Any) -> str:

@@ -237,7 +237,17 @@ def layer(name: str, **init_args: Any) -> dict[str, Any]:
     return {"class_path": f"torch.nn.{name}", "init_args": init_args}
 
 
+def encoder(activation: Any) -> dict[str, Any]:
+    """A trusted network that calls what it is passed."""
+    return network(layer("TransformerEncoderLayer", d_model=4, nhead=1, dim_feedforward=4, activation=activation))
+
+
 NETWORKS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "a command to call": (lambda: encoder({"import_path": "subprocess.Popen"}), "subprocess.Popen is not trusted"),
+    "a command with arguments": (
+        lambda: encoder({"import_path": "subprocess.Popen", "init_args": {"args": ["touch", "exploded"]}}),
+        "subprocess.Popen is not trusted",
+    ),
     "5 GB": (lambda: network(layer("Linear", in_features=4, out_features=312_500_000)), "5.0 GB"),
     "5 GB on the CPU": (
         lambda: network(layer("Linear", in_features=4, out_features=312_500_000, device="cpu")),

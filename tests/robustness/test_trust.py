@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -281,6 +282,52 @@ def test_trust_builds_modules_only(capsys: pytest.CaptureFixture[str]) -> None:
     assert used("predict", "--trust") == 2
     assert "subprocess.Popen is not a part of a model" in capsys.readouterr().err
     assert not exploded()
+
+
+USERS = """
+from torch import nn
+from lightning_meta.configuration import Described
+
+
+class Net(Described, nn.Module):
+    def __init__(self, act=nn.ReLU):
+        super().__init__()
+        self.layer, self.act = nn.Linear(1, 8), act(["touch", "exploded"])
+"""
+COMMANDS: list[Any] = [
+    {"import_path": "subprocess.Popen", "init_args": {"args": ["touch", "exploded"]}},
+    {"import_path": "subprocess.Popen"},
+    {"import_path": "subprocess.check_call", "init_args": {"args": ["touch", "exploded"]}},
+    {"import_path": "subprocess.check_call"},
+]
+
+
+@pytest.mark.parametrize("act", COMMANDS, ids=str)
+@pytest.mark.parametrize("where", ["class", "function"])
+def test_trust_passes_no_command_on_to_what_calls_its_arguments(
+    where: str, act: Any, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    making = "def make(act=nn.ReLU) -> nn.Module:\n    return Net(act)\n"
+    (here / "users_net.py").write_text(f"{USERS}\n\n{making}")
+    spec = describe(learner())
+    path = {"class_path": "users_net.Net"} if where == "class" else {"function_path": "users_net.make"}
+    # The path below the command makes `--trust` allow the command as if it were a module.
+    below = {"import_path": f"{act['import_path']}.__init__"}
+    spec["init_args"] |= {"backbone": {**path, "init_args": {"act": act}}, "more": below}
+    run = run_of(spec)
+    for _ in range(2):
+        assert used("predict", "--trust") == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"{act['import_path']} is neither a part of a model nor a function that says that it returns one" in said
+        with pytest.raises(UserError, match="neither a part of a model nor"):
+            lightning_meta.load(run, allow=["users_net", "subprocess"])
+        del spec["init_args"]["more"]
+        saved(run / "checkpoints/best.ckpt", spec)
+        spec["init_args"]["more"] = below
+    time.sleep(0.2)  # a command that was started would have left its file
+    assert not exploded()
+    sys.modules.pop("users_net", None)
 
 
 def with_source(source: Any) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import nn
 import lightning_meta as lm
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
+from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.run.test_resume import plain
 from tests.run.toys import ToyData, ToyModule
@@ -166,6 +169,89 @@ def test_what_nobody_can_describe_is_marked_and_compared_by_its_class(
         lm.fit(ToyModule(Other(5, 5)), ToyData(4), resume="runs/toy/0", max_steps=9, **OPTIONS)
 
 
+class Size(Enum):
+    SMALL = 4
+    LARGE = 8
+
+
+class Net(lm.Described, nn.Module):
+    """With a class, a member of an enumeration and functions among its arguments."""
+
+    def __init__(
+        self,
+        act: type[nn.Module] = nn.ReLU,
+        size: Size = Size.SMALL,
+        last: Callable[[torch.Tensor], torch.Tensor] = nn.functional.relu,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+    ) -> None:
+        super().__init__()
+        self.first, self.act, self.norm = nn.Linear(1, size.value), act(), norm(size.value)
+        self.last = last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.last(self.norm(self.act(self.first(x))))
+        return result
+
+
+def trained(arguments: dict[str, Any], **options: Any) -> Path:
+    lightning.seed_everything(0, verbose=False)
+    checkpoint = lm.RunCheckpoint("val/mse")
+    module = lm.MAML(Net(**arguments), inner_steps=1, test_inner_steps=2)
+    run = lm.fit(module, sines(), checkpoint=checkpoint, **{"max_steps": 4, **OPTIONS, **options})
+    assert run.directory is not None
+    return run.directory
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"act": nn.Tanh, "size": Size.LARGE, "last": nn.functional.softsign}, {"norm": nn.Identity}],
+    ids=["defaults", "all", "a class as a function"],
+)
+def test_a_class_a_function_and_a_member_are_written_as_the_command_takes_them(
+    given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(given)
+    arguments = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["backbone"]["init_args"]
+    assert all(isinstance(value, str) for value in arguments.values())
+    assert arguments["act"] in ("torch.nn.ReLU", "torch.nn.Tanh")
+    assert arguments["size"] in ("SMALL", "LARGE")
+    config = f"--config={run}/config.yaml"
+    assert main(["fit", config, "--name=again"]) == 0
+    assert left("runs/again/0") == left(run)
+    with caplog.at_level(logging.INFO):
+        assert main(["fit", config, f"--ckpt_path={run}", "--trainer.max_steps=6"]) == 0
+        trained(given, resume="runs/again/0", max_steps=6)
+    lines = [record.message for record in caplog.records if "resumed from" in record.message]
+    assert [line.partition("; ")[2] for line in lines] == ["changed: trainer.max_steps 4 -> 6"] * 2
+    assert left("runs/again/0") == left(run)
+    other = {**given, "act": nn.Sigmoid}
+    with pytest.raises(lm.UserError, match=r"backbone\.act torch\.nn\.\w+ -> torch\.nn\.Sigmoid"):
+        trained(other, resume=run, max_steps=8)
+
+
+def test_a_partial_that_the_command_cannot_take_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained({"norm": functools.partial(nn.LayerNorm, eps=0.5)})
+    capsys.readouterr()
+    assert main(["fit", f"--config={run}/config.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "model.init_args.backbone.init_args.norm was made in Python (torch.nn.LayerNorm)" in said
+
+
+class Sizes(lm.MAML):
+    """Has arguments without names, and a specification among the others."""
+
+    def __init__(self, backbone: nn.Module, *sizes: int, episodes: EpisodeSpec | None = None) -> None:
+        super().__init__(backbone, episodes=episodes)
+
+
+def test_arguments_without_names_are_refused_and_leave_nothing() -> None:
+    module = Sizes(lm.nn.MLP(hidden=[8]), 3, 4, episodes=EpisodeSpec("regression", (1,), 1))
+    with pytest.raises(lm.UserError, match=r"^Sizes takes \*sizes, which a checkpoint cannot store"):
+        lm.fit(module, sines(), max_steps=2, **OPTIONS)
+    assert not Path("runs").exists()
+
+
 def test_numbers_of_numpy_are_written_as_numbers() -> None:
     lightning.seed_everything(0, verbose=False)
     module = lm.MAML(lm.nn.MLP(hidden=[8]), inner_lr=np.float64(0.02), inner_steps=np.int64(2))  # type: ignore[arg-type]
@@ -202,6 +288,37 @@ def test_a_seed_decides_what_is_drawn_in_training_and_a_resumed_run_has_its_own(
     assert json.loads(Path("a/run/0/results.json").read_text())["seed"] == 3
     with pytest.raises(lm.UserError, match="seed_everything 3 -> 9: this cannot change in a resume"):
         lm.fit(toy(), ToyData(4), runs="a", resume="last", seed=9, max_steps=8, **OPTIONS)
+
+
+def remarks(*runs: int) -> list[str]:
+    """The comments on the seed in the configurations."""
+    texts = [Path(f"runs/run/{run}/config.yaml").read_text() for run in runs]
+    assert [yaml.safe_load(text)["seed_everything"] for text in texts] == [0] * len(runs)
+    first = [text.splitlines()[0] for text in texts]
+    return [line if "weights were drawn" in line else "" for line in first]
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_a_seed_gives_the_weights_of_one_run(seed: int | None) -> None:
+    options = {**OPTIONS, "max_steps": 2, "seed": seed}
+    lightning.seed_everything(0, verbose=False)
+    with pytest.raises(lm.UserError):  # nothing is drawn
+        lm.fit(toy(), ToyData(broken=True), **options)
+    for _ in range(3):
+        lm.fit(toy(), ToyData(4), **options)
+    lightning.seed_everything(0, verbose=False)
+    lm.fit(toy(), ToyData(4), **options)
+    first, second, third, seeded = remarks(0, 1, 2, 3)
+    assert first == seeded == ""
+    assert second == third != ""
+
+
+def test_no_run_of_a_loop_that_seeds_in_fit_has_the_weights_of_the_seed() -> None:
+    for _ in range(3):
+        lm.fit(toy(), ToyData(4), max_steps=2, seed=0, **OPTIONS)
+    assert remarks(0, 1, 2) == ["# The weights were drawn before this seed was set."] * 3
+    lm.fit(toy(), ToyData(4), resume="last", max_steps=4, **OPTIONS)
+    assert "weights were drawn" not in Path("runs/run/2/config.yaml").read_text()
 
 
 # Endings.

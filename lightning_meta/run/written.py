@@ -1,0 +1,49 @@
+"""An argument as `config.yaml` says it, which is how the parser of the command takes it and writes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_meta.configuration import describe
+from lightning_meta.import_paths import import_object
+from lightning_meta.specifications import marked
+
+
+def written(value: Any) -> Any:
+    """Describe an argument in the parser's words.
+
+    >>> import torch
+    >>> written({"act": torch.nn.ReLU, "lr": 0.1})
+    {'act': 'torch.nn.ReLU', 'lr': 0.1}
+
+    Args:
+        value: As `describe` takes it.
+
+    Returns:
+        Plain data: a class or a function is its path, a member of an enumeration its name. A `functools.partial` of
+        what is no optimiser and no schedule is `{"instance": <what it calls>}`, as the parser has no form for it.
+    """
+    return _in_words(describe(value))
+
+
+def _in_words(spec: Any) -> Any:
+    if isinstance(spec, list):
+        return [_in_words(value) for value in spec]
+    if not isinstance(spec, Mapping):
+        return spec
+    if not marked(spec, "import_path"):
+        return {name: _in_words(value) for name, value in spec.items()}
+    if "member" in spec:
+        return spec["member"]
+    path = _shortest(spec["import_path"])
+    return {"instance": path} if "init_args" in spec else path
+
+
+def _shortest(path: str) -> str:
+    """The path to a class or a function by the outermost package that exports it, as the parser writes it."""
+    value = import_object(path)
+    module, name = value.__module__.split("."), value.__qualname__
+    packages = [".".join(module[: i + 1]) for i in range(len(module))]
+    return next((f"{p}.{name}" for p in packages if getattr(sys.modules.get(p), name, None) is value), path)
