@@ -117,6 +117,17 @@ def factory(name: str, value: Any, example: str) -> None:
         raise UserError(f"{name}: expected what makes one, such as {example}, got {type(value).__name__}")
 
 
+def some_names(**values: Any) -> None:
+    """Refuse what is no list of names, or an empty one.
+
+    Args:
+        **values: By name of the argument.
+    """
+    for name, value in values.items():
+        if not isinstance(value, list | tuple) or not value or not all(isinstance(one, str) for one in value):
+            raise UserError(f"{name}: a name or a list of names is needed, got {value!r}")
+
+
 def names_in_list(**values: Any) -> None:
     """Refuse one name where a list of names is needed; each of its letters would be taken for a name.
 

@@ -39,13 +39,21 @@ class RemembersArguments:
         given = _flat(bound)
         options = options_of(cls)
         for name, value in given.items():
-            if name in options and options[name].annotation in ("bool", bool) and value is not options[name].default:
-                switch(**{name: value})
+            if name in options and value is not options[name].default:
+                _check_plain(name, value, options[name].annotation)
         inherited = {n: p.default for n, p in options.items() if p.default is not p.empty and n not in given}
         remember(instance, {**given, **inherited})
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
+
+
+def _check_plain(name: str, value: Any, annotation: Any) -> None:
+    """Refuse what counts as true without being so, and None where a value is needed."""
+    if annotation in ("bool", bool):
+        switch(**{name: value})
+    elif value is None and annotation in ("int", "float", "str", int, float, str):
+        raise UserError(f"{name}: a value is needed, got None")
 
 
 class Described(RemembersArguments):

@@ -191,6 +191,9 @@ def test_a_rung_is_one_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
     ("make", "message"),
     [
         (lambda: MAML(MLP(4), first_order="no"), "first_order: True or False is needed, got 'no'"),  # type: ignore[arg-type]
+        (lambda: MAML(MLP(4), inner_steps=None), "inner_steps: a value is needed, got None"),  # type: ignore[arg-type]
+        (lambda: MAML(MLP(4), inner_parameters=3), "inner_parameters: a name or a list of names is needed, got 3"),  # type: ignore[arg-type]
+        (lambda: MAML(MLP(4), inner_parameters=[]), "inner_parameters: a name or a list of names is needed, got []"),
         (lambda: ProtoNet(MLP(4), compile=1), "compile: True or False is needed, got 1"),
         (lambda: MAML(MLP(4), inner_step=3), "inner_step: there is no such option of MAML; did you mean inner_steps"),
         (lambda: MultiHead(MLP(4), weights=None), "weights: there is no such option of MultiHead"),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
-from lightning_meta.checks import instance, positive, whole
+from lightning_meta.checks import instance, positive, some_names, whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.inner_optimizers import InnerOptimizer, InnerSGD
@@ -96,6 +96,8 @@ class GradientBasedLearner(MetaModule, ABC):
         whole(1, inner_batch_size=inner_batch_size)
         self.inner_optimizer, self.inner_batch_size = inner_optimizer, inner_batch_size
         given = (inner_parameters,) if isinstance(inner_parameters, str) else inner_parameters
+        if given is not None:
+            some_names(inner_parameters=given)
         self.inner_parameters = None if given is None else tuple(given)
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
