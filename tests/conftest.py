@@ -33,6 +33,21 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+OF_RANKS = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _no_rank_of_an_earlier_trainer() -> Iterator[None]:
+    """A Trainer with `strategy="ddp"` leaves its rank in the environment: what is started later would wait for more."""
+    before = {name: os.environ.get(name) for name in OF_RANKS}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """The folder of real data sets."""

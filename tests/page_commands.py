@@ -33,6 +33,7 @@ ELSEWHERE = {
     "sphinx-build docs build/docs": "test_docs.py builds the pages",
     "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
     "python scripts/build_learn2learn.py": "downloads learn2learn",
+    "python scripts/make_tables.py": "rewrites the README; test_docs.py compares what it would write",
     "wandb login": "needs an account; tests/test_wandb_online.py has a stand-in of the service",
     "wandb sync": "needs an account",
     **{

@@ -18,6 +18,7 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.cli.fit import MetaCLI
 from lightning_meta.data.loader import check_shared
+from tests.conftest import OF_RANKS
 from tests.page_commands import ELSEWHERE, ROOT, all_commands, of_ladder, of_sweep, shortened
 
 SUBSTITUTES = {"runs/mine/0": "runs/protonet_glyphs/0"}  # what is the reader's own
@@ -89,7 +90,8 @@ def run(folder: Path, command: str) -> int:
         options += ["--tasks=2", "--trainer.enable_progress_bar=false"]
     if "--trainer.devices" in options:  # the other ranks are this script, started again
         script = [sys.executable, f"scripts/{name}.py", *options]
-        return subprocess.run(script, cwd=folder, timeout=300, check=False).returncode
+        env = {name: value for name, value in os.environ.items() if name not in OF_RANKS}
+        return subprocess.run(script, cwd=folder, env=env, timeout=300, check=False).returncode
     try:
         return main([name, *options])
     except SystemExit as stop:  # --help has printed
