@@ -27,7 +27,10 @@ _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
 class RemembersArguments:
-    """A class whose instances remember the arguments that they were constructed with, defaults included."""
+    """A class whose instances remember the arguments that they were constructed with, defaults included.
+
+    What is declared as a switch, and numbers and text that must be given, are checked on the way.
+    """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
         instance = super().__new__(cls)

@@ -147,6 +147,6 @@ def check_trusted(path: str, allow: Allow, trusted: Iterable[str] = TRUSTED) -> 
         raise UntrustedClassError(path)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What an error says, in one line."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -61,12 +61,16 @@ TOY: dict[str, Any] = {
 }
 
 
+def write_configs(folder: Path) -> Path:
+    for name, config in (("maml", MAML), ("toy", TOY)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, config in (("maml", MAML), ("toy", TOY)):
-        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
+    return write_configs(tmp_path)
 
 
 def run(command: str, *args: str) -> int:

@@ -23,6 +23,7 @@ from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.seeding import set_seed
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
+from lightning_meta.import_paths import reason
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
@@ -106,11 +107,11 @@ def fit(
                 options["logger"] = [belonging_to(place.logger, each) for each in options["logger"]]
             made: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
             training = Training(module, data, options, allow_changes=allow_changes, began=began, **made)
-        except (TypeError, ValueError, MisconfigurationException) as error:  # of the Trainer
+        except BaseException as error:
             place.logger.discard()
-            raise error if isinstance(error, UserError) else UserError(" ".join(str(error).split())) from error
-        except BaseException:
-            place.logger.discard()
+            of_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
+            if of_trainer and not isinstance(error, UserError):
+                raise UserError(reason(error)) from error
             raise
         try:
             return training.run()

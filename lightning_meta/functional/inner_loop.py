@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -27,7 +28,7 @@ def inner_loop(
     buffers: Tensors,
     data: Any,
     steps: int,
-    learning_rate: float | Callable[[int], float | Tensors],
+    learning_rate: float | Callable[[int], float | Tensor | Tensors],
     first_order: bool = False,
     recompute: bool = False,
     direction: Callable[[Tensors], Tensors] = lambda gradients: gradients,
@@ -49,8 +50,8 @@ def inner_loop(
         data: What the loss needs besides, a pytree of tensors: the support set. Or a function of the step j that
             returns it, such as a mini-batch of the support set.
         steps: How many, at least 0.
-        learning_rate: α, or a function of the step j that returns α_j: a number, or a tensor for each parameter by
-            name, which broadcasts to it.
+        learning_rate: α, or a function of the step j that returns α_j: a number, a scalar tensor, or a tensor for each
+            parameter by name, which broadcasts to it.
         first_order: Leave the second derivatives out (Finn et al. 2017, section 5.2).
         recompute: Keep φ_j and the state alone of each step, and compute the step anew where the outer gradient passes
             it: the memory of one step in place of all, for about one more forward pass and inner gradient a step.
@@ -63,23 +64,38 @@ def inner_loop(
         that were left, since no forward pass was made there.
 
     Raises:
-        UserError: The rates lack a parameter.
+        UserError: The rates are of another kind or shape, or lack a parameter.
     """
     check_gradients()
     state = optimizer.init(parameters)
     trajectory = []
     for j in range(steps):
-        rates = learning_rate(j) if callable(learning_rate) else learning_rate
-        # Tensors are inputs of what is recomputed; a number cannot be.
-        by_name, number = (rates, 0.0) if isinstance(rates, dict) else ({}, rates)
-        if by_name and (missing := parameters.keys() - by_name.keys()):
-            raise UserError(f"rates: every adapted parameter needs one; there is none for {min(missing)!r}")
+        by_name, number = _rates(learning_rate(j) if callable(learning_rate) else learning_rate, parameters)
         step = partial(_step, loss, number, first_order, direction, optimizer)
         inputs = (parameters, buffers, data(j) if callable(data) else data, state, by_name)
         following, after, state = recomputed(partial(_on_copies, step), *inputs) if recompute else step(*inputs)
         trajectory.append((parameters, after))
         parameters, buffers = following, after
     return [*trajectory, (parameters, buffers)]
+
+
+def _rates(rates: object, parameters: Tensors) -> tuple[Tensors, float]:
+    """Rates by name, and the number that counts where there are none.
+
+    Tensors are inputs of a step, so that the outer gradient reaches them where it is recomputed; a number cannot be.
+    """
+    if isinstance(rates, Real):
+        return {}, float(rates)
+    by_name = dict.fromkeys(parameters, rates) if isinstance(rates, Tensor) else rates
+    if not isinstance(by_name, dict):
+        raise UserError(f"rates: a number or tensors by name of the parameter are needed, got {type(rates).__name__}")
+    for name, p in parameters.items():
+        if not isinstance(rate := by_name.get(name), Tensor):
+            raise UserError(f"rates: every adapted parameter needs one; there is none for {name!r}")
+        fits = all(r in (1, s) for r, s in zip(reversed(rate.shape), reversed(p.shape), strict=False))
+        if rate.dim() > p.dim() or not fits:
+            raise UserError(f"rates: that of {name!r} is {tuple(rate.shape)}, which is no rate for {tuple(p.shape)}")
+    return by_name, 0.0
 
 
 def _step(

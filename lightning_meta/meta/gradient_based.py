@@ -114,8 +114,8 @@ class GradientBasedLearner(MetaModule, ABC):
     def make_parts(self) -> None:
         """Make the head, and refuse names in `inner_parameters` that there are not."""
         super().make_parts()
-        self.adapted()
-        self._note_draws()
+        if _all_of_head(self.adapted()):
+            self._note_draws()
 
     def on_fit_start(self) -> None:
         """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
@@ -161,11 +161,11 @@ class GradientBasedLearner(MetaModule, ABC):
         """Names of the parameters that are not frozen; where all are, of those that were not before."""
         return frozenset(name for name, p in self.network.named_parameters() if p.requires_grad) or self._trained
 
-    def rates(self, step: int) -> float | Tensors:
+    def rates(self, step: int) -> float | Tensor | Tensors:
         """α_j of an inner step j = 0, 1, ...
 
-        A method that learns its rates returns a tensor for each adapted parameter by name, which broadcasts to it; the
-        outer gradient reaches them. There may be more steps in evaluation than in training.
+        A method that learns its rates returns a scalar tensor, or a tensor for each adapted parameter by name, which
+        broadcasts to it; the outer gradient reaches them. There may be more steps in evaluation than in training.
         """
         return self.inner_lr
 

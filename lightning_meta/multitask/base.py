@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
@@ -18,12 +17,11 @@ from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
-from lightning_meta.functional.ranks import mean_over_ranks, sum_over_ranks, world_size
-from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
-from lightning_meta.module import TrainedModule
+from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.multitask.combining import CombinesGradients
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved
-from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
+from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
@@ -33,14 +31,14 @@ from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
-from lightning_meta.weightings import Aggregator, Equal, GradientWeighting, Weighting
+from lightning_meta.weightings import Aggregator, Equal, Weighting
 
 _log = logging.getLogger(__name__)
 
 EVALUATED = ("test", "val", "train")  # what a test visits, in the order of the loaders
 
 
-class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
+class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     r"""Learns a fixed set of tasks together: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
 
     A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
@@ -206,10 +204,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         with seeded(int(key(self.key, name_key(name)))):
             return make_head(features, self.spec.tasks[name].outputs, hidden, dropout)
 
-    def shared_parameters(self) -> list[nn.Parameter]:
-        """θ_sh: the parameters that are trained for all tasks."""
-        return [p for p in self._shared_parameters() if p.requires_grad]
-
     def setup(self, stage: str) -> None:
         """Take from the data module what the tasks are, or check that they fit."""
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
@@ -274,32 +268,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
         return self._losses(batch)[0]
 
-    def task_gradients(self, batch: TaskBatch) -> Tensor:
-        """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
-
-        Its rows add up to the gradient of the plain sum of the losses. It takes a forward pass, which updates running
-        statistics as any other, and a backward pass for each task in the batch. All ranks must call it together.
-
-        Args:
-            batch: As for `task_losses`; this rank's share of it.
-
-        Returns:
-            `(T, P)`, in the order of `names` and of `shared_parameters()`, the mean over all ranks; 0 for a task that
-            the batch lacks. It is the same within `torch.no_grad`.
-
-        Raises:
-            UserError: Within inference mode, where torch takes no gradients.
-        """
-        if torch.is_inference_mode_enabled():
-            raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad instead")
-        shared = self.shared_parameters()
-        with torch.enable_grad():
-            losses = self.task_losses(batch)
-            if not shared:
-                return torch.zeros(len(self.names), 0, device=self.device)
-            found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
-        return mean_over_ranks(found.rows)
-
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
         by_name, outputs = self._losses(batch)
@@ -322,30 +290,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
-
-    def on_fit_start(self) -> None:
-        """Check that there are shared parameters where the weighting needs them."""
-        super().on_fit_start()
-        self._step_gradients.clear()  # of a training that was interrupted
-        if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
-            raise UserError(
-                f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
-                f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
-            )
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
-    ) -> None:
-        """Step; where the weighting is an aggregator, along its direction.
-
-        Raises:
-            NonFiniteLossError: The loss of some rank was not finite.
-        """
-        closure = optimizer_closure
-        if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
-            # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
-            closure = partial(self._aggregated, optimizer_closure)
-        super().optimizer_step(epoch, batch_idx, optimizer, closure)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave alone what belongs to tasks that no batch since the last step held: momentum would move it."""
@@ -443,58 +387,6 @@ class MultiTaskModule(ChecksBatches, TrainedModule, ABC):
         for (name, y), total in zip(outputs.items(), totals, strict=True):
             losses[name] = self.spec.tasks[name].losses(y, batch.targets[name]).sum() * (world_size() / total)
         return losses, outputs
-
-    def _shared_parameters(self) -> list[nn.Parameter]:
-        """All shared parameters, frozen ones as well."""
-        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
-        own |= {id(p) for p in self.weighting.parameters()}
-        return [p for p in self.parameters() if id(p) not in own]
-
-    def _loss_scale(self) -> Tensor | None:
-        """The factor by which a gradient scaler multiplies losses, if there is one."""
-        precision = getattr(self._trainer, "precision_plugin", None)
-        scaler = getattr(precision, "scaler", None)
-        return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
-
-    def _collect_gradients(
-        self,
-        objective: Tensor,
-        losses: Tensor,
-        by_name: Mapping[str, Tensor],
-        shared: Sequence[nn.Parameter],
-        means: Tensor,
-        present: Tensor,
-    ) -> Tensor:
-        """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
-        of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
-        found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
-        weights = found[0].unbind()
-        own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
-        of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
-        share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
-        rows = of_tasks.rows / share if share > 1 else of_tasks.rows
-        self._step_gradients.add(rows, means, present, of_tasks.used)
-        parameters: list[Tensor] = [*shared, *of_weighting]
-        gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
-        for weight, of_task, of_parameters in zip(weights, own, of_tasks.own, strict=True):
-            parameters += of_task
-            gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
-        return loss_with_gradients(objective, parameters, gradients)
-
-    def _aggregated(self, closure: Callable[[], Any]) -> Any:
-        result = closure()
-        assert isinstance(self.weighting, Aggregator)
-        direction = self._step_gradients.direction(self.weighting)
-        if direction is not None:
-            scale = self._loss_scale()
-            direction = direction if scale is None else direction * scale
-            write_gradients(self.shared_parameters(), direction, self._step_gradients.used)
-            if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
-                weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
-                values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}
-                for logger in self.loggers:
-                    logger.log_metrics(values, self.global_step)
-        return result
 
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch

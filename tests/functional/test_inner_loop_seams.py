@@ -64,12 +64,36 @@ def test_learned_rates_have_the_gradients_of_plain_autograd(first_order: bool, w
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-def test_a_rate_that_is_missing_is_one_line() -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+def test_one_learned_rate_is_that_rate_for_each_parameter(recompute: bool) -> None:
     parameters, x, y = problem()
-    rates = {name: torch.ones(()) for name in ("w", "v")}
+    found = []
+    for by_name in (False, True):
+        rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        rates: list[Tensor | Tensors] = [dict.fromkeys(parameters, rate) if by_name else rate] * STEPS
+        states = inner_loop(
+            lambda p, b, data: (squared_error(p, *data), {}),
+            *(parameters, {}, (x, y), STEPS, rates.__getitem__),
+            recompute=recompute,
+        )
+        found.append(torch.autograd.grad(flat(states[-1][0]).sin().sum(), rate)[0])
+    assert found[0] != 0
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ({name: torch.ones(()) for name in ("w", "v")}, "every adapted parameter needs one; there is none for 'b'"),
+        ({name: torch.ones(7) for name in ("w", "b", "v")}, "that of 'w' is (7,), which is no rate for (2, 6)"),
+        (None, "a number or tensors by name of the parameter are needed, got NoneType"),
+    ],
+)
+def test_rates_that_do_not_fit_are_one_line(rates: Any, message: str) -> None:
+    parameters, x, y = problem()
     with pytest.raises(UserError) as raised:
         inner_loop(lambda p, b, _: (squared_error(p, x, y), {}), parameters, {}, (), 1, lambda j: rates)
-    assert str(raised.value) == "rates: every adapted parameter needs one; there is none for 'b'"
+    assert str(raised.value) == f"rates: {message}"
 
 
 def test_each_step_sees_its_mini_batch() -> None:

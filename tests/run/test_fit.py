@@ -26,7 +26,7 @@ from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.run.test_resume import plain
 from tests.run.toys import ToyData, ToyModule
-from tests.test_cli import MAML, TOY
+from tests.test_cli import write_configs
 
 OPTIONS: dict[str, Any] = {"log_every_n_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
 
@@ -34,9 +34,7 @@ OPTIONS: dict[str, Any] = {"log_every_n_steps": 2, "accelerator": "cpu", "enable
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, config in (("maml", MAML), ("toy", TOY)):
-        tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
+    return write_configs(tmp_path)
 
 
 def toy(nan_at: int = -1) -> ToyModule:

@@ -1,0 +1,150 @@
+"""Gradients of tasks on what they share, for those who ask and for weightings that combine them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import TaskBatch
+from lightning_meta.errors import UserError
+from lightning_meta.functional.ranks import mean_over_ranks
+from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
+from lightning_meta.module import TrainedModule
+from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
+from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
+
+
+class CombinesGradients(TrainedModule, ABC):
+    """A module of several tasks whose weighting may replace the gradient of the shared parameters.
+
+    The tasks' gradients are collected batch by batch. At the end of the closure of an optimiser step they become one
+    direction in `.grad`: before a gradient scaler unscales it, and before it is clipped.
+    """
+
+    weighting: Weighting
+    _step_gradients: StepGradients
+    _stepped_on: set[str]
+
+    @property
+    @abstractmethod
+    def names(self) -> list[str]:
+        """The names of the tasks, in order."""
+
+    @abstractmethod
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """What belongs to a task alone. All else is shared."""
+
+    @abstractmethod
+    def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """The loss of each task in a batch, by name."""
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """θ_sh: the parameters that are trained for all tasks."""
+        return [p for p in self._shared_parameters() if p.requires_grad]
+
+    def task_gradients(self, batch: TaskBatch) -> Tensor:
+        """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
+
+        Its rows add up to the gradient of the plain sum of the losses. It takes a forward pass, which updates running
+        statistics as any other, and a backward pass for each task in the batch. All ranks must call it together.
+
+        Args:
+            batch: As for `task_losses`; this rank's share of it.
+
+        Returns:
+            `(T, P)`, in the order of `names` and of `shared_parameters()`, the mean over all ranks; 0 for a task that
+            the batch lacks. It is the same within `torch.no_grad`.
+
+        Raises:
+            UserError: Within inference mode, where torch takes no gradients.
+        """
+        if torch.is_inference_mode_enabled():
+            raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad instead")
+        shared = self.shared_parameters()
+        with torch.enable_grad():
+            losses = self.task_losses(batch)
+            if not shared:
+                return torch.zeros(len(self.names), 0, device=self.device)
+            found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
+        return mean_over_ranks(found.rows)
+
+    def on_fit_start(self) -> None:
+        """Check that there are shared parameters where the weighting needs them."""
+        super().on_fit_start()
+        self._step_gradients.clear()  # of a training that was interrupted
+        if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
+            raise UserError(
+                f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
+                f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
+            )
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step; where the weighting is an aggregator, along its direction.
+
+        Raises:
+            NonFiniteLossError: The loss of some rank was not finite.
+        """
+        closure = optimizer_closure
+        if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
+            # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
+            closure = partial(self._aggregated, optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
+    def _shared_parameters(self) -> list[nn.Parameter]:
+        """All shared parameters, frozen ones as well."""
+        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
+        own |= {id(p) for p in self.weighting.parameters()}
+        return [p for p in self.parameters() if id(p) not in own]
+
+    def _loss_scale(self) -> Tensor | None:
+        """The factor by which a gradient scaler multiplies losses, if there is one."""
+        precision = getattr(self._trainer, "precision_plugin", None)
+        scaler = getattr(precision, "scaler", None)
+        return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
+
+    def _collect_gradients(
+        self,
+        objective: Tensor,
+        losses: Tensor,
+        by_name: Mapping[str, Tensor],
+        shared: Sequence[nn.Parameter],
+        means: Tensor,
+        present: Tensor,
+    ) -> Tensor:
+        """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
+        of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
+        found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
+        weights = found[0].unbind()
+        own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
+        of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
+        share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
+        rows = of_tasks.rows / share if share > 1 else of_tasks.rows
+        self._step_gradients.add(rows, means, present, of_tasks.used)
+        parameters: list[Tensor] = [*shared, *of_weighting]
+        gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
+        for weight, of_task, of_parameters in zip(weights, own, of_tasks.own, strict=True):
+            parameters += of_task
+            gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
+        return loss_with_gradients(objective, parameters, gradients)
+
+    def _aggregated(self, closure: Callable[[], Any]) -> Any:
+        result = closure()
+        assert isinstance(self.weighting, Aggregator)
+        direction = self._step_gradients.direction(self.weighting)
+        if direction is not None:
+            scale = self._loss_scale()
+            direction = direction if scale is None else direction * scale
+            write_gradients(self.shared_parameters(), direction, self._step_gradients.used)
+            if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
+                weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
+                values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}
+                for logger in self.loggers:
+                    logger.log_metrics(values, self.global_step)
+        return result
