@@ -24,6 +24,7 @@ ELSEWHERE = {
     "pytest -m slow": "this is it",
     'pytest -m "slow or not slow"': "this is it",
     'LIGHTNING_META_FUZZ_SECONDS=900 pytest -m "slow or not slow" tests/robustness/test_fuzz_*.py': "this is it",
+    "LIGHTNING_META_KILL_ROUNDS=4 pytest -m slow tests/run/test_resume.py": "this is it",
     "pytest -s tests/nn/test_layers.py": "part of this suite",
     "pytest -s tests/test_lightning_tools.py": "part of this suite",
     "pytest -m gpu": "needs a card",

@@ -94,6 +94,9 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
+ROUNDS = int(os.environ.get("LIGHTNING_META_KILL_ROUNDS", "1"))
+"""How many runs of each schedule are killed, at 12 moments each."""
+
 LIMITS = {"steps": ["--trainer.max_steps=23"], "epochs": ["--trainer.max_epochs=3"]}
 
 
@@ -110,7 +113,7 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str) -> None:
     options = [*SCHEDULES[schedule], *LIMITS[limit], "--trainer.log_every_n_steps=1"]
     whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
-    for seed in range(4):
+    for seed in range(ROUNDS):
         assert fingerprint(drive(tmp_path / f"killed{seed}", options, kills=12, seed=seed, events=500)) == whole
 
 
