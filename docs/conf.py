@@ -1,4 +1,4 @@
-"""How Sphinx makes the pages: README.md in front, and behind it what the docstrings say."""
+"""How Sphinx makes the pages: README.md first, then the pages of this folder and the docstrings."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ napoleon_custom_sections = ["At a glance", "Run it", "Logged", "Deviations"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# README.md links to files of the repository. Where it names a class, that has a place of its own here.
-_TO_CLASS = re.compile(r"\[`(\w+)`([^\]]*)\]\(lightning_meta/((?:\w+/)+)\w+\.py\)")
-_TO_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)[^)]+\)")
+# Pages link to files of the repository. A class has its own place on the built pages, and so has a page of this folder.
+_TO_CLASS = re.compile(r"\[`(\w+)`([^\]]*)\]\((?:\.\./)?lightning_meta/((?:\w+/)+)\w+\.py\)")
+_TO_PAGE = re.compile(r"(?<!!)\[([^\]]+)\]\(docs/(\w+\.md)\)")
+_TO_FILE = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|docs/\w+\.md\))[^)]+\)")
 
 # Docstrings are written as Markdown, which people read in the code. What Sphinx reads is reStructuredText.
 _MARKUP = re.compile(
@@ -86,12 +87,12 @@ def _signature(app: Sphinx, what: str, name: str, thing: Any, *others: Any) -> t
 
 
 def _readme(app: Sphinx, path: Any, parent: str, content: list[str]) -> None:
-    text = _TO_CLASS.sub(_place_of_class, content[0])
-    content[0] = _TO_FILE.sub(r"\1", text)
+    text = _TO_FILE.sub(r"\1", _TO_CLASS.sub(_place_of_class, content[0]))
+    content[0] = _TO_PAGE.sub(r"[\1](\2)", text)
 
 
 def _classes(app: Sphinx, page: str, content: list[str]) -> None:
-    content[0] = with_classes(content[0])
+    content[0] = _TO_CLASS.sub(_place_of_class, with_classes(content[0]))
 
 
 def _place_of_class(found: re.Match[str]) -> str:

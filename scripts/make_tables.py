@@ -1,4 +1,4 @@
-"""Write the tables of README.md that list classes, from their docstrings: `python scripts/make_tables.py`.
+"""Write the tables of README.md and docs/ that list classes, from their docstrings: `python scripts/make_tables.py`.
 
 A table stands between two comments, `<!-- methods -->` and `<!-- /methods -->`; what is between them is replaced. Its
 cells are the section `At a glance:` of each docstring, or the first sentence. `docs/conf.py` has the pages made here.
@@ -19,7 +19,12 @@ from lightning_meta.data.source import Source, TaskGenerator, TaskSource
 from lightning_meta.integrations import learn2learn
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+TABLES = {
+    "README.md": ("multi-task methods", "meta-learning methods"),
+    "docs/data.md": ("few-shot sources", "multi-task sources"),
+    "docs/multi_task.md": ("weightings",),
+}
+"""The names of the tables of each page."""
 
 
 def public(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
@@ -68,7 +73,7 @@ def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
 
 
 def tables() -> dict[str, str]:
-    """The tables of README.md, by the name in their comments."""
+    """All tables, by the name in their comments; links are relative to the top folder."""
     shares = {"shared": "Shared", "the task's own": "Own", "how a new task is learned": "New task"}
     few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
     several = {"tasks": "Tasks", "held out for validation and test": "Held out", "comes from": "From"}
@@ -82,12 +87,19 @@ def tables() -> dict[str, str]:
     }
 
 
-def with_tables(text: str) -> str:
-    """README.md with its tables as they should be."""
-    for name, made in tables().items():
+def with_tables(page: str) -> str:
+    """The text of a page with its tables as they should be.
+
+    Args:
+        page: A key of `TABLES`.
+    """
+    text, made_of = (ROOT / page).read_text(), tables()
+    up = "../" * page.count("/")
+    for name in TABLES[page]:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1:
-            raise SystemExit(f"README.md: expected one {begin} and one {end}")
+            raise SystemExit(f"{page}: expected one {begin} and one {end}")
+        made = made_of[name].replace("](lightning_meta/", f"]({up}lightning_meta/")
         before, _, rest = text.partition(begin)
         text = f"{before}{begin}\n\n{made}\n\n{end}{rest.partition(end)[2]}"
     return text
@@ -123,4 +135,5 @@ def _link(cls: type) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for shown in TABLES:
+        (ROOT / shown).write_text(with_tables(shown))

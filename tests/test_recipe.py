@@ -157,11 +157,12 @@ def test_a_method_a_weighting_and_their_rows_are_all_that_it_takes(tmp_path: Pat
         return done.stdout
 
     run("scripts/make_tables.py")
-    readme = (tmp_path / "README.md").read_text()
-    assert "| [`Nearest`](lightning_meta/meta/nearest.py) | an embedding θ | class means | embed |" in readme
-    assert "- [`Halves`](lightning_meta/weightings/halves.py): Half of each loss." in readme
+    nearest = "| [`Nearest`](lightning_meta/meta/nearest.py) | an embedding θ | class means | embed |"
+    assert nearest in (tmp_path / "README.md").read_text()
+    halves = "- [`Halves`](../lightning_meta/weightings/halves.py): Half of each loss."
+    assert halves in (tmp_path / "docs" / "multi_task.md").read_text()
     whole = ("tests/test_public_api.py", "tests/test_docs.py", "tests/test_configs.py")
-    new = "Nearest or SmallHeads or Halves or nearest_ or small_heads_ or place or readme_are or table"
+    new = "Nearest or SmallHeads or Halves or nearest_ or small_heads_ or place or page_are or table"
     options = ("-q", "-p", "no:cacheprovider", "-k", f"({new}) and not blocks")
     summary = run("-m", "pytest", *options, *whole, "tests/testing/test_shipped.py", "tests/test_arguments.py")
     assert "passed" in summary

@@ -1,4 +1,4 @@
-"""The README's own tasks and way of sharing, as they stand there, train, test, save and load."""
+"""The tasks and the way of sharing that the docs show, as they stand there, train, test, save and load."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.nn import MLP
 from tests.multitask.toys import results_of, trainer
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "multi_task.md").read_text()
 
 
 def written(marker: str) -> str:
-    """The code block of the README that holds a marker."""
-    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if marker in b)
+    """The code block of the page that holds a marker."""
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if marker in b)
     return block
 
 
@@ -33,7 +33,7 @@ def users_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return module
 
 
-def test_the_readmes_tasks_and_sharing(users_module: types.ModuleType, tmp_path: Path) -> None:
+def test_the_tasks_and_the_sharing_of_the_page(users_module: types.ModuleType, tmp_path: Path) -> None:
     data = MultiTaskDataModule(users_module.Weather(), batch_size=20)
     module = users_module.SmallHeads(MLP(8, (32, 24)))
     runner = trainer(120)
