@@ -14,6 +14,9 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAM = r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|sphinx-build|ruff|mypy|wandb|sbatch|lightning-meta|configs/\S+sh) "
 
 ELSEWHERE = {
+    "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
+    "lightning-meta configs": "test_shipped_configs.py runs it",
+    "lightning-meta configs protonet_glyphs > mine.yaml": "test_shipped_configs.py runs it",
     'pip install -e ".[dev]"': ".ci/run installs the package",
     "pip install -e .": ".ci/run installs the package",
     'pip install -e ".[docs]"': ".ci/run installs the package",
@@ -44,7 +47,6 @@ ELSEWHERE = {
     "wandb agent ENTITY/lightning_meta/ID": "needs an account; tests/test_sweep.py runs what an agent starts",
     "CUDA_VISIBLE_DEVICES=1 wandb agent ENTITY/lightning_meta/ID": "needs an account and a card",
     "configs/slurm/torchrun.sh ADDRESS_OF_MACHINE_0 MACHINES NUMBER CONFIG": "how it is used; README has an example",
-    "lightning-meta fit ...": "the entry point, of which main() is the function",
     **{
         f"python scripts/fit.py --config configs/{name}.yaml": "test_configs.py runs it"
         for name in sorted(EMBEDDED | NEEDS_DATA)

@@ -16,6 +16,7 @@ from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder.command import ladder, ladder_options
 from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
 from lightning_meta.cli.predict import predict, predict_options
+from lightning_meta.cli.shipped import configs, version, with_shipped
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -30,7 +31,9 @@ COMMANDS = {
     "curves": curves,
     "ladder": ladder,
     "sweep": sweep,
+    "configs": configs,
 }
+TAKE_SHIPPED = ("fit", "test", "ladder")
 OPTIONS = {
     "fit": fit_options,
     "test": test_options,
@@ -41,13 +44,15 @@ OPTIONS = {
     "curves": curves_options,
 }
 
-USAGE = """usage: lightning-meta fit --config FILE [options]     train, keep the best checkpoint and test it
-       lightning-meta test --ckpt_path RUN [options]  test a trained model
-       lightning-meta predict --ckpt_path RUN ...     label images by a few labelled ones of new classes
+USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
+       lightning-meta test --ckpt_path RUN [options]    test a trained model
+       lightning-meta predict --ckpt_path RUN ...       label images by a few labelled ones of new classes
        lightning-meta compare RUN... --baseline RUN...  what sharing did to each task
-       lightning-meta curves RUN... [options]         training curves of several runs in one picture
-       lightning-meta ladder --config FILE [options]  train several methods over several seeds, then compare them
-       lightning-meta sweep --config FILE [options]   search options of fit, here or, by `wandb sweep`, anywhere
+       lightning-meta curves RUN... [options]           training curves of several runs in one picture
+       lightning-meta ladder --config NAME|FILE ...     train several methods over several seeds, then compare them
+       lightning-meta sweep --config FILE [options]     search options of fit, here or, by `wandb sweep`, anywhere
+       lightning-meta configs [NAME]                    list the configurations that are shipped, or print one
+       lightning-meta --version                         print the versions of the package, torch and lightning
 
 lightning-meta fit --help, and so for the others, explains every option."""
 
@@ -63,6 +68,9 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     command, *options = [*(sys.argv[1:] if args is None else args), ""]
     if command not in COMMANDS:
+        if command == "--version":
+            print(version())
+            return 0
         asked = command in ("-h", "--help")
         if command and not command.startswith("-"):
             return _fail(unknown_command(command, COMMANDS), 2)
@@ -74,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if _trusts_what_is_named(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
-        COMMANDS[command](options[:-1])
+        COMMANDS[command](with_shipped(options[:-1]) if command in TAKE_SHIPPED else options[:-1])
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except ArgumentError as error:

@@ -1,0 +1,71 @@
+"""The shipped configurations work by their names, outside of a clone as well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lightning_meta.cli import main
+from lightning_meta.cli.shipped import shipped, with_shipped
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--data.init_args.meta_batches_per_epoch=2"]
+QUICK += ["--data.init_args.val_tasks=2", "--data.init_args.test_tasks=2"]
+
+
+def test_names_are_those_of_the_folder() -> None:
+    assert set(shipped()) == {file.stem for file in (ROOT / "configs").glob("*.yaml")}
+
+
+def test_a_name_trains_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", "protonet_glyphs", *QUICK]) == 0
+    assert (tmp_path / "runs" / "protonet_glyphs" / "0" / "results.json").is_file()
+
+
+def test_a_file_here_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("maml_glyphs").write_text("own: file")
+    assert with_shipped(["--config", "maml_glyphs"]) == ["--config", "maml_glyphs"]
+    assert with_shipped(["--config=protonet_glyphs"]) == [f"--config={shipped()['protonet_glyphs']}"]
+    assert with_shipped(["--config", "model:\n  a: 1"]) == ["--config", "model:\n  a: 1"]
+
+
+def test_an_unknown_name_is_one_line_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "protonet_glyph"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "protonet_glyphs" in line
+    assert main(["ladder", "--config", "nothing_like_it"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "lightning-meta configs" in line
+
+
+def test_the_list_and_a_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["configs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(shipped())
+    assert all(len(line.split()) > 3 and len(line) < 200 for line in lines)
+    assert main(["configs", "maml_glyphs"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "lightning_meta.MAML"
+    assert main(["configs", "nothing"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_versions_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("lightning_meta ")
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_configuration(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"lightning_meta/configs/{name}.yaml" for name in shipped()} <= set(names)
+    assert not [name for name in names if name.startswith(("tests/", "configs/", "scripts/"))]
