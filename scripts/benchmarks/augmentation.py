@@ -30,9 +30,11 @@ def augmentation(setting: Setting) -> Iterator[Row]:
     """Augmenting a step's images against the whole step, for a small network and a large one."""
     spec = EpisodeSpec("classification", (3, SIZE, SIZE), 0, CLASSES, "uint8")
     torch.manual_seed(0)
+    protonet = ProtoNet(Conv4(3), strategy="vmap", episodes=spec)
+    baseline = Baseline(ResNet12(), strategy="vmap", episodes=spec)
     cases: dict[str, tuple[MetaModule, EpisodeShape]] = {
-        "ProtoNet, Conv4-64, 20-way 1-shot 15 queries": (ProtoNet(Conv4(3), strategy="vmap", episodes=spec), EpisodeShape(20, 1, 15)),
-        "Baseline, ResNet12, 128 images": (Baseline(ResNet12(), strategy="vmap", episodes=spec), EpisodeShape(16, 1, 7)),
+        "ProtoNet, Conv4-64, 20-way 1-shot 15 queries": (protonet, EpisodeShape(20, 1, 15)),
+        "Baseline, ResNet12, 128 images": (baseline, EpisodeShape(16, 1, 7)),
     }
     if setting.short:
         del cases["Baseline, ResNet12, 128 images"]
