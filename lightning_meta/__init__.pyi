@@ -9,6 +9,7 @@ from .batches import Episode as Episode
 from .batches import Examples as Examples
 from .batches import TaskBatch as TaskBatch
 from .configuration import Described as Described
+from .data.augmentation import Augmentation as Augmentation
 from .data.episodes import EpisodeShape as EpisodeShape
 from .data.episodic import EpisodicDataModule as EpisodicDataModule
 from .data.multi_task import MultiTaskDataModule as MultiTaskDataModule

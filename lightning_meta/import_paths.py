@@ -16,6 +16,7 @@ Allow: TypeAlias = Iterable[str | type | Callable[..., Any]]
 
 # The rooms that hold what a model is made of, and none whose classes open files, start runs or import by name.
 TRUSTED = (
+    "lightning_meta.data.augmentation",
     "lightning_meta.functional.inner_optimizers",
     "lightning_meta.meta",
     "lightning_meta.multitask",

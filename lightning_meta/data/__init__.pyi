@@ -1,3 +1,4 @@
+from .augmentation import Augmentation as Augmentation
 from .episodes import Draw as Draw
 from .episodes import EpisodeDataset as EpisodeDataset
 from .episodes import EpisodeShape as EpisodeShape

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.batches import Examples
-
-# splitmix64, as in `random_bits`, in int64 tensors that may be on any device and under `vmap`.
-_GAMMA, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+from lightning_meta.functional.tensor_bits import GAMMA, mix
 
 
 def mini_batches(examples: Examples, size: int, count: int) -> list[Examples]:
@@ -33,7 +31,7 @@ def mini_batches(examples: Examples, size: int, count: int) -> list[Examples]:
     size = min(size, total)
     keys = content_keys(examples)
     epochs = torch.arange(-(-count * size // total), device=keys.device)
-    order = torch.argsort(_mix(keys + _mix(epochs.unsqueeze(-1) * _GAMMA)), dim=-1).flatten()
+    order = torch.argsort(mix(keys + mix(epochs.unsqueeze(-1) * GAMMA)), dim=-1).flatten()
     rows = [order[j * size : (j + 1) * size] for j in range(count)]
     return [Examples(examples.x[chosen], examples.y[chosen]) for chosen in rows]
 
@@ -45,17 +43,5 @@ def content_keys(examples: Examples) -> Tensor:
     """
     parts = [part.detach().reshape(len(part), -1).float() for part in examples]
     words = torch.cat(parts, dim=-1).view(torch.int32).long()
-    multipliers = _mix(torch.arange(1, words.shape[-1] + 1, device=words.device) * _GAMMA) | 1
-    return _mix((words * multipliers).sum(-1))  # wrapping sums do not depend on their order
-
-
-def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64."""
-    z = (z ^ _shifted(z, 30)) * _MIX_1
-    z = (z ^ _shifted(z, 27)) * _MIX_2
-    return z ^ _shifted(z, 31)
-
-
-def _shifted(z: Tensor, places: int) -> Tensor:
-    """To the right, zeros coming in from the left; torch's own shift repeats the sign."""
-    return (z >> places) & ((1 << (64 - places)) - 1)
+    multipliers = mix(torch.arange(1, words.shape[-1] + 1, device=words.device) * GAMMA) | 1
+    return mix((words * multipliers).sum(-1))  # wrapping sums do not depend on their order

@@ -61,8 +61,8 @@ class Baseline(MetaModule):
           Chen et al. never scale them.
         - One s serves training and new tasks; the code of Chen et al. takes 2 for up to 200 classes and 10 for more,
           and learns a length for each class.
-        - A step's images come from the classes of its episodes, not from all; there is no augmentation, no second
-          generation by distillation (section 3.3 of Tian et al.).
+        - A step's images come from the classes of its episodes, not from all; they are augmented only where the data
+          module is given an `Augmentation`; there is no second generation by distillation (section 3.3 of Tian et al.).
 
     Args:
         backbone: The network below the head.

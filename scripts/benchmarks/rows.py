@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import peers, work
+from benchmarks.augmentation import augmentation
 from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
@@ -124,6 +125,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "sampling": sampling,
     "memory": memory,
     "evaluation": evaluation,
+    "augmentation": augmentation,
     "imports": imports,
     "processes": processes,
 }

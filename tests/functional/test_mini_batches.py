@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.func import vmap
 
 from lightning_meta.batches import Examples
-from lightning_meta.functional.mini_batches import _mix, content_keys, mini_batches
-from lightning_meta.functional.random_bits import mix
+from lightning_meta.functional.mini_batches import content_keys, mini_batches
 
 
 def numbers(examples: Examples, size: int, count: int) -> Tensor:
@@ -74,8 +72,3 @@ def test_examples_with_one_input_and_several_targets_are_not_interchangeable() -
     turned = torch.randperm(10)
     assert torch.equal(numbers(Examples(x, y[turned]), 3, 7), numbers(Examples(x, y), 3, 7))
     assert len(content_keys(Examples(x, y)).unique()) == 10
-
-
-def test_bits_are_those_of_the_other_random_draws() -> None:
-    z = torch.randint(-(2**63), 2**63 - 1, (1000,))
-    assert np.array_equal(_mix(z).numpy().view(np.uint64), mix(z.numpy().view(np.uint64).copy()))
