@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
-from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
+from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range, check_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
@@ -120,6 +120,8 @@ class EpisodicDataModule(SourceDataModule):
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
+            if isinstance(self.source, Source):
+                check_pool(self._pools[split], split, self._shape(split), self._more_classes)
             stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
             self.datasets[split] = self._episodes(stored, split)
         self.configure_module()
@@ -185,11 +187,18 @@ class EpisodicDataModule(SourceDataModule):
         return EpisodeDataset(
             origin,
             split,
-            self.train_shape if train else self.test_shape,
+            self._shape(split),
             self.meta_batch_size if train else self.evaluation_meta_batch_size,
             self.meta_batch_size * self.meta_batches_per_epoch if train else self.evaluation_tasks[split],
             self.train_seed if train else self.evaluation_seed,
         )
+
+    def _shape(self, split: Split) -> EpisodeShape:
+        return self.train_shape if split == "train" else self.test_shape
+
+    def _more_classes(self) -> str:
+        assert isinstance(self.source, Source)
+        return self.source.more_classes({split: self._shape(split).largest() for split in SPLITS})
 
     def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
         """The tasks of a split; without a Trainer, nobody has set them up yet."""
