@@ -63,7 +63,7 @@ class Predictor:
             y = torch.tensor([self.classes.index(label) for label in plain], device=module.device)
             module.check_ways(len(self.classes))
         module.task.check(y, len(self.classes) or module.spec.outputs)
-        with _evaluating(module):
+        with evaluating(module):
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Predictor:
         return check_outputs(self._run(self._inputs(x)))
 
     def _run(self, x: Tensor) -> Tensor:
-        with _evaluating(self.module):
+        with evaluating(self.module):
             return self.module.predict(self.state, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _distinct(labels: list[Any]) -> list[Any]:
 
 
 @contextmanager
-def _evaluating(module: Learner) -> Iterator[None]:
+def evaluating(module: Learner) -> Iterator[None]:
     """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
     exact = exact_derivatives(module.network)
     with in_evaluation_mode(module), torch.no_grad(), module.exact_arithmetic(), untouched(module), exact:
