@@ -19,6 +19,7 @@ from lightning_meta.configuration import (
     lies_in,
     unknown_parts,
 )
+from lightning_meta.building import rebuilding
 from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
@@ -78,9 +79,10 @@ def load(
     try:
         _refuse_unknown(init_args)
         layout = layout_of(checkpoint)
-        if not overrides and _looks_at_no_values(spec):
-            rehearse(make, weights)
-        module, weights = make()
+        with rebuilding():
+            if not overrides and _looks_at_no_values(spec):
+                rehearse(make, weights)
+            module, weights = make()
     except UntrustedClassError as error:
         raise UntrustedClassError(error.path, f"{file}: ") from error
     except MisfitError:
