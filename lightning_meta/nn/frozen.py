@@ -82,5 +82,6 @@ class Frozen(FeatureExtractor):
 def frozen_part(backbone: nn.Module) -> FeatureExtractor | None:
     """The frozen network that a backbone is or begins with; None where there is none, or it was unfrozen."""
     part = backbone[0] if isinstance(backbone, nn.Sequential) and len(backbone) else backbone
-    held = isinstance(part, FeatureExtractor) and part.frozen
-    return part if held and not any(p.requires_grad for p in part.parameters()) else None
+    if not isinstance(part, FeatureExtractor) or not part.frozen or any(p.requires_grad for p in part.parameters()):
+        return None
+    return part

@@ -92,7 +92,7 @@ def _timm(model: str, image_size: int | None, weights: bool) -> Published:
 def _torchvision(model: str, image_size: int | None, weights: bool) -> Published:
     models = _library("torchvision", "pip install torchvision").models
     if model not in models.list_models(module=models):
-        raise UserError(f"name: torchvision.models has no classifier {model!r}; torchvision.models.list_models() lists them")
+        raise UserError(f"name: torchvision.models has no {model!r}; its list_models() has the names")
     transforms = models.get_model_weights(model).DEFAULT.transforms()
     network = _fetched(f"torchvision/{model}", models.get_model, model, weights="DEFAULT" if weights else None)
     _drop_last_layer(network, model)
@@ -107,7 +107,7 @@ def _drop_last_layer(network: nn.Module, model: str) -> None:
     """
     path, last = [(n, m) for n, m in network.named_modules() if next(m.parameters(recurse=False), None) is not None][-1]
     if not isinstance(last, nn.Linear):
-        raise UserError(f"name: the last layer of torchvision/{model} is {path}, a {type(last).__name__} and no Linear; take another")
+        raise UserError(f"name: the last layer of torchvision/{model} is no Linear but {type(last).__name__}")
     above, _, name = path.rpartition(".")
     setattr(network.get_submodule(above), name, nn.Identity())
 
