@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range, check_pool
+from lightning_meta.data.features import backbone_of_features, feature_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
@@ -131,7 +132,7 @@ class EpisodicDataModule(SourceDataModule):
         dataset = self._dataset("train", "fit")
         if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
             dataset = self.datasets["train"] = self._episodes(dataset.origin, "train")
-        return self.training_loader(TrainSampler(dataset, *self.ranks))
+        return self.training_loader(TrainSampler(self._served(dataset), *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -207,7 +208,24 @@ class EpisodicDataModule(SourceDataModule):
             self.setup(stage)
         return self.datasets[split]
 
+    def _served(self, dataset: EpisodeDataset) -> EpisodeDataset:
+        """The tasks with features in place of images, where the module's backbone is frozen; see `nn.Frozen`.
+
+        This is known when loaders are made: only then the weights of a checkpoint are in their place.
+        """
+        split = dataset.split
+        augmented = split == "train" and getattr(self, "augmentation", None) is not None
+        if augmented or not isinstance(self.source, Source):
+            return dataset
+        backbone = backbone_of_features(self.trainer, self._pools[split].input_shape)
+        if backbone is None:
+            return dataset
+        assert self.trainer is not None
+        examples = f"{self.fingerprint()} {split}" if self.fingerprint() else ""
+        return self._episodes(self.placed(feature_pool(self.trainer, backbone, self._pools[split], examples)), split)
+
     def _evaluation_loader(self, dataset: EpisodeDataset) -> DataLoader[Episode]:
+        dataset = self._served(dataset)
         sampler = EvaluationSampler(dataset, *self.ranks)
         # By keywords, since Lightning makes the loader again for predicting.
         options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}
