@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_meta.batches import Examples
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta.learner import Learner
-from lightning_meta.meta.predictor import evaluating
+from lightning_meta.meta.predictor import evaluating, in_features
 from lightning_meta.nn.likeness import check_outputs
 
 MOST_FOLDS, FOLDS = 10, 5
@@ -62,6 +62,7 @@ def held_out(module: Learner, x: Tensor, labels: Sequence[Any]) -> HeldOut | Non
     x, numbers = module.inputs(x.to(module.device)), torch.tensor(fold_of, device=module.device)
     right, tried = Counter[Any](), Counter[Any]()
     with evaluating(module):
+        x = in_features(module, x)  # once for all folds
         for fold in range(folds):
             rest, left = numbers != fold, numbers == fold
             state = outside_inference_mode(module.adapt, Examples(x[rest], y[rest]), len(classes))

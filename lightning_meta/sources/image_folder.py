@@ -133,12 +133,18 @@ class ImageFolder(ImageFilesSource):
         if any(folders_in(self.root / split) for split in SPLITS):
             return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
         count = len(folders_in(self.root))
-        least = max(needs["val"][0], needs["test"][0])
-        if count >= 2 * least + max(least, needs["train"][0]):
-            return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} class folders"
+        for least in range(self.least_classes + 1, count // 3 + 1):
+            if all(size >= needs[split][0] for split, size in self._sizes(count, least).items()):
+                return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of ImageFolder, ways and test_ways to {fewer}" if fewer > 1 else ""
-        return f"by more class folders: tasks need {tasks}, and there are {count} in all{ways}"
+        return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"
+
+    def _sizes(self, count: int, least: int) -> dict[Split, int]:
+        """How many of so many classes each split gets."""
+        val = max(least, min(_rounded(self.fractions[1] * count), count - 2 * least))
+        test = max(least, min(_rounded(self.fractions[2] * count), count - least - val))
+        return {"train": count - val - test, "val": val, "test": test}
 
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
@@ -147,17 +153,17 @@ class ImageFolder(ImageFilesSource):
                 "as many as the ways of a task for few-shot learning; root is the folder that holds a folder of "
                 "images for each class"
             )
-        least = self.least_classes
-        if len(folders) < 3 * least:
+        least, most = self.least_classes, len(folders) // 3
+        if least > most:
+            fewer = f", or set least_classes and the ways of tasks to {most}" if most > 1 else ""
             raise UserError(
                 f"ImageFolder least_classes={least}: {least} classes each for train, val and test are {3 * least}, but "
-                f"{self.root} has {len(folders)} class folders; add some, or set least_classes and the ways of tasks "
-                f"to {len(folders) // 3}"
+                f"{self.root} has {len(folders)} class folders; add some{fewer}"
             )
         # A hash and not a random generator: the same on any release of any library.
         drawn = sorted(folders, key=lambda f: hashlib.sha256(f"{self.seed}/{f.name}".encode()).digest())
-        val = max(least, min(_rounded(self.fractions[1] * len(drawn)), len(drawn) - 2 * least))
-        test = max(least, min(_rounded(self.fractions[2] * len(drawn)), len(drawn) - least - val))
+        sizes = self._sizes(len(drawn), least)
+        val, test = sizes["val"], sizes["test"]
         parts: dict[Split, Sequence[Path]] = {
             "train": drawn[val + test :],
             "val": drawn[:val],

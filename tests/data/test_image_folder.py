@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -116,21 +117,21 @@ def test_eight_classes_of_five_images_are_enough_where_each_split_gets_two(cache
     assert refusal.startswith("test_ways: 2 classes a task were asked for, but the val split has 1; ")
     assert "least_classes=2" in refusal
     assert "2 of 5 images in train, 2 of 5 images in val, 2 of 5 images in test" in refusal
-    assert "there are 8 class folders" in refusal
+    assert "there are 8 classes" in refusal
 
 
 def test_a_folder_that_is_too_small_says_which_ways_it_is_enough_for(cache: Path, tmp_path: Path) -> None:
     folder = classes(tmp_path / "photos", 8, 5)
     few = {"shots": 1, "queries": 1}
     refusal = refused_tasks(folder, ways=4, test_ways=3, **few)
-    assert "there are 8 in all; or set least_classes of ImageFolder, ways and test_ways to 2" in refusal
+    assert "there are 8; or set least_classes of ImageFolder, ways and test_ways to 2" in refusal
     assert few_shot(folder, ways=2, test_ways=2, least_classes=2, **few) == [4, 2, 2]  # what it says works
     assert "least_classes=3" in (refusal := refused_tasks(folder, ways=2, least_classes=3, **few))
     assert "each for train, val and test are 9, but" in refusal
     assert "8 class folders; add some, or set least_classes and the ways of tasks to 2" in refusal
     refusal = refused_tasks(classes(tmp_path / "four", 4, 5), ways=2, **few)
     assert refusal.endswith("by more class folders: tasks need 2 of 2 images in train, 2 of 2 images in val, 2 of 2 "
-                            "images in test, and there are 4 in all")  # fmt: skip
+                            "images in test, and there are 4")  # fmt: skip
     for split, count in (("train", 4), ("val", 1), ("test", 2)):
         for c in range(count):
             for i in range(2):
@@ -162,6 +163,26 @@ def test_a_least_number_of_classes_changes_no_division_that_has_it() -> None:
             assert sorted(name for split in SPLITS for name in after[split]) == sorted(f.name for f in folders)
             if min(len(before[split]) for split in SPLITS) >= least:
                 assert after == before
+
+
+def test_the_least_number_that_is_named_gives_every_split_enough(cache: Path, tmp_path: Path) -> None:
+    folder, few = classes(tmp_path / "photos", 17, 2), {"shots": 1, "queries": 1}
+    named = 0
+    for fractions, ways, test_ways in product(((0.6, 0.15, 0.25), (0.25, 0.25, 0.5)), range(2, 9), range(2, 7)):
+        options = {"fractions": fractions, "ways": ways, "test_ways": test_ways, **few}
+        try:
+            sizes = few_shot(folder, **options)
+        except UserError as error:
+            if found := re.search(r"by least_classes=(\d+) of ImageFolder", str(error)):
+                named += 1
+                sizes = few_shot(folder, **options, least_classes=int(found[1]))
+            else:
+                assert max(3 * test_ways, ways + 2 * test_ways) > 17 or fractions[0] < 0.5
+                sizes = few_shot(folder, **options | {"ways": 5, "test_ways": 5}, least_classes=5)
+                ways, test_ways = 5, 5
+        assert sizes[0] >= ways
+        assert min(sizes[1:]) >= test_ways
+    assert named > 10
 
 
 def test_divisions_stay_those_of_version_0_1() -> None:
