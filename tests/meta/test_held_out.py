@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_meta.meta import MAML, R2D2, Baseline, MetaModule, Predictor, ProtoNet
 from lightning_meta.meta.held_out import held_out
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, Frozen
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import Snapshot
 
@@ -106,3 +108,35 @@ def test_where_nothing_is_left_out() -> None:
     assert held_out(MAML(MLP(64, (4,)), episodes=IMAGES), x, labels) is None  # an inner loop for each fold
     alike = ProtoNet(Conv4(width=4, blocks=2), batch_norm="transductive", episodes=IMAGES)
     assert held_out(alike, x, labels) is None  # a fold is no query set like those to come
+
+
+class Counting(nn.Module):
+    """A small network that notes how many images it is given, and how many at once at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.sizes = Conv4(width=4, blocks=2), list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.network(x)
+
+
+@pytest.mark.parametrize("method", [ProtoNet, R2D2, partial(Baseline, head_steps=5)])
+def test_a_frozen_backbone_sees_each_support_image_once(method: Any) -> None:
+    """70 images and five folds: as many would be given to a network that trains, six times over."""
+    x, labels = examples({"a": 40, "b": 30})
+    torch.manual_seed(0)
+    counting = Counting()
+    network = copy.deepcopy(counting.network)
+    frozen, plain = (method(part, episodes=replace(IMAGES, classes=6)) for part in (Frozen(counting), network))
+    plain.load_state_dict({k.replace("network.network.", ""): v for k, v in frozen.state_dict().items()})
+    for use in (held_out, Predictor):
+        counting.sizes.clear()
+        use(frozen, x, labels)
+        assert sum(counting.sizes) == 70
+        assert max(counting.sizes) <= 64
+    assert held_out(frozen, x, labels) == held_out(plain, x, labels)
+    query, _ = examples({"a": 3, "b": 4}, seed=1)
+    found, expected = (Predictor(module, x, labels).probabilities(query) for module in (frozen, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
