@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any
@@ -27,6 +29,23 @@ from lightning_meta.specifications import PATHS, class_paths, marked
 
 # Activations and the like, in Python and in C: functions of these modules only operate on tensors.
 OF_TENSORS = ("torch.nn.functional", "torch._C._nn")
+
+_rebuilt: ContextVar[bool] = ContextVar("rebuilt", default=False)
+
+
+@contextmanager
+def rebuilding() -> Iterator[None]:
+    """Within the context, what is made gets all of its weights from a checkpoint, so none are read from elsewhere."""
+    token = _rebuilt.set(True)
+    try:
+        yield
+    finally:
+        _rebuilt.reset(token)
+
+
+def is_rebuilt() -> bool:
+    """Whether what is made now gets its weights from a checkpoint."""
+    return _rebuilt.get()
 
 
 def build(spec: Any, allow: Allow = ()) -> Any:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from torch import nn
 
+from lightning_meta.building import rebuilding
 from lightning_meta.configuration import (
     TRUSTED,
     Allow,
@@ -78,9 +80,10 @@ def load(
     try:
         _refuse_unknown(init_args)
         layout = layout_of(checkpoint)
-        if not overrides and _looks_at_no_values(spec):
-            rehearse(make, weights)
-        module, weights = make()
+        with rebuilding():
+            if not overrides and _looks_at_no_values(spec):
+                rehearse(make, weights)
+            module, weights = make()
     except UntrustedClassError as error:
         raise UntrustedClassError(error.path, f"{file}: ") from error
     except MisfitError:
@@ -146,8 +149,22 @@ def check_weights(module: LightningModule, weights: Any, file: str | PathLike[st
     Raises:
         MisfitError: The first difference, in one line.
     """
+    check_tensors(module, weights, str(file))
+
+
+def check_tensors(module: nn.Module, weights: Any, source: str) -> None:
+    """Refuse weights that are not those of a module, one for one.
+
+    Args:
+        module: What they are for.
+        weights: Tensors by name.
+        source: Where they are from, as the error begins.
+
+    Raises:
+        MisfitError: The first difference, in one line.
+    """
     own = module.state_dict()
-    where = f"{file} does not fit {type(module).__name__}"
+    where = f"{source} does not fit {type(module).__name__}"
     for name, tensor in own.items():
         if not isinstance(tensor, torch.Tensor):
             continue  # what a module of the user's own keeps by `get_extra_state`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -17,8 +18,10 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
 from lightning_meta.batches import Episode
-from lightning_meta.checks import factory, instance
+from lightning_meta.building import is_rebuilt
+from lightning_meta.checks import factory, instance, positive
 from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
@@ -46,6 +49,10 @@ class _BuiltWhenConstructed(ABCMeta):
             raise
         if not hasattr(module, "_modules"):
             raise UserError(f"{cls.__name__}: its constructor must call super().__init__()")
+        if module.backbone_weights is not None and not is_rebuilt():
+            from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
+
+            take_backbone(module.backbone, module.backbone_weights)
         if module.ready_to_build:
             module.configure_model()
         return module
@@ -72,6 +79,9 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         spec: What the data look like; None until the data module says so.
         optimizer: Makes the optimiser of the parameters.
         lr_scheduler: Makes the schedule of the optimiser; it steps once per training step.
+        backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimiser's, > 0.
+        backbone_weights: A run directory or checkpoint: the backbone starts from the weights of its backbone, when the
+            module is made anew. A checkpoint of the module does not refer to it.
 
     Attributes:
         spec_name: The constructor's argument that describes the data.
@@ -84,7 +94,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     wrong_data: ClassVar[str]
     monitor: ClassVar[str] = "val/accuracy"
     """The validation metric by which `lightning_meta.fit` chooses the best checkpoint by default."""
-    sets_first_weights: ClassVar[tuple[str, ...]] = ()
+    sets_first_weights: ClassVar[tuple[str, ...]] = ("backbone_weights",)
     """Arguments that do nothing but set the first weights: a resumed run cannot change them."""
     backbone: nn.Module
 
@@ -94,6 +104,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         spec: Any,
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
+        backbone_lr_factor: float = 1.0,
+        backbone_weights: str | None = None,
     ) -> None:
         super().__init__()
         factory("optimizer", optimizer, "torch.optim.Adam or partial(torch.optim.Adam, lr=0.001)")
@@ -105,13 +117,20 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         setattr(self, self.spec_name, spec)
         self.backbone = backbone
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        positive(backbone_lr_factor=backbone_lr_factor)
+        if backbone_weights is not None:
+            instance("backbone_weights", backbone_weights, (str, os.PathLike))
+        self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
-        """What the optimiser is given: weights that are frozen can be added when they are unfrozen."""
-        return [p for p in self.parameters() if p.requires_grad]
+        """What the optimiser is given: weights that are frozen can be added when they are unfrozen.
+
+        The learning rate of a group with `lr_factor` is multiplied by it.
+        """
+        return groups_of(self.parameters(), self.backbone, self.backbone_lr_factor)
 
     @abstractmethod
     def build(self, spec: Any) -> None:
@@ -221,14 +240,19 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def configure_optimizers(self) -> Any:
         """The optimiser, and its schedule: it steps with the optimiser, one that watches a metric after validation."""
         if not any(p.requires_grad for p in self.parameters()):
+            if self._trainer is not None and self._trainer.max_steps == 0:
+                return []
             raise UserError(
                 f"all weights of {type(self).__name__} are frozen (requires_grad is False), so there is nothing to "
-                "train; call unfreeze()"
+                "train; give max_steps=0 to test and keep it as it is, give a backbone that is not frozen, or call "
+                "unfreeze()"
             )
         optimizer = _made("optimizer", self.optimizer, self.parameter_groups())
+        scale_rates(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         scheduler = _made("lr_scheduler", self.lr_scheduler, optimizer)
+        check_schedule(optimizer, scheduler)
         if not isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
         monitor = getattr(scheduler, "monitor", None)
@@ -256,6 +280,11 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             self.train()
             for norm in held:
                 norm.eval()
+
+    def on_train_start(self) -> None:
+        """Keep the backbone's learning rate in proportion where `Tuner.lr_find` searches for the other."""
+        for schedule in self.trainer.lr_scheduler_configs:
+            keep_in_search(schedule.scheduler)
 
     def _check_description(self) -> None:
         """Say which arguments must be given to `load`, since a checkpoint cannot store how they were made."""
@@ -308,7 +337,10 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store how the module was made, so that it loads by path alone."""
-        checkpoint["lightning_meta"] = {**describe(self), "layout": LAYOUT}
+        described = describe(self)
+        if marked(described, "class_path"):  # the run that the first weights were taken from may be gone by then
+            described["init_args"].pop("backbone_weights", None)
+        checkpoint["lightning_meta"] = {**described, "layout": LAYOUT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module.

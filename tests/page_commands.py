@@ -38,6 +38,16 @@ ELSEWHERE = {
     "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
     "python scripts/build_learn2learn.py": "downloads learn2learn",
     "python scripts/make_tables.py": "rewrites the README; test_docs.py compares what it would write",
+    "pip install 'lightning_meta[pretrained]'": "an extra of a release",
+    **{
+        f"python scripts/{command}": "test_photos.py runs it"
+        for command in (
+            "fit.py --config configs/photos.yaml --data.init_args.source.init_args.root FOLDER",
+            "predict.py --ckpt_path runs/photos/0 --support FOLDER --query FOLDER2 --out predictions.csv",
+            "predict.py --ckpt_path runs/photos/0 --support FOLDER --labels labels.csv --query FOLDER2 "
+            "--out predictions.csv",
+        )
+    },
     "wandb login": "needs an account; tests/test_wandb_online.py has a stand-in of the service",
     "wandb sync": "needs an account",
     **{

@@ -36,7 +36,7 @@ EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
 def test_some_run_without_a_download() -> None:
     assert {"protonet_glyphs", "maml_sinusoid", "multi_head_glyphs"} <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
-    assert {"protonet_image_folder", "multi_head_table", "maml_mini_imagenet"} == NEEDS_FILES - {
+    assert {"protonet_image_folder", "multi_head_table", "maml_mini_imagenet", "photos"} == NEEDS_FILES - {
         "protonet_mini_imagenet"
     }
 
@@ -58,6 +58,15 @@ def test_says_how_to_run_it_and_holds_no_number_that_yaml_reads_as_text(config: 
                 float(leaf)
 
 
+# In the place of a pretrained network, which needs an extra: a small one, frozen.
+STAND_IN = [
+    "--model.backbone=lightning_meta.nn.Frozen",
+    "--model.backbone.network=lightning_meta.nn.Conv4",
+    "--model.backbone.network.in_channels=3",
+    "--model.backbone.network.width=4",
+]
+
+
 def briefly(config: Path, runs: Path) -> list[str]:
     """Two training steps and a test of few tasks, with a small network where that is the same code."""
     options = {"trainer.max_steps": 2, "trainer.enable_progress_bar": "false"}
@@ -71,6 +80,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
     arguments = [f"--{name}={value}" for name, value in options.items()]
+    if "nn.Pretrained" in config.read_text():
+        arguments += STAND_IN
     return ["fit", "--config", str(config), "--runs", str(runs), *arguments]
 
 

@@ -91,6 +91,105 @@ def test_a_folder_in_a_table_out(trained: Path, capsys: pytest.CaptureFixture[st
     assert "labelled examples" in said
 
 
+def test_the_accuracy_of_the_support_set_is_told_first_and_not_written(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of three classes can be told apart; a picture lies in the folder of another class."""
+    picture(0, 70).save("support/top/2.png")
+    assert predict(trained / "protonet" / "0", "--out", "labels.csv") == 0
+    said = capsys.readouterr().out
+    model = load(trained / "protonet" / "0")
+    files, labels = labelled_files("support")
+    right = 0
+    for fold in range(3):  # the pictures 0, 1 and 2 of each class
+        left = [i for i, file in enumerate(files) if file.stem == str(fold)]
+        rest = [i for i in range(len(files)) if i not in left]
+        of_rest = model.predictor(read_images([files[i] for i in rest], (1, SIZE, SIZE)), [labels[i] for i in rest])
+        found = of_rest(read_images([files[i] for i in left], (1, SIZE, SIZE)))
+        right += sum(label == labels[i] for i, label in zip(left, found, strict=True))
+    assert right < 7
+    assert f"left out in turn: {right} of 7 labelled right by the others, {100 * right / 7:.1f} %" in said
+    assert said.index("left out in turn") < said.index("images given this label")
+    (row,) = [line for line in said.splitlines() if " top " in line]
+    assert " of 3 " in row
+    assert "turn" not in Path("labels.csv").read_text()
+    for name in ("left", "right"):
+        Path("support", name, "1.png").unlink()
+    for number in (1, 2):
+        Path("support", "top", f"{number}.png").unlink()
+    assert predict(trained / "protonet" / "0", "--out", "one.csv") == 0
+    said = capsys.readouterr().out
+    assert "each class has one support image; with two, you are told" in said
+    assert "left out" not in said
+
+
+def test_an_inner_loop_is_not_gone_through_for_each_image(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(trained / "maml" / "0") == 0
+    assert "left out" not in capsys.readouterr().out
+
+
+def in_one_folder() -> Path:
+    """The support images in one folder, and a table of their labels."""
+    Path("flat").mkdir()
+    lines = ["comment,label,file"]
+    for name in ("top", "left", "right"):
+        for i in range(2):
+            Path("support", name, f"{i}.png").rename(Path("flat", f"{name[0]}{i}.png"))
+            lines.append(f"no,{name},{name[0]}{i}.png")
+    Path("labels.csv").write_text("\n".join(lines))
+    return Path("labels.csv")
+
+
+@pytest.fixture
+def flat(folder: Path) -> Path:
+    return in_one_folder()
+
+
+def test_a_flat_folder_and_a_table_of_labels_are_the_same_support_set(trained: Path) -> None:
+    run = trained / "protonet" / "0"
+    assert predict(run, "--out", "folders.csv") == 0
+    in_one_folder()
+    command = ["predict", "--ckpt_path", str(run), "--support", "flat", "--labels", "labels.csv", "--query", "query"]
+    assert main([*command, "--out", "table.csv"]) == 0
+    assert Path("folders.csv").read_text() == Path("table.csv").read_text()
+
+
+BAD_TABLES = {
+    "no table": (lambda text: None, "labels.csv: there is no such file; a table with the columns file and label"),
+    "no column": (lambda text: text.replace("label", "class"), "no column 'label', only comment, class, file"),
+    "semicolons": (lambda text: text.replace(",", ";"), "no column 'file', only comment;label;file"),
+    "no rows": (lambda text: f"{text.splitlines()[0]}\n", "the table has no rows"),
+    "a missing file": (lambda text: text + "\nno,top,t9.png", "row 7 is 't9.png': there is no such file below flat"),
+    "a file twice": (lambda text: text + "\nno,left,./t1.png", "row 7 is './t1.png': row 2 names this file already"),
+    "no name": (lambda text: text + "\nno,left,", "row 7 is None: expected a file below flat"),
+    "outside": (lambda text: text + "\nno,left,../flat/t1.png", "'../flat/t1.png': expected a file below flat"),
+    "elsewhere": (lambda text: text + "\nno,left,/etc/passwd", "'/etc/passwd': expected a file below flat"),
+    "no label": (lambda text: text.replace("top,t1", ",t1"), "column 'label', row 2 is None: expected a label"),
+    "a null label": (lambda text: text.replace("top,t1", "NA,t1"), "row 2 is None: expected a label; empty, NA"),
+    "without a row": (
+        lambda text: text.replace("\nno,top,t1.png", ""),
+        "1 images of flat are in no row, the first: fl",
+    ),
+    "one label": (lambda text: text.replace("left", "top").replace("right", "top"), "every label is 'top'; two"),
+    "a zero byte": (lambda text: text.replace("t1.png", "t\0.png"), "there is no such file below flat"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_a_mistake_in_the_table_ends_in_one_line(
+    case: str, trained: Path, flat: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change, said = BAD_TABLES[case]
+    text = change(flat.read_text())
+    flat.unlink() if text is None else flat.write_text(text)
+    command = ["predict", "--ckpt_path", str(trained / "protonet" / "0"), "--support", "flat", "--query", "query"]
+    assert main([*command, "--labels", "labels.csv"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+    assert not Path("predictions.csv").exists()
+
+
 def test_the_table_does_not_depend_on_the_batches_and_is_what_python_says(trained: Path) -> None:
     run = trained / "protonet" / "0"
     assert predict(run, "--out", "a.csv") == 0

@@ -15,7 +15,8 @@ from lightning_meta.cli.curves import curves, curves_options
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.ladder.command import ladder, ladder_options
 from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
-from lightning_meta.cli.predict import predict, predict_options
+from lightning_meta.cli.predict import predict
+from lightning_meta.cli.predict_options import predict_options
 from lightning_meta.cli.shipped import configs, version, with_shipped
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options

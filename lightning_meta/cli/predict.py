@@ -9,51 +9,67 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
+from lightning_meta.cli.predict_options import check, make_parser
 from lightning_meta.cli.trained import load_trained
-from lightning_meta.cli.trust import HELP
-from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
-from lightning_meta.meta.export import FORMATS, export
+from lightning_meta.meta.export import export
+from lightning_meta.meta.held_out import HeldOut, held_out
 from lightning_meta.nn.likeness import InputWarning
 from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
+from lightning_meta.sources.labels_file import files_of_table
 
 ROUNDED = "{:.6f}"
 
 
 def predict(args: Sequence[str]) -> None:
-    """Label images, and write label, margin and probabilities of each.
+    """Say how good the labelled images are, label others, and write label, margin and probabilities of each.
 
     Args:
         args: The options.
     """
     config = make_parser().parse_args(list(args))
-    _check(config)
+    check(config)
     model = _meta_learner(config)
-    files, labels = labelled_files(config.support)
+    in_table = config.labels is not None
+    files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
     with _told(config.invert):
-        predictor = Predictor(model, read_images(files, model.spec.input_shape, config.invert), labels)
+        images = read_images(files, model.spec.input_shape, config.invert)
+        predictor = Predictor(model, images, labels)
+        left_out = held_out(model, images, labels)
+        _tell_held_out(left_out, Counter(labels))
         if config.query is not None:
-            _label(config, model, predictor, Counter(labels))
+            _label(config, model, predictor, Counter(labels), left_out)
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
         print(f"exported to {export(predictor, config.export, invert=config.invert)}")
 
 
-def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str]) -> None:
+def _tell_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
+    """Say how many support images are labelled right by the others."""
+    if left_out is not None:
+        right, tried = left_out.right.total(), left_out.tried.total()
+        share = f"{100 * right / tried:.1f} %"
+        print(f"support images left out in turn: {right} of {tried} labelled right by the others, {share}")
+    elif max(support.values()) == 1:
+        print("each class has one support image; with two, you are told how many are labelled right by the others")
+
+
+def _label(
+    config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str], left_out: HeldOut | None
+) -> None:
     """Write the table of the query images, and show how many of each class there are."""
     queries = image_files(config.query)
     together = predictor.depends_on_company
@@ -71,7 +87,14 @@ def _label(config: Namespace, model: MetaModule, predictor: Predictor, support: 
                 raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
-    _show(predictor, support, counts, skipped, config, together)
+    _show(predictor, support, left_out, counts)
+    if skipped:
+        print(f"{len(skipped)} images could not be read:")
+    for line in skipped:
+        print(f"passed over: {line}")
+    if together:
+        print("each image was normalised by all others of this query (transductive)")
+    print(f"written to {config.out}")
 
 
 @contextmanager
@@ -93,85 +116,6 @@ def _told(inverted: bool) -> Iterator[None]:
         warnings.simplefilter("always", InputWarning)
         warnings.showwarning = show
         yield
-
-
-def make_parser() -> ArgumentParser:
-    """The options of the command."""
-    parser = ArgumentParser(
-        prog="lightning-meta predict",
-        description="Label images by a few labelled ones of each class; the classes may be new to the model. Images "
-        "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
-        "ImageFolder does it, with pixels from 0 to 1 and nothing more; so light and dark must be as in training.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
-    parser.add_argument("--support", type=str, required=True, help="A folder with a folder of images for each class.")
-    parser.add_argument(
-        "--query",
-        type=str,
-        nargs="+",
-        help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
-    )
-    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
-    parser.add_argument(
-        "--export",
-        type=str | None,
-        help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
-        "else it does to an image, or says must be done first.",
-    )
-    add_overwrite(parser)
-    parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
-    parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise the images; by default those of training. With transductive a prediction "
-        "depends on the images that it is made with.",
-    )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
-        "--invert",
-        action="store_true",
-        help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
-    )
-    parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
-    parser.add_argument("--trust", action="store_true", help=HELP)
-    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
-    return parser
-
-
-def predict_options() -> list[str]:
-    """The names of all options."""
-    return list(make_parser().get_defaults().keys())
-
-
-def _check(config: Namespace) -> None:
-    if config.batch_size < 1:
-        raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
-    if config.query is None and config.export is None:
-        raise UserError("--query: name the images to label, or --export a file for the learned task")
-    refuse_odd_name(Path(config.out))
-    if not Path(config.out).absolute().parent.is_dir():
-        raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
-    if Path(config.out).is_dir():
-        raise UserError(f"--out {config.out}: this is a folder; name a file in it")
-    if config.query is not None:
-        refuse_existing("--out", [Path(config.out)], config.overwrite)
-    if config.export is not None:
-        _check_export(config)
-
-
-def _check_export(config: Namespace) -> None:
-    path = Path(config.export)
-    if path.suffix not in FORMATS:
-        raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--export {config.export}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"--export {config.export}: this is a folder; name a file in it")
-    if config.query is not None and path.absolute() == Path(config.out).absolute():
-        raise UserError(f"--export {config.export}: --out names the same file; give each its own")
-    refuse_existing("--export", [path], config.overwrite)
 
 
 def _meta_learner(config: Namespace) -> MetaModule:
@@ -229,24 +173,17 @@ def _write(
             writer.writerow(as_cells([str(file), label, *map(ROUNDED.format, (margin, *row))]))
 
 
-def _show(
-    predictor: Predictor,
-    support: Counter[str],
-    counts: Counter[str],
-    skipped: Sequence[str],
-    config: Namespace,
-    together: bool,
-) -> None:
-    table = Table("class", "labelled examples", "images given this label")
+def _show(predictor: Predictor, support: Counter[str], left_out: HeldOut | None, counts: Counter[str]) -> None:
+    columns = ["labelled examples", *(["right if left out"] if left_out else []), "images given this label"]
+    table = Table("class", *columns)
+
+    def add(name: str, *numbers: int) -> None:
+        examples, right, tried, labelled = map(str, numbers)
+        table.add_row(name, examples, *([f"{right} of {tried}"] if left_out else []), labelled)
+
+    right, tried = (left_out.right, left_out.tried) if left_out else (Counter[str](), Counter[str]())
     for name in predictor.classes:
-        table.add_row(escape(name), str(support[name]), str(counts[name]))
+        add(escape(name), support[name], right[name], tried[name], counts[name])
     table.add_section()
-    table.add_row("in all", str(support.total()), str(counts.total()))
+    add("in all", support.total(), right.total(), tried.total(), counts.total())
     Console().print(table)
-    if skipped:
-        print(f"{len(skipped)} images could not be read:")
-    for line in skipped:
-        print(f"passed over: {line}")
-    if together:
-        print("each image was normalised by all others of this query (transductive)")
-    print(f"written to {config.out}")

@@ -5,7 +5,7 @@ Meta-batch b of a split has its way and shot drawn from (seed, split, b), and it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -149,8 +149,19 @@ def _dense(examples: Examples) -> Examples:
     return Examples(examples.x.contiguous(), examples.y.contiguous())
 
 
-def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
+def check_pool(
+    pool: Pool,
+    split: Split,
+    shape: EpisodeShape,
+    more_classes: Callable[[], str] = lambda: "by more data or another division",
+) -> None:
     """Refuse a pool that cannot fill the episodes asked for.
+
+    Args:
+        pool: The examples.
+        split: Whose they are.
+        shape: What is drawn of them.
+        more_classes: Says how a split with too few classes gets more.
 
     Raises:
         UserError: Too few classes, or a class with too few examples.
@@ -161,12 +172,15 @@ def check_pool(pool: Pool, split: Split, shape: EpisodeShape) -> None:
         raise UserError(
             f"{test}ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
             + (f"ask for at most {pool.num_classes}, or " if pool.num_classes > 1 else "")
-            + f"give the {split} split {ways} classes or more, by more data or another division"
+            + f"give the {split} split {ways} classes or more, {more_classes()}"
         )
     smallest = int(pool.sizes.min())
     if examples > smallest:
         name = pool.names[int(pool.sizes.argmin())]
+        queries = max(1, min(shape.queries, smallest // 2))
+        fewer = f"fewer, such as {smallest - queries} + {queries}," if smallest > 1 else "fewer"
         raise UserError(
             f"{test}shots + {test}queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class "
-            f"were asked for, but class {name!r} of the {split} split has {smallest}; ask for fewer or drop the class"
+            f"were asked for, but class {name!r} of the {split} split has {smallest}; "
+            f"ask for {fewer} or drop the class"
         )

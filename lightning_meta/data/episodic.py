@@ -18,7 +18,8 @@ from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
-from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
+from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range, check_pool
+from lightning_meta.data.features import backbone_of_features, feature_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
@@ -135,6 +136,8 @@ class EpisodicDataModule(SourceDataModule):
                 check_augmentation(self.augmentation, self._pools["train"])
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
+            if isinstance(self.source, Source):
+                check_pool(self._pools[split], split, self._shape(split), self._more_classes)
             stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
             self.datasets[split] = self._episodes(stored, split)
         self.configure_module()
@@ -144,7 +147,7 @@ class EpisodicDataModule(SourceDataModule):
         dataset = self._dataset("train", "fit")
         if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
             dataset = self.datasets["train"] = self._episodes(dataset.origin, "train")
-        return self.training_loader(TrainSampler(dataset, *self.ranks))
+        return self.training_loader(TrainSampler(self._served(dataset), *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
@@ -240,11 +243,18 @@ class EpisodicDataModule(SourceDataModule):
         return EpisodeDataset(
             origin,
             split,
-            self.train_shape if train else self.test_shape,
+            self._shape(split),
             self.meta_batch_size if train else self.evaluation_meta_batch_size,
             self.meta_batch_size * self.meta_batches_per_epoch if train else self.evaluation_tasks[split],
             self.train_seed if train else self.evaluation_seed,
         )
+
+    def _shape(self, split: Split) -> EpisodeShape:
+        return self.train_shape if split == "train" else self.test_shape
+
+    def _more_classes(self) -> str:
+        assert isinstance(self.source, Source)
+        return self.source.more_classes({split: self._shape(split).largest() for split in SPLITS})
 
     def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
         """The tasks of a split; without a Trainer, nobody has set them up yet."""
@@ -253,7 +263,24 @@ class EpisodicDataModule(SourceDataModule):
             self.setup(stage)
         return self.datasets[split]
 
+    def _served(self, dataset: EpisodeDataset) -> EpisodeDataset:
+        """The tasks with features in place of images, where the module's backbone is frozen; see `nn.Frozen`.
+
+        This is known when loaders are made: only then the weights of a checkpoint are in their place.
+        """
+        split = dataset.split
+        augmented = split == "train" and getattr(self, "augmentation", None) is not None
+        if augmented or not isinstance(self.source, Source):
+            return dataset
+        backbone = backbone_of_features(self.trainer, self._pools[split].input_shape)
+        if backbone is None:
+            return dataset
+        assert self.trainer is not None
+        examples = f"{self.fingerprint()} {split}" if self.fingerprint() else ""
+        return self._episodes(self.placed(feature_pool(self.trainer, backbone, self._pools[split], examples)), split)
+
     def _evaluation_loader(self, dataset: EpisodeDataset) -> DataLoader[Episode]:
+        dataset = self._served(dataset)
         sampler = EvaluationSampler(dataset, *self.ranks)
         # By keywords, since Lightning makes the loader again for predicting.
         options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}

@@ -53,7 +53,7 @@ def of_pools(pools: Mapping[Split, Pool]) -> Hashes:
         pool = pools[split]
         layout = [split, pool.names, pool.groups, pool.sizes.tolist(), str(pool.x.dtype), list(pool.x.shape)]
         whole.update(json.dumps(layout).encode())
-        whole.update(_bytes(pool.x))
+        whole.update(bytes_of(pool.x))
     return Hashes(whole.hexdigest(), {})
 
 
@@ -75,9 +75,9 @@ def _contents(split: Split, data: TaskSet) -> Iterator[Any]:
     of_tasks = [(name, values[name]) for name in data.names for values in (data.targets, data.rows)]
     for name, values in (*inputs, *of_tasks):
         yield json.dumps([name, str(values.dtype), list(values.shape)]).encode()
-        yield _bytes(values)
+        yield bytes_of(values)
 
 
-def _bytes(values: Tensor) -> Any:
+def bytes_of(values: Tensor) -> Any:
     """The bytes of a tensor, as a buffer over its own memory where it lies in one piece on the CPU."""
     return values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

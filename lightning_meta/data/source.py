@@ -35,6 +35,14 @@ class Source(RemembersArguments, ABC):
     def pools(self) -> dict[Split, Pool]:
         """The pools of the splits, classes disjoint; called in every process, after `prepare`."""
 
+    def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
+        """How the splits get the classes that tasks need; ends the error where one has too few.
+
+        Args:
+            needs: Classes of a task, and examples of each, by split.
+        """
+        return "by more data or another division"
+
     def prepare_held_out(self) -> None:
         """As `prepare`, before `held_out`; by default the same."""
         self.prepare()

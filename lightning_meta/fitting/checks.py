@@ -16,7 +16,7 @@ from lightning_meta.run.naming import Naming, as_argument
 
 SEEDS = 2**32
 LEAST: dict[str, float] = {
-    "max_steps": 1,
+    "max_steps": 0,  # nothing is trained: a frozen model is tested and kept
     "max_epochs": 1,
     "min_steps": 0,
     "min_epochs": 0,

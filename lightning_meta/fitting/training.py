@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lightning_meta.fitting.progress_bar import Bar
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
+from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
@@ -96,6 +98,8 @@ class Training:
             raise UserError(
                 f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
             )
+        if options.get("max_steps") == 0:
+            options = {**options, "limit_train_batches": 0}  # no training batch is read, nor its features computed
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say
         self.directory, self.resume_from = place.logger, place.checkpoint
         written = yaml.safe_load(config)
@@ -173,7 +177,8 @@ class Training:
             check_class(self.module, stored, checkpoint)
         check_ranks(trainer, self.data)
         try:
-            trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
+            with _frozen_on_purpose(self.module):
+                trainer.fit(self.module, datamodule=self.data, ckpt_path=checkpoint)
         except NonFiniteLossError as error:
             error.args = (f"{error}; the last good checkpoint is {self.watch.last}",)
             raise
@@ -203,7 +208,8 @@ class Training:
         folder = Path(trainer.log_dir or "") / "checkpoints"
         best = folder / "best.ckpt"
         chosen = best if best.is_file() else folder / "last.ckpt"
-        if chosen is not best and self.checkpoint.monitor is not None and trainer.is_global_zero:
+        trained = trainer.max_steps != 0
+        if trained and chosen is not best and self.checkpoint.monitor is not None and trainer.is_global_zero:
             _log.warning(
                 "no validation took place, so the last checkpoint is tested: train for longer or validate sooner"
             )
@@ -226,6 +232,15 @@ class Training:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(directory, metrics)
         print_summary(metrics, directory)
+
+
+@contextmanager
+def _frozen_on_purpose(module: LightningModule) -> Iterator[None]:
+    """Without Lightning's warning of layers in evaluation mode, where a network is `Frozen`."""
+    with warnings.catch_warnings():
+        if any(isinstance(part, FeatureExtractor) and part.frozen for part in module.modules()):
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        yield
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from lightning_meta.meta.learner import Learner
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
 from lightning_meta.nn.checks import check_layers
-from lightning_meta.nn.features import output_size
+from lightning_meta.nn.features import IMAGE_DIMS, output_size, shape_after
+from lightning_meta.nn.frozen import frozen_part
 from lightning_meta.nn.likeness import Likeness
 from lightning_meta.nn.normalization import (
     collected_statistics,
@@ -90,10 +91,17 @@ class MetaModule(ChecksBatches, Learner, ABC):
         chunk_size: Tasks that `vmap` takes at a time, which bounds the memory; by default all.
         compile: Compile a whole training step, once for each shape of a meta-batch: half a minute and more at the
             start, then small networks are several times faster. It needs `vmap`, and a C++ compiler on a CPU.
+        backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
+            than 1 for a pretrained backbone that is not frozen.
+        backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
+            of its backbone. A resumed run and a checkpoint that is loaded do not need it.
         episodes: What the episodes look like; filled in by the data module.
     """
 
     batch_type, data_module = Episode, "EpisodicDataModule"
+
+    needs_images: bool = False
+    """Whether it must be given images even where the backbone is frozen, as a method that augments them must."""
 
     def __init__(
         self,
@@ -104,8 +112,10 @@ class MetaModule(ChecksBatches, Learner, ABC):
         chunk_size: int | None = None,
         compile: bool = False,
         episodes: EpisodeSpec | None = None,
+        backbone_lr_factor: float = 1.0,
+        backbone_weights: str | None = None,
     ) -> None:
-        super().__init__(backbone, episodes, optimizer, lr_scheduler)
+        super().__init__(backbone, episodes, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights)
         one_of("strategy", strategy, Strategy)
         if chunk_size is not None and (chunk_size < 1 or strategy != "vmap"):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
@@ -191,7 +201,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """Refuse what the backbone cannot take, then `build`."""
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
-        self.feature_size = output_size(self.backbone, self.spec.input_shape, self.spec.input_dtype)
+        shape, dtype = self.spec.input_shape, self.spec.input_dtype
+        self.feature_size = output_size(self.backbone, shape, dtype)
+        frozen = frozen_part(self.backbone)
+        if frozen is not None and len(shape) == IMAGE_DIMS:  # features are told from images by their dimensions
+            made = shape_after(frozen, shape, input_dtype=dtype)
+            frozen.passes = made[0] if len(made) == 1 else None
         super().make_parts()
 
     def train(self, mode: bool = True) -> Self:

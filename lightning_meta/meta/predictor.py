@@ -18,8 +18,11 @@ from lightning_meta.functional.precision import loses_digits
 from lightning_meta.meta.export import AdaptedModel, export
 from lightning_meta.meta.learner import Learner
 from lightning_meta.nn.features import are_ids
+from lightning_meta.nn.frozen import frozen_part
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
+
+BATCH = 64  # images that a frozen backbone is given at once
 
 
 class Predictor:
@@ -63,7 +66,8 @@ class Predictor:
             y = torch.tensor([self.classes.index(label) for label in plain], device=module.device)
             module.check_ways(len(self.classes))
         module.task.check(y, len(self.classes) or module.spec.outputs)
-        with _evaluating(module):
+        with evaluating(module):
+            x = in_features(module, x)
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ class Predictor:
         return check_outputs(self._run(self._inputs(x)))
 
     def _run(self, x: Tensor) -> Tensor:
-        with _evaluating(self.module):
+        with evaluating(self.module):
             return self.module.predict(self.state, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
@@ -141,8 +145,24 @@ def _distinct(labels: list[Any]) -> list[Any]:
         return sorted(found, key=repr)
 
 
+def in_features(module: Learner, x: Tensor) -> Tensor:
+    """Support inputs as the features that a frozen backbone makes of them, a batch at a time; others as they are.
+
+    Args:
+        module: In `evaluating`.
+        x: `(M, *input_shape)`.
+
+    Returns:
+        `(M, F)`, which the backbone passes on; or `x`.
+    """
+    frozen = frozen_part(module.backbone)
+    if frozen is None or frozen.passes is None or getattr(module, "needs_images", False):
+        return x
+    return torch.cat([frozen(part) for part in x.split(BATCH)])
+
+
 @contextmanager
-def _evaluating(module: Learner) -> Iterator[None]:
+def evaluating(module: Learner) -> Iterator[None]:
     """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
     exact = exact_derivatives(module.network)
     with in_evaluation_mode(module), torch.no_grad(), module.exact_arithmetic(), untouched(module), exact:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.backbone_rate import groups_of
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import instance
@@ -72,6 +73,10 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         tasks: What the tasks are; filled in by the data module.
         head_hidden: Widths of hidden layers in each head; without any, a head is linear.
         head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
+        backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
+            than 1 for a pretrained backbone that is not frozen.
+        backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
+            of its backbone. A resumed run and a checkpoint that is loaded do not need it.
     """
 
     batch_type, data_module, monitor = TaskBatch, "MultiTaskDataModule", "val/score"
@@ -93,8 +98,10 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         tasks: TasksSpec | None = None,
         head_hidden: Sequence[int] = (),
         head_dropout: float = 0.0,
+        backbone_lr_factor: float = 1.0,
+        backbone_weights: str | None = None,
     ) -> None:
-        super().__init__(backbone, tasks, optimizer, lr_scheduler)
+        super().__init__(backbone, tasks, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights)
         check_head(head_hidden, head_dropout)
         if stems is not None:
             instance("stems", stems, Mapping)
@@ -237,9 +244,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """All parameters; those of the weighting apart, without weight decay."""
         weighting = list(self.weighting.parameters())
         apart = {id(p) for p in weighting}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in self.parameters() if p.requires_grad and id(p) not in apart]}
-        ]
+        others = (p for p in self.parameters() if id(p) not in apart)
+        groups = groups_of(others, self.backbone, self.backbone_lr_factor)
         return groups + ([{"params": weighting, "weight_decay": 0.0}] if weighting else [])
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:

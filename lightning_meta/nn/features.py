@@ -77,6 +77,8 @@ def shape_after(
     try:
         with torch.no_grad(), statistics_from(copied, "stored"):
             output = copied(zeros)
+    except UserError:
+        raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         fix = (

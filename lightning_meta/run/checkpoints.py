@@ -149,6 +149,12 @@ class RunCheckpoint(Callback):
         self.write_last(trainer, ended=True)
         self._seconds_before, self._began = self.seconds, None
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep a module that is tested as it is, with `max_steps: 0`."""
+        if trainer.max_steps == 0:
+            self._loaders = _loader_states(trainer)
+            self.write_last(trainer)
+
     def check_scores(self, trainer: Trainer) -> None:
         """Refuse to call a checkpoint the best where no validation had a score.
 

@@ -101,8 +101,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
             found.append(Difference(option, before, None, "dropped"))
             continue
         kind, reason = _kind(option, before, now, plateau)
-        if option in first_weights:
-            kind, reason = "impossible", FIRST_WEIGHTS
+        if option in first_weights:  # left out, it changes nothing: the checkpoint holds the weights
+            kind, reason = ("harmless", "") if now is None else ("impossible", FIRST_WEIGHTS)
         found.append(Difference(option, before, now, kind, reason))
     return found
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from lightning_meta.batches import SPLITS, Split
+from lightning_meta.checks import whole
 from lightning_meta.data.image_files import ImageFilesSource, Listing, folders_in, image_files_in, images_of
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
@@ -41,6 +42,8 @@ class ImageFolder(ImageFilesSource):
         channels: 3 for colour, 1 for grey.
         fractions: Which part of the classes, or for multi-task learning of each class's images, goes to train, val
             and test, where the folder does not say; each gets one at least.
+        least_classes: How many classes each split gets at least, whatever the fractions, where the folder does not say:
+            the ways of its tasks.
         seed: Draws another division into train, val and test.
     """
 
@@ -51,14 +54,17 @@ class ImageFolder(ImageFilesSource):
         channels: Literal[1, 3] = 3,
         fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
         seed: int = 0,
+        least_classes: int = 1,
     ) -> None:
         self._setup(root, image_size, channels)
+        whole(1, least_classes=least_classes)
         if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
             raise UserError(
                 f"ImageFolder fractions={list(fractions)}: expected three positive numbers that add up to 1"
             )
         self.fractions = fractions
         self.seed = seed
+        self.least_classes = least_classes
 
     def held_out(self) -> dict[Split, Pool]:
         """Every class in each split: `root/train|val|test/<class>/*` with the same classes, or `root/<class>/*`.
@@ -121,6 +127,25 @@ class ImageFolder(ImageFilesSource):
                 )
         refuse_shared(folders, str(self.root), "move each class into one of them")
 
+    def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
+        """Which `least_classes` gives every split enough, or how few ways the folder is enough for."""
+        tasks = ", ".join(f"{ways} of {examples} images in {split}" for split, (ways, examples) in needs.items())
+        if any(folders_in(self.root / split) for split in SPLITS):
+            return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
+        count = len(folders_in(self.root))
+        for least in range(self.least_classes + 1, count // 3 + 1):
+            if all(size >= needs[split][0] for split, size in self._sizes(count, least).items()):
+                return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
+        fewer = count // 3
+        ways = f"; or set least_classes of ImageFolder, ways and test_ways to {fewer}" if fewer > 1 else ""
+        return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"
+
+    def _sizes(self, count: int, least: int) -> dict[Split, int]:
+        """How many of so many classes each split gets."""
+        val = max(least, min(_rounded(self.fractions[1] * count), count - 2 * least))
+        test = max(least, min(_rounded(self.fractions[2] * count), count - least - val))
+        return {"train": count - val - test, "val": val, "test": test}
+
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
             raise UserError(
@@ -128,10 +153,17 @@ class ImageFolder(ImageFilesSource):
                 "as many as the ways of a task for few-shot learning; root is the folder that holds a folder of "
                 "images for each class"
             )
+        least, most = self.least_classes, len(folders) // 3
+        if least > most:
+            fewer = f", or set least_classes and the ways of tasks to {most}" if most > 1 else ""
+            raise UserError(
+                f"ImageFolder least_classes={least}: {least} classes each for train, val and test are {3 * least}, but "
+                f"{self.root} has {len(folders)} class folders; add some{fewer}"
+            )
         # A hash and not a random generator: the same on any release of any library.
         drawn = sorted(folders, key=lambda f: hashlib.sha256(f"{self.seed}/{f.name}".encode()).digest())
-        val = max(1, min(_rounded(self.fractions[1] * len(drawn)), len(drawn) - 2))
-        test = max(1, min(_rounded(self.fractions[2] * len(drawn)), len(drawn) - 1 - val))
+        sizes = self._sizes(len(drawn), least)
+        val, test = sizes["val"], sizes["test"]
         parts: dict[Split, Sequence[Path]] = {
             "train": drawn[val + test :],
             "val": drawn[:val],

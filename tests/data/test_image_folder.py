@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+import re
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import torch
 from PIL import Image
 
 from lightning_meta.batches import SPLITS
+from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.sources.image_folder import ImageFolder
 
@@ -81,6 +85,115 @@ def test_every_split_gets_a_class(cache: Path, tmp_path: Path) -> None:
         for fractions in ((0.9, 0.05, 0.05), (0.02, 0.96, 0.02), (0.02, 0.02, 0.96)):
             pools = ImageFolder(tmp_path / "few", fractions=fractions).pools()
             assert min(pool.num_classes for pool in pools.values()) >= 1
+
+
+def classes(folder: Path, count: int, images: int = 1) -> Path:
+    for c in range(count):
+        for i in range(images):
+            save(folder / f"class_{c}" / f"{i}.png", 10 * c + i, (4, 4))
+    return folder
+
+
+def few_shot(folder: Path, **options: Any) -> list[int]:
+    """How many classes each split has for tasks."""
+    of_source = {name: options.pop(name) for name in ("least_classes", "fractions") if name in options}
+    source = ImageFolder(folder, image_size=4, channels=1, **of_source)
+    EpisodicDataModule(source, val_tasks=1, test_tasks=1, **options).setup("fit")
+    return [pool.num_classes for pool in source.pools().values()]
+
+
+def refused_tasks(folder: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as error:
+        few_shot(folder, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_eight_classes_of_five_images_are_enough_where_each_split_gets_two(cache: Path, tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos", 8, 5)
+    shape = {"ways": 2, "shots": 3, "queries": 2}
+    assert few_shot(folder, **shape, least_classes=2) == [4, 2, 2]
+    refusal = refused_tasks(folder, **shape)
+    assert refusal.startswith("test_ways: 2 classes a task were asked for, but the val split has 1; ")
+    assert "least_classes=2" in refusal
+    assert "2 of 5 images in train, 2 of 5 images in val, 2 of 5 images in test" in refusal
+    assert "there are 8 classes" in refusal
+
+
+def test_a_folder_that_is_too_small_says_which_ways_it_is_enough_for(cache: Path, tmp_path: Path) -> None:
+    folder = classes(tmp_path / "photos", 8, 5)
+    few = {"shots": 1, "queries": 1}
+    refusal = refused_tasks(folder, ways=4, test_ways=3, **few)
+    assert "there are 8; or set least_classes of ImageFolder, ways and test_ways to 2" in refusal
+    assert few_shot(folder, ways=2, test_ways=2, least_classes=2, **few) == [4, 2, 2]  # what it says works
+    assert "least_classes=3" in (refusal := refused_tasks(folder, ways=2, least_classes=3, **few))
+    assert "each for train, val and test are 9, but" in refusal
+    assert "8 class folders; add some, or set least_classes and the ways of tasks to 2" in refusal
+    refusal = refused_tasks(classes(tmp_path / "four", 4, 5), ways=2, **few)
+    assert refusal.endswith("by more class folders: tasks need 2 of 2 images in train, 2 of 2 images in val, 2 of 2 "
+                            "images in test, and there are 4")  # fmt: skip
+    for split, count in (("train", 4), ("val", 1), ("test", 2)):
+        for c in range(count):
+            for i in range(2):
+                save(tmp_path / "own" / split / f"{split}_{c}" / f"{i}.png")
+    refusal = refused_tasks(tmp_path / "own", ways=2, **few)
+    assert "own/train, val and test: tasks need 2 of 2 images" in refusal
+
+
+@pytest.mark.parametrize(("images", "said"), [(5, "ask for fewer, such as 3 + 2, or drop"), (1, "ask for fewer or")])
+def test_too_few_images_say_which_shots_and_queries_would_do(
+    cache: Path, tmp_path: Path, images: int, said: str
+) -> None:
+    folder = classes(tmp_path / "photos", 8, images)
+    refusal = refused_tasks(folder, ways=2, shots=3, queries=4, least_classes=2)
+    assert "3 + 4 = 7 examples a class were asked for, but class 'class_" in refusal
+    assert f"has {images}; {said}" in refusal
+    if images == 5:
+        assert few_shot(folder, ways=2, shots=3, queries=2, least_classes=2) == [4, 2, 2]
+
+
+def test_a_least_number_of_classes_changes_no_division_that_has_it() -> None:
+    """Runs that are resumed meet the classes that they were trained on."""
+    for count, fractions in product(range(3, 40), ((0.6, 0.15, 0.25), (0.9, 0.05, 0.05), (0.34, 0.33, 0.33))):
+        folders = [Path(f"class_{c}") for c in range(count)]
+        before = ImageFolder("anywhere", fractions=fractions)._divide(folders)
+        for least in range(1, count // 3 + 1):
+            after = ImageFolder("anywhere", fractions=fractions, least_classes=least)._divide(folders)
+            assert min(len(after[split]) for split in SPLITS) >= least
+            assert sorted(name for split in SPLITS for name in after[split]) == sorted(f.name for f in folders)
+            if min(len(before[split]) for split in SPLITS) >= least:
+                assert after == before
+
+
+def test_the_least_number_that_is_named_gives_every_split_enough(cache: Path, tmp_path: Path) -> None:
+    folder, few = classes(tmp_path / "photos", 17, 2), {"shots": 1, "queries": 1}
+    named = 0
+    for fractions, ways, test_ways in product(((0.6, 0.15, 0.25), (0.25, 0.25, 0.5)), range(2, 9), range(2, 7)):
+        options = {"fractions": fractions, "ways": ways, "test_ways": test_ways, **few}
+        try:
+            sizes = few_shot(folder, **options)
+        except UserError as error:
+            if found := re.search(r"by least_classes=(\d+) of ImageFolder", str(error)):
+                named += 1
+                sizes = few_shot(folder, **options, least_classes=int(found[1]))
+            else:
+                assert max(3 * test_ways, ways + 2 * test_ways) > 17 or fractions[0] < 0.5
+                sizes = few_shot(folder, **options | {"ways": 5, "test_ways": 5}, least_classes=5)
+                ways, test_ways = 5, 5
+        assert sizes[0] >= ways
+        assert min(sizes[1:]) >= test_ways
+    assert named > 10
+
+
+def test_divisions_stay_those_of_version_0_1() -> None:
+    """The classes of a folder by hand: hashes of seed and name, the first for validation, the next for testing."""
+    folders = [Path(f"class_{c}") for c in range(12)]
+    found = ImageFolder("anywhere", seed=3)._divide(folders)
+    drawn = sorted((hashlib.sha256(f"3/{f.name}".encode()).hexdigest(), f.name) for f in folders)
+    names = [name for _, name in drawn]
+    assert [sorted(found[split]) for split in ("val", "test", "train")] == [
+        sorted(names[:2]), sorted(names[2:5]), sorted(names[5:])
+    ]  # fmt: skip
 
 
 def test_grey(divided: Path) -> None:
@@ -184,6 +297,7 @@ def test_folders_that_cannot_be_used(divided: Path, plain: Path, tmp_path: Path)
         ({"fractions": (0.6, 0.15, 0.2)}, "add up to 1"),
         ({"image_size": 0}, "image_size=0"),
         ({"channels": 2}, "channels=2"),
+        ({"least_classes": 0}, "least_classes: at least 1 is needed"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

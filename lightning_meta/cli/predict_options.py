@@ -1,0 +1,111 @@
+"""The options of `lightning-meta predict`, and what is refused before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
+from lightning_meta.cli.trust import HELP
+from lightning_meta.data.image_files import refuse_odd_name
+from lightning_meta.errors import UserError
+from lightning_meta.meta.export import FORMATS
+
+
+def make_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(
+        prog="lightning-meta predict",
+        description="Label images by a few labelled ones of each class; the classes may be new to the model. Images "
+        "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
+        "ImageFolder does it, with pixels from 0 to 1 and nothing more; so light and dark must be as in training.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
+    parser.add_argument(
+        "--support",
+        type=str,
+        required=True,
+        help="A folder with a folder of images for each class; with --labels, of images that the table labels.",
+    )
+    parser.add_argument(
+        "--labels",
+        type=str | None,
+        help="A table (.csv, .tsv or .parquet) with the columns file, a path below the folder of --support, and label.",
+    )
+    parser.add_argument(
+        "--query",
+        type=str,
+        nargs="+",
+        help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
+    )
+    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
+    parser.add_argument(
+        "--export",
+        type=str | None,
+        help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
+        "else it does to an image, or says must be done first.",
+    )
+    add_overwrite(parser)
+    parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
+    parser.add_argument(
+        "--batch_norm",
+        type=Literal["transductive", "inductive", "running"] | None,
+        help="Which statistics normalise the images; by default those of training. With transductive a prediction "
+        "depends on the images that it is made with.",
+    )
+    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
+    parser.add_argument(
+        "--invert",
+        action="store_true",
+        help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
+    )
+    parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
+    parser.add_argument("--trust", action="store_true", help=HELP)
+    parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
+    return parser
+
+
+def predict_options() -> list[str]:
+    """The names of all options."""
+    return list(make_parser().get_defaults().keys())
+
+
+def check(config: Namespace) -> None:
+    """Refuse options that cannot work, and files that are there already.
+
+    Args:
+        config: The options.
+
+    Raises:
+        UserError: The option, what was received, and what was expected.
+    """
+    if config.batch_size < 1:
+        raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
+    if config.query is None and config.export is None:
+        raise UserError("--query: name the images to label, or --export a file for the learned task")
+    refuse_odd_name(Path(config.out))
+    if not Path(config.out).absolute().parent.is_dir():
+        raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
+    if Path(config.out).is_dir():
+        raise UserError(f"--out {config.out}: this is a folder; name a file in it")
+    if config.query is not None:
+        refuse_existing("--out", [Path(config.out)], config.overwrite)
+    if config.export is not None:
+        _check_export(config)
+
+
+def _check_export(config: Namespace) -> None:
+    path = Path(config.export)
+    if path.suffix not in FORMATS:
+        raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--export {config.export}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--export {config.export}: this is a folder; name a file in it")
+    if config.query is not None and path.absolute() == Path(config.out).absolute():
+        raise UserError(f"--export {config.export}: --out names the same file; give each its own")
+    refuse_existing("--export", [path], config.overwrite)
