@@ -3,5 +3,7 @@ from .inner_loop import inner_loop as inner_loop
 from .prototypes import class_means as class_means
 from .prototypes import cosine_similarity as cosine_similarity
 from .prototypes import squared_euclidean as squared_euclidean
+from .prototypes import unit_length as unit_length
+from .ridge import ridge as ridge
 from .task_map import TaskMap as TaskMap
 from .task_map import task_map as task_map

@@ -5,6 +5,7 @@ All is computed in float32, or in float64 for float64 features: squares of half-
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -43,3 +44,11 @@ def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
 def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
     """Cosines of `(M, D)` features with `(N, D)` prototypes: `(M, N)` in [-1, 1]."""
     return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T
+
+
+@in_float32
+def unit_length(features: Tensor) -> Tensor:
+    """Features `(M, D)` divided by their lengths; those that are 0 stay 0, with a finite gradient."""
+    squares = features.square().sum(-1, keepdim=True)
+    # Where a length is 0, `F.normalize` divides the gradient by its epsilon of 1e-12.
+    return features * torch.where(squares > 0, squares, 1.0).rsqrt()

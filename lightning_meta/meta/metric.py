@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
+from lightning_meta.checks import switch
 from lightning_meta.errors import one_of
+from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.normalization import Statistics, refuse_other_batch_norms, task_norms
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
@@ -33,16 +35,25 @@ class MetricLearner(MetaModule, ABC):
         batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training as in the
             reference code of ProtoNet (training embeds support and query of a task together); `inductive`, those of
             the support set; `transductive`, those of the support set for itself and of the query set for itself.
+        scale_features: Divide each feature vector by its length before features are compared, which helps where the
+            backbone was trained for something else.
         **options: Those of `MetaModule`.
     """
 
     inner_gradients = False
     classifies_only = True
 
-    def __init__(self, backbone: nn.Module, batch_norm: BatchNorm = "running", **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        batch_norm: BatchNorm = "running",
+        scale_features: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         one_of("batch_norm", batch_norm, BatchNorm)
-        self.batch_norm = batch_norm
+        switch(scale_features=scale_features)
+        self.batch_norm, self.scale_features = batch_norm, scale_features
         if batch_norm != "running":
             refuse_other_batch_norms(self.backbone)
 
@@ -101,5 +112,7 @@ class MetricLearner(MetaModule, ABC):
         return self.batch_norm == "transductive" and bool(norms)
 
     def _embed(self, x: Tensor, statistics: Statistics, given: Tensors | None = None) -> tuple[Tensor, Tensors]:
-        """Features, and the buffers after the pass."""
-        return stateless_call(self.backbone, {**own_buffers(self.backbone), **(given or {})}, x, statistics)
+        """Features, of length 1 where that was asked for, and the buffers after the pass."""
+        buffers = {**own_buffers(self.backbone), **(given or {})}
+        features, after = stateless_call(self.backbone, buffers, x, statistics)
+        return (unit_length(features) if self.scale_features else features), after

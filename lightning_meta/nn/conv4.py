@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
 
-from lightning_meta.checks import whole
+from lightning_meta import checks
 from lightning_meta.configuration import Described
-from lightning_meta.errors import one_of
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.normalization import TaskBatchNorm
 from lightning_meta.nn.stages import MeanOverPositions
 
@@ -20,11 +22,12 @@ class Conv4(Described, nn.Module):
     """Blocks of a 3x3 convolution, batch normalisation, ReLU and a halving of the image (Vinyals et al. 2016).
 
     With 64 channels and max-pooling it is the network of ProtoNet; with 64 channels and strides, its last map
-    averaged, that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet.
+    averaged, that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet. R2D2 has
+    96, 192, 384 and 512 channels, leaky ReLUs and dropout, and its features are the last two maps.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
-        width: Channels of every block.
+        width: Channels of every block; a sequence of them has one for each block.
         downsample: Halve the image by a 2x2 max-pool after each block, or by a stride of 2 in its convolution.
         spatial: What becomes of the last map: laid out flat, or averaged over its positions.
         blocks: How many blocks.
@@ -33,18 +36,23 @@ class Conv4(Described, nn.Module):
     def __init__(
         self,
         in_channels: int = 1,
-        width: int = 64,
+        width: int | Sequence[int] = 64,
         downsample: Downsample = "max_pool",
         spatial: Spatial = "flatten",
         blocks: int = 4,
     ) -> None:
         super().__init__()
-        whole(1, in_channels=in_channels, width=width, blocks=blocks)
+        checks.whole(1, in_channels=in_channels, blocks=blocks)
+        if isinstance(width, Sequence):
+            checks.widths(width=width)
+            if len(width) != blocks:
+                raise UserError(f"width: one number for each of the {blocks} blocks is needed, got {list(width)}")
+        else:
+            checks.whole(1, width=width)
         one_of("downsample", downsample, Downsample)
         one_of("spatial", spatial, Spatial)
-        self.blocks = nn.Sequential(
-            *(_block(in_channels if i == 0 else width, width, downsample) for i in range(blocks))
-        )
+        widths = width if isinstance(width, Sequence) else [width] * blocks
+        self.blocks = nn.Sequential(*(_block(i, o, downsample) for i, o in pairwise([in_channels, *widths])))
         self.spatial = spatial
 
     def stages(self) -> list[nn.Module]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_meta import InnerSGD
 from lightning_meta.meta import GradientBasedLearner, MetaModule
@@ -18,7 +16,6 @@ from lightning_meta.nn.stateless import Tensors
 from lightning_meta.testing import MetaModuleTests
 from tests.drafts.anil import ANIL
 from tests.drafts.matching_net import MatchingNet
-from tests.drafts.r2d2 import R2D2
 from tests.drafts.reptile import Reptile
 from tests.meta.oracles import IMAGES, KINDS, episodes, forward, gradient, loss_of, relative_error, roughen, task
 
@@ -40,11 +37,6 @@ class TestReptile(MetaModuleTests):
 class TestMatchingNet(MetaModuleTests):
     def make(self) -> MetaModule:
         return MatchingNet(conv4())
-
-
-class TestR2D2(MetaModuleTests):
-    def make(self) -> MetaModule:
-        return R2D2(conv4())
 
 
 class StillBody(GradientBasedLearner):
@@ -135,24 +127,3 @@ def test_matching_net_is_its_equation() -> None:
             expected[i, label] += cosine.exp() / total
     found = module.predict(module.adapt(support, 3), query.x).softmax(-1)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_r2d2_is_the_ridge_regression_of_scikit_learn() -> None:
-    module, batch = ready(R2D2), episodes(KINDS["mlp"].spec)
-    with torch.no_grad():
-        for value, p in zip((0.7, 0.3, 2.0), (module.log_penalty, module.shift, module.scale), strict=True):
-            p.fill_(value)
-    support, query = task(batch, 0)
-
-    def of_numpy(x: Tensor) -> Any:
-        return module.backbone(x).detach().numpy()
-
-    peer = Ridge(alpha=np.exp(0.7), fit_intercept=False).fit(of_numpy(support.x), np.eye(3)[support.y])
-    found = module.predict(module.adapt(support, 3), query.x).detach().numpy()
-    np.testing.assert_allclose(found, 2 * peer.predict(of_numpy(query.x)) + 0.3, rtol=1e-9, atol=1e-9)
-    shifted, scale, penalty = torch.autograd.grad(
-        module.meta_batch_loss(batch).loss.mean(), [module.shift, module.scale, module.log_penalty]
-    )
-    assert abs(float(shifted)) < 1e-12
-    assert float(scale) != 0
-    assert float(penalty) != 0

@@ -24,6 +24,7 @@ CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (Conv4(3, width=32), (3, 84, 84), 800),
     (Conv4(3, downsample="stride", width=8), (3, 84, 84), 8 * 6 * 6),
     (Conv4(blocks=2, width=5), (1, 28, 28), 5 * 7 * 7),
+    (Conv4(3, width=(2, 3, 4, 6)), (3, 32, 32), 6 * 2 * 2),
     (ResNet12(widths=(4, 5, 6, 7)), (3, 32, 32), 7),
     (ResNet12(1, widths=(4, 8)), (1, 28, 28), 8),
     (MLP(), (1,), 40),
