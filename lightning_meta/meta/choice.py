@@ -39,7 +39,8 @@ def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMa
     """
     if len(batch.tasks) == 1:
         return TaskMap("loop")
-    convolves = any(isinstance(module, _ConvNd) for module in network.modules())
+    given_features = batch.support.x.dim() == 3  # of a frozen backbone, whose convolutions are not run, or vectors
+    convolves = not given_features and any(isinstance(module, _ConvNd) for module in network.modules())
     images = batch.support.x.shape[1] + batch.query.x.shape[1]
     crowded = images * math.prod(batch.support.x.shape[3:]) > CROWDED
     on_cpu = batch.support.x.device.type == "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -69,7 +70,11 @@ class MixtureOfExperts(MultiTaskModule):
                 "order; give each task a stem with an embedding, or use MultiHead"
             )
         features, width = output_size(self.backbone, self.input_shape, self.input_dtype), math.prod(self.input_shape)
-        others = [fresh(self.backbone, int(key(self.key, e))) for e in range(1, self.number)]
+        taken = self.backbone_weights is not None  # then all experts start from these weights
+        others = [
+            copy.deepcopy(self.backbone) if taken else fresh(self.backbone, int(key(self.key, e)))
+            for e in range(1, self.number)
+        ]
         self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)

@@ -12,6 +12,7 @@ from torch import nn
 from lightning_meta.configuration import build, class_paths, describe
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_object
+from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.specifications import marked
@@ -22,9 +23,12 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
 
     Args:
         network: What it shall be like. Where it is known how it and its parts were made, that is done again, batch
-            normalisation by `per_task`; else it is copied, and every layer that has `reset_parameters` is reset.
+            normalisation by `per_task`; else it is copied, and every layer that has `reset_parameters` is reset. A
+            published or frozen network has weights that are not drawn, and is copied as it is.
         seed: Decides the values.
     """
+    if isinstance(network, FeatureExtractor) and not network.drawn:
+        return copy.deepcopy(network)
     spec = describe(network)
     with seeded(seed):
         if _complete(spec):

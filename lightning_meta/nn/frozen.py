@@ -26,9 +26,11 @@ class FeatureExtractor(Described, nn.Module, ABC):
     Attributes:
         passes: F, where a learner of images has found it out: then inputs `(M, F)` are features already, and are
             returned as they are.
+        drawn: Whether its weights are random, so that another network of its kind would have others.
     """
 
     passes: int | None = None
+    drawn: bool = False
 
     def __init__(self, network: nn.Module, frozen: bool) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ class Pretrained(FeatureExtractor):
         found = published(name, image_size, pretrained and not is_rebuilt())
         super().__init__(found.network, frozen)
         self.update_init_args(name=name)
+        self.drawn = not pretrained
         self.image_size = found.image_size if image_size is None else image_size
         for key, values in (("mean", found.mean), ("std", found.std)):
             self.register_buffer(key, torch.tensor(values).view(-1, 1, 1), persistent=False)

@@ -1,0 +1,192 @@
+"""Features of a frozen backbone are computed once, and give what the images give."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_meta as lm
+from lightning_meta.data.features import PROBED
+from lightning_meta.nn import MLP, Frozen
+from lightning_meta.run import read_checkpoint
+from lightning_meta.testing import toys
+from tests.methods import conv4
+
+QUIET: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "logger": False}
+OF_RUNS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
+IMAGES = 40  # of the test split of `toys.pictures`
+
+
+class Counting(nn.Module):
+    """Counts the images that it sees; `factor` is nothing that its weights or its layers tell."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.network, self.factor, self.seen = conv4(), factor, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += len(x)
+        features: Tensor = self.network(x) * self.factor
+        return features
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LIGHTNING_META_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+def protonet(seed: int = 0, factor: float = 1.0) -> tuple[lm.ProtoNet, Counting]:
+    torch.manual_seed(seed)
+    network = Counting(factor)
+    return lm.ProtoNet(Frozen(network), distance="cosine", temperature=0.1), network
+
+
+def outputs_of(
+    module: lm.MetaModule, data: lm.EpisodicDataModule | None = None, **options: Any
+) -> np.ndarray[Any, Any]:
+    """Predictions for all test tasks."""
+    lightning.Trainer(enable_checkpointing=False, **{**QUIET, **options}).test(
+        module, data or toys.pictures(), verbose=False
+    )
+    outputs: np.ndarray[Any, Any] = module.test_report["predictions"]["output"]
+    return outputs
+
+
+def without_cache(module: lm.MetaModule) -> lm.MetaModule:
+    module.needs_images = True
+    return module
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}, {"precision": "64-true"}], ids=str)
+def test_a_test_on_features_is_that_on_images(options: dict[str, Any]) -> None:
+    expected = outputs_of(without_cache(protonet()[0]), **options)
+    tolerance = 0.05 if "bf16-mixed" in options.values() else 1e-5
+    for _ in range(2):  # computed, and read
+        np.testing.assert_allclose(outputs_of(protonet()[0], **options), expected, atol=tolerance)
+
+
+def test_turned_classes_have_features_of_turned_images() -> None:
+    def data() -> lm.EpisodicDataModule:
+        return lm.EpisodicDataModule(
+            toys.NoisyPictures(), ways=12, shots=2, queries=3, test_tasks=8, rotations=["test"]
+        )
+
+    expected = outputs_of(without_cache(protonet()[0]), data())
+    np.testing.assert_allclose(outputs_of(protonet()[0], data()), expected, atol=1e-5)
+
+
+def test_images_are_run_once() -> None:
+    module, network = protonet()
+    network.seen = 0
+    outputs_of(module)
+    assert network.seen == IMAGES
+    again, network = protonet()
+    outputs_of(again)
+    assert network.seen == PROBED
+
+
+def test_other_weights_have_other_features(cache: Path) -> None:
+    first, second = outputs_of(protonet(0)[0]), outputs_of(protonet(1)[0])
+    np.testing.assert_allclose(second, outputs_of(without_cache(protonet(1)[0])), atol=1e-5)
+    assert not np.allclose(first, second, atol=1e-3)
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_network_that_computes_something_else_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
+    euclidean = lm.ProtoNet(Frozen(protonet()[1]))
+    outputs_of(euclidean)
+    changed = lm.ProtoNet(Frozen(protonet(factor=2.0)[1]))
+    outputs = outputs_of(changed)
+    assert "not those of this backbone any more" in caplog.text
+    np.testing.assert_allclose(
+        outputs, outputs_of(without_cache(lm.ProtoNet(Frozen(protonet(factor=2.0)[1])))), rtol=1e-4
+    )
+
+
+def test_a_damaged_file_is_made_again(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = outputs_of(protonet()[0])
+    (file,) = cache.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 255
+    file.write_bytes(content)
+    np.testing.assert_array_equal(outputs_of(protonet()[0]), expected)
+    assert "is damaged" in caplog.text
+
+
+def test_a_layer_over_it_learns_the_same_from_features_and_images(tmp_path: Path) -> None:
+    def trained(on_images: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        sgd = partial(torch.optim.SGD, lr=0.1)  # Adam makes much of rounding
+        module = lm.ProtoNet(nn.Sequential(Frozen(conv4()), MLP(64, (8,))), optimizer=sgd)
+        module.needs_images = on_images
+        lm.fit(
+            module, toys.pictures(), runs=tmp_path, seed=0, max_steps=4, accelerator="cpu", enable_progress_bar=False
+        )
+        return module.state_dict()
+
+    by_features, by_images = trained(False), trained(True)
+    for name, tensor in by_images.items():
+        torch.testing.assert_close(by_features[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(tmp_path: Path) -> None:
+    def run(name: str, steps: int, **options: Any) -> lm.Run:
+        torch.manual_seed(0)
+        module = lm.ProtoNet(nn.Sequential(Frozen(conv4()), MLP(64, (8,))))
+        return lm.fit(module, toys.pictures(), name=name, runs=tmp_path, max_steps=steps, **OF_RUNS, **options)
+
+    whole = run("whole", 5, seed=0)
+    run("parts", 2, seed=0)
+    parts = run("parts", 5, resume=tmp_path / "parts" / "0")
+    assert whole.directory is not None
+    assert parts.directory is not None
+    weights = [read_checkpoint(r.directory / "checkpoints" / "last.ckpt")["state_dict"] for r in (whole, parts)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_frozen_weights_are_those_of_the_checkpoint(tmp_path: Path) -> None:
+    """In a resumed run they are restored after `setup`, so features are computed later than that."""
+    torch.manual_seed(0)
+    run = lm.fit(protonet_of(conv4()), toys.pictures(), runs=tmp_path, max_steps=0, **OF_RUNS)
+    torch.manual_seed(1)
+    module = protonet_of(conv4())
+    assert run.directory is not None
+    trainer = lightning.Trainer(enable_checkpointing=False, **QUIET)
+    with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+        trainer.test(module, toys.pictures(), ckpt_path=run.directory / "checkpoints" / "last.ckpt", verbose=False)
+    np.testing.assert_allclose(
+        module.test_report["predictions"]["output"], np.load(run.directory / "predictions.npz")["output"], atol=1e-6
+    )
+
+
+def protonet_of(network: nn.Module) -> lm.ProtoNet:
+    return lm.ProtoNet(Frozen(network))
+
+
+def test_where_training_images_are_augmented_only_they_stay_images() -> None:
+    data = toys.pictures()
+    data.augmentation = nn.Identity()  # type: ignore[attr-defined]
+    trainer = lightning.Trainer(max_steps=1, enable_checkpointing=False, limit_val_batches=1, **QUIET)
+    module = lm.ProtoNet(nn.Sequential(Frozen(conv4()), MLP(64, (8,))))
+    with pytest.warns(UserWarning, match="in eval mode"):
+        trainer.fit(module, data)
+    assert next(iter(trainer.train_dataloader)).support.x.shape[2:] == (1, 16, 16)  # type: ignore[arg-type]
+    assert next(iter(trainer.val_dataloaders)).support.x.shape[2:] == (64,)  # type: ignore[arg-type]
+
+
+def test_after_a_test_on_features_it_predicts_images() -> None:
+    module, _ = protonet()
+    outputs_of(module)
+    pool = toys.NoisyPictures().pools()["test"]
+    images, labels = pool.x.view(5, 8, 1, 16, 16), [0] * 4 + [1] * 4
+    support, query = (torch.cat([images[0, part], images[1, part]]) for part in (slice(4), slice(4, 8)))
+    assert module.predictor(support, labels)(query) == labels
