@@ -80,13 +80,14 @@ class _Problem:
             weighted = p * of_direction
             curved = self._gradient(weighted - p * weighted.sum(0), direction)
             curvature = self._product(direction, of_direction, curved)
-            # What remains once the residual is nothing but rounding is left alone.
-            length = torch.where(square > self.floor, square / curvature.clamp_min(self.tiny), 0)
+            # A residual that is nothing but rounding is left alone: its products may have any sign.
+            sound = square > self.floor
+            length = torch.where(sound, square / curvature.clamp_min(self.tiny), 0)
             step, change = step + length * direction, change + length * of_direction
             residual = residual - length * curved
             of_residual = residual @ self.to_logits
             before, square = square, self._product(residual, of_residual, residual)
-            share = square / before.clamp_min(self.tiny)
+            share = torch.where(sound, square / before.clamp_min(self.floor), 0)
             direction, of_direction = residual + share * direction, of_residual + share * of_direction
         return step, change
 
@@ -100,4 +101,5 @@ class _Problem:
     def _product(self, one: Tensor, logits_of_one: Tensor, other: Tensor) -> Tensor:
         """The inner product of two unknowns; the logits of one are known."""
         of_weights = (logits_of_one - self.unit * one[:, -1:]) * other[:, :-1]
-        return of_weights.sum() + (one[:, -1] * other[:, -1]).sum()
+        product: Tensor = of_weights.sum() + (one[:, -1] * other[:, -1]).sum()
+        return product

@@ -120,3 +120,14 @@ def test_the_order_of_examples_and_of_classes_does_not_matter() -> None:
     turned = logistic_regression(x.flip(0), 4 - y.flip(0), 5)
     torch.testing.assert_close(turned[0].flip(0), weight, rtol=0, atol=1e-9)
     torch.testing.assert_close(turned[1].flip(0), bias, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("spread", [0.0, 1e-12, 1e-8, 1e-6, 1e-4])
+def test_features_that_are_almost_equal_give_a_finite_optimum(dtype: torch.dtype, spread: float) -> None:
+    """As a network gives them before it is trained; residuals are lost in rounding soon."""
+    for seed in range(20):
+        x, y = support(3, 2, 2, 8, 1, seed)
+        x = normalize(torch.ones(8).double() + spread * x, dim=-1)
+        weight, bias = (part.double() for part in logistic_regression(x.to(dtype), y, 3))
+        assert gradient(x.to(dtype).double(), y, weight, bias) < (1e-7 if dtype == torch.float64 else 1e-5)
