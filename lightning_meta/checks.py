@@ -117,6 +117,17 @@ def factory(name: str, value: Any, example: str) -> None:
         raise UserError(f"{name}: expected what makes one, such as {example}, got {type(value).__name__}")
 
 
+def numbers(**values: Any) -> None:
+    """Refuse what is no sequence of finite numbers, or an empty one.
+
+    Args:
+        **values: By name of the argument.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(_is_number, value)):
+            raise UserError(f"{name}: a list of numbers is needed, got {value!r}")
+
+
 def some_names(**values: Any) -> None:
     """Refuse what is no list of names, or an empty one.
 

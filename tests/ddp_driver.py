@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.cli import main
-from lightning_meta.data import EpisodicDataModule, Pool
+from lightning_meta.data import Augmentation, EpisodicDataModule, Pool
 from lightning_meta.data.source import Source
 from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, MetaModule, ProtoNet, base
@@ -63,6 +63,7 @@ def modules() -> dict[str, MetaModule]:
 
     made: dict[str, MetaModule] = {
         "protonet": ProtoNet(backbone(), optimizer=sgd),
+        "protonet_augmented": ProtoNet(backbone(), optimizer=sgd),
         "protonet_inductive": ProtoNet(backbone(), optimizer=sgd, batch_norm="inductive"),
         "maml": MAML(backbone(), inner_lr=0.1, inner_steps=2, optimizer=sgd),
         "maml_inductive": MAML(backbone(), inner_lr=0.1, inner_steps=2, optimizer=sgd, batch_norm="inductive"),
@@ -103,7 +104,8 @@ def train(world: int, folder: Path) -> dict[str, Any]:
         torch.manual_seed(0)  # the head of MAML is made in `fit`
         seen = Seen()
         options: dict[str, Any] = {"max_steps": STEPS, "precision": "64-true", "callbacks": [seen]}
-        trainer(world, folder, limit_val_batches=0, **options).fit(module, datamodule=data())
+        augmentation = Augmentation(2) if "augmented" in name else None
+        trainer(world, folder, limit_val_batches=0, **options).fit(module, datamodule=data(augmentation=augmentation))
         results[name] = {"state": module.state_dict(), "tasks": seen.tasks, "task_map": tuple(module.task_map or ())}
     return results
 
@@ -118,7 +120,7 @@ def evaluate(world: int, folder: Path) -> dict[str, Any]:
     }
     for case, given in cases.items():
         for name, module in modules().items():
-            if "inductive" in name or "measured" in name:
+            if "inductive" in name or "measured" in name or "augmented" in name:
                 continue
             torch.manual_seed(0)
             runner = trainer(world, folder)

@@ -202,7 +202,7 @@ def test_help_of_a_class_lists_networks_and_is_short_enough_to_read(capsys: pyte
     listed = re.search(r"--model.backbone BACKBONE.*?known subclasses: (.*?), and (\d+) others", text, re.DOTALL)
     assert listed is not None
     networks = {path.rpartition(".")[2] for path in "".join(listed[1].split()).split(",")}
-    assert networks == {"Conv4", "LeNet", "MLP", "ResNet12"}
+    assert networks == {"ChannelNormalized", "Conv4", "LeNet", "MLP", "ResNet12"}
     assert int(listed[2]) > 100
     assert "torch.optim.AdamW" in text
 

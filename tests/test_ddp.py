@@ -16,7 +16,7 @@ from torch import Tensor
 from lightning_meta.run import read_checkpoint
 from tests.ranks import run_driver
 
-TRAINED = ["protonet", "protonet_inductive", "maml", "maml_inductive", "maml_measured"]
+TRAINED = ["protonet", "protonet_augmented", "protonet_inductive", "maml", "maml_inductive", "maml_measured"]
 EVALUATED = ["protonet", "maml"]
 
 
@@ -57,6 +57,11 @@ def test_two_ranks_train_as_one_process_with_the_same_meta_batches(one: Ran, two
     assert all(tensor.dtype == torch.float64 for tensor in expected.values() if tensor.is_floating_point())
     for rank in two.ranks:
         assert distance(rank["train"][name]["state"], expected) < 1e-12
+
+
+def test_augmented_images_train_another_network(one: Ran) -> None:
+    states = one.ranks[0]["train"]
+    assert distance(states["protonet_augmented"]["state"], states["protonet"]["state"]) > 1e-3
 
 
 def test_ranks_visit_tasks_as_rank_0_has_chosen(two: Ran) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
+from lightning_meta.configuration import lies_in, real_path
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.progress_bar import Bar
@@ -126,13 +127,14 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         missing = file or f"{checkpoint} lies in no run directory"
         raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
     stored = read_configuration(file)
-    if made := next(undescribed(stored.get("data"), "data"), None):
+    data = _without_augmentation(stored.get("data"))
+    if made := next(undescribed(data, "data"), None):
         raise UserError(
             f"{file}: {made} was made in Python, and its arguments are not known; name a configuration of the data "
             "with --config, or test in Python"
         )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
-    base = {"data": stored.get("data"), "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
+    base = {"data": data, "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
     if not first.config and not first.trust:  # what the user names is trusted as code is
         base = without_machine(base)
         check_untrusted(base, file)
@@ -146,6 +148,14 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
                 raise UserError(f"--{option}: {config.data.class_path} has no {argument}")
             config.data.init_args[argument] = config[option]
     return config, checkpoint
+
+
+def _without_augmentation(data: Any) -> Any:
+    """A data module of this package's without its augmentation, which is of training, and may be of another library."""
+    if not isinstance(data, Mapping) or not lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
+        return data
+    given = data.get("init_args") or {}
+    return {**data, "init_args": {name: value for name, value in given.items() if name != "augmentation"}}
 
 
 def _just_paths() -> Any:

@@ -68,8 +68,8 @@ class Augmentation(Described):
         """
         if len(shape) != 3 or not (dtype == torch.uint8 or dtype.is_floating_point):
             raise UserError(
-                "augmentation: images (channels, height, width), in uint8 or real in [0, 1], are needed; these examples "
-                f"have shape {tuple(shape)} and are {str(dtype).removeprefix('torch.')}; leave augmentation out"
+                "augmentation: images (channels, height, width), in uint8 or real in [0, 1], are needed, got examples "
+                f"in {str(dtype).removeprefix('torch.')} of shape {tuple(shape)}; leave augmentation out"
             )
         channels, *sides = shape
         if self.crop_padding >= min(sides):
@@ -116,7 +116,8 @@ class Augmentation(Described):
             columns = columns + below(random[:, RIGHT, None], 2 * p + 1)
         pixels = (rows * (width + 2 * p)).unsqueeze(-1) + columns.unsqueeze(-2)
         places = pixels.flatten(1).unsqueeze(1).expand(-1, channels, -1)
-        return images.flatten(2).gather(2, places).unflatten(2, (height, width))
+        fetched: Tensor = images.flatten(2).gather(2, places).unflatten(2, (height, width))
+        return fetched
 
     @staticmethod
     def _coloured(x: Tensor, factors: Tensor) -> Tensor:
@@ -132,5 +133,5 @@ def _grey(x: Tensor) -> Tensor:
     """`(M, 1, H, W)` of `(M, 1 or 3, H, W)`."""
     if x.shape[1] == 1:
         return x
-    red, green, blue = x.split(1, dim=1)
+    red, green, blue = x[:, :1], x[:, 1:2], x[:, 2:]
     return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]

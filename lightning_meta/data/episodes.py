@@ -22,7 +22,7 @@ from lightning_meta.functional.random_bits import choose, fold, integers, key
 Range = int | tuple[int, int]
 
 # What a draw is for. Streams with different purposes never meet.
-_WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED = range(5)
+_WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED, AUGMENTED = range(6)
 
 
 class EpisodeShape(NamedTuple):

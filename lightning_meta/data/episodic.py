@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
+from typing import Any
 
+import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
+from lightning_meta.data.augmentation import Augmentation
+from lightning_meta.data.augmented import augmented, check_augmentation
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
@@ -46,6 +51,8 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: Test tasks.
         evaluation_meta_batch_size: Validation or test tasks that are evaluated at once.
         rotations: Splits in which the quarter-turns of a class are classes of their own (Santoro et al. 2016).
+        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
+            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
         seed: Of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
         num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
@@ -67,6 +74,7 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: int = 600,
         evaluation_meta_batch_size: int = 20,
         rotations: Sequence[Split] = (),
+        augmentation: Augmentation | nn.Module | None = None,
         seed: int | None = None,
         evaluation_seed: int = 0,
         num_workers: int = 0,
@@ -100,6 +108,11 @@ class EpisodicDataModule(SourceDataModule):
         self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
+        if augmentation is not None:
+            instance("augmentation", augmentation, (Augmentation, nn.Module))
+            if isinstance(source, TaskGenerator):
+                raise UserError("augmentation: regression tasks have no images; leave it out")
+        self.augmentation = augmentation
         self.datasets: dict[Split, EpisodeDataset] = {}
         self.spec: EpisodeSpec | None = None
 
@@ -118,6 +131,8 @@ class EpisodicDataModule(SourceDataModule):
             ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
             fixed = ways.pop() if len(ways) == 1 else 0
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
+            if self.augmentation is not None and stage == "fit":
+                check_augmentation(self.augmentation, self._pools["train"])
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
             stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
@@ -143,6 +158,35 @@ class EpisodicDataModule(SourceDataModule):
         """The test tasks of this rank."""
         return self._evaluation_loader(self._dataset("test", "predict"))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch as the module in training does, and augment it where the Trainer trains.
+
+        A module's own `on_after_batch_transfer` is called as well, on what is augmented.
+        """
+        if self.trainer is None:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        number = self._number_of(batch)  # before it leaves the CPU
+        batch = self.trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
+        return self._augmented(batch, number) if self.trainer.training else batch
+
+    def augmented(self, batch: Episode) -> Episode:
+        """A meta-batch of `train_dataloader()` as it is trained on; the loader itself does not augment, a Trainer does.
+
+        `Augmentation` draws for each image from (seed, task, position in the task): the same on any rank, at any number
+        of ranks and workers, and after a resume. Another module is called once on all images `(M, C, H, W)` of a rank's
+        batch, in [0, 1], under generators of torch, Python and NumPy seeded from (seed, first task of the batch). It is
+        the same after a resume, but neither at another number of ranks nor for the same image in another batch. It must
+        keep the shape of images, and roughly their range.
+
+        Args:
+            batch: T training tasks.
+
+        Returns:
+            The same tasks; the batch itself where there is no augmentation.
+        """
+        made: Episode = self._augmented(batch, self._number_of(batch))
+        return made
+
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
         return self._hash_of_examples
@@ -154,6 +198,16 @@ class EpisodicDataModule(SourceDataModule):
         self._dataset("train", "fit")
         contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
+
+    def _number_of(self, batch: Any) -> int:
+        """The number of its first task, where it is needed: a user's module is seeded by it."""
+        by_user = isinstance(self.augmentation, nn.Module) and isinstance(batch, Episode)
+        return int(batch.tasks[0]) if by_user else 0
+
+    def _augmented(self, batch: Any, number: int) -> Any:
+        if self.augmentation is None or not isinstance(batch, Episode):
+            return batch
+        return augmented(batch, self.augmentation, self.train_seed, number)
 
     @cached_property
     def _hash_of_examples(self) -> str:

@@ -1,7 +1,8 @@
-"""torch's global random generators: their states, and a context that restores them."""
+"""The global random generators: their states, and contexts that restore them."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,27 @@ def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
         torch.set_rng_state(states[0])
         if _on_accelerator(device):
             torch.get_device_module(device).set_rng_state(states[1], *_which(device))
+
+
+@contextmanager
+def seeded_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Within the context the generators of torch, Python and NumPy start from a seed; afterwards they go on as before.
+
+    Args:
+        device: As for `generator_states`.
+        seed: 0 to 2^32 - 1.
+    """
+    devices = [torch.device("cpu"), *([device] if _on_accelerator(device) else [])]
+    start = [torch.Generator(own).manual_seed(seed).get_state() for own in devices]
+    others = random.getstate(), np.random.get_state()  # noqa: NPY002  # it is the user's code that draws
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with generators_restored(device, start):
+            yield
+    finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])  # noqa: NPY002
 
 
 def same_states(some: list[Tensor], others: list[Tensor]) -> bool:

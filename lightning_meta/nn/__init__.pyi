@@ -1,3 +1,4 @@
+from .channel_normalized import ChannelNormalized as ChannelNormalized
 from .conv4 import Conv4 as Conv4
 from .lenet import LeNet as LeNet
 from .mlp import MLP as MLP

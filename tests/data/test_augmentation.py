@@ -186,8 +186,8 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 784), r"augmentation: images \(channels, .* are needed; these examples have shape \(784,\)"),
-        (torch.zeros(2, 3, 9, 9, dtype=torch.int64), "are int64; leave augmentation out"),
+        (torch.zeros(2, 784), r"augmentation: images .* are needed, got examples in float32 of shape \(784,\)"),
+        (torch.zeros(2, 3, 9, 9, dtype=torch.int64), r"got examples in int64 of shape \(3, 9, 9\); leave augmentation"),
         (torch.zeros(2, 3, 9, 4), "crop_padding: less than the 4 pixels of an image are needed, got 4"),
         (torch.zeros(2, 2, 9, 9), "jitter: images of 1 or 3 channels are needed, these have 2; set jitter to 0"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightning_meta.errors import UserError
-from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12, TaskBatchNorm
+from lightning_meta.nn import MLP, ChannelNormalized, Conv4, LeNet, ResNet12, TaskBatchNorm
 from lightning_meta.nn.features import as_input, output_size
 
 CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
@@ -26,6 +26,9 @@ CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (Conv4(blocks=2, width=5), (1, 28, 28), 5 * 7 * 7),
     (ResNet12(widths=(4, 5, 6, 7)), (3, 32, 32), 7),
     (ResNet12(1, widths=(4, 8)), (1, 28, 28), 8),
+    (ResNet12(widths=(4, 5, 6, 7), dropout=0.1, drop_block=2), (3, 32, 32), 7),
+    (ResNet12(widths=(4, 5, 6, 7), dropout=0.1, drop_block=5), (3, 84, 84), 7),
+    (ChannelNormalized(Conv4(3, width=5), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), (3, 32, 32), 5 * 2 * 2),
     (MLP(), (1,), 40),
     (MLP(12, (7, 3)), (3, 2, 2), 3),
     (LeNet(), (1, 28, 28), 50),

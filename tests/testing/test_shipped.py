@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.multitask import MultiHead, MultiTaskModule
-from lightning_meta.nn import MLP, ResNet12
+from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 from lightning_meta.weightings import PCGrad
@@ -59,6 +59,16 @@ class TestMLP(BackboneTests):
 
     def make(self) -> nn.Module:
         return MLP(5, (8, 8))
+
+
+class TestResNet12WithDropBlock(BackboneTests):
+    def make(self) -> nn.Module:
+        return ResNet12(1, (2, 2, 2), dropout=0.3, drop_block=2)
+
+
+class TestChannelNormalized(BackboneTests):
+    def make(self) -> nn.Module:
+        return ChannelNormalized(Conv4(1, 4, blocks=2), [0.5], [0.25])
 
 
 class TestTransformer(BackboneTests):

@@ -1,0 +1,73 @@
+"""A backbone behind the normalisation of its images' channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.checks import instance, numbers
+from lightning_meta.configuration import Described
+from lightning_meta.errors import UserError
+from lightning_meta.nn.stages import stages_of
+
+
+class ChannelNormalized(Described, nn.Module):
+    r"""A backbone that sees $(x - \mu_c) / \sigma_c$ in place of images x in [0, 1], for each channel c.
+
+    The constants are no weights: they are not trained, and a checkpoint has them among the arguments alone.
+
+    Args:
+        backbone: Takes the normalised images.
+        mean: μ of each channel. (0.5071, 0.4867, 0.4408) of CIFAR-100 in the code of Tian et al. (2020).
+        std: σ of each channel, above 0. (0.2675, 0.2565, 0.2761) of CIFAR-100 there.
+    """
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        instance("backbone", backbone, nn.Module)
+        numbers(mean=mean, std=std)
+        if len(mean) != len(std):
+            raise UserError(f"std: one number for each of the {len(mean)} in mean is needed, got {list(std)}")
+        if min(std) <= 0:
+            raise UserError(f"std: numbers above 0 are needed, got {list(std)}")
+        self.normalize = _Channels(mean, std)
+        self.backbone = backbone
+
+    def stages(self) -> list[nn.Module]:
+        """The stages of the backbone, of which the first normalises its images before."""
+        first, *others = stages_of(self.backbone)
+        return [nn.Sequential(self.normalize, first), *others]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(M, C, H, W)` in [0, 1] to what the backbone makes of them.
+
+        Raises:
+            UserError: They have another number of channels.
+        """
+        if x.dim() != 4 or x.shape[1] != self.normalize.channels:
+            raise UserError(
+                f"mean, std: there is a number for each of {self.normalize.channels} channels of images, got inputs of "
+                f"shape {tuple(x.shape[1:])}; give one for each channel of yours"
+            )
+        features: Tensor = self.backbone(self.normalize(x))
+        return features
+
+
+class _Channels(nn.Module):
+    """Normalises the first channels; what a method has concatenated behind them stays as it is."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.channels = len(mean)
+        for name, values in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(list(values)).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = (x[:, : self.channels] - self.mean) / self.std
+        further = x[:, self.channels :]
+        return torch.cat([normalized, further], dim=1) if further.shape[1] else normalized
