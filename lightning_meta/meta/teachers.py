@@ -79,7 +79,7 @@ def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
 
 def _train_split_of_data(student: RFS) -> str:
     """The same of the trainer's data."""
-    data = student.trainer.datamodule  # type: ignore[attr-defined]
+    data = getattr(student._trainer, "datamodule", None)
     return str(data.division().get("train", "")) if isinstance(data, SourceDataModule) else ""
 
 
@@ -88,5 +88,5 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         whole.update(name.encode())
-        whole.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        whole.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return whole.hexdigest()

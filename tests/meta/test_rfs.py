@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 import lightning_meta as lm
-from lightning_meta.batches import Episode, Examples
+from lightning_meta.batches import Episode, Examples, Split
+from lightning_meta.data import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional import TaskMap
-from lightning_meta.nn import Conv4
+from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.test_baseline import episode
@@ -121,20 +123,20 @@ def test_tasks_do_not_depend_on_how_they_are_visited_and_leave_no_trace(strategy
 # Distillation.
 
 
-def data(seed: int = 0) -> lm.EpisodicDataModule:
-    return toys.pictures()
-
-
 def small(**options: Any) -> lm.RFS:
     torch.manual_seed(1)
     return lm.RFS(Conv4(1, width=4, blocks=2), **options)
 
 
-def trained(folder: Path, name: str, steps: int = 2, **options: Any) -> Path:
-    fit: dict[str, Any] = {"runs": folder, "name": name, "max_steps": steps, "accelerator": "cpu"}
-    quiet = {"enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
-    module = options.pop("module", None) or small(**options)
-    return Path(lm.fit(module, toys.pictures(), seed=0, **fit, **quiet).directory)
+def trained(folder: Path, name: str, steps: int = 2, module: lm.MetaModule | None = None, **options: Any) -> Path:
+    """The directory of a run on `toys.pictures`."""
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1}
+    run = lm.fit(
+        small() if module is None else module,
+        options.pop("data", None) or toys.pictures(),
+        **{"runs": folder, "name": name, "seed": 0, "max_steps": steps, "accelerator": "cpu", **quiet, **options},
+    )
+    return Path(run.directory)
 
 
 @pytest.fixture(scope="module")
@@ -143,20 +145,128 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_student_learns_labels_and_predictions_in_equal_shares(teacher: Path) -> None:
-    """The loss of `train_distillation.py -r 0.5 -a 0.5` of the authors, written with plain torch."""
-    pictures = data()
-    pictures.prepare_data()
-    pictures.setup("fit")
-    student = small(teacher=str(teacher), episodes=pictures.spec)
-    batch = student.inputs(pictures.datasets["train"].__getitems__(range(pictures.meta_batch_size)))
-    attach(student, pictures)
+    """The loss of the authors' `train_distillation.py -r 0.5 -a 0.5 --kd_T 4`, written with plain torch."""
+    data = toys.pictures()
+    data.prepare_data()
+    data.setup("fit")
+    student = small(teacher=str(teacher), episodes=data.spec)
+    assert student.teacher is not None
+    student.teacher.load(student)
+    batch = student.inputs(data.datasets["train"].__getitems__(range(data.meta_batch_size)))
     loss = student.meta_batch_loss(batch).loss.mean()
+
     x, y = every_image(batch)
     model = lm.load(teacher)
     with torch.no_grad():
-        taught = model.classifier(model.network(x))
+        taught = model.classifier(model.network(x)) / 4  # in evaluation mode
     outputs = student.classifier(student.network(x))
-    divergence = (taught / 4).softmax(1) * ((taught / 4).log_softmax(1) - (outputs / 4).log_softmax(1))
-    expected = 0.5 * nn.functional.cross_entropy(outputs, y) + 0.5 * 16 * divergence.sum() / len(y)
+    divergence = taught.softmax(1) * (taught.log_softmax(1) - (outputs / 4).log_softmax(1))
+    expected = 0.5 * nn.functional.cross_entropy(outputs, y) + 0.5 * 4**2 * divergence.sum() / len(y)
     torch.testing.assert_close(loss, expected)
-    assert student.teacher is not None
+
+
+@pytest.mark.slow
+def test_a_student_does_without_its_teacher_once_it_is_trained(teacher: Path, tmp_path: Path) -> None:
+    """Its checkpoint holds no weights of the teacher; it loads, predicts and teaches in turn after that is gone."""
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    first = trained(tmp_path, "first", module=small(teacher=str(copy)))
+    shutil.rmtree(copy)
+    module = lm.load(first)
+    assert module.state_dict().keys() == lm.load(teacher).state_dict().keys()
+    assert module.predictor(torch.rand(4, 1, 16, 16), ["a", "a", "b", "b"])(torch.rand(2, 1, 16, 16))
+    second = trained(tmp_path, "second", module=small(teacher=str(first)))
+    assert not torch.equal(lm.load(second).classifier.weight, module.classifier.weight)
+
+
+@pytest.mark.slow
+def test_a_resumed_student_is_exact_and_needs_the_same_teacher(teacher: Path, tmp_path: Path) -> None:
+    def student() -> lm.RFS:
+        return small(teacher=str(tmp_path / "teacher"))
+
+    shutil.copytree(teacher, tmp_path / "teacher")
+    whole = trained(tmp_path, "whole", 4, student())
+    part = trained(tmp_path, "part", 2, student())
+    shutil.move(tmp_path / "teacher", tmp_path / "away")
+    with pytest.raises(
+        UserError, match=r"^teacher: no checkpoint at .*teacher: .*; training needs it, also when it is"
+    ):
+        trained(tmp_path, "part", 4, student(), resume=part)
+    trained(tmp_path, "teacher_of_later", 4)
+    shutil.move(tmp_path / "teacher_of_later" / "0", tmp_path / "teacher")
+    with pytest.raises(
+        UserError, match=r"teacher: .*teacher is not the model that the run has learned from so far; res"
+    ):
+        trained(tmp_path, "part", 4, student(), resume=part)
+    shutil.rmtree(tmp_path / "teacher")
+    shutil.move(tmp_path / "away", tmp_path / "teacher")
+    resumed = trained(tmp_path, "part", 4, student(), resume=part)
+    weights = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, resumed)
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+def test_a_teacher_may_move(teacher: Path, tmp_path: Path) -> None:
+    """What counts is that its weights are the same: no `allow_changes` is needed."""
+    shutil.copytree(teacher, tmp_path / "moved")
+    part = trained(tmp_path, "part", 1, small(teacher=str(teacher)))
+    trained(tmp_path, "part", 2, small(teacher=str(tmp_path / "moved")), resume=part)
+
+
+class OtherPictures(toys.NoisyPictures):
+    """Training classes in another order."""
+
+    def pools(self) -> dict[Split, Pool]:
+        pools = super().pools()
+        return {**pools, "train": pools["train"].select(range(7, -1, -1))}
+
+
+class Fewer(toys.NoisyPictures):
+    def pools(self) -> dict[Split, Pool]:
+        pools = super().pools()
+        return {**pools, "train": pools["train"].select(range(6))}
+
+
+@pytest.mark.slow
+def test_refuses_a_teacher_that_knows_other_classes(teacher: Path, tmp_path: Path) -> None:
+    for source, message in (
+        (OtherPictures(), "was trained on other images or classes; give one that learned from these$"),
+        (Fewer(), "was trained on classes 8, these data have 6$"),
+    ):
+        data = toys.pictures()
+        data.source = source
+        with pytest.raises(UserError, match=f"^teacher: .*last.ckpt {message}"):
+            trained(tmp_path, "student", module=small(teacher=str(teacher)), data=data)
+    baseline = trained(tmp_path, "baseline", module=lm.Baseline(Conv4(1, width=4, blocks=2)))
+    with pytest.raises(UserError, match=r"^teacher: a run of RFS is needed, .*last.ckpt is of Baseline$"):
+        trained(tmp_path, "student", module=small(teacher=str(baseline)))
+    assert not (tmp_path / "student").exists()
+
+
+class Own(nn.Module):
+    """A network of a user's, of which a stranger's checkpoint may not make one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_a_teacher_may_be_made_of_what_the_student_is_made_of_and_of_nothing_else(tmp_path: Path) -> None:
+    own = trained(tmp_path, "own", module=lm.RFS(Own()))
+    trained(tmp_path, "student", module=lm.RFS(Own(), teacher=str(own)))
+    with pytest.raises(UserError, match=r"^teacher: .*last.ckpt: .*test_rfs.Own is not trusted"):
+        trained(tmp_path, "other", module=small(teacher=str(own)))
+
+
+def test_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(UserError, match="support_views: at least 1 is needed, got 0"):
+        lm.RFS(Conv4(), support_views=0)
+    with pytest.raises(UserError, match="augmentation: an Augmentation is needed, got Sequential"):
+        lm.RFS(Conv4(), augmentation=nn.Sequential())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="teacher: a str is needed, got the class RFS"):
+        lm.RFS(Conv4(), teacher=lm.RFS)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"augmentation: images \(channels, height, width\)"):
+        lm.RFS(MLP(8, (4,)), lm.Augmentation(), episodes=EpisodeSpec("classification", (8,), 3, 10))
+    with pytest.raises(UserError, match="RFS classifies"):
+        lm.RFS(MLP(), episodes=EpisodeSpec("regression", (1,), 1))
