@@ -136,7 +136,8 @@ def trained(folder: Path, name: str, steps: int = 2, module: lm.MetaModule | Non
         options.pop("data", None) or toys.pictures(),
         **{"runs": folder, "name": name, "seed": 0, "max_steps": steps, "accelerator": "cpu", **quiet, **options},
     )
-    return Path(run.directory)
+    assert run.directory is not None
+    return run.directory
 
 
 @pytest.fixture(scope="module")
