@@ -35,6 +35,7 @@ from .meta.metric import MetricLearner as MetricLearner
 from .meta.predictor import Predictor as Predictor
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.r2d2 import R2D2 as R2D2
+from .meta.rfs import RFS as RFS
 from .multitask.base import MultiTaskModule as MultiTaskModule
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch

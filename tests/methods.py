@@ -20,6 +20,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
+    "RFS": lambda **options: lm.RFS(MLP(256, (8,)), lm.Augmentation(2), support_views=2, **options),
 }
 # Methods for the three tasks of `toys.sums`.
 MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {

@@ -79,6 +79,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["data.init_args.tasks"] = "[Greek, Armenian]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
+    if "ChannelNormalized" in config.read_text():
+        options["model.init_args.backbone.init_args.backbone.init_args.widths"] = "[4, 4, 4, 4]"
     arguments = [f"--{name}={value}" for name, value in options.items()]
     if "nn.Pretrained" in config.read_text():
         arguments += STAND_IN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,8 +13,9 @@ from lightning_meta.errors import one_of
 from lightning_meta.functional.inner_loop import inner_loop
 from lightning_meta.functional.precision import at_least_float32, in_float32
 from lightning_meta.functional.prototypes import class_means, cosine_similarity
+from lightning_meta.meta.all_classes import features_after_training, features_in_training, images_of_all_classes
 from lightning_meta.meta.base import MetaModule, Outcome
-from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec
 
 Head = Literal["linear", "cosine"]
@@ -24,8 +24,8 @@ Head = Literal["linear", "cosine"]
 class Baseline(MetaModule):
     r"""Classify all training classes at once; then, for a task, train a head on the frozen features of its support set.
 
-    With a linear head this is the baseline of Tian et al. (ECCV 2020, https://arxiv.org/abs/2003.11539), with a cosine
-    head Baseline++ of Chen et al. (ICLR 2019, https://arxiv.org/abs/1904.04232):
+    With a linear head this is akin to the baseline of Tian et al. (ECCV 2020, https://arxiv.org/abs/2003.11539), which
+    `RFS` is in full, with a cosine head Baseline++ of Chen et al. (ICLR 2019, https://arxiv.org/abs/1904.04232):
 
     $$\min_{W, b} \frac{1}{NK} \sum_{(x, y)} -\log p(y \mid x; W, b) + \frac{\lambda}{2} \lVert W \rVert^2$$
 
@@ -62,7 +62,9 @@ class Baseline(MetaModule):
         - One s serves training and new tasks; the code of Chen et al. takes 2 for up to 200 classes and 10 for more,
           and learns a length for each class.
         - A step's images come from the classes of its episodes, not from all; they are augmented only where the data
-          module is given an `Augmentation`; there is no second generation by distillation (section 3.3 of Tian et al.).
+          module is given an `Augmentation`.
+        - There is no second generation by distillation (section 3.3 of Tian et al.), and support images are not
+          augmented; `RFS` has both.
 
     Args:
         backbone: The network below the head.
@@ -97,17 +99,14 @@ class Baseline(MetaModule):
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:
         """Cross-entropy over all training classes, of every image of the meta-batch."""
-        assert batch.classes is not None
-        x = torch.cat([batch.support.x, batch.query.x], dim=1).flatten(0, 1)
-        y = batch.classes.gather(1, torch.cat([batch.support.y, batch.query.y], dim=1)).flatten()
-        features, buffers = stateless_call(self.backbone, own_buffers(self.backbone), x, "fused")
+        x, y = images_of_all_classes(batch)
+        features, statistics = features_in_training(self, x)
         outputs = self._logits(features, dict(self.classifier.named_parameters()))
-        statistics = {name: tensor.unsqueeze(0) for name, tensor in self.keep_buffers(buffers).items()}
         return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The head of a task: `weight` `(N, F)` and `bias` `(N,)`."""
-        features = Examples(at_least_float32(self._features(support.x)), support.y)
+        features = Examples(at_least_float32(features_after_training(self, support.x)), support.y)
 
         def loss(head: Tensors, buffers: Tensors, features: Examples) -> tuple[Tensor, Tensors]:
             penalty = self.weight_decay / 2 * head["weight"].square().sum()
@@ -120,14 +119,11 @@ class Baseline(MetaModule):
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of the task's head."""
-        return self._logits(self._features(x), state)
+        return self._logits(features_after_training(self, x), state)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the classifier of the training classes, which is left behind after training."""
         self.classifier = nn.Linear(self.feature_size, episodes.classes, bias=self.head == "linear")
-
-    def _features(self, x: Tensor) -> Tensor:
-        return stateless_call(self.backbone, own_buffers(self.backbone), x, "stored")[0]
 
     def _logits(self, features: Tensor, head: Tensors) -> Tensor:
         if self.head == "cosine":

@@ -32,6 +32,7 @@ HARMLESS = (
     *("trainer.reload_dataloaders_every_n_epochs", "checkpoint.every_n_steps"),
     *("data.num_workers", "data.pool_on", "data.evaluation_meta_batch_size", "data.evaluation_batch_size"),
     *("data.source.path", "data.source.root", "data.source.url"),  # the examples in them are compared
+    "model.teacher",  # its weights are compared
     *("model.strategy", "model.chunk_size", "model.compile", "model.recompute"),  # how, and not what, is computed
     "versions.*",
 )

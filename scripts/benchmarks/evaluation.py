@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks import peers
@@ -14,7 +15,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.functional import TaskMap, task_map
-from lightning_meta.meta import ProtoNet
+from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.tasks import EpisodeSpec
 
 TASKS, CHUNK, CLASSES, EACH, SIZE = 1000, 500, 100, 20, 64
@@ -29,9 +30,11 @@ def features() -> Pool:
     return Pool(x.flatten(0, 1), torch.full((CLASSES,), EACH), names, names)
 
 
-def our_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
+def our_evaluation(
+    pool: Pool, device: torch.device, method: type[MetaModule] = ProtoNet, shots: int = 1
+) -> Callable[[], float]:
     """The mean accuracy over 1000 tasks, by meta-batches of 500."""
-    module = ProtoNet(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0)).eval()
+    module = method(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0, CLASSES)).eval()
     module.to(device)
     pool = pool.to(device)
 
@@ -39,7 +42,7 @@ def our_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
         return module.predict(module.adapt(support, 5), x)
 
     def evaluate() -> float:
-        draw = drawn(pool, CHUNK, EpisodeShape(5, 1, 15))
+        draw = drawn(pool, CHUNK, EpisodeShape(5, shots, 15))
         accuracies = []
         with torch.inference_mode():
             for _ in range(TASKS // CHUNK):
@@ -47,6 +50,24 @@ def our_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
                 outputs = task_map(one_task, TaskMap("vmap"), batch.support, batch.query.x)
                 accuracies.append((outputs.argmax(-1) == batch.query.y).float().mean())
         return float(torch.stack(accuracies).mean())
+
+    return evaluate
+
+
+def sklearn_evaluation(pool: Pool, shots: int) -> Callable[[], float]:
+    """The same by the loop of RFS's authors (`meta_eval.py`): scikit-learn's logistic regression for each task."""
+    from sklearn.linear_model import LogisticRegression
+
+    def evaluate() -> float:
+        draw, accuracies = drawn(pool, CHUNK, EpisodeShape(5, shots, 15)), []
+        for _ in range(TASKS // CHUNK):
+            batch = draw()
+            support, query = (part._replace(x=F.normalize(part.x, dim=-1)) for part in (batch.support, batch.query))
+            for t in range(CHUNK):
+                classifier = LogisticRegression(C=1.0, max_iter=1000).fit(support.x[t].numpy(), support.y[t].numpy())
+                right = classifier.predict(query.x[t].numpy()) == query.y[t].numpy()
+                accuracies.append(float(right.mean()))
+        return sum(accuracies) / TASKS
 
     return evaluate
 

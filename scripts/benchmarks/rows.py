@@ -11,11 +11,12 @@ import torch
 
 from benchmarks import peers, work
 from benchmarks.augmentation import augmentation
-from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation
+from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation, sklearn_evaluation
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
 from benchmarks.row import Row, Setting
 from benchmarks.sine import sine
+from lightning_meta.meta import RFS
 
 
 def memory(setting: Setting) -> Iterator[Row]:
@@ -47,6 +48,23 @@ def evaluation(setting: Setting) -> Iterator[Row]:
         check_close_accuracies(*(float(function()) for function in contestants.values()))  # type: ignore[arg-type]
     took = setting._replace(repeats=3, seconds=0).compare(contestants)
     yield Row("evaluating 1000 ProtoNet tasks from embeddings", took["ours"], "easyfsl", took.get("easyfsl"), 20.0)
+
+
+def logistic(setting: Setting) -> Iterator[Row]:
+    """1000 RFS tasks, 5-way 15 queries, from stored embeddings, sampling included."""
+    pool = features()
+    for shots in [1] if setting.short else [1, 5]:
+        contestants: dict[str, Callable[[], object]] = {"ours": our_evaluation(pool, setting.device, RFS, shots)}
+        if peers.peer("sklearn") is not None:
+            contestants["scikit-learn"] = sklearn_evaluation(pool, shots)
+            check_close_accuracies(*(float(function()) for function in contestants.values()))  # type: ignore[arg-type]
+        took = setting._replace(repeats=3, seconds=0).compare(contestants)
+        yield Row(
+            f"evaluating 1000 RFS tasks from embeddings, {shots}-shot",
+            took["ours"],
+            "scikit-learn",
+            took.get("scikit-learn"),
+        )
 
 
 def check_close_accuracies(ours: float, theirs: float) -> None:
@@ -126,6 +144,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "evaluation": evaluation,
     "augmentation": augmentation,
+    "logistic": logistic,
     "imports": imports,
     "processes": processes,
 }

@@ -1,0 +1,47 @@
+"""Training on all classes at once, which methods share that meet tasks only after training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import Episode, Examples
+from lightning_meta.meta.base import MetaModule
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+
+
+def images_of_all_classes(batch: Episode) -> Examples:
+    """The examples of a meta-batch, support and query alike, under the labels of the whole training split.
+
+    Args:
+        batch: T tasks of M examples each.
+
+    Returns:
+        `x` `(T*M, *input_shape)`, `y` `(T*M,)` classes of the split.
+    """
+    assert batch.classes is not None
+    x = torch.cat([batch.support.x, batch.query.x], dim=1).flatten(0, 1)
+    y = batch.classes.gather(1, torch.cat([batch.support.y, batch.query.y], dim=1)).flatten()
+    return Examples(x, y)
+
+
+def features_in_training(module: MetaModule, x: Tensor) -> tuple[Tensor, Tensors]:
+    """The features `(M, F)` of one batch, normalised by its own statistics, and these for an `Outcome`.
+
+    Args:
+        module: Its backbone is run.
+        x: `(M, *input_shape)`.
+    """
+    features, buffers = stateless_call(module.backbone, own_buffers(module.backbone), x, "fused")
+    statistics = {name: tensor.unsqueeze(0) for name, tensor in module.keep_buffers(buffers).items()}
+    return features, statistics
+
+
+def features_after_training(module: MetaModule, x: Tensor) -> Tensor:
+    """The features `(M, F)` of inputs, normalised by the statistics that training left behind.
+
+    Args:
+        module: Its backbone is run.
+        x: `(M, *input_shape)`.
+    """
+    return stateless_call(module.backbone, own_buffers(module.backbone), x, "stored")[0]

@@ -1,0 +1,92 @@
+"""The model of another run, which a module learns from and which is no part of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_meta.configuration import class_paths, describe
+from lightning_meta.data.module import SourceDataModule
+from lightning_meta.errors import UserError
+from lightning_meta.run.checkpoint_io import read_checkpoint
+
+if TYPE_CHECKING:
+    from lightning_meta.meta.rfs import RFS
+
+
+class Teacher:
+    """The best checkpoint of a run, read when training begins: a checkpoint of the student loads without it.
+
+    It is no module, so that its weights are neither trained, averaged, nor stored with the student's.
+
+    Args:
+        path: A run directory or a checkpoint.
+
+    Attributes:
+        digest: A hash of its weights; "" before it was read.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.digest = path, ""
+        self._model: RFS | None = None
+
+    def load(self, student: RFS) -> None:
+        """Read it, once.
+
+        Args:
+            student: The classes that it is made of may be part of the teacher, too.
+
+        Raises:
+            UserError: There is no such run, it does not load, or it was trained on other classes.
+        """
+        if self._model is not None:
+            return
+        from lightning_meta.loading import find_checkpoint, load  # it knows every family of modules
+        from lightning_meta.meta.rfs import RFS  # which has teachers
+
+        try:
+            file = find_checkpoint(self.path)
+            model = load(file, allow=tuple(class_paths(describe(student))))
+        except UserError as error:
+            raise UserError(f"teacher: {error}; training needs it, also when it is resumed") from error
+        if not isinstance(model, RFS):
+            raise UserError(f"teacher: a run of RFS is needed, {file} is of {type(model).__name__}")
+        for name in ("input_shape", "classes"):
+            own, other = getattr(student.spec, name), getattr(model.spec, name)
+            if own != other:
+                raise UserError(f"teacher: {file} was trained on {name} {other}, these data have {own}")
+        splits = _train_split_of(read_checkpoint(file)), _train_split_of_data(student)
+        if "" not in splits and splits[0] != splits[1]:
+            raise UserError(f"teacher: {file} was trained on other images or classes; give one that learned from these")
+        self._model, self.digest = model.requires_grad_(False), _digest(model.state_dict())
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits `(M, classes)` of inputs `(M, *input_shape)`, in evaluation mode, wherever they lie."""
+        assert self._model is not None
+        return self._model.to(x.device, x.dtype).class_logits(x)
+
+
+def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
+    """The hash of the classes and images that a run was trained on; "" where it does not say."""
+    examples = (checkpoint.get("lightning_meta_run") or {}).get("examples") or {}
+    return str(examples.get("train", ""))
+
+
+def _train_split_of_data(student: RFS) -> str:
+    """The same of the trainer's data."""
+    data = getattr(student._trainer, "datamodule", None)
+    return str(data.division().get("train", "")) if isinstance(data, SourceDataModule) else ""
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    """The sha256 of the values of tensors, by name."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        whole.update(name.encode())
+        whole.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
