@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lightning_meta.cells import as_cells
 from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP
@@ -29,7 +30,6 @@ from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.export import FORMATS, export
 from lightning_meta.nn.likeness import InputWarning
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 ROUNDED = "{:.6f}"

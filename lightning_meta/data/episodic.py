@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
-from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
+from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
@@ -21,6 +24,9 @@ from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
+
+if TYPE_CHECKING:  # it reads images, and Pillow is loaded for lists alone
+    from lightning_meta.data.task_list import TaskList
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a stage of the Trainer."""
@@ -50,6 +56,8 @@ class EpisodicDataModule(SourceDataModule):
         evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
         num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+        test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
+            one-shot runs. The other options of test tasks are then those of validation tasks alone.
     """
 
     def __init__(
@@ -71,11 +79,16 @@ class EpisodicDataModule(SourceDataModule):
         evaluation_seed: int = 0,
         num_workers: int = 0,
         pool_on: Place = "cpu",
+        test_task_list: str | Path | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
         if isinstance(source, TaskGenerator) and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
+        if test_task_list is not None:
+            instance("test_task_list", test_task_list, (str, Path))
+            if isinstance(source, TaskGenerator):
+                raise UserError("test_task_list: tasks of stored examples are listed, and this source makes its tasks")
         self.source = source
         self.train_shape = EpisodeShape(ways, shots, queries)
         _check_shape(self.train_shape)
@@ -100,7 +113,9 @@ class EpisodicDataModule(SourceDataModule):
         self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
-        self.datasets: dict[Split, EpisodeDataset] = {}
+        self.test_task_list = None if test_task_list is None else Path(test_task_list).expanduser()
+        self._largest_test_shape: EpisodeShape | None = None
+        self.datasets: dict[Split, Episodes] = {}
         self.spec: EpisodeSpec | None = None
 
     def prepare_data(self) -> None:
@@ -115,20 +130,25 @@ class EpisodicDataModule(SourceDataModule):
         if isinstance(self.source, TaskGenerator):
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
         else:
-            ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
+            ways: set[Range] = {self.train_shape.ways} if stage == "fit" else set()
+            if "test" not in USED[stage] or stage == "fit" or self.test_task_list is None:
+                ways |= {self.test_shape.ways}
+            if "test" in USED[stage] and self.test_task_list is not None:
+                ways |= set(self._task_list.tasks.ways.tolist())
             fixed = ways.pop() if len(ways) == 1 else 0
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
+            if self._largest_test_shape is not None:
+                check_pool(self._pools["test"], "test", self._largest_test_shape)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
-            stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
-            self.datasets[split] = self._episodes(stored, split)
+            self.datasets[split] = self._episodes(split)
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
         dataset = self._dataset("train", "fit")
         if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
-            dataset = self.datasets["train"] = self._episodes(dataset.origin, "train")
+            dataset = self.datasets["train"] = self._episodes("train")
         return self.training_loader(TrainSampler(dataset, *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
@@ -153,7 +173,54 @@ class EpisodicDataModule(SourceDataModule):
             return {}
         self._dataset("train", "fit")
         contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
+        contents["test"] += self.provenance().values()
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
+
+    def provenance(self) -> dict[str, str]:
+        """What identifies listed test tasks: their file, its sha256, and that of the images which it brings itself."""
+        if self.test_task_list is None:
+            return {}
+        listed = self._task_list
+        images = {} if listed.images_sha256 is None else {"task_list_images_sha256": listed.images_sha256}
+        return {"task_list": str(self.test_task_list), "task_list_sha256": listed.sha256, **images}
+
+    def write_test_tasks(self, file: str | Path) -> None:
+        """Write the test tasks that are drawn as a list, for others to evaluate on: see `test_task_list`.
+
+        Args:
+            file: Where to, a CSV file; `docs/evaluation.md` says what is in it.
+
+        Raises:
+            UserError: The tasks are made, or listed already.
+        """
+        from lightning_meta.data.task_list import write_task_list
+
+        if self.test_task_list is not None:
+            raise UserError(f"test_task_list: the tasks are listed already, in {self.test_task_list}; copy that")
+        if not isinstance(self.source, Source):
+            raise UserError("source: tasks of stored examples are listed, and this source makes its tasks")
+        dataset = self._dataset("test", "test")
+        assert isinstance(dataset, EpisodeDataset)
+        write_task_list(Path(file), dataset, self.source.example_names("test"))
+
+    @contextmanager
+    def testing(self, shape: EpisodeShape, tasks: int, largest: EpisodeShape) -> Iterator[None]:
+        """Draw test tasks of another shape for a while; pools that were read stay.
+
+        Args:
+            shape: Theirs.
+            tasks: How many.
+            largest: A shape that the test split must be able to fill as well, refused before the first task.
+        """
+        before = self.test_shape, self.evaluation_tasks, self.test_task_list, self._largest_test_shape
+        counts: Mapping[Any, int] = {**self.evaluation_tasks, "test": tasks}
+        self.test_shape, self.evaluation_tasks = shape, dict(counts)
+        self.test_task_list, self._largest_test_shape = None, largest
+        try:
+            yield
+        finally:
+            self.test_shape, self.evaluation_tasks, self.test_task_list, self._largest_test_shape = before
+            self.datasets.pop("test", None)  # not the tasks that it draws otherwise
 
     @cached_property
     def _hash_of_examples(self) -> str:
@@ -180,7 +247,23 @@ class EpisodicDataModule(SourceDataModule):
         dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
         return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
 
-    def _episodes(self, origin: Pool | TaskGenerator, split: Split) -> EpisodeDataset:
+    @cached_property
+    def _task_list(self) -> TaskList:
+        from lightning_meta.data.task_list import read_task_list
+
+        assert self.test_task_list is not None
+        assert isinstance(self.source, Source)
+        names = self.source.example_names("test")
+        return read_task_list(self.test_task_list, self._pools["test"], names, self._stored_spec.input_shape)
+
+    def _episodes(self, split: Split) -> Episodes:
+        if split == "test" and self.test_task_list is not None:
+            from lightning_meta.data.listed import ListedEpisodes
+
+            pool, tasks = self._task_list.pool, self._task_list.tasks
+            pool = self.placed(self._pools["test"] if pool is None else pool)
+            return ListedEpisodes(pool, tasks, self.evaluation_meta_batch_size)
+        origin = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
         train = split == "train"
         return EpisodeDataset(
             origin,
@@ -191,14 +274,14 @@ class EpisodicDataModule(SourceDataModule):
             self.train_seed if train else self.evaluation_seed,
         )
 
-    def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
+    def _dataset(self, split: Split, stage: str) -> Episodes:
         """The tasks of a split; without a Trainer, nobody has set them up yet."""
         if split not in self.datasets:
             self.prepare_data()
             self.setup(stage)
         return self.datasets[split]
 
-    def _evaluation_loader(self, dataset: EpisodeDataset) -> DataLoader[Episode]:
+    def _evaluation_loader(self, dataset: Episodes) -> DataLoader[Episode]:
         sampler = EvaluationSampler(dataset, *self.ranks)
         # By keywords, since Lightning makes the loader again for predicting.
         options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}

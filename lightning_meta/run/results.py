@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_meta.cells import as_cell
 from lightning_meta.configuration import public_path
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
-from lightning_meta.run.cells import as_cell
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 
@@ -75,6 +75,7 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
         "model": public_path(type(module)),
         "data": None if data is None else public_path(type(data)),
         "data_fingerprint": fingerprint or None,
+        **(data.provenance() if isinstance(data, SourceDataModule) else {}),
         "versions": versions(),
         "git_revision": git_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
