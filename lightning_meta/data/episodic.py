@@ -118,6 +118,11 @@ class EpisodicDataModule(SourceDataModule):
         self.datasets: dict[Split, Episodes] = {}
         self.spec: EpisodeSpec | None = None
 
+    @property
+    def makes_tasks(self) -> bool:
+        """Whether the source makes its tasks, as in regression, instead of drawing them from stored classes."""
+        return isinstance(self.source, TaskGenerator)
+
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
         if isinstance(self.source, Source):

@@ -71,10 +71,10 @@ class TaskScores(Metric):
         """Record T tasks; shapes as in `TaskTable` with n = T."""
         if not self.keep_outputs:
             outputs, targets = outputs[:, :0], targets[:, :0]
-        sizes = tasks.new_tensor(outputs.shape[1:]).repeat(len(tasks), 1)
+        sizes = torch.stack([torch.full_like(tasks, size) for size in outputs.shape[1:]], 1)
         self._of_target = tuple(targets.shape[2:])
-        # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch. They
-        # are flat, as tasks of a list may differ in their number of queries and classes.
+        # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch.
+        # They are flat, as tasks of a list may differ in their number of queries and classes.
         for name, column in zip(COLUMNS, (tasks, loss, scores, sizes, outputs, targets), strict=True):
             copied = column.detach().clone()
             getattr(self, name).append(copied.flatten() if name in ("outputs", "targets") else copied)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -49,10 +49,20 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
     """
     with replacing(directory / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **report["predictions"])
-    with replacing(directory / "per_task.csv") as file:
-        writer = csv.DictWriter(file, list(report["per_task"][0]))
+    write_per_task(directory / "per_task.csv", report["per_task"])
+
+
+def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the scores of test tasks.
+
+    Args:
+        path: The CSV file.
+        rows: Values by name, one row a task.
+    """
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in report["per_task"])
+        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
 
 
 def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
