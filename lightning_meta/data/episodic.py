@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch.utils.data import DataLoader
 
@@ -178,7 +178,7 @@ class EpisodicDataModule(SourceDataModule):
             return {}
         self._dataset("train", "fit")
         contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
-        contents["test"] += self.provenance().values()
+        contents["test"] += [value for name, value in self.provenance().items() if name.endswith("sha256")]
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
     def provenance(self) -> dict[str, str]:
@@ -217,15 +217,19 @@ class EpisodicDataModule(SourceDataModule):
             tasks: How many.
             largest: A shape that the test split must be able to fill as well, refused before the first task.
         """
-        before = self.test_shape, self.evaluation_tasks, self.test_task_list, self._largest_test_shape
-        counts: Mapping[Any, int] = {**self.evaluation_tasks, "test": tasks}
-        self.test_shape, self.evaluation_tasks = shape, dict(counts)
-        self.test_task_list, self._largest_test_shape = None, largest
+        changed = {
+            "test_shape": shape,
+            "evaluation_tasks": {**self.evaluation_tasks, "test": tasks},
+            "test_task_list": None,
+            "_largest_test_shape": largest,
+        }
+        before = {name: getattr(self, name) for name in (*changed, "spec")}
+        self.__dict__.update(changed)
         try:
             yield
         finally:
-            self.test_shape, self.evaluation_tasks, self.test_task_list, self._largest_test_shape = before
-            self.datasets.pop("test", None)  # not the tasks that it draws otherwise
+            self.__dict__.update(before)
+            self.datasets.pop("test", None)  # these are not the tasks that it draws otherwise
 
     @cached_property
     def _hash_of_examples(self) -> str:

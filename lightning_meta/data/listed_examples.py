@@ -96,7 +96,7 @@ class InFiles:
         files = [self.folder / file for of_class in self.files for file in of_class]
         sizes = torch.tensor([len(of_class) for of_class in self.files])
         names = tuple(self.classes)
-        return Pool(read_images(files, input_shape, invert), sizes, names, ("",) * len(names))
+        return Pool(read_images(files, input_shape, invert).contiguous(), sizes, names, ("",) * len(names))
 
     @staticmethod
     def sha256(pool: Pool) -> str:
