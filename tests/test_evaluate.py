@@ -42,14 +42,14 @@ class Noisy(lm.Source):
         for split in SPLITS:
             x = torch.rand(6, 1, 1, 4, 4, generator=generator) + 2 * torch.rand(6, 12, 1, 4, 4, generator=generator)
             names = tuple(f"{split} {c}" for c in range(6))
-            pools[split] = lm.Pool((80 * x).flatten(0, 1).byte(), torch.full((6,), 12), names, names)
+            pools[split] = lm.Pool(x.flatten(0, 1) / 3, torch.full((6,), 12), names, names)
         return pools
 
 
 def by_hand(file: Path) -> np.ndarray:
     """The accuracy of the nearest class mean of pixels in each task of a list of `Noisy`."""
     pool = Noisy().pools()["test"]
-    x = pool.x.flatten(1).double().numpy().reshape(len(pool.names), 12, -1) / 255
+    x = pool.x.flatten(1).double().numpy().reshape(len(pool.names), 12, -1)
     tasks: dict[str, dict[str, list[tuple[str, np.ndarray]]]] = {}
     for task, part, name, example in list(csv.reader(file.read_text().splitlines()))[1:]:
         sets = tasks.setdefault(task, {"support": [], "query": []})
