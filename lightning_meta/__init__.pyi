@@ -20,6 +20,8 @@ from .data.source import TaskSource as TaskSource
 from .data.task_set import TaskSet as TaskSet
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
+from .fitting.evaluation import Evaluation as Evaluation
+from .fitting.evaluation import evaluate as evaluate
 from .fitting.fit import fit as fit
 from .fitting.training import Run as Run
 from .functional.inner_optimizers import InnerAdam as InnerAdam

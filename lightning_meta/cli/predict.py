@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from lightning_meta.cells import as_cells
 from lightning_meta.cli.predict_options import check, make_parser
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
@@ -28,7 +29,6 @@ from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.export import export
 from lightning_meta.meta.held_out import HeldOut, held_out
 from lightning_meta.nn.likeness import InputWarning
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.labels_file import files_of_table
 

@@ -11,18 +11,23 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_meta.checks import instance
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.configuration import lies_in, real_path
+from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
+from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
+from lightning_meta.fitting.grid import print_grid, write_grid
 from lightning_meta.fitting.progress_bar import Bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import find_checkpoint
-from lightning_meta.reading import refuse_link
+from lightning_meta.meta import MetaModule
+from lightning_meta.reading import is_number, refuse_link
 from lightning_meta.run import RunLogger
 from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
@@ -31,6 +36,8 @@ from lightning_meta.run.results import facts, write_report
 
 # Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
+OF_DATA |= {"task_list": "test_task_list"}
+DRAWN = ("ways", "shots", "queries", "tasks")
 TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
 
 
@@ -57,8 +64,15 @@ def test(args: Sequence[str]) -> None:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    with naming_options(config, {OF_DATA[name]: f"--{name}" for name in OF_DATA if config[name] is not None}):
-        trainer.test(module, datamodule=made["data"], verbose=False)
+    given = [name for name in OF_DATA if config[name] is not None]
+    found: list[Evaluation] = []
+    with naming_options(config, {n: f"--{name}" for name in given for n in (name, OF_DATA[name])}):
+        if _is_grid(config):
+            instance("--ckpt_path", module, MetaModule)
+            instance("--data", made["data"], EpisodicDataModule)
+            found = evaluate_by(trainer, module, made["data"], **{name: config[name] for name in DRAWN})
+        else:
+            trainer.test(module, datamodule=made["data"], verbose=False)
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -66,11 +80,19 @@ def test(args: Sequence[str]) -> None:
         file.write(parser.dump(config, skip_unset=False))
     about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
     about["wall_time_s"] = round(time.monotonic() - began, 2)
+    about |= facts(module, made["data"], trainer)
+    if found:
+        write_grid(logger.directory, found, about)
+        print_grid(found, logger.directory)
+        return
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
-    about |= facts(module, made["data"], trainer)
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory)
+
+
+def _is_grid(config: Namespace) -> bool:
+    return any(isinstance(config[name], list) for name in ("ways", "shots"))
 
 
 def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
@@ -96,10 +118,19 @@ def make_parser() -> LightningArgumentParser:
     )
     parser.add_argument("--config", type=str | None, help="Configuration; by default that of the run directory.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
-    parser.add_argument("--ways", type=int | None, help="N, classes in a test task.")
-    parser.add_argument("--shots", type=int | None, help="K, support examples of a class.")
+    parser.add_argument(
+        "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several, as 5,20."
+    )
+    parser.add_argument(
+        "--shots", type=int | list[int] | str | None, help="K, support examples of a class; or several, as 1,5."
+    )
     parser.add_argument("--queries", type=int | None, help="Q, query examples of a class.")
-    parser.add_argument("--tasks", type=int | None, help="How many test tasks.")
+    parser.add_argument("--tasks", type=int | None, help="How many test tasks, of each way and shot.")
+    parser.add_argument(
+        "--task_list",
+        type=str | None,
+        help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, in place of drawn ones.",
+    )
     parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
     parser.add_argument(
         "--batch_norm",
@@ -142,11 +173,19 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         config = parser.parse_args(list(args), namespace=parser.parse_object({**base, "ckpt_path": first.ckpt_path}))
     check_seed(config.seed_everything, as_option)
     check_trainer(config.trainer, "test", as_option)
+    for name in ("ways", "shots"):
+        config[name] = _numbers(f"--{name}", config[name])
+    drawn = [name for name in DRAWN if config[name] is not None]
+    if drawn and config.task_list is not None:
+        raise UserError(f"--{drawn[0]}: --task_list says which tasks there are; leave one of the two out")
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:
                 raise UserError(f"--{option}: {config.data.class_path} has no {argument}")
-            config.data.init_args[argument] = config[option]
+            if not isinstance(config[option], list):
+                config.data.init_args[argument] = config[option]
+    if drawn and config.data.init_args.get("test_task_list") is not None:  # the run's own
+        config.data.init_args.test_task_list = None
     return config, checkpoint
 
 
@@ -156,6 +195,16 @@ def _without_augmentation(data: Any) -> Any:
         return data
     given = data.get("init_args") or {}
     return {**data, "init_args": {name: value for name, value in given.items() if name != "augmentation"}}
+
+
+def _numbers(option: str, given: int | list[int] | str | None) -> int | list[int] | None:
+    """Several numbers as `5,20` or `[5, 20]`; one as itself."""
+    if isinstance(given, str):
+        parts = [part.strip() for part in given.split(",")]
+        if not all(is_number(part) and len(part) < 10 for part in parts):
+            raise UserError(f"{option}: a whole number is needed, or several, as 5,20; got {given!r}")
+        given = [int(part) for part in parts]
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
 
 
 def _just_paths() -> Any:

@@ -1,6 +1,7 @@
 from .augmentation import Augmentation as Augmentation
 from .episodes import Draw as Draw
 from .episodes import EpisodeDataset as EpisodeDataset
+from .episodes import Episodes as Episodes
 from .episodes import EpisodeShape as EpisodeShape
 from .episodic import EpisodicDataModule as EpisodicDataModule
 from .multi_task import MultiTaskDataModule as MultiTaskDataModule

@@ -5,6 +5,7 @@ Meta-batch b of a split has its way and shot drawn from (seed, split, b), and it
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -58,7 +59,42 @@ class Draw(NamedTuple):
     query: Tensor
 
 
-class EpisodeDataset(Dataset[Episode]):
+class Episodes(Dataset[Episode], ABC):
+    """A map-style dataset of tasks that are known by their number, and handed out a meta-batch at a time.
+
+    Attributes:
+        origin: Where examples come from.
+        shape: Way, shot and queries.
+        meta_batch_size: T, tasks of a meta-batch, which are alike in way and shot.
+        num_tasks: The length.
+    """
+
+    origin: Pool | TaskGenerator
+    shape: EpisodeShape
+    meta_batch_size: int
+    num_tasks: int
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> Episode:
+        """The tasks `indices` of one meta-batch."""
+
+    @abstractmethod
+    def classes(self, indices: Sequence[int]) -> Tensor:
+        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for."""
+
+    def __len__(self) -> int:
+        return self.num_tasks
+
+    def __iter__(self) -> Iterator[Episode]:
+        """The tasks 0 to `len(self)` - 1, each a meta-batch of one; indexing alone would never end."""
+        return map(self.__getitem__, range(self.num_tasks))
+
+    def __getitem__(self, index: int) -> Episode:
+        """The meta-batch of the one task `index` (T = 1)."""
+        return self.__getitems__([index])
+
+
+class EpisodeDataset(Episodes):
     """A map-style dataset whose item i is task `i % T` of meta-batch `i // T`.
 
     Args:
@@ -87,17 +123,6 @@ class EpisodeDataset(Dataset[Episode]):
         if isinstance(origin, Pool):
             check_pool(origin, split, shape)
 
-    def __len__(self) -> int:
-        return self.num_tasks
-
-    def __iter__(self) -> Iterator[Episode]:
-        """The tasks 0 to `len(self)` - 1, each a meta-batch of one; indexing alone would never end."""
-        return map(self.__getitem__, range(self.num_tasks))
-
-    def __getitem__(self, index: int) -> Episode:
-        """The meta-batch of the one task `index` (T = 1)."""
-        return self.__getitems__([index])
-
     def __getitems__(self, indices: Sequence[int]) -> Episode:
         """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
         numbers = torch.as_tensor(indices, dtype=torch.int64)
@@ -123,6 +148,10 @@ class EpisodeDataset(Dataset[Episode]):
         if not isinstance(shots, int):
             shots = int(integers(key(self._root, _SHOTS, meta_batch), *shots))
         return ways, shots
+
+    def classes(self, indices: Sequence[int]) -> Tensor:
+        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for."""
+        return self.draw(indices).classes
 
     def draw(self, indices: Sequence[int]) -> Draw:
         """Which classes and examples the tasks `indices` of one meta-batch hold."""

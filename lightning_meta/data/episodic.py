@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from numbers import Integral
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,15 +20,19 @@ from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
-from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range, check_pool
+from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
 from lightning_meta.data.features import backbone_of_features, feature_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
+from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
+
+if TYPE_CHECKING:  # it reads images, and Pillow is loaded for lists alone
+    from lightning_meta.data.task_list import TaskList
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a stage of the Trainer."""
@@ -58,6 +64,8 @@ class EpisodicDataModule(SourceDataModule):
         evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
         num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+        test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
+            one-shot runs. The other options of test tasks are then those of validation tasks alone.
     """
 
     def __init__(
@@ -80,11 +88,16 @@ class EpisodicDataModule(SourceDataModule):
         evaluation_seed: int = 0,
         num_workers: int = 0,
         pool_on: Place = "cpu",
+        test_task_list: str | Path | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
         if isinstance(source, TaskGenerator) and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
+        if test_task_list is not None:
+            instance("test_task_list", test_task_list, (str, Path))
+            if isinstance(source, TaskGenerator):
+                raise UserError("test_task_list: tasks of stored examples are listed, and this source makes its tasks")
         self.source = source
         self.train_shape = EpisodeShape(ways, shots, queries)
         _check_shape(self.train_shape)
@@ -114,8 +127,15 @@ class EpisodicDataModule(SourceDataModule):
             if isinstance(source, TaskGenerator):
                 raise UserError("augmentation: regression tasks have no images; leave it out")
         self.augmentation = augmentation
-        self.datasets: dict[Split, EpisodeDataset] = {}
+        self.test_task_list = None if test_task_list is None else Path(test_task_list).expanduser()
+        self._largest_test_shape: EpisodeShape | None = None
+        self.datasets: dict[Split, Episodes] = {}
         self.spec: EpisodeSpec | None = None
+
+    @property
+    def makes_tasks(self) -> bool:
+        """Whether the source makes its tasks, as in regression, instead of drawing them from stored classes."""
+        return isinstance(self.source, TaskGenerator)
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
@@ -129,37 +149,43 @@ class EpisodicDataModule(SourceDataModule):
         if isinstance(self.source, TaskGenerator):
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
         else:
-            ways = {self.test_shape.ways} | ({self.train_shape.ways} if stage == "fit" else set())
+            ways: set[Range] = {self.train_shape.ways} if stage == "fit" else set()
+            if "test" not in USED[stage] or stage == "fit" or self.test_task_list is None:
+                ways |= {self.test_shape.ways}
+            if "test" in USED[stage] and self.test_task_list is not None:
+                ways |= set(self._task_list.tasks.ways.tolist())
             fixed = ways.pop() if len(ways) == 1 else 0
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
             if self.augmentation is not None and stage == "fit":
                 check_augmentation(self.augmentation, self._pools["train"])
+            if self._largest_test_shape is not None:
+                check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
-            if isinstance(self.source, Source):
+            listed = split == "test" and self.test_task_list is not None
+            if isinstance(self.source, Source) and not listed:
                 check_pool(self._pools[split], split, self._shape(split), self._more_classes)
-            stored = self.source if isinstance(self.source, TaskGenerator) else self.placed(self._pools[split])
-            self.datasets[split] = self._episodes(stored, split)
+            self.datasets[split] = self._episodes(split)
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
         """The training tasks of this rank."""
         dataset = self._dataset("train", "fit")
         if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
-            dataset = self.datasets["train"] = self._episodes(dataset.origin, "train")
-        return self.training_loader(TrainSampler(self._served(dataset), *self.ranks))
+            dataset = self.datasets["train"] = self._episodes("train")
+        return self.training_loader(TrainSampler(self._served("train", dataset), *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
         """The validation tasks of this rank."""
-        return self._evaluation_loader(self._dataset("val", "validate"))
+        return self._evaluation_loader("val", "validate")
 
     def test_dataloader(self) -> DataLoader[Episode]:
         """The test tasks of this rank."""
-        return self._evaluation_loader(self._dataset("test", "test"))
+        return self._evaluation_loader("test", "test")
 
     def predict_dataloader(self) -> DataLoader[Episode]:
         """The test tasks of this rank."""
-        return self._evaluation_loader(self._dataset("test", "predict"))
+        return self._evaluation_loader("test", "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch as the module in training does, and augment it where the Trainer trains.
@@ -201,6 +227,7 @@ class EpisodicDataModule(SourceDataModule):
             return {}
         self._dataset("train", "fit")
         contents = {split: [self.fingerprint(), pool.names, pool.sizes.tolist()] for split, pool in self._pools.items()}
+        contents["test"] += [value for name, value in self.provenance().items() if name.endswith("sha256")]
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
     def _number_of(self, batch: Any) -> int:
@@ -212,6 +239,56 @@ class EpisodicDataModule(SourceDataModule):
         if self.augmentation is None or not isinstance(batch, Episode):
             return batch
         return augmented(batch, self.augmentation, self.train_seed, number)
+
+    def provenance(self) -> dict[str, str]:
+        """What identifies listed test tasks: their file, its sha256, and that of the images which it brings itself."""
+        if self.test_task_list is None:
+            return {}
+        listed = self._task_list
+        images = {} if listed.images_sha256 is None else {"task_list_images_sha256": listed.images_sha256}
+        return {"task_list": str(self.test_task_list), "task_list_sha256": listed.sha256, **images}
+
+    def write_test_tasks(self, file: str | Path) -> None:
+        """Write the test tasks that are drawn as a list, for others to evaluate on: see `test_task_list`.
+
+        Args:
+            file: Where to, a CSV file; `docs/evaluation.md` says what is in it.
+
+        Raises:
+            UserError: The tasks are made, or listed already.
+        """
+        from lightning_meta.data.task_list import write_task_list
+
+        if self.test_task_list is not None:
+            raise UserError(f"test_task_list: the tasks are listed already, in {self.test_task_list}; copy that")
+        if not isinstance(self.source, Source):
+            raise UserError("source: tasks of stored examples are listed, and this source makes its tasks")
+        dataset = self._dataset("test", "test")
+        assert isinstance(dataset, EpisodeDataset)
+        write_task_list(Path(file), dataset, self.source.example_names("test"))
+
+    @contextmanager
+    def testing(self, shape: EpisodeShape, tasks: int, largest: EpisodeShape) -> Iterator[None]:
+        """Draw test tasks of another shape for a while; pools that were read stay.
+
+        Args:
+            shape: Theirs.
+            tasks: How many.
+            largest: A shape that the test split must be able to fill as well, refused before the first task.
+        """
+        changed = {
+            "test_shape": shape,
+            "evaluation_tasks": {**self.evaluation_tasks, "test": tasks},
+            "test_task_list": None,
+            "_largest_test_shape": largest,
+        }
+        before = {name: getattr(self, name) for name in (*changed, "spec")}
+        self.__dict__.update(changed)
+        try:
+            yield
+        finally:
+            self.__dict__.update(before)
+            self.datasets.pop("test", None)  # these are not the tasks that it draws otherwise
 
     @cached_property
     def _hash_of_examples(self) -> str:
@@ -238,7 +315,29 @@ class EpisodicDataModule(SourceDataModule):
         dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
         return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
 
-    def _episodes(self, origin: Pool | TaskGenerator, split: Split) -> EpisodeDataset:
+    @cached_property
+    def _task_list(self) -> TaskList:
+        from lightning_meta.data.task_list import read_task_list
+
+        assert self.test_task_list is not None
+        assert isinstance(self.source, Source)
+        names = self.source.example_names("test")
+        return read_task_list(self.test_task_list, self._pools["test"], names, self._stored_spec.input_shape)
+
+    def _episodes(self, split: Split, backbone: FeatureExtractor | None = None) -> Episodes:
+        """The tasks of a split.
+
+        Args:
+            split: Which.
+            backbone: One that is frozen: the examples are then its features in place of images.
+        """
+        listed = self._task_list if split == "test" and self.test_task_list is not None else None
+        origin = self.source if isinstance(self.source, TaskGenerator) else self._origin(split, listed, backbone)
+        if listed is not None:
+            from lightning_meta.data.listed import ListedEpisodes
+
+            assert isinstance(origin, Pool)
+            return ListedEpisodes(origin, listed.tasks, self.evaluation_meta_batch_size)
         train = split == "train"
         return EpisodeDataset(
             origin,
@@ -249,6 +348,16 @@ class EpisodicDataModule(SourceDataModule):
             self.train_seed if train else self.evaluation_seed,
         )
 
+    def _origin(self, split: Split, listed: TaskList | None, backbone: FeatureExtractor | None) -> Pool:
+        """The examples of a split, or those that a list of tasks brings itself."""
+        pool, content = self._pools[split], f"{self.fingerprint()} {split}" if self.fingerprint() else ""
+        if listed is not None and listed.pool is not None:
+            pool, content = listed.pool, ""
+        if backbone is not None:
+            assert self.trainer is not None
+            pool = feature_pool(self.trainer, backbone, pool, content)
+        return self.placed(pool)
+
     def _shape(self, split: Split) -> EpisodeShape:
         return self.train_shape if split == "train" else self.test_shape
 
@@ -256,31 +365,25 @@ class EpisodicDataModule(SourceDataModule):
         assert isinstance(self.source, Source)
         return self.source.more_classes({split: self._shape(split).largest() for split in SPLITS})
 
-    def _dataset(self, split: Split, stage: str) -> EpisodeDataset:
+    def _dataset(self, split: Split, stage: str) -> Episodes:
         """The tasks of a split; without a Trainer, nobody has set them up yet."""
         if split not in self.datasets:
             self.prepare_data()
             self.setup(stage)
         return self.datasets[split]
 
-    def _served(self, dataset: EpisodeDataset) -> EpisodeDataset:
+    def _served(self, split: Split, tasks: Episodes) -> Episodes:
         """The tasks with features in place of images, where the module's backbone is frozen; see `nn.Frozen`.
 
         This is known when loaders are made: only then the weights of a checkpoint are in their place.
         """
-        split = dataset.split
-        augmented = split == "train" and getattr(self, "augmentation", None) is not None
-        if augmented or not isinstance(self.source, Source):
-            return dataset
-        backbone = backbone_of_features(self.trainer, self._pools[split].input_shape)
-        if backbone is None:
-            return dataset
-        assert self.trainer is not None
-        examples = f"{self.fingerprint()} {split}" if self.fingerprint() else ""
-        return self._episodes(self.placed(feature_pool(self.trainer, backbone, self._pools[split], examples)), split)
+        if (split == "train" and self.augmentation is not None) or not isinstance(self.source, Source):
+            return tasks
+        backbone = backbone_of_features(self.trainer, self._stored_spec.input_shape)
+        return tasks if backbone is None else self._episodes(split, backbone)
 
-    def _evaluation_loader(self, dataset: EpisodeDataset) -> DataLoader[Episode]:
-        dataset = self._served(dataset)
+    def _evaluation_loader(self, split: Split, stage: str) -> DataLoader[Episode]:
+        dataset = self._served(split, self._dataset(split, stage))
         sampler = EvaluationSampler(dataset, *self.ranks)
         # By keywords, since Lightning makes the loader again for predicting.
         options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}

@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +56,10 @@ class ImageFilesSource(DecodedSource):
     @abstractmethod
     def _listing(self) -> Listing:
         """List the files, and complain about what is missing."""
+
+    def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
+        """By class, the names of its files."""
+        return {name: [file.name for file in files] for name, files in self._listing()[split].items()}
 
     def _key(self) -> str:
         return self._key_of(self._listing())
@@ -148,8 +153,8 @@ def refuse_deep(image: Image.Image, where: str) -> None:
         raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
 
 
-def decode(path: Path, size: int, channels: int) -> np.ndarray:
-    """One image file as uint8 `(channels, size, size)`.
+def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray:
+    """One image file as uint8 `(channels, size, size)`, light and dark exchanged where that is asked for.
 
     Raises:
         UserError: The file is empty, truncated, no image, too large to be safe, or has more than 8 bits.
@@ -160,6 +165,8 @@ def decode(path: Path, size: int, channels: int) -> np.ndarray:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             refuse_deep(image, str(path))
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+        if invert:  # before it is resized, as `Omniglot` does it: afterwards some pixels are rounded the other way
+            upright = ImageOps.invert(upright)
         resized = upright.resize((size, size), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the image is too large to be safe ({error}); shrink or remove it") from error

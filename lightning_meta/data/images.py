@@ -39,9 +39,8 @@ def read_images(files: str | Path | Iterable[str | Path], input_shape: Sequence[
     files = image_files([files]) if isinstance(files, str | Path) else files
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        images = list(threads.map(lambda file: decode(Path(file), size, channels), files))
-    x = torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
-    return 255 - x if invert else x
+        images = list(threads.map(lambda file: decode(Path(file), size, channels, invert), files))
+    return torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
 
 
 def read_labelled(folder: str | Path, input_shape: Sequence[int], invert: bool = False) -> tuple[Tensor, list[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
-from lightning_meta.data.episodes import EpisodeDataset
+from lightning_meta.data.episodes import Episodes
 from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
 
@@ -64,7 +64,7 @@ class TrainSampler(ResumableSampler):
         UserError: W does not divide T.
     """
 
-    def __init__(self, dataset: EpisodeDataset, num_replicas: int, rank: int) -> None:
+    def __init__(self, dataset: Episodes, num_replicas: int, rank: int) -> None:
         size = dataset.meta_batch_size
         super().__init__(dataset, len(dataset) // size, num_replicas, rank)
         check_shared(size, num_replicas)
@@ -146,7 +146,7 @@ class EvaluationSampler(DistributedSampler[int], SequentialSampler):
         rank: r.
     """
 
-    def __init__(self, dataset: EpisodeDataset | AllExamples, num_replicas: int, rank: int) -> None:
+    def __init__(self, dataset: Episodes | AllExamples, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         count, size = len(dataset), dataset.meta_batch_size
         starts = range(rank * size, count, num_replicas * size)

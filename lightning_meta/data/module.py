@@ -87,6 +87,10 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
     def division(self) -> dict[Split, str]:
         """A hash of the examples of each split, for a resumed run to compare; empty where no example is stored."""
 
+    def provenance(self) -> dict[str, str]:
+        """What else identifies the test tasks, recorded with the results."""
+        return {}
+
     def training_loader(self, sampler: ResumableSampler) -> DataLoader[Any]:
         """A loader of training batches; with the Trainer's `overfit_batches`, of the same ones in every epoch."""
         if self.trainer is not None:

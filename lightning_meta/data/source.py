@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -42,6 +42,13 @@ class Source(RemembersArguments, ABC):
             needs: Classes of a task, and examples of each, by split.
         """
         return "by more data or another division"
+
+    def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
+        """By class of a split, the names of its examples in the order of the pool; empty where they have numbers alone.
+
+        Lists of tasks name examples so.
+        """
+        return {}
 
     def prepare_held_out(self) -> None:
         """As `prepare`, before `held_out`; by default the same."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 
-COLUMNS = ("tasks", "loss", "scores", "outputs", "targets")
+COLUMNS = ("tasks", "loss", "scores", "sizes", "outputs", "targets")
 
 
 class TaskTable:
@@ -22,8 +24,9 @@ class TaskTable:
         tasks: `(n,)`.
         loss: `(n,)` float64, the query loss after the last inner step.
         scores: `(n, S + 1)` float64, the metric after 0, ..., S inner steps.
-        outputs: `(n, M, outputs)` after the last inner step, or empty.
-        targets: `(n, M, ...)`, or empty.
+        outputs: `(n, M, outputs)` after the last inner step, or empty. Of tasks that differ in size the smaller are
+            filled up with NaN.
+        targets: `(n, M, ...)`, or empty; filled up with -1.
     """
 
     def __init__(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
@@ -53,12 +56,14 @@ class TaskScores(Metric):
     tasks: list[Tensor]
     loss: list[Tensor]
     scores: list[Tensor]
+    sizes: list[Tensor]
     outputs: list[Tensor]
     targets: list[Tensor]
 
     def __init__(self, keep_outputs: bool = False) -> None:
         super().__init__()
         self.keep_outputs = keep_outputs
+        self._of_target: tuple[int, ...] = ()  # the shape of one, the same in all tasks
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -66,9 +71,13 @@ class TaskScores(Metric):
         """Record T tasks; shapes as in `TaskTable` with n = T."""
         if not self.keep_outputs:
             outputs, targets = outputs[:, :0], targets[:, :0]
+        sizes = torch.stack([torch.full_like(tasks, size) for size in outputs.shape[1:]], 1)
+        self._of_target = tuple(targets.shape[2:])
         # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch.
-        for name, column in zip(COLUMNS, (tasks, loss, scores, outputs, targets), strict=True):
-            getattr(self, name).append(column.detach().clone())
+        # They are flat, as tasks of a list may differ in their number of queries and classes.
+        for name, column in zip(COLUMNS, (tasks, loss, scores, sizes, outputs, targets), strict=True):
+            copied = column.detach().clone()
+            getattr(self, name).append(copied.flatten() if name in ("outputs", "targets") else copied)
 
     def compute(self) -> TaskTable:
         """The table over all ranks; a task that was seen twice stands once."""
@@ -76,8 +85,36 @@ class TaskScores(Metric):
         order = columns[0].argsort(stable=True)
         tasks = columns[0][order]
         first = torch.cat([tasks.new_ones(1, dtype=torch.bool), tasks[1:] != tasks[:-1]])
-        tasks, loss, scores, outputs, targets = (column[order[first]] for column in columns)
+        chosen = order[first]
+        tasks, loss, scores, _ = (column[chosen] for column in columns[:4])
+        outputs = _rows(columns[4], columns[3], chosen, torch.nan)
+        queries = columns[3][:, :1] * math.prod(self._of_target)
+        targets = _rows(columns[5], queries, chosen, -1).reshape(len(tasks), -1, *self._of_target)
         return TaskTable(tasks, _exact(loss), _exact(scores), outputs, targets)
+
+
+def _rows(flat: Tensor, sizes: Tensor, chosen: Tensor, fill: float) -> Tensor:
+    """Chosen rows of different sizes out of a flat tensor, the smaller ones filled up.
+
+    Args:
+        flat: All numbers of n rows, one row after the other.
+        sizes: `(n, d)` their shapes.
+        chosen: `(m,)` numbers of rows.
+        fill: What smaller ones are filled up with.
+
+    Returns:
+        `(m, ...)` with the largest size in each of the d dimensions.
+    """
+    largest = sizes.max(0).values.tolist()
+    if bool((sizes == sizes[:1]).all()):
+        rows = flat.view(len(sizes), *largest)
+        return rows if torch.equal(chosen, torch.arange(len(sizes))) else rows[chosen]
+    ends = sizes.prod(1).cumsum(0).tolist()
+    filled = flat.new_full((len(chosen), *largest), fill)
+    for row, number in zip(filled, chosen.tolist(), strict=True):
+        size = sizes[number].tolist()
+        row[tuple(slice(n) for n in size)] = flat[ends[number] - math.prod(size) : ends[number]].view(size)
+    return filled
 
 
 def mean_and_interval(values: Tensor) -> tuple[float, float]:

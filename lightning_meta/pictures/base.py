@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.data import EpisodeDataset, EpisodicDataModule, Pool
+from lightning_meta.data import Episodes, EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
@@ -59,7 +59,7 @@ class Picture(Callback, ABC):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         assert isinstance(pl_module, MetaModule)
-        dataset: EpisodeDataset = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
+        dataset: Episodes = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
         figures = Path(folder) / "figures"
         try:
             with matplotlib.rc_context({"text.parse_math": False}):  # names of classes are text
@@ -70,7 +70,7 @@ class Picture(Callback, ABC):
             _log.debug("why", exc_info=True)
 
     @abstractmethod
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """Make the picture.
 
         Args:
@@ -90,7 +90,7 @@ def check_task(option: str, task: int) -> None:
         raise UserError(f"{option}: the number of a test task is at least 0, got {task}")
 
 
-def episode_of(dataset: EpisodeDataset, task: int, module: MetaModule) -> Episode:
+def episode_of(dataset: Episodes, task: int, module: MetaModule) -> Episode:
     """A test task by its number, on the module's device."""
     episode = dataset[task]
     to = module.device
@@ -106,7 +106,7 @@ def learn(module: MetaModule, episode: Episode) -> tuple[Any, Examples, Examples
         return outside_inference_mode(module.adapt, support, episode.ways), support, query
 
 
-def class_names(dataset: EpisodeDataset, classes: Tensor) -> list[str]:
+def class_names(dataset: Episodes, classes: Tensor) -> list[str]:
     """The names of classes of the pool that tasks are drawn from."""
     assert isinstance(dataset.origin, Pool)
     return dataset.origin.class_names(classes.tolist())

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from lightning_meta.data import EpisodeDataset
+from lightning_meta.cells import as_cells
+from lightning_meta.data import Episodes
 from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
 from lightning_meta.report.figures import shortened
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
@@ -56,13 +56,13 @@ class ConfusionByClass(Picture):
 
     file = "confusion"
 
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """The matrix of shares, or bars of the lowest accuracies."""
         assert isinstance(dataset.origin, Pool)
         stored = {name: torch.as_tensor(value) for name, value in module.test_report["predictions"].items()}
         tasks = stored["task"].tolist()
         size = dataset.meta_batch_size
-        drawn = [dataset.draw([t for t in tasks if t // size == m]).classes for m in sorted({t // size for t in tasks})]
+        drawn = [dataset.classes([t for t in tasks if t // size == m]) for m in sorted({t // size for t in tasks})]
         count = dataset.origin.num_classes
         taken, possible = confusion(stored["output"], stored["target"], torch.cat(drawn).cpu(), count)
         names = class_names(dataset, torch.arange(count))

@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_meta.data import EpisodeDataset
+from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
@@ -56,7 +56,7 @@ class EpisodeEmbedding(Picture):
             name = type(module).__name__
             raise UserError(f"trainer.callbacks: EpisodeEmbedding draws prototypes, {name} has none; leave it out")
 
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """Filled markers for the support set, hollow ones for queries, stars for prototypes."""
         assert isinstance(module, ProtoNet)
         episode = episode_of(dataset, self.task, module)

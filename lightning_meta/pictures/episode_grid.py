@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_meta.checks import whole
-from lightning_meta.data import EpisodeDataset
+from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
@@ -47,7 +47,7 @@ class EpisodeGrid(Picture):
                 "leave it out"
             )
 
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """A row a class: its name, support images, query images with the predicted class and its probability."""
         episode = episode_of(dataset, self.task, module)
         state, _, query = learn(module, episode)

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 
-from lightning_meta.data import EpisodeDataset, EpisodeShape, Pool
+from lightning_meta.data import EpisodeDataset, Episodes, EpisodeShape, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.scores import mean_and_interval
 from lightning_meta.pictures.base import Picture
-from lightning_meta.report.figures import LINES
-from lightning_meta.run.files import replacing
-
-
-class Point(NamedTuple):
-    """Accuracy at one way and shot.
-
-    Attributes:
-        ways: N.
-        shots: K.
-        accuracy: The mean over tasks, in [0, 1].
-        interval: The half-width of its 95 % interval.
-    """
-
-    ways: int
-    shots: int
-    accuracy: float
-    interval: float
+from lightning_meta.report.shot_and_way import Point, draw_points, write_points
 
 
 class ShotAndWay(Picture):
@@ -67,7 +47,7 @@ class ShotAndWay(Picture):
             )
         self.shots, self.ways, self.tasks, self.queries = tuple(sorted(shots)), ways, tasks, queries
 
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         """A line for each way."""
         own, _ = dataset.shape.largest()
         points, left_out = [], []
@@ -77,13 +57,10 @@ class ShotAndWay(Picture):
                     points.append(self._measure(module, dataset, ways, shots))
                 except UserError:
                     left_out.append(f"{ways}-way {shots}-shot")
-        with replacing(folder / "shot_and_way.csv") as file:
-            writer = csv.writer(file)
-            writer.writerow(["ways", "shots", "accuracy", "accuracy_ci95", "tasks"])
-            writer.writerows([*point, self.tasks] for point in points)
-        return _draw(points, left_out, self.tasks)
+        write_points(points, "accuracy", folder / "shot_and_way.csv")
+        return draw_points(points, "accuracy", left_out)
 
-    def _measure(self, module: MetaModule, dataset: EpisodeDataset, ways: int, shots: int) -> Point:
+    def _measure(self, module: MetaModule, dataset: Episodes, ways: int, shots: int) -> Point:
         module.check_ways(ways)
         pool = dataset.origin
         assert isinstance(pool, Pool)
@@ -96,38 +73,4 @@ class ShotAndWay(Picture):
             batch = module.transfer_batch_to_device(batch, module.device, 0)
             outputs = module.predict_step(batch, 0)
             scores.append((outputs.argmax(-1) == batch.query.y).cpu().double().mean(-1))
-        return Point(ways, shots, *mean_and_interval(torch.cat(scores)))
-
-
-def _draw(points: Sequence[Point], left_out: Sequence[str], tasks: int) -> Figure:
-    figure = Figure((6.0, 4.0), layout="constrained")
-    axes = figure.subplots()
-    for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
-        mine = [p for p in points if p.ways == ways]
-        shots, accuracy, interval = (
-            [p.shots for p in mine],
-            [100 * p.accuracy for p in mine],
-            [p.interval for p in mine],
-        )
-        axes.errorbar(
-            shots,
-            accuracy,
-            [100 * i for i in interval],
-            ls=line,
-            marker=marker,
-            color="k",
-            ms=4,
-            capsize=3,
-            label=f"{ways}-way (chance {100 / ways:.0f} %)",
-        )
-    axes.set_xscale("log")
-    known = sorted({p.shots for p in points})
-    axes.set_xticks(known, [str(k) for k in known])
-    axes.minorticks_off()
-    axes.set(xlabel="support examples of a class (shot)", ylabel="accuracy, %")
-    title = f"Mean and 95 % interval over {tasks} test tasks each"
-    missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []
-    axes.set_title("\n".join([title, *missing]), fontsize=8)
-    if points:
-        axes.legend(frameon=False, fontsize=8)
-    return figure
+        return Point(ways, shots, *mean_and_interval(torch.cat(scores)), self.tasks)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import read_table
 

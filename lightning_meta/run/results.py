@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from lightning_meta.cells import as_cell
 from lightning_meta.configuration import public_path
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.functional.tf32 import has_tf32, tf32_in_use
-from lightning_meta.run.cells import as_cell
 from lightning_meta.run.files import replacing
 from lightning_meta.run.revision import git_revision
 
@@ -49,10 +49,20 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
     """
     with replacing(directory / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **report["predictions"])
-    with replacing(directory / "per_task.csv") as file:
-        writer = csv.DictWriter(file, list(report["per_task"][0]))
+    write_per_task(directory / "per_task.csv", report["per_task"])
+
+
+def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the scores of test tasks.
+
+    Args:
+        path: The CSV file.
+        rows: Values by name, one row a task.
+    """
+    with replacing(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in report["per_task"])
+        writer.writerows({name: as_cell(value) for name, value in row.items()} for row in rows)
 
 
 def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
@@ -75,6 +85,7 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
         "model": public_path(type(module)),
         "data": None if data is None else public_path(type(data)),
         "data_fingerprint": fingerprint or None,
+        **(data.provenance() if isinstance(data, SourceDataModule) else {}),
         "versions": versions(),
         "git_revision": git_revision(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

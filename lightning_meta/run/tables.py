@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from lightning_meta.cells import as_text
 from lightning_meta.errors import UserError
 from lightning_meta.reading import LARGEST_TABLE, read_bytes
-from lightning_meta.run.cells import as_text
 
 _log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.cli import main
-from lightning_meta.data import EpisodeDataset, Pool, Source
+from lightning_meta.data import Episodes, Pool, Source
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures import EpisodeGrid
 from lightning_meta.pictures.confusion import confusion
@@ -52,7 +52,7 @@ class Shaped(Source):
 class Fails(EpisodeGrid):
     """A picture that cannot be drawn."""
 
-    def draw(self, module: MetaModule, dataset: EpisodeDataset, folder: Path) -> Figure:
+    def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
         raise ArithmeticError("no\nsuch thing")
 
 

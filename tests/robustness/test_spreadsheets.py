@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_meta.cells import as_cell, as_text
 from lightning_meta.cli.predict import _write
 from lightning_meta.errors import UserError
 from lightning_meta.report.figures import columns_of
 from lightning_meta.report.transfer import compare, write_report
-from lightning_meta.run.cells import as_cell, as_text
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows, gradient_shares, read_rows
 from lightning_meta.run.results import write_report as write_tables
 from tests.report.transfer_runs import Simulated, write_run

@@ -9,10 +9,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_meta.cells import as_cells
 from lightning_meta.cli.sweep.file import Parameter, Sweep
 from lightning_meta.cli.sweep.trial import working_on
 from lightning_meta.errors import UserError
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from lightning_meta.cells import as_cells
 from lightning_meta.report.transfer.enemies import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
-from lightning_meta.run.cells import as_cells
 from lightning_meta.run.files import replacing
 
 TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))

@@ -1,0 +1,226 @@
+"""Lists of fixed tasks, so that several methods and people evaluate on the same ones.
+
+A list is a CSV file with a row for each example, `task,set,class,example`:
+
+    task,set,class,example
+    0,support,Greek/alpha,4
+    0,support,Greek/beta,11
+    0,query,Greek/alpha,0
+    0,query,Greek/beta,7
+
+Tasks are numbered 0, 1, 2, ... in order. `set` is support or query, `class` a class of the source's test split,
+`example` its number within the class, from 0, or the name of its file where the source reads a folder of images. With
+the column `file` in place of `example` images lie in files below the folder of the list, named by their paths from
+there; `class` is then any name. Label n of a task stands for the class whose support examples come n-th.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.cells import as_cells, as_text
+from lightning_meta.data.episodes import EpisodeDataset
+from lightning_meta.data.listed_examples import Find, InFiles, in_pool
+from lightning_meta.data.omniglot_runs import read_runs
+from lightning_meta.data.pool import Pool
+from lightning_meta.errors import UserError
+from lightning_meta.reading import LARGEST_TABLE, read_bytes
+from lightning_meta.staging import staging
+
+SETS = ("support", "query")
+COLUMNS = ["task", "set", "class"]
+
+Row = tuple[str, str, str, str, str]
+"""Where it stands, for an error; then task, set, class and example."""
+
+
+class ListedTasks(NamedTuple):
+    """Tasks by the numbers of their examples, one task after the other, each way-major, its support set first.
+
+    Attributes:
+        classes: `(R,)` the class of each example in its pool.
+        members: `(R,)` its number within the class.
+        labels: `(R,)` its label in [0, N).
+        starts: `(n + 1,)` where each task begins, and R.
+        supports: `(n,)` how many support examples it has.
+        ways: `(n,)` its N.
+    """
+
+    classes: Tensor
+    members: Tensor
+    labels: Tensor
+    starts: Tensor
+    supports: Tensor
+    ways: Tensor
+
+
+class TaskList(NamedTuple):
+    """A list that was read.
+
+    Attributes:
+        tasks: Its tasks.
+        pool: The images that it brings itself; None where its examples are those of the test split.
+        sha256: Of the list; of a folder of runs, of all their label files.
+        images_sha256: Of the decoded images that it brings; None where it brings none.
+    """
+
+    tasks: ListedTasks
+    pool: Pool | None
+    sha256: str
+    images_sha256: str | None = None
+
+
+def read_task_list(path: Path, pool: Pool, names: Mapping[str, Sequence[str]], input_shape: Sequence[int]) -> TaskList:
+    """Read a list, or a folder of Omniglot's one-shot runs, and find its examples.
+
+    Args:
+        path: The list or the folder.
+        pool: Where examples of the source are looked for: its test split.
+        names: By class of the pool, the names of its examples in order, where they have some.
+        input_shape: `(channels, size, size)` of images that the list brings.
+
+    Raises:
+        UserError: The line and what is wrong with it.
+    """
+    if path.is_dir():
+        labels, rows = read_runs(path)
+        files = InFiles(path)
+        tasks = collect(rows, files.find)
+        images = files.pool(input_shape, invert=True)  # ink is black there, and white as `Omniglot` decodes it
+        return TaskList(tasks, images, hashlib.sha256(labels).hexdigest(), files.sha256(images))
+    try:
+        content = read_bytes(path, LARGEST_TABLE)
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(f"test_task_list: there is no file or folder {path}") from error
+    except OSError as error:
+        raise UserError(f"test_task_list: {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: this is no text in UTF-8, and a CSV file is needed") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    sha256 = hashlib.sha256(content).hexdigest()
+    try:
+        columns = next(reader, [])
+        if columns == [*COLUMNS, "example"]:
+            return TaskList(collect(_rows(reader, path), in_pool(pool, names)), None, sha256)
+        if columns == [*COLUMNS, "file"]:
+            files = InFiles(path.parent)
+            tasks = collect(_rows(reader, path), files.find)
+            images = files.pool(input_shape)
+            return TaskList(tasks, images, sha256, files.sha256(images))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: this is no CSV ({error})") from error
+    raise UserError(
+        f"{path}: the first line of a list is task,set,class,example or task,set,class,file, "
+        f"got {','.join(columns)[:80]!r}"
+    )
+
+
+def write_task_list(file: Path, dataset: EpisodeDataset, names: Mapping[str, Sequence[str]]) -> None:
+    """Write the tasks that are drawn from a pool as a list.
+
+    Args:
+        file: Where to.
+        dataset: The tasks.
+        names: By class of the pool, the names of its examples in order, where they have some.
+    """
+    pool, size = dataset.origin, dataset.meta_batch_size
+    assert isinstance(pool, Pool)
+    with staging(file) as staged, staged.open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow([*COLUMNS, "example"])
+        for start in range(0, len(dataset), size):
+            tasks = range(start, min(start + size, len(dataset)))
+            draw = dataset.draw(tasks)
+            for t, task in enumerate(tasks):
+                classes = draw.classes[t].tolist()
+                for part, members in zip(SETS, (draw.support[t], draw.query[t]), strict=True):
+                    for number, name, drawn in zip(classes, pool.class_names(classes), members.tolist(), strict=True):
+                        own = names.get(pool.names[number % len(pool.names)])
+                        examples = [own[member] for member in drawn] if own else drawn
+                        writer.writerows(as_cells([task, part, name, example]) for example in examples)
+
+
+def collect(rows: Iterable[Row], find: Find) -> ListedTasks:
+    """Check rows and gather them into tasks.
+
+    Args:
+        rows: Those of a list in order.
+        find: Looks an example up.
+
+    Raises:
+        UserError: Where a row stands, and what is wrong with it.
+    """
+    numbers, starts, supports, ways = array("q"), array("q", [0]), array("q"), array("q")
+    for task, (name, of_task) in enumerate(groupby(rows, itemgetter(1))):
+        given = list(of_task)
+        if name != str(task):
+            raise UserError(
+                f"{given[0][0]}: task {name!r} stands where task {task} should begin; number tasks 0, 1, 2, ... and "
+                "keep the rows of each together"
+            )
+        labels, support, query = _task(given, find)
+        numbers.extend(number for part in (support, query) for row in sorted(part, key=itemgetter(0)) for number in row)
+        starts.append(len(numbers) // 3)
+        supports.append(len(support))
+        ways.append(len(labels))
+    if not ways:
+        raise UserError("test_task_list: the list has no tasks; give it a row for each example")
+    label, classes, members = torch.tensor(numbers).view(-1, 3).T.contiguous()
+    return ListedTasks(classes, members, label, torch.tensor(starts), torch.tensor(supports), torch.tensor(ways))
+
+
+def _task(rows: list[Row], find: Find) -> tuple[dict[str, int], list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+    """The labels of a task's classes, and (label, class, member) of its support and query examples."""
+    parts: dict[str, list[Row]] = {part: [] for part in SETS}
+    for row in rows:
+        if row[2] not in parts:
+            raise UserError(f"{row[0]}: set is {row[2]!r}, expected support or query")
+        parts[row[2]].append(row)
+    labels: dict[str, int] = {}
+    for row in parts["support"]:
+        labels.setdefault(row[3], len(labels))
+    where, task = rows[0][:2]
+    if len(labels) < 2 or not parts["query"]:
+        raise UserError(
+            f"{where}: task {task} has support examples of {len(labels)} classes and {len(parts['query'])} queries; "
+            "two classes and one query are needed at least"
+        )
+    seen: dict[tuple[int, int], str] = {}
+    found: list[list[tuple[int, int, int]]] = []
+    for part in SETS:
+        found.append([])
+        for where, _, _, name, example in parts[part]:
+            if name not in labels:
+                raise UserError(
+                    f"{where}: class {name!r} has a query in task {task} and no support example; give it one, or leave "
+                    "the query out"
+                )
+            at = find(where, name, example)
+            if at in seen:
+                raise UserError(
+                    f"{where}: example {example} of class {name!r} is in the {seen[at]} set of task {task} already; a "
+                    "task holds an example once"
+                )
+            seen[at] = part
+            found[-1].append((labels[name], *at))
+    return labels, found[0], found[1]
+
+
+def _rows(reader: Iterator[list[str]], path: Path) -> Iterator[Row]:
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"  # type: ignore[attr-defined]
+        if len(row) != 4:
+            raise UserError(f"{where}: a row has 4 values, task, set, class and example or file; this has {len(row)}")
+        yield where, row[0], row[1], as_text(row[2]), as_text(row[3])

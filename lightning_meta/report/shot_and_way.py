@@ -1,0 +1,91 @@
+"""A score against the number of examples and of classes, as a table and a picture."""
+
+from __future__ import annotations
+
+import csv
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from lightning_meta.report.figures import LINES, label_of
+from lightning_meta.run.files import replacing
+
+
+class Point(NamedTuple):
+    """The score at one way and shot.
+
+    Attributes:
+        ways: N; 0 in regression.
+        shots: K.
+        score: The mean over tasks; an accuracy in [0, 1].
+        interval: The half-width of its 95 % interval.
+        tasks: How many tasks.
+    """
+
+    ways: int
+    shots: int
+    score: float
+    interval: float
+    tasks: int
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of guessing; None in regression."""
+        return 1 / self.ways if self.ways else None
+
+
+def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
+    """Write a CSV file with a row for each way and shot.
+
+    Args:
+        points: The scores.
+        metric: Which score it is.
+        file: Where to.
+    """
+    with replacing(file) as out:
+        writer = csv.writer(out)
+        writer.writerow(["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"])
+        writer.writerows([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)
+
+
+def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = ()) -> Figure:
+    """Draw the score against shot, a line for each way, with 95 % intervals.
+
+    Args:
+        points: The scores; of one number of tasks.
+        metric: Which score it is.
+        left_out: Ways and shots that were not measured, for the title.
+    """
+    figure = Figure((6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    scale = 100 if metric == "accuracy" else 1
+    for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
+        mine = sorted(p for p in points if p.ways == ways)
+        axes.errorbar(
+            [p.shots for p in mine],
+            [scale * p.score for p in mine],
+            [scale * p.interval for p in mine],
+            ls=line,
+            marker=marker,
+            color="k",
+            ms=4,
+            capsize=3,
+            label=f"{ways}-way (chance {100 / ways:.0f} %)" if ways else None,
+        )
+    axes.set_xscale("log")
+    known = sorted({p.shots for p in points})
+    axes.set_xticks(known, [str(k) for k in known])
+    axes.minorticks_off()
+    per = "of a class " if points and points[0].ways else ""
+    percent = ", %" if metric == "accuracy" else ""
+    axes.set(xlabel=f"support examples {per}(shot)", ylabel=f"{label_of(metric)}{percent}")
+    tasks = points[0].tasks if points else 0
+    title = f"Mean and 95 % interval over {tasks} test tasks each"
+    missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []
+    axes.set_title("\n".join([title, *missing]), fontsize=8)
+    if any(p.ways for p in points):
+        axes.legend(frameon=False, fontsize=8)
+    return figure
