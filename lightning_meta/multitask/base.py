@@ -394,7 +394,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtype = torch.promote_types(means.dtype, torch.float32)
         sums = torch.zeros(2, len(self.names), dtype=dtype, device=self.device)
         for i, name in enumerate(self.names):
-            if name in outputs and len(outputs[name]):
+            if name in outputs and len(outputs[name]) and self.spec.tasks[name].of_examples:
                 scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
                 total = scores.sum()
                 # One example has no R². Zeros in place of what is not finite, without asking the device.

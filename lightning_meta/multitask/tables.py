@@ -51,7 +51,9 @@ def rows_of_tasks(
     rows = []
     for (name, task), step in zip(spec.tasks.items(), best_steps, strict=True):
         found = {stage: table.of[name] for stage, table in tables.items() if name in table.of}
-        row: dict[str, Any] = {"task": name, "metric": task.selection, "train_examples": spec.train_examples[name]}
+        better = "higher" if task.selection_mode == "max" else "lower"
+        row: dict[str, Any] = {"task": name, "metric": task.selection, "better": better}
+        row |= {"train_examples": spec.train_examples[name]}
         row |= {"test_examples": len(found["test"].ids), "best_step": step}
         row |= {stage: found[stage].score(task) if stage in found else "" for stage in STAGES}
         row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}
