@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import nan
 from typing import Any
 
 import torch
@@ -20,9 +19,16 @@ from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.multitask.combining import CombinesGradients
 from lightning_meta.multitask.records import RecordTable, TaskRecords
-from lightning_meta.multitask.selection import BestSoFar, Improved
+from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_gradients import StepGradients
-from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
+from lightning_meta.multitask.tables import (
+    by_task,
+    check_same_tasks,
+    comparable,
+    counted,
+    mean_of_known,
+    rows_of_tasks,
+)
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
@@ -140,9 +146,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """What belongs to a task alone: its head and stem, by default. All else is shared."""
         return [modules[task] for modules in (self.heads, self.stems) if len(modules)]
 
-    def selection_score(self, scores: Tensor) -> float:
-        """What selection follows, given each task's validation score, `(T,)`: their mean."""
-        return mean_of_known(scores)
+    def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
+        """What is logged of other weights than those at hand, given what selection by task follows, `(T,)`."""
+        return {}
 
     def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch in testing and predicting: those of the weights at hand."""
@@ -323,16 +329,27 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; in training, note each task's best."""
-        table, scores = self._report("val", self.records["val"])
+        table, values = self._report("val", self.records["val"])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            losses = torch.tensor([table.of[name].loss() for name in self.spec.tasks], dtype=torch.float64)
-            self.on_improved(self.best.update(scores, losses, self.global_step))
-        self.log("val/score", self.selection_score(scores), prog_bar=True)
+            losses = torch.tensor([table.of[name].loss() for name in self.names], dtype=torch.float64)
+            followed = self.followed(table, values)
+            self.on_improved(self.best.update(followed, losses, self.global_step))
+            values |= self.kept(followed, values)
+        self.log("val/score", values.pop("val/score"), prog_bar=True)
+        self.log_dict(values)
+
+    def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
+        """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
+        monitor, sign = monitored(self.trainer)
+        own = comparable(self.spec.tasks, [table.of[n].ranked_score(t) for n, t in self.spec.tasks.items()])
+        of_task = of_tasks(monitor, self.names, logged)
+        scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test split, and keep the table of tasks as `test_report`."""
-        table, scores = self._report("test", self.records["test"])
-        self.log_dict({"test/score": mean_of_known(scores), "test/tasks": float(len(scores))})
+        table, values = self._report("test", self.records["test"])
+        self.log_dict({**values, "test/tasks": float(len(self.names))})
         beside = {stage: self._computed(records) for stage, records in self.records.items() if stage != "test"}
         directory = self.trainer.log_dir  # asks the other ranks
         shares = gradient_shares(directory) if directory else {}
@@ -401,7 +418,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 known = torch.isfinite(scores).all()
                 sums[0, i], sums[1, i] = torch.where(known, total, 0), known * len(scores)
         totals = zip(*sum_over_ranks(sums).tolist(), strict=True)
-        values = by_task("train", self.spec.tasks, [total / count if count else nan for total, count in totals])
+        means_of = zip(self.spec.tasks.items(), totals, strict=True)
+        found = {n: {task.selection: total / count} for (n, task), (total, count) in means_of if count}
+        values = by_task("train", found)
         weights = self.weighting.weights().detach()
         for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
             if here:
@@ -423,17 +442,13 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         records.reset()
         return table
 
-    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, Tensor]:
-        table = self._computed(records)
-        tasks = self.spec.tasks
-        scores = torch.tensor([table.of[n].ranked_score(t) for n, t in tasks.items()], dtype=torch.float64)
+    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
+        """The predictions for a split, and what is logged of them."""
+        table, tasks = self._computed(records), self.spec.tasks
+        ranked = {name: table.of[name].ranked_score(task) for name, task in tasks.items()}
+        scores = {n: {task.selection: ranked[n], **table.of[n].metrics(task)} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
-        values = {
-            **by_task(stage, tasks, scores.tolist()),
-            **losses,
-            f"{stage}/loss": mean_of_known(list(losses.values())),
-        }
-        for name, task in tasks.items():
-            values |= {f"{stage}/{metric}/{name}": v for metric, v in table.of[name].metrics(task).items()}
-        self.log_dict(values)
-        return table, scores
+        values = {**by_task(stage, scores), **counted(stage, scores), **losses}
+        values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
+        values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
+        return table, values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from math import inf, isnan, nan
 from typing import Any
 
 from torch import Tensor
@@ -21,20 +21,39 @@ def mean_of_known(values: Tensor | Sequence[float]) -> float:
     return sum(known) / len(known) if known else nan
 
 
-def by_task(stage: str, tasks: Mapping[str, Task], scores: Sequence[float]) -> dict[str, float]:
+def by_task(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Scores by their logged names: the mean of each metric over the tasks that have it, and each task's own.
 
     Args:
         stage: `train`, `val` or `test`.
-        tasks: By name.
-        scores: One a task, NaN where it has none.
+        scores: By task, its metrics by name; NaN where it has none.
     """
     own: dict[str, float] = {}
     of_metric: dict[str, list[float]] = {}
-    for (name, task), score in zip(tasks.items(), scores, strict=True):
-        own[f"{stage}/{task.selection}/{name}"] = score
-        of_metric.setdefault(task.selection, []).append(score)
+    for name, metrics in scores.items():
+        for metric, score in metrics.items():
+            own[f"{stage}/{metric}/{name}"] = score
+            of_metric.setdefault(metric, []).append(score)
     return {**{f"{stage}/{m}": mean_of_known(of) for m, of in of_metric.items()}, **own}
+
+
+def counted(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """How many tasks each mean of `by_task` is over, by its logged name: `val/auroc_tasks`."""
+    numbers: dict[str, float] = {}
+    for metrics in scores.values():
+        for metric, score in metrics.items():
+            name = f"{stage}/{metric}_tasks"
+            numbers[name] = numbers.get(name, 0) + (not isnan(score))
+    return numbers
+
+
+def comparable(tasks: Mapping[str, Task], scores: Sequence[float]) -> list[float]:
+    """The tasks' scores as they enter `val/score`: a large one is good; −∞ stays, as of predictions that blew up."""
+    signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
+    return [
+        -inf if sign * score == -inf else task.comparable(score)
+        for sign, task, score in zip(signs, tasks.values(), scores, strict=True)
+    ]
 
 
 def rows_of_tasks(

@@ -50,7 +50,9 @@ class Task(Described, ABC):
     def __init__(self, outputs: int, metric: MetricChoice = None) -> None:
         whole(0, outputs=outputs)
         self.outputs = outputs
-        self._choice: Choice | None = None if metric is None else choose(metric, self.names, outputs, type(self).__name__)
+        self._choice: Choice | None = (
+            None if metric is None else choose(metric, self.names, outputs, type(self).__name__)
+        )
         if self._choice is not None:
             self.selection, self.selection_mode = self._choice.name, self._choice.mode
 
