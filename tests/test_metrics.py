@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -248,11 +248,12 @@ class Gain(Metric):
         self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        self.scores.append(preds)
-        self.labels.append(target)
+        cast(list[Tensor], self.scores).append(preds)
+        cast(list[Tensor], self.labels).append(target)
 
     def compute(self) -> Tensor:
-        labels = torch.cat(self.labels)[torch.cat(self.scores).argsort(descending=True)]
+        scores, labels = torch.cat(cast(list[Tensor], self.scores)), torch.cat(cast(list[Tensor], self.labels))
+        labels = labels[scores.argsort(descending=True)]
         return labels[: len(labels) // 2].double().mean()
 
 
@@ -326,9 +327,9 @@ class Unsaid(Metric):
         (lambda: Binary("r2"), "metric: Binary has accuracy, balanced_accuracy, auroc.*got 'r2'"),
         (lambda: Classification(3, "acuracy"), "did you mean accuracy"),
         (lambda: Regression(1, metric="auroc"), "metric: Regression has r2, rmse, mae.*got 'auroc'"),
-        (lambda: Binary(BinaryCohenKappa()), "got BinaryCohenKappa .give the class, not an object of it."),
+        (lambda: Binary(cast(Any, BinaryCohenKappa())), "got BinaryCohenKappa .give the class, not an object of it."),
         (lambda: Binary(BinaryFBetaScore), "BinaryFBetaScore cannot be made: .*beta.*derived from it"),
-        (lambda: Binary(dict), "got <class 'dict'>"),
+        (lambda: Binary(cast(Any, dict)), "got <class 'dict'>"),
         (lambda: Binary(Unsaid), "Unsaid"),
     ],
 )

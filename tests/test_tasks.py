@@ -185,7 +185,10 @@ def test_fitting_leaves_the_task_and_other_kinds_alone() -> None:
     task.fitted(torch.tensor([[1.0], [3.0]]))
     assert task.mean == task.scale == ()
     for kind in ("classification", "binary", "multilabel"):
-        assert CASES[kind][0].fitted(CASES[kind][1]) is CASES[kind][0]
+        before = describe(CASES[kind][0])
+        again = CASES[kind][0].fitted(CASES[kind][1])
+        assert describe(CASES[kind][0]) == before
+        assert again.selection == "accuracy", "labels are balanced"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -108,7 +108,8 @@ def f1(predicted: Tensor, positive: Tensor, weights: Tensor, counted: Tensor) ->
     """
     predicted, positive = predicted[:, counted], positive[:, counted]
     right, all_of_both = (weights @ p.to(weights.dtype) for p in (predicted & positive, predicted.int() + positive))
-    return (2 * right / all_of_both).mean()
+    score: Tensor = (2 * right / all_of_both).mean()
+    return score
 
 
 def recall(right: Tensor, of_class: Tensor, weights: Tensor) -> Tensor:

@@ -17,11 +17,14 @@ from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.modes import Mode
 from lightning_meta.multitask.combining import CombinesGradients
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.multitask.tables import (
+    as_before,
+    at_floor,
     by_task,
     check_same_tasks,
     comparable,
@@ -50,17 +53,23 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
 
     Logged:
-        - `val/score`, `test/score`: the mean over all tasks of what each is judged by: `accuracy`, in [0, 1], or `r2`,
-          1 at best and 0 where a model does no better than the mean of the split's targets. The best checkpoint and
-          early stopping should follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
+        - `val/score`, `test/score`: the mean over tasks of what each is selected by, `accuracy` or `r2` where nobody
+          chose another metric, and `auroc` where labels are rare; a large value is good. Metrics of which less is
+          better enter with a minus sign, errors in units of the training targets' standard deviation. No task counts as
+          worse than twice the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that
+          one task cannot decide alone; a line warns where one does. The best checkpoint and early stopping should
+          follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
           `checkpoint: {monitor: val/score}`.
-        - `val/accuracy/<task>`, `val/r2/<task>`, and `test` alike: of each task, over every labelled example of the
-          split; `val/accuracy`, `val/r2`: the mean over the tasks that have this metric.
+        - `val/accuracy/<task>`, `val/r2/<task>`, `val/auroc/<task>` and so on, and `test` alike: of each task, over
+          every labelled example of the split. Beside what it is selected by, a task of classes or several labels has
+          `accuracy` and `f1` (macro average), one of yes or no `accuracy` and `auroc`, one of real targets `r2` and
+          `mae`, in their own units. A score that is not defined, such as the AUROC of one class or R² of fewer than
+          five rows, is NaN.
+        - `val/accuracy`, `val/auroc` and so on: the plain mean over the tasks that have the metric, and
+          `val/accuracy_tasks` how many these are. Checkpoints can monitor them: `checkpoint: {monitor: val/auroc}`.
         - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
           error of targets standardised by the training split's mean and scale; `val/loss`, `test/loss`: the mean over
           tasks, not weighted.
-        - `val/f1/<task>` (macro average), `val/auroc/<task>` and `val/mae/<task>`, and `test` alike: of tasks of
-          classes or several labels, of yes-or-no tasks, and of real targets, in their own units.
         - `train/loss`: what is minimised, so by default the sum over the tasks in the batch. `train/loss/<task>`,
           `train/accuracy/<task>`, `train/accuracy` and so on are those of one batch, every `log_every_n_steps` steps; a
           task that the batch lacks has none. `train/weight/<task>`: see `Weighting`.
@@ -119,6 +128,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
+        self._warned: set[str] = set()  # stages in which a task's score was at its floor
         self._step_gradients = StepGradients()
 
     # What a method is.
@@ -215,6 +225,24 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         super().setup(stage)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As of every module; a run of before that is resumed keeps the metrics that it was selected by."""
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn != "fit":
+            return
+        stored = (checkpoint.get("lightning_meta") or {}).get("init_args") or {}
+        spec = as_before(self.spec, stored.get("tasks"))
+        if spec is not self.spec:
+            self.tasks = spec
+            self.update_init_args(tasks=spec)
+            if self.trainer.is_global_zero:
+                _log.info("metric: the run goes on with the metrics of its checkpoint, whatever the balance of labels")
+
+    def metric_modes(self) -> dict[str, Mode]:
+        """Whether a good value is large or small, by name of the metrics of torchmetrics or of the user's own."""
+        own = [task for task in self.spec.tasks.values() if task.selection not in task.names]
+        return {task.selection: task.selection_mode for task in own}
 
     def check_data(self, spec: TasksSpec) -> None:
         """Refuse other tasks, and warn of inputs that differ."""
@@ -451,4 +479,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
         values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
+        line = at_floor(tasks, list(ranked.values()))
+        if line and stage not in self._warned and not self.trainer.sanity_checking and self.trainer.is_global_zero:
+            self._warned.add(stage)
+            _log.warning("%s: %s", stage, line)
         return table, values

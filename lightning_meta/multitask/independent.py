@@ -44,8 +44,8 @@ class Independent(MultiTaskModule):
     shares. The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches,
     the start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks.
     Each task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is
-    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give. The best is
-    that of the metric that `checkpoint.monitor` takes the mean of: each task's loss for `val/loss`, its AUROC for
+    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give. The best
+    is that of the metric that `checkpoint.monitor` takes the mean of: each task's loss for `val/loss`, its AUROC for
     `val/auroc`; of equals the one with the lower loss.
 
     That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
@@ -61,8 +61,8 @@ class Independent(MultiTaskModule):
         `python scripts/ladder.py --config configs/ladder_glyphs.yaml --jobs 2`.
 
     Logged:
-        - `val/score`, or whatever else `checkpoint.monitor` names: the mean over tasks of the best validation of each so
-          far, so it never gets worse in a run; `val/accuracy/<task>` and the others are those of the weights at hand.
+        - `val/score`, or whatever else `checkpoint.monitor` names: the mean over tasks of the best validation of each
+          so far, so it never gets worse in a run; `val/accuracy/<task>` and so on are those of the weights at hand.
         - `test/score`, `test/accuracy/<task>` and so on: each task with the weights of its own best validation.
         - `test/joint_score`: the mean over tasks with the weights of the best mean, which is how methods that share are
           selected; by task it is `joint` in `per_task.csv`.
@@ -148,7 +148,7 @@ class Independent(MultiTaskModule):
         return [self._copies[task], *super().own_modules(task)]
 
     def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
-        """The monitored metric with each task's best weights: these are in a checkpoint, whatever the weights at hand."""
+        """The monitored metric with each task's best weights, which a checkpoint holds beside those at hand."""
         monitor, sign = monitored(self.trainer)
         # A task that never had a score may have none, or be one whose predictions are not finite, which is -inf now.
         pairs = zip(self.names, self.best.scores, followed.tolist(), strict=True)

@@ -56,8 +56,8 @@ class BestSoFar(nn.Module):
     """The best validation of each task and of their mean: the score, the loss and the training step of each.
 
     Of equal scores the one with the lower loss is the better, else the earlier; −∞ is never the best. A task that never
-    had a score, such as the AUROC of labels that are all the same, has its best where its loss was the lowest. It is part
-    of the state dict in double precision, whatever the precision of the module.
+    had a score, such as the AUROC of labels that are all the same, has its best where its loss was the lowest. It is
+    part of the state dict in double precision, whatever the precision of the module.
 
     Args:
         tasks: T.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, isnan, nan
+from dataclasses import replace
+from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from torch import Tensor
@@ -54,6 +55,40 @@ def comparable(tasks: Mapping[str, Task], scores: Sequence[float]) -> list[float
         -inf if sign * score == -inf else task.comparable(score)
         for sign, task, score in zip(signs, tasks.values(), scores, strict=True)
     ]
+
+
+def at_floor(tasks: Mapping[str, Task], scores: Sequence[float]) -> str:
+    """A line on the tasks that count as their floor in `val/score`, and would decide it alone; "" where none does."""
+    held = [
+        (name, task, score)
+        for (name, task), score in zip(tasks.items(), scores, strict=True)
+        if isfinite(score) and task.comparable(score) == task.floor
+    ]
+    if not held:
+        return ""
+    name, task, score = max(held, key=lambda of: abs(of[2]) / of[1].unit)
+    more = f", and so do {len(held) - 1} more of {len(tasks)} tasks" if len(held) > 1 else ""
+    return (
+        f"{task.selection} of task {name!r} is {score:.4g}; it counts as {task.floor:.3g} in the mean over "
+        f"tasks{more}, so that one task cannot decide alone: look at its targets in this split"
+    )
+
+
+def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
+    """The tasks with the metrics of a checkpoint that names none: those of their kinds, whatever the labels' balance.
+
+    Args:
+        spec: What the data say.
+        stored: The plain data of the checkpoint's `TasksSpec`.
+    """
+    tasks = dict(spec.tasks)
+    described = ((stored or {}).get("init_args") or {}).get("tasks") if isinstance(stored, Mapping) else None
+    for name, task in tasks.items():
+        of_task = described.get(name) if isinstance(described, Mapping) else None
+        init_args = of_task.get("init_args") if isinstance(of_task, Mapping) else None
+        if isinstance(init_args, Mapping) and "metric" not in init_args and task.selection != type(task).selection:
+            tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "metric": None})
+    return spec if tasks == dict(spec.tasks) else replace(spec, tasks=tasks)
 
 
 def rows_of_tasks(

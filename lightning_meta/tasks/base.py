@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import nan
+from math import inf, nan
 from typing import ClassVar
 
 import torch
@@ -117,14 +117,38 @@ class Task(Described, ABC):
         return float(self.measure(name, outputs, targets, torch.ones_like(outputs[:, 0])))
 
     @property
+    def chosen(self) -> MetricChoice:
+        """The metric that was asked for; None for the default."""
+        return None if self._choice is None else self._choice.kind or self._choice.name
+
+    @property
     def of_examples(self) -> bool:
         """Whether `selection` is a mean of scores of single examples, so that a batch has it as well as a split."""
         choice = self._choice
         return choice is None or (choice.kind is None and choice.name in OF_EXAMPLES)
 
     def comparable(self, score: float) -> float:
-        """The metric `selection` as it enters the mean over tasks: a large value is good, and no task decides alone."""
-        return score if self.selection_mode == "max" else -score
+        """The metric `selection` as it enters `val/score`, the mean over tasks: a large value is good.
+
+        Errors are measured in units of the training targets' standard deviation, and no task counts as worse than
+        `floor`, so that one task cannot decide alone.
+        """
+        signed = (score if self.selection_mode == "max" else -score) / self.unit
+        return signed if signed != signed else max(signed, self.floor)
+
+    @property
+    def floor(self) -> float:
+        """The least that a task counts in the mean over tasks; −∞ where its metric has a worst value or is a class."""
+        return -inf
+
+    @property
+    def unit(self) -> float:
+        """What `selection` is measured in before tasks are compared."""
+        return 1.0
+
+    def constant(self) -> Tensor | None:
+        """The outputs `(outputs,)` that suit the training targets best whatever the input; None if not known."""
+        return None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """The scores `(M,)` of the examples by a named metric that is their mean."""

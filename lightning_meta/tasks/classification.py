@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import nan
+from collections.abc import Sequence
+from math import inf, log, nan
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.weighted_metrics import auroc, average_precision, f1, over_columns, recall
 from lightning_meta.tasks.base import MetricChoice, Task
 
+RARE = 0.8
+"""Where one class has more than this share of the training labels, the default metric is the AUROC.
+
+Accuracy says little there: on 6 % positives every model that never says yes has 94 %, so no checkpoint is better than
+the first. The AUROC ranks yes above no whatever the threshold; its chance level is ½ in every task, so that means over
+tasks compare, while that of average precision is the share of positives; and a few positives suffice for its interval.
+"""
+LEAST = 1e-9  # a share whose logarithm is finite
 CLASSIFIED = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "log_loss")
 
 
@@ -24,7 +33,9 @@ class Classification(Task):
 
     Args:
         outputs: N; 0 in episodes, whose way may change.
-        metric: What models are selected and compared by, accuracy by default.
+        metric: What models are selected and compared by; by default accuracy, and AUROC where one class has more than
+            80 % of the training labels.
+        frequencies: The share of each class in the training labels, once `fitted`.
     """
 
     names = CLASSIFIED
@@ -32,8 +43,23 @@ class Classification(Task):
     selection = "accuracy"
     metric = "accuracy"
 
-    def __init__(self, outputs: int = 0, metric: MetricChoice = None) -> None:
+    def __init__(self, outputs: int = 0, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
         super().__init__(outputs, metric)
+        self.frequencies = tuple(frequencies)
+
+    def fitted(self, targets: Tensor) -> Task:
+        """The task with the shares of its classes among `(n,)` training labels."""
+        counts = torch.bincount(targets.long().flatten(), minlength=self.outputs).double()
+        return _fitted(self, counts / counts.sum(), counts.max() / counts.sum())
+
+    def constant(self) -> Tensor | None:
+        """The logarithms of the shares of the classes."""
+        return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log() if self.frequencies else None
+
+    @property
+    def floor(self) -> float:
+        """Log loss twice that of a uniform guess."""
+        return -2 * log(self.outputs) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits `(M, N)`, labels `(M,)` in [0, N)."""
@@ -85,7 +111,9 @@ class Binary(Task):
     average precision and F1 of yes.
 
     Args:
-        metric: What models are selected and compared by, accuracy by default.
+        metric: What models are selected and compared by; by default accuracy, and AUROC where yes or no has more than
+            80 % of the training labels.
+        frequencies: The share of yes in the training labels, one number, once `fitted`.
     """
 
     names = CLASSIFIED
@@ -93,8 +121,23 @@ class Binary(Task):
     selection = "accuracy"
     metric = "accuracy"
 
-    def __init__(self, metric: MetricChoice = None) -> None:
+    def __init__(self, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
         super().__init__(1, metric)
+        self.frequencies = tuple(frequencies)
+
+    def fitted(self, targets: Tensor) -> Task:
+        """The task with the share of yes among `(n,)` training labels."""
+        share = (targets > 0).double().mean()
+        return _fitted(self, share[None], torch.maximum(share, 1 - share))
+
+    def constant(self) -> Tensor | None:
+        """The logit of the share of yes."""
+        return _logits(self.frequencies)
+
+    @property
+    def floor(self) -> float:
+        """Log loss twice that of a uniform guess."""
+        return -2 * log(2) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
@@ -132,7 +175,9 @@ class Multilabel(Task):
 
     Args:
         outputs: K.
-        metric: What models are selected and compared by, accuracy by default.
+        metric: What models are selected and compared by; by default accuracy, and AUROC where the more frequent values
+            of the labels are more than 80 % of the training labels.
+        frequencies: The share of yes in the training data of each label, once `fitted`.
     """
 
     names = CLASSIFIED
@@ -140,8 +185,23 @@ class Multilabel(Task):
     selection = "accuracy"
     metric = "accuracy"
 
-    def __init__(self, outputs: int, metric: MetricChoice = None) -> None:
+    def __init__(self, outputs: int, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
         super().__init__(outputs, metric)
+        self.frequencies = tuple(frequencies)
+
+    def fitted(self, targets: Tensor) -> Task:
+        """The task with the share of yes in each label of `(n, K)` training targets."""
+        shares = (targets > 0).double().mean(0)
+        return _fitted(self, shares, torch.maximum(shares, 1 - shares).mean())
+
+    def constant(self) -> Tensor | None:
+        """The logits of the shares of yes."""
+        return _logits(self.frequencies)
+
+    @property
+    def floor(self) -> float:
+        """Log loss twice that of a uniform guess."""
+        return -2 * log(2) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
@@ -165,6 +225,22 @@ class Multilabel(Task):
     def check(self, targets: Tensor, outputs: int) -> None:
         """Refuse labels that are not `(M, K)` of 0 and 1."""
         _check_zeros_and_ones(targets, (outputs,))
+
+
+def _fitted(task: Classification | Binary | Multilabel, frequencies: Tensor, largest: Tensor) -> Task:
+    """The task with its frequencies, and with another metric where accuracy says little and nobody chose one.
+
+    A class of a user's own that is derived from these stays as it is.
+    """
+    if type(task) not in (Classification, Binary, Multilabel):
+        return task
+    metric = "auroc" if task.chosen is None and float(largest) > RARE else task.chosen
+    known = (metric, tuple(frequencies.tolist()))
+    return Binary(*known) if isinstance(task, Binary) else type(task)(task.outputs, *known)
+
+
+def _logits(shares: Sequence[float]) -> Tensor | None:
+    return torch.logit(torch.tensor(shares, dtype=torch.float64), LEAST) if shares else None
 
 
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:

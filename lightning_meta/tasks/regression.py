@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
+from math import inf, nan, sqrt
 
 import torch
 from torch import Tensor
@@ -67,6 +67,22 @@ class Regression(Task):
         few = (metric or self.selection) == "r2" and len(outputs) < FEWEST_ROWS
         return nan if few else super().evaluate(outputs, targets, metric)
 
+    @property
+    def floor(self) -> float:
+        """Twice the squared error of the mean: R² is −1, other errors √2 of the standard deviation."""
+        known = self._choice is None or self._choice.kind is None
+        return -inf if not known else -1.0 if self.selection == "r2" else -sqrt(2)
+
+    @property
+    def unit(self) -> float:
+        """The mean standard deviation of the training targets for errors; R² has no unit."""
+        of_errors = self._choice is not None and self._choice.name in ("rmse", "mae") and self.scale
+        return sum(self.scale) / len(self.scale) if of_errors else 1.0
+
+    def constant(self) -> Tensor | None:
+        """The mean of the training targets, 0 in standard units."""
+        return torch.zeros(self.outputs, dtype=torch.float64) if self.scale else None
+
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 − e² / Var(y) for R², |e| in the units of the targets for the mean absolute error."""
         # In standard units, which R² does not depend on: far from 0 they have more digits than the targets' own units.
@@ -116,8 +132,7 @@ class Regression(Task):
         # Python's own whole numbers, which are exact, where those of float64 lie apart.
         near, rest = first[0].tolist(), apart.mean(0).tolist()
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(near, rest, strict=True))
-        metric = None if self._choice is None else self._choice.kind or self._choice.name
-        return Regression(self.outputs, mean, tuple(scale.tolist()), metric)
+        return Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
 
     @property
     def _far_from_0(self) -> bool:

@@ -241,7 +241,7 @@ def test_each_task_is_selected_by_what_is_monitored(monitor: str, metric: str, t
     history: list[dict[str, float]] = []
 
     class Notes(lightning.pytorch.Callback):
-        def on_validation_end(self, trainer: lightning.Trainer, pl_module: Independent) -> None:
+        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
             history.append({"step": trainer.global_step} | {k: float(v) for k, v in trainer.callback_metrics.items()})
 
     lightning.seed_everything(1, verbose=False)
