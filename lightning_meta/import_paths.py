@@ -26,6 +26,8 @@ TRUSTED = (
     "lightning_meta.integrations.learn2learn",
     "torch.nn",
     "torch.optim",
+    "torchmetrics.classification",
+    "torchmetrics.regression",
     "lightning.pytorch.cli.ReduceLROnPlateau",
 )
 

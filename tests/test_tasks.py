@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import vmap
 from torchmetrics import MeanAbsoluteError, Metric
-from torchmetrics.classification import BinaryAccuracy, MulticlassAccuracy, MultilabelAccuracy
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    MulticlassAccuracy,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelF1Score,
+)
 from torchmetrics.regression import R2Score
 
 from lightning_meta.configuration import build, describe
@@ -126,12 +133,15 @@ def test_right_answers_score_1(kind: str) -> None:
 def test_further_metrics_take_what_people_read(kind: str) -> None:
     task, targets = CASES[kind]
     outputs = random_numbers(M, task.outputs)
-    names = {"classification": "f1", "binary": "auroc", "multilabel": "f1"}
-    metrics = task.metrics()
-    assert list(metrics) == [names.get(kind, "mae")]
-    for name, metric in metrics.items():
-        assert task.metrics()[name] is not metric, "a metric has a state, and is a new one each time"
-        assert torch.isfinite(metric(task.readable(outputs), targets))
+    references: dict[str, tuple[str, Metric]] = {
+        "classification": ("f1", MulticlassF1Score(4, average="macro")),
+        "binary": ("auroc", BinaryAUROC()),
+        "multilabel": ("f1", MultilabelF1Score(3, average="macro")),
+    }
+    name, reference = references.get(kind, ("mae", MeanAbsoluteError()))
+    assert name in task.beside
+    expected = reference(task.readable(outputs), targets)
+    assert task.evaluate(outputs, targets, name) == pytest.approx(float(expected), rel=1e-5)
 
 
 @given(st.integers(2, 30), st.floats(-1e4, 1e4), st.floats(1e-3, 1e3))
@@ -175,7 +185,10 @@ def test_fitting_leaves_the_task_and_other_kinds_alone() -> None:
     task.fitted(torch.tensor([[1.0], [3.0]]))
     assert task.mean == task.scale == ()
     for kind in ("classification", "binary", "multilabel"):
-        assert CASES[kind][0].fitted(CASES[kind][1]) is CASES[kind][0]
+        before = describe(CASES[kind][0])
+        again = CASES[kind][0].fitted(CASES[kind][1])
+        assert describe(CASES[kind][0]) == before
+        assert again.selection == "accuracy", "labels are balanced"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

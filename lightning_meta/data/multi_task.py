@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -21,6 +22,8 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
+
+_log = logging.getLogger(__name__)
 
 
 class MultiTaskDataModule(SourceDataModule):
@@ -125,8 +128,11 @@ class MultiTaskDataModule(SourceDataModule):
                 f"{option}: these tasks share inputs, and a batch holds every task of its inputs; leave it out"
             )
         train = sets["train"]
+        fitted = {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()}
+        if self.trainer is None or self.trainer.is_global_zero:
+            say_metrics(tasks, fitted)
         self.spec = TasksSpec(
-            {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()},
+            fitted,
             train.input_shapes,
             train.counts,
             descriptors,
@@ -250,6 +256,18 @@ def _fitted(name: str, task: Task, targets: Tensor) -> Task:
         return task.fitted(targets)
     except UserError as error:
         raise UserError(f"task {name!r}: {error}") from error
+
+
+def say_metrics(tasks: Mapping[str, Task], fitted: Mapping[str, Task]) -> None:
+    """Say which tasks are selected by another metric than their kind's, as their labels are rare."""
+    moved = [name for name, task in tasks.items() if fitted[name].selection != task.selection]
+    if moved:
+        new, old = fitted[moved[0]].selection, tasks[moved[0]].selection
+        _log.info(
+            "metric: %d of %d tasks are selected and compared by %s and not by %s, since one class has more than 80 %% "
+            "of their training labels (%s); give a task its metric to choose another",
+            *(len(moved), len(tasks), new, old, _listed(moved, 3)),
+        )
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:

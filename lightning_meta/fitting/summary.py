@@ -12,8 +12,8 @@ from rich.table import Table
 
 from lightning_meta.report import write_figures
 from lightning_meta.run.results import write_results
+from lightning_meta.run.tables import read_table
 
-OF_TASK = re.compile(r"test/(accuracy|r2)/(.+)")
 CURVE = re.compile(r"test/(accuracy|mse)_step_(\d+)")
 
 
@@ -41,12 +41,12 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
         directory: The run directory.
     """
     table = Table("test", "", title=None, show_header=False)
-    named = {m[2]: (m[1], v) for name, v in metrics.items() if (m := OF_TASK.fullmatch(name))}
-    for task, (of_task, reached) in named.items():
+    named = _named_tasks(directory / "per_task.csv")
+    for task, of_task, reached in named:
         table.add_row(task, _shown(of_task, reached))
     if named:
         table.add_section()
-    for metric in ("accuracy", "mse", "r2"):
+    for metric in dict.fromkeys([*(of_task for _, of_task, _ in named), *(() if named else ("accuracy", "mse"))]):
         if (score := metrics.get(f"test/{metric}")) is not None:
             around = ""
             if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
@@ -61,6 +61,17 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
         table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
     table.add_row("run directory", str(directory))
     Console(markup=False, emoji=False).print(table)  # names of tasks are text
+
+
+def _named_tasks(file: Path) -> list[tuple[str, str, float]]:
+    """Each named task of a test, its metric and what it reached; none where tasks were drawn."""
+    columns, rows = read_table(file) if file.is_file() else ([], [])
+    if "metric" not in columns:
+        return []
+    return [
+        (row["task"], row["metric"], float(row["test"]))
+        for row in (dict(zip(columns, values, strict=True)) for values in rows)
+    ]
 
 
 def _shown(metric: str, value: float) -> str:

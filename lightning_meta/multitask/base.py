@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import nan
 from typing import Any
 
 import torch
@@ -19,11 +18,21 @@ from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.modes import Mode
 from lightning_meta.multitask.combining import CombinesGradients
 from lightning_meta.multitask.records import RecordTable, TaskRecords
-from lightning_meta.multitask.selection import BestSoFar, Improved
+from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_gradients import StepGradients
-from lightning_meta.multitask.tables import by_task, check_same_tasks, mean_of_known, rows_of_tasks
+from lightning_meta.multitask.tables import (
+    as_before,
+    at_floor,
+    by_task,
+    check_same_tasks,
+    comparable,
+    counted,
+    mean_of_known,
+    rows_of_tasks,
+)
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
@@ -45,17 +54,23 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
 
     Logged:
-        - `val/score`, `test/score`: the mean over all tasks of what each is judged by: `accuracy`, in [0, 1], or `r2`,
-          1 at best and 0 where a model does no better than the mean of the split's targets. The best checkpoint and
-          early stopping should follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
+        - `val/score`, `test/score`: the mean over tasks of what each is selected by, `accuracy` or `r2` where nobody
+          chose another metric, and `auroc` where labels are rare; a large value is good. Metrics of which less is
+          better enter with a minus sign, errors in units of the training targets' standard deviation. No task counts as
+          worse than twice the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that
+          one task cannot decide alone; a line warns where one does. The best checkpoint and early stopping should
+          follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
           `checkpoint: {monitor: val/score}`.
-        - `val/accuracy/<task>`, `val/r2/<task>`, and `test` alike: of each task, over every labelled example of the
-          split; `val/accuracy`, `val/r2`: the mean over the tasks that have this metric.
+        - `val/accuracy/<task>`, `val/r2/<task>`, `val/auroc/<task>` and so on, and `test` alike: of each task, over
+          every labelled example of the split. Beside what it is selected by, a task of classes or several labels has
+          `accuracy` and `f1` (macro average), one of yes or no `accuracy` and `auroc`, one of real targets `r2` and
+          `mae`, in their own units. A score that is not defined, such as the AUROC of one class or R² of fewer than
+          five rows, is NaN.
+        - `val/accuracy`, `val/auroc` and so on: the plain mean over the tasks that have the metric, and
+          `val/accuracy_tasks` how many these are. Checkpoints can monitor them: `checkpoint: {monitor: val/auroc}`.
         - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
           error of targets standardised by the training split's mean and scale; `val/loss`, `test/loss`: the mean over
           tasks, not weighted.
-        - `val/f1/<task>` (macro average), `val/auroc/<task>` and `val/mae/<task>`, and `test` alike: of tasks of
-          classes or several labels, of yes-or-no tasks, and of real targets, in their own units.
         - `train/loss`: what is minimised, so by default the sum over the tasks in the batch. `train/loss/<task>`,
           `train/accuracy/<task>`, `train/accuracy` and so on are those of one batch, every `log_every_n_steps` steps; a
           task that the batch lacks has none. `train/weight/<task>`: see `Weighting`.
@@ -120,6 +135,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
+        self._warned: set[str] = set()  # stages in which a task's score was at its floor
         self._step_gradients = StepGradients()
 
     # What a method is.
@@ -147,9 +163,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """What belongs to a task alone: its head and stem, by default. All else is shared."""
         return [modules[task] for modules in (self.heads, self.stems) if len(modules)]
 
-    def selection_score(self, scores: Tensor) -> float:
-        """What selection follows, given each task's validation score, `(T,)`: their mean."""
-        return mean_of_known(scores)
+    def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
+        """What is logged of other weights than those at hand, given what selection by task follows, `(T,)`."""
+        return {}
 
     def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch in testing and predicting: those of the weights at hand."""
@@ -216,6 +232,24 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         super().setup(stage)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """As of every module; a run of before that is resumed keeps the metrics that it was selected by."""
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn != "fit":
+            return
+        stored = (checkpoint.get("lightning_meta") or {}).get("init_args") or {}
+        spec = as_before(self.spec, stored.get("tasks"))
+        if spec is not self.spec:
+            self.tasks = spec
+            self.update_init_args(tasks=spec)
+            if self.trainer.is_global_zero:
+                _log.info("metric: the run goes on with the metrics of its checkpoint, whatever the balance of labels")
+
+    def metric_modes(self) -> dict[str, Mode]:
+        """Whether a good value is large or small, by name of the metrics of torchmetrics or of the user's own."""
+        own = [task for task in self.spec.tasks.values() if task.selection not in task.names]
+        return {task.selection: task.selection_mode for task in own}
 
     def check_data(self, spec: TasksSpec) -> None:
         """Refuse other tasks, and warn of inputs that differ."""
@@ -329,16 +363,27 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; in training, note each task's best."""
-        table, scores = self._report("val", self.records["val"])
+        table, values = self._report("val", self.records["val"])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            losses = torch.tensor([table.of[name].loss() for name in self.spec.tasks], dtype=torch.float64)
-            self.on_improved(self.best.update(scores, losses, self.global_step))
-        self.log("val/score", self.selection_score(scores), prog_bar=True)
+            losses = torch.tensor([table.of[name].loss() for name in self.names], dtype=torch.float64)
+            followed = self.followed(table, values)
+            self.on_improved(self.best.update(followed, losses, self.global_step))
+            values |= self.kept(followed, values)
+        self.log("val/score", values.pop("val/score"), prog_bar=True)
+        self.log_dict(values)
+
+    def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
+        """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
+        monitor, sign = monitored(self.trainer)
+        own = comparable(self.spec.tasks, [table.of[n].ranked_score(t) for n, t in self.spec.tasks.items()])
+        of_task = of_tasks(monitor, self.names, logged)
+        scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
+        return torch.tensor(scores, dtype=torch.float64)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test split, and keep the table of tasks as `test_report`."""
-        table, scores = self._report("test", self.records["test"])
-        self.log_dict({"test/score": mean_of_known(scores), "test/tasks": float(len(scores))})
+        table, values = self._report("test", self.records["test"])
+        self.log_dict({**values, "test/tasks": float(len(self.names))})
         beside = {stage: self._computed(records) for stage, records in self.records.items() if stage != "test"}
         directory = self.trainer.log_dir  # asks the other ranks
         shares = gradient_shares(directory) if directory else {}
@@ -400,14 +445,16 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtype = torch.promote_types(means.dtype, torch.float32)
         sums = torch.zeros(2, len(self.names), dtype=dtype, device=self.device)
         for i, name in enumerate(self.names):
-            if name in outputs and len(outputs[name]):
+            if name in outputs and len(outputs[name]) and self.spec.tasks[name].of_examples:
                 scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
                 total = scores.sum()
                 # One example has no R². Zeros in place of what is not finite, without asking the device.
                 known = torch.isfinite(scores).all()
                 sums[0, i], sums[1, i] = torch.where(known, total, 0), known * len(scores)
         totals = zip(*sum_over_ranks(sums).tolist(), strict=True)
-        values = by_task("train", self.spec.tasks, [total / count if count else nan for total, count in totals])
+        means_of = zip(self.spec.tasks.items(), totals, strict=True)
+        found = {n: {task.selection: total / count} for (n, task), (total, count) in means_of if count}
+        values = by_task("train", found)
         weights = self.weighting.weights().detach()
         for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
             if here:
@@ -429,17 +476,17 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         records.reset()
         return table
 
-    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, Tensor]:
-        table = self._computed(records)
-        tasks = self.spec.tasks
-        scores = torch.tensor([table.of[n].ranked_score(t) for n, t in tasks.items()], dtype=torch.float64)
+    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
+        """The predictions for a split, and what is logged of them."""
+        table, tasks = self._computed(records), self.spec.tasks
+        ranked = {name: table.of[name].ranked_score(task) for name, task in tasks.items()}
+        scores = {n: {task.selection: ranked[n], **table.of[n].metrics(task)} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
-        values = {
-            **by_task(stage, tasks, scores.tolist()),
-            **losses,
-            f"{stage}/loss": mean_of_known(list(losses.values())),
-        }
-        for name, task in tasks.items():
-            values |= {f"{stage}/{metric}/{name}": v for metric, v in table.of[name].metrics(task).items()}
-        self.log_dict(values)
-        return table, scores
+        values = {**by_task(stage, scores), **counted(stage, scores), **losses}
+        values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
+        values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
+        line = at_floor(tasks, list(ranked.values()))
+        if line and stage not in self._warned and not self.trainer.sanity_checking and self.trainer.is_global_zero:
+            self._warned.add(stage)
+            _log.warning("%s: %s", stage, line)
+        return table, values

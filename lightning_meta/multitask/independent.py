@@ -20,9 +20,9 @@ from lightning_meta.functional.generators import generator_states, same_states
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.records import TaskRecords
-from lightning_meta.multitask.selection import Improved
+from lightning_meta.multitask.selection import SCORE, Improved, monitored, of_tasks
 from lightning_meta.multitask.snapshots import Snapshots
-from lightning_meta.multitask.tables import mean_of_known
+from lightning_meta.multitask.tables import comparable, mean_of_known
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.heads import seeded
@@ -44,7 +44,9 @@ class Independent(MultiTaskModule):
     shares. The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches,
     the start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks.
     Each task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is
-    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give.
+    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give. The best
+    is that of the metric that `checkpoint.monitor` takes the mean of: each task's loss for `val/loss`, its AUROC for
+    `val/auroc`; of equals the one with the lower loss.
 
     That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
     inputs without any label are not drawn.
@@ -59,8 +61,8 @@ class Independent(MultiTaskModule):
         `python scripts/ladder.py --config configs/ladder_glyphs.yaml --jobs 2`.
 
     Logged:
-        - `val/score`: the mean over tasks of the best validation of each so far, so it never falls in a run;
-          `val/accuracy/<task>` and the others are those of the weights at hand.
+        - `val/score`, or whatever else `checkpoint.monitor` names: the mean over tasks of the best validation of each
+          so far, so it never gets worse in a run; `val/accuracy/<task>` and so on are those of the weights at hand.
         - `test/score`, `test/accuracy/<task>` and so on: each task with the weights of its own best validation.
         - `test/joint_score`: the mean over tasks with the weights of the best mean, which is how methods that share are
           selected; by task it is `joint` in `per_task.csv`.
@@ -145,13 +147,17 @@ class Independent(MultiTaskModule):
         """All there is: the task's network, head and stem."""
         return [self._copies[task], *super().own_modules(task)]
 
-    def selection_score(self, scores: Tensor) -> float:
-        """The mean over tasks of each one's best."""
-        if self.trainer.state.fn != "fit":
-            return mean_of_known(scores)
+    def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
+        """The monitored metric with each task's best weights, which a checkpoint holds beside those at hand."""
+        monitor, sign = monitored(self.trainer)
         # A task that never had a score may have none, or be one whose predictions are not finite, which is -inf now.
-        pairs = zip(self.best.scores, scores.tolist(), strict=True)
-        return mean_of_known([best if best > -inf else score for best, score in pairs])
+        pairs = zip(self.names, self.best.scores, followed.tolist(), strict=True)
+        best = {name: sign * (score if score > -inf else now) for name, score, now in pairs}
+        if monitor == SCORE:
+            return {SCORE: mean_of_known(list(best.values()))}
+        of_task = of_tasks(monitor, self.names, logged)
+        names = [name for name in of_task if monitor.endswith(f"/{name}")] or list(of_task)
+        return {monitor: mean_of_known([best[name] for name in names])} if names else {}
 
     @property
     def tie_breaker(self) -> float:
@@ -219,7 +225,7 @@ class Independent(MultiTaskModule):
         """Log the scores under both selections."""
         super().on_test_epoch_end()
         joint = [row["joint"] for row in self.test_report["per_task"]]
-        self.log("test/joint_score", float(torch.tensor(joint).nanmean()))
+        self.log("test/joint_score", mean_of_known(comparable(self.spec.tasks, joint)))
 
     @contextmanager
     def weights(self, of: Literal["selected", "joint"]) -> Iterator[None]:

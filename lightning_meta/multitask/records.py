@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan, nan
 
 import numpy as np
 import torch
@@ -36,33 +37,39 @@ class TaskRecord:
     targets: Tensor
 
     def score(self, task: Task) -> float:
-        """The metric of selection; NaN where there is no example."""
-        if not len(self.ids):
-            return float("nan")
-        return float(task.example_scores(self.outputs.double(), self.targets).mean())
+        """The metric of selection; NaN where there is no example, or where it is not defined."""
+        return task.evaluate(self.outputs.double(), self.targets)
 
     def ranked_score(self, task: Task) -> float:
-        """As `score`, but −∞ where predictions that are not finite made it NaN.
+        """As `score`, but infinitely bad where predictions that are not finite made it NaN.
 
         A mean over tasks leaves out tasks that have no score, such as R² of equal targets. It must not rise because a
         task's predictions blew up.
         """
         score = self.score(task)
         failed = score != score and not bool(torch.isfinite(self.outputs).all())
-        return float("-inf") if failed else score
+        return float("-inf" if task.selection_mode == "max" else "inf") if failed else score
+
+    def example_scores(self, task: Task) -> Tensor:
+        """What each example adds to the metric of selection, `(n,)`; NaN where it is not defined."""
+        outputs = self.outputs.double()
+        scores = task.example_scores(outputs, self.targets) if len(self.ids) else self.losses.double()
+        return torch.full_like(scores, torch.nan) if isnan(self.score(task)) else scores
 
     def loss(self) -> float:
         """The mean loss; NaN where there is no example."""
         return float(self.losses.double().mean()) if len(self.ids) else float("nan")
 
     def metrics(self, task: Task) -> dict[str, float]:
-        """The task's further metrics by name; NaN where there is no example."""
+        """The task's further metrics by name; NaN where there is no example, or where one is not defined."""
+        named = [name for name in task.beside if name != task.selection]
+        found = {name: task.evaluate(self.outputs.double(), self.targets, name) for name in named}
         if not len(self.ids):
-            return dict.fromkeys(task.metrics(), float("nan"))
+            return {**found, **dict.fromkeys(task.metrics(), nan)}
         outputs, targets = task.readable(self.outputs.double()), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        return {name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}
+        return {**found, **{name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}}
 
 
 class TaskRecords(Metric):
@@ -133,10 +140,7 @@ class RecordTable:
         outputs = max(record.outputs.shape[1] for record in records)
         wanted = [r.targets.double() if r.targets.dim() > 1 else r.targets.double().unsqueeze(1) for r in records]
         targets = max(rows.shape[1] for rows in wanted)
-        scores = [
-            t.example_scores(r.outputs.double(), r.targets) if len(r.ids) else r.losses.double()
-            for r, t in zip(records, tasks.values(), strict=True)
-        ]
+        scores = [record.example_scores(task) for record, task in zip(records, tasks.values(), strict=True)]
         columns = {
             "task": torch.cat([torch.full_like(r.ids, i) for i, r in enumerate(records)]),
             "id": torch.cat([r.ids for r in records]),

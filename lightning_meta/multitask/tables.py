@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from dataclasses import replace
+from math import inf, isfinite, isnan, nan
 from typing import Any
 
 from torch import Tensor
@@ -21,20 +22,73 @@ def mean_of_known(values: Tensor | Sequence[float]) -> float:
     return sum(known) / len(known) if known else nan
 
 
-def by_task(stage: str, tasks: Mapping[str, Task], scores: Sequence[float]) -> dict[str, float]:
+def by_task(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Scores by their logged names: the mean of each metric over the tasks that have it, and each task's own.
 
     Args:
         stage: `train`, `val` or `test`.
-        tasks: By name.
-        scores: One a task, NaN where it has none.
+        scores: By task, its metrics by name; NaN where it has none.
     """
     own: dict[str, float] = {}
     of_metric: dict[str, list[float]] = {}
-    for (name, task), score in zip(tasks.items(), scores, strict=True):
-        own[f"{stage}/{task.selection}/{name}"] = score
-        of_metric.setdefault(task.selection, []).append(score)
+    for name, metrics in scores.items():
+        for metric, score in metrics.items():
+            own[f"{stage}/{metric}/{name}"] = score
+            of_metric.setdefault(metric, []).append(score)
     return {**{f"{stage}/{m}": mean_of_known(of) for m, of in of_metric.items()}, **own}
+
+
+def counted(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """How many tasks each mean of `by_task` is over, by its logged name: `val/auroc_tasks`."""
+    numbers: dict[str, float] = {}
+    for metrics in scores.values():
+        for metric, score in metrics.items():
+            name = f"{stage}/{metric}_tasks"
+            numbers[name] = numbers.get(name, 0) + (not isnan(score))
+    return numbers
+
+
+def comparable(tasks: Mapping[str, Task], scores: Sequence[float]) -> list[float]:
+    """The tasks' scores as they enter `val/score`: a large one is good; −∞ stays, as of predictions that blew up."""
+    signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
+    return [
+        -inf if sign * score == -inf else task.comparable(score)
+        for sign, task, score in zip(signs, tasks.values(), scores, strict=True)
+    ]
+
+
+def at_floor(tasks: Mapping[str, Task], scores: Sequence[float]) -> str:
+    """A line on the tasks that count as their floor in `val/score`, and would decide it alone; "" where none does."""
+    held = [
+        (name, task, score)
+        for (name, task), score in zip(tasks.items(), scores, strict=True)
+        if isfinite(score) and task.comparable(score) == task.floor
+    ]
+    if not held:
+        return ""
+    name, task, score = max(held, key=lambda of: abs(of[2]) / of[1].unit)
+    more = f", and so do {len(held) - 1} more of {len(tasks)} tasks" if len(held) > 1 else ""
+    return (
+        f"{task.selection} of task {name!r} is {score:.4g}; it counts as {task.floor:.3g} in the mean over "
+        f"tasks{more}, so that one task cannot decide alone: look at its targets in this split"
+    )
+
+
+def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
+    """The tasks with the metrics of a checkpoint that names none: those of their kinds, whatever the labels' balance.
+
+    Args:
+        spec: What the data say.
+        stored: The plain data of the checkpoint's `TasksSpec`.
+    """
+    tasks = dict(spec.tasks)
+    described = ((stored or {}).get("init_args") or {}).get("tasks") if isinstance(stored, Mapping) else None
+    for name, task in tasks.items():
+        of_task = described.get(name) if isinstance(described, Mapping) else None
+        init_args = of_task.get("init_args") if isinstance(of_task, Mapping) else None
+        if isinstance(init_args, Mapping) and "metric" not in init_args and task.selection != type(task).selection:
+            tasks[name] = type(task)(**{**getattr(task, "_init_args", {}), "metric": None})
+    return spec if tasks == dict(spec.tasks) else replace(spec, tasks=tasks)
 
 
 def rows_of_tasks(
@@ -51,7 +105,9 @@ def rows_of_tasks(
     rows = []
     for (name, task), step in zip(spec.tasks.items(), best_steps, strict=True):
         found = {stage: table.of[name] for stage, table in tables.items() if name in table.of}
-        row: dict[str, Any] = {"task": name, "metric": task.selection, "train_examples": spec.train_examples[name]}
+        better = "higher" if task.selection_mode == "max" else "lower"
+        row: dict[str, Any] = {"task": name, "metric": task.selection, "better": better}
+        row |= {"train_examples": spec.train_examples[name]}
         row |= {"test_examples": len(found["test"].ids), "best_step": step}
         row |= {stage: found[stage].score(task) if stage in found else "" for stage in STAGES}
         row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}

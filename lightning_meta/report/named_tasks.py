@@ -16,7 +16,9 @@ def draw_named_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) ->
     """
     metrics = set(columns["metric"].tolist())
     scores = {stage: np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
-    order = np.argsort(np.nan_to_num(scores["test"], nan=-np.inf))
+    better = columns.get("better", np.array([]))
+    sign = np.where(better == "lower", -1, 1) if len(better) else 1
+    order = np.argsort(np.nan_to_num(sign * scores["test"], nan=-np.inf))
     low, rows = -1.0 if "r2" in metrics else 0.0, np.arange(len(order))
     shown = {
         stage: np.maximum(np.where(values == np.inf, np.nan, values)[order], low) for stage, values in scores.items()
@@ -28,7 +30,8 @@ def draw_named_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) ->
     labels = [f"{name} ({count:.0f})" for name, count in zip(columns["task"][order], examples, strict=True)]
     axes.set_yticks(rows, labels, fontsize=7 if len(rows) > 25 else 8)
     axes.set_ylim(-0.7, len(rows) - 0.3)
-    label = {"accuracy": "accuracy", "r2": "R²"}.get(next(iter(metrics)), "score") if len(metrics) == 1 else "score"
+    named = {"r2": "R²", "auroc": "AUROC", "f1": "F1"}
+    label = named.get(only := next(iter(metrics)), str(only).replace("_", " ")) if len(metrics) == 1 else "score"
     below = f", below {low:g} drawn there" if any((v < low).any() for v in scores.values()) else ""
     axes.set(xlabel=label + below, title="Tasks (number of training examples)")
     axes.legend(frameon=False, loc="best", fontsize=8)

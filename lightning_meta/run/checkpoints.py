@@ -18,7 +18,7 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import check_modes
+from lightning_meta.run.monitors import check_modes, check_task_mode
 from lightning_meta.run.randomness import random_state, restore_random_state
 
 _log = logging.getLogger(__name__)
@@ -89,6 +89,8 @@ class RunCheckpoint(Callback):
         if stage != "fit":
             return
         check_modes(trainer)
+        if self.monitor is not None:
+            check_task_mode(pl_module, self.monitor, self.mode)
         if trainer.global_step == 0:  # what a run to resume holds is read after this
             self.best, self._seconds_before = BestScore(self.mode), 0.0
 

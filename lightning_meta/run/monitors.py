@@ -23,6 +23,19 @@ def check_modes(trainer: Trainer) -> None:
             check_mode(type(callback).__name__, callback.monitor, callback.mode)
 
 
+def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
+    """Refuse a mode that takes a bad value of a task's metric for a good one, where the metric is a class.
+
+    Raises:
+        UserError: The metric and the mode that it needs.
+    """
+    modes = getattr(module, "metric_modes", dict)()
+    needed = modes.get(monitor.partition("/")[2].partition("/")[0], mode)
+    if needed != mode:
+        good = "large" if needed == "max" else "small"
+        raise UserError(f"checkpoint.mode: {monitor} is good where it is {good}, got {mode}; give mode: {needed}")
+
+
 class MonitorCheck(Callback):
     """Refuses a validation metric that a callback or a schedule follows, and the model does not log.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.import_paths import import_object
 from lightning_meta.sources.columns import Column
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
@@ -26,10 +27,14 @@ class Target:
         kind: `regression` of a number, `binary` (two values) or `multiclass`; null to tell by the column.
         classes: The labels in order, for binary no and yes; by default all that the column holds, sorted. A label
             beyond them is an error.
+        metric: What models are selected and compared by: for labels `accuracy`, `balanced_accuracy`, `auroc`,
+            `average_precision`, `f1` or `log_loss`, for numbers `r2`, `rmse` or `mae`, or the import path of a class
+            derived from `torchmetrics.Metric`, such as `torchmetrics.classification.BinaryCohenKappa`.
     """
 
     kind: Kind | None = None
     classes: Sequence[str | int] | None = None
+    metric: str | None = None
 
     def check(self, name: str) -> None:
         """Refuse what cannot be, in the column of a name."""
@@ -83,11 +88,25 @@ def _holds_two(column: Column) -> bool:
     return len(np.unique(column.centred[~column.missing])) == 2
 
 
-def task_of(kind: Kind, classes: int) -> Task:
-    """The ready-made task of a kind."""
-    if kind == "regression":
-        return Regression(1)
-    return Binary() if kind == "binary" else Classification(classes)
+def task_of(name: str, kind: Kind, classes: int, metric: str | None) -> Task:
+    """The ready-made task of a target.
+
+    Args:
+        name: Of the column.
+        kind: Of the target.
+        classes: How many.
+        metric: As `Target` has it; a configuration is trusted, so a class of its choice is imported.
+
+    Raises:
+        UserError: The kind has no such metric.
+    """
+    try:
+        chosen: Any = import_object(metric) if metric is not None and "." in metric else metric
+        if kind == "regression":
+            return Regression(1, metric=chosen)
+        return Binary(chosen) if kind == "binary" else Classification(classes, chosen)
+    except UserError as error:
+        raise UserError(f"Table targets: {name}: {error}") from error
 
 
 def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:

@@ -233,3 +233,30 @@ def test_randomness_of_any_kind_does_not_depend_on_the_other_tasks(strategy: str
     alone = train(Independent, data(("largest",)), 5, backbone=copy.deepcopy(start), strategy=strategy)
     for a, b in zip(together._copies[1].parameters(), alone._copies[0].parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("monitor", "metric"), [("val/loss", "loss"), ("val/f1", "f1"), ("val/loss/sign", "loss")])
+def test_each_task_is_selected_by_what_is_monitored(monitor: str, metric: str, tmp_path: Path) -> None:
+    """The steps that a plain look at every validation gives; the checkpoint of the run holds them."""
+    history: list[dict[str, float]] = []
+
+    class Notes(lightning.pytorch.Callback):
+        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            history.append({"step": trainer.global_step} | {k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    lightning.seed_everything(1, verbose=False)
+    module = Independent(backbone(), optimizer=partial(torch.optim.Adam, lr=0.05))
+    checkpoint = RunCheckpoint(monitor)
+    folder = RunLogger(tmp_path, "run")
+    runner = trainer(60, callbacks=[checkpoint, Notes()], logger=folder)
+    runner.fit(module, datamodule=data(NAMES))
+    for name, step in zip(NAMES, module.best.steps, strict=True):
+        own = metric if f"val/{metric}/{name}" in history[0] else "r2"
+        sign = -1 if own == "loss" else 1
+        ranked = [(sign * h[f"val/{own}/{name}"], -h[f"val/loss/{name}"], -h["step"]) for h in history]
+        assert step == -max(ranked)[2], name
+    names = [name for name in NAMES if f"{monitor}/{name}" in history[0]] or ["sign"]
+    bests = [module.best.scores[NAMES.index(name)] for name in names]
+    assert history[-1][monitor] == pytest.approx(abs(sum(bests)) / len(bests), rel=1e-6)
+    loaded = lightning_meta.load(tmp_path / "run" / "0")
+    assert loaded.best.steps == module.best.steps

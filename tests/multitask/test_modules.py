@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from lightning_meta.multitask import (
     MultiTaskModule,
 )
 from lightning_meta.nn import MLP, Conv4
-from lightning_meta.tasks import Classification, Regression, TasksSpec
+from lightning_meta.tasks import Binary, Classification, Regression, TasksSpec
 from lightning_meta.weightings import DynamicWeightAverage, RandomWeights, Uncertainty
 from tests.multitask.toys import TASKS, Given, Toys, backbone, data, results_of, train, trainer
 
@@ -377,6 +378,26 @@ def test_a_task_without_validation_labels_is_left_out_of_the_mean(tmp_path: Path
         assert all(score > -10 for score in known)
         assert module.best.scores[2] == -float("inf")
     assert module.trainer.callback_metrics["test/score"] == module.trainer.callback_metrics["test/score"]
+
+
+def test_a_task_of_one_class_has_no_auroc_and_the_mean_says_over_how_many_tasks() -> None:
+    x = torch.randn(3, 40, 4)
+    y = {"first": (x[..., 0] > 0).long(), "second": (x[..., 1] > 0).long(), "same": (x[..., 2] > 0).long()}
+    y["same"][1:] = 1  # in validation and testing
+    tasks = {name: Binary("auroc") for name in y}
+    mask = {name: torch.ones(40, dtype=torch.bool) for name in y}
+    sets = {s: TaskSet.of_columns(x[i], {n: of[i] for n, of in y.items()}, mask) for i, s in enumerate(SPLITS)}
+    given = MultiTaskDataModule(Given(tasks, sets), batch_size=20)
+    for method in (MultiHead, Independent):
+        module = train(method, given, 40)
+        (logged,) = trainer().validate(module, datamodule=given, verbose=False)
+        assert math.isnan(logged["val/auroc/same"])
+        assert logged["val/auroc_tasks"] == 2
+        assert logged["val/accuracy_tasks"] == 3
+        mean = (logged["val/auroc/first"] + logged["val/auroc/second"]) / 2
+        assert logged["val/auroc"] == logged["val/score"] == pytest.approx(mean)
+        assert min(module.best.steps) > 0, "a task without a score follows its loss"
+        assert module.best.scores[2] == -math.inf
 
 
 def test_early_stopping_follows_the_mean_and_independent_each_task() -> None:

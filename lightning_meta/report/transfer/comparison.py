@@ -32,7 +32,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
     everyone = [against, *methods]
     names = list(against.runs[0].tasks)
     values = np.array([[_mean(m, name, "test") for name in names] for m in everyone])
-    ranks = mean_ranks(values)
+    ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in names])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
     selection = {}
     for method in everyone:
@@ -66,7 +66,8 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all())
         for name, pair in zip(names, scores, strict=True)
     ]
-    interval = paired_intervals([a - b for a, b in scores], bounded)
+    signs = [against.runs[0].tasks[name].sign for name in names]
+    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded)
     losses, loss_before = _per_seed(method, names, "train_loss"), _per_seed(against, names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = _per_seed(method, names, "gradient_share").mean(0)
@@ -83,6 +84,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             TaskTransfer(
                 task=name,
                 metric=first.metric,
+                better=first.better,
                 train_examples=first.train_examples,
                 test_examples=len(first.ids),
                 baseline=_mean(against, name, "test"),
@@ -97,8 +99,8 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 enemy=hurts if verdict == "hurt" else "",
                 baseline_train_loss=float(loss_before[:, i].mean()),
                 train_loss=float(losses[:, i].mean()),
-                baseline_gap=_mean(against, name, "train") - _mean(against, name, "val"),
-                gap=_mean(method, name, "train") - _mean(method, name, "val"),
+                baseline_gap=first.sign * (_mean(against, name, "train") - _mean(against, name, "val")),
+                gap=first.sign * (_mean(method, name, "train") - _mean(method, name, "val")),
                 loss_share=float(loss_share[i]),
                 gradient_share=float(gradient_share[i]),
                 baseline_joint=_mean(against, name, "joint"),
@@ -109,7 +111,8 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     relative, excluded = math.nan, len(comparable)
     if comparable:
         ours, theirs = ([getattr(t, k) for t in comparable] for k in ("value", "baseline"))
-        change = delta_m(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64))
+        higher = torch.tensor([t.better == "higher" for t in comparable])
+        change = delta_m(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64), higher)
         relative, excluded = change.relative.item(), int(change.excluded)
     return MethodTransfer(
         method=method.name,

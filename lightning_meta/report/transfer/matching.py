@@ -147,6 +147,7 @@ def _check_same_data(run: Run, first: Run) -> None:
             )
         for what, a, b in (
             ("metric", task.metric, other.metric),
+            ("which values of the metric are better,", task.better, other.better),
             ("train_examples", task.train_examples, other.train_examples),
         ):
             if a != b:

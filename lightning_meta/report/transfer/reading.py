@@ -27,7 +27,8 @@ class TaskResult:
     """One task in one run.
 
     Attributes:
-        metric: What the task is selected and compared by; higher is better.
+        metric: What the task is selected and compared by.
+        better: Whether a "higher" or a "lower" value of it is better.
         train_examples: How many it was trained on.
         train: The metric at the selected checkpoint, on a fixed subset of the training data.
         val: The metric in validation.
@@ -41,6 +42,7 @@ class TaskResult:
     """
 
     metric: str
+    better: str
     train_examples: int
     train: float
     val: float
@@ -51,6 +53,11 @@ class TaskResult:
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
+
+    @property
+    def sign(self) -> int:
+        """1 where a higher value is better, else −1."""
+        return 1 if self.better == "higher" else -1
 
 
 @dataclass(frozen=True)
@@ -192,8 +199,11 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
             f"{directory}: task {name!r} scores {scores.mean():.4g} in predictions.npz and {test:.4g} in "
             "per_task.csv; the run is damaged, test it again"
         )
+    better = row.get("better") or "higher"  # earlier versions had no other metrics
+    if better not in ("higher", "lower"):
+        raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: better is higher or lower, got {better[:40]!r}")
     rest = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
-    return TaskResult(row["metric"], examples, **rest, ids=ids, scores=scores, targets=arrays["target"][mine])
+    return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=arrays["target"][mine])
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -10,16 +10,17 @@ Verdict = Literal["helped", "hurt", "no difference shown", "not comparable"]
 
 @dataclass(frozen=True)
 class TaskTransfer:
-    """What one method does to one task; metrics are means over seeds, higher is better.
+    """What one method does to one task; metrics are means over seeds.
 
     Attributes:
         task: Its name.
         metric: What is compared.
+        better: Whether a "higher" or a "lower" value of it is better.
         train_examples: How many the task has.
         test_examples: How many it is compared on.
         baseline: The baseline's metric.
         value: The method's.
-        delta: Δ = value − baseline.
+        delta: Δ = value − baseline, or baseline − value where lower is better: above 0 is an improvement.
         low: The lower end of the 95 % interval of Δ; NaN where nothing varies.
         high: The upper end.
         df: Degrees of freedom of the interval.
@@ -29,7 +30,7 @@ class TaskTransfer:
         enemy: What hurts a task that is hurt, see `enemies.RULES`; else "".
         baseline_train_loss: The baseline's training loss at its selected checkpoint.
         train_loss: The method's.
-        baseline_gap: The baseline's metric in training − in validation.
+        baseline_gap: By how much the baseline's metric is better in training than in validation.
         gap: The method's.
         loss_share: The task's share of the method's training loss.
         gradient_share: Its share of the gradient on shared parameters; NaN where it was not recorded.
@@ -38,6 +39,7 @@ class TaskTransfer:
 
     task: str
     metric: str
+    better: str
     train_examples: int
     test_examples: int
     baseline: float
@@ -73,7 +75,7 @@ class MethodTransfer:
         helped: The share with "helped".
         worst: The task of the least Δ.
         mean_rank: The mean over tasks of the method's rank among all methods, the baseline included; 1 is best.
-        mean_gap: The mean over tasks of the metric in training − in validation.
+        mean_gap: The mean over tasks of how much better the metric is in training than in validation.
         dominating: The few tasks that hold half of the gradient (or training loss), where it is concentrated.
     """
 

@@ -33,5 +33,12 @@ def change_text(metric: str, value: float) -> str:
 
 def unit(metrics: set[str]) -> str:
     """The unit of differences of these metrics."""
-    names = {"accuracy": "percentage points of accuracy", "r2": "R²"}
-    return " or ".join(names.get(m, m) for m in sorted(metrics))
+    names = {
+        "accuracy": "percentage points of accuracy",
+        "r2": "R²",
+        "auroc": "AUROC",
+        "f1": "F1",
+        "rmse": "root mean squared error",
+        "mae": "mean absolute error",
+    }
+    return " or ".join(names.get(m, m.replace("_", " ")) for m in sorted(metrics))

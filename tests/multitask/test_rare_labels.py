@@ -1,0 +1,227 @@
+"""Rare labels, a task that dominates, and runs of before: by which metric tasks are selected, and what a run says."""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import pytest
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryCohenKappa
+
+import lightning_meta as lm
+from lightning_meta.batches import SPLITS
+from lightning_meta.data import MultiTaskDataModule
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.multitask import Independent, MultiHead
+from lightning_meta.run import RunCheckpoint, RunLogger
+from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from tests.multitask.toys import Given, backbone, results_of, train, trainer
+
+N = 200
+
+
+def given(tasks: dict[str, Task], targets: dict[str, Any], **options: Any) -> MultiTaskDataModule:
+    """Tasks on four numbers, the same inputs in every split; targets by task are functions of inputs and split."""
+    x = torch.randn(N, 4, generator=torch.Generator().manual_seed(0))
+    mask = {name: torch.ones(N, dtype=torch.bool) for name in tasks}
+    sets = {s: TaskSet.of_columns(x, {name: of(x, s) for name, of in targets.items()}, mask) for s in SPLITS}
+    return MultiTaskDataModule(Given(tasks, sets), batch_size=20, **options)
+
+
+def above(share: float, column: int = 0) -> Any:
+    """Yes for the share of inputs that are largest in a column."""
+
+    def labels(x: Tensor, split: str) -> Tensor:
+        return (x[:, column] > x[:, column].quantile(1 - share)).long()
+
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "expected"),
+    [
+        (Binary(), above(0.06), "auroc"),
+        (Binary(), above(0.94), "auroc"),
+        (Binary(), above(0.25), "accuracy"),
+        (Binary("accuracy"), above(0.06), "accuracy"),
+        (Binary(BinaryCohenKappa), above(0.06), "binary_cohen_kappa"),
+        (Classification(2), above(0.06), "auroc"),
+        (Classification(3), above(0.1), "auroc"),
+        (Classification(3), lambda x, s: torch.arange(N) % 3, "accuracy"),
+        (Classification(3, "f1"), above(0.1), "f1"),
+        (Multilabel(2), lambda x, s: torch.stack([above(0.06)(x, s), above(0.9)(x, s)], 1), "auroc"),
+        (Multilabel(2), lambda x, s: torch.stack([above(0.06)(x, s), above(0.5)(x, s)], 1), "accuracy"),
+        (Regression(1), lambda x, s: x[:, :1], "r2"),
+    ],
+)
+def test_rare_labels_are_selected_by_the_auroc(
+    task: Task, targets: Any, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "lightning_meta"):
+        data = given({"t": task}, {"t": targets})
+        data.setup("fit")
+    assert data.spec is not None
+    assert data.spec.tasks["t"].selection == expected
+    said = [r.getMessage() for r in caplog.records if "metric: 1 of 1 tasks" in r.getMessage()]
+    assert len(said) == (expected != task.selection)
+
+
+class Odd(Binary):
+    """A user's own."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+
+def test_a_class_derived_from_a_kind_stays_as_it_is() -> None:
+    task = Odd(2.0)
+    assert task.fitted(above(0.01)(torch.randn(N, 4), "train")) is task
+
+
+def test_the_first_of_many_ties_is_not_kept(tmp_path: Path) -> None:
+    """By accuracy every model that never says yes is as good; the AUROC and the loss tell them apart."""
+    data = given({"a": Binary(), "b": Binary()}, {"a": above(0.06), "b": above(0.06, 1)})
+    for method in (MultiHead, Independent):
+        lightning.seed_everything(0, verbose=False)
+        module = method(backbone(), optimizer=partial(torch.optim.Adam, lr=0.01))
+        runner = trainer(200, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, method.__name__))
+        runner.fit(module, datamodule=data)
+        assert min(module.best.steps) > 50
+        loaded = lm.load(tmp_path / method.__name__ / "0")
+        assert [task.selection for task in loaded.spec.tasks.values()] == ["auroc", "auroc"]
+        logged = results_of(loaded, data)
+        assert logged["test/auroc"] == logged["test/score"] > 0.95
+
+
+def test_a_checkpoint_of_before_keeps_its_metric_when_loaded_and_when_resumed(tmp_path: Path) -> None:
+    data = given({"a": Binary(), "r": Regression(1)}, {"a": above(0.06), "r": lambda x, s: x[:, :1]})
+    trainer(20, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "run")).fit(
+        MultiHead(backbone()), datamodule=data
+    )
+    file = tmp_path / "run" / "0" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    tasks = checkpoint["lightning_meta"]["init_args"]["tasks"]["init_args"]["tasks"]
+    for name in ("metric", "frequencies"):  # which did not exist
+        tasks["a"]["init_args"].pop(name)
+    tasks["r"]["init_args"].pop("metric")
+    old = tmp_path / "old.ckpt"
+    torch.save(checkpoint, old)
+    loaded = lm.load(old)
+    assert loaded.spec.tasks["a"].selection == "accuracy"
+    assert "test/score" in results_of(loaded, data)
+    module = MultiHead(backbone())
+    runner = trainer(30, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "again"))
+    runner.fit(module, datamodule=data, ckpt_path=old, weights_only=True)
+    assert [task.selection for task in module.spec.tasks.values()] == ["accuracy", "r2"]
+    assert lm.load(tmp_path / "again" / "0").spec.tasks["a"].selection == "accuracy"
+    resumed = MultiHead(backbone())
+    runner = trainer(30, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "third"))
+    runner.fit(resumed, datamodule=data, ckpt_path=file, weights_only=True)
+    assert resumed.spec.tasks["a"].selection == "auroc"
+
+
+# One task cannot decide alone
+
+
+def idle(split: str) -> float:
+    return 1.0 if split == "train" else 0.02
+
+
+def dominated() -> MultiTaskDataModule:
+    """Four tasks learn; the targets of the fifth hardly vary but in training."""
+    noise = torch.randn(N, 5, generator=torch.Generator().manual_seed(1))
+    targets = {
+        f"t{i}": lambda x, s, i=i: (x[:, :1] + 0.3 * noise[:, i : i + 1]) * (idle(s) if i == 4 else 1) for i in range(5)
+    }
+    return given({name: Regression(1) for name in targets}, targets)
+
+
+def test_one_task_does_not_decide_which_checkpoint_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Notes(lightning.pytorch.Callback):
+        def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            seen.append({"step": trainer.global_step, **logged})
+
+    with caplog.at_level(logging.WARNING, "lightning_meta"):
+        module = train(MultiHead, dominated(), 60, trainer={"callbacks": [Notes()]})
+    others = [sum(logged[f"val/r2/t{i}"] for i in range(4)) / 4 for logged in seen]
+    assert seen[-1]["val/r2/t4"] < -100
+    assert seen[-1]["val/r2"] < -20, "the plain mean is what it is"
+    for logged, mean in zip(seen, others, strict=True):
+        expected = (4 * mean + max(-1, logged["val/r2/t4"])) / 5
+        assert logged["val/score"] == pytest.approx(expected, rel=1e-6)
+    assert module.best.mean_step == seen[others.index(max(others))]["step"]
+    said = [r.getMessage() for r in caplog.records if "cannot decide alone" in r.getMessage()]
+    assert len(said) == 1, "once, and not in every validation"
+    assert said[0].startswith("val: r2 of task 't4' is -")
+    assert "counts as -1 in the mean over tasks" in said[0]
+
+
+def test_errors_are_compared_in_standard_deviations_of_the_training_targets() -> None:
+    scaled = {"small": 1.0, "large": 1e6}
+    for metric in ("rmse", "mae"):
+        tasks: dict[str, Task] = {name: Regression(1, metric=metric) for name in scaled}
+        data = given(tasks, {n: (lambda x, s, f=f: f * x[:, :1]) for n, f in scaled.items()})
+        module = train(MultiHead, data, 20)
+        (logged,) = trainer().validate(module, datamodule=data, verbose=False)
+        y = data.sets["train"].targets["small"]
+        both = [-logged[f"val/{metric}/{n}"] / (f * float(y.std(correction=0))) for n, f in scaled.items()]
+        assert logged["val/score"] == pytest.approx(sum(both) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "bad", "floor"),
+    [
+        (Regression(1), -435.0, -1.0),
+        (Regression(1, scale=(10.0,), mean=(0.0,), metric="rmse"), 1e5, -math.sqrt(2)),
+        (Binary("log_loss"), 40.0, -2 * math.log(2)),
+        (Classification(5, "log_loss"), 40.0, -2 * math.log(5)),
+    ],
+)
+def test_no_task_counts_as_worse_than_its_floor(task: Task, bad: float, floor: float) -> None:
+    assert task.comparable(bad) == pytest.approx(floor)
+    assert math.isnan(task.comparable(math.nan))
+
+
+# Modes
+
+
+class Gain(Metric):
+    """Good where it is small, which its name does not say."""
+
+    higher_is_better = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        self.total = cast(Tensor, self.total) + (preds - target).abs().sum()
+
+    def compute(self) -> Tensor:
+        return cast(Tensor, self.total)
+
+
+def test_a_wrong_mode_of_a_users_metric_is_refused_before_training(tmp_path: Path) -> None:
+    data = given({"a": Binary(Gain)}, {"a": above(0.3)})
+    for mode, wrong in (("max", True), ("min", False)):
+        runner = trainer(11, callbacks=[RunCheckpoint("val/gain", mode)], logger=RunLogger(tmp_path, mode))  # type: ignore[arg-type]
+        module = MultiHead(backbone())
+        if wrong:
+            with pytest.raises(UserError, match=r"checkpoint.mode: val/gain is good where it is small.*give mode: min"):
+                runner.fit(module, datamodule=data)
+            assert runner.global_step == 0
+        else:
+            runner.fit(module, datamodule=data)
+            assert runner.callback_metrics["val/score"] == -runner.callback_metrics["val/gain"]
