@@ -21,7 +21,7 @@ class R2D2(MetricLearner):
 
     $$W = X^\top (X X^\top + \lambda I)^{-1} Y, \qquad \mathrm{logits} = \alpha\, f(x)^\top W + \beta$$
 
-    (equations 6 and 7, section 3.2) with X the features of the support set, Y their labels one-hot, and λ, α and β
+    (equations 5 and 6) with X the features of the support set, Y their labels one-hot, and λ, α and β
     learned in the outer loop, through the solution. Any number of ways is served.
 
     At a glance:

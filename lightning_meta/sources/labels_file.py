@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from collections.abc import Container
+from pathlib import Path
 
-from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.data.images import image_files
 from lightning_meta.errors import UserError
 from lightning_meta.run.cells import as_text
@@ -23,8 +23,8 @@ def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], l
         M files, sorted by path, and the M labels.
 
     Raises:
-        UserError: The table is missing or damaged, has no such columns, names a file twice, one that is not there or
-            outside of the folder, gives no label, leaves an image of the folder out, or has fewer than two labels.
+        UserError: The table is missing or damaged, has no such columns, names a file twice, or one that is no image
+            of the folder, gives no label, leaves an image of the folder out, or has fewer than two labels.
     """
     root, path = Path(folder), Path(table)
     if not root.is_dir():
@@ -35,31 +35,27 @@ def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], l
     for name in ("file", "label"):
         if name not in columns:
             raise UserError(f"{path}: there is no column {name!r}, only {', '.join(columns)}; call it so")
-    label_of = _label_of(root, columns["file"], columns["label"])
-    if unnamed := [file for file in image_files([root]) if file not in label_of]:
+    images = image_files([root])
+    label_of = _label_of(root, set(images), columns["file"], columns["label"])
+    if unnamed := [file for file in images if file not in label_of]:
         raise UserError(
             f"{path}: {len(unnamed)} images of {root} are in no row, the first: {unnamed[0]}; add rows, or move them"
         )
     if len(labels := sorted(set(label_of.values()))) < 2:
         raise UserError(f"{path}: every label is {labels[0]!r}; two at least are needed")
-    files = sorted(label_of, key=Path.as_posix)
-    return files, [label_of[file] for file in files]
+    return images, [label_of[file] for file in images]
 
 
-def _label_of(root: Path, names: Column, labels: Column) -> dict[Path, str]:
+def _label_of(root: Path, images: Container[Path], names: Column, labels: Column) -> dict[Path, str]:
     row_of: dict[Path, int] = {}
     label_of: dict[Path, str] = {}
     for row, (name, label) in enumerate(zip(names.labels, labels.labels, strict=True)):
-        inside = PurePath(as_text(name))
-        if names.missing[row] or inside.is_absolute() or ".." in inside.parts:
-            raise names.wrong(row, f"expected a file below {root}")
-        if labels.missing[row]:
-            raise labels.wrong(row, "expected a label; empty, NA, N/A, NaN and null stand for none")
-        file = root / inside
-        refuse_odd_name(file)
+        file = root / as_text(name)
+        if file not in images:  # no name is looked up on the disk
+            raise names.wrong(row, f"expected an image below {root}")
         if file in row_of:
             raise names.wrong(row, f"row {row_of[file] + 1} names this file already; one row for each is needed")
-        if not file.is_file():
-            raise names.wrong(row, f"there is no such file below {root}")
+        if labels.missing[row]:
+            raise labels.wrong(row, "expected a label; empty, NA, N/A, NaN and null stand for none")
         row_of[file], label_of[file] = row, as_text(label)
     return label_of

@@ -34,6 +34,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.report.curves import compare_training
 from lightning_meta.report.transfer import compare
 from lightning_meta.sources import Table, cifar, mini_imagenet, mnist, omniglot, parkinsons
+from lightning_meta.sources.labels_file import files_of_table
 from tests.report.transfer_runs import Simulated, write_run
 from tests.robustness.fuzzing import SECONDS
 
@@ -337,6 +338,20 @@ def test_images_to_label() -> None:
     Path("f/g").mkdir(parents=True)
     Image.effect_noise((12, 9), 50).save("f/g/a.png")
     fuzz(Path("f/g/a.png"), lambda: read_images(image_files(["f"]), (1, 8, 8)))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_of_images() -> None:
+    Path("f").mkdir()
+    for name in ("a", "b", "c"):
+        Image.new("L", (4, 4)).save(f"f/{name}.png")
+    Path("labels.csv").write_text("file,label\na.png,x\nb.png,y\nc.png,x\n")
+
+    def read() -> None:
+        files, labels = files_of_table("f", "labels.csv")
+        assert [file.parent for file in files] == [Path("f")] * 3 == [Path("f")] * len(labels)
+
+    assert fuzz(Path("labels.csv"), read)["refused"] > EXAMPLES // 3
 
 
 def test_the_cache_is_built_again() -> None:

@@ -184,7 +184,12 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "one class": ([*I, "--data.source.root=few"], ("found 1 class folders", "need one each at least")),
     "too few classes for a division": (
         [*I, "--data.source.fractions=[0.7,0.1,0.2]"],
-        ("--data.test_ways: 2 classes", "the val split has 1", "another division"),
+        (
+            "--data.test_ways: 2 classes",
+            "the val split has 1",
+            "least_classes=2 of ImageFolder",
+            "there are 10 classes",
+        ),
     ),
     "more ways than classes": (
         [*I, "--data.ways=20"],
