@@ -58,12 +58,12 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: Test tasks.
         evaluation_meta_batch_size: Validation or test tasks that are evaluated at once.
         rotations: Splits in which the quarter-turns of a class are classes of their own (Santoro et al. 2016).
-        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
-            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
         seed: Of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
         num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
+            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
         test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
             one-shot runs. The other options of test tasks are then those of validation tasks alone.
     """
@@ -83,11 +83,11 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: int = 600,
         evaluation_meta_batch_size: int = 20,
         rotations: Sequence[Split] = (),
-        augmentation: Augmentation | nn.Module | None = None,
         seed: int | None = None,
         evaluation_seed: int = 0,
         num_workers: int = 0,
         pool_on: Place = "cpu",
+        augmentation: Augmentation | nn.Module | None = None,
         test_task_list: str | Path | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
