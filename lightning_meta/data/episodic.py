@@ -21,18 +21,17 @@ from lightning_meta.checks import instance, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
 from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
-from lightning_meta.data.features import backbone_of_features, feature_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
-from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
 
-if TYPE_CHECKING:  # it reads images, and Pillow is loaded for lists alone
+if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are cached: neither is loaded without need
     from lightning_meta.data.task_list import TaskList
+    from lightning_meta.nn.frozen import FeatureExtractor
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a stage of the Trainer."""
@@ -354,6 +353,8 @@ class EpisodicDataModule(SourceDataModule):
         if listed is not None and listed.pool is not None:
             pool, content = listed.pool, ""
         if backbone is not None:
+            from lightning_meta.data.features import feature_pool
+
             assert self.trainer is not None
             pool = feature_pool(self.trainer, backbone, pool, content)
         return self.placed(pool)
@@ -379,6 +380,8 @@ class EpisodicDataModule(SourceDataModule):
         """
         if (split == "train" and self.augmentation is not None) or not isinstance(self.source, Source):
             return tasks
+        from lightning_meta.data.features import backbone_of_features
+
         backbone = backbone_of_features(self.trainer, self._stored_spec.input_shape)
         return tasks if backbone is None else self._episodes(split, backbone)
 
