@@ -11,6 +11,11 @@ import pytest
 import torch
 from benchmarks import images, measure, peers, row, rows, work
 
+import lightning_meta as lm
+from lightning_meta.data import EpisodeShape, Pool
+from lightning_meta.nn import Conv4
+from lightning_meta.tasks import EpisodeSpec
+
 
 def test_a_ratio_is_that_of_the_medians() -> None:
     ours, theirs = measure.Timing.of([2.0, 1.0, 9.0]), measure.Timing.of([6.0, 8.0, 7.0])
@@ -89,3 +94,11 @@ def test_learn2learns_own_network_computes_what_ours_does() -> None:
     for module in (work.image_maml(5, 1, 28, torch.device("cpu")), images.protonet_module(torch.device("cpu"))):
         x = torch.rand(10, 1, 28, 28)
         torch.testing.assert_close(peers.own_network(l2l, module)(x), module.network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_needs_no_trainer() -> None:
+    pool = Pool(torch.rand(12, 1, 8, 8), torch.full((3,), 4), ("a", "b", "c"), ("",) * 3)
+    spec = EpisodeSpec("classification", (1, 8, 8), 2, 3)
+    module = lm.ProtoNet(Conv4(width=4, blocks=1), episodes=spec).train()
+    step = work.training_step(module, work.drawn(pool, 2, EpisodeShape(2, 1, 2)), torch.device("cpu"))
+    assert step() != step()

@@ -231,7 +231,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         super().on_train_batch_start(batch, batch_idx)
         if self.task_map is None or not self._visits_chosen:
             batch = self.inputs(batch)
-            self.task_map = self.trainer.strategy.broadcast(self._chosen(batch))
+            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
+                chosen = self._chosen(batch)
+            self.task_map = self.trainer.strategy.broadcast(chosen)
             self._visits_chosen = True
             if self.trainer.is_global_zero:
                 _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
@@ -394,22 +396,20 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """How training visits tasks; measured, if that was asked for."""
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
         if self._compiles:
-            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
-                reason = self._obstacle(self._train_on, batch) if maps else None
+            reason = self._obstacle(self._train_on, batch) if maps else None
             if reason is not None:
                 raise UserError(f"compile: it needs vmap, which cannot run the network: {reason}; leave compile out")
             return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         if not maps or self.strategy != "measured" or self.task_map is not None:
-            with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic():
-                rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)
-                return self._way(batch, self._train_on) if maps else rule
+            rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)
+            return self._way(batch, self._train_on) if maps else rule
         trained = [p for p in self.parameters() if p.requires_grad]
 
         def seconds(how: TaskMap) -> float:
             self.task_map = how
             return timed(lambda: self.meta_batch_loss(batch).loss.mean(), trained)
 
-        with self.trainer.precision_plugin.forward_context(), self.exact_arithmetic(), untouched(self):
+        with untouched(self):
             self.task_map = TaskMap("vmap")
             if self._way(batch, self._train_on).strategy == "loop" or not self.trainer.is_global_zero:
                 return TaskMap("loop")

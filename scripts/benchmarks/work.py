@@ -82,7 +82,7 @@ def training_step(module: MetaModule, batch: Callable[[], Episode], device: torc
         loss = module.training_loss(module.inputs(moved(batch(), device))).loss.mean()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
 
