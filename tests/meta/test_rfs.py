@@ -249,6 +249,9 @@ def test_refuses_a_teacher_that_knows_other_classes(teacher: Path, tmp_path: Pat
 class Own(nn.Module):
     """A network of a user's, of which a stranger's checkpoint may not make one."""
 
+    def __init__(self) -> None:
+        super().__init__()
+
     def forward(self, x: Tensor) -> Tensor:
         return x.flatten(1)
 
