@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Container
 from pathlib import Path
 
+from lightning_meta.cells import as_text
 from lightning_meta.data.images import image_files
 from lightning_meta.errors import UserError
-from lightning_meta.run.cells import as_text
 from lightning_meta.sources.columns import Column, read_columns
 
 
