@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, whole
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape, Range
-from lightning_meta.data.features import backbone_of_features, feature_pool
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
@@ -204,6 +203,8 @@ class EpisodicDataModule(SourceDataModule):
 
         This is known when loaders are made: only then the weights of a checkpoint are in their place.
         """
+        from lightning_meta.data.features import backbone_of_features, feature_pool  # needs what sources of files need
+
         split = dataset.split
         augmented = split == "train" and getattr(self, "augmentation", None) is not None
         if augmented or not isinstance(self.source, Source):
