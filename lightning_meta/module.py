@@ -95,7 +95,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     monitor: ClassVar[str] = "val/accuracy"
     """The validation metric by which `lightning_meta.fit` chooses the best checkpoint by default."""
     sets_first_weights: ClassVar[tuple[str, ...]] = ("backbone_weights",)
-    """Arguments that do nothing but set the first weights: a resumed run cannot change them."""
+    """Arguments that, beside those of base classes, only set the first weights: a resumed run cannot change them."""
     backbone: nn.Module
 
     def __init__(

@@ -30,7 +30,7 @@ DATA, MODEL, TRAINER = "data.init_args.", "model.init_args.", "trainer."
 SIZES = {"shots", "queries", "meta_batch_size", "meta_batches_per_epoch", "val_tasks", "test_tasks"}
 AT_LEAST_ONE = {
     *(f"{DATA}{name}" for name in SIZES | {"test_shots", "test_queries", "evaluation_meta_batch_size"}),
-    *(f"{TRAINER}{name}" for name in ("max_steps", "max_epochs", "num_nodes", "check_val_every_n_epoch")),
+    *(f"{TRAINER}{name}" for name in ("max_epochs", "num_nodes", "check_val_every_n_epoch")),
     *(f"{TRAINER}{name}" for name in ("accumulate_grad_batches", "limit_train_batches", "val_check_interval")),
     "checkpoint.every_n_steps",
 }

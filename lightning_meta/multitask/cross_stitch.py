@@ -52,7 +52,7 @@ class CrossStitch(MultiTaskModule):
         **options: Those of `MultiTaskModule`.
     """
 
-    sets_first_weights = (*MultiTaskModule.sets_first_weights, "own")
+    sets_first_weights = ("own",)
 
     def __init__(
         self,

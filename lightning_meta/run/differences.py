@@ -142,9 +142,10 @@ def _first_weights(model: Any) -> set[str]:
     """The options of a model that only set its first weights; see `TrainedModule`."""
     path = model.get("class_path") if isinstance(model, Mapping) else None
     try:
-        names = getattr(import_class(path), "sets_first_weights", ()) if isinstance(path, str) else ()
+        classes = import_class(path).__mro__ if isinstance(path, str) else ()
+        names = {name for cls in classes for name in vars(cls).get("sets_first_weights", ())}
     except UserError:  # it is refused where it is made
-        names = ()
+        names = set()
     return {f"model.{name}" for name in names}
 
 

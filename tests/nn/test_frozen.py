@@ -127,5 +127,6 @@ def test_experts_over_a_frozen_network_all_have_its_weights() -> None:
     data.setup("fit")
     module.tasks = data.spec
     module.configure_model()
-    first, second = (tensors(expert) for expert in module.backbone)  # type: ignore[union-attr]
+    assert isinstance(module.backbone, nn.ModuleList)
+    first, second = (tensors(expert) for expert in module.backbone)
     assert all(torch.equal(first[name], second[name]) for name in first)

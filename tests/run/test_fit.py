@@ -363,7 +363,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"callbacks": lm.RunCheckpoint()},
         "callbacks: a run has one RunCheckpoint; give .* checkpoint",
     ),
-    "a count": ({"max_steps": 0}, "max_steps: at least 1 is needed"),
+    "a count": ({"max_epochs": 0}, "max_epochs: at least 1 is needed"),
     "two counts": ({"min_steps": 9, "max_steps": 8}, "min_steps: 9 is more than max_steps, 8"),
     "an accelerator": ({"accelerator": "gpus"}, "accelerator: expected .* got gpus"),
     "a metric": ({"checkpoint": "val/acc"}, "checkpoint.monitor: 'val/acc' is not logged in validation"),

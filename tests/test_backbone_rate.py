@@ -1,0 +1,110 @@
+"""A backbone's own learning rate."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.tuner.tuning import Tuner
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+
+import lightning_meta as lm
+from lightning_meta.errors import UserError
+from lightning_meta.nn import MLP, Frozen
+from lightning_meta.run import read_checkpoint
+from lightning_meta.testing import toys
+from lightning_meta.weightings import Uncertainty
+
+OF_RUNS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
+SGD = partial(torch.optim.SGD, lr=0.5)
+
+
+def baseline(factor: float = 0.1, **options: Any) -> lm.Baseline:
+    return lm.Baseline(MLP(256, (8,)), head_steps=2, backbone_lr_factor=factor, **{"optimizer": SGD, **options})
+
+
+def stored_rates(run: lm.Run) -> list[float]:
+    assert run.directory is not None
+    (state,) = read_checkpoint(run.directory / "checkpoints" / "last.ckpt")["optimizer_states"]
+    return [group["lr"] for group in state["param_groups"]]
+
+
+def test_one_step_moves_the_backbone_by_the_factor_and_all_else_by_the_rate(tmp_path: Path) -> None:
+    moved = {}
+    for factor in (1.0, 0.1):
+        torch.manual_seed(0)
+        module = baseline(factor)
+        before = {name: p.detach().clone() for name, p in module.backbone.named_parameters()}
+        lm.fit(module, toys.pictures(), runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+        moved[factor] = {name: p.detach() - before[name] for name, p in module.backbone.named_parameters()}
+    for name, step in moved[1.0].items():
+        torch.testing.assert_close(moved[0.1][name], 0.1 * step, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "schedule", [partial(StepLR, step_size=1, gamma=0.5), partial(CosineAnnealingLR, T_max=10)], ids=["steps", "cosine"]
+)
+def test_a_schedule_keeps_the_proportion(schedule: Any, tmp_path: Path) -> None:
+    run = lm.fit(baseline(lr_scheduler=schedule), toys.pictures(), runs=tmp_path, seed=0, max_steps=3, **OF_RUNS)
+    other, backbone = stored_rates(run)
+    assert other < 0.5
+    assert backbone == pytest.approx(0.1 * other)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_keeps_it(tmp_path: Path) -> None:
+    schedule = partial(StepLR, step_size=1, gamma=0.5)
+    runs = []
+    for name, steps in (("whole", [4]), ("parts", [2, 4])):
+        for number, most in enumerate(steps):
+            torch.manual_seed(0)
+            start: dict[str, Any] = {"seed": 0} if number == 0 else {"resume": tmp_path / name / "0"}
+            module = baseline(lr_scheduler=schedule)
+            run = lm.fit(module, toys.pictures(), name=name, runs=tmp_path, max_steps=most, **start, **OF_RUNS)
+        runs.append(run)
+    assert stored_rates(runs[0]) == stored_rates(runs[1])
+
+
+def test_a_schedule_that_would_lose_it_is_refused(tmp_path: Path) -> None:
+    schedule = partial(OneCycleLR, max_lr=0.1, total_steps=10)
+    with pytest.raises(UserError, match=r"^backbone_lr_factor: OneCycleLR sets the rates of all parameters by itself"):
+        lm.fit(baseline(lr_scheduler=schedule), toys.pictures(), runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+
+
+def test_a_frozen_backbone_has_none(tmp_path: Path) -> None:
+    module = lm.Baseline(Frozen(MLP(256, (8,))), head_steps=2, backbone_lr_factor=0.1)
+    with pytest.raises(UserError, match=r"^backbone_lr_factor: 0.1 was given, but all weights of the backbone are"):
+        lm.fit(module, toys.pictures(), runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+
+
+def test_several_tasks_have_three_rates(tmp_path: Path) -> None:
+    module = lm.MultiHead(MLP(4, (8,)), weighting=Uncertainty(), backbone_lr_factor=0.1, optimizer=SGD)
+    run = lm.fit(module, toys.sums(), runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+    assert stored_rates(run) == pytest.approx([0.5, 0.05, 0.5])
+
+
+class Noting(torch.optim.SGD):
+    """Notes the rates of each step."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        RATES.append([group["lr"] for group in self.param_groups])
+        return result
+
+
+RATES: list[list[float]] = []
+
+
+def test_the_search_for_a_rate_keeps_the_proportion() -> None:
+    RATES.clear()
+    trainer = lightning.Trainer(max_epochs=-1, accelerator="cpu", enable_progress_bar=False, logger=False)
+    module = baseline(optimizer=partial(Noting, lr=0.5))
+    Tuner(trainer).lr_find(module, toys.pictures(), num_training=15, early_stop_threshold=None)
+    assert len({other for other, _ in RATES}) >= 14
+    for other, backbone in RATES:
+        assert backbone == pytest.approx(0.1 * other)
+    assert module.lr != 0.5
