@@ -14,6 +14,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta import nn
+from lightning_meta.configuration import public_path
+from lightning_meta.data import Augmentation
 from lightning_meta.migration import renamed
 
 # `Union[int, float]` is whichever of it and `Union[float, int]` was made first, as typing takes them for equal. Read as
@@ -27,7 +29,7 @@ MANY = 20  # classes that are listed at most
 
 
 class HelpFormatter(DefaultHelpFormatter):
-    """Lists the ready-made networks alone among the hundreds of classes that may be a backbone."""
+    """Lists this package's own networks, or its augmentation, alone among the hundreds of modules that are possible."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         return re.sub(r"(known subclasses: )([^)]*)", _shortened, super()._get_help_string(action))
@@ -38,7 +40,8 @@ def _shortened(found: re.Match[str]) -> str:
     if len(classes) <= MANY:
         return found[0]
     networks = {f"{nn.__name__}.{name}" for name in nn.__all__ if hasattr(getattr(nn, name), "stages")}
-    shown = [path for path in classes if path in networks] or classes[:MANY]
+    augmentations = [path for path in classes if path == public_path(Augmentation)]  # no network is one
+    shown = augmentations or [path for path in classes if path in networks] or classes[:MANY]
     others = len(classes) - len(shown)
     return f"{found[1]}{', '.join(shown)}, and {others} others of torch and elsewhere, or your own, by their path"
 

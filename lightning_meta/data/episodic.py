@@ -51,12 +51,12 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: Test tasks.
         evaluation_meta_batch_size: Validation or test tasks that are evaluated at once.
         rotations: Splits in which the quarter-turns of a class are classes of their own (Santoro et al. 2016).
-        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
-            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
         seed: Of the training tasks; by default that of `seed_everything`, or 0.
         evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
         num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
+            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class EpisodicDataModule(SourceDataModule):
         test_tasks: int = 600,
         evaluation_meta_batch_size: int = 20,
         rotations: Sequence[Split] = (),
-        augmentation: Augmentation | nn.Module | None = None,
         seed: int | None = None,
         evaluation_seed: int = 0,
         num_workers: int = 0,
         pool_on: Place = "cpu",
+        augmentation: Augmentation | nn.Module | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
@@ -170,13 +170,14 @@ class EpisodicDataModule(SourceDataModule):
         return self._augmented(batch, number) if self.trainer.training else batch
 
     def augmented(self, batch: Episode) -> Episode:
-        """A meta-batch of `train_dataloader()` as it is trained on; the loader itself does not augment, a Trainer does.
+        """A meta-batch as it is trained on; the loader does not augment, only a Trainer that is given the data module.
 
         `Augmentation` draws for each image from (seed, task, position in the task): the same on any rank, at any number
         of ranks and workers, and after a resume. Another module is called once on all images `(M, C, H, W)` of a rank's
         batch, in [0, 1], under generators of torch, Python and NumPy seeded from (seed, first task of the batch). It is
-        the same after a resume, but neither at another number of ranks nor for the same image in another batch. It must
-        keep the shape of images, and roughly their range.
+        the same after a resume, but neither at another number of ranks nor for the same image in another batch; and it
+        decides whether images differ: those of kornia draw for each image, those of torchvision once for all of them.
+        It must keep the shape of images, and roughly their range.
 
         Args:
             batch: T training tasks.
@@ -200,7 +201,7 @@ class EpisodicDataModule(SourceDataModule):
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
     def _number_of(self, batch: Any) -> int:
-        """The number of its first task, where it is needed: a user's module is seeded by it."""
+        """The number of its first task, which seeds a user's module. Only a pool on the accelerator is waited for."""
         by_user = isinstance(self.augmentation, nn.Module) and isinstance(batch, Episode)
         return int(batch.tasks[0]) if by_user else 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Episode, Split
-from lightning_meta.data import EpisodicDataModule, Pool
+from lightning_meta.data import Augmentation, EpisodicDataModule, Pool
 from lightning_meta.data.episodes import EpisodeDataset
 
 EPISODES = 200
@@ -87,6 +87,18 @@ class EpisodicDataModuleTests:
             del loader
         for one, other in zip(*batches, strict=True):
             assert _equal(one, other), "two loader processes draw other episodes than none"
+
+    def test_augmented_images_follow_from_the_seed(self) -> None:
+        """By `Augmentation`, whichever share of a meta-batch a rank has; and labels stay."""
+        data, count = self.ready(), self.make().meta_batch_size
+        whole = _drawn(data, 0)
+        augmented = data.augmented(whole)
+        assert torch.equal(augmented.support.y, whole.support.y), "augmentation changes labels"
+        assert _equal(augmented, self.ready().augmented(whole)), "the same episodes are augmented in two ways"
+        if isinstance(data.augmentation, Augmentation):
+            share = data.augmented(data.datasets["train"].__getitems__(range(count // 2, count)))
+            same = torch.equal(share.query.x, augmented.query.x[count // 2 :])
+            assert same, "a rank augments its tasks in another way than one process does"
 
     def pools(self) -> dict[Split, Pool]:
         """The stored examples of the splits; none where tasks are made."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import peers, work
+from benchmarks.augmentation import augmentation
 from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation, sklearn_evaluation
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
@@ -143,6 +144,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "memory": memory,
     "evaluation": evaluation,
     "logistic": logistic,
+    "augmentation": augmentation,
     "imports": imports,
     "processes": processes,
 }
