@@ -49,9 +49,10 @@ def logistic_regression(features: Tensor, labels: Tensor, ways: int) -> tuple[Te
 
 
 class _Problem:
-    """The loss as a function of its unknowns `(N, M + 1)`: A, and b in units of its own scale.
+    r"""The loss as a function of its unknowns `(N, M + 1)`: A, and b in units of its own scale.
 
-    Inner products of unknowns are those of W and b: with K the Gram matrix, $\\langle A, A' \\rangle = tr(A K A'^T)$.
+    Inner products of unknowns are those of W and b: with the Gram matrix K, $\langle A, A' \rangle = tr(A K A'^\top)$.
+    What an unknown is multiplied with to that end is called its dual.
 
     Args:
         gram: K, `(M, M)`.
@@ -62,44 +63,40 @@ class _Problem:
         ways, examples = targets.shape
         self.targets, self.start = targets, targets.new_zeros(ways, examples + 1)
         self.unit = 2 / examples**0.5  # then the curvature in b is of the order of that in W
-        self.to_logits = torch.cat([gram, gram.new_full((1, examples), self.unit)])
+        self.metric = torch.block_diag(gram, gram.new_ones(1, 1))
+        self.penalised = F.pad(gram.new_ones(examples), (0, 1))
         numbers = torch.finfo(gram.dtype)
         self.tiny = numbers.tiny
-        whole = self._gradient(targets, self.start)
-        self.floor = numbers.eps**2 * self._product(whole, whole @ self.to_logits, whole)  # of squared residuals
+        whole = self._unknowns(targets)
+        self.floor = numbers.eps**2 * (whole @ self.metric * whole).sum()  # of squared residuals
 
     def newton_step(self, unknowns: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """The step to the optimum of the quadratic approximation, and how it changes the logits `(N, M)`."""
         p = logits.softmax(0)
-        residual = self._gradient(self.targets - p, -unknowns)
-        step, change = self.start, torch.zeros_like(logits)
-        direction = residual
-        of_direction = of_residual = residual @ self.to_logits
-        square = self._product(residual, of_residual, residual)
+        residual = self._unknowns(self.targets - p) - self.penalised * unknowns
+        dual = residual @ self.metric
+        square = (dual * residual).sum()
+        step, dual_step, direction, dual_direction = self.start, self.start, residual, dual
         for _ in range(GRADIENT_STEPS):
-            weighted = p * of_direction
-            curved = self._gradient(weighted - p * weighted.sum(0), direction)
-            curvature = self._product(direction, of_direction, curved)
+            weighted = p * self._logits(dual_direction)
+            curved = self._unknowns(weighted - p * weighted.sum(0)) + self.penalised * direction
+            curvature = (dual_direction * curved).sum()
             # A residual that is nothing but rounding is left alone: its products may have any sign.
             sound = square > self.floor
             length = torch.where(sound, square / curvature.clamp_min(self.tiny), 0)
-            step, change = step + length * direction, change + length * of_direction
+            step, dual_step = step + length * direction, dual_step + length * dual_direction
             residual = residual - length * curved
-            of_residual = residual @ self.to_logits
-            before, square = square, self._product(residual, of_residual, residual)
+            dual = residual @ self.metric
+            before, square = square, (dual * residual).sum()
             share = torch.where(sound, square / before.clamp_min(self.floor), 0)
-            direction, of_direction = residual + share * direction, of_residual + share * of_direction
-        return step, change
+            direction, dual_direction = residual + share * direction, dual + share * dual_direction
+        return step, self._logits(dual_step)
 
-    def _gradient(self, of_logits: Tensor, of_penalty: Tensor) -> Tensor:
-        """A gradient in the unknowns from one in the logits `(N, M)` and that of the penalty `(N, M + 1)`."""
-        return torch.cat(
-            [of_logits + of_penalty[:, :-1], self.unit * of_logits.sum(-1, keepdim=True)],
-            dim=-1,
-        )
+    def _logits(self, dual: Tensor) -> Tensor:
+        """The logits `(N, M)` of an unknown whose dual is given."""
+        logits: Tensor = dual[:, :-1] + self.unit * dual[:, -1:]
+        return logits
 
-    def _product(self, one: Tensor, logits_of_one: Tensor, other: Tensor) -> Tensor:
-        """The inner product of two unknowns; the logits of one are known."""
-        of_weights = (logits_of_one - self.unit * one[:, -1:]) * other[:, :-1]
-        product: Tensor = of_weights.sum() + (one[:, -1] * other[:, -1]).sum()
-        return product
+    def _unknowns(self, of_logits: Tensor) -> Tensor:
+        """A gradient in the logits `(N, M)` as one in the unknowns: the transpose of `_logits`."""
+        return torch.cat([of_logits, self.unit * of_logits.sum(-1, keepdim=True)], dim=-1)
