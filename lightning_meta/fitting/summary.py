@@ -42,16 +42,17 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
-    for task, of_task, reached in named:
-        table.add_row(task, _shown(of_task, reached))
+    for row in named:
+        mark = f", {row['mark']}" if row.get("mark") else ""
+        table.add_row(row["task"], _shown(row["metric"], float(row["test"])) + mark)
     if named:
         table.add_section()
-    for metric in dict.fromkeys([*(of_task for _, of_task, _ in named), *(() if named else ("accuracy", "mse"))]):
+    for metric in dict.fromkeys([row["metric"] for row in named]) if named else ("accuracy", "mse"):
         if (score := metrics.get(f"test/{metric}")) is not None:
             around = ""
             if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
                 around = f" ± {_shown(metric, interval)} (95 %)"
-            table.add_row(f"test {metric}" + (", mean over tasks" if named else ""), _shown(metric, score) + around)
+            table.add_row(f"test {metric}" + (_over(metrics, metric) if named else ""), _shown(metric, score) + around)
     if (median := metrics.get("test/mse_median")) is not None:
         table.add_row("test mse, median", _shown("mse", median))
     if (tasks := metrics.get("test/tasks")) is not None:
@@ -63,15 +64,18 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
     Console(markup=False, emoji=False).print(table)  # names of tasks are text
 
 
-def _named_tasks(file: Path) -> list[tuple[str, str, float]]:
-    """Each named task of a test, its metric and what it reached; none where tasks were drawn."""
+def _named_tasks(file: Path) -> list[dict[str, str]]:
+    """The row of each named task of a test; none where tasks were drawn."""
     columns, rows = read_table(file) if file.is_file() else ([], [])
-    if "metric" not in columns:
-        return []
-    return [
-        (row["task"], row["metric"], float(row["test"]))
-        for row in (dict(zip(columns, values, strict=True)) for values in rows)
-    ]
+    return [dict(zip(columns, values, strict=True)) for values in rows] if "metric" in columns else []
+
+
+def _over(metrics: Mapping[str, float], metric: str) -> str:
+    """How many tasks a mean is over."""
+    known, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
+    if known is None or tasks is None or known == tasks:
+        return ", mean over tasks"
+    return f", mean over {known:.0f} of {tasks:.0f} tasks"
 
 
 def _shown(metric: str, value: float) -> str:

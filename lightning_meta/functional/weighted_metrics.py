@@ -73,7 +73,8 @@ def average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tens
     counts = torch.stack([positives, weights])
     of_group = counts.new_zeros(2, len(values)).index_add(1, group, counts)
     right, found = of_group.flip(1).cumsum(1).flip(1)
-    return (positives * (right / found)[group]).sum() / positives.sum()
+    mean: Tensor = (positives * (right / found)[group]).sum() / positives.sum()
+    return mean
 
 
 def over_columns(metric: Column, scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:

@@ -50,6 +50,11 @@ class TaskRecord:
         failed = score != score and not bool(torch.isfinite(self.outputs).all())
         return float("-inf" if task.selection_mode == "max" else "inf") if failed else score
 
+    def constant_score(self, task: Task) -> float:
+        """The metric of selection of the best prediction that ignores the input; NaN where it is not known."""
+        outputs = task.constant()
+        return nan if outputs is None else task.evaluate(outputs.expand(len(self.ids), -1), self.targets)
+
     def example_scores(self, task: Task) -> Tensor:
         """What each example adds to the metric of selection, `(n,)`; NaN where it is not defined."""
         outputs = self.outputs.double()

@@ -14,6 +14,8 @@ from lightning_meta.multitask.records import RecordTable
 from lightning_meta.tasks import Task, TasksSpec
 
 STAGES = ("train", "val", "test")
+NOT_BETTER = "not better than a constant"
+"""The mark of a task whose test score the majority class, or the mean of the training targets, has as well."""
 
 
 def mean_of_known(values: Tensor | Sequence[float]) -> float:
@@ -94,7 +96,7 @@ def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
 def rows_of_tasks(
     spec: TasksSpec, tables: Mapping[str, RecordTable], best_steps: Sequence[int], shares: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """The rows of `per_task.csv`.
+    """The rows of `per_task.csv`; `constant` is the test score of the best prediction that ignores the input.
 
     Args:
         spec: What the tasks are.
@@ -112,6 +114,8 @@ def rows_of_tasks(
         row |= {stage: found[stage].score(task) if stage in found else "" for stage in STAGES}
         row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}
         row |= {"joint": found["joint"].score(task) if "joint" in found else "", "gradient_share": shares.get(name, "")}
+        row["constant"] = found["test"].constant_score(task)
+        row["mark"] = NOT_BETTER if task.comparable(row["test"]) <= task.comparable(row["constant"]) else ""
         rows.append(row)
     return rows
 

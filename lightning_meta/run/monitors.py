@@ -29,7 +29,7 @@ def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
     Raises:
         UserError: The metric and the mode that it needs.
     """
-    modes = getattr(module, "metric_modes", dict)()
+    modes: dict[str, str] = getattr(module, "metric_modes", dict)()
     needed = modes.get(monitor.partition("/")[2].partition("/")[0], mode)
     if needed != mode:
         good = "large" if needed == "max" else "small"

@@ -6,7 +6,7 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning
 import pytest
@@ -201,16 +201,17 @@ class Gain(Metric):
     """Good where it is small, which its name does not say."""
 
     higher_is_better = False
+    total: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        self.total = cast(Tensor, self.total) + (preds - target).abs().sum()
+        self.total += (preds - target).abs().sum()
 
     def compute(self) -> Tensor:
-        return cast(Tensor, self.total)
+        return self.total
 
 
 def test_a_wrong_mode_of_a_users_metric_is_refused_before_training(tmp_path: Path) -> None:

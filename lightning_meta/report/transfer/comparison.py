@@ -40,7 +40,11 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
         if np.isfinite(joint).all():
             own = np.array([_mean(method, name, "test") for name in names])
             selection[method.name] = (float(own.mean()), float(joint.mean()))
-    notes = (*_what_seeds_support(against, transfers), *differences_in_common(against, methods))
+    notes = (
+        *_what_seeds_support(against, transfers),
+        *_constants(everyone, names),
+        *differences_in_common(against, methods),
+    )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
 
 
@@ -104,6 +108,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 loss_share=float(loss_share[i]),
                 gradient_share=float(gradient_share[i]),
                 baseline_joint=_mean(against, name, "joint"),
+                delta_joint=first.sign * (_mean(method, name, "test") - _mean(against, name, "joint")),
             )
         )
     comparable = [t for t in tasks if math.isfinite(t.delta)]
@@ -120,6 +125,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         delta_m=relative,
         delta_m_excluded=excluded,
         mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
+        mean_delta_joint=float(np.mean([t.delta_joint for t in comparable])) if comparable else math.nan,
         harmed=sum(t.verdict == "hurt" for t in tasks) / len(tasks),
         helped=sum(t.verdict == "helped" for t in tasks) / len(tasks),
         worst=worst,
@@ -162,6 +168,21 @@ def _what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) ->
         lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; read Δm, or the tasks one by one.")
     if excluded := max(m.delta_m_excluded for m in transfers):
         lines.append(f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}.")
+    return lines
+
+
+def _constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """Tasks in which a method is not better than a prediction that ignores the input, one line a method."""
+    lines = []
+    for method in methods:
+        tasks = method.runs[0].tasks
+        reached = {name: tasks[name].sign * (_mean(method, name, "test") - tasks[name].constant) for name in names}
+        if failed := [name for name, difference in reached.items() if difference <= 0]:
+            shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
+            lines.append(
+                f"{method.name} is not better than a constant, the majority class or the mean of the training targets, "
+                f"in {len(failed)} of {len(names)} tasks: {shown}."
+            )
     return lines
 
 

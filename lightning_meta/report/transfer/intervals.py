@@ -10,6 +10,8 @@ from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 METHOD = (
+    "Metrics that are no means over examples (AUROC and others) enter by what each example adds to them (infinitesimal "
+    "jackknife; of the AUROC that is DeLong's method). "
     "Two-way random-effects analysis of variance (seeds x test examples, no replication) of the paired differences, "
     "Satterthwaite degrees of freedom, t interval; the variance between seeds is moderated over tasks (empirical "
     "Bayes, Smyth 2004) and never taken below the task's own; for accuracy two pseudo-examples are added (Agresti and "

@@ -18,7 +18,7 @@ from lightning_meta.report.transfer.arrays import read_arrays
 from lightning_meta.run.tables import read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
-OPTIONAL = ("joint", "gradient_share")
+OPTIONAL = ("joint", "gradient_share", "constant")
 ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
 
 
@@ -36,8 +36,9 @@ class TaskResult:
         train_loss: The loss where `train` was measured.
         joint: The test metric where all tasks share one selected epoch; NaN where the run selects so anyway.
         gradient_share: The task's share of the gradient on shared parameters; NaN where it was not recorded.
+        constant: The test metric of the best prediction that ignores the input; NaN where it was not recorded.
         ids: `(n,)` numbers of the test examples, ascending.
-        scores: `(n,)`; the mean is `test`.
+        scores: `(n,)`, what each example adds to the metric; the mean is `test`.
         targets: `(n, d)`.
     """
 
@@ -50,6 +51,7 @@ class TaskResult:
     train_loss: float
     joint: float
     gradient_share: float
+    constant: float
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray

@@ -35,6 +35,7 @@ class TaskTransfer:
         loss_share: The task's share of the method's training loss.
         gradient_share: Its share of the gradient on shared parameters; NaN where it was not recorded.
         baseline_joint: The baseline's metric with one selected epoch for all tasks; NaN where it selects so anyway.
+        delta_joint: As `delta`, against `baseline_joint`.
     """
 
     task: str
@@ -59,6 +60,7 @@ class TaskTransfer:
     loss_share: float
     gradient_share: float
     baseline_joint: float
+    delta_joint: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class MethodTransfer:
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
         delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`.
         mean_delta: The mean Δ over all tasks, in the metric's units.
+        mean_delta_joint: The same against the baseline with one selected epoch for all tasks, as the method has; NaN
+            where the baseline selects so anyway.
         harmed: The share of tasks with the verdict "hurt".
         helped: The share with "helped".
         worst: The task of the least Δ.
@@ -84,6 +88,7 @@ class MethodTransfer:
     delta_m: float
     delta_m_excluded: int
     mean_delta: float
+    mean_delta_joint: float
     harmed: float
     helped: float
     worst: str

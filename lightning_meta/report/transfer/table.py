@@ -13,6 +13,7 @@ from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer,
 from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
 
 PIPED_WIDTH = 140
+JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks
 NARROW = 125  # columns that a whole row takes with long names
 
 
@@ -93,6 +94,8 @@ def _methods(report: TransferReport) -> Table:
         table.add_column(Text(printable(method.method)), justify="right", overflow="fold")
     table.add_column(Text(printable(report.baseline)), justify="right", overflow="fold")
     for name in columns[0]:
+        if name == JOINT and all(column[name] == "–" for column in columns):
+            continue  # the baseline selects so anyway
         last = f"{report.baseline_rank:.2f}" if name == "mean rank ↓" else ""
         table.add_row(name, *(Text(column[name]) for column in columns), last)
     return table
@@ -103,6 +106,7 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
         "mean Δ ↑": change_text(metric, method.mean_delta),
+        JOINT: change_text(metric, method.mean_delta_joint),
         "tasks helped": f"{100 * method.helped:.0f} %",
         "tasks hurt": f"{100 * method.harmed:.0f} %",
         "worst Δ": change_text(worst.metric, worst.delta),
