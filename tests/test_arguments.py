@@ -36,8 +36,8 @@ AT_LEAST_ONE = {
 }
 AT_LEAST_ZERO = {
     *(f"{DATA}num_workers", f"{MODEL}inner_steps", f"{MODEL}test_inner_steps", "seed_everything"),
-    *(f"{TRAINER}{name}" for name in ("min_steps", "min_epochs", "log_every_n_steps", "limit_val_batches")),
-    *(f"{TRAINER}{name}" for name in ("limit_test_batches", "gradient_clip_val")),
+    *(f"{TRAINER}{name}" for name in ("max_steps", "min_steps", "min_epochs", "log_every_n_steps")),
+    *(f"{TRAINER}{name}" for name in ("limit_val_batches", "limit_test_batches", "gradient_clip_val")),
 }
 CASES = {
     **{f"{name}=0": f"--{name}" for name in AT_LEAST_ONE},
