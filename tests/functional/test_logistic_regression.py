@@ -131,3 +131,15 @@ def test_features_that_are_almost_equal_give_a_finite_optimum(dtype: torch.dtype
         x = normalize(torch.ones(8).double() + spread * x, dim=-1)
         weight, bias = (part.double() for part in logistic_regression(x.to(dtype), y, 3))
         assert gradient(x.to(dtype).double(), y, weight, bias) < (1e-7 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("features", [2, 8])
+@pytest.mark.parametrize("ways", [2, 5])
+def test_features_in_a_plane_give_a_finite_optimum(features: int, ways: int) -> None:
+    """Fewer dimensions than examples: conjugate gradients are done early, and what is left is rounding."""
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        y = torch.arange(ways).repeat_interleave(4)
+        draws = (torch.rand(shape, generator=generator).double() for shape in ((len(y), 2), (2, features)))
+        x = normalize(torch.matmul(*draws), dim=-1)
+        assert gradient(x, y, *logistic_regression(x, y, ways)) < 1e-7
