@@ -61,13 +61,14 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
           one task cannot decide alone; a line warns where one does. The best checkpoint and early stopping should
           follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
           `checkpoint: {monitor: val/score}`.
-        - `val/accuracy/<task>`, `val/r2/<task>`, `val/auroc/<task>` and so on, and `test` alike: of each task, over
-          every labelled example of the split. Beside what it is selected by, a task of classes or several labels has
-          `accuracy` and `f1` (macro average), one of yes or no `accuracy` and `auroc`, one of real targets `r2` and
-          `mae`, in their own units. A score that is not defined, such as the AUROC of one class or R² of fewer than
-          five rows, is NaN.
-        - `val/accuracy`, `val/auroc` and so on: the plain mean over the tasks that have the metric, and
-          `val/accuracy_tasks` how many these are. Checkpoints can monitor them: `checkpoint: {monitor: val/auroc}`.
+        - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
+          (in the units of the targets), and `test` alike: of each task, over every labelled example of the split. A
+          task has the metric that it is selected by, and of these the first two if it has classes or several labels,
+          accuracy and AUROC if it is yes or no, the last two if its targets are real. A score that is not defined, such
+          as the AUROC of one class or R² of fewer than five rows, is NaN.
+        - `val/accuracy`, `val/f1`, `val/auroc`, `val/r2`, `val/mae`: the plain mean over the tasks that have the
+          metric; `val/accuracy_tasks`, `val/f1_tasks`, `val/auroc_tasks`, `val/r2_tasks`, `val/mae_tasks`: how many
+          these are. Checkpoints can monitor a mean: `checkpoint: {monitor: val/auroc}`.
         - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
           error of targets standardised by the training split's mean and scale; `val/loss`, `test/loss`: the mean over
           tasks, not weighted.

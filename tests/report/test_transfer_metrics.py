@@ -101,6 +101,18 @@ def test_a_method_that_is_not_better_than_a_constant_is_named(tmp_path: Path) ->
     assert notes[0].endswith("in 1 of 1 tasks: t.")
 
 
+@pytest.mark.parametrize(("count", "said"), [(14, True), (15, False)])
+def test_few_test_examples_of_a_class_are_named(count: int, said: bool, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(0.7, 0.1, (2, 90))
+    targets = (np.arange(90) < count).astype(float)
+    runs = [
+        write_run(tmp_path / name / "0", {"t": Simulated(scores, metric="auroc", targets=targets)})
+        for name, scores in zip(("alone", "together"), rows, strict=True)
+    ]
+    notes = [note for note in compare(runs[1:], runs[:1]).notes if "their rarest class" in note]
+    assert len(notes) == said
+
+
 def test_what_a_constant_reaches() -> None:
     y = torch.tensor([0] * 90 + [1] * 10)
     constant = {name: Binary(name).fitted(y) for name in Binary.names}

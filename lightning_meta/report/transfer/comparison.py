@@ -16,6 +16,10 @@ from lightning_meta.report.transfer.matching import Method, differences_in_commo
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
 
 ALPHA = 0.05
+OF_CLASSES = ("auroc", "average_precision", "balanced_accuracy", "f1")
+FEW = 15
+"""Test examples of the rarest class, of which fewer make intervals of `OF_CLASSES` too narrow: in a simulation with 5
+of 90 the interval of an AUROC covered the truth in 87 %, with 18 of 300 in 93 %."""
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
@@ -43,6 +47,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
     notes = (
         *_what_seeds_support(against, transfers),
         *_constants(everyone, names),
+        *_few_of_a_class(against),
         *differences_in_common(against, methods),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
@@ -184,6 +189,20 @@ def _constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
                 f"in {len(failed)} of {len(names)} tasks: {shown}."
             )
     return lines
+
+
+def _few_of_a_class(against: Method) -> list[str]:
+    """A line on tasks whose rarest class has so few test examples that intervals are too narrow."""
+    tasks = against.runs[0].tasks
+    rarest = {n: min(np.unique(t.targets, return_counts=True)[1]) for n, t in tasks.items() if t.metric in OF_CLASSES}
+    few = [name for name, count in rarest.items() if count < FEW]
+    if not few:
+        return []
+    shown = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
+    return [
+        f"{len(few)} of {len(tasks)} tasks have fewer than {FEW} test examples of their rarest class; their intervals "
+        f"are too narrow (with 5 examples 95 % ones cover about 87 %): {shown}."
+    ]
 
 
 def _scores(method: Method, task: str) -> np.ndarray:
