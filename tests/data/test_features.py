@@ -173,7 +173,7 @@ def protonet_of(network: nn.Module) -> lm.ProtoNet:
 
 def test_where_training_images_are_augmented_only_they_stay_images() -> None:
     data = toys.pictures()
-    data.augmentation = nn.Identity()  # type: ignore[attr-defined]
+    data.augmentation = nn.Identity()
     trainer = lightning.Trainer(max_steps=1, enable_checkpointing=False, limit_val_batches=1, **QUIET)
     module = lm.ProtoNet(nn.Sequential(Frozen(conv4()), MLP(64, (8,))))
     with pytest.warns(UserWarning, match="in eval mode"):
