@@ -247,6 +247,10 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             if self.trainer.is_global_zero:
                 _log.info("metric: the run goes on with the metrics of its checkpoint, whatever the balance of labels")
 
+    def forget_best(self) -> None:
+        """Let the best validations begin anew, where a resumed run follows another metric, or has other data."""
+        self.best.forget()
+
     def metric_modes(self) -> dict[str, Mode]:
         """Whether a good value is large or small, by name of the metrics of torchmetrics or of the user's own."""
         own = [task for task in self.spec.tasks.values() if task.selection not in task.names]

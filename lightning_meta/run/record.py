@@ -166,8 +166,7 @@ class RunRecord(Callback):
             # Scores of another metric, model or data do not compare: the best begins anew.
             if isinstance(callback, RunCheckpoint) and any(not d.option.startswith("trainer.") for d in changed):
                 states.pop(callback.state_key, None)
-                if (best := getattr(module, "best", None)) is not None:
-                    best.forget()
+                getattr(module, "forget_best", lambda: None)()
 
     def _note(
         self, record: Mapping[str, Any], found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]

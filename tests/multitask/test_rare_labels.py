@@ -129,6 +129,22 @@ def test_a_checkpoint_of_before_keeps_its_metric_when_loaded_and_when_resumed(tm
     assert resumed.spec.tasks["a"].selection == "auroc"
 
 
+def test_a_resume_that_follows_another_metric_forgets_the_best_of_the_old_one(tmp_path: Path) -> None:
+    data = given({"a": Binary(), "b": Binary()}, {"a": above(0.06), "b": above(0.06, 1)})
+
+    def run(monitor: str, steps: int, **options: Any) -> Independent:
+        module = Independent(backbone(), optimizer=partial(torch.optim.Adam, lr=0.01))
+        quiet: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False}
+        lm.fit(module, data, runs=tmp_path, checkpoint=RunCheckpoint(monitor), max_steps=steps, **quiet, **options)
+        return module
+
+    first = run("val/score", 40, name="run")
+    assert min(first.best.scores) > 0
+    second = run("val/loss", 80, resume="last", name="run", allow_changes=True)
+    assert max(second.best.scores) < 0, "losses, of which an AUROC is no better"
+    assert min(second.best.steps) > 40
+
+
 # One task cannot decide alone
 
 
