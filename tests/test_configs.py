@@ -29,6 +29,7 @@ def data_of(config: Path) -> str:
 
 
 NEEDS_DATA = {c.stem for c in CONFIGS if "LIGHTNING_META_DATA" in data_of(c)}
+PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
 
@@ -81,6 +82,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["model.init_args.backbone.init_args.width"] = 4
     if "ChannelNormalized" in config.read_text():
         options["model.init_args.backbone.init_args.backbone.init_args.widths"] = "[4, 4, 4, 4]"
+    if config.stem in PRETRAINED:  # nothing is trained
+        options["trainer.max_steps"] = 0
     arguments = [f"--{name}={value}" for name, value in options.items()]
     if "nn.Pretrained" in config.read_text():
         arguments += STAND_IN
@@ -101,7 +104,11 @@ def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in NEEDS_DATA], ids=lambda config: config.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=pytest.mark.slow if c.stem in PRETRAINED else ()) for c in CONFIGS if c.stem in NEEDS_DATA],
+    ids=lambda config: config.stem,
+)
 def test_published_data_runs(config: Path, tmp_path: Path, data_folder: Path) -> None:
     assert main(briefly(config, tmp_path)) == 0
     check(tmp_path / config.stem / "0")

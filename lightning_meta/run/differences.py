@@ -32,10 +32,11 @@ HARMLESS = (
     *("trainer.reload_dataloaders_every_n_epochs", "checkpoint.every_n_steps"),
     *("data.num_workers", "data.pool_on", "data.evaluation_meta_batch_size", "data.evaluation_batch_size"),
     *("data.source.path", "data.source.root", "data.source.url"),  # the examples in them are compared
-    "model.teacher",  # its weights are compared
     *("model.strategy", "model.chunk_size", "model.compile", "model.recompute"),  # how, and not what, is computed
     "versions.*",
 )
+MOVABLE = ("model.teacher",)
+"""Where a run lies that training reads: its weights are compared, so it may move; but it cannot come or go."""
 COUNTED = "batches are counted in it"
 IMPOSSIBLE = {
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
@@ -132,6 +133,8 @@ def _kind(option: str, old: Any, new: Any, plateau: bool) -> tuple[Kind, str]:
         return "impossible", IMPOSSIBLE[option]
     if option == "trainer.precision" and _width(old) != _width(new):
         return "impossible", f"the weights are stored in the old one; {START_ANEW}"
+    if option in MOVABLE and old is not None and new is not None:
+        return "harmless", ""
     rate = option.startswith("model.lr_scheduler") or option.rpartition(".")[2] in ("lr", "learning_rate")
     if rate and plateau:
         return "impossible", f"ReduceLROnPlateau has changed the rate by what it saw; {START_ANEW}"

@@ -143,3 +143,15 @@ def test_features_in_a_plane_give_a_finite_optimum(features: int, ways: int) -> 
         draws = (torch.rand(shape, generator=generator).double() for shape in ((len(y), 2), (2, features)))
         x = normalize(torch.matmul(*draws), dim=-1)
         assert gradient(x, y, *logistic_regression(x, y, ways)) < 1e-7
+
+
+def test_many_examples_take_the_products_with_features() -> None:
+    """Hundreds of images of a folder: probabilities are still those of scikit-learn."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(100)
+    features = torch.randn(4, 16, generator=generator, dtype=torch.float64)[labels]
+    features = normalize(features + torch.randn(400, 16, generator=generator, dtype=torch.float64), dim=-1)
+    weight, bias = logistic_regression(features, labels, 4)
+    reference = LogisticRegression(tol=1e-12, max_iter=10_000).fit(features.numpy(), labels.numpy())
+    probabilities = (features @ weight.T + bias).softmax(-1)
+    assert (probabilities - torch.from_numpy(reference.predict_proba(features.numpy()))).abs().max() < 1e-4

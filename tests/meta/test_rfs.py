@@ -18,6 +18,7 @@ from lightning_meta.data import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional import TaskMap
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.run.differences import differences
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.meta.test_baseline import episode
@@ -274,3 +275,14 @@ def test_refuses_what_it_cannot_do() -> None:
         lm.RFS(MLP(8, (4,)), lm.Augmentation(), episodes=EpisodeSpec("classification", (8,), 3, 10))
     with pytest.raises(UserError, match="RFS classifies"):
         lm.RFS(MLP(), episodes=EpisodeSpec("regression", (1,), 1))
+
+
+def test_a_teacher_neither_comes_nor_goes_on_a_resume() -> None:
+    def model(teacher: str | None) -> dict[str, Any]:
+        return {"model": {"class_path": "lightning_meta.RFS", "init_args": {"teacher": teacher}}}
+
+    for before, now in (("runs/a/0", None), (None, "runs/a/0")):
+        (difference,) = differences(model(before), model(now))
+        assert (difference.option, difference.kind) == ("model.teacher", "meaning")
+    (moved,) = differences(model("runs/a/0"), model("elsewhere/a/0"))
+    assert moved.kind == "harmless"
