@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.data.features import PROBED
+from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
 from lightning_meta.testing import toys
@@ -189,3 +190,53 @@ def test_after_a_test_on_features_it_predicts_images() -> None:
     images, labels = pool.x.view(5, 8, 1, 16, 16), [0] * 4 + [1] * 4
     support, query = (torch.cat([images[0, part], images[1, part]]) for part in (slice(4), slice(4, 8)))
     assert module.predictor(support, labels)(query) == labels
+
+
+# A method that looks at pixels.
+
+
+def rfs(augmented: bool, **options: Any) -> lm.RFS:
+    torch.manual_seed(0)
+    augmentation = lm.Augmentation(2) if augmented else None
+    return lm.RFS(Frozen(conv4()), augmentation, support_views=2, **options)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    torch.manual_seed(1)
+    run = lm.fit(lm.RFS(conv4()), toys.pictures(), name="teacher", runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+    return str(run.directory)
+
+
+@pytest.mark.parametrize("reason", ["augmentation", "teacher"])
+def test_support_images_that_are_augmented_and_images_for_a_teacher_stay_images(
+    reason: str, request: pytest.FixtureRequest, tmp_path: Path, cache: Path
+) -> None:
+    options = {"teacher": request.getfixturevalue("teacher")} if reason == "teacher" else {}
+    module = rfs(augmented=reason == "augmentation", **options)
+    run = lm.fit(module, toys.pictures(), name="frozen", runs=tmp_path, seed=0, max_steps=2, **OF_RUNS)
+    assert run.directory is not None
+    assert not cache.exists()
+    loaded = lm.load(run.directory)
+    (found,) = lm.evaluate(loaded, toys.pictures(), accelerator="cpu")
+    assert found.score == pytest.approx(run.metrics["test/accuracy"])
+    pool = toys.NoisyPictures().pools()["test"]
+    images = pool.x.view(5, 8, 1, 16, 16)[:2].flatten(0, 1)
+    labels = [0] * 8 + [1] * 8
+    predictor = loaded.predictor(images, labels)
+    x = loaded.inputs(images)
+    with torch.no_grad():
+        state = loaded.adapt(lm.Examples(x, torch.tensor(labels)), 2)
+    torch.testing.assert_close(predictor.state, state)
+    assert set(predictor(images)) == {0, 1}
+
+
+def test_without_both_it_is_given_features(cache: Path) -> None:
+    features, images = rfs(augmented=False), without_cache_of_rfs(rfs(augmented=False))
+    np.testing.assert_allclose(outputs_of(features), outputs_of(images), atol=1e-4)
+    assert len(list(cache.iterdir())) == 1
+
+
+def without_cache_of_rfs(module: lm.RFS) -> lm.RFS:
+    module.teacher = Teacher("none")  # nobody asks it in a test
+    return module
