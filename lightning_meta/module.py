@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 import torch.distributed
 from lightning import LightningModule
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -178,8 +178,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     def configure_model(self) -> None:
         """Make what depends on the data, once. Callbacks may call it before `setup`."""
-        if self._built:
-            return
+        if not self._built:
+            self._configure_parts()
+        if self._trainer is not None:
+            _wrap_only_what_trains(self._trainer.strategy, self)
+
+    def _configure_parts(self) -> None:
         self._take_spec()
         self.make_parts()
         like = next(self.backbone.parameters(), None)
@@ -412,6 +416,19 @@ def _class_of(factory: Any) -> Any:
     if isinstance(factory, partial):  # jsonargparse's has the class among its arguments
         return next((c for c in (*factory.args, factory.func) if isinstance(c, type)), factory.func)
     return factory
+
+
+def _wrap_only_what_trains(strategy: Any, module: nn.Module) -> None:
+    """Keep DDP from wrapping a module of which nothing is trained, which it would refuse: there are no gradients."""
+    if isinstance(strategy, DDPStrategy):
+        own = vars(strategy)
+        own.pop("configure_ddp", None)  # of the module before
+        if not any(p.requires_grad for p in module.parameters()):
+            own["configure_ddp"] = _nothing
+
+
+def _nothing() -> None:
+    """What is done in place of wrapping."""
 
 
 def _made(name: str, factory: Callable[[Any], Any], of: Any) -> Any:
