@@ -49,10 +49,8 @@ class _BuiltWhenConstructed(ABCMeta):
             raise
         if not hasattr(module, "_modules"):
             raise UserError(f"{cls.__name__}: its constructor must call super().__init__()")
-        if module.backbone_weights is not None and not is_rebuilt():
-            from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
-
-            take_backbone(module.backbone, module.backbone_weights)
+        if module.backbone_weights is not None:
+            module.take_first_weights()
         if module.ready_to_build:
             module.configure_model()
         return module
@@ -124,6 +122,18 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
+
+    def take_first_weights(self) -> None:
+        """Give the backbone the weights that `backbone_weights` names; a checkpoint that is loaded has its own."""
+        if is_rebuilt():  # and a file of somebody else's may name any path
+            self.backbone_weights = None
+            if "backbone_weights" in options_of(type(self)):
+                self.update_init_args(backbone_weights=None)
+            return
+        from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
+
+        assert self.backbone_weights is not None
+        take_backbone(self.backbone, self.backbone_weights)
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
         """What the optimiser is given: weights that are frozen can be added when they are unfrozen.
