@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.data.features import PROBED
+from lightning_meta.errors import UserError
 from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
@@ -240,3 +241,31 @@ def test_without_both_it_is_given_features(cache: Path) -> None:
 def without_cache_of_rfs(module: lm.RFS) -> lm.RFS:
     module.teacher = Teacher("none")  # nobody asks it in a test
     return module
+
+
+class Unfreezing(lightning.Callback):
+    """Trains the backbone, too, from the second epoch on."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            frozen = pl_module.backbone[0].requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(frozen.parameters())})
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_a_backbone_that_is_unfrozen_in_between_is_not_left_untrained_in_silence() -> None:
+    def fit(module: lm.MetaModule) -> None:
+        trainer = lightning.Trainer(max_epochs=2, callbacks=[Unfreezing()], enable_checkpointing=False, **QUIET)
+        trainer.fit(module, toys.pictures())
+
+    def module() -> lm.MetaModule:
+        torch.manual_seed(0)
+        return lm.ProtoNet(nn.Sequential(Frozen(conv4()), nn.Linear(64, 8)), optimizer=partial(torch.optim.SGD, lr=0.1))
+
+    with pytest.raises(UserError, match=r"^backbone: it was unfrozen while its features.*needs_images = True"):
+        fit(module())
+    on_images = without_cache(module())
+    before = {name: tensor.clone() for name, tensor in on_images.backbone[0].named_parameters()}  # type: ignore[index]
+    fit(on_images)
+    after = dict(on_images.backbone[0].named_parameters())  # type: ignore[index]
+    assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())
