@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from torch.optim.swa_utils import SWALR
 
 from lightning_meta.errors import UserError
 
 KEY = "lr_factor"  # of a group of parameters; the optimiser keeps it, in its checkpoints, too
+SET_RATES = (OneCycleLR, CyclicLR, SWALR)
 
 
-def groups_of(parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: float) -> list[dict[str, Any]]:
-    """Groups of the parameters that are trained: those of the backbone apart where their rate is another.
+def groups_of(
+    parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: float
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """The parameters that are trained; in groups, those of the backbone apart, where their rate is another.
 
     Args:
         parameters: Those of a module.
@@ -28,7 +32,7 @@ def groups_of(parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: f
     """
     trained = [p for p in parameters if p.requires_grad]
     if factor == 1:
-        return [{"params": trained}]
+        return trained
     of_backbone = {id(p) for p in backbone.parameters() if p.requires_grad}
     if not of_backbone:
         raise UserError(
@@ -42,11 +46,16 @@ def groups_of(parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: f
     return [group for group in groups if group["params"]]
 
 
+def as_groups(given: list[nn.Parameter] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `groups_of` returned, as groups in either case."""
+    return [{"params": given}] if not given or isinstance(given[0], nn.Parameter) else given
+
+
 def scale_rates(optimizer: Optimizer) -> None:
     """Multiply the first rate of each group that has a factor."""
     for group in optimizer.param_groups:
         if KEY in group:
-            group["lr"] *= group[KEY]
+            group["lr"] = group["lr"] * group[KEY]  # anew: groups may share a tensor
 
 
 def check_schedule(optimizer: Optimizer, schedule: Any) -> None:
@@ -55,11 +64,20 @@ def check_schedule(optimizer: Optimizer, schedule: Any) -> None:
     Raises:
         UserError: Its class.
     """
-    if isinstance(schedule, OneCycleLR | CyclicLR) and any(KEY in group for group in optimizer.param_groups):
+    if not any(KEY in group for group in optimizer.param_groups):
+        return
+    if found := next((part for part in _parts(schedule) if isinstance(part, SET_RATES)), None):
         raise UserError(
-            f"backbone_lr_factor: {type(schedule).__name__} sets the rates of all parameters by itself, without this "
+            f"backbone_lr_factor: {type(found).__name__} sets the rates of all parameters by itself, without this "
             "factor; leave it out, or take another lr_scheduler"
         )
+
+
+def _parts(schedule: Any) -> Iterator[Any]:
+    """A schedule and those that it is made of, as `SequentialLR` and `ChainedScheduler` are."""
+    yield schedule
+    for part in getattr(schedule, "_schedulers", ()):
+        yield from _parts(part)
 
 
 def keep_in_search(schedule: Any) -> None:

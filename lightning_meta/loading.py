@@ -26,7 +26,7 @@ from lightning_meta.finite import check_numbers
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
 from lightning_meta.rehearsal import rehearse
-from lightning_meta.resuming import ANEW
+from lightning_meta.resuming import ANEW, first_weights_of
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
 KEY = "lightning_meta"
@@ -90,6 +90,12 @@ def load(
         raise
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+    for name in sorted(first_weights_of(type(module)) & overrides.keys()):
+        if overrides[name] is not None:
+            raise UserError(
+                f"{name}: it sets the first weights of a new {type(module).__name__}, and those of {file} would take "
+                "their place; leave it out, or make a new module with it"
+            )
     check_numbers(module, weights, file)
     take_precision(module, weights)
     module.load_state_dict(weights)

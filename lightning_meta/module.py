@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import torch
 import torch.distributed
 from lightning import LightningModule
-from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -49,10 +49,8 @@ class _BuiltWhenConstructed(ABCMeta):
             raise
         if not hasattr(module, "_modules"):
             raise UserError(f"{cls.__name__}: its constructor must call super().__init__()")
-        if module.backbone_weights is not None and not is_rebuilt():
-            from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
-
-            take_backbone(module.backbone, module.backbone_weights)
+        if module.backbone_weights is not None:
+            module.take_first_weights()
         if module.ready_to_build:
             module.configure_model()
         return module
@@ -125,6 +123,18 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
         self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
 
+    def take_first_weights(self) -> None:
+        """Give the backbone the weights that `backbone_weights` names; a checkpoint that is loaded has its own."""
+        if is_rebuilt():  # and a file of somebody else's may name any path
+            self.backbone_weights = None
+            if "backbone_weights" in options_of(type(self)):
+                self.update_init_args(backbone_weights=None)
+            return
+        from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
+
+        assert self.backbone_weights is not None
+        take_backbone(self.backbone, self.backbone_weights)
+
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
         """What the optimiser is given: weights that are frozen can be added when they are unfrozen.
 
@@ -178,8 +188,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     def configure_model(self) -> None:
         """Make what depends on the data, once. Callbacks may call it before `setup`."""
-        if self._built:
-            return
+        if not self._built:
+            self._configure_parts()
+        if self._trainer is not None:
+            _wrap_only_what_trains(self._trainer.strategy, self)
+
+    def _configure_parts(self) -> None:
         self._take_spec()
         self.make_parts()
         like = next(self.backbone.parameters(), None)
@@ -412,6 +426,19 @@ def _class_of(factory: Any) -> Any:
     if isinstance(factory, partial):  # jsonargparse's has the class among its arguments
         return next((c for c in (*factory.args, factory.func) if isinstance(c, type)), factory.func)
     return factory
+
+
+def _wrap_only_what_trains(strategy: Any, module: nn.Module) -> None:
+    """Keep DDP from wrapping a module of which nothing is trained, which it would refuse: there are no gradients."""
+    if isinstance(strategy, DDPStrategy):
+        own = vars(strategy)
+        own.pop("configure_ddp", None)  # of the module before
+        if not any(p.requires_grad for p in module.parameters()):
+            own["configure_ddp"] = _nothing
+
+
+def _nothing() -> None:
+    """What is done in place of wrapping."""
 
 
 def _made(name: str, factory: Callable[[Any], Any], of: Any) -> Any:

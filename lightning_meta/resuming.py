@@ -131,3 +131,8 @@ def _home(path: str) -> str:
     except UserError:
         return path
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def first_weights_of(cls: type) -> set[str]:
+    """The arguments that only set the first weights of a module; see `TrainedModule`."""
+    return {name for base in cls.__mro__ for name in vars(base).get("sets_first_weights", ())}

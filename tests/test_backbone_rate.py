@@ -10,9 +10,20 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.tuner.tuning import Tuner
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR, StepLR
+from torch import nn
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    CyclicLR,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
+from torch.optim.swa_utils import SWALR
 
 import lightning_meta as lm
+from lightning_meta.backbone_rate import scale_rates
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
@@ -69,10 +80,55 @@ def test_a_resumed_run_keeps_it(tmp_path: Path) -> None:
     assert stored_rates(runs[0]) == stored_rates(runs[1])
 
 
-def test_a_schedule_that_would_lose_it_is_refused(tmp_path: Path) -> None:
-    schedule = partial(OneCycleLR, max_lr=0.1, total_steps=10)
-    with pytest.raises(UserError, match=r"^backbone_lr_factor: OneCycleLR sets the rates of all parameters by itself"):
-        lm.fit(baseline(lr_scheduler=schedule), toys.pictures(), runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+def one_cycle(optimizer: torch.optim.Optimizer) -> OneCycleLR:
+    return OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+
+
+def in_sequence(optimizer: torch.optim.Optimizer) -> SequentialLR:
+    return SequentialLR(optimizer, [ConstantLR(optimizer), one_cycle(optimizer)], milestones=[2])
+
+
+SETTING: dict[str, list[Any]] = {
+    "OneCycleLR": [
+        one_cycle,
+        in_sequence,
+        lambda optimizer: ChainedScheduler([ConstantLR(optimizer), in_sequence(optimizer)], optimizer),
+    ],
+    "CyclicLR": [lambda optimizer: CyclicLR(optimizer, 0.01, 0.1, cycle_momentum=False)],
+    "SWALR": [partial(SWALR, swa_lr=0.1)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # torch's own, of SequentialLR
+@pytest.mark.parametrize(("name", "schedule"), [(name, made) for name, all_of in SETTING.items() for made in all_of])
+def test_a_schedule_that_would_lose_it_is_refused(name: str, schedule: Any) -> None:
+    sgd = partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    module = lm.Baseline(MLP(256, (8,)), optimizer=sgd, lr_scheduler=schedule, backbone_lr_factor=0.1)
+    with pytest.raises(UserError, match=rf"^backbone_lr_factor: {name} sets the rates of all parameters by itself"):
+        module.configure_optimizers()
+    module.backbone_lr_factor = 1.0
+    module.configure_optimizers()
+
+
+def test_a_rate_that_is_a_tensor_is_multiplied_for_the_backbone_alone() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(1))], "lr_factor": factor} for factor in (0.1, 0.5, 1.0)]
+    optimizer = torch.optim.Adam(groups, lr=torch.tensor(0.01))
+    scale_rates(optimizer)
+    assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.001, 0.005, 0.01])
+
+
+def test_without_a_factor_the_optimizer_gets_the_parameters_themselves() -> None:
+    """So that a factory that looks at them, or names them, works as with any other module."""
+    given: list[Any] = []
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        given.extend(parameters)
+        return torch.optim.SGD(given, lr=0.1)
+
+    module = baseline(1.0, optimizer=optimizer)
+    module.configure_optimizers()
+    assert all(isinstance(parameter, nn.Parameter) for parameter in given)
+    assert len(given) == len(list(module.parameters()))
 
 
 def test_a_frozen_backbone_has_none(tmp_path: Path) -> None:

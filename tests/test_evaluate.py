@@ -140,6 +140,23 @@ def test_what_cannot_be_evaluated_is_one_line_before_the_first_task(case: str, m
     assert line in str(raised.value)
 
 
+@pytest.mark.parametrize("method", [lm.ProtoNet, lm.MAML])
+def test_a_module_that_was_never_fitted_is_not_bound_to_the_tasks_of_its_test(method: Any) -> None:
+    data = lm.EpisodicDataModule(Tiny(), 3, 2, 3, test_tasks=4)
+    module = method(nn.Sequential(nn.Flatten(), nn.Linear(256, 4)))
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    found = lm.evaluate(module, data, ways=[4, 2], shots=1, accelerator="cpu")
+    assert [each.ways for each in found] == [4, 2]
+    assert module.episodes is None
+    after = module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    data.setup("fit")
+    module.episodes = data.spec
+    module.configure_model()
+    assert module.spec.outputs == 3
+
+
 # The command.
 
 

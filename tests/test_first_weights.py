@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 import yaml
@@ -13,13 +14,17 @@ from torch import nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
+from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
 from tests.methods import conv4
 
 OF_RUNS: dict[str, Any] = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
+
+SPEC = EpisodeSpec("classification", (1, 16, 16), 3)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +109,29 @@ def test_a_checkpoint_that_names_one_makes_nobody_read_it(source: Path, tmp_path
     checkpoint = read_checkpoint(source / "checkpoints" / "last.ckpt")
     checkpoint["lightning_meta"]["init_args"]["backbone_weights"] = "/no/such/place"
     torch.save(checkpoint, file)
-    assert same(lm.load(file).backbone, of_backbone(source))
+    module = lm.load(file)
+    assert same(module.backbone, of_backbone(source))
+    assert module.backbone_weights is None
+    assert "/no/such/place" not in str(describe(module))  # nor is it named by what is trained from here
+
+
+@pytest.mark.parametrize(
+    ("module", "override"),
+    [
+        (lambda: lm.ProtoNet(conv4(), episodes=SPEC), {"backbone_weights": "runs/other"}),
+        (lambda: lm.R2D2(conv4(), episodes=SPEC), {"penalty": 2.0}),
+    ],
+    ids=["weights", "penalty"],
+)
+def test_weights_that_a_loaded_module_would_not_have_are_refused(module: Any, override: Any, tmp_path: Path) -> None:
+    made = module()
+    trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.strategy.connect(made)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    (name,) = override
+    with pytest.raises(UserError, match=rf"^{name}: it sets the first weights of a new {type(made).__name__}"):
+        lm.load(tmp_path / "a.ckpt", **override)
+    assert same(lm.load(tmp_path / "a.ckpt").backbone, dict(made.backbone.state_dict()))
 
 
 @pytest.mark.slow

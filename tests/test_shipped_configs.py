@@ -28,10 +28,12 @@ def test_a_name_trains_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "runs" / "protonet_glyphs" / "0" / "results.json").is_file()
 
 
-def test_a_file_here_comes_before_a_shipped_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_here_comes_before_a_shipped_name_and_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("maml_glyphs").write_text("own: file")
+    Path("photos").mkdir()  # as of the photographs themselves
     assert with_shipped(["--config", "maml_glyphs"]) == ["--config", "maml_glyphs"]
+    assert with_shipped(["--config", "photos"]) == ["--config", str(shipped()["photos"])]
     assert with_shipped(["--config=protonet_glyphs"]) == [f"--config={shipped()['protonet_glyphs']}"]
     assert with_shipped(["--config", "model:\n  a: 1"]) == ["--config", "model:\n  a: 1"]
 

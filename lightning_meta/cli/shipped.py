@@ -39,7 +39,7 @@ def with_shipped(args: Sequence[str]) -> list[str]:
 
 
 def _resolved(value: str) -> str:
-    if not NAME.fullmatch(value) or Path(value).exists():
+    if not NAME.fullmatch(value) or Path(value).is_file():
         return value  # a path, or the text of a configuration
     known = shipped()
     if value in known:

@@ -67,25 +67,29 @@ class InFiles:
         self.folder = folder
         self.classes: dict[str, int] = {}
         self.files: list[dict[str, int]] = []  # by class, the numbers of its files by path
+        self.class_of: dict[str, str] = {}  # by path
 
     def find(self, where: str, name: str, example: str) -> tuple[int, int]:
         """Look a file up; its class is a new one where there is none of this name.
 
         Raises:
-            UserError: There is no such file, or it lies elsewhere.
+            UserError: There is no such file, it lies elsewhere, or another class has it.
         """
+        path = PurePosixPath(example)
+        file = str(path)  # ./a.png and a//b.png have other spellings
         number = self.classes.setdefault(name, len(self.classes))
         if number == len(self.files):
             self.files.append({})
         of_class = self.files[number]
-        if example not in of_class:
-            path = PurePosixPath(example)
+        if file not in of_class:
             if path.is_absolute() or ".." in path.parts:
                 raise UserError(f"{where}: {example} leads out of {self.folder}; put the file below it")
-            if not (self.folder / path).is_file():
+            if not _is_file(self.folder / path):
                 raise UserError(f"{where}: there is no file {self.folder / path}")
-            of_class[example] = len(of_class)
-        return number, of_class[example]
+            if (other := self.class_of.setdefault(file, name)) != name:
+                raise UserError(f"{where}: {file} is of class {name!r} here and of {other!r} above; give it one class")
+            of_class[file] = len(of_class)
+        return number, of_class[file]
 
     def pool(self, input_shape: Sequence[int], invert: bool = False) -> Pool:
         """The images of all files that were found, as `read_images` decodes them.
@@ -102,3 +106,10 @@ class InFiles:
     def sha256(pool: Pool) -> str:
         """The sha256 of decoded images."""
         return hashlib.sha256(pool.x.numpy().data).hexdigest()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # too long a name, for one, is that of no file
+        return False

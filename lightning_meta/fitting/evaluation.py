@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -72,7 +73,9 @@ def evaluate(
     """Test a meta-learner on tasks of every way with every shot.
 
     The tasks of one way and shot are those that `data` draws with these as its `test_ways` and `test_shots`, so that
-    they are the same in every run. Nothing of the module changes, and no file is written::
+    they are the same in every run. No weight of the module changes, and no file is written. A module that was never
+    fitted is tested as it is, with a head of its own for each way where its method has one, and is not bound to the
+    ways and shots of the test afterwards::
 
         model = lm.load("runs/protonet_glyphs/0")
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
@@ -159,6 +162,8 @@ def _several(name: str, given: Any, least: int) -> list[int]:
 
 
 def _tested(trainer: Trainer, module: MetaModule, data: EpisodicDataModule) -> Evaluation:
+    if not module.ready_to_build:  # it would keep what these tasks look like
+        module = copy.deepcopy(module)
     trainer.test(module, datamodule=data, verbose=False)
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
     shape, metric = data.datasets["test"].shape, module.task.metric

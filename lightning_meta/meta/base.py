@@ -101,7 +101,10 @@ class MetaModule(ChecksBatches, Learner, ABC):
     batch_type, data_module = Episode, "EpisodicDataModule"
 
     needs_images: bool = False
-    """Whether it must be given images even where the backbone is frozen, as a method that augments them must."""
+    """Whether it must be given images even where the backbone is frozen, as a method that augments them must.
+
+    Otherwise `adapt` and `predict` may get the features of a frozen backbone, which it passes on, in place of images.
+    """
 
     def __init__(
         self,

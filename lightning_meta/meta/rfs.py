@@ -107,6 +107,11 @@ class RFS(MetaModule):
         self.teacher = None if teacher is None else Teacher(teacher)
         self._taught_by = ""  # the hash of the teacher's weights in the checkpoint
 
+    @property
+    def needs_images(self) -> bool:  # type: ignore[override]  # other methods set it
+        """Whether support images are augmented, or a teacher is asked about images."""
+        return self.augmentation is not None or self.teacher is not None
+
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the classifier of the training classes, which new tasks do not use."""
         if self.augmentation is not None:

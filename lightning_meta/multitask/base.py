@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.backbone_rate import groups_of
+from lightning_meta.backbone_rate import as_groups, groups_of
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import instance
@@ -284,7 +284,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         weighting = list(self.weighting.parameters())
         apart = {id(p) for p in weighting}
         others = (p for p in self.parameters() if id(p) not in apart)
-        groups = groups_of(others, self.backbone, self.backbone_lr_factor)
+        groups = as_groups(groups_of(others, self.backbone, self.backbone_lr_factor))
         return groups + ([{"params": weighting, "weight_decay": 0.0}] if weighting else [])
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:

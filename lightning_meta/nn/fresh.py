@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_meta.building import rebuilding
 from lightning_meta.configuration import build, class_paths, describe
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_object
@@ -24,7 +25,7 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     Args:
         network: What it shall be like. Where it is known how it and its parts were made, that is done again, batch
             normalisation by `per_task`; else it is copied, and every layer that has `reset_parameters` is reset. A
-            published or frozen network has weights that are not drawn, and is copied as it is.
+            published or frozen network, or part of one, has weights that are not drawn, and keeps them.
         seed: Decides the values.
     """
     if isinstance(network, FeatureExtractor) and not network.drawn:
@@ -32,7 +33,8 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     spec = describe(network)
     with seeded(seed):
         if _complete(spec):
-            made: nn.Module = per_task(build(spec, allow=[type(network), *class_paths(spec), *_parts(spec)]))
+            with rebuilding():  # published weights are copied below
+                made: nn.Module = per_task(build(spec, allow=[type(network), *class_paths(spec), *_parts(spec)]))
         else:
             made = copy.deepcopy(network)
             for layer in made.modules():
@@ -40,10 +42,13 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
                     reset()
     for like, new in zip(network.parameters(), made.parameters(), strict=True):
         new.requires_grad_(like.requires_grad)
+    if (parameter := next(network.parameters(), None)) is not None:
+        made.to(parameter)
     for part, new_part in zip(network.modules(), made.modules(), strict=True):
+        if isinstance(part, FeatureExtractor) and not part.drawn:
+            new_part.load_state_dict(part.state_dict())
         new_part.training = part.training  # a layer that the user holds in evaluation mode
-    parameter = next(network.parameters(), None)
-    return made if parameter is None else made.to(parameter)
+    return made
 
 
 def _parts(spec: Any) -> Iterator[Any]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_meta.checks import instance
 from lightning_meta.configuration import Described
+from lightning_meta.errors import UserError
 from lightning_meta.nn.normalization import per_task, task_norms
 
 
@@ -45,8 +46,18 @@ class FeatureExtractor(Described, nn.Module, ABC):
         """Inputs `(M, *input_shape)` to features `(M, F)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs `(M, *input_shape)`, or features `(M, F)` of images, to features `(M, F)`."""
+        """Inputs `(M, *input_shape)`, or features `(M, F)` of images, to features `(M, F)`.
+
+        Raises:
+            UserError: It was unfrozen after data began to serve its features.
+        """
         if self.passes is not None and tuple(x.shape[1:]) == (self.passes,):
+            if any(p.requires_grad for p in self.parameters()):
+                raise UserError(
+                    "backbone: it was unfrozen while its features, computed before, are served in place of images, so "
+                    "it would not be trained; unfreeze it before training begins, or set needs_images = True of the "
+                    "module"
+                )
             return x
         return self.features(x)
 

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_meta.configuration import import_class
 from lightning_meta.errors import UserError
-from lightning_meta.resuming import LONGEST, same_class, shown
+from lightning_meta.resuming import LONGEST, first_weights_of, same_class, shown
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.written import written
 from lightning_meta.specifications import marked
@@ -145,8 +145,7 @@ def _first_weights(model: Any) -> set[str]:
     """The options of a model that only set its first weights; see `TrainedModule`."""
     path = model.get("class_path") if isinstance(model, Mapping) else None
     try:
-        classes = import_class(path).__mro__ if isinstance(path, str) else ()
-        names = {name for cls in classes for name in vars(cls).get("sets_first_weights", ())}
+        names = first_weights_of(import_class(path)) if isinstance(path, str) else set()
     except UserError:  # it is refused where it is made
         names = set()
     return {f"model.{name}" for name in names}

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.data.features import PROBED
+from lightning_meta.errors import UserError
+from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn import MLP, Frozen
 from lightning_meta.run import read_checkpoint
 from lightning_meta.testing import toys
@@ -189,3 +191,81 @@ def test_after_a_test_on_features_it_predicts_images() -> None:
     images, labels = pool.x.view(5, 8, 1, 16, 16), [0] * 4 + [1] * 4
     support, query = (torch.cat([images[0, part], images[1, part]]) for part in (slice(4), slice(4, 8)))
     assert module.predictor(support, labels)(query) == labels
+
+
+# A method that looks at pixels.
+
+
+def rfs(augmented: bool, **options: Any) -> lm.RFS:
+    torch.manual_seed(0)
+    augmentation = lm.Augmentation(2) if augmented else None
+    return lm.RFS(Frozen(conv4()), augmentation, support_views=2, **options)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    torch.manual_seed(1)
+    run = lm.fit(lm.RFS(conv4()), toys.pictures(), name="teacher", runs=tmp_path, seed=0, max_steps=1, **OF_RUNS)
+    return str(run.directory)
+
+
+@pytest.mark.parametrize("reason", ["augmentation", "teacher"])
+def test_support_images_that_are_augmented_and_images_for_a_teacher_stay_images(
+    reason: str, request: pytest.FixtureRequest, tmp_path: Path, cache: Path
+) -> None:
+    options = {"teacher": request.getfixturevalue("teacher")} if reason == "teacher" else {}
+    module = rfs(augmented=reason == "augmentation", **options)
+    run = lm.fit(module, toys.pictures(), name="frozen", runs=tmp_path, seed=0, max_steps=2, **OF_RUNS)
+    assert run.directory is not None
+    assert not cache.exists()
+    loaded = lm.load(run.directory)
+    (found,) = lm.evaluate(loaded, toys.pictures(), accelerator="cpu")
+    assert found.score == pytest.approx(run.metrics["test/accuracy"])
+    pool = toys.NoisyPictures().pools()["test"]
+    images = pool.x.view(5, 8, 1, 16, 16)[:2].flatten(0, 1)
+    labels = [0] * 8 + [1] * 8
+    predictor = loaded.predictor(images, labels)
+    x = loaded.inputs(images)
+    with torch.no_grad():
+        state = loaded.adapt(lm.Examples(x, torch.tensor(labels)), 2)
+    torch.testing.assert_close(predictor.state, state)
+    assert set(predictor(images)) == {0, 1}
+
+
+def test_without_both_it_is_given_features(cache: Path) -> None:
+    features, images = rfs(augmented=False), without_cache_of_rfs(rfs(augmented=False))
+    np.testing.assert_allclose(outputs_of(features), outputs_of(images), atol=1e-4)
+    assert len(list(cache.iterdir())) == 1
+
+
+def without_cache_of_rfs(module: lm.RFS) -> lm.RFS:
+    module.teacher = Teacher("none")  # nobody asks it in a test
+    return module
+
+
+class Unfreezing(lightning.Callback):
+    """Trains the backbone, too, from the second epoch on."""
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == 1:
+            frozen = pl_module.backbone[0].requires_grad_(True)
+            trainer.optimizers[0].add_param_group({"params": list(frozen.parameters())})
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_a_backbone_that_is_unfrozen_in_between_is_not_left_untrained_in_silence() -> None:
+    def fit(module: lm.MetaModule) -> None:
+        trainer = lightning.Trainer(max_epochs=2, callbacks=[Unfreezing()], enable_checkpointing=False, **QUIET)
+        trainer.fit(module, toys.pictures())
+
+    def module() -> lm.MetaModule:
+        torch.manual_seed(0)
+        return lm.ProtoNet(nn.Sequential(Frozen(conv4()), nn.Linear(64, 8)), optimizer=partial(torch.optim.SGD, lr=0.1))
+
+    with pytest.raises(UserError, match=r"^backbone: it was unfrozen while its features.*needs_images = True"):
+        fit(module())
+    on_images = without_cache(module())
+    before = {name: tensor.clone() for name, tensor in on_images.backbone[0].named_parameters()}  # type: ignore[index]
+    fit(on_images)
+    after = dict(on_images.backbone[0].named_parameters())  # type: ignore[index]
+    assert not all(torch.equal(tensor, after[name]) for name, tensor in before.items())

@@ -289,6 +289,10 @@ def test_a_bad_list_is_one_line_before_evaluation(case: str, tmp_path: Path) -> 
         (b'task,set,class,example\n0,"support,a,0\n', "this is no CSV"),
         (b"task,set,class,file\n0,support,a,../x.png\n0,support,b,x.png\n0,query,a,x.png\n", "leads out of"),
         (b"task,set,class,file\n0,support,a,x.png\n0,support,b,y.png\n0,query,a,z.png\n", "line 2: there is no file"),
+        (
+            b"task,set,class,file\n0,support,a,%s\n0,support,b,y.png\n0,query,a,z.png\n" % (b"x" * 300),
+            "line 2: there is",
+        ),
     ],
 )
 def test_a_file_that_is_no_list_is_one_line(content: bytes, line: str, tmp_path: Path) -> None:
@@ -296,6 +300,34 @@ def test_a_file_that_is_no_list_is_one_line(content: bytes, line: str, tmp_path:
     with pytest.raises(UserError) as raised:
         lm.EpisodicDataModule(Tiny(), 2, 1, 1, test_task_list=tmp_path / "list.csv").setup("test")
     assert line in str(raised.value)
+
+
+FILES = [(0, "support", "a", "lab/0.png"), (0, "support", "b", "lab/1.png"), (0, "query", "a", "lab/2.png")]
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        ((0, "query", "a", "lab/./0.png"), "line 5: example lab/./0.png of class 'a' is in the support set of task 0"),
+        ((0, "query", "a", "lab//0.png"), "line 5: example lab//0.png of class 'a' is in the support set of task 0"),
+        ((0, "query", "b", "lab/0.png"), "line 5: lab/0.png is of class 'b' here and of 'a' above"),
+        ((0, "query", "b", "./lab/2.png"), "line 5: lab/2.png is of class 'b' here and of 'a' above"),
+    ],
+)
+def test_a_file_is_one_example_of_one_class_however_it_is_spelled(last: Any, line: str, tmp_path: Path) -> None:
+    for number in range(3):
+        write_image(tmp_path / "lab" / f"{number}.png", number, 16, "1")
+
+    def images(row: Any) -> int:
+        file = write_rows(tmp_path / "list.csv", [*FILES, row], "file")
+        data = lm.EpisodicDataModule(Tiny(), 2, 1, 1, test_task_list=file)
+        return len(data._task_list.pool.x)  # type: ignore[union-attr]
+
+    with pytest.raises(UserError) as raised:
+        images(last)
+    assert line in str(raised.value)
+    write_image(tmp_path / "lab" / "3.png", 3, 16, "1")
+    assert images((0, "query", "b", "./lab/3.png")) == 4
 
 
 def test_what_cannot_be_listed(tmp_path: Path) -> None:

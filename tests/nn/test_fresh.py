@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.configuration import Described, build
-from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12, TaskBatchNorm, per_task
+from lightning_meta.nn import MLP, ChannelNormalized, Conv4, Frozen, LeNet, ResNet12, TaskBatchNorm, per_task
 from lightning_meta.nn.fresh import fresh
 
 
@@ -86,3 +87,25 @@ def test_values_learned_before_are_left_behind() -> None:
     for module in fresh(per_task(Normalised()), 0).modules():
         assert not isinstance(module, nn.BatchNorm1d)
     assert any(isinstance(m, TaskBatchNorm) for m in fresh(per_task(Normalised()), 0).modules())
+
+
+FROZEN_WITHIN = {
+    "with a layer": lambda part: nn.Sequential(part, nn.Linear(48, 2)),
+    "normalised": lambda part: ChannelNormalized(part, [0.5], [0.2]),
+    "of no known arguments": lambda part: Around(nn.Sequential(part)),
+    "alone": lambda part: part,
+}
+
+
+@pytest.mark.parametrize("around", FROZEN_WITHIN.values(), ids=FROZEN_WITHIN)
+def test_what_is_frozen_within_it_keeps_its_weights_and_statistics(around: Any) -> None:
+    network = around(Frozen(Conv4(1, width=3, blocks=2))).double()
+    for tensor in network.state_dict().values():
+        tensor.fill_(9)
+    made = fresh(network, 1)
+    state = {name: t for name, t in made.state_dict().items() if "num_batches" not in name}
+    of_layer = [name for name in state if name.startswith("1.")]
+    assert len(state) - len(of_layer) > 10
+    for name, tensor in state.items():
+        assert bool((tensor == 9).all()) == (name not in of_layer), name
+    assert [p.requires_grad for p in made.parameters()] == [p.requires_grad for p in network.parameters()]
