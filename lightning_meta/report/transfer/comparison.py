@@ -16,10 +16,6 @@ from lightning_meta.report.transfer.matching import Method, differences_in_commo
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
 
 ALPHA = 0.05
-OF_CLASSES = ("auroc", "average_precision", "balanced_accuracy", "f1")
-FEW = 15
-"""Test examples of the rarest class, of which fewer make intervals of `OF_CLASSES` too narrow: in a simulation with 5
-of 90 the interval of an AUROC covered the truth in 87 %, with 18 of 300 in 93 %."""
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
@@ -47,7 +43,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
     notes = (
         *_what_seeds_support(against, transfers),
         *_constants(everyone, names),
-        *_few_of_a_class(against),
+        *_one_of_a_class(against),
         *differences_in_common(against, methods),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
@@ -71,12 +67,13 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     names = list(against.runs[0].tasks)
     scores = [(_scores(method, name), _scores(against, name)) for name in names]
+    classes = [against.runs[0].tasks[name].classes for name in names]
     bounded = [
-        against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all())
-        for name, pair in zip(names, scores, strict=True)
+        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
+        for name, of, pair in zip(names, classes, scores, strict=True)
     ]
     signs = [against.runs[0].tasks[name].sign for name in names]
-    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded)
+    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
     losses, loss_before = _per_seed(method, names, "train_loss"), _per_seed(against, names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = _per_seed(method, names, "gradient_share").mean(0)
@@ -191,17 +188,17 @@ def _constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _few_of_a_class(against: Method) -> list[str]:
-    """A line on tasks whose rarest class has so few test examples that intervals are too narrow."""
+def _one_of_a_class(against: Method) -> list[str]:
+    """A line on tasks that have a class of one test example, and so no interval."""
     tasks = against.runs[0].tasks
-    rarest = {n: min(np.unique(t.targets, return_counts=True)[1]) for n, t in tasks.items() if t.metric in OF_CLASSES}
-    few = [name for name, count in rarest.items() if count < FEW]
-    if not few:
+    classes = {name: task.classes for name, task in tasks.items()}
+    one = [n for n, of in classes.items() if of is not None and (np.unique(of, return_counts=True)[1] == 1).any()]
+    if not one:
         return []
-    shown = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
+    shown = ", ".join(one[:10]) + (f" and {len(one) - 10} more" if len(one) > 10 else "")
     return [
-        f"{len(few)} of {len(tasks)} tasks have fewer than {FEW} test examples of their rarest class; their intervals "
-        f"are too narrow (with 5 examples 95 % ones cover about 87 %): {shown}."
+        f"{len(one)} of {len(tasks)} tasks have no interval, as a single test example is the only one of its class: "
+        f"{shown}."
     ]
 
 

@@ -19,6 +19,7 @@ from lightning_meta.run.tables import read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share", "constant")
+MEANS = ("accuracy", "log_loss", "r2", "mae", "rmse")  # over examples, or the root of one
 ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
 
 
@@ -40,6 +41,7 @@ class TaskResult:
         ids: `(n,)` numbers of the test examples, ascending.
         scores: `(n,)`, what each example adds to the metric; the mean is `test`.
         targets: `(n, d)`.
+        outputs: How many numbers a network predicts for one example.
     """
 
     metric: str
@@ -55,6 +57,25 @@ class TaskResult:
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
+    outputs: int
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """`(n,)` the class of each test example, which decides what it adds to the metric; None where there is none.
+
+        Means over examples treat all alike. Of several yes-or-no labels an example is of that whose rarer value it has,
+        the rarest of them; of 0 where it has none.
+        """
+        labels = self.targets[:, ~np.isnan(self.targets).all(0)]  # narrower rows end in NaN
+        if self.metric in MEANS or not (labels == np.floor(labels)).all() or not labels.size or labels.min() < 0:
+            return None
+        if labels.shape[1] == 1:
+            return labels[:, 0] if labels.max() < max(2, self.outputs) else None
+        if labels.max() > 1:
+            return None
+        rarer = np.where(labels.mean(0) <= 0.5, labels, 1 - labels)
+        first = (rarer / np.maximum(rarer.sum(0), 1)).argmax(1)
+        return np.where(rarer.any(1), first + 1, 0)
 
     @property
     def sign(self) -> int:
@@ -204,8 +225,10 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
     better = row.get("better") or "higher"  # earlier versions had no other metrics
     if better not in ("higher", "lower"):
         raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: better is higher or lower, got {better[:40]!r}")
-    rest = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
-    return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=arrays["target"][mine])
+    outputs = int((~np.isnan(arrays["output"][mine]).all(0)).sum())  # narrower rows end in NaN
+    rest: dict[str, Any] = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
+    targets = arrays["target"][mine]
+    return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=targets, outputs=outputs)
 
 
 def _config(file: Path) -> dict[str, Any]:
