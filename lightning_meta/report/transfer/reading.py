@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from lightning_meta.errors import UserError
+from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, read_text, read_yaml
 from lightning_meta.report.transfer.arrays import read_arrays
 from lightning_meta.run.tables import read_table
@@ -61,21 +62,8 @@ class TaskResult:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """`(n,)` the class of each test example, which decides what it adds to the metric; None where there is none.
-
-        Means over examples treat all alike. Of several yes-or-no labels an example is of that whose rarer value it has,
-        the rarest of them; of 0 where it has none.
-        """
-        labels = self.targets[:, ~np.isnan(self.targets).all(0)]  # narrower rows end in NaN
-        if self.metric in MEANS or not (labels == np.floor(labels)).all() or not labels.size or labels.min() < 0:
-            return None
-        if labels.shape[1] == 1:
-            return labels[:, 0] if labels.max() < max(2, self.outputs) else None
-        if labels.max() > 1:
-            return None
-        rarer = np.where(labels.mean(0) <= 0.5, labels, 1 - labels)
-        first = (rarer / np.maximum(rarer.sum(0), 1)).argmax(1)
-        return np.where(rarer.any(1), first + 1, 0)
+        """`(n,)` the class of each test example, see `classes_of`; None for means, which treat all alike."""
+        return None if self.metric in MEANS else classes_of(self.targets, self.outputs)
 
     @property
     def sign(self) -> int:
