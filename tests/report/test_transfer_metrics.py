@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy import stats
 
 from lightning_meta.multitask.records import TaskRecord
@@ -18,6 +20,7 @@ from lightning_meta.multitask.tables import NOT_BETTER
 from lightning_meta.report.transfer import compare
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.reading import MEANS, TaskResult
+from lightning_meta.report.transfer.table import print_report
 from lightning_meta.tasks import Binary, Regression, Task
 from tests.report.transfer_runs import Simulated, write_run
 
@@ -182,6 +185,56 @@ def test_few_of_a_class_are_few_degrees_of_freedom(tmp_path: Path) -> None:
     assert task.df == pytest.approx(4)
     half = stats.t.ppf(0.975, 4) * 5 / 100 * math.sqrt(np.var(values[:5], ddof=1) / 5)
     assert (task.low, task.high) == pytest.approx((0.1 - half, 0.1 + half))
+
+
+def test_a_metric_of_ones_own_without_parts_has_no_interval(tmp_path: Path) -> None:
+    """Where its value without some example is not defined all scores are the metric, also over several seeds."""
+    rng = np.random.default_rng(0)
+    for method in ("alone", "together"):
+        for seed in range(3):
+            scores = np.full(90, rng.normal()) if method == "alone" else rng.normal(0.7, 0.1, 90)
+            write_run(tmp_path / method / str(seed), {"t": Simulated(scores, metric="gain")}, seed=seed)
+    report = compare([tmp_path / "together"], [tmp_path / "alone"])
+    (task,) = report.methods[0].tasks
+    assert math.isnan(task.low)
+    assert task.p == 1
+    assert any(note.startswith("1 of 1 tasks have no interval") for note in report.notes)
+
+
+def test_a_task_without_a_score_does_not_hide_both_selections(tmp_path: Path) -> None:
+    for method in ("alone", "together"):
+        tasks = {n: Simulated(np.full(9, v), metric="auroc", joint=v - 0.1) for n, v in (("a", 0.8), ("b", 0.6))}
+        tasks["c"] = Simulated(np.full(9, math.nan), metric="auroc", joint=0.5)
+        write_run(tmp_path / method / "0", tasks)
+    report = compare([tmp_path / "together"], [tmp_path / "alone"])
+    assert report.selection["alone"] == pytest.approx((0.7, 0.6, 2))
+    assert report.methods[0].mean_delta_joint == pytest.approx(0.1)
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=140))
+    assert "mean 0.700 over the 2 tasks that have both; with one joint epoch 0.600" in " ".join(text.getvalue().split())
+
+
+def test_selections_of_different_metrics_have_no_mean(tmp_path: Path) -> None:
+    for method in ("alone", "together"):
+        tasks = {m: Simulated(np.full(9, 0.5), metric=m, joint=0.4) for m in ("auroc", "r2")}
+        write_run(tmp_path / method / "0", tasks)
+    assert compare([tmp_path / "together"], [tmp_path / "alone"]).selection == {}
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(
+    ("known", "before", "expected"),
+    [(True, 0.5, 0.2), (False, 0.5, 0.2), (True, 0.04, math.nan), (False, 0.04, 0.2)],
+)
+def test_delta_m_of_errors_does_not_depend_on_units(
+    unit: float, known: bool, before: float, expected: float, tmp_path: Path
+) -> None:
+    """The floor is a share of what a constant prediction has; where that is not known there is none."""
+    row = {"metric": "rmse", "better": "lower", **({"constant": 1.0 * unit} if known else {})}
+    alone, together = runs_of(
+        tmp_path, alone={**row, "test": before * unit}, together={**row, "test": 0.8 * before * unit}
+    )
+    assert compare([together], [alone]).methods[0].delta_m == pytest.approx(expected, nan_ok=True)
 
 
 def result(metric: str, targets: list[Any], outputs: int) -> TaskResult:
