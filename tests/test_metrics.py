@@ -16,13 +16,20 @@ import torch
 from sklearn import metrics as reference
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import BinaryAUROC, BinaryCohenKappa, BinaryFBetaScore, MulticlassMatthewsCorrCoef
-from torchmetrics.regression import PearsonCorrCoef
+from torchmetrics.classification import (
+    BinaryAUROC,
+    BinaryCohenKappa,
+    BinaryFBetaScore,
+    MulticlassCalibrationError,
+    MulticlassMatthewsCorrCoef,
+    MultilabelAccuracy,
+)
+from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef
 
 from lightning_meta.configuration import UntrustedClassError, build, describe
 from lightning_meta.errors import UserError
 from lightning_meta.functional.weighted_metrics import auroc, average_precision, f1, recall
-from lightning_meta.metrics import MOST
+from lightning_meta.metrics import GROUPS
 from lightning_meta.sources import Table
 from lightning_meta.sources.table_targets import Target
 from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
@@ -305,11 +312,90 @@ def test_a_class_of_torchmetrics_or_ones_own_is_a_metric(
     assert task.example_scores(outputs, targets).std() > 0
 
 
-def test_of_very_many_examples_a_class_has_no_interval() -> None:
-    n = MOST + 1
-    scores = Binary(BinaryCohenKappa).example_scores(torch.randn(n, 1), torch.randint(2, (n,)))
-    assert scores.shape == (n,)
-    assert (scores == scores[0]).all()
+def test_many_examples_are_left_out_in_groups() -> None:
+    """By class, and their values vary as those of single examples do."""
+    n, calls = 1000, 0
+    generator = torch.Generator().manual_seed(0)
+    y = (torch.rand(n, generator=generator) < 0.03).long()
+    outputs = torch.randn(n, 1, generator=generator, dtype=torch.float64) + 2 * y[:, None] - 1
+
+    class Counted(BinaryCohenKappa):
+        def compute(self) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return super().compute()
+
+    values = Binary(Counted).example_scores(outputs, y)
+    assert calls <= GROUPS + 1
+    whole = Binary(BinaryCohenKappa).evaluate(outputs, y)
+    assert float(values.mean()) == pytest.approx(whole, rel=1e-9)
+    rows = torch.arange(n)
+    left_out = [Binary(BinaryCohenKappa).evaluate(outputs[rows != j], y[rows != j]) for j in range(n)]
+    single = (n - 1) * (whole - torch.tensor(left_out))
+    for label in (0, 1):
+        spread = float(values[y == label].std())
+        assert spread == pytest.approx(float(single[y == label].std()), rel=0.25 if label == 0 else 1e-6)
+        assert float((values - whole)[y == label].mean()) == pytest.approx(float(single[y == label].mean()), abs=0.02)
+
+
+@pytest.mark.parametrize("n", [7, 1003])
+def test_what_a_mean_over_examples_adds_as_a_class_is_each_examples_own(n: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    outputs, y = torch.randn(2, n, 1, generator=generator, dtype=torch.float64)
+    values = Regression(1, metric=MeanAbsoluteError).example_scores(outputs, y)
+    own = (outputs - y).abs()[:, 0]
+    assert float(values.mean()) == pytest.approx(float(own.mean()), rel=1e-9)
+    if n == 7:
+        torch.testing.assert_close(values, own)
+    else:
+        assert float(values.std()) == pytest.approx(float(own.std()), rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:The variance of predictions or target is close to zero")
+def test_a_class_that_has_no_value_without_an_example_has_no_interval() -> None:
+    y = torch.zeros(8, 1)
+    y[3] = 1
+    task = Regression(1, metric=Pearson)
+    scores = task.example_scores(LOGITS[:8, :1], y)
+    assert torch.equal(scores, torch.full_like(scores, task.evaluate(LOGITS[:8, :1], y)))
+
+
+class Fails(Gain):
+    """It cannot be computed."""
+
+    def compute(self) -> Tensor:
+        raise RuntimeError("no\nway")
+
+
+def test_an_error_of_a_class_names_it() -> None:
+    for ask in (Binary(Fails).evaluate, Binary(Fails).example_scores):
+        with pytest.raises(UserError, match=r"^metric: Fails fails on 60 examples: RuntimeError: no way$"):
+            ask(LOGITS[:, :1], FEW.long())
+
+
+@pytest.mark.parametrize("low", [0.1, -3.0])
+def test_a_class_is_given_probabilities_whatever_the_logits(low: float) -> None:
+    """torchmetrics would take logits of 0.1 to 0.4 for probabilities, and say no to them."""
+    logits, y = torch.full((10, 3), 0.4, dtype=torch.float64), torch.ones(10, 3).long()
+    logits[0], y[0] = low, 0
+    assert Multilabel(3, MultilabelAccuracy).evaluate(logits, y) == pytest.approx(Multilabel(3).evaluate(logits, y))
+    labels = torch.arange(10) % 3
+    error = MulticlassCalibrationError(num_classes=3)
+    expected = float(error(logits.softmax(-1), labels))
+    assert Classification(3, MulticlassCalibrationError).evaluate(logits, labels) == pytest.approx(expected)
+
+
+def namesake(name: str) -> type[Metric]:
+    """A user's metric of a name."""
+    return cast(type[Metric], type(name, (Gain,), {"__module__": __name__}))
+
+
+@pytest.mark.parametrize("name", ["Accuracy", "LogLoss", "MAE", "R2", "F1", "Score", "Loss", "AUROC", "AurocTasks"])
+def test_a_class_with_the_name_of_something_else_is_refused(name: str) -> None:
+    makes: list[Callable[[Any], Task]] = [Binary, lambda m: Regression(1, metric=m), lambda m: Classification(3, m)]
+    for make in makes:
+        with pytest.raises(UserError, match=f"^metric: the class {name} would be logged as .*another name$"):
+            make(namesake(name))
 
 
 def test_torchmetrics_auroc_is_that_of_the_name() -> None:

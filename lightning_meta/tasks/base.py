@@ -106,14 +106,15 @@ class Task(Described, ABC):
         if not len(outputs):
             return nan
         name = metric or self.selection
+        kind = self._choice.kind if self._choice is not None and name == self.selection else None
         if name == self.selection and self.of_examples:
             return float(self.example_scores(outputs, targets).mean())
-        if name in OF_EXAMPLES:
+        if kind is None and name in OF_EXAMPLES:
             return float(self.scores_by(name, outputs, targets).mean())
         if not torch.isfinite(outputs).all():
             return nan
-        if name == self.selection and self._choice is not None and self._choice.kind is not None:
-            return float(value_of_class(self._choice.kind, self.outputs, self.readable(outputs), targets))
+        if kind is not None:
+            return float(value_of_class(kind, self.outputs, self.for_classes(outputs), targets))
         return float(self.measure(name, outputs, targets, torch.ones_like(outputs[:, 0])))
 
     @property
@@ -162,6 +163,13 @@ class Task(Described, ABC):
         """Predictions as people and metrics take them: in the units of the targets; logits of classes as they are."""
         return outputs
 
+    def for_classes(self, outputs: Tensor) -> Tensor:
+        """Predictions as a class that is the `metric` takes them: probabilities of labels, else as `readable`.
+
+        torchmetrics takes numbers in [0, 1] for probabilities and others for logits, batch by batch.
+        """
+        return self.readable(outputs)
+
     def fitted(self, targets: Tensor) -> Task:
         """The task with what it learns from its training targets, such as their mean and scale."""
         return self
@@ -174,5 +182,5 @@ class Task(Described, ABC):
         if not torch.isfinite(outputs).all():
             return torch.full_like(outputs[:, 0], nan)
         if choice.kind is not None:
-            return values_of_class(choice.kind, self.outputs, self.readable(outputs), targets).to(outputs.dtype)
+            return values_of_class(choice.kind, self.outputs, self.for_classes(outputs), targets).to(outputs.dtype)
         return example_values(lambda weights: self.measure(choice.name, outputs, targets, weights), outputs[:, 0])

@@ -95,6 +95,10 @@ class Classification(Task):
             return weights.new_tensor(nan)
         return recall(predicted[:, there], positive[:, there], weights).mean()
 
+    def for_classes(self, outputs: Tensor) -> Tensor:
+        """The probabilities of the classes, `(M, N)`."""
+        return at_least_float32(outputs).softmax(-1)
+
     def check(self, targets: Tensor, outputs: int) -> None:
         """Refuse labels that are not whole numbers in [0, N)."""
         if targets.is_floating_point():
@@ -221,6 +225,10 @@ class Multilabel(Task):
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The mean over labels of the metric of yes against no."""
         return _of_labels(name, outputs, targets > 0, weights)
+
+    def for_classes(self, outputs: Tensor) -> Tensor:
+        """The probability of yes for each label, `(M, K)`."""
+        return at_least_float32(outputs).sigmoid()
 
     def check(self, targets: Tensor, outputs: int) -> None:
         """Refuse labels that are not `(M, K)` of 0 and 1."""

@@ -114,7 +114,7 @@ def test_what_stands_over_all_tasks_by_hand(tmp_path: Path) -> None:
     assert [m.mean_rank for m in report.methods] == pytest.approx(expected[1:])
     assert shared.tasks[0].gap == pytest.approx(0.3)
     assert list(report.selection) == ["independent"]
-    assert report.selection["independent"] == pytest.approx((0.44, 0.4))
+    assert report.selection["independent"] == pytest.approx((0.44, 0.4, 3))
 
 
 def test_mean_ranks_against_scipy() -> None:

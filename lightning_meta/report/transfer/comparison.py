@@ -10,16 +10,13 @@ import numpy as np
 import torch
 
 from lightning_meta.functional.delta_m import FLOOR, delta_m
+from lightning_meta.metrics import NAMED
 from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.matching import Method, differences_in_common, match
-from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
+from lightning_meta.report.transfer.results import MethodTransfer, Selected, TaskTransfer, TransferReport, Verdict
 
 ALPHA = 0.05
-OF_CLASSES = ("auroc", "average_precision", "balanced_accuracy", "f1")
-FEW = 15
-"""Test examples of the rarest class, of which fewer make intervals of `OF_CLASSES` too narrow: in a simulation with 5
-of 90 the interval of an AUROC covered the truth in 87 %, with 18 of 300 in 93 %."""
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
@@ -38,16 +35,11 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
     values = np.array([[_mean(m, name, "test") for name in names] for m in everyone])
     ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in names])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
-    selection = {}
-    for method in everyone:
-        joint = np.array([_mean(method, name, "joint") for name in names])
-        if np.isfinite(joint).all():
-            own = np.array([_mean(method, name, "test") for name in names])
-            selection[method.name] = (float(own.mean()), float(joint.mean()))
+    selection = {m.name: found for m in everyone if (found := _selected(m, names)) is not None}
     notes = (
         *_what_seeds_support(against, transfers),
         *_constants(everyone, names),
-        *_few_of_a_class(against),
+        *_without_interval(everyone, names),
         *differences_in_common(against, methods),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
@@ -71,12 +63,13 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     names = list(against.runs[0].tasks)
     scores = [(_scores(method, name), _scores(against, name)) for name in names]
+    classes = [_classes([method, against], name) for name in names]
     bounded = [
-        against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all())
-        for name, pair in zip(names, scores, strict=True)
+        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
+        for name, of, pair in zip(names, classes, scores, strict=True)
     ]
     signs = [against.runs[0].tasks[name].sign for name in names]
-    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded)
+    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
     losses, loss_before = _per_seed(method, names, "train_loss"), _per_seed(against, names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = _per_seed(method, names, "gradient_share").mean(0)
@@ -120,9 +113,12 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
-        ours, theirs = ([getattr(t, k) for t in comparable] for k in ("value", "baseline"))
-        higher = torch.tensor([t.better == "higher" for t in comparable])
-        change = delta_m(torch.tensor(ours, dtype=torch.float64), torch.tensor(theirs, dtype=torch.float64), higher)
+        units = [_unit(t, _mean(against, t.task, "constant")) for t in comparable]
+        ours, theirs = (
+            torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
+            for k in ("value", "baseline")
+        )
+        change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
         relative, excluded = change.relative.item(), int(change.excluded)
     return MethodTransfer(
         method=method.name,
@@ -130,7 +126,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         delta_m=relative,
         delta_m_excluded=excluded,
         mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
-        mean_delta_joint=float(np.mean([t.delta_joint for t in comparable])) if comparable else math.nan,
+        mean_delta_joint=float(np.mean([t.delta_joint for t in tasks if math.isfinite(t.delta_joint)] or [math.nan])),
         harmed=sum(t.verdict == "hurt" for t in tasks) / len(tasks),
         helped=sum(t.verdict == "helped" for t in tasks) / len(tasks),
         worst=worst,
@@ -138,6 +134,16 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
         dominating=tuple(dominating),
     )
+
+
+def _unit(task: TaskTransfer, constant: float) -> float:
+    """What a metric is divided by in Δm, whose floor is for numbers near 1: errors by those of a constant prediction.
+
+    Where these are not known, by the baseline's own, so that there is no floor.
+    """
+    if task.better == "higher":
+        return 1.0
+    return next((unit for unit in (constant, task.baseline) if math.isfinite(unit) and unit > 0), 1.0)
 
 
 def _what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
@@ -172,7 +178,10 @@ def _what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) ->
     if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
         lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; read Δm, or the tasks one by one.")
     if excluded := max(m.delta_m_excluded for m in transfers):
-        lines.append(f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}.")
+        lines.append(
+            f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}, of errors "
+            f"below {FLOOR} of what a constant prediction has."
+        )
     return lines
 
 
@@ -183,26 +192,46 @@ def _constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
         tasks = method.runs[0].tasks
         reached = {name: tasks[name].sign * (_mean(method, name, "test") - tasks[name].constant) for name in names}
         if failed := [name for name, difference in reached.items() if difference <= 0]:
-            shown = ", ".join(failed[:10]) + (f" and {len(failed) - 10} more" if len(failed) > 10 else "")
             lines.append(
-                f"{method.name} is not better than a constant, the majority class or the mean of the training targets, "
-                f"in {len(failed)} of {len(names)} tasks: {shown}."
+                f"{method.name} is not better than a constant, the best prediction that ignores the input, "
+                f"in {len(failed)} of {len(names)} tasks: {_some(failed)}."
             )
     return lines
 
 
-def _few_of_a_class(against: Method) -> list[str]:
-    """A line on tasks whose rarest class has so few test examples that intervals are too narrow."""
-    tasks = against.runs[0].tasks
-    rarest = {n: min(np.unique(t.targets, return_counts=True)[1]) for n, t in tasks.items() if t.metric in OF_CLASSES}
-    few = [name for name, count in rarest.items() if count < FEW]
-    if not few:
+def _classes(methods: Sequence[Method], task: str) -> np.ndarray | None:
+    """The class of each test example; each its own, and so no interval, where a metric's parts are not known."""
+    results = [run.tasks[task] for method in methods for run in method.runs]
+    if results[0].metric not in NAMED and any((r.scores == r.scores[0]).all() for r in results):
+        return np.arange(len(results[0].ids))
+    return results[0].classes
+
+
+def _without_interval(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line on tasks that have no interval, as a class has one test example or a metric cannot do without some."""
+    classes = {name: _classes(methods, name) for name in names}
+    one = [n for n, of in classes.items() if of is not None and (np.unique(of, return_counts=True)[1] == 1).any()]
+    if not one:
         return []
-    shown = ", ".join(few[:10]) + (f" and {len(few) - 10} more" if len(few) > 10 else "")
     return [
-        f"{len(few)} of {len(tasks)} tasks have fewer than {FEW} test examples of their rarest class; their intervals "
-        f"are too narrow (with 5 examples 95 % ones cover about 87 %): {shown}."
+        f"{len(one)} of {len(names)} tasks have no interval, as a test example is the only one of its class, or the "
+        f"metric is not defined without it: {_some(one)}."
     ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _selected(method: Method, names: Sequence[str]) -> Selected | None:
+    """A method's mean metric, selected by task and jointly; None where it selects in one way, or metrics mix."""
+    results = method.runs[0].tasks
+    both = [(_mean(method, name, "test"), _mean(method, name, "joint")) for name in names]
+    known = [pair for pair in both if np.isfinite(pair).all()]
+    if not known or len({results[name].metric for name in names}) > 1:
+        return None
+    own, joint = np.mean(known, axis=0)
+    return Selected(float(own), float(joint), len(known))
 
 
 def _scores(method: Method, task: str) -> np.ndarray:

@@ -11,7 +11,8 @@ from scipy.special import stdtr, stdtrit
 LEVEL = 0.95
 METHOD = (
     "Metrics that are no means over examples (AUROC and others) enter by what each example adds to them (infinitesimal "
-    "jackknife; of the AUROC that is DeLong's method). "
+    "jackknife; of the AUROC that is DeLong's method), with a variance for each class of test examples: few of a class "
+    "are few degrees of freedom, and where there is one the task has no interval. "
     "Two-way random-effects analysis of variance (seeds x test examples, no replication) of the paired differences, "
     "Satterthwaite degrees of freedom, t interval; the variance between seeds is moderated over tasks (empirical "
     "Bayes, Smyth 2004) and never taken below the task's own; for accuracy two pseudo-examples are added (Agresti and "
@@ -40,7 +41,9 @@ class Intervals:
     p_holm: np.ndarray
 
 
-def paired_intervals(differences: Sequence[np.ndarray], bounded: Sequence[bool]) -> Intervals:
+def paired_intervals(
+    differences: Sequence[np.ndarray], bounded: Sequence[bool], classes: Sequence[np.ndarray | None] | None = None
+) -> Intervals:
     r"""The 95 % interval of each task's mean difference, over new seeds and new test examples.
 
     With $d_{sj} = \Delta + a_s + b_j + e_{sj}$, seed s of S and test example j of n, all effects random,
@@ -52,6 +55,10 @@ def paired_intervals(differences: Sequence[np.ndarray], bounded: Sequence[bool])
     Satterthwaite's (1946). Three seeds give $M_a$ two degrees of freedom, too few for 50 tests: `moderated` pools it.
     One seed has no $M_a$: its interval is over test examples alone.
 
+    Where examples have classes c of $n_c$, each has a variance of its own, with $n_c - 1$ degrees of freedom:
+    $M_b = \frac{1}{n} \sum_c n_c M_{b,c} + M_{between}$, and $M_e$ alike. What an example of a rare class adds to an
+    AUROC varies far more than that of others, so that one variance of all would pretend to many degrees of freedom.
+
     Differences of scores in [0, 1] get two pseudo-examples, ½ of +1, ½ of −1 and 1 of 0 (Agresti and Min 2005), so that
     20 examples on which two methods agree do not pass for certainty: the interval is centred at
     $n \bar d / (n + 2)$ and clipped to [−1, 1].
@@ -59,19 +66,22 @@ def paired_intervals(differences: Sequence[np.ndarray], bounded: Sequence[bool])
     Args:
         differences: By task, `(S, n_i)` method − baseline, each with the same seed and test example.
         bounded: By task, whether scores lie in [0, 1].
+        classes: By task, `(n_i,)` the class of each test example; None where the metric is a mean over examples, or
+            there are no classes. Not for tasks that are `bounded`.
     """
     seeds = len(differences[0])
-    tables = [_Table(d, b) for d, b in zip(differences, bounded, strict=True)]
+    classes = [None] * len(differences) if classes is None else classes
+    tables = [_Table(*of) for of in zip(differences, bounded, classes, strict=True)]
     count = np.array([t.count for t in tables], dtype=float)
-    between_examples, residual = (np.array([getattr(t, k) for t in tables]) for k in ("examples", "residual"))
+    between_examples, df_examples = (np.array([getattr(t, k) for t in tables]) for k in ("examples", "df_examples"))
+    residual, df_residual = (np.array([getattr(t, k) for t in tables]) for k in ("residual", "df_residual"))
     with np.errstate(all="ignore"):
-        terms = [(between_examples, count - 1)]
+        terms = [(between_examples, df_examples)]
         largest = between_examples
         if seeds > 1:
             own = np.array([t.seeds for t in tables])
             sizes = np.array([d.shape[1] for d in differences])
             between_seeds, df_seeds = moderated(own, residual, sizes, seeds)
-            df_residual = (seeds - 1) * np.maximum(sizes - 1.0, 1)
             terms += [(between_seeds, df_seeds), (residual, df_residual)]
             total = between_seeds + between_examples - residual
             largest = np.maximum.reduce([total, between_seeds, between_examples, residual])
@@ -143,20 +153,51 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 class _Table:
-    """The mean squares of `(S, n)` differences, and their mean with pseudo-examples."""
+    """The mean squares of `(S, n)` differences with their degrees of freedom, and their mean with pseudo-examples."""
 
-    def __init__(self, differences: np.ndarray, bounded: bool) -> None:
+    def __init__(self, differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> None:
         seeds, n = differences.shape
         self.count = n + 2 if bounded else n
-        mean, of_seed, of_example = differences.mean(), differences.mean(1), differences.mean(0)
+        mean, of_seed = differences.mean(), differences.mean(1)
         self.centre = mean * n / self.count
-        squares = ((of_example - self.centre) ** 2).sum() + bounded * (1 + 2 * self.centre**2)
-        self.examples = seeds * squares / (self.count - 1) if n > 1 else np.nan
-        rest = differences - of_seed[:, None] - of_example + mean
-        free = (seeds - 1) * (n - 1)
         self.seeds = n * ((of_seed - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
-        self.residual = (rest**2).sum() / free if free else 0.0
+        if classes is None:
+            of_example = differences.mean(0)
+            squares = ((of_example - self.centre) ** 2).sum() + bounded * (1 + 2 * self.centre**2)
+            self.examples = seeds * squares / (self.count - 1) if n > 1 else np.nan
+            self.df_examples = self.count - 1.0
+            free = (seeds - 1) * (n - 1)
+            self.residual = _residual(differences) / free if free else 0.0
+            self.df_residual = (seeds - 1) * max(n - 1.0, 1)
+        else:
+            self._by_class(differences, classes)
         negligible = 1e-24 * (differences**2).mean()  # what rounding makes of zero
         self.examples, self.seeds, self.residual = (
             0.0 if m <= negligible else m for m in (self.examples, self.seeds, self.residual)
         )
+
+    def _by_class(self, differences: np.ndarray, classes: np.ndarray) -> None:
+        seeds, n = differences.shape
+        of = [differences[:, classes == c] for c in np.unique(classes)]
+        sizes, means = np.array([d.shape[1] for d in of]), np.array([d.mean() for d in of])
+        free = np.where(sizes > 1, sizes - 1, np.nan)  # of one example there is no variance
+        shares = sizes / n
+        within = shares * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in of] / free
+        between = seeds * (sizes * (means - differences.mean()) ** 2).sum() / max(n - 1, 1)
+        self.examples, self.df_examples = _sum(np.append(within, between), np.append(free, max(n - 1, 1)))
+        self.residual, self.df_residual = 0.0, 1.0
+        if seeds > 1:
+            rest = shares * [_residual(d) for d in of] / ((seeds - 1) * free)
+            self.residual, self.df_residual = _sum(rest, (seeds - 1) * free)
+
+
+def _residual(differences: np.ndarray) -> float:
+    """The sum of squares that neither seeds nor examples explain."""
+    rest = differences - differences.mean(1, keepdims=True) - differences.mean(0) + differences.mean()
+    return float((rest**2).sum())
+
+
+def _sum(parts: np.ndarray, df: np.ndarray) -> tuple[float, float]:
+    """A sum of mean squares, and Satterthwaite's degrees of freedom of it."""
+    total = parts.sum()
+    return float(total), float(total**2 / (parts**2 / df).sum()) if total > 0 else float(df.min())

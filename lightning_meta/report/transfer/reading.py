@@ -13,12 +13,14 @@ import numpy as np
 import yaml
 
 from lightning_meta.errors import UserError
+from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, read_text, read_yaml
 from lightning_meta.report.transfer.arrays import read_arrays
 from lightning_meta.run.tables import read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share", "constant")
+MEANS = ("accuracy", "log_loss", "r2", "mae", "rmse")  # over examples, or the root of one
 ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
 
 
@@ -40,6 +42,7 @@ class TaskResult:
         ids: `(n,)` numbers of the test examples, ascending.
         scores: `(n,)`, what each example adds to the metric; the mean is `test`.
         targets: `(n, d)`.
+        outputs: How many numbers a network predicts for one example.
     """
 
     metric: str
@@ -55,6 +58,12 @@ class TaskResult:
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
+    outputs: int
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """`(n,)` the class of each test example, see `classes_of`; None for means, which treat all alike."""
+        return None if self.metric in MEANS else classes_of(self.targets, self.outputs)
 
     @property
     def sign(self) -> int:
@@ -204,8 +213,10 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
     better = row.get("better") or "higher"  # earlier versions had no other metrics
     if better not in ("higher", "lower"):
         raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: better is higher or lower, got {better[:40]!r}")
-    rest = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
-    return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=arrays["target"][mine])
+    outputs = int((~np.isnan(arrays["output"][mine]).all(0)).sum())  # narrower rows end in NaN
+    rest: dict[str, Any] = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
+    targets = arrays["target"][mine]
+    return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=targets, outputs=outputs)
 
 
 def _config(file: Path) -> dict[str, Any]:

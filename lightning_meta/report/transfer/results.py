@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verdict = Literal["helped", "hurt", "no difference shown", "not comparable"]
 
@@ -71,7 +71,8 @@ class MethodTransfer:
         method: Its name.
         tasks: In the order of the data.
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
-        delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`.
+        delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`; errors
+            are measured by that of a constant prediction.
         mean_delta: The mean Δ over all tasks, in the metric's units.
         mean_delta_joint: The same against the baseline with one selected epoch for all tasks, as the method has; NaN
             where the baseline selects so anyway.
@@ -97,6 +98,20 @@ class MethodTransfer:
     dominating: tuple[str, ...]
 
 
+class Selected(NamedTuple):
+    """A method's mean metric over the tasks that have it under both selections.
+
+    Attributes:
+        own: With each task's own best epoch.
+        joint: With one epoch for all.
+        tasks: How many tasks.
+    """
+
+    own: float
+    joint: float
+    tasks: int
+
+
 @dataclass(frozen=True)
 class TransferReport:
     """Methods against a baseline.
@@ -106,7 +121,8 @@ class TransferReport:
         seeds: Those that every method was run with.
         methods: In the order given.
         baseline_rank: The baseline's mean rank.
-        selection: By method that selects an epoch for each task: its mean metric so, and with one joint epoch.
+        selection: By method that selects an epoch for each task: its mean metric so, and with one joint epoch. Empty
+            where tasks have different metrics.
         notes: What a reader must know, one line each.
     """
 
@@ -114,5 +130,5 @@ class TransferReport:
     seeds: tuple[int, ...]
     methods: tuple[MethodTransfer, ...]
     baseline_rank: float
-    selection: dict[str, tuple[float, float]]
+    selection: dict[str, Selected]
     notes: tuple[str, ...]

@@ -32,10 +32,11 @@ def print_report(report: TransferReport, console: Console | None = None) -> None
         _print_tasks(console, method, report, narrow=console.width < NARROW)
     console.print(_methods(report))
     metric = _common_metric(report.methods[0])
-    for name, (own, joint) in report.selection.items():
+    for name, (own, joint, count) in report.selection.items():
+        of = "" if count == len(report.methods[0].tasks) else f" over the {count} tasks that have both"
         console.print(
             Text(
-                f"{printable(name)} selects each task's own best epoch: mean {metric_text(metric, own)}; "
+                f"{printable(name)} selects each task's own best epoch: mean {metric_text(metric, own)}{of}; "
                 f"with one joint epoch {metric_text(metric, joint)}."
             )
         )
