@@ -135,7 +135,7 @@ def check_mode(whose: str, monitor: str, mode: str) -> None:
     """
     parts = _parts(monitor)
     alone = "_".join(_words(parts[0])) if parts else ""
-    if alone in [*_MAX, *_MIN, "score"] and (wrong := contradiction(monitor, mode)):
+    if alone in [*_MAX, *_MIN, "balanced_accuracy", "log_loss", "score"] and (wrong := contradiction(monitor, mode)):
         raise UserError(f"{whose}: {wrong}; give mode: {'max' if mode == 'min' else 'min'}")
 
 

@@ -8,8 +8,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.modes import check_mode, contradiction, mode_of
 
 ALONE = {
-    "max": "val/accuracy val/accuracy/greek val/r2 val/R² val_f1 valAcc accuracy",
-    "min": "val/loss val/mse val_loss",
+    "max": "val/balanced_accuracy val/accuracy val/accuracy/greek val/r2 val/R² val_f1 valAcc accuracy",
+    "min": "val/loss val/mse val_loss val/log_loss val/log_loss/greek",
 }
 LARGE = f"""{ALONE["max"]} val/accuracy_step_3 val/top5_accuracy val/score val/joint_score val/auroc/x val/neg_mse
 val/log_likelihood val/explained_variance val/reward val/f1score val/MulticlassF1Score val/R2Score val/mIoU val/miou

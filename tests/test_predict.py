@@ -14,6 +14,7 @@ from PIL import Image
 from lightning_meta import load
 from lightning_meta.cli import main
 from lightning_meta.data.images import image_files, labelled_files, read_images, read_labelled
+from lightning_meta.sources.labels_file import files_of_table
 from tests.test_cli import MAML, TRAINER
 
 SIZE = 16
@@ -152,6 +153,17 @@ def test_a_flat_folder_and_a_table_of_labels_are_the_same_support_set(trained: P
     command = ["predict", "--ckpt_path", str(run), "--support", "flat", "--labels", "labels.csv", "--query", "query"]
     assert main([*command, "--out", "table.csv"]) == 0
     assert Path("folders.csv").read_text() == Path("table.csv").read_text()
+
+
+def test_labels_are_told_apart_as_they_are_written(tmp_path: Path) -> None:
+    labels = ["01", "1", "1.0", "007", "7", "+7"]
+    flat = tmp_path / "numbered"
+    flat.mkdir()
+    for number in range(len(labels)):
+        picture(0, number).save(flat / f"{number}.png")
+    lines = [f"{number}.png, {label}" for number, label in enumerate(labels)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines]))
+    assert files_of_table(flat, tmp_path / "labels.csv")[1] == labels
 
 
 BAD_TABLES = {

@@ -19,8 +19,14 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """A progress bar on stderr: only on a terminal, and only for what takes more than a second."""
-    shown: Iterable[T] = tqdm(items, desc=f"decoding {what}", total=total, unit="", delay=1, leave=False, disable=None)
+    """A progress bar on stderr: only on a terminal, and only for what takes more than a second.
+
+    Args:
+        items: What is gone through.
+        what: What is done, as the bar says it.
+        total: How many; by default the length of `items`.
+    """
+    shown: Iterable[T] = tqdm(items, desc=what, total=total, unit="", delay=1, leave=False, disable=None)
     return shown
 
 

@@ -30,6 +30,7 @@ from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec
 
 if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are cached: neither is loaded without need
+    from lightning_meta.data.features import Kept
     from lightning_meta.data.task_list import TaskList
     from lightning_meta.nn.frozen import FeatureExtractor
 
@@ -129,6 +130,7 @@ class EpisodicDataModule(SourceDataModule):
         self.test_task_list = None if test_task_list is None else Path(test_task_list).expanduser()
         self._largest_test_shape: EpisodeShape | None = None
         self.datasets: dict[Split, Episodes] = {}
+        self._features: Kept = {}
         self.spec: EpisodeSpec | None = None
 
     @property
@@ -254,7 +256,7 @@ class EpisodicDataModule(SourceDataModule):
             file: Where to, a CSV file; `docs/evaluation.md` says what is in it.
 
         Raises:
-            UserError: The tasks are made, or listed already.
+            UserError: The tasks are made, or listed already, or too many for a list.
         """
         from lightning_meta.data.task_list import write_task_list
 
@@ -356,7 +358,7 @@ class EpisodicDataModule(SourceDataModule):
             from lightning_meta.data.features import feature_pool
 
             assert self.trainer is not None
-            pool = feature_pool(self.trainer, backbone, pool, content)
+            pool = feature_pool(self.trainer, backbone, pool, content, self._features)
         return self.placed(pool)
 
     def _shape(self, split: Split) -> EpisodeShape:

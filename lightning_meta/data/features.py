@@ -42,7 +42,11 @@ def backbone_of_features(trainer: Trainer | None, input_shape: tuple[int, ...]) 
     return part if known else None
 
 
-def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str) -> Pool:
+Kept = dict[str, tuple[Path, tuple[int, ...], Tensor]]
+"""By examples: the file that was read last, what told it from an earlier one of its name, and its features."""
+
+
+def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str, kept: Kept) -> Pool:
     """The features of a pool's examples as a pool, from the cache; computed first by one process of each machine.
 
     The file is named by all that decides what is in it: the examples, the backbone's weights and how it was made, the
@@ -54,6 +58,7 @@ def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examp
         backbone: The frozen part of the module's backbone.
         pool: Images.
         examples: What identifies them, such as the hash of a data set and the split; "" where it is not known.
+        kept: What was read before, so that a file is read and checked once; it is added to.
 
     Returns:
         A pool of `(n, F)`, with the same classes.
@@ -65,7 +70,7 @@ def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examp
     path = cache_folder() / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     features = None
     if trainer.local_rank == 0:
-        features = _read(path)
+        features = _read_once(path, examples, kept)
         if features is not None and not _probe(trainer, backbone, pool, features):
             _log.warning("the cached features in %s are not those of this backbone any more; they are made again", path)
             features = None
@@ -75,7 +80,7 @@ def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examp
                 sha = hashlib.sha256(bytes_of(computed)).hexdigest()
                 save_file({"features": computed}, temporary, metadata={"key": key, "sha256": sha})
     trainer.strategy.barrier("features")  # of all machines, each of which has its own cache or shares one
-    features = _read(path) if features is None else features
+    features = _read_once(path, examples, kept)
     if features is None:
         raise UserError(f"{path}: cannot be read back after it was written; is the disk sound?")
     names, times = tuple(pool.class_names(range(pool.num_classes))), pool.rotations
@@ -137,6 +142,22 @@ def _key(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str
         "device": module.device.type,
     }
     return json.dumps(about, sort_keys=True)
+
+
+def _read_once(path: Path, examples: str, kept: Kept) -> Tensor | None:
+    """As `_read`, unless the very file was read before."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    version = found.st_ino, found.st_mtime_ns, found.st_size
+    known = kept.get(examples)
+    if known is not None and known[:2] == (path, version):
+        return known[2]
+    features = _read(path)
+    if features is not None:
+        kept[examples] = path, version, features
+    return features
 
 
 def _read(path: Path) -> Tensor | None:

@@ -94,7 +94,7 @@ class ImageFilesSource(DecodedSource):
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             decoded = threads.map(lambda file: decode(file, self.image_size, self.channels), files)
-            for i, image in enumerate(progress(decoded, f"the {split} images", total=len(files))):
+            for i, image in enumerate(progress(decoded, f"decoding the {split} images", total=len(files))):
                 x[i] = image
         sizes = torch.tensor([len(of_class) for of_class in classes.values()], dtype=torch.int64)
         groups = tuple(name.rpartition("/")[0] for name in classes)

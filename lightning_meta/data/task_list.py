@@ -134,6 +134,9 @@ def write_task_list(file: Path, dataset: EpisodeDataset, names: Mapping[str, Seq
         file: Where to.
         dataset: The tasks.
         names: By class of the pool, the names of its examples in order, where they have some.
+
+    Raises:
+        UserError: The list would be larger than those that are read; nothing is left of it.
     """
     pool, size = dataset.origin, dataset.meta_batch_size
     assert isinstance(pool, Pool)
@@ -150,6 +153,11 @@ def write_task_list(file: Path, dataset: EpisodeDataset, names: Mapping[str, Seq
                         own = names.get(pool.names[number % len(pool.names)])
                         examples = [own[member] for member in drawn] if own else drawn
                         writer.writerows(as_cells([task, part, name, example]) for example in examples)
+            if out.tell() > LARGEST_TABLE:
+                raise UserError(
+                    f"{file}: the list would be larger than {LARGEST_TABLE:,} bytes, the most that is read; write "
+                    f"fewer than {len(dataset):,} tasks"
+                )
 
 
 def collect(rows: Iterable[Row], find: Find) -> ListedTasks:

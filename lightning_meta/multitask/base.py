@@ -18,6 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
+from lightning_meta.metrics import NAMED, SMALL_IS_GOOD
 from lightning_meta.modes import Mode
 from lightning_meta.multitask.combining import CombinesGradients
 from lightning_meta.multitask.records import RecordTable, TaskRecords
@@ -58,9 +59,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
           chose another metric, and `auroc` where labels are rare; a large value is good. Metrics of which less is
           better enter with a minus sign, errors in units of the training targets' standard deviation. No task counts as
           worse than twice the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that
-          one task cannot decide alone; a line warns where one does. The best checkpoint and early stopping should
-          follow `val/score`: `lightning_meta.fit` does by default, and a configuration says
-          `checkpoint: {monitor: val/score}`.
+          one task cannot decide alone; a line at the end of training says where one does in the best validation. The
+          best checkpoint and early stopping should follow `val/score`: `lightning_meta.fit` does by default, and a
+          configuration says `checkpoint: {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
           (in the units of the targets), and `test` alike: of each task, over every labelled example of the split. A
           task has the metric that it is selected by, and of these the first two if it has classes or several labels,
@@ -118,6 +119,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         backbone_weights: str | None = None,
     ) -> None:
         super().__init__(backbone, tasks, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights)
+        if hasattr(type(self), "selection_score"):
+            raise UserError(
+                f"{type(self).__name__}.selection_score is not called any more; give `followed`, what each task is "
+                "selected by, or `kept`, what is logged in place of the scores of the weights at hand"
+            )
         check_head(head_hidden, head_dropout)
         if stems is not None:
             instance("stems", stems, Mapping)
@@ -137,6 +143,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
         self._warned: set[str] = set()  # stages in which a task's score was at its floor
+        self._at_floor = ""  # the line of the best validation
         self._step_gradients = StepGradients()
 
     # What a method is.
@@ -235,26 +242,32 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         super().setup(stage)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As of every module; a run of before that is resumed keeps the metrics that it was selected by."""
+        """As of every module; a resumed run of an earlier version keeps the metrics that it was selected by."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn != "fit":
             return
         stored = (checkpoint.get("lightning_meta") or {}).get("init_args") or {}
-        spec = as_before(self.spec, stored.get("tasks"))
-        if spec is not self.spec:
+        before = self.spec
+        spec = as_before(before, stored.get("tasks"))
+        if spec is not before:
             self.tasks = spec
             self.update_init_args(tasks=spec)
             if self.trainer.is_global_zero:
-                _log.info("metric: the run goes on with the metrics of its checkpoint, whatever the balance of labels")
+                changed = [name for name, task in spec.tasks.items() if task is not before.tasks[name]]
+                _log.info(
+                    "metric: the run was begun by an earlier version, and goes on with %s for its %d tasks of rare "
+                    "labels, in place of %s",
+                    *(spec.tasks[changed[0]].selection, len(changed), before.tasks[changed[0]].selection),
+                )
 
     def forget_best(self) -> None:
         """Let the best validations begin anew, where a resumed run follows another metric, or has other data."""
         self.best.forget()
 
     def metric_modes(self) -> dict[str, Mode]:
-        """Whether a good value is large or small, by name of the metrics of torchmetrics or of the user's own."""
-        own = [task for task in self.spec.tasks.values() if task.selection not in task.names]
-        return {task.selection: task.selection_mode for task in own}
+        """Whether a good value is large or small, by name of what is logged: named metrics and classes."""
+        modes: dict[str, Mode] = {name: "min" if name in SMALL_IS_GOOD else "max" for name in (*NAMED, "score")}
+        return {**modes, "loss": "min", **{task.selection: task.selection_mode for task in self.spec.tasks.values()}}
 
     def check_data(self, spec: TasksSpec) -> None:
         """Refuse other tasks, and warn of inputs that differ."""
@@ -370,12 +383,22 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """Log the scores; in training, note each task's best."""
         table, values = self._report("val", self.records["val"])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            losses = torch.tensor([table.of[name].loss() for name in self.names], dtype=torch.float64)
+            losses = torch.tensor([values[f"val/loss/{name}"] for name in self.names], dtype=torch.float64)
             followed = self.followed(table, values)
-            self.on_improved(self.best.update(followed, losses, self.global_step))
+            improved = self.best.update(followed, losses, self.global_step)
+            self.on_improved(improved)
             values |= self.kept(followed, values)
+            if improved.mean:
+                self._at_floor = self._floor_line(table)
+        elif self.trainer.state.fn != "fit":
+            self._warn("val", self._floor_line(table))
         self.log("val/score", values.pop("val/score"), prog_bar=True)
         self.log_dict(values)
+
+    def on_train_end(self) -> None:
+        """Say whether a task's score was at its floor in the best validation."""
+        super().on_train_end()
+        self._warn("val", self._at_floor)
 
     def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
         """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
@@ -388,6 +411,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test split, and keep the table of tasks as `test_report`."""
         table, values = self._report("test", self.records["test"])
+        self._warn("test", self._floor_line(table))
         self.log_dict({**values, "test/tasks": float(len(self.names))})
         beside = {stage: self._computed(records) for stage, records in self.records.items() if stage != "test"}
         directory = self.trainer.log_dir  # asks the other ranks
@@ -486,12 +510,17 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         table, tasks = self._computed(records), self.spec.tasks
         ranked = {name: table.of[name].ranked_score(task) for name, task in tasks.items()}
         scores = {n: {task.selection: ranked[n], **table.of[n].metrics(task)} for n, task in tasks.items()}
-        losses = {f"{stage}/loss/{name}": table.of[name].loss() for name in tasks}
+        losses = {f"{stage}/loss/{name}": table.of[name].ranked_loss() for name in tasks}
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
         values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
-        line = at_floor(tasks, list(ranked.values()))
-        if line and stage not in self._warned and not self.trainer.sanity_checking and self.trainer.is_global_zero:
+        return table, values
+
+    def _floor_line(self, table: RecordTable) -> str:
+        tasks = self.spec.tasks
+        return at_floor(tasks, [table.of[name].ranked_score(task) for name, task in tasks.items()])
+
+    def _warn(self, stage: str, line: str) -> None:
+        if line and stage not in self._warned and self.trainer.is_global_zero:
             self._warned.add(stage)
             _log.warning("%s: %s", stage, line)
-        return table, values

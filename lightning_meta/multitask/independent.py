@@ -156,14 +156,16 @@ class Independent(MultiTaskModule):
         if monitor == SCORE:
             return {SCORE: mean_of_known(list(best.values()))}
         of_task = of_tasks(monitor, self.names, logged)
-        names = [name for name in of_task if monitor.endswith(f"/{name}")] or list(of_task)
+        own = monitor.partition("/")[2].partition("/")[2]
+        names = [own] if own in of_task else list(of_task)
         return {monitor: mean_of_known([best[name] for name in names])} if names else {}
 
     @property
     def tie_breaker(self) -> float:
         """What decides between checkpoints of one `val/score`; smaller is better.
 
-        The newest whose kept weights improved: by a lower loss at the same score, or those of the best mean.
+        The checkpoint in which a task's kept weights, or those of the best mean, are the newest: at one score they may
+        still improve by their loss.
         """
         return -float(max(self.best.mean_step, *self.best.steps))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan, nan
+from math import inf, isnan, nan
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class TaskRecord:
     def loss(self) -> float:
         """The mean loss; NaN where there is no example."""
         return float(self.losses.double().mean()) if len(self.ids) else float("nan")
+
+    def ranked_loss(self) -> float:
+        """As `loss`, but infinite where predictions that are not finite made it NaN: see `ranked_score`."""
+        loss = self.loss()
+        return inf if len(self.ids) and isnan(loss) else loss
 
     def metrics(self, task: Task) -> dict[str, float]:
         """The task's further metrics by name; NaN where there is no example, or where one is not defined."""

@@ -15,7 +15,7 @@ from lightning_meta.tasks import Task, TasksSpec
 
 STAGES = ("train", "val", "test")
 NOT_BETTER = "not better than a constant"
-"""The mark of a task whose test score the majority class, or the mean of the training targets, has as well."""
+"""The mark of a task whose test score the best prediction that ignores the input has as well."""
 
 
 def mean_of_known(values: Tensor | Sequence[float]) -> float:

@@ -24,7 +24,7 @@ def check_modes(trainer: Trainer) -> None:
 
 
 def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
-    """Refuse a mode that takes a bad value of a task's metric for a good one, where the metric is a class.
+    """Refuse a mode that takes a bad value of what a multi-task module logs for a good one.
 
     Raises:
         UserError: The metric and the mode that it needs.

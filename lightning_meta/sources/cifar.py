@@ -122,7 +122,7 @@ def read_cifar100(path: Path) -> dict[str, CifarClass]:
     unpacked = gzip.open(path)  # noqa: SIM115 - closed below, with the archive
     limited: Any = Limited(unpacked, _MAX_UNPACKED)  # as much of a file as tarfile needs
     with unpacked, tarfile.open(fileobj=limited, mode="r:") as archive:  # members are read, never extracted
-        for member in progress(archive, "CIFAR-100", total=len(IMAGES) + 1):
+        for member in progress(archive, "decoding CIFAR-100", total=len(IMAGES) + 1):
             if member.size > _MAX_BYTES:
                 raise WrongContentError(f"its member {member.name} has {member.size} bytes, too many for CIFAR-100")
             stream = archive.extractfile(member) if member.isreg() else None  # links lead to no more than is here

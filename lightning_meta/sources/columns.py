@@ -160,6 +160,14 @@ class Column:
             labels[row] = str(int(text))
         return labels
 
+    @property
+    def spelled(self) -> list[str]:
+        """The text of each cell as it stands, "" where missing: 01 is not 1. Numbers of Parquet are as in `labels`."""
+        from pyarrow import types
+
+        cells = self._cells
+        return [cell or "" for cell in cells.to_pylist()] if types.is_string(cells.type) else self.labels
+
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
         present = {label for label, missing in zip(self.labels, self.missing, strict=True) if not missing}

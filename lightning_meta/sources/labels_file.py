@@ -49,7 +49,7 @@ def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], l
 def _label_of(root: Path, images: Container[Path], names: Column, labels: Column) -> dict[Path, str]:
     row_of: dict[Path, int] = {}
     label_of: dict[Path, str] = {}
-    for row, (name, label) in enumerate(zip(names.labels, labels.labels, strict=True)):
+    for row, (name, label) in enumerate(zip(names.spelled, labels.spelled, strict=True)):
         file = root / as_text(name)
         if file not in images:  # no name is looked up on the disk
             raise names.wrong(row, f"expected an image below {root}")

@@ -117,7 +117,7 @@ class Omniglot(DecodedSource):
             )
             if len(members) != characters * DRAWERS:
                 raise WrongContentError(f"it has {len(members)} drawings, expected {characters * DRAWERS}")
-            for member in progress(members, archive):
+            for member in progress(members, f"decoding {archive}"):
                 drawing = _open(zipped, member.string)
                 sha.update(f"{member['name']}/{member['drawer']}".encode() + drawing.tobytes())
                 grey = ImageChops.invert(drawing.convert("L"))  # paper is white in the files, ink black

@@ -148,7 +148,10 @@ class Task(Described, ABC):
         return 1.0
 
     def constant(self) -> Tensor | None:
-        """The outputs `(outputs,)` that suit the training targets best whatever the input; None if not known."""
+        """The outputs `(outputs,)`, whatever the input, whose `selection` is the best by the training targets.
+
+        None if they are not known. For a class that is the metric they are those of the least loss.
+        """
         return None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:

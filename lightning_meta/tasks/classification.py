@@ -135,8 +135,8 @@ class Binary(Task):
         return _fitted(self, share[None], torch.maximum(share, 1 - share))
 
     def constant(self) -> Tensor | None:
-        """The logit of the share of yes."""
-        return _logits(self.frequencies)
+        """The logit of the share of yes; always yes for F1, which is 0 without any."""
+        return _constant(self)
 
     @property
     def floor(self) -> float:
@@ -199,8 +199,8 @@ class Multilabel(Task):
         return _fitted(self, shares, torch.maximum(shares, 1 - shares).mean())
 
     def constant(self) -> Tensor | None:
-        """The logits of the shares of yes."""
-        return _logits(self.frequencies)
+        """The logits of the shares of yes; always yes for F1, which is 0 without any."""
+        return _constant(self)
 
     @property
     def floor(self) -> float:
@@ -247,8 +247,11 @@ def _fitted(task: Classification | Binary | Multilabel, frequencies: Tensor, lar
     return Binary(*known) if isinstance(task, Binary) else type(task)(task.outputs, *known)
 
 
-def _logits(shares: Sequence[float]) -> Tensor | None:
-    return torch.logit(torch.tensor(shares, dtype=torch.float64), LEAST) if shares else None
+def _constant(task: Binary | Multilabel) -> Tensor | None:
+    if not task.frequencies:
+        return None
+    shares = torch.tensor(task.frequencies, dtype=torch.float64)
+    return torch.ones_like(shares) if task.chosen == "f1" else torch.logit(shares, LEAST)
 
 
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Regression(Task):
         mean: μ, one number a dimension; 0 by default.
         scale: σ, one number a dimension; 1 by default.
         metric: What models are selected and compared by, R² by default.
+        median: That of the training targets in standard units, one number a dimension.
     """
 
     names = ("r2", "rmse", "mae")
@@ -44,9 +45,10 @@ class Regression(Task):
         mean: Sequence[float] = (),
         scale: Sequence[float] = (),
         metric: MetricChoice = None,
+        median: Sequence[float] = (),
     ) -> None:
         super().__init__(outputs, metric)
-        self.mean, self.scale = tuple(mean), tuple(scale)
+        self.mean, self.scale, self.median = tuple(mean), tuple(scale), tuple(median)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error in standard units, averaged over dimensions: both `(M, outputs)`."""
@@ -80,7 +82,9 @@ class Regression(Task):
         return sum(self.scale) / len(self.scale) if of_errors else 1.0
 
     def constant(self) -> Tensor | None:
-        """The mean of the training targets, 0 in standard units."""
+        """The mean of the training targets, 0 in standard units; their median for the mean absolute error."""
+        if self.selection == "mae":
+            return torch.tensor(self.median, dtype=torch.float64) if self.median else None
         return torch.zeros(self.outputs, dtype=torch.float64) if self.scale else None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -132,7 +136,9 @@ class Regression(Task):
         # Python's own whole numbers, which are exact, where those of float64 lie apart.
         near, rest = first[0].tolist(), apart.mean(0).tolist()
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(near, rest, strict=True))
-        return Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
+        known = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
+        median = known._standardised(targets.median(0).values[None], torch.float64)[0]
+        return Regression(self.outputs, known.mean, known.scale, self.chosen, tuple(median.tolist()))
 
     @property
     def _far_from_0(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_meta as lm
-from lightning_meta.data.features import PROBED
+from lightning_meta.data.features import PROBED, _read
 from lightning_meta.errors import UserError
 from lightning_meta.meta.teachers import Teacher
 from lightning_meta.nn import MLP, Frozen
@@ -93,6 +93,24 @@ def test_images_are_run_once() -> None:
     again, network = protonet()
     outputs_of(again)
     assert network.seen == PROBED
+
+
+def test_a_grid_reads_them_once_and_still_finds_out_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def noting(path: Path) -> Tensor | None:
+        read.append(path)
+        return _read(path)
+
+    monkeypatch.setattr("lightning_meta.data.features._read", noting)
+    network, data = protonet()[1], toys.pictures()
+    module = lm.ProtoNet(Frozen(network))
+    lm.evaluate(module, data, ways=[2, 3], shots=[1, 2], accelerator="cpu")
+    assert len(read) == 1
+    network.factor = 2.0
+    changed = outputs_of(module, data)
+    assert len(read) == 2
+    np.testing.assert_allclose(changed, outputs_of(without_cache(lm.ProtoNet(Frozen(network)))), rtol=1e-4)
 
 
 def test_other_weights_have_other_features(cache: Path) -> None:

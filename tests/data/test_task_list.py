@@ -341,6 +341,20 @@ def test_what_cannot_be_listed(tmp_path: Path) -> None:
         lm.EpisodicDataModule(Tiny(), test_task_list="x.csv").write_test_tasks(tmp_path / "tasks.csv")
 
 
+def test_no_list_is_written_that_would_be_too_large_to_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = lm.EpisodicDataModule(Tiny(), 2, 1, 1, test_tasks=20)
+    file = tmp_path / "tasks.csv"
+    data.write_test_tasks(file)
+    size = file.stat().st_size
+    file.unlink()
+    monkeypatch.setattr("lightning_meta.data.task_list.LARGEST_TABLE", size - 1)
+    with pytest.raises(UserError, match=r"tasks\.csv: the list would be larger than .*; write fewer than 20 tasks"):
+        data.write_test_tasks(file)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("lightning_meta.data.task_list.LARGEST_TABLE", size)
+    data.write_test_tasks(file)
+
+
 def test_the_hash_of_the_test_split_is_that_of_the_list_too(tmp_path: Path) -> None:
     """A resumed run compares it."""
     divisions: list[dict[Split, str]] = []

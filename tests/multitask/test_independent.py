@@ -17,6 +17,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.multitask import Independent
 from lightning_meta.nn import Conv4
 from lightning_meta.run import RunCheckpoint, RunLogger
+from lightning_meta.tasks import Regression, TasksSpec
 from tests.multitask.toys import TASKS, Toys, answer, backbone, data, results_of, train, trainer
 
 NAMES = ("sum", "largest", "sign")
@@ -260,3 +261,16 @@ def test_each_task_is_selected_by_what_is_monitored(monitor: str, metric: str, t
     assert history[-1][monitor] == pytest.approx(abs(sum(bests)) / len(bests), rel=1e-6)
     loaded = lightning_meta.load(tmp_path / "run" / "0")
     assert loaded.best.steps == module.best.steps
+
+
+def test_a_monitored_task_is_not_taken_for_another_whose_name_ends_alike() -> None:
+    module = Independent(backbone())
+    names = ["sum", "my/sum"]
+    spec = TasksSpec({n: Regression(1) for n in names}, dict.fromkeys(names, (4,)), dict.fromkeys(names, 9))
+    module.tasks = spec
+    module.make_parts()
+    module.best.update(torch.tensor([0.5, 0.25]), torch.zeros(2), 1)
+    monitor = "val/r2/my/sum"
+    module.trainer = trainer(callbacks=[RunCheckpoint(monitor)])
+    logged = {"val/r2/sum": 0.0, monitor: 0.0}
+    assert module.kept(torch.zeros(2), logged) == {monitor: 0.25}

@@ -1,4 +1,4 @@
-"""Rare labels, a task that dominates, and runs of before: by which metric tasks are selected, and what a run says."""
+"""Rare labels, a task that dominates, and runs of earlier versions: what selects, and what a run says."""
 
 from __future__ import annotations
 
@@ -102,7 +102,10 @@ def test_the_first_of_many_ties_is_not_kept(tmp_path: Path) -> None:
         assert logged["test/auroc"] == logged["test/score"] > 0.95
 
 
-def test_a_checkpoint_of_before_keeps_its_metric_when_loaded_and_when_resumed(tmp_path: Path) -> None:
+def test_a_checkpoint_of_an_earlier_version_keeps_its_metric_when_loaded_and_when_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lightning_meta")
     data = given({"a": Binary(), "r": Regression(1)}, {"a": above(0.06), "r": lambda x, s: x[:, :1]})
     trainer(20, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "run")).fit(
         MultiHead(backbone()), datamodule=data
@@ -123,6 +126,9 @@ def test_a_checkpoint_of_before_keeps_its_metric_when_loaded_and_when_resumed(tm
     runner.fit(module, datamodule=data, ckpt_path=old, weights_only=True)
     assert [task.selection for task in module.spec.tasks.values()] == ["accuracy", "r2"]
     assert lm.load(tmp_path / "again" / "0").spec.tasks["a"].selection == "accuracy"
+    said = [r.getMessage() for r in caplog.records if "begun by an earlier version" in r.getMessage()]
+    assert len(said) == 1
+    assert said[0].endswith("goes on with accuracy for its 1 tasks of rare labels, in place of auroc")
     resumed = MultiHead(backbone())
     runner = trainer(30, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "third"))
     runner.fit(resumed, datamodule=data, ckpt_path=file, weights_only=True)
@@ -242,3 +248,50 @@ def test_a_wrong_mode_of_a_users_metric_is_refused_before_training(tmp_path: Pat
         else:
             runner.fit(module, datamodule=data)
             assert runner.callback_metrics["val/score"] == -runner.callback_metrics["val/gain"]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "good"),
+    [
+        ("val/auroc", "min", "large"),
+        ("val/balanced_accuracy/a", "min", "large"),
+        ("val/log_loss", "max", "small"),
+        ("val/score", "min", "large"),
+        ("val/loss/a", "max", "small"),
+    ],
+)
+def test_a_wrong_mode_of_a_named_metric_is_refused_before_training(
+    monitor: str, mode: str, good: str, tmp_path: Path
+) -> None:
+    runner = trainer(11, callbacks=[RunCheckpoint(monitor, mode)], logger=RunLogger(tmp_path, "run"))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=rf"checkpoint.mode: {monitor} is good where it is {good}, got {mode}"):
+        runner.fit(MultiHead(backbone()), datamodule=given({"a": Binary("log_loss")}, {"a": above(0.3)}))
+    assert runner.global_step == 0
+
+
+def test_an_override_that_is_not_called_any_more_is_refused() -> None:
+    class Old(MultiHead):
+        def selection_score(self, scores: Tensor) -> float:
+            return 0.0
+
+    with pytest.raises(UserError, match=r"^Old.selection_score is not called any more; give `followed`.*`kept`"):
+        Old(backbone())
+
+
+def test_a_task_at_its_floor_is_named_where_the_best_validation_has_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A task that is bad at first, and then learns, is not."""
+    with caplog.at_level(logging.WARNING, "lightning_meta"):
+        targets: dict[str, Any] = {"t": lambda x, s: x[:, :1] + (10 if s == "val" else 0)}
+        module = train(MultiHead, given({"t": Regression(1)}, targets), 60)
+        assert module.best.mean < -1 + 1e-9
+    assert len([r for r in caplog.records if "cannot decide alone" in r.getMessage()]) == 1
+    caplog.clear()
+
+    class Learns(MultiHead):
+        def forward(self, x: Tensor, rows: Any) -> dict[str, Tensor]:
+            late = self.trainer.global_step >= 40
+            return {name: y if late or self.training else y + 10 for name, y in super().forward(x, rows).items()}
+
+    with caplog.at_level(logging.WARNING, "lightning_meta"):
+        train(Learns, given({"t": Regression(1)}, {"t": lambda x, s: x[:, :1]}), 60)
+    assert not [r for r in caplog.records if "cannot decide alone" in r.getMessage()]

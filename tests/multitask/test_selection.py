@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_meta.migration import with_losses
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.multitask.selection import BestSoFar
+from lightning_meta.multitask.tables import mean_of_known
 from lightning_meta.run.best import BestScore
 from lightning_meta.tasks import Regression
 
@@ -54,6 +55,18 @@ def test_a_task_whose_predictions_blow_up_does_not_raise_the_mean() -> None:
         best.update(scores, torch.zeros(3), step)
     assert best.mean_step == 0
     assert best.steps == [0, 0, 0], "the third by its loss, which never fell"
+
+
+def test_a_loss_that_is_not_finite_does_not_leave_the_mean() -> None:
+    """A mean loss must not fall because the loss of a task blew up."""
+    good = TaskRecord(torch.arange(2), torch.ones(2), torch.ones(2, 1), torch.ones(2, 1))
+    failed = TaskRecord(torch.arange(2), torch.tensor([math.nan, 1.0]), torch.ones(2, 1), torch.ones(2, 1))
+    nothing = TaskRecord(torch.arange(0), torch.ones(0), torch.ones(0, 1), torch.ones(0, 1))
+    losses = [record.ranked_loss() for record in (good, failed, nothing)]
+    assert losses[:2] == [1, math.inf]
+    assert math.isnan(losses[2])
+    assert mean_of_known(losses) == math.inf
+    assert not BestScore("min").take(mean_of_known(losses))
 
 
 def test_the_state_of_an_earlier_version_is_taken_up() -> None:

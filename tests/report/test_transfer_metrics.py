@@ -21,7 +21,7 @@ from lightning_meta.report.transfer import compare
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.reading import MEANS, TaskResult
 from lightning_meta.report.transfer.table import print_report
-from lightning_meta.tasks import Binary, Regression, Task
+from lightning_meta.tasks import Binary, Multilabel, Regression, Task
 from tests.report.transfer_runs import Simulated, write_run
 
 EXAMPLES, TRIALS, LARGE = 300, 1000, 200_000
@@ -277,7 +277,7 @@ def test_what_a_constant_reaches() -> None:
     constant = {name: Binary(name).fitted(y) for name in Binary.names}
     record = TaskRecord(torch.arange(100), torch.zeros(100), torch.zeros(100, 1), y)
     entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
-    expected = {"accuracy": 0.9, "balanced_accuracy": 0.5, "auroc": 0.5, "average_precision": 0.1, "f1": 0.0}
+    expected = {"accuracy": 0.9, "balanced_accuracy": 0.5, "auroc": 0.5, "average_precision": 0.1, "f1": 2 / 11}
     for name, value in {**expected, "log_loss": entropy}.items():
         assert record.constant_score(constant[name]) == pytest.approx(value, abs=1e-9), name
     x = torch.randn(50, 1, dtype=torch.float64) * 3 + 7
@@ -286,5 +286,15 @@ def test_what_a_constant_reaches() -> None:
     assert of_values.constant_score(Regression(1, metric="rmse").fitted(x)) == pytest.approx(
         float(x.std(correction=0)), rel=1e-6
     )
-    assert math.isnan(record.constant_score(Binary())), "a task of before does not say its frequencies"
+    assert math.isnan(record.constant_score(Binary())), "a task of an earlier version does not say its frequencies"
+    skewed = x.exp()
+    of_skewed = TaskRecord(torch.arange(50), torch.zeros(50), torch.zeros(50, 1), skewed)
+    mae = Regression(1, metric="mae")
+    assert of_skewed.constant_score(mae.fitted(skewed)) == pytest.approx(
+        float((skewed - skewed.median()).abs().mean()), rel=1e-6
+    )
+    assert math.isnan(of_skewed.constant_score(Regression(1, (0.0,), (1.0,), "mae"))), "nor its median"
+    many = torch.stack([y, 1 - y], 1)
+    of_many = TaskRecord(torch.arange(100), torch.zeros(100), torch.zeros(100, 2), many)
+    assert of_many.constant_score(Multilabel(2, "f1").fitted(many)) == pytest.approx((2 / 11 + 1.8 / 1.9) / 2)
     assert "constant" in NOT_BETTER
