@@ -280,3 +280,9 @@ def test_two_ranks_evaluate_the_same_tasks_as_one(tmp_path: Path) -> None:
         assert other["listed"]["task"] == one["listed"]["task"]
         assert other["listed"]["target"] == one["listed"]["target"]
         np.testing.assert_allclose(other["listed"]["output"], one["listed"]["output"], rtol=1e-5)
+
+
+def test_other_sizes_than_those_of_a_list_are_refused(tmp_path: Path) -> None:
+    listed = lm.EpisodicDataModule(Tiny(), 3, 1, 4, test_task_list=write_rows(tmp_path / "own.csv", GOOD))
+    with pytest.raises(UserError, match=r"^test_task_list: ways, shots, queries and tasks are those of the list"):
+        lm.evaluate(lm.ProtoNet(nn.Flatten()), listed, ways=[2])

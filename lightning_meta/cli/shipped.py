@@ -12,6 +12,7 @@ from lightning_meta.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"  # in a clone a link to the top-level folder
 NAME = re.compile(r"\w+")
+LONGEST = 100  # letters; a longer name is not looked up as a file, which systems refuse with an error of their own
 
 
 def shipped() -> dict[str, Path]:
@@ -39,7 +40,7 @@ def with_shipped(args: Sequence[str]) -> list[str]:
 
 
 def _resolved(value: str) -> str:
-    if not NAME.fullmatch(value) or Path(value).is_file():
+    if not NAME.fullmatch(value) or (len(value) <= LONGEST and Path(value).is_file()):
         return value  # a path, or the text of a configuration
     known = shipped()
     if value in known:

@@ -88,7 +88,7 @@ def test(args: Sequence[str]) -> None:
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
     write_outcome(logger.directory, metrics, about)
-    print_summary(metrics, logger.directory)
+    print_summary(metrics, logger.directory, getattr(made["data"], "test_conditions", ""))
 
 
 def _is_grid(config: Namespace) -> bool:

@@ -138,6 +138,19 @@ class EpisodicDataModule(SourceDataModule):
         """Whether the source makes its tasks, as in regression, instead of drawing them from stored classes."""
         return isinstance(self.source, TaskGenerator)
 
+    @property
+    def test_conditions(self) -> str:
+        """What a test task is, in words: `5-way 1-shot, chance 20 %`."""
+        if self.test_task_list is not None:
+            return f"as listed in {self.test_task_list.name}"
+        shape = self.test_shape
+        assert isinstance(shape.ways, int)
+        return (
+            f"{shape.shots}-shot"
+            if self.makes_tasks
+            else f"{shape.ways}-way {shape.shots}-shot, chance {100 / shape.ways:.3g} %"
+        )
+
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
         if isinstance(self.source, Source):

@@ -92,11 +92,12 @@ def evaluate(
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `devices`.
 
     Returns:
-        One for each way and shot, ways first. What is left out is as in `data`; without any of them the tasks of its
-        `test_task_list` are taken, where it has one.
+        One for each way and shot, ways first. What is left out is as in `data`. The tasks of a `test_task_list` are
+        tested as they are listed.
 
     Raises:
         UserError: The method does not serve one of the ways, or the test split cannot fill the tasks; before the first.
+            Or the tasks are listed, and another shape or number is asked for.
     """
     with naming_arguments():
         instance("module", module, MetaModule)
@@ -124,6 +125,11 @@ def evaluate_by(
     with _without_predictions(module), _own_names():
         if ways is None and shots is None and queries is None and tasks is None:
             return [_tested(trainer, module, data)]
+        if data.test_task_list is not None:
+            raise UserError(
+                f"test_task_list: ways, shots, queries and tasks are those of the list {data.test_task_list}; leave "
+                "them out, or give data without a list"
+            )
         shapes, largest = _shapes(module, data, ways, shots, queries)
         count = data.evaluation_tasks["test"] if tasks is None else tasks
         whole(1, tasks=count)

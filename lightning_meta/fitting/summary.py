@@ -33,12 +33,13 @@ def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[
     write_results(directory, metrics, about)
 
 
-def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
+def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str = "") -> None:
     """Print the test score, with its 95 % interval over drawn tasks or each named task's, and the run directory.
 
     Args:
         metrics: What was logged in testing, by name.
         directory: The run directory.
+        conditions: What a test task is, in words; "" where the tasks have names.
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
@@ -56,7 +57,7 @@ def print_summary(metrics: Mapping[str, float], directory: Path) -> None:
     if (median := metrics.get("test/mse_median")) is not None:
         table.add_row("test mse, median", _shown("mse", median))
     if (tasks := metrics.get("test/tasks")) is not None:
-        table.add_row("tasks", f"{tasks:.0f}")
+        table.add_row("tasks", f"{tasks:.0f}" + (f", {conditions}" if conditions else ""))
     steps = sorted((int(m[2]), m[1], value) for name, value in metrics.items() if (m := CURVE.fullmatch(name)))
     for step, metric, value in steps:
         table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))

@@ -231,7 +231,7 @@ class Training:
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.log_run(directory, metrics)
-        print_summary(metrics, directory)
+        print_summary(metrics, directory, getattr(self.data, "test_conditions", ""))
 
 
 @contextmanager
