@@ -38,9 +38,14 @@ OF_RANKS = ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE
 
 @pytest.fixture(autouse=True)
 def _no_rank_of_an_earlier_trainer() -> Iterator[None]:
-    """A Trainer with `strategy="ddp"` leaves its rank in the environment: what is started later would wait for more."""
+    """A Trainer with `strategy="ddp"` leaves its rank in the environment and its process group at work.
+
+    What is started later would wait for more ranks, and what is logged later would be taken for one rank's.
+    """
     before = {name: os.environ.get(name) for name in OF_RANKS}
     yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     for name, value in before.items():
         if value is None:
             os.environ.pop(name, None)
@@ -59,6 +64,11 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interrupts() -> None:
-    """Ctrl-C as a user's process has it: test processes of pytest-xdist ignore it, and so would all that they start."""
+    """Ctrl-C as a user's process has it: test processes of pytest-xdist ignore it, and so would all that they start.
+
+    Likewise the end of a terminal, which what `nohup` starts ignores.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -15,6 +15,9 @@ PROGRAM = r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|sphinx-build|ruff|mypy|wandb|s
 
 ELSEWHERE = {
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
+    "lightning-meta fit --config photos": "test_photos.py runs the script",
+    "lightning-meta predict": "test_photos.py runs the script",
+    'pip install -e ".[pretrained]"': "an extra, which .ci/run installs with [dev]",
     "lightning-meta configs": "test_shipped_configs.py runs it",
     "lightning-meta configs protonet_glyphs > mine.yaml": "test_shipped_configs.py runs it",
     'pip install -e ".[dev]"': ".ci/run installs the package",

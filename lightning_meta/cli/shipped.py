@@ -45,6 +45,8 @@ def _resolved(value: str) -> str:
     known = shipped()
     if value in known:
         return str(known[value])
+    if len(value) <= LONGEST and Path(value).exists():
+        return value  # a folder, which is refused as such
     close = difflib.get_close_matches(value, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`lightning-meta configs` lists them"
     raise UserError(f"--config: there is no file {value}, and no configuration of this name is shipped; {hint}")
