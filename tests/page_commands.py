@@ -14,6 +14,20 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 PROGRAM = r"(?:[A-Z_]+=\S+ )*(?:python|pip|pytest|sphinx-build|ruff|mypy|wandb|sbatch|lightning-meta|configs/\S+sh) "
 
 ELSEWHERE = {
+    **{
+        f"python scripts/test.py --ckpt_path runs/{name}/0 --shots 5": "test_configs.py trains it; minutes of features"
+        for name in ("pretrained_cifar_fs", "pretrained_fc100", "rfs_cifar_fs", "rfs_conv4_cifar_fs")
+    },
+    **{
+        f"python scripts/fit.py --config configs/{name}.yaml --name {born} --model.init_args.teacher runs/{name}/0": (
+            "test_rfs.py learns from a teacher"
+        )
+        for name, born in (
+            ("rfs_glyphs", "born_again"),
+            ("rfs_cifar_fs", "rfs_distill_cifar_fs"),
+            ("rfs_conv4_cifar_fs", "born_again"),
+        )
+    },
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
     "lightning-meta fit --config photos": "test_photos.py runs the script",
     "lightning-meta predict": "test_photos.py runs the script",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -19,9 +20,9 @@ from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
-from tests.meta.test_user_method import readme_block
 from tests.waiting import LIMIT
 
+ROOT = Path(__file__).parents[2]
 OWN = '''
 import torch
 from torch.nn import functional as F
@@ -68,11 +69,13 @@ class TestWanders(MetaModuleTests):
 
 @pytest.mark.slow
 def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
-    shown = [readme_block(marker) for marker in ("class NearestExample", "class TestNearestExample")]
+    page = (ROOT / "docs" / "extending.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shown = [next(b for b in blocks if marker in b) for marker in ("class NearestMean", "class TestNearestMean")]
     (tmp_path / "test_own.py").write_text("\n".join([*shown, OWN]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py", "-k"]
     right = subprocess.run(
-        [*command, "TestMatchingNetwork or TestNearestExample"],
+        [*command, "TestMatchingNetwork or TestNearestMean"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
