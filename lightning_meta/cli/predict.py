@@ -43,6 +43,7 @@ def predict(args: Sequence[str]) -> None:
     """
     config = make_parser().parse_args(list(args))
     check(config)
+    queries = None if config.query is None else image_files(config.query)  # a mistake in it costs nothing here
     model = _meta_learner(config)
     in_table = config.labels is not None
     files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
@@ -51,8 +52,8 @@ def predict(args: Sequence[str]) -> None:
         predictor = Predictor(model, images, labels)
         left_out = held_out(model, images, labels)
         _tell_held_out(left_out, Counter(labels))
-        if config.query is not None:
-            _label(config, model, predictor, Counter(labels), left_out)
+        if queries is not None:
+            _label(config, model, predictor, queries, Counter(labels), left_out)
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
         print(f"exported to {export(predictor, config.export, invert=config.invert)}")
 
@@ -68,10 +69,14 @@ def _tell_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
 
 
 def _label(
-    config: Namespace, model: MetaModule, predictor: Predictor, support: Counter[str], left_out: HeldOut | None
+    config: Namespace,
+    model: MetaModule,
+    predictor: Predictor,
+    queries: Sequence[Path],
+    support: Counter[str],
+    left_out: HeldOut | None,
 ) -> None:
     """Write the table of the query images, and show how many of each class there are."""
-    queries = image_files(config.query)
     together = predictor.depends_on_company
     if together and len(queries) > config.batch_size:
         raise UserError(

@@ -184,7 +184,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
                 raise UserError(f"--{option}: {config.data.class_path} has no {argument}")
             if not isinstance(config[option], list):
                 config.data.init_args[argument] = config[option]
-    if drawn and config.data.init_args.get("test_task_list") is not None:  # the run's own
+    if drawn and (own := config.data.init_args.get("test_task_list")) is not None:
+        print(f"tasks are drawn, as --{drawn[0]} asks for, and not those of the run's own list {own}")
         config.data.init_args.test_task_list = None
     return config, checkpoint
 

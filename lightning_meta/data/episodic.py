@@ -143,13 +143,9 @@ class EpisodicDataModule(SourceDataModule):
         """What a test task is, in words: `5-way 1-shot, chance 20 %`."""
         if self.test_task_list is not None:
             return f"as listed in {self.test_task_list.name}"
-        shape = self.test_shape
-        assert isinstance(shape.ways, int)
-        return (
-            f"{shape.shots}-shot"
-            if self.makes_tasks
-            else f"{shape.ways}-way {shape.shots}-shot, chance {100 / shape.ways:.3g} %"
-        )
+        ways, shots = self.test_shape.ways, self.test_shape.shots
+        assert isinstance(ways, int)
+        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot, chance {100 / ways:.3g} %"
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
@@ -364,14 +360,15 @@ class EpisodicDataModule(SourceDataModule):
 
     def _origin(self, split: Split, listed: TaskList | None, backbone: FeatureExtractor | None) -> Pool:
         """The examples of a split, or those that a list of tasks brings itself."""
-        pool, content = self._pools[split], f"{self.fingerprint()} {split}" if self.fingerprint() else ""
-        if listed is not None and listed.pool is not None:
-            pool, content = listed.pool, ""
+        brought = None if listed is None else listed.pool
+        pool = self._pools[split] if brought is None else brought
         if backbone is not None:
             from lightning_meta.data.features import feature_pool
 
             assert self.trainer is not None
-            pool = feature_pool(self.trainer, backbone, pool, content, self._features)
+            known = self.fingerprint() if brought is None else ""
+            examples = f"{known} {split}" if known else ""
+            pool = feature_pool(self.trainer, backbone, pool, examples, self._features)
         return self.placed(pool)
 
     def _shape(self, split: Split) -> EpisodeShape:

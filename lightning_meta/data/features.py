@@ -19,7 +19,7 @@ from torch import Tensor
 from lightning_meta.configuration import describe
 from lightning_meta.data.cache import cache_folder, replacing
 from lightning_meta.data.decoded import progress
-from lightning_meta.data.hashes import bytes_of
+from lightning_meta.data.hashes import bytes_of, of_weights
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.nn.frozen import FeatureExtractor, frozen_part
@@ -91,24 +91,18 @@ def _computed(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, path: Pa
     began, count = time.monotonic(), pool.rotations * len(pool.x)
     batches = torch.arange(count).split(BATCH)
     shown = progress(batches, f"features of {count:,} images", total=len(batches))
-    features = torch.cat([_run(trainer, backbone, _images(pool, rows)) for rows in shown])
+    features = torch.cat([_run(trainer, backbone, pool, rows) for rows in shown])
     seconds = time.monotonic() - began
     _log.info("features of %s images took %.0f s, and are kept in %s", f"{count:,}", seconds, path)
     return features
 
 
-def _images(pool: Pool, rows: Tensor) -> Tensor:
-    """Images by number; those of each further quarter-turn follow those of the one before."""
-    count = len(pool.x)
-    x = pool.x.index_select(0, (rows % count).to(pool.x.device))
-    for turn in range(1, pool.rotations):
-        chosen = rows // count == turn
-        x[chosen] = torch.rot90(x[chosen], turn, dims=(-2, -1))
-    return x
-
-
 @torch.no_grad()
-def _run(trainer: Trainer, backbone: FeatureExtractor, images: Tensor) -> Tensor:
+def _run(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, rows: Tensor) -> Tensor:
+    """The features of images by number; those of each further quarter-turn follow those of the one before."""
+    turns, of_pool = rows // len(pool.x), rows % len(pool.x)
+    classes = torch.searchsorted(pool.starts, of_pool, right=True) - 1
+    images = pool.gather(classes + turns * len(pool.names), (of_pool - pool.starts[classes]).unsqueeze(-1)).squeeze(1)
     module: Any = trainer.lightning_module
     with trainer.precision_plugin.forward_context(), module.exact_arithmetic():
         features: Tensor = backbone(module.inputs(images.to(module.device)))
@@ -121,20 +115,16 @@ def _probe(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, features: T
     if len(features) != count:
         return False
     rows = torch.linspace(0, count - 1, min(PROBED, count)).long()
-    new, old = _run(trainer, backbone, _images(pool, rows)).float(), features[rows].float()
+    new, old = _run(trainer, backbone, pool, rows).float(), features[rows].float()
     return new.shape == old.shape and bool((new - old).norm() <= TOLERANCE * new.norm())
 
 
 def _key(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str) -> str:
-    weights = hashlib.sha256()
-    for name, tensor in (*backbone.named_parameters(), *backbone.named_buffers()):
-        weights.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        weights.update(bytes_of(tensor.detach()))
     module: Any = trainer.lightning_module
     about = {
         "format": FORMAT,
         "examples": [examples, pool.rotations, list(pool.x.shape), str(pool.x.dtype)],
-        "weights": weights.hexdigest(),
+        "weights": of_weights((*backbone.named_parameters(), *backbone.named_buffers())),
         "backbone": describe(backbone),
         "layers": re.sub(r" at 0x[0-9a-f]+", "", repr(backbone)),
         "dtype": str(module.dtype),

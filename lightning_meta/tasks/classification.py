@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import inf, log, nan
 
@@ -25,7 +26,47 @@ LEAST = 1e-9  # a share whose logarithm is finite
 CLASSIFIED = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "log_loss")
 
 
-class Classification(Task):
+class _Labels(Task, ABC):
+    """What the kinds of labels share.
+
+    Args:
+        outputs: How many numbers a network predicts for one example.
+        metric: What models are selected and compared by.
+        frequencies: The share of each class or label in the training data, once `fitted`.
+    """
+
+    names = CLASSIFIED
+    selection = "accuracy"
+    metric = "accuracy"
+
+    def __init__(self, outputs: int, metric: MetricChoice, frequencies: Sequence[float]) -> None:
+        super().__init__(outputs, metric)
+        self.frequencies = tuple(frequencies)
+
+    @property
+    def guesses(self) -> int:
+        """Among how many answers a guess chooses."""
+        return 2
+
+    @abstractmethod
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How right each prediction is, in [0, 1]: `(M, outputs)` and targets to `(M,)`."""
+
+    @property
+    def floor(self) -> float:
+        """Log loss twice that of a uniform guess."""
+        return -2 * log(self.guesses) if self._choice is not None and self._choice.name == "log_loss" else -inf
+
+    def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How right each prediction is, where accuracy is the metric."""
+        return self._example_scores(outputs, targets)
+
+    def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
+        """How right each prediction is for accuracy, its loss for log loss."""
+        return self.losses(outputs, targets) if name == "log_loss" else self.right(outputs, targets)
+
+
+class Classification(_Labels):
     """One of N classes: cross-entropy of the logits, accuracy in [0, 1].
 
     By name it can be selected by accuracy, log loss, and the mean over classes of recall (balanced accuracy), AUROC,
@@ -38,14 +79,15 @@ class Classification(Task):
         frequencies: The share of each class in the training labels, once `fitted`.
     """
 
-    names = CLASSIFIED
     beside = ("accuracy", "f1")
-    selection = "accuracy"
-    metric = "accuracy"
 
     def __init__(self, outputs: int = 0, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(outputs, metric)
-        self.frequencies = tuple(frequencies)
+        super().__init__(outputs, metric, frequencies)
+
+    @property
+    def guesses(self) -> int:
+        """N."""
+        return self.outputs
 
     def fitted(self, targets: Tensor) -> Task:
         """The task with the shares of its classes among `(n,)` training labels."""
@@ -56,11 +98,6 @@ class Classification(Task):
         """The logarithms of the shares of the classes."""
         return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log() if self.frequencies else None
 
-    @property
-    def floor(self) -> float:
-        """Log loss twice that of a uniform guess."""
-        return -2 * log(self.outputs) if self._choice is not None and self._choice.name == "log_loss" else -inf
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy: logits `(M, N)`, labels `(M,)` in [0, N)."""
         return F.cross_entropy(at_least_float32(outputs), targets.long(), reduction="none")
@@ -69,14 +106,8 @@ class Classification(Task):
         """The share of right answers: logits `(..., M, N)`, labels `(..., M)`."""
         return _as_numbers(outputs.argmax(-1) == targets, outputs).mean(-1)
 
-    def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 for a right answer and 0 for a wrong one, where accuracy is the metric."""
-        return self._example_scores(outputs, targets)
-
-    def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Right or wrong for accuracy, the cross-entropy for log loss."""
-        if name == "log_loss":
-            return self.losses(outputs, targets)
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 for a right answer and 0 for a wrong one, `(M,)`."""
         return _as_numbers(outputs.argmax(-1) == targets, outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -108,7 +139,7 @@ class Classification(Task):
             raise UserError(f"labels {found} are out of range: a task of {outputs} ways has labels 0 to {outputs - 1}")
 
 
-class Binary(Task):
+class Binary(_Labels):
     """Yes or no: logistic loss of one logit, accuracy in [0, 1].
 
     By name it can be selected by accuracy, log loss, balanced accuracy (the mean recall of yes and no), and AUROC,
@@ -120,14 +151,10 @@ class Binary(Task):
         frequencies: The share of yes in the training labels, one number, once `fitted`.
     """
 
-    names = CLASSIFIED
     beside = ("accuracy", "auroc")
-    selection = "accuracy"
-    metric = "accuracy"
 
     def __init__(self, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(1, metric)
-        self.frequencies = tuple(frequencies)
+        super().__init__(1, metric, frequencies)
 
     def fitted(self, targets: Tensor) -> Task:
         """The task with the share of yes among `(n,)` training labels."""
@@ -138,24 +165,13 @@ class Binary(Task):
         """The logit of the share of yes; always yes for F1, which is 0 without any."""
         return _constant(self)
 
-    @property
-    def floor(self) -> float:
-        """Log loss twice that of a uniform guess."""
-        return -2 * log(2) if self._choice is not None and self._choice.name == "log_loss" else -inf
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
         logits = at_least_float32(outputs[:, 0])
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
-    def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 for a right answer and 0 for a wrong one, where accuracy is the metric."""
-        return self._example_scores(outputs, targets)
-
-    def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Right or wrong for accuracy, the logistic loss for log loss."""
-        if name == "log_loss":
-            return self.losses(outputs, targets)
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """1 for a right answer and 0 for a wrong one, `(M,)`."""
         return _as_numbers((outputs[:, 0] > 0) == (targets > 0), outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -171,7 +187,7 @@ class Binary(Task):
         _check_zeros_and_ones(targets, ())
 
 
-class Multilabel(Task):
+class Multilabel(_Labels):
     """K yes-or-no labels of one example: the mean of their logistic losses, the share of right labels.
 
     By name it can be selected by accuracy, log loss, and the mean over labels of balanced accuracy, AUROC, average
@@ -184,14 +200,10 @@ class Multilabel(Task):
         frequencies: The share of yes in the training data of each label, once `fitted`.
     """
 
-    names = CLASSIFIED
     beside = ("accuracy", "f1")
-    selection = "accuracy"
-    metric = "accuracy"
 
     def __init__(self, outputs: int, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(outputs, metric)
-        self.frequencies = tuple(frequencies)
+        super().__init__(outputs, metric, frequencies)
 
     def fitted(self, targets: Tensor) -> Task:
         """The task with the share of yes in each label of `(n, K)` training targets."""
@@ -202,24 +214,13 @@ class Multilabel(Task):
         """The logits of the shares of yes; always yes for F1, which is 0 without any."""
         return _constant(self)
 
-    @property
-    def floor(self) -> float:
-        """Log loss twice that of a uniform guess."""
-        return -2 * log(2) if self._choice is not None and self._choice.name == "log_loss" else -inf
-
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
         logits = at_least_float32(outputs)
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(-1)
 
-    def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of an example's labels that are right, where accuracy is the metric."""
-        return self._example_scores(outputs, targets)
-
-    def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of right labels for accuracy, the mean logistic loss for log loss."""
-        if name == "log_loss":
-            return self.losses(outputs, targets)
+    def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The share of an example's labels that are right, `(M,)`."""
         return _as_numbers((outputs > 0) == (targets > 0), outputs).mean(-1)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -235,7 +236,7 @@ class Multilabel(Task):
         _check_zeros_and_ones(targets, (outputs,))
 
 
-def _fitted(task: Classification | Binary | Multilabel, frequencies: Tensor, largest: Tensor) -> Task:
+def _fitted(task: _Labels, frequencies: Tensor, largest: Tensor) -> Task:
     """The task with its frequencies, and with another metric where accuracy says little and nobody chose one.
 
     A class of a user's own that is derived from these stays as it is.

@@ -257,7 +257,7 @@ def test_without_both_it_is_given_features(cache: Path) -> None:
 
 
 def without_cache_of_rfs(module: lm.RFS) -> lm.RFS:
-    module.teacher = Teacher("none")  # nobody asks it in a test
+    module.teacher = Teacher("none", lm.RFS)  # nobody asks it in a test
     return module
 
 

@@ -365,3 +365,10 @@ def test_the_hash_of_the_test_split_is_that_of_the_list_too(tmp_path: Path) -> N
     assert len({d["train"] for d in divisions}) == 1
     moved = lm.EpisodicDataModule(Tiny(), 2, 1, 1, test_task_list=write_rows(tmp_path / "moved.csv", GOOD))
     assert moved.division() == divisions[1]
+
+
+def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "nowhere" / "tasks.csv", tmp_path / "file" / "tasks.csv"):
+        with pytest.raises(UserError, match="the list cannot be written"):
+            lm.EpisodicDataModule(Tiny(), 3, 1, 4, test_tasks=2).write_test_tasks(place)

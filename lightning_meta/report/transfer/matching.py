@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightning_meta.errors import UserError
+from lightning_meta.metrics import NAMED
 from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
 
@@ -44,6 +45,34 @@ class Method:
     def seeds(self) -> tuple[int, ...]:
         """The seeds, ascending."""
         return tuple(run.seed for run in self.runs)
+
+    def scores(self, task: str) -> np.ndarray:
+        """What each test example adds to a task's metric, `(S, n)`."""
+        return np.stack([run.tasks[task].scores for run in self.runs])
+
+    def per_seed(self, tasks: Sequence[str], field: str) -> np.ndarray:
+        """A field of `TaskResult`, `(S, T)`."""
+        return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in self.runs])
+
+    def mean(self, task: str, field: str) -> float:
+        """The mean over seeds of a field of `TaskResult`."""
+        return float(self.per_seed([task], field).mean())
+
+
+def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:
+    """The class of each test example, `(n,)`; each its own, and so no interval, where a metric's parts are not known.
+
+    Args:
+        methods: Those that are compared.
+        task: Its name.
+
+    Returns:
+        None for a metric that is a mean over examples.
+    """
+    results = [run.tasks[task] for method in methods for run in method.runs]
+    if results[0].metric not in NAMED and any((r.scores == r.scores[0]).all() for r in results):
+        return np.arange(len(results[0].ids))
+    return results[0].classes
 
 
 def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[Method, list[Method]]:
