@@ -43,10 +43,10 @@ def predict(args: Sequence[str]) -> None:
     """
     config = make_parser().parse_args(list(args))
     check(config)
-    queries = None if config.query is None else image_files(config.query)  # a mistake in it costs nothing here
     model = _meta_learner(config)
     in_table = config.labels is not None
     files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
+    queries = None if config.query is None else image_files(config.query)  # before the slow part
     with _told(config.invert):
         images = read_images(files, model.spec.input_shape, config.invert)
         predictor = Predictor(model, images, labels)

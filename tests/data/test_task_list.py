@@ -369,6 +369,10 @@ def test_the_hash_of_the_test_split_is_that_of_the_list_too(tmp_path: Path) -> N
 
 def test_a_list_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place in (tmp_path / "nowhere" / "tasks.csv", tmp_path / "file" / "tasks.csv"):
-        with pytest.raises(UserError, match="the list cannot be written"):
-            lm.EpisodicDataModule(Tiny(), 3, 1, 4, test_tasks=2).write_test_tasks(place)
+    with pytest.raises(UserError, match="the list cannot be written"):
+        lm.EpisodicDataModule(Tiny(), 3, 1, 4, test_tasks=2).write_test_tasks(tmp_path / "file" / "tasks.csv")
+
+
+def test_the_folder_of_a_list_is_made(tmp_path: Path) -> None:
+    lm.EpisodicDataModule(Tiny(), 3, 1, 4, test_tasks=2).write_test_tasks(tmp_path / "new" / "tasks.csv")
+    assert (tmp_path / "new" / "tasks.csv").is_file()
