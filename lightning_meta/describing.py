@@ -41,6 +41,8 @@ class RemembersArguments:
         bound.apply_defaults()
         given = _flat(bound)
         options = options_of(cls)
+        for name in sorted(fixed_options(cls) & given.keys() - bound.arguments.keys()):
+            raise UserError(f"{name}: {cls.__name__} sets it itself; leave it out")
         for name, value in given.items():
             if name in options and value is not options[name].default:
                 _check_plain(name, value, options[name].annotation)
@@ -187,18 +189,26 @@ def _takes_nothing(cls: type) -> bool:
 def options_of(cls: type) -> dict[str, inspect.Parameter]:
     """The parameters of a constructor by name, and of those that it passes `**options` on to.
 
-    Only constructors of this package are followed: they pass all of them on, and a user's may set some itself.
+    Only constructors of this package are followed: they pass all of them on but for their `fixed_options`, and a user's
+    may set any of them itself.
     """
     named: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
         if "__init__" not in vars(parent):
             continue
         parameters = inspect.signature(vars(parent)["__init__"]).parameters.values()
-        named = {p.name: p for p in parameters if p.name != "self"} | named
+        fixed = fixed_options(cls, below=parent)
+        named = {p.name: p for p in parameters if p.name not in {"self", *fixed}} | named
         ours = parent.__module__.startswith(f"{lightning_meta.__name__}.")
         if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return named
+
+
+def fixed_options(cls: type, below: type = object) -> frozenset[str]:
+    """The options that the constructors between a class and one of its bases set themselves."""
+    between = cls.__mro__[: cls.__mro__.index(below)]
+    return frozenset(name for parent in between for name in vars(parent).get("fixed_options", ()))
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

@@ -94,6 +94,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     """The validation metric by which `lightning_meta.fit` chooses the best checkpoint by default."""
     sets_first_weights: ClassVar[tuple[str, ...]] = ("backbone_weights",)
     """Arguments that, beside those of base classes, only set the first weights: a resumed run cannot change them."""
+    fixed_options: ClassVar[tuple[str, ...]] = ()
+    """Arguments of base classes that the constructor of a method sets itself, so that nobody gives them."""
     backbone: nn.Module
 
     def __init__(

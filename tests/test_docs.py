@@ -27,6 +27,7 @@ from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.configuration import import_class, public_path
 from lightning_meta.data import EpisodicDataModule
+from lightning_meta.describing import fixed_options
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn import MLP
@@ -225,7 +226,9 @@ def test_help_lists_and_explains_every_option(method: type, capsys: pytest.Captu
     family = [c for c in method.__mro__ if issubclass(c, (MetaModule, MultiTaskModule)) and "__init__" in vars(c)]
     names = {name for c in family for name in inspect.signature(vars(c)["__init__"]).parameters} - {"self", "options"}
     assert {"optimizer", "lr_scheduler"} < names
-    for name in names:
+    fixed = fixed_options(method)
+    assert not [name for name in fixed if f"--model.{name} " in text]
+    for name in names - fixed:
         explained = next(found for c in family if (found := _explained(c, name)))
         shown = re.search(rf"--model\.{name} [^(]*?{re.escape(explained[:30])}", text)
         assert shown, f"--model.{name}: {explained}"

@@ -1,0 +1,49 @@
+"""Almost no inner loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lightning_meta.meta.gradient_based import GradientBasedLearner
+
+
+class ANIL(GradientBasedLearner):
+    r"""MAML whose inner steps adapt the head alone (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
+
+    $$\min_{\theta, w} \sum_i L(w_i, \theta; \mathrm{query}_i), \qquad
+      w_i = w - \alpha \nabla_w L(w, \theta; \mathrm{support}_i) \text{ (a few times)}$$
+
+    (section 4) with θ the backbone and w the linear head. The backbone learns in the outer loop only, through the inner
+    steps of the head, so the features of a support set are computed once. A model serves the way it was trained with.
+
+    At a glance:
+        - Shared: features θ, an initial head w.
+        - Own: a head w − α∇L(w, support).
+        - New task: adapt the head by a few gradient steps.
+
+    Run it:
+        `python scripts/fit.py --config configs/anil_glyphs.yaml` without a download; the paper's experiment is
+        `configs/anil_mini_imagenet.yaml`.
+
+    Logged:
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
+          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - Those of `MAML`, but for that on the inner loop's batch normalisation: no inner step adapts it here.
+        - A backbone that draws random numbers, as dropout does, is passed once per inner step.
+
+    Args:
+        backbone: The network below the head.
+        **options: Those of `GradientBasedLearner`, but for `inner_parameters`.
+    """
+
+    fixed_options = ("inner_parameters",)
+
+    def __init__(self, backbone: nn.Module, **options: Any) -> None:
+        super().__init__(backbone, inner_parameters="head", **options)

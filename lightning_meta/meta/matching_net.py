@@ -1,0 +1,74 @@
+"""Matching networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import positive
+from lightning_meta.functional.prototypes import cosine_similarity
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
+
+
+class MatchingNet(MetricLearner):
+    r"""Give a query the labels of the support examples that it attends to (Vinyals et al., NeurIPS 2016).
+
+    $$p(y = n \mid x) = \sum_{i:\, y_i = n} a(x, x_i), \qquad
+      a(x, x_i) = \mathrm{softmax}_i\left(\cos(f(x), f(x_i)) / \tau\right)$$
+
+    (equation 1 and section 2.1.1; https://arxiv.org/abs/1606.04080) with the softmax over all support examples. With
+    one example a class it is ProtoNet with cosines. Any way is served, whatever the training way was.
+
+    At a glance:
+        - Shared: an embedding θ.
+        - Own: the embedded support set and its labels.
+        - New task: embed.
+
+    Run it:
+        `python scripts/fit.py --config configs/matching_net_glyphs.yaml` without a download; the paper's experiment is
+        `configs/matching_net_omniglot.yaml`.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - Section 2.1.2: full context embeddings, which read the support set by an LSTM, are not there; f and g are one
+          backbone, as in the paper's convolutional baselines.
+        - Equation 1: the temperature τ is an addition; 1 is the paper's. Cosines lie in [-1, 1], so with 1 no
+          probability of a 5-way 1-shot task exceeds 0.65.
+        - Batch normalisation: see `batch_norm`; the paper does not say.
+
+    Args:
+        backbone: The embedding f.
+        temperature: τ > 0; a smaller one makes the probabilities more certain.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
+            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
+            of the support set for itself and of the query set for itself.
+        **options: Those of `MetricLearner`.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, temperature: float = 1.0, batch_norm: BatchNorm = "running", **options: Any
+    ) -> None:
+        super().__init__(backbone, batch_norm, **options)
+        positive(temperature=temperature)
+        self.temperature = temperature
+
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """The features `(K, F)` of the support set, and which class each is of: `(K, N)` booleans."""
+        return {"keys": support.x, "members": F.one_hot(support.y, ways).bool()}
+
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """The logarithm of the attention that each class receives, `(M, N)`."""
+        attention = (cosine_similarity(features, summary["keys"]) / self.temperature).log_softmax(-1)  # (M, K)
+        # Sums of exponentials, taken by their logarithms: a small τ leaves far classes a probability of 0.
+        others = ~summary["members"].T
+        return attention.unsqueeze(-2).masked_fill(others, -math.inf).logsumexp(-1)

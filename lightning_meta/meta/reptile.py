@@ -1,0 +1,80 @@
+"""Reptile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_meta.batches import Examples
+from lightning_meta.functional.inner_optimizers import InnerAdam, InnerOptimizer
+from lightning_meta.meta.base import Outcome
+from lightning_meta.meta.gradient_based import GradientBasedLearner
+
+_ADAM = InnerAdam(beta1=0.0)
+
+
+class Reptile(GradientBasedLearner):
+    r"""Move an initialisation towards what training on each task makes of it (Nichol, Achiam and Schulman, 2018).
+
+    $$\theta \leftarrow \theta + \epsilon\, \frac{1}{T} \sum_i (\varphi_i - \theta)$$
+
+    (section 3, the batch version of algorithm 1; https://arxiv.org/abs/1803.02999) with φ_i the weights after the inner
+    steps on mini-batches of task i's support set. The outer optimiser receives the mean of θ − φ_i as its gradient, so
+    `torch.optim.SGD` with a learning rate of ε is the equation. No second derivatives are computed. Query sets train
+    nothing: they give the loss and accuracy that are logged.
+
+    At a glance:
+        - Shared: an initialisation θ.
+        - Own: φ, many mini-batch steps from θ.
+        - New task: train from θ for a short while.
+
+    Run it:
+        `python scripts/fit.py --config configs/reptile_glyphs.yaml` without a download; the paper's experiment is
+        `configs/reptile_omniglot.yaml`.
+
+    Logged:
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
+          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps. The loss is
+          not what is minimised.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - The state of the inner Adam starts anew in each task; in the authors' code it is kept from task to task.
+        - With `batch_norm: inductive`, queries are normalised by the support set's statistics. The authors' code
+          evaluates one query at a time, normalised together with the support set; `transductive` is as theirs.
+        - Training has a query set of its own, which the authors' code does without.
+
+    Args:
+        backbone: The network below the head.
+        inner_batch_size: Support examples in a mini-batch, at least 1; a smaller support set is taken whole. None:
+            always the whole set.
+        inner_optimizer: What makes steps of gradients; by default Adam without momentum (section 6.1).
+        **options: Those of `GradientBasedLearner`, but for `first_order`.
+    """
+
+    fixed_options = ("first_order",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        inner_batch_size: int | None = 10,
+        inner_optimizer: InnerOptimizer = _ADAM,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            backbone, first_order=True, inner_batch_size=inner_batch_size, inner_optimizer=inner_optimizer, **options
+        )
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The query loss as a number, with θ − φ as its gradient."""
+        with torch.no_grad():
+            phi = self.adapt(support, ways)
+            outcome = self.outcome(phi, query)
+        # d/dθ of |θ − φ|² / 2 with φ held fixed is θ − φ; its value is taken off again, to leave the query loss.
+        pulls = [(p - phi[name].detach()).square().sum() / 2 for name, p in self.network.named_parameters()]
+        pull = torch.stack(pulls).sum()
+        return outcome._replace(loss=outcome.loss + pull - pull.detach())
