@@ -15,6 +15,7 @@ from lightning_meta.run.results import write_results
 from lightning_meta.run.tables import read_table
 
 CURVE = re.compile(r"test/(accuracy|mse)_step_(\d+)")
+MOST_TASKS, MOST_STEPS = 25, 12  # rows that fit on a screen together with the others
 
 
 def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[str, Any]) -> None:
@@ -43,9 +44,12 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
-    for row in named:
+    shown = named if len(named) <= MOST_TASKS else named[: MOST_TASKS - 1]
+    for row in shown:
         mark = f", {row['mark']}" if row.get("mark") else ""
         table.add_row(row["task"], _shown(row["metric"], float(row["test"])) + mark)
+    if len(shown) < len(named):
+        table.add_row(f"{len(named) - len(shown)} more tasks", "per_task.csv")
     if named:
         table.add_section()
     for metric in dict.fromkeys([row["metric"] for row in named]) if named else ("accuracy", "mse"):
@@ -60,7 +64,10 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         table.add_row("tasks", f"{tasks:.0f}" + (f", {conditions}" if conditions else ""))
     steps = sorted((int(m[2]), m[1], value) for name, value in metrics.items() if (m := CURVE.fullmatch(name)))
     for step, metric, value in steps:
-        table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
+        if len(steps) <= MOST_STEPS or step == steps[-1][0] or re.fullmatch("0|[125]0*", str(step)):
+            table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
+    if len(steps) > MOST_STEPS:
+        table.add_row("all inner steps", "results.json")
     table.add_row("run directory", str(directory))
     Console(markup=False, emoji=False).print(table)  # names of tasks are text
 

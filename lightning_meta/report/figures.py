@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from lightning_meta.errors import UserError
@@ -118,10 +118,11 @@ def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool
     if len(scores) > 1:
         steps, means = np.arange(len(scores)), np.array([s.mean() for s in scores])
         intervals = np.array([1.96 * s.std(ddof=1) / tasks**0.5 for s in scores])
-        axes.errorbar(steps, means, intervals, color="k", marker="o", ms=4, capsize=3)
+        few = len(steps) <= 12
+        axes.errorbar(steps, means, intervals, color="k", marker="o" if few else None, ms=4, capsize=3 if few else 0)
         title = f"Adaptation: mean and 95 % interval over {tasks} test tasks{left_out}"
         axes.set(xlabel="inner step", ylabel=label_of(metric), title=title)
-        axes.set_xticks(steps)
+        axes.xaxis.set_major_locator(FixedLocator(steps.tolist()) if few else MaxNLocator(integer=True))
     else:
         axes.hist(scores[0], _edges(scores[0]).tolist(), color="0.65", edgecolor="k")
         axes.axvline(scores[0].mean(), color="k", ls="--", label=f"mean {scores[0].mean():.3f}")
