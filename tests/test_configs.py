@@ -28,13 +28,16 @@ def data_of(config: Path) -> str:
     return at_a_glance(getattr(sources, name))["From"]
 
 
-NEEDS_DATA = {c.stem for c in CONFIGS if "LIGHTNING_META_DATA" in data_of(c)}
+PUBLISHED = [c for c in CONFIGS if "LIGHTNING_META_DATA" in data_of(c)]
+NEEDS_DATA = {c.stem for c in PUBLISHED}
 PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
+OF_EACH_KIND = {"protonet_omniglot", "multi_head_parkinsons"}  # the published data that run by default
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
 
 
 def test_some_run_without_a_download() -> None:
+    assert OF_EACH_KIND <= NEEDS_DATA
     assert {"protonet_glyphs", "maml_sinusoid", "multi_head_glyphs"} <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
     mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "maml", "protonet")}
@@ -81,6 +84,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["model.init_args.backbone.init_args.width"] = 4
     if "ChannelNormalized" in config.read_text():
         options["model.init_args.backbone.init_args.backbone.init_args.widths"] = "[4, 4, 4, 4]"
+    if "pictures.ShotAndWay" in config.read_text():  # the last callback
+        options["trainer.callbacks.init_args.tasks"] = 5
     if config.stem in PRETRAINED:  # nothing is trained
         options["trainer.max_steps"] = 0
     arguments = [f"--{name}={value}" for name, value in options.items()]
@@ -105,7 +110,7 @@ def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize(
     "config",
-    [pytest.param(c, marks=pytest.mark.slow if c.stem in PRETRAINED else ()) for c in CONFIGS if c.stem in NEEDS_DATA],
+    [pytest.param(c, marks=() if c.stem in OF_EACH_KIND else pytest.mark.slow) for c in PUBLISHED],
     ids=lambda config: config.stem,
 )
 def test_published_data_runs(config: Path, tmp_path: Path, data_folder: Path) -> None:

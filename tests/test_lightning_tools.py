@@ -12,9 +12,10 @@ import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
@@ -106,6 +107,9 @@ _LISTED = {family.name for family in FAMILIES + MORE}  # `tests/methods.py` make
 MORE += [_family(name, make, episodes=False) for name, make in methods.MULTI_TASK.items() if name not in _LISTED]
 every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 every_module = pytest.mark.parametrize("family", FAMILIES + MORE, ids=lambda f: f.name)
+two_families = pytest.mark.parametrize(  # by default; the others are among the slow tests
+    "family", [pytest.param(f, id=f.name, marks=[pytest.mark.slow] * (i % 2)) for i, f in enumerate(FAMILIES)]
+)
 
 TABLE: dict[str, dict[str, str]] = {}
 
@@ -152,6 +156,14 @@ def fit(family: Family, folder: Path, *used: L.Callback, module: Any = None, **o
     module = family.module() if module is None else module
     trainer(folder, callbacks=list(used), **options).fit(module, datamodule=family.data())
     return module
+
+
+@cache
+def plain(family: Family, epochs: int = 3) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The weights and the test figures that a run without any tool or flag comes to."""
+    with TemporaryDirectory() as folder:
+        module = fit(family, Path(folder), max_epochs=epochs)
+        return weights(module), scored(family, module, Path(folder))
 
 
 def scored(family: Family, module: Any, folder: Path) -> dict[str, float]:
@@ -613,7 +625,7 @@ def test_every_public_callback_is_tried() -> None:
     assert set(CALLBACKS) == set(callbacks.__all__)
 
 
-@every_family
+@two_families
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callback(name: str, family: Family, tmp_path: Path) -> None:
     TABLE.setdefault(name, {})[family.name] = CALLBACKS[name](family, tmp_path)
@@ -655,27 +667,34 @@ def test_independent_keeps_the_averaged_weights_that_it_validated(tmp_path: Path
 Flag = Callable[[Family, Path], str]
 
 
+def _trained(family: Family, folder: Path, **options: Any) -> dict[str, Tensor]:
+    """The weights after training, by a module that then validates, tests and predicts."""
+    module = family.module()
+    runs = trainer(folder, **options)
+    runs.fit(module, datamodule=family.data())
+    found = weights(module)
+    runs.validate(module, datamodule=family.data(), verbose=False)
+    runs.test(module, datamodule=family.data(), verbose=False)
+    assert runs.predict(module, datamodule=family.data())
+    return found
+
+
 def trains(**options: Any) -> Flag:
     """It trains, validates, tests and predicts, and every weight that training moves without the flag has moved."""
 
     def check(family: Family, folder: Path) -> str:
-        module = family.module()
-        runs = trainer(folder, **options)
-        runs.fit(module, datamodule=family.data())
-        runs.validate(module, datamodule=family.data(), verbose=False)
-        runs.test(module, datamodule=family.data(), verbose=False)
-        assert runs.predict(module, datamodule=family.data())
+        _trained(family, folder, **options)
         return WORKS
 
     return check
 
 
-def as_without(**options: Any) -> Flag:
+def as_without(epochs: int = 3, /, **options: Any) -> Flag:
     """The run is, to the last bit, the one without the flag."""
 
     def check(family: Family, folder: Path) -> str:
-        trains(**options)(family, folder)
-        assert same(weights(fit(family, folder, **options)), weights(fit(family, folder)))
+        expected, _ = plain(family, epochs)
+        assert same(_trained(family, folder, max_epochs=epochs, **options), expected)
         return WORKS
 
     return check
@@ -751,9 +770,9 @@ def precision(name: str) -> Flag:
         runs.fit(module, datamodule=family.data())
         assert not same(parameters(module), start.seen[0])
         found = runs.test(module, datamodule=family.data(), verbose=False)[0]
-        plain = scored(family, fit(family, folder, max_epochs=10), folder)
+        exact = plain(family, 10)[1]
         loss = "test/loss"
-        assert found[loss] == pytest.approx(plain[loss], rel=0.2 if _draws_heads(family) else 0.1)
+        assert found[loss] == pytest.approx(exact[loss], rel=0.2 if _draws_heads(family) else 0.1)
         return WORKS
 
     return check
@@ -789,7 +808,7 @@ def overfits(batches: float, met: int) -> Flag:
 
 
 def anomalies(family: Family, folder: Path) -> str:
-    as_without(detect_anomaly=True)(family, folder)
+    as_without(1, detect_anomaly=True)(family, folder)
 
     class Breaks(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -805,7 +824,7 @@ def anomalies(family: Family, folder: Path) -> str:
 
 def sanity(family: Family, folder: Path) -> str:
     module = fit(family, folder, num_sanity_val_steps=2)
-    assert same(weights(module), weights(fit(family, folder)))
+    assert same(weights(module), plain(family)[0])
     if hasattr(module, "best"):
         assert min(module.best.steps) > 0, "a check before training is no validation to select by"
     return WORKS
@@ -859,7 +878,7 @@ def reloads(family: Family, folder: Path) -> str:
     module = family.module()
     trainer(folder, reload_dataloaders_every_n_epochs=1).fit(module, datamodule=data)
     assert len(made) == 3
-    assert same(weights(module), weights(fit(family, folder))), "every epoch has its own batches still"
+    assert same(weights(module), plain(family)[0]), "every epoch has its own batches still"
     return WORKS
 
 
@@ -920,9 +939,7 @@ def test_every_flag_is_tried() -> None:
 @pytest.mark.filterwarnings("ignore:.*It is recommended to use `self.log.*sync_dist=True")
 @pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")
-@pytest.mark.parametrize(
-    "family", [pytest.param(f, id=f.name, marks=[pytest.mark.slow] * (i % 2)) for i, f in enumerate(FAMILIES)]
-)
+@two_families
 @pytest.mark.parametrize("name", FLAGS)
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU")
 @pytest.mark.filterwarnings("ignore:You are running in `Trainer\\(barebones")

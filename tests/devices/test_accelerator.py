@@ -27,6 +27,7 @@ from tests.devices.pretend import DEVICE, NotHere, accelerator, trainer
 from tests.devices.toys import EPISODES, META, MULTI, MULTI_TASK, Tasks, multi_task
 
 MODULES: dict[str, Any] = {**META, **MULTI}
+OF_EACH_KIND = ("ProtoNet", "MAML", "MultiHead")  # run by default; the others are among the slow tests
 PLACES: tuple[Place, ...] = ("cpu", "accelerator")
 
 
@@ -106,7 +107,9 @@ def results(name: str, place: Place | None) -> tuple[dict[str, float], Any, Any,
     return figures, module.test_report, predictions, data.fingerprint()
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in OF_EACH_KIND else pytest.mark.slow) for name in MODULES]
+)
 def test_a_run_on_an_accelerator_is_that_on_the_cpu(name: str, tmp_path: Path) -> None:
     expected, report, predictions, fingerprint = results(name, None)
     for place in PLACES:
