@@ -683,7 +683,11 @@ def trains(**options: Any) -> Flag:
     """It trains, validates, tests and predicts, and every weight that training moves without the flag has moved."""
 
     def check(family: Family, folder: Path) -> str:
-        _trained(family, folder, **options)
+        found, start = _trained(family, folder, **options), weights(family.module())
+        moved, expected = (
+            {name for name, p in start.items() if not torch.equal(p, ends[name])} for ends in (found, plain(family)[0])
+        )
+        assert moved >= expected
         return WORKS
 
     return check
