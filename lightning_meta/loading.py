@@ -133,7 +133,7 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
                 return found
     except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
         raise UserError(f"no checkpoint at {given}: {error.strerror}") from error
-    reason = "it holds no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file"
+    reason = "it holds no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file or run"
     raise UserError(f"no checkpoint at {given}: {reason}")
 
 

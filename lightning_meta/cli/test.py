@@ -23,7 +23,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
-from lightning_meta.fitting.progress_bar import Bar
+from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
@@ -59,7 +59,7 @@ def test(args: Sequence[str]) -> None:
     made = _instantiated(parser, config)
     logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
-    callbacks = [Bar()] if options["enable_progress_bar"] is not False else []
+    callbacks = [progress_bar()] if options["enable_progress_bar"] is not False else []
     try:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:

@@ -1,11 +1,22 @@
-"""The progress bar of a run."""
+"""How far a run is: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from rich.console import Console
+
+PERIOD = 30.0  # seconds from one line to the next
+
+
+def progress_bar() -> ProgressBar:
+    """The bar where output goes to a terminal or a notebook; lines where it goes to a file or a pipe."""
+    console = Console()
+    return Bar() if console.is_terminal or console.is_jupyter else Lines()
 
 
 class Bar(RichProgressBar):
@@ -19,3 +30,90 @@ class Bar(RichProgressBar):
 
     def _get_train_description(self, current_epoch: int) -> str:
         return super()._get_train_description(current_epoch).replace("/-2", "")  # where only steps are counted
+
+
+class Lines(ProgressBar):
+    """A line every half minute: the step, what was logged for the bar, and about how long training still takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on = True
+        self._first_step = 0
+        self._began = self._said = time.monotonic()
+
+    def enable(self) -> None:
+        """Print from now on."""
+        self._on = True
+
+    def disable(self) -> None:
+        """Print no more; Lightning calls it on all ranks but the first."""
+        self._on = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; a resumed run counts from the step that it goes on from."""
+        self._began, self._first_step = time.monotonic(), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Say the step, and the time left where the end is known."""
+        if not self._is_time():
+            return
+        step, total = trainer.global_step, _steps_in_all(trainer)
+        parts = [f"step {step}" + (f" of {total:.0f}" if math.isfinite(total) else "")]
+        parts += [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
+        if math.isfinite(total) and step > self._first_step:
+            left = (time.monotonic() - self._began) / (step - self._first_step) * (total - step)
+            parts.append(f"about {in_words(left)} left")
+        print(", ".join(parts), flush=True)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say how much of the validation tasks is done."""
+        self._say_share("validation", batch_idx, trainer.num_val_batches[dataloader_idx])
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say how much of the test tasks is done."""
+        self._say_share("test", batch_idx, trainer.num_test_batches[dataloader_idx])
+
+    def _say_share(self, stage: str, batch: int, total: float) -> None:
+        if self._is_time():
+            print(f"{stage}, batch {batch + 1}" + (f" of {total:.0f}" if math.isfinite(total) else ""), flush=True)
+
+    def _is_time(self) -> bool:
+        now = time.monotonic()
+        if not self._on or now - self._said < PERIOD:
+            return False
+        self._said = now
+        return True
+
+
+def in_words(seconds: float) -> str:
+    """A time, rounded: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _steps_in_all(trainer: Trainer) -> float:
+    """The step at which training ends, by `max_steps` or `max_epochs`; infinity where neither says."""
+    steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if trainer.max_epochs is None or trainer.max_epochs < 0:
+        return steps
+    in_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+    return min(steps, trainer.max_epochs * in_epoch)

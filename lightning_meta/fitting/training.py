@@ -20,7 +20,7 @@ from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.checks import check_machine, check_ranks
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
-from lightning_meta.fitting.progress_bar import Bar
+from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
@@ -112,7 +112,7 @@ class Training:
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
         if options.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(Bar())
+            callbacks.append(progress_bar())
         loggers = [logger for logger in as_list(options.get("logger")) if isinstance(logger, Logger)]
         self.trainer = Trainer(
             **{

@@ -239,7 +239,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
             self.task_map = self.trainer.strategy.broadcast(chosen)
             self._visits_chosen = True
             if self.trainer.is_global_zero:
-                _log.info("task map: %s (strategy %s, %d tasks)", self.task_map, self.strategy, len(batch.tasks))
+                count = f"{len(batch.tasks)} task{'' if len(batch.tasks) == 1 else 's'}"
+                _log.info("%s per meta-batch, computed by %s (strategy %s)", count, self.task_map, self.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also note the batch normalisations that were held in evaluation mode, which no tensor says."""

@@ -75,9 +75,11 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         return kind, []
     classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
     if len(classes) < 2 or (kind == "binary" and len(classes) != 2):
-        wanted = "two" if kind == "binary" else "two or more"
+        if len(classes) < 2:
+            found = f"{classes[0]!r} in every row" if classes else "no label"
+            raise UserError(f"{column.where} has {found}, so there is nothing to learn; leave it out of `targets`")
         found = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
-        raise UserError(f"{column.where} has {found}, expected {wanted} for {kind}")
+        raise UserError(f"{column.where} has {found}, expected two for binary; state multiclass")
     for row, label in enumerate(column.labels):
         if label not in classes and not column.missing[row]:
             raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")

@@ -349,3 +349,11 @@ def test_formulas_and_hostile_text_are_text(tmp_path: Path) -> None:
     rows = [{"x": ["=1+1", "__import__('os').getcwd()", "{0.__class__}"][i % 3], "y": i} for i in range(40)]
     names = Table(write(tmp_path / "t.csv", rows), {"y": None}).input_names
     assert names == sorted(f"x={row['x']}" for row in rows[:3])
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_a_target_of_one_class_is_said_to_teach_nothing(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("a,y\n" + "".join(f"{i},1\n" for i in range(40)))
+    with pytest.raises(UserError, match="column 'y' has '1' in every row, so there is nothing to learn; leave it out"):
+        Table(str(file), targets={"y": kind}).tasks()

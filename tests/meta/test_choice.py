@@ -57,7 +57,7 @@ def test_the_choice_is_said_and_changes_nothing_else(
     caplog.set_level(logging.INFO, "lightning_meta")
     chosen = fit(3, tmp_path, strategy=strategy)
     assert chosen.task_map is not None
-    assert f"task map: {chosen.task_map} (strategy {strategy}, 10 tasks)" in caplog.text
+    assert f"10 tasks per meta-batch, computed by {chosen.task_map} (strategy {strategy})" in caplog.text
     asked: dict[str, Any] = {"strategy": chosen.task_map.strategy, "chunk_size": chosen.task_map.chunk_size}
     assert torch.equal(weights(chosen), weights(fit(3, tmp_path, **asked)))
 
