@@ -78,8 +78,10 @@ ELSEWHERE = {
         f"python scripts/fit.py --config configs/{name}.yaml": "test_configs.py runs it"
         for name in sorted(EMBEDDED | NEEDS_DATA)
     },
-    "python scripts/fit.py --config configs/protonet_mini_imagenet.yaml": "its images are not free to ship",
-    "python scripts/fit.py --config configs/maml_mini_imagenet.yaml": "its images are not free to ship",
+    **{
+        f"python scripts/fit.py --config configs/{name}_mini_imagenet.yaml": "its images are not free to ship"
+        for name in ("anil", "maml", "protonet")
+    },
     "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
 }
 """What is not run by the test of commands, and why."""
