@@ -59,10 +59,11 @@ class Lines(ProgressBar):
         """Say the step, and the time left where the end is known."""
         if not self._is_time():
             return
-        step, total = trainer.global_step, _steps_in_all(trainer)
-        parts = [f"step {step}" + (f" of {total:.0f}" if math.isfinite(total) else "")]
+        step, total = trainer.global_step, trainer.estimated_stepping_batches
+        known = 0 < total < math.inf  # -1 where a loader has no length and nothing else ends training
+        parts = [f"step {step}" + (f" of {total:.0f}" if known else "")]
         parts += [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
-        if math.isfinite(total) and step > self._first_step:
+        if known and step > self._first_step:
             left = (time.monotonic() - self._began) / (step - self._first_step) * (total - step)
             parts.append(f"about {in_words(left)} left")
         print(", ".join(parts), flush=True)
@@ -108,12 +109,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _steps_in_all(trainer: Trainer) -> float:
-    """The step at which training ends, by `max_steps` or `max_epochs`; infinity where neither says."""
-    steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
-    if trainer.max_epochs is None or trainer.max_epochs < 0:
-        return steps
-    in_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-    return min(steps, trainer.max_epochs * in_epoch)

@@ -49,7 +49,9 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         mark = f", {row['mark']}" if row.get("mark") else ""
         table.add_row(row["task"], _shown(row["metric"], float(row["test"])) + mark)
     if len(shown) < len(named):
-        table.add_row(f"{len(named) - len(shown)} more tasks", "per_task.csv")
+        rest = named[len(shown) :]
+        marked = sum(bool(row.get("mark")) for row in rest)
+        table.add_row(f"{len(rest)} more tasks", "per_task.csv" + (f", {marked} with a mark" if marked else ""))
     if named:
         table.add_section()
     for metric in dict.fromkeys([row["metric"] for row in named]) if named else ("accuracy", "mse"):
@@ -64,6 +66,7 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         table.add_row("tasks", f"{tasks:.0f}" + (f", {conditions}" if conditions else ""))
     steps = sorted((int(m[2]), m[1], value) for name, value in metrics.items() if (m := CURVE.fullmatch(name)))
     for step, metric, value in steps:
+        # Of many: 0, 1, 2, 5, 10, 20, 50 and so on, and the last.
         if len(steps) <= MOST_STEPS or step == steps[-1][0] or re.fullmatch("0|[125]0*", str(step)):
             table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
     if len(steps) > MOST_STEPS:

@@ -40,11 +40,10 @@ class MatchingNet(MetricLearner):
         The rest, and what the intervals are over, is said at `MetaModule`.
 
     Deviations:
-        - Section 2.1.2: full context embeddings, which read the support set by an LSTM, are not there; f and g are one
-          backbone, as in the paper's convolutional baselines.
+        - Section 2.1.2: full context embeddings, which read the support set by an LSTM, are not there; queries and
+          support examples are embedded by one backbone.
         - Equation 1: the temperature τ is an addition; 1 is the paper's. Cosines lie in [-1, 1], so with 1 no
           probability of a 5-way 1-shot task exceeds 0.65.
-        - Batch normalisation: see `batch_norm`; the paper does not say.
 
     Args:
         backbone: The embedding f.

@@ -52,7 +52,7 @@ class Reptile(GradientBasedLearner):
         backbone: The network below the head.
         inner_batch_size: Support examples in a mini-batch, at least 1; a smaller support set is taken whole. None:
             always the whole set.
-        inner_optimizer: What makes steps of gradients; by default Adam without momentum (section 6.1).
+        inner_optimizer: What makes steps of gradients; by default Adam without momentum, as in the paper.
         **options: Those of `GradientBasedLearner`, but for `first_order`.
     """
 
@@ -75,6 +75,6 @@ class Reptile(GradientBasedLearner):
             phi = self.adapt(support, ways)
             outcome = self.outcome(phi, query)
         # d/dθ of |θ − φ|² / 2 with φ held fixed is θ − φ; its value is taken off again, to leave the query loss.
-        pulls = [(p - phi[name].detach()).square().sum() / 2 for name, p in self.network.named_parameters()]
+        pulls = [(p - phi[name]).square().sum() / 2 for name, p in self.network.named_parameters()]
         pull = torch.stack(pulls).sum()
         return outcome._replace(loss=outcome.loss + pull - pull.detach())

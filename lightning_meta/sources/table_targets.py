@@ -74,10 +74,10 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         column.numbers  # noqa: B018 - text and infinity are errors here
         return kind, []
     classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
-    if len(classes) < 2 or (kind == "binary" and len(classes) != 2):
-        if len(classes) < 2:
-            found = f"{classes[0]!r} in every row" if classes else "no label"
-            raise UserError(f"{column.where} has {found}, so there is nothing to learn; leave it out of `targets`")
+    if len(classes) < 2:
+        found = f"{classes[0]!r} in every row" if classes else "no label"
+        raise UserError(f"{column.where} has {found}, so there is nothing to learn; leave it out of `targets`")
+    if kind == "binary" and len(classes) != 2:
         found = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
         raise UserError(f"{column.where} has {found}, expected two for binary; state multiclass")
     for row, label in enumerate(column.labels):

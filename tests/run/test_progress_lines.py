@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,13 @@ def test_epochs_and_accumulated_batches_are_counted_in_steps(
     options: dict[str, Any] = {"limit_train_batches": 4, "accumulate_grad_batches": 2}
     first = [line.split(",")[0] for line in lines_of(tmp_path, capsys, max_epochs=2, **options) if "step " in line]
     assert first[-1] == "step 4 of 4"
+
+
+@pytest.mark.parametrize("total", [math.inf, -1])
+def test_where_no_end_is_known_none_is_said(total: float, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer: Any = SimpleNamespace(global_step=5, estimated_stepping_batches=total, progress_bar_metrics={"a": 0.5})
+    Lines().on_train_batch_end(trainer, lm.ProtoNet(MLP(4, (8,))), None, None, 0)
+    assert capsys.readouterr().out == "step 5, a 0.5\n"
 
 
 def test_nothing_is_printed_where_bars_are_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

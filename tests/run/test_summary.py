@@ -20,10 +20,10 @@ def test_long_inner_loops(steps: int, shown: list[int], tmp_path: Path, capsys: 
 
 @pytest.mark.parametrize(("tasks", "shown"), [(25, 25), (139, 24)])
 def test_many_tasks(tasks: int, shown: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [f"task {i},accuracy,0.5" for i in range(tasks)]
-    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,test", *rows]) + "\n")
+    rows = [f"task {i},accuracy,0.5,{'no better than a constant' * (i > 136)}" for i in range(tasks)]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,test,mark", *rows]) + "\n")
     print_summary({"test/accuracy": 0.5}, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert sum("│ task " in line for line in lines) == shown
-    assert any("115 more tasks" in line and "per_task.csv" in line for line in lines) == (tasks == 139)
+    assert any("115 more tasks" in line and "per_task.csv, 2 with a mark" in line for line in lines) == (tasks == 139)
     assert len(lines) < 40
