@@ -233,6 +233,10 @@ BAD = {
     ),
     "no option": (["configs/maml.yaml"], "an option was expected; did you mean --config configs/maml.yaml?"),
     "unknown argument": (["--model.iner_steps=1"], "did you mean inner_steps?"),
+    "an option that the class sets": (
+        ["--model=Reptile", "--model.first_order=true"],
+        "--model.first_order: Reptile sets it itself; leave it out",
+    ),
     "unknown class": (["--data.source=Sinusiod"], "there is no class Sinusiod; did you mean Sinusoid?"),
     "unknown class of one kind": (["--model.inner_optimizer=Adam"], "there is no class Adam; did you mean InnerAdam?"),
     "unknown module": (["--model.backbone=nowhere.Net"], "there is no module nowhere"),

@@ -18,6 +18,7 @@ from traceback import walk_tb
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.refusal import Refusal, read_refusal
+from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 
 LONGEST = 400
@@ -68,6 +69,8 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
     if found := re.fullmatch(r".*arguments are required: (.*)", reason):
         return _missing(refusal, found[1].split(", "), options)
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", reason):
+        if (cls := _class_of(refusal.owner)) is not None and found[1] in fixed_options(cls):
+            return f"{owner} sets it itself; leave it out"
         names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
         meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
         return f"there is no such option{whose}{meant}"
@@ -191,15 +194,21 @@ def _declared(refusal: Refusal) -> str:
 
 def _arguments(path: str) -> list[str]:
     """The constructor arguments of a class of the user's configuration, inherited ones included."""
-    module, _, name = path.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return []
-    if not inspect.isclass(cls):  # as typing.Callable
+    if (cls := _class_of(path)) is None:
         return []
     parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c) and c is not object]
-    return [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]
+    names = [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]
+    return [name for name in names if name not in fixed_options(cls)]
+
+
+def _class_of(path: str) -> type | None:
+    """A class of the user's configuration; None for what is none, as typing.Callable."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return found if inspect.isclass(found) else None
 
 
 def _classes_of(module: str) -> list[str]:
