@@ -25,8 +25,7 @@ from pathlib import Path
 from lightning_meta.run.hold import Hold
 held = Hold(Path(sys.argv[1]))
 child = os.fork()  # as a loader's worker
-if child:
-    print("held", child, flush=True)
+print(f"{'held' if child else 'forked'} {child}\\n", end="", flush=True)  # in one piece, as both write
 time.sleep(1800)  # until the test ends it
 """
 
@@ -35,7 +34,9 @@ time.sleep(1800)  # until the test ends it
 def holder(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    child = int(process.stdout.readline().split()[1])
+    # Both have to speak: until the worker runs, it has not yet closed what it inherited.
+    said = dict(process.stdout.readline().split() for _ in range(2))
+    child = int(said["held"])
     yield process, child
     process.kill()
     process.wait()
