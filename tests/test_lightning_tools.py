@@ -667,23 +667,23 @@ def test_independent_keeps_the_averaged_weights_that_it_validated(tmp_path: Path
 Flag = Callable[[Family, Path], str]
 
 
-def _trained(family: Family, folder: Path, **options: Any) -> dict[str, Tensor]:
-    """The weights after training, by a module that then validates, tests and predicts."""
-    module = family.module()
-    runs = trainer(folder, **options)
+def _trained(family: Family, folder: Path, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights before and after training, by a module that then validates, tests and predicts."""
+    module, start = family.module(), At("on_train_start", lambda trainer, module: weights(module))
+    runs = trainer(folder, callbacks=[start], **options)
     runs.fit(module, datamodule=family.data())
     found = weights(module)
     runs.validate(module, datamodule=family.data(), verbose=False)
     runs.test(module, datamodule=family.data(), verbose=False)
     assert runs.predict(module, datamodule=family.data())
-    return found
+    return start.seen[0], found
 
 
 def trains(**options: Any) -> Flag:
     """It trains, validates, tests and predicts, and every weight that training moves without the flag has moved."""
 
     def check(family: Family, folder: Path) -> str:
-        found, start = _trained(family, folder, **options), weights(family.module())
+        start, found = _trained(family, folder, **options)
         moved, expected = (
             {name for name, p in start.items() if not torch.equal(p, ends[name])} for ends in (found, plain(family)[0])
         )
@@ -698,7 +698,7 @@ def as_without(epochs: int = 3, /, **options: Any) -> Flag:
 
     def check(family: Family, folder: Path) -> str:
         expected, _ = plain(family, epochs)
-        assert same(_trained(family, folder, max_epochs=epochs, **options), expected)
+        assert same(_trained(family, folder, max_epochs=epochs, **options)[1], expected)
         return WORKS
 
     return check
