@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from typing import Any
 
 from lightning import LightningModule
@@ -9,7 +10,7 @@ from lightning import LightningModule
 from lightning_meta.errors import UserError
 
 
-class ChecksBatches(LightningModule):
+class ChecksBatches(LightningModule, ABC):
     """Refuses a batch of another type at the start of each step.
 
     Attributes:

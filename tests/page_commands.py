@@ -19,7 +19,7 @@ ELSEWHERE = {
         for name in ("pretrained_cifar_fs", "pretrained_fc100", "rfs_cifar_fs", "rfs_conv4_cifar_fs")
     },
     **{
-        f"python scripts/fit.py --config configs/{name}.yaml --name {born} --model.init_args.teacher runs/{name}/0": (
+        f"python scripts/fit.py --config configs/{name}.yaml --name {born} --model.teacher runs/{name}/0": (
             "test_rfs.py learns from a teacher"
         )
         for name, born in (
@@ -59,7 +59,7 @@ ELSEWHERE = {
     **{
         f"python scripts/{command}": "test_photos.py runs it"
         for command in (
-            "fit.py --config configs/photos.yaml --data.init_args.source.init_args.root FOLDER",
+            "fit.py --config configs/photos.yaml --data.source.root FOLDER",
             "predict.py --ckpt_path runs/photos/0 --support FOLDER --query FOLDER2 --out predictions.csv",
             "predict.py --ckpt_path runs/photos/0 --support FOLDER --labels labels.csv --query FOLDER2 "
             "--out predictions.csv",

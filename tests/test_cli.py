@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.cli.helping import screen
+from lightning_meta.cli.main import COMMANDS
 from lightning_meta.loading import load
 from lightning_meta.run.hold import Hold
 
@@ -213,11 +215,51 @@ def test_help_of_a_class_lists_networks_and_is_short_enough_to_read(capsys: pyte
     )
 
 
-def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "of_class"), [("fit", "model"), ("test", "data")])
+def test_help_is_one_screen_and_help_all_lists_every_option(
+    command: str, of_class: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="0"):
-        run("fit", "--help")
-    text = capsys.readouterr().out
-    assert "every_n_steps" in text
+        run(command, "--help_all")
+    whole = capsys.readouterr().out
+    assert "--trainer.gradient_clip_val" in whole
+    for base in ("ChecksBatches", "GradientBasedLearner", "LightningModule,", "LightningDataModule,", "Callback,"):
+        assert f"lightning_meta.{base}" not in whole
+        assert f"lightning.{base}" not in whole
+    with pytest.raises(SystemExit, match="0"):
+        run(command, "--help")
+    short = capsys.readouterr().out.splitlines()
+    assert len(short) < 40
+    assert max(map(len, short)) <= 80
+    named = set(re.findall(r"--[a-z_]+", "\n".join(short))) - {"--help_all", "--threads", "--model", "--data"}
+    assert named == {option for option in named if f"{option} " in whole or f"{option}." in whole}
+    assert f"--{of_class}.help" in "\n".join(short)
+
+
+def test_every_method_is_in_the_help_of_fit() -> None:
+    text = screen("fit")
+    for name in ("MAML", "ProtoNet", "MultiHead", "Independent", "EpisodicDataModule", "Omniglot", "Table"):
+        assert re.search(rf"\b{name}\b", text)
+    assert "MetaModule" not in text
+
+
+def test_threads_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, seen = torch.get_num_threads(), []
+    monkeypatch.setitem(COMMANDS, "curves", lambda options: seen.append((options, torch.get_num_threads())))
+    assert main(["curves", "--threads", "3", "runs/a"]) == 0
+    assert main(["curves", "runs/a", "--threads=1"]) == 0
+    assert seen == [(["runs/a"], 3), (["runs/a"], 1)]
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("number", ["0", "two", "-1", ""])
+def test_threads_that_cannot_be_are_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curves", "runs/a", "--threads", number]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--threads: a whole number" in line
+
+
+def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run("fit", "--config", "maml.yaml", "--print_config")
     assert "inner_lr" in capsys.readouterr().out

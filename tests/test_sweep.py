@@ -74,11 +74,22 @@ def a_point(file: Path) -> dict[str, Any]:
     return {name: p.values[-1] if p.values else p.low for name, p in read_sweep(file).parameters.items()}
 
 
+def is_set(config: Any, name: str, value: Any) -> bool:
+    """Whether an option in its short form, `model.inner_lr`, has this value in a configuration."""
+    section, _, argument = name.partition(".")
+    found = config[section]["init_args"][argument]
+    return bool(found == value or found["class_path"].endswith(f".{value}"))
+
+
+@pytest.mark.parametrize("form", ["short", "long"])
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_every_shipped_sweep_expands_to_a_command_that_fit_takes(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    file: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command, _ = agent_command(file, a_point(file), monkeypatch)
+    point = a_point(file)
+    if form == "long":
+        point = {name.replace(".", ".init_args.", 1): value for name, value in point.items()}
+    command, _ = agent_command(file, point, monkeypatch)
     assert command[0] == "/usr/bin/env"
     assert command[2] == "scripts/fit.py"
     monkeypatch.chdir(ROOT)
@@ -86,23 +97,20 @@ def test_every_shipped_sweep_expands_to_a_command_that_fit_takes(
         main(["fit", *command[3:], "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     for name, value in a_point(file).items():
-        found = config
-        for part in name.split("."):
-            found = found[part]
-        assert found == value or found["class_path"].endswith(f".{value}")
+        assert is_set(config, name, value)
     monitor = config["checkpoint"]["monitor"]
     assert read_sweep(file).metric == monitor
     assert not [option for option in read_sweep(file).options if "logger" in option]  # here it runs without W&B
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["maml_glyphs", "multi_head_glyphs"])
+@pytest.mark.parametrize("name", [file.stem for file in SWEEPS])
 def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     file = ROOT / "configs" / "sweeps" / f"{name}.yaml"
     command, env = agent_command(file, a_point(file), monkeypatch)
     env |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    few = ["--data.init_args.meta_batches_per_epoch=2", "--data.init_args.val_tasks=4", "--data.init_args.test_tasks=4"]
-    few = few if name == "maml_glyphs" else ["--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
+    few = ["--data.meta_batches_per_epoch=2", "--data.val_tasks=4", "--data.test_tasks=4"]
+    few = few if name != "multi_head_glyphs" else ["--trainer.limit_val_batches=2", "--trainer.limit_test_batches=2"]
     few += [
         "--trainer.max_steps=4",
         "--trainer.limit_train_batches=2",
@@ -116,10 +124,7 @@ def test_an_agents_run_keeps_its_sweep_and_its_values(name: str, monkeypatch: py
     assert (page.run.run_id, page.run.sweep_id) == ("run456", "sweep123")
     assert read_sweep(file).metric in page.summary
     for parameter, value in a_point(file).items():
-        found: Any = page.config
-        for part in parameter.split("."):
-            found = found[part]
-        assert found == value or found["class_path"].endswith(f".{value}")
+        assert is_set(page.config, parameter, value)
 
 
 def test_what_every_trial_would_be_refused_for_is_said_before_the_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +240,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_what_a_sweep_sets_is_not_set_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("--model.init_args.inner_lr=0.1", "--ckpt_path=last"):
+    for option in ("--model.init_args.inner_lr=0.1", "--model.inner_lr=0.1", "--ckpt_path=last"):
         assert main(["sweep", "--config", "space.yaml", "--trials", "1", option]) == 2
         assert "sets this for each trial itself" in capsys.readouterr().err
     assert main(["sweep", "--trials", "1"]) == 2

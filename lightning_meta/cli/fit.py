@@ -51,6 +51,7 @@ class MetaCLI(LightningCLI):
                 "description": "Train a model, keep its best and last checkpoints, and test the best.",
                 "exit_on_error": False,
                 "allow_abbrev": False,
+                "short_help": "fit",
             },
             subclass_mode_model=True,
             subclass_mode_data=True,

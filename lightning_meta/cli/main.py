@@ -20,6 +20,7 @@ from lightning_meta.cli.predict_options import predict_options
 from lightning_meta.cli.shipped import configs, version, with_shipped
 from lightning_meta.cli.sweep.command import sweep, sweep_options
 from lightning_meta.cli.test import test, test_options
+from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.disk import disk_trouble
 from lightning_meta.run.memory import keep_freed_memory
@@ -55,7 +56,8 @@ USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep t
        lightning-meta configs [NAME]                    list the configurations that are shipped, or print one
        lightning-meta --version                         print the versions of the package, torch and lightning
 
-lightning-meta fit --help, and so for the others, explains every option."""
+lightning-meta fit --help, and so for the others, explains the options. Each takes --threads N, the threads
+of the processor; sums depend on their number in the last digits."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -83,7 +85,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if _trusts_what_is_named(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
-        COMMANDS[command](with_shipped(options[:-1]) if command in TAKE_SHIPPED else options[:-1])
+        with using_threads(command, options[:-1]) as rest:
+            COMMANDS[command](with_shipped(rest) if command in TAKE_SHIPPED else rest)
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except ArgumentError as error:

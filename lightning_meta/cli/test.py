@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta.checks import instance
+from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
@@ -110,11 +111,12 @@ def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespa
 
 def make_parser() -> LightningArgumentParser:
     """The options of the command."""
-    parser = LightningArgumentParser(
+    parser = Parser(
         prog="lightning-meta test",
         description="Test a trained model, on its own test tasks or on others.",
         exit_on_error=False,
         allow_abbrev=False,
+        short_help="test",
     )
     parser.add_argument("--config", type=str | None, help="Configuration; by default that of the run directory.")
     parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
@@ -148,7 +150,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     """The options over the configuration of the run; the checkpoint."""
     first, _ = _just_paths().parse_known_args(list(args))
     if first.ckpt_path is None:
-        if not {"-h", "--help", "--data.help"} & {arg.partition("=")[0] for arg in args}:
+        if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
             raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
         return parser.parse_args(list(args)), Path()
     checkpoint = find_checkpoint(first.ckpt_path)

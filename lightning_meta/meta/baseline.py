@@ -40,7 +40,7 @@ class Baseline(MetaModule):
 
     Run it:
         `python scripts/fit.py --config configs/baseline_glyphs.yaml`, and Baseline++ by adding
-        `--model.init_args.head cosine`.
+        `--model.head cosine`.
 
     Logged:
         - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their

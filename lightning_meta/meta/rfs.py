@@ -53,7 +53,7 @@ class RFS(MetaModule):
 
     Run it:
         `python scripts/fit.py --config configs/rfs_glyphs.yaml`. The next generation learns from that run:
-        `python scripts/fit.py --config configs/rfs_glyphs.yaml --name born_again --model.init_args.teacher
+        `python scripts/fit.py --config configs/rfs_glyphs.yaml --name born_again --model.teacher
         runs/rfs_glyphs/0`. Training images are augmented by `augmentation` of the data module, support images by that
         of the model.
 

@@ -104,7 +104,7 @@ class ImageFolder(ImageFilesSource):
 
     def _check_root(self) -> None:
         if not self.root.is_dir():
-            option = "--data.init_args.source.init_args.root"
+            option = "--data.source.root"
             raise UserError(f"ImageFolder root={self.root}: there is no such folder; name yours with {option} FOLDER")
 
     def _listing(self) -> Listing:

@@ -26,7 +26,7 @@ class Aggregator(Weighting, ABC):
 
     Run it:
         By its name, like any weighting; it needs a module that shares parameters:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
         - `train/loss`: the sum of the losses, which trains each task's own parameters.
@@ -77,7 +77,7 @@ class GradientWeighting(Aggregator, ABC):
 
     Run it:
         By its name, like any weighting:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
         `train/weight/<task>`: $w_i$ of the step, of each task that was in one of its batches.

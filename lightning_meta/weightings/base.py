@@ -19,7 +19,7 @@ class Weighting(Described, nn.Module, ABC):
 
     Run it:
         By its name, in any configuration of several tasks but those of `Independent`:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting Uncertainty`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting Uncertainty`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`.

@@ -25,7 +25,7 @@ class DynamicWeightAverage(Weighting):
     https://arxiv.org/abs/1803.10704), section 3.3, equation 7.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting
         DynamicWeightAverage`.
 
     Logged:

@@ -17,8 +17,8 @@ class Fixed(Weighting):
     r"""A weighted sum of the losses, $\sum_i w_i L_i$, with the weights as they are given.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_multi_mnist.yaml --model.init_args.weighting Fixed
-        --model.init_args.weighting.init_args.weights '{left: 1.5, right: 0.5}'`.
+        `python scripts/fit.py --config configs/multi_head_multi_mnist.yaml --model.weighting Fixed
+        --model.weighting.weights '{left: 1.5, right: 0.5}'`.
 
     Logged:
         `train/weight/<task>`: as given.

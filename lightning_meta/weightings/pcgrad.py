@@ -29,7 +29,7 @@ class PCGrad(GradientWeighting):
     https://arxiv.org/abs/2001.06782), algorithm 1.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting PCGrad`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
         `train/weight/<task>`: $w_i$ of the step, with $\sum_i g_i^{PC} = \sum_i w_i g_i$; at least 1, and above 1 where

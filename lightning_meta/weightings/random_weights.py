@@ -22,7 +22,7 @@ class RandomWeights(Weighting):
     (TMLR 2022, https://arxiv.org/abs/2111.10603), section 3, RLW with the normal distribution.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting RandomWeights`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting RandomWeights`.
 
     Logged:
         `train/weight/<task>`: those drawn for the step.

@@ -85,12 +85,18 @@ def sweep_options() -> list[str]:
 
 
 def _checked(of_fit: Sequence[str], space: Sweep) -> Sequence[str]:
-    """Options for every trial, none of which the sweep sets itself."""
+    """Options for every trial, none of which the sweep sets itself, in the short form or in the long one."""
+    own = {_in_short(name) for name in (*space.parameters, *OF_THE_SWEEP)}
     for option in of_fit:
         name = option.partition("=")[0].removeprefix("--")
-        if option.startswith("-") and (name in space.parameters or name in OF_THE_SWEEP):
+        if option.startswith("-") and _in_short(name) in own:
             raise UserError(f"--{name}: the sweep sets this for each trial itself")
     return of_fit
+
+
+def _in_short(name: str) -> str:
+    """`model.inner_lr` for `model.init_args.inner_lr` as well."""
+    return name.replace(".init_args.", ".")
 
 
 def _check_ends(space: Sweep) -> None:

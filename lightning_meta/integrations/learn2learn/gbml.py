@@ -43,7 +43,7 @@ class GBML(GradientBasedLearner):
     Run it:
         With learn2learn built (`python scripts/build_learn2learn.py`), as any configuration of MAML:
         `python scripts/fit.py --config configs/maml_glyphs.yaml --model lightning_meta.integrations.learn2learn.GBML
-        --model.init_args.transform meta_sgd`.
+        --model.transform meta_sgd`.
 
     Logged:
         As by `MAML`: `test/accuracy_step_<j>`, the mean over tasks after j inner steps, from 0 to `test_inner_steps`,
