@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
 from torch import nn
 
 import lightning_meta as lm
@@ -80,7 +81,7 @@ def test_every_cell_is_the_test_of_its_ways_and_shots_and_as_numpy_has_it(tmp_pa
         expected = by_hand(tmp_path / "tasks.csv")
         assert [row["score"] for row in each.per_task] == pytest.approx(expected)
         assert each.score == pytest.approx(expected.mean())
-        assert each.interval == pytest.approx(1.96 * expected.std(ddof=1) / 30**0.5)
+        assert each.interval == pytest.approx(stats.t.ppf(0.975, 29) * expected.std(ddof=1) / 30**0.5)
         assert each.point.chance == 1 / each.ways
     assert source.asked == 1
     # The data module is as before, and so is the next test of it.
@@ -219,7 +220,8 @@ def test_a_grid_leaves_a_table_a_picture_and_the_tasks_of_every_cell(
         tasks = csv.DictReader((folder / f"per_task_{row['ways']}way_{row['shots']}shot.csv").read_text().splitlines())
         scores = [float(task["score"]) for task in tasks]
         assert np.mean(scores) == pytest.approx(float(row["accuracy"])) == pytest.approx(cell["accuracy"])
-        interval = 1.96 * np.std(scores, ddof=1) / 7**0.5
+        least = 1 / (5 * int(row["ways"])) / 7**0.5  # where all scores are equal
+        interval = stats.t.ppf(0.975, 6) * max(np.std(scores, ddof=1), least) / 7**0.5
         assert interval == pytest.approx(float(row["accuracy_ci95"])) == pytest.approx(cell["accuracy_ci95"])
         assert f"{100 * np.mean(scores):.2f} ± {100 * interval:.2f} %" in table
     for shown in ("1-shot", "3-shot", "2-way", "5-way", "50.00 %", "20.00 %", "95 %"):

@@ -73,8 +73,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
           beside it `val/mse_median`, `test/mse_median`, the median over tasks, which a few tasks that blow up do not
           move.
         - `val/accuracy_ci95`, `test/accuracy_ci95`: the half-width of the 95 % interval of that mean,
-          $1.96\, s / \sqrt{n}$, with s the standard deviation over the n tasks. It is about other tasks of the same
-          split, and says nothing about other seeds.
+          $t_{n-1}\, s / \sqrt{n}$, with s the standard deviation over the n tasks and t the quantile of Student's
+          distribution, 1.96 for many tasks. It is about other tasks of the same split, and says nothing about other
+          seeds.
         - `val/accuracy_step_<j>`, `val/accuracy_step_<j>_ci95`, and `test` alike: the same after j inner steps, from 0
           to the last; of learners with an inner loop alone.
         - `val/loss`, `test/loss`: the loss of the query set, the mean over tasks.

@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 
-COLUMNS = ("tasks", "loss", "scores", "sizes", "outputs", "targets")
+COLUMNS = ("tasks", "loss", "scores", "sizes", "outputs", "targets", "queries")
 
 
 class TaskTable:
@@ -27,21 +27,26 @@ class TaskTable:
         outputs: `(n, M, outputs)` after the last inner step, or empty. Of tasks that differ in size the smaller are
             filled up with NaN.
         targets: `(n, M, ...)`, or empty; filled up with -1.
+        queries: `(n,)` how many query examples each task has.
     """
 
-    def __init__(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
+    def __init__(
+        self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor, queries: Tensor
+    ) -> None:
         self.tasks, self.loss, self.scores = tasks, loss, scores
-        self.outputs, self.targets = outputs, targets
+        self.outputs, self.targets, self.queries = outputs, targets, queries
 
     def summary(self, metric: str) -> dict[str, float]:
         """Means over tasks by name: the loss, the metric with its interval, and the metric after each inner step."""
-        mean, interval = mean_and_interval(self.scores[:, -1])
+        step_of_score = float(1 / self.queries.double().mean()) if metric == "accuracy" else 0.0
+        mean, interval = mean_and_interval(self.scores[:, -1], step_of_score)
         values = {"loss": float(self.loss.mean()), metric: mean, f"{metric}_ci95": interval}
         if metric == "mse":  # a few tasks that blow up decide the mean
             values[f"{metric}_median"] = float(self.scores[:, -1].median())
         if self.scores.shape[1] > 1:
             for step, column in enumerate(self.scores.unbind(1)):
-                values[f"{metric}_step_{step}"], values[f"{metric}_step_{step}_ci95"] = mean_and_interval(column)
+                mean, interval = mean_and_interval(column, step_of_score)
+                values[f"{metric}_step_{step}"], values[f"{metric}_step_{step}_ci95"] = mean, interval
         return values
 
 
@@ -59,6 +64,7 @@ class TaskScores(Metric):
     sizes: list[Tensor]
     outputs: list[Tensor]
     targets: list[Tensor]
+    queries: list[Tensor]
 
     def __init__(self, keep_outputs: bool = False) -> None:
         super().__init__()
@@ -69,13 +75,14 @@ class TaskScores(Metric):
 
     def update(self, tasks: Tensor, loss: Tensor, scores: Tensor, outputs: Tensor, targets: Tensor) -> None:
         """Record T tasks; shapes as in `TaskTable` with n = T."""
+        queries = torch.full_like(tasks, outputs.shape[1])
         if not self.keep_outputs:
             outputs, targets = outputs[:, :0], targets[:, :0]
         sizes = torch.stack([torch.full_like(tasks, size) for size in outputs.shape[1:]], 1)
         self._of_target = tuple(targets.shape[2:])
         # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch.
         # They are flat, as tasks of a list may differ in their number of queries and classes.
-        for name, column in zip(COLUMNS, (tasks, loss, scores, sizes, outputs, targets), strict=True):
+        for name, column in zip(COLUMNS, (tasks, loss, scores, sizes, outputs, targets, queries), strict=True):
             copied = column.detach().clone()
             getattr(self, name).append(copied.flatten() if name in ("outputs", "targets") else copied)
 
@@ -88,9 +95,9 @@ class TaskScores(Metric):
         chosen = order[first]
         tasks, loss, scores, _ = (column[chosen] for column in columns[:4])
         outputs = _rows(columns[4], columns[3], chosen, torch.nan)
-        queries = columns[3][:, :1] * math.prod(self._of_target)
-        targets = _rows(columns[5], queries, chosen, -1).reshape(len(tasks), -1, *self._of_target)
-        return TaskTable(tasks, _exact(loss), _exact(scores), outputs, targets)
+        shapes = columns[3][:, :1] * math.prod(self._of_target)
+        targets = _rows(columns[5], shapes, chosen, -1).reshape(len(tasks), -1, *self._of_target)
+        return TaskTable(tasks, _exact(loss), _exact(scores), outputs, targets, columns[6][chosen])
 
 
 def _rows(flat: Tensor, sizes: Tensor, chosen: Tensor, fill: float) -> Tensor:
@@ -117,18 +124,28 @@ def _rows(flat: Tensor, sizes: Tensor, chosen: Tensor, fill: float) -> Tensor:
     return filled
 
 
-def mean_and_interval(values: Tensor) -> tuple[float, float]:
-    r"""The mean over n tasks and the half-width of its 95 % interval, $1.96\, s / \sqrt{n}$.
+def mean_and_interval(values: Tensor, step: float = 0.0) -> tuple[float, float]:
+    r"""The mean over n tasks and the half-width of its 95 % interval, $t_{n-1}\, s / \sqrt{n}$.
+
+    t is the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom: 12.7 for two tasks, 1.96 for many.
+    Equal scores do not show that the mean is known exactly, so that s is at least what it would be with one example
+    more or less right in one of the tasks, $d / \sqrt{n}$ for scores in steps of d.
 
     Args:
         values: `(n,)`, one a task.
+        step: d >= 0, the smallest difference between two scores, 1 / Q for the accuracy of Q query examples; 0 where
+            there is none.
 
     Returns:
         The mean and the half-width; NaN where there is but one task.
     """
-    values = values.cpu().double()
-    interval = 1.96 * values.std(correction=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return float(values.mean()), float(interval)
+    from scipy.special import stdtrit  # here: 0.2 s that an import of a method does not need
+
+    values, n = values.cpu().double(), len(values)
+    if n < 2:
+        return float(values.mean()), float("nan")
+    deviation = max(float(values.std(correction=1)), step / n**0.5)
+    return float(values.mean()), float(stdtrit(n - 1, 0.975)) * deviation / n**0.5
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -73,4 +73,4 @@ class ShotAndWay(Picture):
             batch = module.transfer_batch_to_device(batch, module.device, 0)
             outputs = module.predict_step(batch, 0)
             scores.append((outputs.argmax(-1) == batch.query.y).cpu().double().mean(-1))
-        return Point(ways, shots, *mean_and_interval(torch.cat(scores)), self.tasks)
+        return Point(ways, shots, *mean_and_interval(torch.cat(scores), 1 / (ways * self.queries)), self.tasks)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from lightning_meta.errors import UserError
 from lightning_meta.report.named_tasks import draw_named_tasks
@@ -117,7 +118,7 @@ def _draw_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool
     left_out = f", without {lost} not finite" if (lost := len(finite) - tasks) else ""
     if len(scores) > 1:
         steps, means = np.arange(len(scores)), np.array([s.mean() for s in scores])
-        intervals = np.array([1.96 * s.std(ddof=1) / tasks**0.5 for s in scores])
+        intervals = np.array([stdtrit(tasks - 1, 0.975) * s.std(ddof=1) / tasks**0.5 for s in scores])
         few = len(steps) <= 12
         axes.errorbar(steps, means, intervals, color="k", marker="o" if few else None, ms=4, capsize=3 if few else 0)
         title = f"Adaptation: mean and 95 % interval over {tasks} test tasks{left_out}"

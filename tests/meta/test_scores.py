@@ -22,7 +22,23 @@ def test_mean_and_interval_are_those_of_scipy(values: list[float]) -> None:
     mean, half_width = mean_and_interval(torch.tensor(values))
     reference = np.asarray(values, np.float64)
     assert mean == pytest.approx(reference.mean(), abs=1e-12)
-    assert half_width == pytest.approx(1.96 * stats.sem(reference), abs=1e-12)
+    low, high = stats.t.interval(0.95, len(values) - 1, reference.mean(), max(stats.sem(reference), 1e-300))
+    assert half_width == pytest.approx((high - low) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("tasks", [5, 600])
+def test_the_interval_covers_the_mean_of_few_tasks_too(tasks: int) -> None:
+    draws = np.random.default_rng(0).normal(0.6, 0.1, (4_000, tasks))
+    found = [mean_and_interval(torch.from_numpy(row)) for row in draws]
+    covered = sum(abs(mean - 0.6) <= half_width for mean, half_width in found)
+    assert stats.binomtest(covered, 4_000, 0.95).pvalue > 1e-4
+
+
+def test_equal_scores_have_the_interval_of_one_example_that_is_otherwise() -> None:
+    equal, other = torch.full((4,), 0.56), torch.tensor([0.56, 0.56, 0.56, 0.58])
+    assert mean_and_interval(equal)[1] == pytest.approx(0)
+    assert mean_and_interval(equal, 1 / 50)[1] == pytest.approx(mean_and_interval(other)[1], rel=1e-5)
+    assert mean_and_interval(other, 1 / 50) == pytest.approx(mean_and_interval(other), rel=1e-5)
 
 
 def test_the_interval_covers_the_mean_95_times_in_100() -> None:
