@@ -134,7 +134,7 @@ def config_of(command: str) -> str:
 def shortened(command: str) -> list[str]:
     """The options of a command of `fit` and those that make it short."""
     options = shlex.split(command)[2:]
-    if {"--help", "--model.help", "--print_config"} & set(options):
+    if {"--help", "--help_all", "--model.help", "--print_config"} & set(options):
         return options
     short = briefly(ROOT / "configs" / f"{config_of(command)}.yaml", Path())[5:]
     if "--trainer.devices" in options:  # every rank needs its share
