@@ -4,6 +4,7 @@ from .cifar100 import CIFAR100 as CIFAR100
 from .dataset import FromDataset as FromDataset
 from .glyphs import Glyphs as Glyphs
 from .image_folder import ImageFolder as ImageFolder
+from .labelled_table import LabelledTable as LabelledTable
 from .mini_imagenet import MiniImageNet as MiniImageNet
 from .multi_mnist import MultiMNIST as MultiMNIST
 from .omniglot import Omniglot as Omniglot

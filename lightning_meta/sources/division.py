@@ -1,9 +1,10 @@
-"""Dividing the examples of every class between the splits, for multi-task learning."""
+"""Dividing classes between the splits (few-shot learning), or the examples of every class (multi-task learning)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -33,6 +34,40 @@ def divide(pool: Pool, members: Mapping[Split, Sequence[int]]) -> dict[Split, Po
         sizes = torch.full_like(pool.sizes, len(members[split]))
         pools[split] = Pool(pool.x[rows], sizes, pool.names, pool.groups)
     return pools
+
+
+def class_counts(count: int, fractions: Sequence[float], least: int) -> dict[Split, int]:
+    """How many of so many classes each split gets: the fractions, and `least` whatever they are.
+
+    Args:
+        count: Three times `least` or more.
+        fractions: Of train, val and test.
+        least: Classes of each split at least.
+    """
+    val = max(least, min(_rounded(fractions[1] * count), count - 2 * least))
+    test = max(least, min(_rounded(fractions[2] * count), count - least - val))
+    return {"train": count - val - test, "val": val, "test": test}
+
+
+def divided_classes(names: Iterable[str], fractions: Sequence[float], least: int, seed: int) -> dict[Split, list[str]]:
+    """Classes for train, val and test, in the order of their names; their hash decides, and nothing else.
+
+    Args:
+        names: Of three times `least` classes or more.
+        fractions: Of train, val and test.
+        least: Classes of each split at least.
+        seed: Draws another division.
+    """
+    # A hash and not a random generator: the same on any release of any library.
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    sizes = class_counts(len(drawn), fractions, least)
+    val, both = sizes["val"], sizes["val"] + sizes["test"]
+    return {"train": sorted(drawn[both:]), "val": sorted(drawn[:val]), "test": sorted(drawn[val:both])}
+
+
+def _rounded(number: float) -> int:
+    """To the nearest, halves up: 15 % of 30 classes are 5, where `round` makes 4 of 4.5."""
+    return math.floor(number + 0.5 + 1e-9)
 
 
 def divided(units: set[str], fractions: Sequence[float], seed: int, least: int = 0) -> dict[str, Split]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from lightning_meta.data.image_files import ImageFilesSource, Listing, folders_i
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
-from lightning_meta.sources.division import divided
+from lightning_meta.sources.division import class_counts, divided, divided_classes
 
 
 class ImageFolder(ImageFilesSource):
@@ -134,17 +133,12 @@ class ImageFolder(ImageFilesSource):
             return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
         count = len(folders_in(self.root))
         for least in range(self.least_classes + 1, count // 3 + 1):
-            if all(size >= needs[split][0] for split, size in self._sizes(count, least).items()):
+            sizes = class_counts(count, self.fractions, least)
+            if all(size >= needs[split][0] for split, size in sizes.items()):
                 return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of ImageFolder, ways and test_ways to {fewer}" if fewer > 1 else ""
         return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"
-
-    def _sizes(self, count: int, least: int) -> dict[Split, int]:
-        """How many of so many classes each split gets."""
-        val = max(least, min(_rounded(self.fractions[1] * count), count - 2 * least))
-        test = max(least, min(_rounded(self.fractions[2] * count), count - least - val))
-        return {"train": count - val - test, "val": val, "test": test}
 
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
@@ -160,16 +154,9 @@ class ImageFolder(ImageFilesSource):
                 f"ImageFolder least_classes={least}: {least} classes each for train, val and test are {3 * least}, but "
                 f"{self.root} has {len(folders)} class folders; add some{fewer}"
             )
-        # A hash and not a random generator: the same on any release of any library.
-        drawn = sorted(folders, key=lambda f: hashlib.sha256(f"{self.seed}/{f.name}".encode()).digest())
-        sizes = self._sizes(len(drawn), least)
-        val, test = sizes["val"], sizes["test"]
-        parts: dict[Split, Sequence[Path]] = {
-            "train": drawn[val + test :],
-            "val": drawn[:val],
-            "test": drawn[val : val + test],
-        }
-        return {split: {f.name: f for f in sorted(parts[split])} for split in SPLITS}
+        by_name = {folder.name: folder for folder in folders}
+        parts = divided_classes(by_name, self.fractions, least, self.seed)
+        return {split: {name: by_name[name] for name in names} for split, names in parts.items()}
 
 
 def _classes(root: Path) -> dict[str, Path]:
@@ -179,8 +166,3 @@ def _classes(root: Path) -> dict[str, Path]:
         inside = [] if image_files_in(folder) else folders_in(folder)
         found |= {f"{folder.name}/{f.name}": f for f in inside} if inside else {folder.name: folder}
     return found
-
-
-def _rounded(number: float) -> int:
-    """To the nearest, halves up: 15 % of 30 classes are 5, where `round` makes 4 of 4.5."""
-    return math.floor(number + 0.5 + 1e-9)

@@ -1,0 +1,195 @@
+"""A table of the user's own for few-shot learning: every row is an example of the class in its label column."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lightning_meta.batches import SPLITS, Split
+from lightning_meta.checks import names_in_list, whole
+from lightning_meta.data.hashes import of_pools
+from lightning_meta.data.pool import Pool
+from lightning_meta.data.source import Source
+from lightning_meta.errors import UserError
+from lightning_meta.sources.class_lists import refuse_shared
+from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.division import class_counts, divided_classes
+from lightning_meta.sources.table_features import encode_features
+
+_log = logging.getLogger(__name__)
+
+
+class LabelledTable(Source):
+    """A CSV or Parquet file whose rows are examples of many classes: columns of features, and one of labels.
+
+    The classes, not the rows, are divided between training, validation and test: at random, but the same on every
+    machine, by `seed` and the names of the classes alone; or as a `split_column` says.
+
+    Features become numbers as in `Table`, and what is learned of them is learned from the rows of the training classes:
+    numbers are standardised, and a missing one is replaced by the mean; text becomes one input of 0 or 1 for each of
+    the texts in training rows. A row without a label is left out.
+
+    At a glance:
+        - Classes: yours.
+        - Examples: yours.
+        - From: your CSV or Parquet file.
+
+    Example:
+        `configs/protonet_table.yaml`, or::
+
+            source = LabelledTable("flowers.csv", label="species")
+
+    Args:
+        path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
+        label: The column of the class; text or whole numbers.
+        features: Names of the feature columns; by default all that are nothing else.
+        split_column: The column that says `train`, `val` or `test`, the same in all rows of a class.
+        least_examples: Classes with fewer rows are left out, and a line says how many: the shots and queries of a task.
+        least_classes: How many classes each split gets at least, whatever the fractions: the ways of its tasks.
+        fractions: Which part of the classes goes to train, val and test; each gets one at least.
+        seed: Draws another division.
+        categorical: Feature columns to be taken as text although they hold numbers.
+        max_categories: The most different texts that a feature may have: more is likely a name or a date.
+
+    Raises:
+        UserError: Options that do not go together, or a file or column that is not as they say.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        label: str,
+        features: Sequence[str] | None = None,
+        split_column: str | None = None,
+        least_examples: int = 1,
+        least_classes: int = 1,
+        fractions: tuple[float, float, float] = (0.6, 0.15, 0.25),
+        seed: int = 0,
+        categorical: Sequence[str] = (),
+        max_categories: int = 50,
+    ) -> None:
+        self.path = Path(path).expanduser()
+        names_in_list(features=features, categorical=categorical)
+        whole(1, least_examples=least_examples, least_classes=least_classes, max_categories=max_categories)
+        if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
+            raise UserError(f"LabelledTable fractions={list(fractions)}: three positive numbers that add up to 1")
+        self.label, self.features, self.split_column = label, features, split_column
+        self.least_examples, self.least_classes = least_examples, least_classes
+        self.fractions, self.seed = tuple(fractions), seed
+        self.categorical, self.max_categories = tuple(categorical), max_categories
+
+    def pools(self) -> dict[Split, Pool]:
+        """Inputs `(n, D)` float32, class by class in the order of their names; classes have the names of the labels."""
+        inputs, labels = self._inputs, np.array(self._columns[self.label].labels, dtype=object)
+        pools: dict[Split, Pool] = {}
+        for split in SPLITS:
+            names = self._classes[split]
+            number = {name: i for i, name in enumerate(names)}
+            here = np.array([label in number for label in labels])
+            pools[split] = Pool.from_examples(
+                inputs[torch.from_numpy(here)], [number[label] for label in labels[here]], names
+            )
+        return pools
+
+    def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
+        """Which `least_classes` gives every split enough, or how few ways the table is enough for."""
+        tasks = ", ".join(f"{ways} of {examples} rows in {split}" for split, (ways, examples) in needs.items())
+        if self.split_column is not None:
+            return f"in the column {self.split_column!r} of {self.path}: tasks need {tasks}"
+        count = sum(map(len, self._classes.values()))
+        for least in range(self.least_classes + 1, count // 3 + 1):
+            sizes = class_counts(count, self.fractions, least)
+            if all(size >= needs[split][0] for split, size in sizes.items()):
+                return f"by least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
+        fewer = count // 3
+        ways = f"; or set least_classes of LabelledTable, ways and test_ways to {fewer}" if fewer > 1 else ""
+        return f"by more classes: tasks need {tasks}, and there are {count}{ways}"
+
+    def fingerprint(self) -> str:
+        """The sha256 of all examples as `pools` gives them."""
+        return of_pools(self.pools()).whole
+
+    @cached_property
+    def input_names(self) -> list[str]:
+        """What each of the D inputs is: a column, or `column=text`."""
+        return self._encoded[0]
+
+    @property
+    def _inputs(self) -> torch.Tensor:
+        return self._encoded[1]
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        columns = read_columns(self.path)
+        of_options = {"label": [self.label], "features": self.features, "categorical": self.categorical}
+        of_options["split_column"] = [] if self.split_column is None else [self.split_column]
+        for option, names in of_options.items():
+            for name in names or ():
+                if name not in columns:
+                    raise UserError(
+                        f"LabelledTable {option}: {self.path} has no column {name!r}; it has "
+                        f"{', '.join(map(repr, columns))}"
+                    )
+        return columns
+
+    @cached_property
+    def _classes(self) -> dict[Split, list[str]]:
+        """The classes of each split, in the order of their names."""
+        column = self._columns[self.label]
+        counts = Counter(label for label, missing in zip(column.labels, column.missing, strict=True) if not missing)
+        kept = {name for name, count in counts.items() if count >= self.least_examples}
+        if len(kept) < len(counts):
+            _log.info(
+                "LabelledTable: %d of %d classes have fewer than %d rows and are left out, such as %r",
+                *(len(counts) - len(kept), len(counts), self.least_examples, min(counts.keys() - kept)),
+            )
+        if self.split_column is not None:
+            return self._classes_of_file(kept)
+        if len(kept) < 3 * self.least_classes:
+            raise UserError(
+                f"LabelledTable: {self.least_classes} classes each for train, val and test are "
+                f"{3 * self.least_classes}, but column {self.label!r} of {self.path} has {len(kept)}"
+                + (f" with {self.least_examples} rows or more" if len(kept) < len(counts) else "")
+            )
+        return divided_classes(kept, self.fractions, self.least_classes, self.seed)
+
+    def _classes_of_file(self, kept: set[str]) -> dict[Split, list[str]]:
+        assert self.split_column is not None
+        column, labels = self._columns[self.split_column], self._columns[self.label].labels
+        classes: dict[Split, dict[str, None]] = {split: {} for split in SPLITS}
+        for row, (split, label) in enumerate(zip(column.labels, labels, strict=True)):
+            if label not in kept:
+                continue
+            if split not in SPLITS:
+                raise column.wrong(row, "expected train, val or test")
+            classes[split][label] = None
+        refuse_shared(classes, str(self.path), "give all rows of a class one split")
+        return {split: sorted(names) for split, names in classes.items()}
+
+    @cached_property
+    def _encoded(self) -> tuple[list[str], torch.Tensor]:
+        taken = {self.label, self.split_column}
+        names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
+        if wrong := [name for name in names if name in taken]:
+            raise UserError(f"LabelledTable features: {wrong[0]!r} is the label or the split, and no feature")
+        if wrong := [name for name in self.categorical if name not in names]:
+            raise UserError(f"LabelledTable categorical: {wrong[0]!r} is no feature")
+        if not names:
+            raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
+        train = self._in_training()
+        return encode_features(
+            {name: self._columns[name] for name in names}, train, self.categorical, self.max_categories, False
+        )
+
+    def _in_training(self) -> NDArray[np.bool_]:
+        """`(n,)` which rows belong to a training class."""
+        classes = set(self._classes["train"])
+        return np.array([label in classes for label in self._columns[self.label].labels], np.bool_)
