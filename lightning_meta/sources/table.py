@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,18 +11,18 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.checks import names_in_list
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
-from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.columns import Column, instead_of, read_columns
 from lightning_meta.sources.division import divided
-from lightning_meta.sources.table_features import encode_features
+from lightning_meta.sources.table_features import encode, learn_features
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.table import TableSpec, TableTarget
 
 COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column")  # arguments that name
 
@@ -64,8 +63,8 @@ class Table(TaskSource):
 
     Args:
         path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
-        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes or
-            its metric, as in `{kind: binary, metric: auroc}`.
+        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes, its
+            metric or its unit, as in `{kind: binary, metric: auroc}`.
         features: Names of the feature columns; by default all that are nothing else.
         task_column: The column that names each row's task.
         split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
@@ -119,7 +118,8 @@ class Table(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
-        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
+        kinds, split_of = self._kinds, self._split_of
+        inputs = encode(self._feature_columns, self._spec.features)
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
         sets: dict[Split, TaskSet] = {}
@@ -135,10 +135,14 @@ class Table(TaskSource):
             sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
         return sets
 
-    @cached_property
+    def table(self) -> TableSpec:
+        """How the file's rows become inputs, so that new rows become the same."""
+        return self._spec
+
+    @property
     def input_names(self) -> list[str]:
         """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
-        return self._inputs[0]
+        return self._spec.inputs
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
@@ -147,7 +151,7 @@ class Table(TaskSource):
             given = getattr(self, option)
             for name in [given] if isinstance(given, str) else given or ():
                 if name not in columns:
-                    instead = _instead(name, list(columns))
+                    instead = instead_of(name, list(columns))
                     raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
@@ -173,13 +177,19 @@ class Table(TaskSource):
         return {name: self._columns[name] for name in names}
 
     @cached_property
-    def _inputs(self) -> tuple[list[str], Tensor]:
+    def _spec(self) -> TableSpec:
         train = self._split_of == "train"
         if not train.any():
             raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
-        return encode_features(
+        features = learn_features(
             self._feature_columns, train, self.categorical, self.max_categories, self.missing_indicators
         )
+        targets = [
+            TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
+        ]
+        if self.task_column is None:
+            return TableSpec(features, targets)
+        return TableSpec(features, targets, self.task_column, self._column(self.task_column).first_text is None)
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:
@@ -239,11 +249,3 @@ class Table(TaskSource):
             raise UserError(f"Table fractions={list(fractions)}: expected three positive numbers that add up to 1")
         if self.max_categories < 1:
             raise UserError(f"Table max_categories={self.max_categories}: expected at least 1")
-
-
-def _instead(name: str, columns: list[str]) -> str:
-    """What to name instead of a column that is not there."""
-    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|") if d in columns[0]), None)):
-        return f"its columns are divided by {divider!r}, expected commas, or tabs in a .tsv file"
-    close = difflib.get_close_matches(name, columns, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"
