@@ -363,6 +363,14 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                         parameter.grad = None
         self._stepped_on.clear()
 
+    def on_train_start(self) -> None:
+        """Name the features of a table: by default they are all columns that were not named, wanted or not."""
+        super().on_train_start()
+        if self.spec.table is not None and self.trainer.is_global_zero:
+            names = [repr(feature.name) for feature in self.spec.table.features]
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""
         self.weighting.end_epoch()
