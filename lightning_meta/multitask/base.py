@@ -242,9 +242,16 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         super().setup(stage)
         data = self.spec_of_data()
-        if stage == "fit" and data is not None and data.table != self.spec.table:  # trained further, on another table
+        if data is None or data.table == self.spec.table:
+            return
+        if stage == "fit":  # trained further, on another table
             self.tasks = replace(self.spec, table=data.table)
             self.update_init_args(tasks=self.tasks)
+        elif self.spec.table is not None and self.trainer.is_global_zero:
+            _log.warning(
+                "the data's rows become other inputs than those of training, as scales, texts or columns differ; "
+                "scores mean little: give the table of training, or use predict_table, which encodes as in training"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As of every module; a resumed run of an earlier version keeps the metrics that it was selected by."""
