@@ -51,6 +51,8 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         writer = csv.writer(file)
         writer.writerow([*(f"x{i}" for i in range(10)), "price", "sold"])
         writer.writerows([*(draw.random() for _ in range(11)), draw.randrange(2)] for _ in range(200))
+    with (tmp_path / "new_rows.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([[f"x{i}" for i in range(10)], [draw.random() for _ in range(10)]])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -1,4 +1,4 @@
-"""`lightning-meta predict`: label images by a few labelled ones of new classes."""
+"""`lightning-meta predict`: label images by a few labelled ones of new classes, or predict for new rows of a table."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lightning_meta.cells import as_cells
 from lightning_meta.cli.predict_options import check, make_parser
+from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.errors import UserError
@@ -43,6 +44,9 @@ def predict(args: Sequence[str]) -> None:
     """
     config = make_parser().parse_args(list(args))
     check(config)
+    if config.table is not None:
+        predict_rows(config, _on_device(config, _loaded(config)))
+        return
     model = _meta_learner(config)
     in_table = config.labels is not None
     files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
@@ -123,13 +127,27 @@ def _told(inverted: bool) -> Iterator[None]:
         yield
 
 
-def _meta_learner(config: Namespace) -> MetaModule:
+def _loaded(config: Namespace) -> Any:
     checkpoint = find_checkpoint(config.ckpt_path)
-    model = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
+    return load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
+
+
+def _meta_learner(config: Namespace) -> MetaModule:
+    model = _loaded(config)
     if not isinstance(model, MetaModule):
-        raise UserError(f"--ckpt_path {checkpoint}: {type(model).__name__} has fixed tasks and does not learn new ones")
+        raise UserError(
+            f"--support: {type(model).__name__} of {config.ckpt_path} has fixed tasks and does not learn new ones; "
+            "give --table for new rows of the table that it was trained on"
+        )
     if model.spec.task != "classification":
-        raise UserError(f"--ckpt_path {checkpoint}: the model was trained for regression; it does not label images")
+        raise UserError(
+            f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images"
+        )
+    moved: MetaModule = _on_device(config, model)
+    return moved
+
+
+def _on_device(config: Namespace, model: Any) -> Any:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -13,12 +13,16 @@ from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.meta.export import FORMATS
 
+OF_IMAGES = ("support", "labels", "query", "export", "batch_norm", "steps", "invert", "skip_unreadable")
+"""Options that a table has no use for."""
+
 
 def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
         prog="lightning-meta predict",
-        description="Label images by a few labelled ones of each class; the classes may be new to the model. Images "
+        description="Predict for new rows of a table (--table), with a model of named tasks that was trained on one. "
+        "Or label images (--support) by a few labelled ones of each class; the classes may be new to the model. Images "
         "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
         "ImageFolder does it, with pixels from 0 to 1 and nothing more; so light and dark must be as in training.",
         exit_on_error=False,
@@ -26,9 +30,14 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
     parser.add_argument(
+        "--table",
+        type=str | None,
+        help="A table (.csv, .tsv or .parquet) of new rows, with the feature columns of training; others, and targets, "
+        "are not looked at.",
+    )
+    parser.add_argument(
         "--support",
-        type=str,
-        required=True,
+        type=str | None,
         help="A folder with a folder of images for each class; with --labels, of images that the table labels.",
     )
     parser.add_argument(
@@ -42,7 +51,7 @@ def make_parser() -> ArgumentParser:
         nargs="+",
         help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
     )
-    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image.")
+    parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image or row.")
     parser.add_argument(
         "--export",
         type=str | None,
@@ -50,7 +59,7 @@ def make_parser() -> ArgumentParser:
         "else it does to an image, or says must be done first.",
     )
     add_overwrite(parser)
-    parser.add_argument("--batch_size", type=int, default=256, help="Images that are read and labelled at a time.")
+    parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
     parser.add_argument(
         "--batch_norm",
         type=Literal["transductive", "inductive", "running"] | None,
@@ -85,14 +94,19 @@ def check(config: Namespace) -> None:
     """
     if config.batch_size < 1:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
-    if config.query is None and config.export is None:
+    if config.table is not None:
+        if given := next((name for name in OF_IMAGES if getattr(config, name) not in (None, False)), None):
+            raise UserError(f"--{given}: rows of --table have none; leave it out")
+    elif config.support is None:
+        raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
+    elif config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
     refuse_odd_name(Path(config.out))
     if not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
     if Path(config.out).is_dir():
         raise UserError(f"--out {config.out}: this is a folder; name a file in it")
-    if config.query is not None:
+    if config.query is not None or config.table is not None:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
         _check_export(config)

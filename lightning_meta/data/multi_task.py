@@ -104,9 +104,10 @@ class MultiTaskDataModule(SourceDataModule):
             self.configure_module()
             return
         parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
+        table = None
         if isinstance(self.source, TaskSource):
             tasks, sets, descriptors = self.source.tasks(), self.source.sets(), dict(self.source.descriptors())
-            parts = sets
+            parts, table = sets, self.source.table()
         else:
             parts = pools = self.source.held_out()
             (tasks, sets), descriptors = tasks_of_groups(pools), {}
@@ -138,6 +139,7 @@ class MultiTaskDataModule(SourceDataModule):
             descriptors,
             train.input_dtypes,
             train.input_statistics,
+            table,
         )
         self.sets = {split: self.placed(data) for split, data in sets.items()}
         self.configure_module()

@@ -14,6 +14,7 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.table import TableSpec
 
 
 class Source(RemembersArguments, ABC):
@@ -97,6 +98,10 @@ class TaskSource(RemembersArguments, ABC):
     def descriptors(self) -> Mapping[str, tuple[float, ...]]:
         """z_i by name of the task, where the data describes its tasks; else empty."""
         return {}
+
+    def table(self) -> TableSpec | None:
+        """How new rows become inputs, where the source reads a table; called after `sets`."""
+        return None
 
     def fingerprint(self) -> str:
         """The sha256 of all examples as `sets` gives them, recorded with the results."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_meta.backbone_rate import as_groups, groups_of
@@ -239,6 +241,17 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         super().setup(stage)
+        data = self.spec_of_data()
+        if data is None or data.table == self.spec.table:
+            return
+        if stage == "fit":  # trained further, on another table
+            self.tasks = replace(self.spec, table=data.table)
+            self.update_init_args(tasks=self.tasks)
+        elif self.spec.table is not None and self.trainer.is_global_zero:
+            _log.warning(
+                "the data's rows become other inputs than those of training, as scales, texts or columns differ; "
+                "scores mean little: give the table of training, or use predict_table, which encodes as in training"
+            )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """As of every module; a resumed run of an earlier version keeps the metrics that it was selected by."""
@@ -357,6 +370,14 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                         parameter.grad = None
         self._stepped_on.clear()
 
+    def on_train_start(self) -> None:
+        """Name the features of a table: by default they are all columns that were not named, wanted or not."""
+        super().on_train_start()
+        if self.spec.table is not None and self.trainer.is_global_zero:
+            names = [repr(feature.name) for feature in self.spec.table.features]
+            more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+            _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""
         self.weighting.end_epoch()
@@ -444,6 +465,28 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         with in_evaluation_mode(self), untouched(self):
             outputs = self.selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
         return self.spec.tasks[task].readable(check_outputs(outputs[task]))
+
+    def predict_table(self, data: Any, batch_size: int = 512) -> dict[str, NDArray[Any]]:
+        """Predict for new rows of the kind of table that the model was trained on, which need not be there any more.
+
+        Unseen texts and missing values are handled as in training, and named in a warning; columns that the model does
+        not know, and targets, are not looked at.
+
+        Args:
+            data: The path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
+            batch_size: Rows that are predicted at once.
+
+        Returns:
+            By column, a value for each row, such as `pandas.DataFrame` takes: under the target's name, with its unit in
+            brackets, a number in that unit, or a label beside the probability of each class, `p(target=class)`. Where a
+            column names each row's task, it comes first.
+
+        Raises:
+            UserError: The model was not trained on a `Table`, or a column is missing or holds another kind of value.
+        """
+        from lightning_meta.multitask.table_predictions import predict_table
+
+        return predict_table(self, data, batch_size)
 
     def _likeness(self, task: str) -> Likeness:
         if task not in self._likenesses:

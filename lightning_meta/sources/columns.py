@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import re
 from collections import Counter
 from decimal import Decimal
@@ -127,16 +128,24 @@ class Column:
         return numbers
 
     @cached_property
+    def offset(self) -> int:
+        """What is taken off whole numbers so that float64 tells them apart: the first, where some are beyond 2^53."""
+        if self.whole is None or not self.beyond_float64:
+            return 0
+        present = self.whole[~self.missing]
+        return int(present[0]) if int(present.max()) - int(present.min()) < 2**63 else 0
+
+    @cached_property
     def centred(self) -> NDArray[np.float64]:
-        """The numbers, NaN where missing; whole ones beyond 2^53 less the first of them, as float64 then tells them."""
-        whole, missing = self.whole, self.missing
-        if whole is None or not self.beyond_float64:
-            return self.numbers
-        present = whole[~missing]
-        if int(present.max()) - int(present.min()) >= 2**63:
-            return self.numbers
-        apart = (whole.view(np.uint64) - present.view(np.uint64)[0]).view(np.int64)  # exact: it wraps around twice
-        return np.where(missing, np.nan, apart)
+        """The numbers less `offset`, NaN where missing."""
+        return self.less(self.offset)
+
+    def less(self, offset: int) -> NDArray[np.float64]:
+        """The numbers less an offset, NaN where missing; whole ones exactly, before float64 would merge them."""
+        if not offset or self.whole is None:
+            return self.numbers - offset
+        apart = np.array([float(number - offset) for number in self.whole.tolist()])
+        return np.where(self.missing, np.nan, apart)
 
     @cached_property
     def labels(self) -> list[str]:
@@ -168,22 +177,50 @@ class Column:
         cells = self._cells
         return [cell or "" for cell in cells.to_pylist()] if types.is_string(cells.type) else self.labels
 
+    def texts(self, of_numbers: bool) -> list[str]:
+        """The cells as the texts of another column, "" where missing.
+
+        Args:
+            of_numbers: Whether that column held numbers, of which equal ones are the same text.
+
+        Raises:
+            UserError: These are booleans, which are text in CSV files and numbers in others.
+        """
+        if of_numbers and self.first_text is None:
+            return self.labels
+        if of_numbers:
+            return [_number_as_text(text) for text in self.spelled]
+        if self.boolean:
+            raise UserError(f"{self.where} holds booleans, in training text; give the texts of training")
+        return self.spelled
+
+    @property
+    def boolean(self) -> bool:
+        """Whether a file said that these are booleans; here they are 0 and 1."""
+        from pyarrow import types
+
+        return bool(types.is_boolean(self._array.type))
+
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
         present = {label for label, missing in zip(self.labels, self.missing, strict=True) if not missing}
         return sorted(present, key=Decimal) if self.first_text is None else sorted(present)
 
+    def shown(self, row: int) -> str:
+        """A value in a message."""
+        return repr(None if self.missing[row] else str(self._cells[row]))
+
     def wrong(self, row: int, problem: str) -> UserError:
         """The error for a value."""
-        value = None if self.missing[row] else str(self._cells[row])
-        return UserError(f"{self.where}, row {row + 1} is {value!r}: {problem}")
+        return UserError(f"{self.where}, row {row + 1} is {self.shown(row)}: {problem}")
 
 
-def read_columns(path: Path) -> dict[str, Column]:
+def read_columns(path: Path, argument: str = "Table path=") -> dict[str, Column]:
     """Read a table: all columns by name, in order. Values are parsed and nothing in the file is run.
 
     Args:
         path: `.csv` or `.tsv` (UTF-8, a header, missing values empty, NA, N/A, NaN or null) or `.parquet`.
+        argument: What named the path, as errors begin.
 
     Raises:
         UserError: The file is missing, damaged, empty or of another kind, or two columns have one name.
@@ -192,7 +229,7 @@ def read_columns(path: Path) -> dict[str, Column]:
 
     if not path.is_file():
         there = "it is a folder; name a file in it" if path.is_dir() else "there is no such file; name yours"
-        raise UserError(f"Table path={path}: {there}")
+        raise UserError(f"{argument}{path}: {there}")
     suffix = path.suffix.lower()
     if suffix not in (*DIVIDERS, ".parquet"):
         raise UserError(f"{path}: expected a table in a file named .csv, .tsv or .parquet")
@@ -202,9 +239,23 @@ def read_columns(path: Path) -> dict[str, Column]:
         raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it anew as UTF-8") from error
     except (pyarrow.ArrowException, csv.Error, OSError, MemoryError) as error:
         raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
+    return columns_of(table, str(path))
+
+
+def columns_of(table: pyarrow.Table, where: str) -> dict[str, Column]:
+    """All columns of a table by name, in order.
+
+    Args:
+        table: As Arrow has it.
+        where: Its name in messages.
+
+    Raises:
+        UserError: It is empty, or two columns have one name.
+    """
+    _check_header(where, table.column_names)
     if not table.num_rows:
-        raise UserError(f"{path}: the table has no rows")
-    return {name: Column(f"{path}: column {name!r}", table.column(name)) for name in table.column_names}
+        raise UserError(f"{where}: the table has no rows")
+    return {name: Column(f"{where}: column {name!r}", table.column(name)) for name in table.column_names}
 
 
 def _read_csv(path: Path, divider: str) -> pyarrow.Table:
@@ -254,12 +305,28 @@ def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
             raise UserError(f"{where} has texts of up to {longest:,} bytes in {len(column):,} rows, too many to hold")
 
 
-def _check_header(path: Path, names: list[str]) -> None:
+def _check_header(path: Path | str, names: list[str]) -> None:
     if not names:
         raise UserError(f"{path}: the table has no columns; a CSV file begins with a line of their names")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path}: {count} columns are called {name!r}; every column needs a name of its own")
+
+
+def instead_of(name: str, columns: list[str]) -> str:
+    """What to name instead of a column that is not there."""
+    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|") if d in columns[0]), None)):
+        return f"its columns are divided by {divider!r}, expected commas, or tabs in a .tsv file"
+    close = difflib.get_close_matches(name, columns, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"
+
+
+def _number_as_text(text: str) -> str:
+    """A number as `Column.labels` has it; other text as it is."""
+    if WHOLE.fullmatch(text):
+        return str(int(text))
+    number = float(text) if _is_number(text) else np.inf
+    return text if not np.isfinite(number) else f"{number:.0f}" if number == np.rint(number) else repr(number)
 
 
 def _is_number(text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,20 +12,24 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.checks import names_in_list
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
-from lightning_meta.sources.columns import Column, read_columns
-from lightning_meta.sources.division import divided
-from lightning_meta.sources.table_features import encode_features
+from lightning_meta.sources.columns import Column, instead_of, read_columns
+from lightning_meta.sources.table_division import by_time, contents, stratified, twins
+from lightning_meta.sources.table_features import encode, learn_features
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.table import TableSpec, TableTarget
 
-COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column")  # arguments that name
+# Arguments that name columns.
+ROLES = ("task_column", "split_column", "group_column", "time_column")
+COLUMNS = ("targets", "features", "leave_out", "categorical", *ROLES)
+
+_log = logging.getLogger(__name__)
 
 
 class Table(TaskSource):
@@ -44,14 +48,18 @@ class Table(TaskSource):
 
     Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
 
-    Rows are divided by a hash of `seed`, features and targets, in each task apart where there is a `task_column`: the
-    same on any machine and in any order of rows, and equal rows of a task are never in two splits. With a
-    `group_column` all rows of a group, such as a patient's, are in one split whatever their task; a `split_column`
-    leaves the division to the file. A row without any label is in none.
+    Rows are divided by a hash of `seed` and features, the same on any machine and in any order of rows: twins, rows of
+    equal features, are never in two splits, whatever their targets or task. Each label of each target, and each task,
+    is divided by `fractions` as nearly as that allows. With a `group_column` all rows of a group, such as a patient's,
+    are in one split; with a `time_column` the earliest are for training and the latest for the test; a `split_column`
+    leaves the division to the file. A warning says where these separate twins. A row without any label is in no split.
+
+    A column that is named nowhere is a feature. To learn fewer of a table's targets, name the others in `leave_out`, or
+    keep them here and choose by the data module's `tasks`.
 
     At a glance:
         - Tasks: target columns, or the values of a task column.
-        - Held out: by a hash of rows or groups, or a column.
+        - Held out: by a hash of features or groups, by time, or by a column.
         - From: your CSV or Parquet file.
 
     Example:
@@ -64,17 +72,19 @@ class Table(TaskSource):
 
     Args:
         path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
-        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes or
-            its metric, as in `{kind: binary, metric: auroc}`.
+        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes, its
+            metric or its unit, as in `{kind: binary, metric: auroc}`.
         features: Names of the feature columns; by default all that are nothing else.
         task_column: The column that names each row's task.
         split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
         group_column: Rows with the same value here are in one split.
-        fractions: Which part of the different rows, or groups, goes to train, val and test.
+        fractions: Which part of the different rows, groups, or rows in order of time, goes to train, val and test.
         seed: Draws another division.
         categorical: Feature columns to be taken as text although they hold numbers.
         max_categories: The most different texts that a feature may have: more is likely a name or a date.
         missing_indicators: For every feature that misses values in training, one more input that is 1 where it does.
+        time_column: Rows are divided by this column's numbers or dates.
+        leave_out: Columns that are no features, such as other targets, names and notes.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -93,14 +103,17 @@ class Table(TaskSource):
         categorical: Sequence[str] = (),
         max_categories: int = 50,
         missing_indicators: bool = False,
+        time_column: str | None = None,
+        leave_out: Sequence[str] = (),
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
             raise UserError(f"Table targets: expected the kind of each target column by its name, got {targets!r}")
-        names_in_list(features=features, categorical=categorical)
+        names_in_list(features=features, categorical=categorical, leave_out=leave_out)
         self.targets = {n: t if isinstance(t, Target) else Target(cast(Kind | None, t)) for n, t in targets.items()}
         self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
+        self.time_column, self.leave_out = time_column, tuple(leave_out)
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
         self._check_options()
 
@@ -119,7 +132,8 @@ class Table(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
-        kinds, inputs, split_of = self._kinds, self._inputs[1], self._split_of
+        kinds, split_of = self._kinds, self._split_of
+        inputs = encode(self._feature_columns, self._spec.features)
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
         sets: dict[Split, TaskSet] = {}
@@ -135,10 +149,14 @@ class Table(TaskSource):
             sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
         return sets
 
-    @cached_property
+    def table(self) -> TableSpec:
+        """How the file's rows become inputs, so that new rows become the same."""
+        return self._spec
+
+    @property
     def input_names(self) -> list[str]:
         """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
-        return self._inputs[0]
+        return self._spec.inputs
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
@@ -147,7 +165,7 @@ class Table(TaskSource):
             given = getattr(self, option)
             for name in [given] if isinstance(given, str) else given or ():
                 if name not in columns:
-                    instead = _instead(name, list(columns))
+                    instead = instead_of(name, list(columns))
                     raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
@@ -164,7 +182,7 @@ class Table(TaskSource):
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
-        taken = {*self.targets, self.task_column, self.split_column, self.group_column}
+        taken = {*self.targets, *self.leave_out, *(getattr(self, role) for role in ROLES)}
         names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
@@ -173,13 +191,19 @@ class Table(TaskSource):
         return {name: self._columns[name] for name in names}
 
     @cached_property
-    def _inputs(self) -> tuple[list[str], Tensor]:
+    def _spec(self) -> TableSpec:
         train = self._split_of == "train"
         if not train.any():
             raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
-        return encode_features(
+        features = learn_features(
             self._feature_columns, train, self.categorical, self.max_categories, self.missing_indicators
         )
+        targets = [
+            TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
+        ]
+        if self.task_column is None:
+            return TableSpec(features, targets)
+        return TableSpec(features, targets, self.task_column, self._column(self.task_column).first_text is None)
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:
@@ -189,35 +213,47 @@ class Table(TaskSource):
     @cached_property
     def _split_of(self) -> NDArray[np.str_]:
         """The split of each row, "" for a row without any label."""
+        labelled = self._labelled
+        split_of = np.zeros(len(labelled), dtype="<U5")
+        rows = labelled.nonzero()[0]
+        content: list[str] = []
         if self.split_column is not None:
             column = self._column(self.split_column)
             for row, label in enumerate(column.labels):
                 if label not in SPLITS:
                     raise column.wrong(row, "expected train, val or test")
-            return np.where(self._labelled, column.labels, "")
-        if self.group_column is not None:
-            units, task_of_row = self._column(self.group_column).labels, None
+            split_of[rows] = np.array(column.labels)[rows]
+        elif self.time_column is not None:
+            split_of[rows] = by_time(self._column(self.time_column), rows, self.fractions)
         else:
-            units = self._contents()
-            task_of_row = None if self.task_column is None else self._column(self.task_column).labels
-        parts: dict[str, list[int]] = {}
-        for row in self._labelled.nonzero()[0].tolist():
-            parts.setdefault("" if task_of_row is None else task_of_row[row], []).append(row)
-        split_of = np.zeros(len(units), dtype="<U5")
-        for rows in parts.values():
-            split = divided({units[row] for row in rows}, self.fractions, self.seed)
-            split_of[rows] = [split[units[row]] for row in rows]
+            content = contents(self._feature_columns.values(), len(labelled))
+            units = content if self.group_column is None else self._column(self.group_column).labels
+            split_of[rows] = stratified([units[row] for row in rows], self._strata(rows), self.fractions, self.seed)
+            if self.group_column is None:
+                return split_of
+        found = twins(content or contents(self._feature_columns.values(), len(labelled)), split_of)
+        if found:
+            _log.warning(
+                "%s: %d validation and test rows have the features of a training row; their scores say little about "
+                "new rows if their labels are the same as well",
+                *(self.path, found),
+            )
         return split_of
 
-    def _contents(self) -> list[str]:
-        """All features and targets of each row, in one string."""
-        columns = [*self._feature_columns.values(), *(self._columns[name] for name in self.targets)]
-        count = len(self._labelled)
-        as_text = [c for c in columns if c.first_text is not None or c.beyond_float64]
-        numbers = [np.nan_to_num(c.numbers, nan=np.inf) for c in columns if c not in as_text]
-        rows = np.column_stack([np.zeros((count, 0)), *numbers]).astype("<f8")
-        texts = zip([""] * count, *(c.labels for c in as_text), strict=True)
-        return ["\x1f".join([row.tobytes().hex(), *more]) for row, more in zip(rows, texts, strict=True)]
+    def _strata(self, rows: NDArray[np.int_]) -> list[dict[int, str]]:
+        """By target the label of each of some rows that has one, with its task; of numbers that there is one."""
+        tasks = None if self.task_column is None else self._column(self.task_column).labels
+        strata: list[dict[int, str]] = []
+        for name, (kind, _) in self._kinds.items():
+            column = self._columns[name]
+            labels = None if kind == "regression" else column.labels
+            if labels is None and tasks is None and not column.missing[rows].any():
+                continue
+            present = [(i, row) for i, row in enumerate(rows.tolist()) if not column.missing[row]]
+            strata.append(
+                {i: f"{tasks[row] if tasks else ''}\x1f{labels[row] if labels else ''}" for i, row in present}
+            )
+        return strata
 
     def _check_options(self) -> None:
         if not self.targets:
@@ -226,24 +262,17 @@ class Table(TaskSource):
             target.check(name)
         if self.task_column is not None and len(self.targets) != 1:
             raise UserError(f"Table targets: with a task_column there is one target, got {', '.join(self.targets)}")
-        roles = [*self.targets, *(self.features or ())]
+        roles = [*self.targets, *(self.features or ()), *self.leave_out]
         roles += [name for name in (self.task_column, self.split_column) if name is not None]
         if twice := [name for name in roles if roles.count(name) > 1]:
             raise UserError(
                 f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task or the split"
             )
-        if self.split_column is not None and self.group_column is not None:
-            raise UserError("Table: with a split_column the file divides the rows; leave group_column out")
+        dividing = [role for role in ROLES[1:] if getattr(self, role) is not None]
+        if len(dividing) > 1:
+            raise UserError(f"Table: {dividing[0]} divides the rows; leave {' and '.join(dividing[1:])} out")
         fractions = self.fractions
         if len(fractions) != 3 or not min(fractions) > 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
             raise UserError(f"Table fractions={list(fractions)}: expected three positive numbers that add up to 1")
         if self.max_categories < 1:
             raise UserError(f"Table max_categories={self.max_categories}: expected at least 1")
-
-
-def _instead(name: str, columns: list[str]) -> str:
-    """What to name instead of a column that is not there."""
-    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|") if d in columns[0]), None)):
-        return f"its columns are divided by {divider!r}, expected commas, or tabs in a .tsv file"
-    close = difflib.get_close_matches(name, columns, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"

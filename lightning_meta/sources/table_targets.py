@@ -30,16 +30,20 @@ class Target:
         metric: What models are selected and compared by: for labels `accuracy`, `balanced_accuracy`, `auroc`,
             `average_precision`, `f1` or `log_loss`, for numbers `r2`, `rmse` or `mae`, or the import path of a class
             derived from `torchmetrics.Metric`, such as `torchmetrics.classification.BinaryCohenKappa`.
+        unit: What the numbers of a regression are measured in, such as `kEUR`; predictions for new rows say it.
     """
 
     kind: Kind | None = None
     classes: Sequence[str | int] | None = None
     metric: str | None = None
+    unit: str | None = None
 
     def check(self, name: str) -> None:
         """Refuse what cannot be, in the column of a name."""
         if self.kind is not None:
             one_of(f"Table targets: {name}", self.kind, Kind)
+        if self.unit is not None and (self.classes is not None or self.kind in ("binary", "multiclass")):
+            raise UserError(f"Table targets: {name} has the unit {self.unit!r}, but labels have none; leave it out")
         if self.classes is None:
             return
         shown = f"Table targets: {name} has classes {list(self.classes)}"
@@ -73,6 +77,8 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if kind == "regression":
         column.numbers  # noqa: B018 - text and infinity are errors here
         return kind, []
+    if target.unit is not None:
+        raise UserError(f"{column.where} holds labels, which have no unit, got {target.unit!r}; leave it out")
     classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
     if len(classes) < 2:
         found = f"{classes[0]!r} in every row" if classes else "no label"

@@ -6,16 +6,21 @@ from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.specs import EpisodeSpec, TaskName, TasksSpec
+from lightning_meta.tasks.table import NumberFeature, TableSpec, TableTarget, TextFeature
 
 __all__ = [
     "Binary",
     "Classification",
     "EpisodeSpec",
     "Multilabel",
+    "NumberFeature",
     "Regression",
+    "TableSpec",
+    "TableTarget",
     "Task",
     "TaskName",
     "TasksSpec",
+    "TextFeature",
     "task_named",
 ]
 

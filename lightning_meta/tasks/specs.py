@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lightning_meta.tasks.base import Task
+from lightning_meta.tasks.table import TableSpec
 
 TaskName = Literal["classification", "regression"]
 
@@ -45,6 +46,7 @@ class TasksSpec:
         input_dtypes: The dtype of each task's stored inputs, such as "uint8"; empty where nobody said so.
         input_statistics: Range and brightness of each task's training inputs, see `lightning_meta.nn.likeness`; empty
             where nobody said so.
+        table: How rows of a table become inputs, where the data is one, so that `predict_table` can read new ones.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -53,3 +55,4 @@ class TasksSpec:
     descriptors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     input_dtypes: Mapping[str, str] = field(default_factory=dict)
     input_statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    table: TableSpec | None = None

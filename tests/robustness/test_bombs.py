@@ -224,8 +224,8 @@ def test_texts_of_parquet_are_still_texts(here: Path) -> None:
     from pyarrow import parquet
 
     names = ["ab", "c", None] * 20
-    parquet.write_table(pa.table({"x": names, "y": list(range(60))}), "t.parquet")
-    assert Table("t.parquet", {"y": "regression"}).input_names == ["x=ab", "x=c"]
+    parquet.write_table(pa.table({"x": names, "n": range(60), "y": list(range(60))}), "t.parquet")
+    assert Table("t.parquet", {"y": "regression"}).input_names == ["x=ab", "x=c", "n"]
 
 
 # Folders and files that are none

@@ -1,0 +1,66 @@
+"""`lightning-meta predict --table`: predictions for new rows of a table, as a CSV file."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jsonargparse import Namespace
+from numpy.typing import NDArray
+
+from lightning_meta.cells import as_cells
+from lightning_meta.errors import UserError
+from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask.table_predictions import Predictions, predict_table
+from lightning_meta.run.files import replacing
+
+ROW = "row"
+"""The column that counts rows from 1, as messages do."""
+
+
+def predict_rows(config: Namespace, model: Any) -> None:
+    """Write the predictions of a model for new rows, one row for each in their order.
+
+    Args:
+        config: The options.
+        model: As loaded.
+
+    Raises:
+        UserError: The model was not trained on a table, or the table is not like that of training.
+    """
+    if not isinstance(model, MultiTaskModule):
+        raise UserError(
+            f"--table: {type(model).__name__} of {config.ckpt_path} learns new tasks from a few examples; give "
+            "--support a folder of labelled images"
+        )
+    if model.spec.table is None:
+        raise UserError(
+            f"--ckpt_path {config.ckpt_path}: the checkpoint does not say how a row becomes inputs: it was written by "
+            "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it anew on one"
+        )
+    predictions = predict_table(model, config.table, config.batch_size, "--table ")
+    try:
+        with replacing(Path(config.out)) as out:
+            _write(out, predictions)
+    except OSError as error:
+        raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
+    rows = len(next(iter(predictions.values())))
+    print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
+
+
+def _write(out: IO[Any], predictions: Predictions) -> None:
+    writer = csv.writer(out)
+    numbered = ROW not in predictions  # a target may be called so
+    writer.writerow(as_cells([*([ROW] if numbered else []), *predictions]))
+    columns = [_as_text(values) for values in predictions.values()]
+    for row, values in enumerate(zip(*columns, strict=True), 1):
+        writer.writerow([*([row] if numbered else []), *as_cells(values)])
+
+
+def _as_text(values: NDArray[Any]) -> list[str]:
+    """Numbers by as few digits as tell them from others of their precision; labels as they are."""
+    if values.dtype == object:
+        return [str(value) for value in values]
+    return [np.format_float_positional(v, trim="-") if 1e-4 <= abs(v) < 1e16 or v == 0 else str(v) for v in values]

@@ -1,0 +1,130 @@
+"""How the rows of a table become inputs, and predictions become columns: plain data that a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+from lightning_meta.errors import UserError
+
+
+@dataclass(frozen=True)
+class NumberFeature:
+    """A column of numbers: the input is (x − offset − mean) / scale, 0 where x is missing.
+
+    Attributes:
+        name: The column.
+        mean: μ of the training rows, less the offset.
+        scale: σ of the training rows, > 0.
+        offset: Taken off whole numbers first, which are exact where float64 would merge them.
+        constant: Whether all training rows have the same number: the input is 0 whatever the number.
+        indicator: Whether one more input says where the number is missing.
+    """
+
+    name: str
+    mean: float = 0.0
+    scale: float = 1.0
+    offset: int = 0
+    constant: bool = False
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self, name=str, mean=float, scale=float, offset=int, constant=bool, indicator=bool)
+        if not (isfinite(self.mean) and isfinite(self.scale) and self.scale > 0):
+            raise UserError(f"column {self.name!r}: mean {self.mean} and scale {self.scale} are no figures of a column")
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of its inputs."""
+        return [self.name, *([f"{self.name} is missing"] if self.indicator else [])]
+
+
+@dataclass(frozen=True)
+class TextFeature:
+    """A column of text: an input of 0 or 1 for each text of the training rows, all 0 for another or a missing one.
+
+    Attributes:
+        name: The column.
+        texts: Those of the training rows, sorted.
+        of_numbers: Whether the column held numbers, so that 1 and 1.0 are the same text.
+        indicator: Whether one more input says where the text is missing.
+    """
+
+    name: str
+    texts: Sequence[str]
+    of_numbers: bool = False
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self, name=str, of_numbers=bool, indicator=bool)
+        object.__setattr__(self, "texts", _texts(f"column {self.name!r}", self.texts))
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of its inputs."""
+        return [*(f"{self.name}={t}" for t in self.texts), *([f"{self.name} is missing"] if self.indicator else [])]
+
+
+@dataclass(frozen=True)
+class TableTarget:
+    """A target column.
+
+    Attributes:
+        name: The column.
+        classes: The names of class 0, 1, ...; none for a regression.
+        unit: What the numbers of a regression are measured in; "" where nobody said so.
+    """
+
+    name: str
+    classes: Sequence[str] = ()
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        _check_types(self, name=str, unit=str)
+        object.__setattr__(self, "classes", _texts(f"target {self.name!r}", self.classes))
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """How the rows of a `Table` become inputs, learned on its training rows, and what its targets are called.
+
+    Attributes:
+        features: In the order of their inputs.
+        targets: In the order of the tasks; one where there is a task column.
+        task_column: The column that names each row's task; "" where each target is a task.
+        task_of_numbers: Whether that column held numbers, so that 1 and 1.0 are the same task.
+    """
+
+    features: Sequence[NumberFeature | TextFeature]
+    targets: Sequence[TableTarget]
+    task_column: str = ""
+    task_of_numbers: bool = False
+
+    def __post_init__(self) -> None:
+        _check_types(self, task_column=str, task_of_numbers=bool)
+        for name, kinds in (("features", (NumberFeature, TextFeature)), ("targets", (TableTarget,))):
+            values = getattr(self, name)
+            if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
+                raise UserError(f"TableSpec: {name} are no {name} of a table")
+            object.__setattr__(self, name, tuple(values))
+
+    @property
+    def inputs(self) -> list[str]:
+        """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
+        return [name for feature in self.features for name in feature.inputs]
+
+
+def _check_types(owner: Any, **kinds: type) -> None:
+    """Refuse what a damaged checkpoint may hold."""
+    for name, kind in kinds.items():
+        value = getattr(owner, name)
+        if type(value) is not kind:
+            raise UserError(f"{type(owner).__name__}: {name} is {str(value)[:50]!r}, expected {kind.__name__}")
+
+
+def _texts(where: str, texts: Any) -> tuple[str, ...]:
+    if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
+        raise UserError(f"{where}: expected a list of texts")
+    return tuple(texts)

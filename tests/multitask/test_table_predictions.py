@@ -1,0 +1,345 @@
+"""A model that was trained on a table predicts for new rows, without the training data."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+import lightning_meta as lm
+from lightning_meta.cli.main import main
+from lightning_meta.nn import MLP
+from lightning_meta.run.checkpoint_io import read_checkpoint
+from lightning_meta.sources import Table, Target
+from lightning_meta.sources.table_rows import columns_in, rows_of
+from tests import methods
+
+Row = dict[str, Any]
+METHODS: dict[str, Callable[[int], lm.MultiTaskModule]] = {
+    "Conditioned": lambda inputs: lm.Conditioned(MLP(inputs, (8, 8)), enters="film", at=(1,)),
+    "CrossStitch": lambda inputs: lm.CrossStitch(MLP(inputs, (8, 8))),
+    "Independent": lambda inputs: lm.Independent(MLP(inputs, (8,)), optimizer=partial(torch.optim.Adam, lr=0.1)),
+    "MixtureOfExperts": lambda inputs: lm.MixtureOfExperts(MLP(inputs, (8,))),
+    "MultiHead": lambda inputs: lm.MultiHead(MLP(inputs, (8, 8))),
+}
+FEATURES = ("area", "style", "floor")
+
+
+def houses(count: int = 120, seed: int = 0) -> list[Row]:
+    """Features with missing values, targets with missing labels, a town, and a split."""
+    rng = random.Random(seed)
+
+    def sometimes(value: Any) -> Any:
+        return None if rng.random() < 0.15 else value
+
+    def house(i: int) -> Row:
+        area, style = rng.uniform(20, 200), rng.choice(["old", "new, fine", "mid"])
+        return {
+            "area": sometimes(round(area, 2)),
+            "style": sometimes(style),
+            "floor": rng.choice(["1", "2", "2.0", "10"]),
+            "price": sometimes(round(1e6 + 2 * area + rng.gauss(0, 9), 1)),
+            "sold": sometimes("yes" if area > 90 else "no"),
+            "grade": sometimes("ABC"[int(area // 70)]),
+            "town": f"town {i % 3}",
+            "split": ("train", "train", "val", "test")[i // 3 % 4],
+        }
+
+    return [house(i) for i in range(count)]
+
+
+def write(path: Path, rows: list[Row], leave_out: tuple[str, ...] = ()) -> Path:
+    names = [name for name in rows[0] if name not in leave_out]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read(path: str | Path) -> list[dict[str, str]]:
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+TARGETS: dict[str, Any] = {
+    "price": Target("regression", unit="kEUR"),
+    "sold": Target("binary", classes=["no", "yes"]),
+    "grade": "multiclass",
+}
+
+
+def table(path: Path, **options: Any) -> Table:
+    fixed: dict[str, Any] = {"features": FEATURES, "categorical": ["floor"], "split_column": "split"}
+    return Table(path, **{"targets": TARGETS, "missing_indicators": True, **fixed, **options})
+
+
+def fit(source: Table, make: Callable[[int], lm.MultiTaskModule], epochs: int = 2) -> Path:
+    """A trained run; the training data is gone."""
+    source.sets()
+    torch.manual_seed(0)
+    module = make(len(source.input_names))
+    data = lm.MultiTaskDataModule(source, batch_size=16, seed=0)
+    run = lm.fit(module, data, name="run", max_epochs=epochs, enable_progress_bar=False)
+    source.path.unlink()
+    assert run.directory is not None
+    return run.directory
+
+
+def of_test(run: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the run's test predicted for the labelled rows of a task, as the network gives it, and their targets."""
+    with np.load(run / "predictions.npz") as stored:
+        of = stored["task"] == stored["names"].tolist().index(task)
+        return stored["output"][of], stored["target"][of]
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_every_method_is_tried() -> None:
+    assert set(METHODS) == set(methods.MULTI_TASK)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_for_the_test_rows_are_those_of_the_run_s_test(method: str, tmp_path: Path) -> None:
+    """By the command, of all targets of a row, with the weights that the test used, from the features alone."""
+    rows = houses()
+    run = fit(table(write(tmp_path / "houses.csv", rows)), METHODS[method], epochs=5 if method == "Independent" else 2)
+    if method == "Independent":  # else the weights of each task's best are those at hand
+        assert len(set(lm.load(run).best.steps)) > 1
+    held_out = [row for row in rows if row["split"] == "test"]
+    new = write(tmp_path / "new.csv", held_out, leave_out=("price", "sold", "grade", "split"))
+    assert main(["predict", "--ckpt_path", str(run), "--table", str(new), "--batch_size", "7"]) == 0
+    found = read("predictions.csv")
+    assert list(found[0]) == [
+        *("row", "price [kEUR]", "sold", "p(sold=no)", "p(sold=yes)"),
+        *("grade", "p(grade=A)", "p(grade=B)", "p(grade=C)"),
+    ]
+    assert [row["row"] for row in found] == [str(i + 1) for i in range(len(held_out))]
+    train = [float(row["price"]) for row in rows if row["split"] == "train" and row["price"] is not None]
+
+    labelled = {name: [i for i, row in enumerate(held_out) if row[name] is not None] for name in TARGETS}
+    outputs, _ = of_test(run, "price")
+    price = np.array([float(found[i]["price [kEUR]"]) for i in labelled["price"]])
+    np.testing.assert_allclose(price, outputs[:, 0].astype(float) * np.std(train) + np.mean(train), atol=1e-3, rtol=0)
+    np.testing.assert_allclose((price - np.mean(train)) / np.std(train), outputs[:, 0], atol=2e-6)
+
+    outputs, _ = of_test(run, "sold")
+    yes = [float(found[i]["p(sold=yes)"]) for i in labelled["sold"]]
+    np.testing.assert_allclose(yes, 1 / (1 + np.exp(-outputs[:, 0])), atol=1e-6)
+    assert [found[i]["sold"] for i in labelled["sold"]] == ["yes" if x > 0 else "no" for x in outputs[:, 0]]
+
+    outputs, _ = of_test(run, "grade")
+    grades = [[float(found[i][f"p(grade={c})"]) for c in "ABC"] for i in labelled["grade"]]
+    np.testing.assert_allclose(grades, softmax(outputs), atol=1e-6)
+    assert [found[i]["grade"] for i in labelled["grade"]] == ["ABC"[j] for j in outputs.argmax(1)]
+    for row in found:
+        assert float(row["p(sold=no)"]) + float(row["p(sold=yes)"]) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "method", [m if m == "Independent" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
+def test_rows_of_tasks_in_a_column_are_predicted_by_their_own_task(method: str, tmp_path: Path) -> None:
+    rows = houses()
+    source = table(write(tmp_path / "houses.csv", rows), targets={"sold": "binary"}, task_column="town")
+    run = fit(source, METHODS[method])
+    held_out = [row for row in rows if row["split"] == "test" and row["sold"] is not None]
+    random.Random(0).shuffle(held_out)
+    found = lm.load(run).predict_table({name: [row[name] for row in held_out] for name in (*FEATURES, "town")})
+    assert list(found) == ["town", "sold", "p(sold=no)", "p(sold=yes)"]
+    assert found["town"].tolist() == [row["town"] for row in held_out]
+    for town in ("town 0", "town 1", "town 2"):
+        outputs, targets = of_test(run, town)
+        in_file_order = sorted(
+            (i for i, row in enumerate(held_out) if row["town"] == town), key=lambda i: rows.index(held_out[i])
+        )
+        assert [held_out[i]["sold"] for i in in_file_order] == ["yes" if y else "no" for y in targets[:, 0]]
+        np.testing.assert_allclose(found["p(sold=yes)"][in_file_order], 1 / (1 + np.exp(-outputs[:, 0])), atol=1e-6)
+        assert (found["sold"][in_file_order] == np.where(outputs[:, 0] > 0, "yes", "no")).all()
+
+
+def test_the_checkpoint_holds_the_encoder_as_plain_data(tmp_path: Path) -> None:
+    """It is what scikit-learn learns on the training rows, and new rows of any kind of file become the same inputs."""
+    rows = houses()
+    run = fit(table(write(tmp_path / "houses.csv", rows)), METHODS["MultiHead"], epochs=1)
+    stored = read_checkpoint(run / "checkpoints" / "best.ckpt")["lightning_meta"]["init_args"]["tasks"]["init_args"]
+    assert stored["table"]["class_path"] == "lightning_meta.tasks.TableSpec"
+    spec = lm.load(run).spec.table
+    new = houses(50, seed=1)
+    new[0] |= {"style": "never seen", "area": None, "floor": "2.00"}
+    train = [row for row in rows if row["split"] == "train"]
+
+    def column(of: list[Row], name: str) -> list[Any]:
+        return [[np.nan if row[name] is None else row[name]] for row in of]
+
+    area = np.nan_to_num(StandardScaler().fit(column(train, "area")).transform(column(new, "area")))
+    styles = OneHotEncoder(categories=[["mid", "new, fine", "old"]], handle_unknown="ignore", sparse_output=False)
+    style = styles.fit([["mid"], ["new, fine"], ["old"]]).transform([[row["style"] or "?"] for row in new])
+    floors = OneHotEncoder(categories=[["1", "10", "2"]], sparse_output=False).fit([["1"], ["2"], ["10"]])
+    floor = floors.transform([[f"{float(row['floor']):.0f}"] for row in new])
+    missing = np.array([[row["area"] is None, row["style"] is None] for row in new], float)
+    wanted = np.concatenate([area, missing[:, :1], style, missing[:, 1:], floor], axis=1)
+    parquet.write_table(pyarrow.Table.from_pylist(new), "new.parquet")
+    lists = {name: [row[name] for row in reversed(new)] for name in reversed(FEATURES)}
+    for data, expected in ((write(tmp_path / "new.csv", new), wanted), ("new.parquet", wanted), (lists, wanted[::-1])):
+        np.testing.assert_allclose(rows_of(spec, ["price"], columns_in(data)).inputs, expected, atol=1e-6)
+
+
+def model(source: Table) -> lm.MultiTaskModule:
+    """A module for a table, not trained; the table is gone."""
+    data = lm.MultiTaskDataModule(source, seed=0)
+    data.setup("fit")
+    assert data.spec is not None
+    source.path.unlink()
+    return lm.MultiHead(MLP(len(source.input_names), (8,)), tasks=data.spec)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> lm.MultiTaskModule:
+    return model(table(write(tmp_path / "houses.csv", houses())))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("area", "large", r"new\.csv: column 'area', row 3 is 'large': expected a number"),
+        ("area", "inf", r"column 'area', row 3 is 'inf': expected a finite number"),
+        (
+            "area",
+            "1e300",
+            r"column 'area', row 3 is '1e300': in units of the training rows it is more than float32 holds",
+        ),
+        (
+            "town",
+            "town 9",
+            r"column 'town', row 3 is 'town 9': the model has no such task; it has 'town 0', 'town 1', 'to",
+        ),
+        ("town", None, r"column 'town', row 3 is None: every row needs a value here"),
+    ],
+)
+def test_a_value_that_means_nothing_is_refused_by_column_row_and_value(
+    column: str, value: Any, told: str, tmp_path: Path
+) -> None:
+    source = table(write(tmp_path / "houses.csv", houses()), targets={"sold": "binary"}, task_column="town")
+    rows = houses(5, seed=1)
+    rows[2][column] = value
+    with pytest.raises(lm.UserError, match=told):
+        model(source).predict_table(write(tmp_path / "new.csv", rows))
+
+
+def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Path) -> None:
+    path = write(tmp_path / "new.csv", [{"Area": 1.0, "floor": 2}])
+    told = r"new\.csv has no column 'area' \(and 1 more that the model needs: 'style'\); did you mean 'Area'\?"
+    with pytest.raises(lm.UserError, match=told):
+        trained.predict_table(path)
+    with pytest.raises(lm.UserError, match=r"nowhere\.csv: there is no such file"):
+        trained.predict_table("nowhere.csv")
+    with pytest.raises(lm.UserError, match=r"data: expected a path, a DataFrame or lists by column, got int"):
+        trained.predict_table(3)
+    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, in training text"):
+        trained.predict_table({"area": [1.0], "style": [True], "floor": [1]})
+
+
+def test_what_is_handled_as_in_training_is_told(
+    trained: lm.MultiTaskModule, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text that was not seen is none of the texts, a missing number is the mean of training."""
+    rows = [{"extra": "?", **row, "style": "old", "area": 100} for row in houses(4, seed=1)]
+    rows[1] |= {"style": "brand new"}
+    rows[2] |= {"style": "wooden", "area": None}
+    rows[3] |= {"area": 1e6}
+    trained.predict_table(write(tmp_path / "new.csv", rows, leave_out=("sold", "grade")))
+    assert [record.getMessage() for record in caplog.records] == [
+        "column 'area': 1 of 4 values are missing, the first in row 3; as in training they count as the training mean",
+        "column 'style': 2 of 4 values were not seen in training, the first in row 2, 'brand new' (and 1 more texts); "
+        "they count as none of the texts of training",
+        "targets in the table are not looked at: 'price'",
+        "column 'area': 1 of 4 values are more than 10 times as far from the mean as any input in training, the first "
+        "in row 4, '1000000.0'",
+    ]
+    caplog.clear()
+    known = [{**row, "style": "old", "area": 100} for row in houses(4, seed=1)]
+    trained.predict_table(write(tmp_path / "known.csv", known, leave_out=tuple(TARGETS)))
+    assert not caplog.records
+
+
+def test_only_the_tasks_of_the_model_are_predicted(tmp_path: Path) -> None:
+    data = lm.MultiTaskDataModule(table(write(tmp_path / "houses.csv", houses())), tasks=["grade", "price"], seed=0)
+    data.setup("fit")
+    module = lm.MultiHead(MLP(9, (8,)), tasks=data.spec)
+    found = module.predict_table({"area": [100.0, 50.0], "style": ["old", "mid"], "floor": [1, 2]})
+    assert list(found) == ["price [kEUR]", "grade", "p(grade=A)", "p(grade=B)", "p(grade=C)"]
+    assert all(len(values) == 2 for values in found.values())
+
+
+def test_ids_beyond_float64_are_the_same_inputs_as_in_training(tmp_path: Path) -> None:
+    """The encoder takes off an exact offset, in a file of ids that begins with another one."""
+    first = 2**60 + 1
+    rows = [{"id": first + i, "y": i % 7, "split": ("train", "train", "val", "test")[i % 4]} for i in range(80)]
+    source = Table(write(tmp_path / "ids.csv", rows), {"y": "regression"}, split_column="split")
+    expected = source.sets()["test"].inputs
+    assert isinstance(expected, torch.Tensor)
+    spec = source.table()
+    held_out = [row for row in rows if row["split"] == "test"]
+    new = columns_in(write(tmp_path / "new.csv", held_out))
+    assert torch.equal(rows_of(spec, ["y"], new).inputs, expected)
+    assert len(set(rows_of(spec, ["y"], new).inputs[:, 0].tolist())) == 20
+
+
+def test_the_command_refuses_what_cannot_be_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fit(table(write(tmp_path / "houses.csv", houses())), METHODS["MultiHead"], epochs=1)
+    new = write(tmp_path / "new.csv", houses(3, seed=1))
+    best = run / "checkpoints" / "best.ckpt"
+    stored = read_checkpoint(best)
+    del stored["lightning_meta"]["init_args"]["tasks"]["init_args"]["table"]  # as an earlier version wrote it
+    torch.save(stored, "earlier.ckpt")
+    capsys.readouterr()
+    for options, told in (
+        (["--ckpt_path", "earlier.ckpt", "--table", str(new)], "the checkpoint does not say how a row becomes inputs"),
+        (["--ckpt_path", str(run), "--table", "no.csv"], "--table no.csv: there is no such file"),
+        (["--ckpt_path", str(run), "--table", str(new), "--support", "x"], "--support: rows of --table have none"),
+        (["--ckpt_path", str(run)], "--support: give a folder of labelled images, or --table a table of new rows"),
+        (["--ckpt_path", str(run), "--support", "x", "--query", "x"], "give --table for new rows of the table"),
+    ):
+        assert main(["predict", *options]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert told in error
+    assert not Path("predictions.csv").exists()
+
+
+def test_a_model_that_is_trained_further_on_another_table_takes_its_encoder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = fit(table(write(tmp_path / "houses.csv", houses())), METHODS["MultiHead"], epochs=1)
+    other = table(write(tmp_path / "more.csv", houses(200, seed=3)))
+    other.sets()
+    module = lm.load(first)
+    before = module.spec.table
+    assert before != other.table()
+    trainer = lightning.Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(module, lm.MultiTaskDataModule(other, seed=0), verbose=False)
+    assert "the data's rows become other inputs than those of training" in caplog.text
+    assert module.spec.table == before  # a test changes nothing
+    again = lm.fit(module, lm.MultiTaskDataModule(other, seed=0), name="more", max_epochs=1, enable_progress_bar=False)
+    assert again.directory is not None
+    assert lm.load(again.directory).spec.table == other.table()
