@@ -65,7 +65,7 @@ class Table(TaskSource):
     Args:
         path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
         targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes or
-            its metric, as in `{kind: binary, metric: auroc}`.
+            its metric, as in `{kind: binary, metric: auroc}`, or its weights, as in `{class_weight: balanced}`.
         features: Names of the feature columns; by default all that are nothing else.
         task_column: The column that names each row's task.
         split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
@@ -107,7 +107,7 @@ class Table(TaskSource):
     def tasks(self) -> dict[str, Task]:
         """A task a target, by name of the column; or a task a value of `task_column`, in order of the value."""
         kinds = self._kinds.items()
-        tasks = {name: task_of(name, kind, len(classes), self.targets[name].metric) for name, (kind, classes) in kinds}
+        tasks = {name: task_of(name, kind, len(classes), self.targets[name]) for name, (kind, classes) in kinds}
         if self.task_column is None:
             return tasks
         (task,) = tasks.values()
