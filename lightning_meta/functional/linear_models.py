@@ -25,11 +25,22 @@ class Labelled(NamedTuple):
         task: What is predicted, `fitted` to its training rows.
         x: Features `(n, F)`, float64, n at least 1.
         y: Targets `(n, ...)`.
+        weights: `(n,)` float64: what the loss of each row is multiplied by; None for 1.
     """
 
     task: Task
     x: Tensor
     y: Tensor
+    weights: Tensor | None = None
+
+    def losses(self, outputs: Tensor) -> Tensor:
+        """The losses `(n,)` of predictions `(n, outputs)`, times the weights."""
+        losses = self.task.losses(outputs, self.y)
+        return losses if self.weights is None else losses * self.weights
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean of a value of each row, `(n, ...)`."""
+        return values.mean(0) if self.weights is None else self.weights @ values / self.weights.sum()
 
 
 def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -38,8 +49,9 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     $$\min_{W, b} \sum_i \sum_{(x, y) \in D_i} L_i(W^\top x + b_i, y) + \frac{1}{2} n \lambda v \lVert W \rVert^2$$
 
     with n rows in all, and v the mean variance of the features within tasks, so that λ depends neither on n nor on the
-    unit of x. Squared errors are solved in closed form, as in scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the
-    factor ½ is then left out); other losses by L-BFGS in float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
+    unit of x. Rows may have weights, which multiply their losses. Squared errors are solved in closed form, as in
+    scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the factor ½ is then left out); other losses by L-BFGS in
+    float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
 
     Args:
         tasks: Those that share W; one alone has its own.
@@ -48,7 +60,7 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     Yields:
         W `(F, outputs)` and b `(T, outputs)` for each λ.
     """
-    means = torch.stack([rows.x.mean(0) for rows in tasks])
+    means = torch.stack([rows.mean(rows.x) for rows in tasks])
     # Each intercept absorbs its task's means, after which W and b hardly depend on each other.
     centred = torch.cat([rows.x - mean for rows, mean in zip(tasks, means, strict=True)])
     unit = float(centred.square().mean().sqrt()) or 1.0
@@ -58,11 +70,12 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
 
 
 def _squared(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
-    targets = [task.standardised(y, x.dtype) for task, _, y in tasks if isinstance(task, Regression)]
-    intercepts = torch.stack([y.mean(0) for y in targets])
+    targets = [rows.task.standardised(rows.y, x.dtype) for rows in tasks if isinstance(rows.task, Regression)]
+    intercepts = torch.stack([rows.mean(y) for rows, y in zip(tasks, targets, strict=True)])
     centred = torch.cat([y - mean for y, mean in zip(targets, intercepts, strict=True)])
+    roots = torch.cat([torch.ones_like(y[:, 0]) if w is None else w.sqrt() for _, _, y, w in tasks])[:, None].to(x)
     for strength in strengths:
-        yield ridge(x, centred, x.new_tensor(len(x) * strength)), intercepts
+        yield ridge(roots * x, roots * centred, x.new_tensor(len(x) * strength)), intercepts
 
 
 def _by_descent(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -73,7 +86,7 @@ def _by_descent(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]
         unknowns = torch.from_numpy(values).unflatten(0, (-1, outputs)).requires_grad_()
         weight, intercepts = unknowns[:features], unknowns[features:]
         parts = zip(tasks, (x @ weight).split(sizes), intercepts, strict=True)
-        losses = [rows.task.losses(predicted + b, rows.y).sum() for rows, predicted, b in parts]
+        losses = [rows.losses(predicted + b).sum() for rows, predicted, b in parts]
         penalty = strength * weight.square().sum() + INTERCEPT * intercepts.square().sum()
         value = torch.stack(losses).sum() / len(x) + penalty / 2
         (gradient,) = torch.autograd.grad(value, unknowns)

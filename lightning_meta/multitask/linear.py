@@ -155,13 +155,14 @@ class Linear(MultiTaskModule):
     def _mean_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
         """The mean over tasks of their mean losses on the rows of a split; those without any are left out."""
         each = [(weight, b) for weight, intercepts in models for b in intercepts]
-        labelled = [(task, x @ weight + b, y) for (task, x, y), (weight, b) in zip(rows, each, strict=True) if len(y)]
-        return mean_of_known([float(task.losses(predicted, y).mean()) for task, predicted, y in labelled])
+        losses = [of.losses(of.x @ weight + b) for of, (weight, b) in zip(rows, each, strict=True) if len(of.y)]
+        return mean_of_known([float(of_task.mean()) for of_task in losses])
 
     def _rows(self, data: TaskSet, name: str) -> Labelled:
         inputs = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs
         x = as_input(inputs[data.rows[name]].cpu(), torch.float64).flatten(1)
-        return Labelled(self.spec.tasks[name], x, data.targets[name].cpu())
+        weights = None if data.weights is None else data.weights[name].cpu().double()
+        return Labelled(self.spec.tasks[name], x, data.targets[name].cpu(), weights)
 
 
 class Intercept(nn.Module):

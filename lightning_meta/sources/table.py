@@ -23,9 +23,10 @@ from lightning_meta.sources.columns import Column, read_columns
 from lightning_meta.sources.division import divided
 from lightning_meta.sources.table_features import encode_features
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
+from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
 
-COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column")  # arguments that name
+COLUMNS = ("targets", "features", "categorical", "task_column", "split_column", "group_column", "weights")
 
 
 class Table(TaskSource):
@@ -75,6 +76,9 @@ class Table(TaskSource):
         categorical: Feature columns to be taken as text although they hold numbers.
         max_categories: The most different texts that a feature may have: more is likely a name or a date.
         missing_indicators: For every feature that misses values in training, one more input that is 1 where it does.
+        weights: The column of the rows' weights, numbers from 0 on, which is then no feature. The losses of rows are
+            multiplied by them, in training, validation and test; metrics are not weighted. Their mean over the training
+            rows of each task becomes 1.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -93,6 +97,7 @@ class Table(TaskSource):
         categorical: Sequence[str] = (),
         max_categories: int = 50,
         missing_indicators: bool = False,
+        weights: str | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
@@ -102,6 +107,7 @@ class Table(TaskSource):
         self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
+        self.weights = weights
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
@@ -123,17 +129,22 @@ class Table(TaskSource):
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
         sets: dict[Split, TaskSet] = {}
+        weights = None if self.weights is None else row_weights(self._column(self.weights))
         for split in SPLITS:
             here = torch.from_numpy(split_of == split)
             if self.task_column is None:
                 columns = {name: y[here] for name, y in values.items()}
-                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                made = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                sets[split] = made if weights is None else with_weights(made, weights[here])
                 continue
             (y,), (there,) = values.values(), present.values()
             task_of_row = np.array(self._column(self.task_column).labels)
             rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
-            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
-        return sets
+            made = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
+            sets[split] = (
+                made if weights is None else with_weights(made, torch.cat([weights[r] for r in rows.values()]))
+            )
+        return sets if weights is None else with_mean_1(sets)
 
     @cached_property
     def input_names(self) -> list[str]:
@@ -164,7 +175,7 @@ class Table(TaskSource):
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
-        taken = {*self.targets, self.task_column, self.split_column, self.group_column}
+        taken = {*self.targets, self.task_column, self.split_column, self.group_column, self.weights}
         names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
@@ -227,7 +238,7 @@ class Table(TaskSource):
         if self.task_column is not None and len(self.targets) != 1:
             raise UserError(f"Table targets: with a task_column there is one target, got {', '.join(self.targets)}")
         roles = [*self.targets, *(self.features or ())]
-        roles += [name for name in (self.task_column, self.split_column) if name is not None]
+        roles += [name for name in (self.task_column, self.split_column, self.weights) if name is not None]
         if twice := [name for name in roles if roles.count(name) > 1]:
             raise UserError(
                 f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task or the split"
