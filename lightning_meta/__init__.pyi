@@ -46,6 +46,7 @@ from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch
 from .multitask.gradient_conflict import GradientConflict as GradientConflict
 from .multitask.independent import Independent as Independent
+from .multitask.linear import Linear as Linear
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.multi_head import MultiHead as MultiHead
 from .run.checkpoints import RunCheckpoint as RunCheckpoint

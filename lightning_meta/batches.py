@@ -59,12 +59,14 @@ class TaskBatch(NamedTuple):
             is empty is present on another rank.
         rows: By name, `(n_i,)` int64: the row of `inputs` that each target belongs to.
         ids: By name, `(n_i,)` int64: the number of each labelled example in its task's split.
+        weights: By name, `(n_i,)`: what the loss of each example is multiplied by; None for 1.
     """
 
     inputs: Tensor | dict[str, Tensor]
     targets: dict[str, Tensor]
     rows: dict[str, Tensor]
     ids: dict[str, Tensor]
+    weights: dict[str, Tensor] | None = None
 
 
 def dtype_name(dtype: torch.dtype) -> str:

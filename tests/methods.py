@@ -30,6 +30,7 @@ MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
     "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
     "Independent": lambda **options: lm.Independent(MLP(4, (8,)), **options),
+    "Linear": lambda **options: lm.Linear(**options),
     "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
     "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
 }

@@ -17,6 +17,7 @@ from lightning_meta.cli import main
 from lightning_meta.data import EpisodeDataset, EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.data.loader import check_shared
+from lightning_meta.describing import fixed_options
 from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4, LeNet, ResNet12
@@ -129,6 +130,7 @@ MAKERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     **{
         method.__name__: (method, {"head_hidden": ((0,), (-1,)), "head_dropout": (-0.1, 1, float("nan"))})
         for method in MULTI_TASK
+        if "head_hidden" not in fixed_options(method)
     },
     "MLP": (MLP, {"in_features": (0, -1), "hidden": ((0,), (4, -1))}),
     "Conv4": (Conv4, dict.fromkeys(("in_channels", "width", "blocks"), (0, -1, 1.5))),

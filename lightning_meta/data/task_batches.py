@@ -98,7 +98,8 @@ def subset(data: TaskSet, count: int) -> TaskSet:
         ids[name] = choose(key(_SUBSET, name_key(name)), min(count, n), n).sort().values
     batch = data.batch(ids)
     if isinstance(batch.inputs, dict):
-        return TaskSet(batch.inputs, batch.targets, batch.rows)
+        return TaskSet(batch.inputs, batch.targets, batch.rows, batch.weights)
     orders = {name: rows.argsort() for name, rows in batch.rows.items()}
     targets = {name: batch.targets[name][order] for name, order in orders.items()}
-    return TaskSet(batch.inputs, targets, {name: batch.rows[name][order] for name, order in orders.items()})
+    weights = None if batch.weights is None else {name: batch.weights[name][order] for name, order in orders.items()}
+    return TaskSet(batch.inputs, targets, {name: batch.rows[name][order] for name, order in orders.items()}, weights)

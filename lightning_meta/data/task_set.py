@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -23,11 +23,13 @@ class TaskSet:
         inputs: `(n, *input_shape)`, uint8 for images; where tasks have inputs of different shapes, one tensor a task.
         targets: By name of the task, `(n_i, ...)`.
         rows: By name, `(n_i,)` int64 in ascending order: the row of `inputs` that each target belongs to.
+        weights: By name, `(n_i,)`: what the loss of each example is multiplied by; None for 1.
     """
 
     inputs: Tensor | dict[str, Tensor]
     targets: dict[str, Tensor]
     rows: dict[str, Tensor]
+    weights: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         if list(self.targets) != list(self.rows):
@@ -35,6 +37,8 @@ class TaskSet:
         for name, rows in self.rows.items():
             if len(rows) != len(self.targets[name]):
                 raise ValueError(f"task {name!r} has {len(self.targets[name])} targets for {len(rows)} rows")
+            if self.weights is not None and len(self.weights[name]) != len(rows):
+                raise ValueError(f"task {name!r} has {len(self.weights[name])} weights for {len(rows)} rows")
             if len(rows) > 1 and not (rows.diff() > 0).all():
                 raise ValueError(f"task {name!r}: rows ascend, and none is named twice")
 
@@ -112,12 +116,14 @@ class TaskSet:
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
         targets, rows = {n: self.targets[n] for n in names}, {n: self.rows[n] for n in names}
+        weights = None if self.weights is None else {n: self.weights[n] for n in names}
         if isinstance(self.inputs, dict):
-            return TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
+            found = TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
+            return replace(found, weights=weights)
         kept = torch.cat(list(rows.values())).unique()
         place = torch.full((len(self.inputs),), -1, device=kept.device)
         place[kept] = torch.arange(len(kept), device=kept.device)
-        return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()})
+        return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()}, weights)
 
     @property
     def device(self) -> torch.device:
@@ -147,7 +153,8 @@ class TaskSet:
         inputs = self.inputs
         moved = {n: x.to(device) for n, x in inputs.items()} if isinstance(inputs, dict) else inputs.to(device)
         targets, rows = ({n: t.to(device) for n, t in d.items()} for d in (self.targets, self.rows))
-        return TaskSet(moved, targets, rows)
+        weights = None if self.weights is None else {n: w.to(device) for n, w in self.weights.items()}
+        return TaskSet(moved, targets, rows, weights)
 
     def without_float64(self) -> TaskSet:
         """The set with float32 in place of float64 inputs and targets.
@@ -170,7 +177,8 @@ class TaskSet:
                     f"as {y.flatten()[0].item()}; subtract a constant from them, or train with accelerator=cpu"
                 )
         narrowed = {n: narrow(x) for n, x in inputs.items()} if isinstance(inputs, dict) else narrow(inputs)
-        return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows)
+        weights = None if self.weights is None else {n: narrow(w) for n, w in self.weights.items()}
+        return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows, weights)
 
     def batch(self, ids: Mapping[str, Tensor]) -> TaskBatch:
         """Gather labelled examples.
@@ -184,13 +192,14 @@ class TaskSet:
         ids = {name: i.to(self.device) for name, i in ids.items()}
         targets = {name: self.targets[name][i] for name, i in ids.items()}
         rows = {name: self.rows[name][i] for name, i in ids.items()}
+        weights = None if self.weights is None else {name: self.weights[name][i] for name, i in ids.items()}
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids)
+            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids, weights)
         wanted = torch.cat(list(rows.values()))
         if self.overlapping:
             wanted, place = wanted.unique(return_inverse=True)
         else:
             place = torch.arange(len(wanted), device=wanted.device)
         parts = place.split([len(r) for r in rows.values()])
-        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids)
+        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids, weights)

@@ -498,7 +498,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""
         for name, of_task in outputs.items():
-            losses = self.spec.tasks[name].losses(of_task, batch.targets[name])
+            losses = self._example_losses(name, of_task, batch)
             self.records[stage].update(name, batch.ids[name], losses, of_task, batch.targets[name])
 
     def _losses(self, batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -507,8 +507,13 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         totals = sum_over_ranks(counts).clamp_min(1)
         losses = {}
         for (name, y), total in zip(outputs.items(), totals, strict=True):
-            losses[name] = self.spec.tasks[name].losses(y, batch.targets[name]).sum() * (world_size() / total)
+            losses[name] = self._example_losses(name, y, batch).sum() * (world_size() / total)
         return losses, outputs
+
+    def _example_losses(self, name: str, outputs: Tensor, batch: TaskBatch) -> Tensor:
+        """The loss of each example of a task, times its weight."""
+        losses = self.spec.tasks[name].losses(outputs, batch.targets[name])
+        return losses if batch.weights is None else losses * batch.weights[name].to(losses.dtype)
 
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch

@@ -22,7 +22,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column, read_columns
 from lightning_meta.sources.division import class_counts, divided_classes
-from lightning_meta.sources.table_features import encode_features
+from lightning_meta.sources.table_features import encode, learn_features
 
 _log = logging.getLogger(__name__)
 
@@ -184,10 +184,9 @@ class LabelledTable(Source):
             raise UserError(f"LabelledTable categorical: {wrong[0]!r} is no feature")
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
-        train = self._in_training()
-        return encode_features(
-            {name: self._columns[name] for name in names}, train, self.categorical, self.max_categories, False
-        )
+        columns = {name: self._columns[name] for name in names}
+        features = learn_features(columns, self._in_training(), self.categorical, self.max_categories, False)
+        return [name for feature in features for name in feature.inputs], encode(columns, features)
 
     def _in_training(self) -> NDArray[np.bool_]:
         """`(n,)` which rows belong to a training class."""

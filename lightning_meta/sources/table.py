@@ -22,11 +22,13 @@ from lightning_meta.sources.columns import Column, instead_of, read_columns
 from lightning_meta.sources.table_division import by_time, contents, stratified, twins
 from lightning_meta.sources.table_features import encode, learn_features
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
+from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
 from lightning_meta.tasks.table import TableSpec, TableTarget
 
 # Arguments that name columns.
-ROLES = ("task_column", "split_column", "group_column", "time_column")
+DIVIDING = ("split_column", "group_column", "time_column")
+ROLES = ("task_column", *DIVIDING, "weights")
 COLUMNS = ("targets", "features", "leave_out", "categorical", *ROLES)
 
 _log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ class Table(TaskSource):
     Args:
         path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
         targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes, its
-            metric or its unit, as in `{kind: binary, metric: auroc}`.
+            metric, its unit or its weights, as in `{kind: binary, metric: auroc, class_weight: balanced}`.
         features: Names of the feature columns; by default all that are nothing else.
         task_column: The column that names each row's task.
         split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
@@ -85,6 +87,9 @@ class Table(TaskSource):
         missing_indicators: For every feature that misses values in training, one more input that is 1 where it does.
         time_column: Rows are divided by this column's numbers or dates.
         leave_out: Columns that are no features, such as other targets, names and notes.
+        weights: The column of the rows' weights, numbers from 0 on, which is then no feature. The losses of rows are
+            multiplied by them, in training, validation and test; metrics are not weighted. Their mean over the training
+            rows of each task becomes 1.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -105,6 +110,7 @@ class Table(TaskSource):
         missing_indicators: bool = False,
         time_column: str | None = None,
         leave_out: Sequence[str] = (),
+        weights: str | None = None,
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
@@ -115,12 +121,13 @@ class Table(TaskSource):
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
         self.time_column, self.leave_out = time_column, tuple(leave_out)
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
+        self.weights = weights
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
         """A task a target, by name of the column; or a task a value of `task_column`, in order of the value."""
         kinds = self._kinds.items()
-        tasks = {name: task_of(name, kind, len(classes), self.targets[name].metric) for name, (kind, classes) in kinds}
+        tasks = {name: task_of(name, kind, len(classes), self.targets[name]) for name, (kind, classes) in kinds}
         if self.task_column is None:
             return tasks
         (task,) = tasks.values()
@@ -137,17 +144,22 @@ class Table(TaskSource):
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
         sets: dict[Split, TaskSet] = {}
+        weights = None if self.weights is None else row_weights(self._column(self.weights))
         for split in SPLITS:
             here = torch.from_numpy(split_of == split)
             if self.task_column is None:
                 columns = {name: y[here] for name, y in values.items()}
-                sets[split] = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                made = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
+                sets[split] = made if weights is None else with_weights(made, weights[here])
                 continue
             (y,), (there,) = values.values(), present.values()
             task_of_row = np.array(self._column(self.task_column).labels)
             rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
-            sets[split] = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
-        return sets
+            made = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
+            sets[split] = (
+                made if weights is None else with_weights(made, torch.cat([weights[r] for r in rows.values()]))
+            )
+        return sets if weights is None else with_mean_1(sets)
 
     def table(self) -> TableSpec:
         """How the file's rows become inputs, so that new rows become the same."""
@@ -263,12 +275,12 @@ class Table(TaskSource):
         if self.task_column is not None and len(self.targets) != 1:
             raise UserError(f"Table targets: with a task_column there is one target, got {', '.join(self.targets)}")
         roles = [*self.targets, *(self.features or ()), *self.leave_out]
-        roles += [name for name in (self.task_column, self.split_column) if name is not None]
+        roles += [name for name in (self.task_column, self.split_column, self.weights) if name is not None]
         if twice := [name for name in roles if roles.count(name) > 1]:
             raise UserError(
                 f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task or the split"
             )
-        dividing = [role for role in ROLES[1:] if getattr(self, role) is not None]
+        dividing = [role for role in DIVIDING if getattr(self, role) is not None]
         if len(dividing) > 1:
             raise UserError(f"Table: {dividing[0]} divides the rows; leave {' and '.join(dividing[1:])} out")
         fractions = self.fractions

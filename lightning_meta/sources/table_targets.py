@@ -31,12 +31,15 @@ class Target:
             `average_precision`, `f1` or `log_loss`, for numbers `r2`, `rmse` or `mae`, or the import path of a class
             derived from `torchmetrics.Metric`, such as `torchmetrics.classification.BinaryCohenKappa`.
         unit: What the numbers of a regression are measured in, such as `kEUR`; predictions for new rows say it.
+        class_weight: Weights of the loss, one a class in the order of `classes`, or `balanced`; see
+            `lightning_meta.tasks.Classification`.
     """
 
     kind: Kind | None = None
     classes: Sequence[str | int] | None = None
     metric: str | None = None
     unit: str | None = None
+    class_weight: Sequence[float] | Literal["balanced"] | None = None
 
     def check(self, name: str) -> None:
         """Refuse what cannot be, in the column of a name."""
@@ -96,23 +99,28 @@ def _holds_two(column: Column) -> bool:
     return len(np.unique(column.centred[~column.missing])) == 2
 
 
-def task_of(name: str, kind: Kind, classes: int, metric: str | None) -> Task:
+def task_of(name: str, kind: Kind, classes: int, target: Target) -> Task:
     """The ready-made task of a target.
 
     Args:
         name: Of the column.
         kind: Of the target.
         classes: How many.
-        metric: As `Target` has it; a configuration is trusted, so a class of its choice is imported.
+        target: What is said of it; a configuration is trusted, so a metric's class of its choice is imported.
 
     Raises:
-        UserError: The kind has no such metric.
+        UserError: The kind has no such metric, or no weights.
     """
+    metric, weights = target.metric, target.class_weight
     try:
         chosen: Any = import_object(metric) if metric is not None and "." in metric else metric
         if kind == "regression":
+            if weights is not None:
+                raise UserError(f"class_weight: a regression has no classes, got {weights!r}; leave it out")
             return Regression(1, metric=chosen)
-        return Binary(chosen) if kind == "binary" else Classification(classes, chosen)
+        if kind == "binary":
+            return Binary(chosen, class_weight=weights)
+        return Classification(classes, chosen, class_weight=weights)
     except UserError as error:
         raise UserError(f"Table targets: {name}: {error}") from error
 

@@ -14,6 +14,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.weighted_metrics import auroc, average_precision, f1, over_columns, recall
 from lightning_meta.tasks.base import MetricChoice, Task
+from lightning_meta.tasks.label_weights import Weights, balanced_weights, checked
 
 RARE = 0.8
 """Where one class has more than this share of the training labels, the default metric is the AUROC.
@@ -33,15 +34,46 @@ class _Labels(Task, ABC):
         outputs: How many numbers a network predicts for one example.
         metric: What models are selected and compared by.
         frequencies: The share of each class or label in the training data, once `fitted`.
+        weights: By the name of their option, those of the loss: numbers, "balanced" until `fitted`, or None.
+        count: How many these are.
     """
 
     names = CLASSIFIED
     selection = "accuracy"
     metric = "accuracy"
 
-    def __init__(self, outputs: int, metric: MetricChoice, frequencies: Sequence[float]) -> None:
+    def __init__(
+        self,
+        outputs: int,
+        metric: MetricChoice,
+        frequencies: Sequence[float],
+        option: str,
+        weights: Weights,
+        count: int,
+    ) -> None:
         super().__init__(outputs, metric)
         self.frequencies = tuple(frequencies)
+        self._option, self._weights = option, checked(option, weights, count)
+
+    def loss_weights(self, like: Tensor) -> Tensor | None:
+        """The weights of the loss on a tensor's device, in its dtype; None without any.
+
+        Raises:
+            UserError: They are to be balanced, and no training labels were seen.
+        """
+        if self._weights is None:
+            return None
+        if isinstance(self._weights, str):
+            raise UserError(f"{self._option}: 'balanced' needs training labels; use `fitted(labels)`, or give numbers")
+        return like.new_tensor(self._weights)
+
+    @abstractmethod
+    def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """`losses` without weights, as the log loss has them."""
+
+    @abstractmethod
+    def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
+        """The weights that "balanced" stands for, given the shares in the training labels."""
 
     @property
     def guesses(self) -> int:
@@ -63,7 +95,9 @@ class _Labels(Task, ABC):
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
         """How right each prediction is for accuracy, its loss for log loss."""
-        return self.losses(outputs, targets) if name == "log_loss" else self.right(outputs, targets)
+        if name != "log_loss":
+            return self.right(outputs, targets)
+        return (self.losses if self._weights is None else self.plain_losses)(outputs, targets)
 
 
 class Classification(_Labels):
@@ -77,12 +111,20 @@ class Classification(_Labels):
         metric: What models are selected and compared by; by default accuracy, and AUROC where one class has more than
             80 % of the training labels.
         frequencies: The share of each class in the training labels, once `fitted`.
+        class_weight: N weights of the loss, one a class, or "balanced": n / (C n_c) with n_c of n training labels in
+            class c and C classes among them, as in scikit-learn. The loss is weighted, metrics are not.
     """
 
     beside = ("accuracy", "f1")
 
-    def __init__(self, outputs: int = 0, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(outputs, metric, frequencies)
+    def __init__(
+        self,
+        outputs: int = 0,
+        metric: MetricChoice = None,
+        frequencies: Sequence[float] = (),
+        class_weight: Weights = None,
+    ) -> None:
+        super().__init__(outputs, metric, frequencies, "class_weight", class_weight, outputs)
 
     @property
     def guesses(self) -> int:
@@ -99,8 +141,17 @@ class Classification(_Labels):
         return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log() if self.frequencies else None
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy: logits `(M, N)`, labels `(M,)` in [0, N)."""
+        """Cross-entropy times the weight of the class: logits `(M, N)`, labels `(M,)` in [0, N)."""
+        logits = at_least_float32(outputs)
+        return F.cross_entropy(logits, targets.long(), self.loss_weights(logits), reduction="none")
+
+    def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy."""
         return F.cross_entropy(at_least_float32(outputs), targets.long(), reduction="none")
+
+    def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
+        """The same sum for each class that is there."""
+        return balanced_weights(frequencies)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The share of right answers: logits `(..., M, N)`, labels `(..., M)`."""
@@ -149,12 +200,17 @@ class Binary(_Labels):
         metric: What models are selected and compared by; by default accuracy, and AUROC where yes or no has more than
             80 % of the training labels.
         frequencies: The share of yes in the training labels, one number, once `fitted`.
+        class_weight: Two weights of the loss, of no and of yes, or "balanced": n / (2 n_c) with n_c of n training
+            labels in a class, as in scikit-learn. The loss is weighted, metrics are not. torch's `pos_weight` of w is
+            `[1, w]`.
     """
 
     beside = ("accuracy", "auroc")
 
-    def __init__(self, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(1, metric, frequencies)
+    def __init__(
+        self, metric: MetricChoice = None, frequencies: Sequence[float] = (), class_weight: Weights = None
+    ) -> None:
+        super().__init__(1, metric, frequencies, "class_weight", class_weight, 2)
 
     def fitted(self, targets: Tensor) -> Task:
         """The task with the share of yes among `(n,)` training labels."""
@@ -166,9 +222,20 @@ class Binary(_Labels):
         return _constant(self)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
+        """Binary cross-entropy times the weight of the class: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
+        losses = self.plain_losses(outputs, targets)
+        weights = self.loss_weights(losses)
+        return losses if weights is None else losses * weights[(targets > 0).long()]
+
+    def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy."""
         logits = at_least_float32(outputs[:, 0])
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
+
+    def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
+        """The same sum for no and yes, where both are there."""
+        (yes,) = frequencies
+        return balanced_weights((1 - yes, yes))
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """1 for a right answer and 0 for a wrong one, `(M,)`."""
@@ -198,12 +265,16 @@ class Multilabel(_Labels):
         metric: What models are selected and compared by; by default accuracy, and AUROC where the more frequent values
             of the labels are more than 80 % of the training labels.
         frequencies: The share of yes in the training data of each label, once `fitted`.
+        pos_weight: K weights of the loss where a label is yes, as torch has them, or "balanced": how many no come to a
+            yes in the training data of each label; 1 where all are the same. The loss is weighted, metrics are not.
     """
 
     beside = ("accuracy", "f1")
 
-    def __init__(self, outputs: int, metric: MetricChoice = None, frequencies: Sequence[float] = ()) -> None:
-        super().__init__(outputs, metric, frequencies)
+    def __init__(
+        self, outputs: int, metric: MetricChoice = None, frequencies: Sequence[float] = (), pos_weight: Weights = None
+    ) -> None:
+        super().__init__(outputs, metric, frequencies, "pos_weight", pos_weight, outputs)
 
     def fitted(self, targets: Tensor) -> Task:
         """The task with the share of yes in each label of `(n, K)` training targets."""
@@ -215,9 +286,16 @@ class Multilabel(_Labels):
         return _constant(self)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
-        logits = at_least_float32(outputs)
-        return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(-1)
+        """Mean weighted binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
+        return _mean_over_labels(outputs, targets, self.loss_weights(at_least_float32(outputs)))
+
+    def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean binary cross-entropy over labels."""
+        return _mean_over_labels(outputs, targets, None)
+
+    def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
+        """How many no come to a yes."""
+        return tuple((1 - yes) / yes if 0 < yes < 1 else 1.0 for yes in frequencies)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The share of an example's labels that are right, `(M,)`."""
@@ -237,15 +315,26 @@ class Multilabel(_Labels):
 
 
 def _fitted(task: _Labels, frequencies: Tensor, largest: Tensor) -> Task:
-    """The task with its frequencies, and with another metric where accuracy says little and nobody chose one.
+    """The task with its frequencies and weights, and another metric where accuracy says little and nobody chose one.
 
     A class of a user's own that is derived from these stays as it is.
     """
     if type(task) not in (Classification, Binary, Multilabel):
         return task
     metric = "auroc" if task.chosen is None and float(largest) > RARE else task.chosen
-    known = (metric, tuple(frequencies.tolist()))
-    return Binary(*known) if isinstance(task, Binary) else type(task)(task.outputs, *known)
+    shares = tuple(frequencies.tolist())
+    weights = task.balanced(shares) if isinstance(task._weights, str) else task._weights
+    known = (metric, shares, weights)
+    if isinstance(task, Binary):
+        return Binary(*known)
+    return (Classification if isinstance(task, Classification) else Multilabel)(task.outputs, *known)
+
+
+def _mean_over_labels(outputs: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
+    logits = at_least_float32(outputs)
+    wanted = targets.to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none", pos_weight=pos_weight)
+    return losses.mean(-1)
 
 
 def _constant(task: Binary | Multilabel) -> Tensor | None:

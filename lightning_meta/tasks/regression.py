@@ -53,7 +53,7 @@ class Regression(Task):
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Squared error in standard units, averaged over dimensions: both `(M, outputs)`."""
         outputs = at_least_float32(outputs)
-        return (outputs - self._standardised(targets, outputs.dtype)).square().mean(-1)
+        return (outputs - self.standardised(targets, outputs.dtype)).square().mean(-1)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error: both `(..., M, outputs)`."""
@@ -91,7 +91,7 @@ class Regression(Task):
         """1 − e² / Var(y) for R², |e| in the units of the targets for the mean absolute error."""
         # In standard units, which R² does not depend on: far from 0 they have more digits than the targets' own units.
         outputs = at_least_float32(outputs)
-        wanted = self._standardised(targets, outputs.dtype)
+        wanted = self.standardised(targets, outputs.dtype)
         if name == "mae":
             return ((outputs - wanted).abs() * self._units(outputs)).mean(-1)
         spread = (wanted - wanted.mean(0)).square().mean(0)
@@ -100,7 +100,7 @@ class Regression(Task):
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         """The root of the mean squared error, in the units of the targets."""
-        error = outputs - self._standardised(targets, outputs.dtype)
+        error = outputs - self.standardised(targets, outputs.dtype)
         squares = weighted_mean(error.square(), weights)
         exact = (error == 0).all(0)  # where the root has no slope
         return (torch.where(exact, 0, torch.where(exact, 1, squares).sqrt()) * self._units(outputs)).mean()
@@ -137,7 +137,7 @@ class Regression(Task):
         near, rest = first[0].tolist(), apart.mean(0).tolist()
         mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(near, rest, strict=True))
         known = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
-        median = known._standardised(targets.median(0).values[None], torch.float64)[0]
+        median = known.standardised(targets.median(0).values[None], torch.float64)[0]
         return Regression(self.outputs, known.mean, known.scale, self.chosen, tuple(median.tolist()))
 
     @property
@@ -148,7 +148,7 @@ class Regression(Task):
         """σ, in which outputs are measured, `(outputs,)`."""
         return like.new_tensor(self.scale) if self.scale else like.new_ones(self.outputs)
 
-    def _standardised(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    def standardised(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
         """(y - μ) / σ in a dtype; what μ and y have in common cancels in the targets' own numbers first."""
         if not self.scale:
             return targets.to(dtype)

@@ -120,7 +120,7 @@ def test_targets_predictions_and_errors_keep_their_digits(tmp_path: Path, first:
     train = data.sets["train"]
     x = train.inputs
     assert isinstance(x, torch.Tensor)
-    z = task._standardised(train.targets["y"], torch.float32)
+    z = task.standardised(train.targets["y"], torch.float32)
     slope = float((x * z).sum() / (x * x).sum())  # the line that fits: standardised inputs to standardised targets
     with torch.no_grad():
         head = next(m for m in module.heads.modules() if isinstance(m, torch.nn.Linear))

@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[[int], lm.MultiTaskModule]] = {
     "Conditioned": lambda inputs: lm.Conditioned(MLP(inputs, (8, 8)), enters="film", at=(1,)),
     "CrossStitch": lambda inputs: lm.CrossStitch(MLP(inputs, (8, 8))),
     "Independent": lambda inputs: lm.Independent(MLP(inputs, (8,)), optimizer=partial(torch.optim.Adam, lr=0.1)),
+    "Linear": lambda inputs: lm.Linear(),
     "MixtureOfExperts": lambda inputs: lm.MixtureOfExperts(MLP(inputs, (8,))),
     "MultiHead": lambda inputs: lm.MultiHead(MLP(inputs, (8, 8))),
 }

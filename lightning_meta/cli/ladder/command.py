@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, read_ladder
 from lightning_meta.cli.ladder.jobs import run_in_processes
+from lightning_meta.cli.ladder.linear import marked
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.errors import UserError
@@ -57,7 +59,13 @@ def ladder(args: Sequence[str]) -> None:
     others = [run.directory for run in done if run.directory and run.rung != rungs.baseline]
     baseline = [run.directory for run in done if run.directory and run.rung == rungs.baseline]
     if others:
-        show_report(compare(others, baseline), folder / "report", options.wandb_project)
+        report = compare(others, baseline)
+        beside_linear = marked(rungs.rungs, done)
+        if beside_linear is not None:
+            report = replace(report, notes=(*report.notes, *beside_linear.lines))
+        show_report(report, folder / "report", options.wandb_project)
+        if beside_linear is not None:
+            beside_linear.show()
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,9 @@ from jsonargparse import ArgumentError
 from lightning_meta.cli.config_text import check_yaml
 from lightning_meta.cli.fit import MetaCLI, fit_options
 from lightning_meta.cli.messages import one_line
+from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import import_class
 from lightning_meta.reading import read_yaml
 from lightning_meta.run.names import refuse_name
 
@@ -73,8 +75,12 @@ def read_ladder(
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
     common = _mapping(file, models, "init_args")
-    merged = {r: {**shared, "model": _model(file, r, known[r], common)} for r in chosen}
-    return Ladder(folder, baseline, seeds, {r: _parsed(file, folder, r, c, options) for r, c in merged.items()})
+    parsed = {}
+    for rung in chosen:
+        model = _model(file, rung, known[rung], common)
+        config = {**shared, "model": model}
+        parsed[rung] = _parsed(file, folder, rung, config, _options_of(model["class_path"], options))
+    return Ladder(folder, baseline, seeds, parsed)
 
 
 class _Parsed(MetaCLI):
@@ -147,4 +153,28 @@ def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[
             f"{file}, rungs.{rung}.init_args.{twice[0]}: model.init_args sets this for all rungs; "
             "keep it there, or give each rung its own"
         )
-    return {"class_path": model["class_path"], "init_args": {**common, **own}}
+    fixed = _fixed(model["class_path"])
+    taken = {name: value for name, value in common.items() if name not in fixed}
+    return {"class_path": model["class_path"], "init_args": {**taken, **own}}
+
+
+def _fixed(class_path: Any) -> frozenset[str]:
+    """What a method sets itself, such as the backbone of `Linear`: what holds for all rungs does not hold for it."""
+    try:
+        return fixed_options(import_class(str(class_path)))
+    except UserError:
+        return frozenset()  # the parser says what is wrong with it
+
+
+def _options_of(class_path: Any, options: Sequence[str]) -> list[str]:
+    """The options of the command line without those that set what a method sets itself."""
+    fixed, taken, skips = _fixed(class_path), [], False
+    for option in options:
+        name, equals, _ = option.partition("=")
+        if option.startswith("--"):
+            path = name.rstrip("+").removeprefix("--model.").removeprefix("init_args.")
+            skips = name.startswith("--model.") and path.partition(".")[0] in fixed
+        if not skips:
+            taken.append(option)
+        skips = skips and not equals  # then the value is the next argument
+    return taken

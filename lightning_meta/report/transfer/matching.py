@@ -122,7 +122,8 @@ def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[s
         ours, theirs = method.runs[0].config, baseline.runs[0].config
         for place in COMMON:
             a, b = ((_mode(config) if place == MODE else _at(config, place)) for config in (ours, theirs))
-            if a != b:
+            has_none = place.startswith("model.") and None in (a, b)  # a linear model has no backbone, no optimiser
+            if a != b and not has_none:
                 where, a, b = next(_differing(a, b, place))
                 lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(a)} and {_short(b)}")
     return lines

@@ -1,0 +1,101 @@
+"""Linear models of one or more tasks, fitted to the optimum for a path of penalties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from lightning_meta.functional.ridge import ridge
+from lightning_meta.tasks import Regression, Task
+
+INTERCEPT = 1e-6
+"""λ of intercepts: next to nothing, but labels that are all the same have a finite one."""
+TOLERANCE, STEPS = 1e-6, 1000  # the largest gradient of the mean loss at the optimum, and how many steps may be taken
+
+
+class Labelled(NamedTuple):
+    """The rows of a task.
+
+    Attributes:
+        task: What is predicted, `fitted` to its training rows.
+        x: Features `(n, F)`, float64, n at least 1.
+        y: Targets `(n, ...)`.
+        weights: `(n,)` float64: what the loss of each row is multiplied by; None for 1.
+    """
+
+    task: Task
+    x: Tensor
+    y: Tensor
+    weights: Tensor | None = None
+
+    def losses(self, outputs: Tensor) -> Tensor:
+        """The losses `(n,)` of predictions `(n, outputs)`, times the weights."""
+        losses = self.task.losses(outputs, self.y)
+        return losses if self.weights is None else losses * self.weights
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The weighted mean of a value of each row, `(n, ...)`."""
+        return values.mean(0) if self.weights is None else self.weights @ values / self.weights.sum()
+
+
+def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    r"""Fit $W^\top x + b_i$, with weights that tasks share and an intercept for each, for several penalties.
+
+    $$\min_{W, b} \sum_i \sum_{(x, y) \in D_i} L_i(W^\top x + b_i, y) + \frac{1}{2} n \lambda v \lVert W \rVert^2$$
+
+    with n rows in all, and v the mean variance of the features within tasks, so that λ depends neither on n nor on the
+    unit of x. Rows may have weights, which multiply their losses. Squared errors are solved in closed form, as in
+    scikit-learn's `Ridge(alpha=n * λ * v)` for one task (the factor ½ is then left out); other losses by L-BFGS in
+    float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
+
+    Args:
+        tasks: Those that share W; one alone has its own.
+        strengths: λ, each > 0; the strong ones first, as each optimum is the start for the next.
+
+    Yields:
+        W `(F, outputs)` and b `(T, outputs)` for each λ.
+    """
+    means = torch.stack([rows.mean(rows.x) for rows in tasks])
+    # Each intercept absorbs its task's means, after which W and b hardly depend on each other.
+    centred = torch.cat([rows.x - mean for rows, mean in zip(tasks, means, strict=True)])
+    unit = float(centred.square().mean().sqrt()) or 1.0
+    fit = _squared if all(type(rows.task).losses is Regression.losses for rows in tasks) else _by_descent
+    for weight, intercepts in fit(tasks, centred / unit, strengths):
+        yield weight / unit, intercepts - means @ (weight / unit)
+
+
+def _squared(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    targets = [rows.task.standardised(rows.y, x.dtype) for rows in tasks if isinstance(rows.task, Regression)]
+    intercepts = torch.stack([rows.mean(y) for rows, y in zip(tasks, targets, strict=True)])
+    centred = torch.cat([y - mean for y, mean in zip(targets, intercepts, strict=True)])
+    roots = torch.cat([torch.ones_like(y[:, 0]) if w is None else w.sqrt() for _, _, y, w in tasks])[:, None].to(x)
+    for strength in strengths:
+        yield ridge(roots * x, roots * centred, x.new_tensor(len(x) * strength)), intercepts
+
+
+def _by_descent(tasks: Sequence[Labelled], x: Tensor, strengths: Sequence[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    features, outputs, sizes = x.shape[1], tasks[0].task.outputs, [len(rows.y) for rows in tasks]
+    unknowns = np.zeros((features + len(tasks)) * outputs)
+
+    def objective(values: np.ndarray, strength: float) -> tuple[float, np.ndarray]:
+        unknowns = torch.from_numpy(values).unflatten(0, (-1, outputs)).requires_grad_()
+        weight, intercepts = unknowns[:features], unknowns[features:]
+        parts = zip(tasks, (x @ weight).split(sizes), intercepts, strict=True)
+        losses = [rows.losses(predicted + b).sum() for rows, predicted, b in parts]
+        penalty = strength * weight.square().sum() + INTERCEPT * intercepts.square().sum()
+        value = torch.stack(losses).sum() / len(x) + penalty / 2
+        (gradient,) = torch.autograd.grad(value, unknowns)
+        return value.item(), gradient.flatten().numpy()
+
+    options = {"gtol": TOLERANCE, "ftol": 0.0, "maxiter": STEPS, "maxfun": 2 * STEPS}
+    for strength in strengths:
+        with torch.enable_grad():
+            found = minimize(objective, unknowns, (strength,), "L-BFGS-B", jac=True, options=options)
+        unknowns = found.x
+        weight, intercepts = torch.from_numpy(unknowns.copy()).unflatten(0, (-1, outputs)).split([features, len(tasks)])
+        yield weight, intercepts

@@ -1,0 +1,187 @@
+"""Linear models: one for each task, or one for all with an intercept for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Split, TaskBatch
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.functional.linear_models import Labelled, linear_models
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.tables import mean_of_known
+from lightning_meta.nn.features import are_ids, as_input
+from lightning_meta.tasks import TasksSpec
+
+STRENGTHS = tuple(10.0 ** (1 - i) for i in range(6))
+"""λ, from 10 to 10⁻⁴: at 1, a direction in which features vary as much as on average keeps half of its weight."""
+
+
+class Linear(MultiTaskModule):
+    r"""A linear model of the flattened inputs: ridge and logistic regression, $f_i(x) = W_i^\top x + b_i$.
+
+    The rung below all networks: what does not beat it has learned nothing that needs one. Hoerl and Kennard, Ridge
+    regression, Technometrics 12 (1970), https://doi.org/10.1080/00401706.1970.10488634; Evgeniou and Pontil,
+    Regularized multi-task learning, KDD 2004, https://doi.org/10.1145/1014052.1014067, for what lies between the two.
+
+    The optimum is computed at the start of training, from all training rows at once: in closed form for regression, by
+    L-BFGS in float64 for labels. The penalty's strength λ is the one of the least validation loss, mean over tasks;
+    from 10⁻⁴ to 10 in units of the features' mean variance (`lightning_meta.functional.linear_models`). Training ends
+    with the first validation.
+
+    At a glance:
+        - Shared: nothing, or with `pooled` all but the intercepts.
+        - Own: weights and an intercept, or with `pooled` an intercept.
+        - New task: fit anew.
+
+    Run it:
+        `python scripts/fit.py --config configs/linear_parkinsons.yaml`; beside networks, as rungs of a ladder:
+        `python scripts/ladder.py --config configs/ladder_parkinsons.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `train/loss`: the sum over tasks, at the optimum.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - λ is one number for all tasks, as few validation rows of a task choose badly: with one for each, R² is −0.045
+          and not 0.010 on Parkinson's telemonitoring, and the AUROC on landmine is the same to 0.002.
+        - Real targets are in standard units, those of the training rows, as in every method here; so the pooled slopes
+          are equal in standard deviations of each task's targets.
+        - Intercepts have a penalty as well, 10⁻⁶ of the mean loss, so that labels that are all the same have one.
+
+    Args:
+        pooled: Whether tasks share the weights W, so that each has an intercept of its own alone. They must be of one
+            kind, with equally many outputs.
+        tasks: What the tasks are; filled in by the data module.
+    """
+
+    fixed_options = (
+        "backbone",
+        "optimizer",
+        "lr_scheduler",
+        "weighting",
+        "stems",
+        "head_hidden",
+        "head_dropout",
+        "backbone_lr_factor",
+        "backbone_weights",
+    )
+
+    def __init__(self, pooled: bool = False, tasks: TasksSpec | None = None) -> None:
+        # The weights are at the optimum when training begins; steps leave them there.
+        super().__init__(nn.Flatten(), optimizer=partial(torch.optim.SGD, lr=0.0), tasks=tasks)
+        self.pooled = pooled
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make the weights, which are 0 until training begins."""
+        sizes = {name: torch.Size(shape).numel() for name, shape in spec.input_shapes.items()}
+        for name, shape in spec.input_shapes.items():
+            if are_ids(shape, spec.input_dtypes.get(name, "")):
+                raise UserError(f"task {name!r}: a linear model has no use for ids, such as tokens; leave Linear out")
+        outputs = {name: task.outputs for name, task in spec.tasks.items()}
+        self.shared = nn.ModuleList()
+        if not self.pooled:
+            self.heads = nn.ModuleList(_zero(nn.Linear(sizes[name], of)) for name, of in outputs.items())
+            return
+        first, *others = spec.tasks
+        for name in others:
+            if type(spec.tasks[name]) is not type(spec.tasks[first]) or outputs[name] != outputs[first]:
+                one, other = (f"{type(spec.tasks[n]).__name__} of {outputs[n]} outputs" for n in (first, name))
+                raise UserError(
+                    f"pooled: one model predicts for all tasks, but {first!r} is a {one} and {name!r} a {other}; use "
+                    "pooled: false"
+                )
+        assert self.input_shape == spec.input_shapes[first]  # refuses other shapes
+        self.shared.append(_zero(nn.Linear(sizes[first], outputs[first], bias=False)))
+        self.heads = nn.ModuleList(Intercept(outputs[first]) for _ in spec.tasks)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks."""
+        x = self.backbone(x)
+        for shared in self.shared:
+            x = shared(x)
+        return {name: self.heads[self.names.index(name)](x[i]) for name, i in rows.items()}
+
+    def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
+        """Predictions for a batch, by name of the tasks in it; their inputs may differ in shape."""
+        if not isinstance(batch.inputs, dict):
+            return super().outputs(batch)
+        outputs: dict[str, Tensor] = {}
+        for name, rows in batch.rows.items():
+            outputs |= self(self.inputs(batch.inputs[name]), {name: rows})
+        return outputs
+
+    def on_train_start(self) -> None:
+        """Fit, but for a run that is resumed."""
+        super().on_train_start()
+        if self.trainer.global_step == 0:
+            sets = getattr(getattr(self.trainer, "datamodule", None), "sets", None)
+            if not sets:
+                raise UserError("Linear reads all rows at once: give the Trainer datamodule=MultiTaskDataModule(...)")
+            fitted = self.fitted(sets) if self.trainer.is_global_zero else {}
+            fitted = self.trainer.strategy.broadcast(fitted)
+            with torch.no_grad():
+                for name, parameter in self.named_parameters():
+                    parameter.copy_(fitted[name])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; in training that is all there is to do."""
+        super().on_validation_epoch_end()
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            self.trainer.should_stop = True
+
+    def fitted(self, sets: Mapping[Split, TaskSet]) -> dict[str, Tensor]:
+        """The parameters at the optimum, by name.
+
+        Args:
+            sets: The rows of `train` and `val`.
+        """
+        train, val = ([self._rows(sets[split], name) for name in self.names] for split in ("train", "val"))
+        groups = [train] if self.pooled else [[rows] for rows in train]
+        paths = zip(*(linear_models(group, STRENGTHS) for group in groups), strict=True)
+        models = min(paths, key=lambda models: self._mean_loss(val, models))
+        weights = [weight.T for weight, _ in models]
+        intercepts = [b for _, of_group in models for b in of_group]
+        where = ["shared.0.weight"] if self.pooled else [f"heads.{i}.weight" for i in range(len(train))]
+        biases = [f"heads.{i}.bias" for i in range(len(train))]
+        return dict(zip([*where, *biases], [*weights, *intercepts], strict=True))
+
+    def _mean_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """The mean over tasks of their mean losses on the rows of a split; those without any are left out."""
+        each = [(weight, b) for weight, intercepts in models for b in intercepts]
+        losses = [of.losses(of.x @ weight + b) for of, (weight, b) in zip(rows, each, strict=True) if len(of.y)]
+        return mean_of_known([float(of_task.mean()) for of_task in losses])
+
+    def _rows(self, data: TaskSet, name: str) -> Labelled:
+        inputs = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs
+        x = as_input(inputs[data.rows[name]].cpu(), torch.float64).flatten(1)
+        weights = None if data.weights is None else data.weights[name].cpu().double()
+        return Labelled(self.spec.tasks[name], x, data.targets[name].cpu(), weights)
+
+
+class Intercept(nn.Module):
+    """Adds b.
+
+    Args:
+        outputs: How many numbers it has.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Predictions `(M, outputs)` with b."""
+        return x + self.bias
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

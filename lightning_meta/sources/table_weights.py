@@ -1,0 +1,49 @@
+"""The column of a table that says how much each row counts in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_meta.batches import Split
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.sources.columns import Column
+
+
+def row_weights(column: Column) -> Tensor:
+    """The weights of all rows, `(n,)` float32.
+
+    Raises:
+        UserError: One is no number, or below 0.
+    """
+    weights = column.numbers
+    if (weights < 0).any():
+        raise column.wrong(int((weights < 0).argmax()), "a weight is 0 or more")
+    return torch.from_numpy(weights).float()
+
+
+def with_weights(data: TaskSet, weights: Tensor) -> TaskSet:
+    """A set whose inputs have weights `(n,)`, which their targets take over."""
+    return replace(data, weights={name: weights[rows] for name, rows in data.rows.items()})
+
+
+def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
+    """The splits with the weights of each task divided by their mean over its training rows.
+
+    Raises:
+        UserError: The training rows of a task all have the weight 0.
+    """
+    weights = {split: data.weights or {} for split, data in sets.items()}
+    means = {name: of_task.mean() for name, of_task in weights["train"].items() if len(of_task)}
+    if none := [name for name, mean in means.items() if not mean > 0]:
+        raise UserError(
+            f"Table weights: all training rows of {none[0]!r} have the weight 0; leave it out, or weigh them"
+        )
+    return {
+        split: replace(data, weights={n: w / means[n] if n in means else w for n, w in weights[split].items()})
+        for split, data in sets.items()
+    }

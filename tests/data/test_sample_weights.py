@@ -1,0 +1,153 @@
+"""Weights of rows: they follow their rows everywhere, weigh losses as in scikit-learn, and no metric knows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
+
+import lightning_meta as lm
+from lightning_meta.batches import Split, TaskBatch
+from lightning_meta.functional.linear_models import Labelled, linear_models
+from lightning_meta.sources import Table
+
+ROWS = 120
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A table whose weight is 1 + the square of its first feature; every fifth number is missing."""
+    random = np.random.default_rng(0)
+    lines = ["a,b,number,label,group,weight"]
+    for row in range(ROWS):
+        a, b, noise = random.normal(size=3)
+        number = "" if row % 5 == 0 else f"{a - b + noise:.5f}"
+        lines.append(f"{a:.5f},{b:.5f},{number},{int(a + noise > 0)},{'uvw'[row % 3]},{1 + a**2:.6f}")
+    (tmp_path / "t.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "t.csv"
+
+
+def columns(path: Path) -> lm.MultiTaskDataModule:
+    targets = {"number": "regression", "label": "binary"}
+    return set_up(Table(path, targets, features=["a", "b"], weights="weight"))
+
+
+def set_up(source: Table, **options: object) -> lm.MultiTaskDataModule:
+    data = lm.MultiTaskDataModule(source, batch_size=16, **options)  # type: ignore[arg-type]
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def follow(batch: TaskBatch) -> None:
+    """The weights of a batch are those of its rows, up to a factor for each task."""
+    assert batch.weights is not None
+    assert isinstance(batch.inputs, Tensor)
+    for name, rows in batch.rows.items():
+        a = batch.inputs[rows][:, 0].double()
+        design = torch.stack([torch.ones_like(a), a, a.square()], 1)  # 1 + a², in standard units a polynomial
+        weights = batch.weights[name].double()
+        if len(a) > 5:
+            fit = torch.linalg.lstsq(design, weights[:, None]).solution
+            torch.testing.assert_close(design @ fit, weights[:, None], rtol=1e-3, atol=1e-3)
+
+
+def test_weights_follow_their_rows(path: Path) -> None:
+    for source in (
+        Table(path, {"number": "regression", "label": "binary"}, features=["a", "b"], weights="weight"),
+        Table(path, {"label": "binary"}, features=["a", "b"], task_column="group", weights="weight"),
+    ):
+        names = list(source.tasks())
+        for data in (set_up(source), set_up(source, tasks=names[::-1][:2])):
+            loaders = [data.train_dataloader(), data.val_dataloader(), *data.test_dataloader()]
+            for loader in loaders:
+                for batch, _ in zip(loader, range(3), strict=False):
+                    follow(batch)
+            train = data.sets["train"].weights
+            assert train is not None
+            for weights in train.values():
+                assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
+
+
+def labelled(data: lm.MultiTaskDataModule, split: Split = "train") -> dict[str, Labelled]:
+    rows, spec = data.sets[split], data.spec
+    assert spec is not None
+    assert rows.weights is not None
+    assert isinstance(rows.inputs, Tensor)
+    x = rows.inputs.double()
+    return {n: Labelled(spec.tasks[n], x[rows.rows[n]], rows.targets[n], rows.weights[n].double()) for n in spec.tasks}
+
+
+def test_optima_are_scikit_learn_s_with_sample_weight(path: Path) -> None:
+    of = labelled(columns(path))
+    strength = 0.05
+    for name, (_, x, y, weights) in of.items():
+        assert weights is not None
+        ((weight, intercept),) = linear_models([of[name]], [strength])
+        mean = weights @ x / weights.sum()
+        alpha = len(x) * strength * float((x - mean).square().mean())
+        if name == "number":
+            wanted = (y[:, 0] - y.mean()) / y.std(correction=0)
+            ridge = Ridge(alpha=alpha).fit(x.numpy(), wanted.numpy(), sample_weight=weights.numpy())
+            np.testing.assert_allclose(weight[:, 0], ridge.coef_, atol=1e-6)
+            np.testing.assert_allclose(intercept[0, 0], ridge.intercept_, atol=1e-6)
+        else:
+            logistic = LogisticRegression(C=1 / alpha, tol=1e-10, max_iter=10_000)
+            logistic.fit(x.numpy(), y.numpy(), sample_weight=weights.numpy())
+            np.testing.assert_allclose(weight[:, 0], logistic.coef_[0], atol=1e-4)
+            np.testing.assert_allclose(intercept[0, 0], logistic.intercept_[0], atol=1e-4)
+
+
+def test_losses_are_weighted_and_metrics_are_not(path: Path, tmp_path: Path) -> None:
+    data = columns(path)
+    torch.manual_seed(0)
+    model = lm.MultiHead(lm.nn.MLP(2, (4,)))
+    run = lm.fit(model, data, runs=tmp_path / "runs", accelerator="cpu", enable_progress_bar=False, max_steps=2)
+    batch = next(iter(data.train_dataloader()))
+    assert batch.weights is not None
+    outputs = model.outputs(batch)
+    losses = model.task_losses(batch)
+    for name, of_task in outputs.items():
+        each = model.spec.tasks[name].losses(of_task, batch.targets[name])
+        torch.testing.assert_close(losses[name], (each * batch.weights[name]).mean())
+    tested = lm.load(run.directory or "")
+    for name, rows in labelled(data, "test").items():
+        assert rows.weights is not None
+        predicted = tested(rows.x.float(), {name: torch.arange(len(rows.y))})[name].detach()
+        weighted = (rows.task.losses(predicted, rows.y) * rows.weights).mean()
+        assert run.metrics[f"test/loss/{name}"] == pytest.approx(float(weighted), rel=1e-4)
+        plain = rows.task.evaluate(predicted, rows.y)
+        assert run.metrics[f"test/{rows.task.selection}/{name}"] == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (("1.", "-1."), "a weight is 0 or more"),
+        (("weight", "other"), "has no column 'weight'"),
+        (("1.", "x1."), "column .weight., row 120 is .x1.*expected a number"),
+    ],
+)
+def test_weights_that_are_none_are_refused(path: Path, change: tuple[str, str], expected: str) -> None:
+    lines = path.read_text().splitlines()
+    head, last = lines[0], lines[-1]
+    if change[0] in head:
+        head = head.replace(*change)
+    else:
+        before, _, weight = last.rpartition(",")
+        last = f"{before},{change[1]}{weight.partition('.')[2]}"
+    path.write_text("\n".join([head, *lines[1:-1], last]) + "\n")
+    with pytest.raises(lm.UserError, match=expected):
+        columns(path)
+
+
+def test_a_task_whose_training_rows_all_weigh_0_is_refused(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    without = [line.rpartition(",")[0] + ",0" if ",u," in line else line for line in lines]
+    path.write_text("\n".join(without) + "\n")
+    with pytest.raises(lm.UserError, match="training rows of 'u' have the weight 0"):
+        set_up(Table(path, {"label": "binary"}, features=["a", "b"], task_column="group", weights="weight"))
