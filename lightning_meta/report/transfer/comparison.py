@@ -15,6 +15,7 @@ from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shar
 from lightning_meta.report.transfer.intervals import paired_intervals
 from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
 from lightning_meta.report.transfer.results import MethodTransfer, Selected, TaskTransfer, TransferReport, Verdict
+from lightning_meta.report.transfer.statements import differences, state, unit
 
 ALPHA = 0.05
 
@@ -113,16 +114,19 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
-        units = [_unit(t, against.mean(t.task, "constant")) for t in comparable]
+        units = [unit(t.better, against.mean(t.task, "constant"), t.baseline) for t in comparable]
         ours, theirs = (
             torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
             for k in ("value", "baseline")
         )
         change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
         relative, excluded = change.relative.item(), int(change.excluded)
+    for_models, for_method = state(differences(method, against))
     return MethodTransfer(
         method=method.name,
         tasks=tuple(tasks),
+        for_models=for_models,
+        for_method=for_method,
         delta_m=relative,
         delta_m_excluded=excluded,
         mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
@@ -134,16 +138,6 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
         dominating=tuple(dominating),
     )
-
-
-def _unit(task: TaskTransfer, constant: float) -> float:
-    """What a metric is divided by in Δm, whose floor is for numbers near 1: errors by those of a constant prediction.
-
-    Where these are not known, by the baseline's own, so that there is no floor.
-    """
-    if task.better == "higher":
-        return 1.0
-    return next((unit for unit in (constant, task.baseline) if math.isfinite(unit) and unit > 0), 1.0)
 
 
 def _selected(method: Method, names: Sequence[str]) -> Selected | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from lightning_meta.report.transfer.statements import ForTheMethod, ForTheseModels
+
 Verdict = Literal["helped", "hurt", "no difference shown", "not comparable"]
 
 
@@ -70,6 +72,8 @@ class MethodTransfer:
     Attributes:
         method: Its name.
         tasks: In the order of the data.
+        for_models: What stands for the trained models, over their tasks.
+        for_method: What stands for the method, over its seeds.
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
         delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`; errors
             are measured by that of a constant prediction.
@@ -86,6 +90,8 @@ class MethodTransfer:
 
     method: str
     tasks: tuple[TaskTransfer, ...]
+    for_models: ForTheseModels
+    for_method: ForTheMethod
     delta_m: float
     delta_m_excluded: int
     mean_delta: float

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.statement_text import statement_lines
 from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
 
 PIPED_WIDTH = 140
@@ -18,7 +19,7 @@ NARROW = 125  # columns that a whole row takes with long names
 
 
 def print_report(report: TransferReport, console: Console | None = None) -> None:
-    """Print a table of tasks for each method, the worst Δ first, then one of the methods, then the notes.
+    """Print a table of tasks for each method, then one of the methods, notes, and what stands over all tasks.
 
     Args:
         report: The comparison.
@@ -42,6 +43,9 @@ def print_report(report: TransferReport, console: Console | None = None) -> None
         )
     for note in report.notes:
         console.print(Text(printable(note)))
+    for method in report.methods:
+        for line in statement_lines(method, report.baseline):
+            console.print(Text(line))
 
 
 def _print_tasks(console: Console, method: MethodTransfer, report: TransferReport, narrow: bool) -> None:
@@ -106,7 +110,6 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
     metric, worst = _common_metric(method), min(method.tasks, key=_by_delta)
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
-        "mean Δ ↑": change_text(metric, method.mean_delta),
         JOINT: change_text(metric, method.mean_delta_joint),
         "tasks helped": f"{100 * method.helped:.0f} %",
         "tasks hurt": f"{100 * method.harmed:.0f} %",
