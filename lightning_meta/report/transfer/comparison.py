@@ -12,12 +12,10 @@ import torch
 from lightning_meta.functional.delta_m import delta_m
 from lightning_meta.report.transfer import notes
 from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
-from lightning_meta.report.transfer.intervals import paired_intervals
+from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
 from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
 from lightning_meta.report.transfer.results import MethodTransfer, Selected, TaskTransfer, TransferReport, Verdict
-from lightning_meta.report.transfer.statements import differences, state, unit
-
-ALPHA = 0.05
+from lightning_meta.report.transfer.statements import SEEDS_FOR_VERDICTS, differences, state, unit
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
@@ -80,7 +78,9 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     for i, name in enumerate(names):
         first = against.runs[0].tasks[name]
         verdict: Verdict = "no difference shown" if math.isfinite(interval.delta[i]) else "not comparable"
-        if interval.p_holm[i] < ALPHA:
+        if len(method.seeds) < SEEDS_FOR_VERDICTS and verdict != "not comparable":
+            verdict = "too few seeds"
+        elif interval.p_holm[i] < ALPHA:
             verdict = "helped" if interval.delta[i] > 0 else "hurt"
         hurts = enemy(losses[:, i] - loss_before[:, i], float(deciding[i]), dominating, len(names))
         tasks.append(
@@ -131,13 +131,19 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         delta_m_excluded=excluded,
         mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
         mean_delta_joint=float(np.mean([t.delta_joint for t in tasks if math.isfinite(t.delta_joint)] or [math.nan])),
-        harmed=sum(t.verdict == "hurt" for t in tasks) / len(tasks),
-        helped=sum(t.verdict == "helped" for t in tasks) / len(tasks),
+        harmed=_rate(tasks, "hurt"),
+        helped=_rate(tasks, "helped"),
         worst=worst,
         mean_rank=rank,
         mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
         dominating=tuple(dominating),
     )
+
+
+def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
+    """The share of tasks with a verdict; NaN where there are too few seeds for any."""
+    none = any(t.verdict == "too few seeds" for t in tasks)
+    return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
 def _selected(method: Method, names: Sequence[str]) -> Selected | None:

@@ -20,6 +20,7 @@ MARKERS: dict[Verdict, tuple[str, str, str]] = {
     "helped": ("^", "black", "black"),
     "hurt": ("v", "black", "black"),
     "no difference shown": ("o", "white", "0.55"),
+    "too few seeds": ("o", "white", "0.55"),
     "not comparable": ("x", "white", "0.55"),
 }
 SHAPES = "sD^vP*X<>"
@@ -46,7 +47,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     axes[0].set_yticks(range(len(names)), [_label(names[i]) for i in order], fontsize=8, parse_math=False)
     axes[0].set_ylim(-0.7, len(names) - 0.3)
     what = f"Δ against {printable(report.baseline)}, {_unit(report)} (higher is better)"
-    how = "lines: 95 % intervals of each task alone; marks: verdicts after Holm's correction over the tasks"
+    how = "lines: 95 % intervals of each task alone; marks: verdicts corrected for the number of tasks"
     figure.supxlabel(f"{what}\n{how}", fontsize=9, parse_math=False)
     given = {task.verdict for method in methods for task in method.tasks}
     handles = [

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from lightning_meta.report.transfer.statements import ForTheMethod, ForTheseModels
 
-Verdict = Literal["helped", "hurt", "no difference shown", "not comparable"]
+Verdict = Literal["helped", "hurt", "no difference shown", "too few seeds", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class TaskTransfer:
         high: The upper end.
         df: Degrees of freedom of the interval.
         p: The p-value of no difference.
-        p_holm: The same, corrected for the number of tasks.
-        verdict: "helped" or "hurt" where `p_holm` is below 5 %, which takes an interval without zero.
+        p_holm: Corrected for the number of tasks, and for what seeds do to all tasks alike.
+        verdict: "helped" or "hurt" where `p_holm` is below 5 %, from three seeds on.
         enemy: What hurts a task that is hurt, see `enemies.RULES`; else "".
         baseline_train_loss: The baseline's training loss at its selected checkpoint.
         train_loss: The method's.
@@ -80,7 +80,7 @@ class MethodTransfer:
         mean_delta: The mean Δ over all tasks, in the metric's units.
         mean_delta_joint: The same against the baseline with one selected epoch for all tasks, as the method has; NaN
             where the baseline selects so anyway.
-        harmed: The share of tasks with the verdict "hurt".
+        harmed: The share of tasks with the verdict "hurt"; NaN where there are too few seeds for verdicts.
         helped: The share with "helped".
         worst: The task of the least Δ.
         mean_rank: The mean over tasks of the method's rank among all methods, the baseline included; 1 is best.

@@ -66,12 +66,12 @@ def _print_tasks(console: Console, method: MethodTransfer, report: TransferRepor
     tasks = sorted(method.tasks, key=_by_delta)
     for task in tasks:
         verdict, more = MARKS[task.verdict], f": {task.enemy}" if task.enemy else ""
-        brief = "–" if task.verdict == "no difference shown" else verdict
+        brief = "–" if task.verdict in ("no difference shown", "too few seeds") else verdict
         rest = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
         table.add_row(*map(Text, [*_figures(task), *rest]))
     console.print(table)
     if narrow:
-        console.print(Text("–: no difference shown"))
+        console.print(Text("–: no difference shown, or too few seeds for a verdict"))
     for task in tasks if narrow else ():
         if task.enemy:
             console.print(Text(f"▼ {printable(task.task)}: {task.enemy}"))
@@ -111,14 +111,18 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
         JOINT: change_text(metric, method.mean_delta_joint),
-        "tasks helped": f"{100 * method.helped:.0f} %",
-        "tasks hurt": f"{100 * method.harmed:.0f} %",
+        "tasks helped": _rate(method.helped),
+        "tasks hurt": _rate(method.harmed),
         "worst Δ": change_text(worst.metric, worst.delta),
         "of the task": printable(method.worst),
         "mean rank ↓": f"{method.mean_rank:.2f}",
         "mean gap train − val": change_text(metric, method.mean_gap),
         "dominating tasks": ", ".join(map(printable, method.dominating)) or "none",
     }
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "–"
 
 
 def _by_delta(task: TaskTransfer) -> tuple[bool, float]:

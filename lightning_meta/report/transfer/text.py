@@ -8,6 +8,7 @@ MARKS = {
     "helped": "▲ helped",
     "hurt": "▼ hurt",
     "no difference shown": "no difference shown",
+    "too few seeds": "too few seeds",
     "not comparable": "not comparable",
 }
 
