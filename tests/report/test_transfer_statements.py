@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from lightning_meta.report.transfer import TransferReport, compare, print_report
+from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
 from lightning_meta.report.transfer.statements import state
 from tests.report.transfer_runs import Simulated, write_run
 
@@ -30,7 +31,7 @@ def many_tasks(root: Path, seeds: int, shift: float = 0.06, tasks: int = 139, me
 
 def printed(report: TransferReport, file: Path, width: int = 140) -> str:
     with file.open("w") as stream:
-        print_report(report, Console(file=stream, width=width))
+        print_report(report, Console(file=stream, width=width), Path("report/transfer.csv"))
     return " ".join(file.read_text().split())
 
 
@@ -42,6 +43,13 @@ def test_what_helps_over_139_small_tasks_is_said_once_for_all(tmp_path: Path) ->
     assert method.for_models.low > 0
     assert method.for_method.verdict == "helps"
     said = printed(report, tmp_path / "table")
+    assert len((tmp_path / "table").read_text().splitlines()) < 60
+    assert "The worst 10 and the best 10 of 139; all are in report/transfer.csv" in said
+    worst, best = (pick(method.tasks, key=lambda t: t.delta).task for pick in (min, max))
+    assert 0 < said.index(f" {worst} ") < said.index("119 more") < said.index(f" {best} ")
+    write_report(report, tmp_path / "report")
+    with Image.open(tmp_path / "report" / "forest.png") as forest:
+        assert forest.height < 2500  # 30 pixels for each of 139 rows would be 4170
     assert f"For these trained models: better over the tasks: better in {method.for_models.better} of 139" in said
     assert f"For the method: helps: mean Δ {method.for_method.mean:+.3f}, 95 % interval over 3 seeds" in said
     assert said.count("Smallest Δ that could have been shown") == 2

@@ -39,6 +39,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
         *notes.what_seeds_support(against, transfers),
         *notes.constants(everyone, names),
         *notes.without_interval(everyone, names),
+        *notes.not_converged(everyone, names),
         *differences_in_common(against, methods),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, said)
@@ -82,7 +83,14 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             verdict = "too few seeds"
         elif interval.p_holm[i] < ALPHA:
             verdict = "helped" if interval.delta[i] > 0 else "hurt"
-        hurts = enemy(losses[:, i] - loss_before[:, i], float(deciding[i]), dominating, len(names))
+        hurts = enemy(
+            losses[:, i] - loss_before[:, i],
+            float(deciding[i]),
+            dominating,
+            len(names),
+            shares=method.runs[0].shares,
+            converged=_both(method.converged(name), against.converged(name)),
+        )
         tasks.append(
             TaskTransfer(
                 task=name,
@@ -138,6 +146,10 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
         dominating=tuple(dominating),
     )
+
+
+def _both(a: bool | None, b: bool | None) -> bool | None:
+    return False if a is False or b is False else a and b
 
 
 def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:

@@ -66,6 +66,19 @@ def constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
     return lines
 
 
+def not_converged(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line for each method with tasks whose best validation was the last one."""
+    lines = []
+    for method in methods:
+        late = [n for n in names if method.converged(n) is False]
+        if late:
+            lines.append(
+                f"{method.name} is not converged, train longer: in a seed or more the last validation was the best of "
+                f"{len(late)} of {len(names)} tasks: {_some(late)}."
+            )
+    return lines
+
+
 def without_interval(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
     """A line on tasks that have no interval, as a class has one test example or a metric cannot do without some."""
     classes = {name: classes_of_examples(methods, name) for name in names}
