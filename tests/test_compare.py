@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
     for method, better in (("independent", 0), ("multi_head", 25)):
-        for seed in (1, 2):
+        for seed in (1, 2, 3):
             right = {"greek": np.arange(80) < 40 + better + seed, "latin": np.arange(80) < 50 + seed}
             tasks = {name: Simulated(scores.astype(float)) for name, scores in right.items()}
             write_run(tmp_path / "runs" / method / str(seed), tasks, seed=seed)
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_report_on_the_terminal_and_in_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "runs/multi_head", "--baseline", "runs/independent", "--out", "there"]) == 0
     said = capsys.readouterr().out
-    for shown in ("greek", "+31.2", "▲ helped", "no difference shown", "Δm ↑", "2 seeds (1, 2)", "written to there"):
+    for shown in ("greek", "+31.2", "▲ helped", "no difference shown", "Δm ↑", "3 seeds (1, 2, 3)", "written to there"):
         assert shown in said
     assert {f.name for f in Path("there").iterdir()} == {"transfer.csv", "transfer.json", "forest.png", "gap.png"}
 

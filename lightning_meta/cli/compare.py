@@ -27,7 +27,7 @@ def compare(args: Sequence[str]) -> None:
 
 def show_report(report: TransferReport, out: Path, wandb_project: str | None) -> None:
     """Print a report and write it, to W&B too where a project is named."""
-    print_report(report)
+    print_report(report, rest=out / "transfer.csv")
     write_report(report, out)
     if wandb_project is not None:
         log_report(report, out, wandb_project)

@@ -82,6 +82,7 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
     return {
         "parameters": sum(p.numel() for p in module.parameters()),
         "trainable_parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        **_shared(module),
         "model": public_path(type(module)),
         "data": None if data is None else public_path(type(data)),
         "data_fingerprint": fingerprint or None,
@@ -92,6 +93,12 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
         "precision": str(trainer.precision),
         "float32": _float32(module, device),
     }
+
+
+def _shared(module: LightningModule) -> dict[str, int]:
+    """How many trained parameters several tasks share, for a module that says which."""
+    shared = getattr(module, "shared_parameters", None)
+    return {} if shared is None else {"shared_parameters": sum(p.numel() for p in shared())}
 
 
 def _float32(module: LightningModule, device: torch.device) -> str:

@@ -17,7 +17,7 @@ from scipy import stats
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
 from lightning_meta.report.transfer.comparison import mean_ranks
 from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
-from lightning_meta.report.transfer.figures import draw_forest
+from lightning_meta.report.transfer.figures import draw_forest, draw_gap
 from lightning_meta.report.transfer.text import printable
 from tests.report.transfer_runs import Simulated, draw, write_run
 
@@ -171,7 +171,7 @@ def test_the_rule_of_domination() -> None:
     assert dominating_tasks(shares(np.array([3.0, 0.3, 3.1, 0.3, 0.3, 0.3]))) == [2, 0]
     assert dominating_tasks(shares(np.array([1.0, np.nan]))) == []
     assert np.isnan(shares(np.array([1.0, -1.0]))).all()
-    assert enemy(np.array([0.1, -0.1]), 0.5, [], 2) == "unclear"
+    assert enemy(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True) == "unclear"
 
 
 def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None:
@@ -208,6 +208,45 @@ def test_unequal_budgets_are_said(tmp_path: Path) -> None:
         write_run(tmp_path / method / "0", tasks, config={"trainer": {"max_steps": steps}, "model": {"x": method}})
     notes = against_independent(tmp_path).notes
     assert any("shared and independent differ in trainer.max_steps: 900 and 100" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("late", "shared_parameters", "expected"),
+    [
+        ("", 100, "interference"),
+        ("shared", 100, "not converged: train longer"),
+        ("independent", 100, "not converged: train longer"),
+        ("", 0, "nothing is shared"),
+        ("unknown", 100, "unclear"),
+    ],
+)
+def test_interference_takes_shared_parameters_and_training_to_the_end(
+    tmp_path: Path, late: str, shared_parameters: int, expected: str
+) -> None:
+    for method, level in (("independent", 0.8), ("shared", 0.2)):
+        for seed in SEEDS:
+            rng = np.random.default_rng([len(method), seed])
+            hurt = Simulated((rng.random(400) < level).astype(float), train_loss=1 - level)
+            if method == late and seed == 2:
+                hurt = hurt.but(best_step=20)  # of 20 steps
+            run = write_run(tmp_path / method / str(seed), {"a": hurt}, seed=seed, shared_parameters=shared_parameters)
+            if late == "unknown":
+                (run / "metrics.csv").unlink()
+    report = against_independent(tmp_path)
+    assert verdicts(report) == {"a": ("hurt", expected)}
+    said = [note for note in report.notes if "not converged" in note]
+    assert [note.split()[0] for note in said] == ([late] if late in ("shared", "independent") else [])
+
+
+def test_every_difference_of_rates_and_steps_is_named(tmp_path: Path) -> None:
+    for method, rate, decay, steps in (("independent", 0.1, 0.0, 20), ("shared", 0.3, 0.5, 40)):
+        optimizer = {"class_path": "SGD", "init_args": {"lr": rate, "weight_decay": decay}}
+        config = {"model": {"init_args": {"optimizer": optimizer}}}
+        write_run(tmp_path / method / "0", {"a": Simulated(np.arange(50) % 2)}, config=config, steps=steps)
+    notes = "\n".join(against_independent(tmp_path).notes)
+    assert "differ in model.init_args.optimizer.init_args.lr: 0.3 and 0.1" in notes
+    assert "differ in model.init_args.optimizer.init_args.weight_decay: 0.5 and 0.0" in notes
+    assert "differ in the training steps that were made, on average 40 and 20" in notes
 
 
 def test_a_run_a_folder_of_versions_and_a_pattern_are_all_understood(tmp_path: Path) -> None:
@@ -297,6 +336,22 @@ def test_the_forest_marks_verdicts_by_shape(tmp_path: Path, monkeypatch: pytest.
     assert {k: x for k, (_, x) in shapes.items()} == pytest.approx(deltas)
     assert any(list(line.get_xdata()) == [0, 0] for line in axes.lines)
     assert labels[-1] == "a"  # the worst on top
+
+
+def test_the_axis_of_mixed_metrics_is_in_no_per_cent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, right in (("independent", 100), ("shared", 120)):
+        tasks = {"rain": Simulated(np.arange(200) < right), "heat": Simulated(np.full(9, right / 200), metric="r2")}
+        write_run(tmp_path / method / "0", tasks)
+    report = against_independent(tmp_path)
+    drawn: list[Any] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: drawn.append(figure))
+    draw_forest(report, tmp_path / "forest.png")
+    draw_gap(report, tmp_path / "gap.png")
+    points = [line.get_xdata()[0] for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 1]
+    assert points == pytest.approx([0.1, 0.1])
+    for label in (drawn[0].get_supxlabel(), drawn[1].axes[0].get_ylabel()):
+        assert "accuracy in [0, 1] or R²" in label
+        assert "percentage" not in label
 
 
 def test_names_cannot_steer_the_terminal() -> None:

@@ -28,6 +28,7 @@ class Simulated:
     gradient_share: float | None = None
     metric: str = "accuracy"
     targets: np.ndarray | None = None
+    best_step: int = 9
 
     def but(self, **changes: Any) -> Simulated:
         return replace(self, **changes)
@@ -38,6 +39,7 @@ def write_run(
     tasks: Mapping[str, Simulated],
     seed: int = 1,
     config: Mapping[str, Any] | None = None,
+    steps: int = 20,
     **results: Any,
 ) -> Path:
     """Write a finished run."""
@@ -46,11 +48,22 @@ def write_run(
     directory.joinpath("config.yaml").write_text(yaml.safe_dump(content))
     found = {"test/accuracy": 0.5, "test/score": 0.5, "seed": seed, "data_fingerprint": "abc", "model": "M", **results}
     directory.joinpath("results.json").write_text(json.dumps(found))
+    validations = "".join(f"{step},0.5,\n" for step in range(4, steps, 5))  # steps count from 0
+    directory.joinpath("metrics.csv").write_text(f"step,val/score,test/score\n{validations}{steps},,0.5\n")
     with directory.joinpath("per_task.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*HEADER.split(","), "gradient_share"])
         for name, t in tasks.items():
-            row: list[Any] = [name, t.metric, t.train_examples, len(t.scores), 9, t.train, t.val, t.scores.mean()]
+            row: list[Any] = [
+                name,
+                t.metric,
+                t.train_examples,
+                len(t.scores),
+                t.best_step,
+                t.train,
+                t.val,
+                t.scores.mean(),
+            ]
             row += [t.train_loss, 1, 1, "" if t.joint is None else t.joint]
             writer.writerow([*row, "" if t.gradient_share is None else t.gradient_share])
     write_predictions(directory / "predictions.npz", tasks)

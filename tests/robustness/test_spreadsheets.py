@@ -85,7 +85,7 @@ def test_no_table_that_is_written_holds_a_formula(tmp_path: Path) -> None:
     with (tmp_path / "predictions.csv").open("w", newline="") as out:
         _write(out, Answers(), iter([([Path("=x.png")], torch.zeros(1))]), Counter())  # type: ignore[arg-type]
     tables = [*tmp_path.rglob("*.csv")]
-    assert len(tables) == 6
+    assert len(tables) == 8
     assert [(file.name, cell) for file in tables for cell in cells(file) if not harmless(cell)] == []
     assert json.loads((tmp_path / "report" / "transfer.json").read_text())["methods"][0]["tasks"][0]["task"] == NAMES[0]
 

@@ -12,11 +12,10 @@ import torch
 from lightning_meta.functional.delta_m import delta_m
 from lightning_meta.report.transfer import notes
 from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
-from lightning_meta.report.transfer.intervals import paired_intervals
+from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
 from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
 from lightning_meta.report.transfer.results import MethodTransfer, Selected, TaskTransfer, TransferReport, Verdict
-
-ALPHA = 0.05
+from lightning_meta.report.transfer.statements import SEEDS_FOR_VERDICTS, differences, state, unit
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
@@ -40,6 +39,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
         *notes.what_seeds_support(against, transfers),
         *notes.constants(everyone, names),
         *notes.without_interval(everyone, names),
+        *notes.not_converged(everyone, names),
         *differences_in_common(against, methods),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, said)
@@ -79,9 +79,18 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     for i, name in enumerate(names):
         first = against.runs[0].tasks[name]
         verdict: Verdict = "no difference shown" if math.isfinite(interval.delta[i]) else "not comparable"
-        if interval.p_holm[i] < ALPHA:
+        if len(method.seeds) < SEEDS_FOR_VERDICTS and verdict != "not comparable":
+            verdict = "too few seeds"
+        elif interval.p_holm[i] < ALPHA:
             verdict = "helped" if interval.delta[i] > 0 else "hurt"
-        hurts = enemy(losses[:, i] - loss_before[:, i], float(deciding[i]), dominating, len(names))
+        hurts = enemy(
+            losses[:, i] - loss_before[:, i],
+            float(deciding[i]),
+            dominating,
+            len(names),
+            shares=method.runs[0].shares,
+            converged=_both(method.converged(name), against.converged(name)),
+        )
         tasks.append(
             TaskTransfer(
                 task=name,
@@ -113,22 +122,25 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
-        units = [_unit(t, against.mean(t.task, "constant")) for t in comparable]
+        units = [unit(t.better, against.mean(t.task, "constant"), t.baseline) for t in comparable]
         ours, theirs = (
             torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
             for k in ("value", "baseline")
         )
         change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
         relative, excluded = change.relative.item(), int(change.excluded)
+    for_models, for_method = state(differences(method, against))
     return MethodTransfer(
         method=method.name,
         tasks=tuple(tasks),
+        for_models=for_models,
+        for_method=for_method,
         delta_m=relative,
         delta_m_excluded=excluded,
         mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
         mean_delta_joint=float(np.mean([t.delta_joint for t in tasks if math.isfinite(t.delta_joint)] or [math.nan])),
-        harmed=sum(t.verdict == "hurt" for t in tasks) / len(tasks),
-        helped=sum(t.verdict == "helped" for t in tasks) / len(tasks),
+        harmed=_rate(tasks, "hurt"),
+        helped=_rate(tasks, "helped"),
         worst=worst,
         mean_rank=rank,
         mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
@@ -136,14 +148,14 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     )
 
 
-def _unit(task: TaskTransfer, constant: float) -> float:
-    """What a metric is divided by in Δm, whose floor is for numbers near 1: errors by those of a constant prediction.
+def _both(a: bool | None, b: bool | None) -> bool | None:
+    return False if a is False or b is False else a and b
 
-    Where these are not known, by the baseline's own, so that there is no floor.
-    """
-    if task.better == "higher":
-        return 1.0
-    return next((unit for unit in (constant, task.baseline) if math.isfinite(unit) and unit > 0), 1.0)
+
+def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
+    """The share of tasks with a verdict; NaN where there are too few seeds for any."""
+    none = any(t.verdict == "too few seeds" for t in tasks)
+    return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
 def _selected(method: Method, names: Sequence[str]) -> Selected | None:

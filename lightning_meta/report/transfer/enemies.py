@@ -7,13 +7,20 @@ import numpy as np
 RULES = (
     "Of a task that is hurt: its training loss at the selected checkpoint (evaluation mode, a fixed subset) rose "
     "against the baseline in every seed: interference; fell in every seed: generalisation gap; else: unclear. "
+    "Interference takes shared parameters, and a best validation before the last one on both sides in every seed; "
+    "where it was the last, and the loss did not fall: not converged, train longer. "
     "'few tasks dominate' is added where the shares of the gradient (of the training loss where no gradient was "
     "recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's own share is below "
     "1/T; the dominating tasks are the fewest that hold half of the total."
 )
 
 
-def enemy(change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int) -> str:
+NOT_CONVERGED = "not converged: train longer"
+
+
+def enemy(
+    change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
+) -> str:
     """Name what hurts a task.
 
     Args:
@@ -21,12 +28,22 @@ def enemy(change_of_loss: np.ndarray, share: float, dominating: list[str], tasks
         share: The task's share of the gradient, or of the loss.
         dominating: The tasks that dominate; none where none do.
         tasks: T.
+        shares: Whether the method's tasks share parameters.
+        converged: Whether both sides' best validation of the task came before the last; None where it is not known.
 
     Returns:
-        "interference", "generalisation gap" or "unclear", and where it applies ", few tasks dominate".
+        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`, and where it applies
+        ", few tasks dominate".
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
-    name = "interference" if rose else "generalisation gap" if fell else "unclear"
+    if fell:
+        name = "generalisation gap"
+    elif converged is False:
+        return NOT_CONVERGED
+    elif not shares:
+        return "nothing is shared"
+    else:
+        name = "interference" if rose and converged else "unclear"
     return f"{name}, few tasks dominate" if dominating and share < 1 / tasks else name
 
 

@@ -15,11 +15,13 @@ from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer,
 from lightning_meta.report.transfer.text import printable, unit
 
 ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
+NAMED, THIN = 40, 0.25  # rows with names in a picture of more tasks: the best and the worst; the height of the others
 # Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
 MARKERS: dict[Verdict, tuple[str, str, str]] = {
     "helped": ("^", "black", "black"),
     "hurt": ("v", "black", "black"),
     "no difference shown": ("o", "white", "0.55"),
+    "too few seeds": ("o", "white", "0.55"),
     "not comparable": ("x", "white", "0.55"),
 }
 SHAPES = "sD^vP*X<>"
@@ -38,15 +40,16 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     mean = np.array([[t.delta for t in m.tasks] for m in methods]).mean(0)
     order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
     points = all(t.metric == "accuracy" for t in methods[0].tasks)
-    figure = Figure((NAMES + PANEL * len(methods), 1.5 + ROW * max(len(names), 4)), layout="constrained")
+    named = _named(len(names))
+    rows = _rows(named)
+    figure = Figure((NAMES + PANEL * len(methods), 1.5 + ROW * max(rows[-1] + 1, 4)), layout="constrained")
     axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
     for panel, method in zip(axes, methods, strict=True):
-        _draw_method(panel, method, order, 100.0 if points else 1.0)
+        _draw_method(panel, method, order, rows, named, 100.0 if points else 1.0)
         panel.set_title(printable(method.method), parse_math=False, fontsize=10)
-    axes[0].set_yticks(range(len(names)), [_label(names[i]) for i in order], fontsize=8, parse_math=False)
-    axes[0].set_ylim(-0.7, len(names) - 0.3)
+    _name_rows(axes[0], rows, named, [_label(names[i]) for i in order])
     what = f"Δ against {printable(report.baseline)}, {_unit(report)} (higher is better)"
-    how = "lines: 95 % intervals of each task alone; marks: verdicts after Holm's correction over the tasks"
+    how = "lines: 95 % intervals of each task alone\nmarks: verdicts, corrected for the number of tasks"
     figure.supxlabel(f"{what}\n{how}", fontsize=9, parse_math=False)
     given = {task.verdict for method in methods for task in method.tasks}
     handles = [
@@ -92,13 +95,38 @@ def draw_gap(report: TransferReport, file: Path) -> None:
     save_figure(figure, file)
 
 
-def _draw_method(axes: Axes, method: MethodTransfer, order: np.ndarray, factor: float) -> None:
+def _named(tasks: int) -> np.ndarray:
+    """Which rows have a name, `(T,)`: of many tasks the best and the worst."""
+    named = np.ones(tasks, dtype=bool)
+    if tasks > NAMED + 20:
+        named[NAMED // 2 : -NAMED // 2] = False
+    return named
+
+
+def _rows(named: np.ndarray) -> np.ndarray:
+    """The heights at which rows are drawn, `(T,)`; those without a name are thin."""
+    steps = np.where(named | np.roll(named, 1), 1.0, THIN)
+    return np.asarray(steps.cumsum() - 1)
+
+
+def _name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str]) -> None:
+    ticks, labels = list(rows[named]), [name for name, shown in zip(names, named, strict=True) if shown]
+    if not named.all():
+        ticks.append(float(rows[~named].mean()))
+        labels.append(f"{(~named).sum()} more,\nby name in\ntransfer.csv")
+    axes.set_yticks(ticks, labels, fontsize=8, parse_math=False)
+    axes.set_ylim(-0.7, rows[-1] + 0.7)
+
+
+def _draw_method(
+    axes: Axes, method: MethodTransfer, order: np.ndarray, rows: np.ndarray, named: np.ndarray, factor: float
+) -> None:
     axes.axvline(0, color="0.2", lw=1, zorder=0.9)
-    for y, i in enumerate(order):
+    for y, large, i in zip(rows, named, order, strict=True):
         task: TaskTransfer = method.tasks[i]
         marker, fill, edge = MARKERS[task.verdict]
-        axes.plot([factor * task.low, factor * task.high], [y, y], color=edge, lw=1.2, zorder=1)
-        axes.plot(factor * task.delta, y, marker, mfc=fill, mec=edge, ms=5, zorder=2)
+        axes.plot([factor * task.low, factor * task.high], [y, y], color=edge, lw=1.2 if large else 0.6, zorder=1)
+        axes.plot(factor * task.delta, y, marker, mfc=fill, mec=edge, ms=5 if large else 2.5, zorder=2)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="x", color="0.92")
     axes.set_axisbelow(True)
@@ -107,7 +135,8 @@ def _draw_method(axes: Axes, method: MethodTransfer, order: np.ndarray, factor: 
 
 
 def _unit(report: TransferReport) -> str:
-    return unit({t.metric for t in report.methods[0].tasks})
+    metrics = {t.metric for t in report.methods[0].tasks}
+    return unit(metrics, points=len(metrics) == 1)
 
 
 def _label(name: str) -> str:

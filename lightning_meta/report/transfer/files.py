@@ -13,10 +13,16 @@ from lightning_meta.cells import as_cells
 from lightning_meta.report.transfer.enemies import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.statements import RULES as STATEMENTS
+from lightning_meta.report.transfer.statements import ForTheMethod, ForTheseModels
 from lightning_meta.run.files import replacing
 
 TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))
-METHOD_COLUMNS = tuple(f.name for f in fields(MethodTransfer) if f.name != "tasks")
+NESTED = {"for_models": ForTheseModels, "for_method": ForTheMethod}
+METHOD_COLUMNS = (
+    *(f.name for f in fields(MethodTransfer) if f.name not in ("tasks", *NESTED)),
+    *(f"{statement}_{f.name}" for statement, kind in NESTED.items() for f in fields(kind)),
+)
 
 
 def write_csv(report: TransferReport, file: Path) -> None:
@@ -36,6 +42,13 @@ def write_csv(report: TransferReport, file: Path) -> None:
                 writer.writerow(as_cells([method.method, *values]))
 
 
+def method_row(method: MethodTransfer) -> dict[str, Any]:
+    """A method's figures over all tasks by the names in `METHOD_COLUMNS`."""
+    row = asdict(method)
+    row |= {f"{name}_{key}": value for name in NESTED for key, value in row[name].items()}
+    return {name: row[name] for name in METHOD_COLUMNS} | {"dominating": ", ".join(method.dominating)}
+
+
 def write_json(report: TransferReport, file: Path) -> None:
     """Write everything, and by what rules it was found; what is unknown is null.
 
@@ -43,7 +56,13 @@ def write_json(report: TransferReport, file: Path) -> None:
         report: The comparison.
         file: Where to.
     """
-    content = {"sign": "higher is better", "intervals": METHOD, "enemies": RULES, **asdict(report)}
+    content = {
+        "sign": "higher is better",
+        "intervals": METHOD,
+        "enemies": RULES,
+        "statements": STATEMENTS,
+        **asdict(report),
+    }
     with replacing(file) as stream:
         json.dump(_plain(content), stream, indent=2, ensure_ascii=False, allow_nan=False)
         stream.write("\n")

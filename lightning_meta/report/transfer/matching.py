@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ COMMON = (
     "trainer.max_time",
     "model.init_args.backbone",
     "model.init_args.optimizer",
+    "model.init_args.lr_scheduler",
+    "model.init_args.backbone_lr_factor",
+    "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
 )
+NAMED_DIFFERENCES = 5  # of one place
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,18 @@ class Method:
     def per_seed(self, tasks: Sequence[str], field: str) -> np.ndarray:
         """A field of `TaskResult`, `(S, T)`."""
         return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in self.runs])
+
+    def converged(self, task: str) -> bool | None:
+        """Whether a task's best validation came before the last in every seed; None where a run does not say."""
+        if self.is_fitted:
+            return True
+        left = np.array([run.last_step - run.tasks[task].best_step for run in self.runs])
+        return bool((left > 0).all()) if np.isfinite(left).all() else None
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether this is a linear model, which is solved for its optimum and not trained in steps."""
+        return any(str(_at(run.config, "model.class_path")).endswith(".Linear") for run in self.runs)
 
     def mean(self, task: str, field: str) -> float:
         """The mean over seeds of a field of `TaskResult`."""
@@ -120,12 +137,19 @@ def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[s
     lines = []
     for method in methods:
         ours, theirs = method.runs[0].config, baseline.runs[0].config
+        fitted = method.is_fitted or baseline.is_fitted
         for place in COMMON:
             a, b = ((_mode(config) if place == MODE else _at(config, place)) for config in (ours, theirs))
-            has_none = place.startswith("model.") and None in (a, b)  # a linear model has no backbone, no optimiser
-            if a != b and not has_none:
-                where, a, b = next(_differing(a, b, place))
-                lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(a)} and {_short(b)}")
+            if place.startswith("model.") and fitted:  # it has no backbone and no optimiser
+                continue
+            for where, left, right in islice(_differing(a, b, place), NAMED_DIFFERENCES):
+                lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(left)} and {_short(right)}")
+        steps = [np.mean([run.last_step for run in of.runs]) for of in (method, baseline)]
+        if np.isfinite(steps).all() and steps[0] != steps[1] and not fitted:
+            lines.append(
+                f"{method.name} and {baseline.name} differ in the training steps that were made, on average "
+                f"{steps[0]:,.0f} and {steps[1]:,.0f}"
+            )
     return lines
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lightning_meta.functional.delta_m import FLOOR
 from lightning_meta.report.transfer.matching import Method, classes_of_examples
 from lightning_meta.report.transfer.results import MethodTransfer
+from lightning_meta.report.transfer.statements import SEEDS_FOR_VERDICTS
 
 
 def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
@@ -21,20 +22,19 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
     if seeds == 1:
         lines.append(
             f"One seed ({listed}): the intervals cover the choice of test examples alone. One seed cannot speak of "
-            "seed-to-seed variation: another might turn a verdict round."
+            f"seed-to-seed variation: there are no verdicts; train {SEEDS_FOR_VERDICTS - 1} more seeds."
         )
     else:
         lines.append(
-            f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. The variance between "
-            f"seeds has {seeds - 1} degree{'s' * (seeds > 2)} of freedom in a task, and is steadied by all {tasks} "
-            "tasks; tasks whose seeds differ much more than the others' need more seeds."
+            f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. What a seed does to all "
+            f"tasks alike is known with {seeds - 1} degree{'s' * (seeds > 2)} of freedom, as in one task."
+            + (" Two seeds give no verdicts; train one more." if seeds < SEEDS_FOR_VERDICTS else "")
         )
     if halves:
         half = float(np.median(halves))
         lines.append(
             f"An interval is of one task alone, and half are wider than ± {half:.3f} in the metric (0.01 is a "
-            "percentage point of accuracy); a verdict has to stand Holm's correction over the "
-            f"{tasks} tasks of a method."
+            f"percentage point of accuracy); a verdict is corrected for the {tasks} tasks of a method."
         )
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:
@@ -62,6 +62,19 @@ def constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
             lines.append(
                 f"{method.name} is not better than a constant, the best prediction that ignores the input, "
                 f"in {len(failed)} of {len(names)} tasks: {_some(failed)}."
+            )
+    return lines
+
+
+def not_converged(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line for each method with tasks whose best validation was the last one."""
+    lines = []
+    for method in methods:
+        late = [n for n in names if method.converged(n) is False]
+        if late:
+            lines.append(
+                f"{method.name} is not converged, train longer: in a seed or more the last validation was the best of "
+                f"{len(late)} of {len(names)} tasks: {_some(late)}."
             )
     return lines
 

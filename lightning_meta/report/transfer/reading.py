@@ -16,11 +16,12 @@ from lightning_meta.errors import UserError
 from lightning_meta.metrics import classes_of
 from lightning_meta.reading import is_number, read_text, read_yaml
 from lightning_meta.report.transfer.arrays import read_arrays
-from lightning_meta.run.tables import read_table
+from lightning_meta.run.tables import numbers_of, read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
-OPTIONAL = ("joint", "gradient_share", "constant")
+OPTIONAL = ("joint", "gradient_share", "constant", "best_step")
 MEANS = ("accuracy", "log_loss", "r2", "mae", "rmse")  # over examples, or the root of one
+SHARE_NOTHING = ("lightning_meta.Independent",)
 ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
 
 
@@ -39,6 +40,7 @@ class TaskResult:
         joint: The test metric where all tasks share one selected epoch; NaN where the run selects so anyway.
         gradient_share: The task's share of the gradient on shared parameters; NaN where it was not recorded.
         constant: The test metric of the best prediction that ignores the input; NaN where it was not recorded.
+        best_step: The training step of its best validation; NaN where it was not recorded.
         ids: `(n,)` numbers of the test examples, ascending.
         scores: `(n,)`, what each example adds to the metric; the mean is `test`.
         targets: `(n, d)`.
@@ -55,6 +57,7 @@ class TaskResult:
     joint: float
     gradient_share: float
     constant: float
+    best_step: float
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
@@ -80,6 +83,8 @@ class Run:
         seed: Its `seed_everything`.
         fingerprint: The hash of its data; None where the data has none.
         config: The content of `config.yaml`.
+        shares: Whether tasks share parameters.
+        last_step: The training steps done at the last validation; NaN where `metrics.csv` does not say.
         tasks: By name, in order.
     """
 
@@ -87,6 +92,8 @@ class Run:
     seed: int
     fingerprint: str | None
     config: dict[str, Any]
+    shares: bool
+    last_step: float
     tasks: dict[str, TaskResult]
 
 
@@ -136,7 +143,20 @@ def read_run(directory: Path) -> Run:
     seed, fingerprint = results.get("seed"), results.get("data_fingerprint")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"{directory / 'results.json'}: seed is a whole number, got {seed!r}")
-    return Run(directory, seed, fingerprint and str(fingerprint), _config(directory / "config.yaml"), tasks)
+    shared = results.get("shared_parameters")  # earlier versions did not record it
+    shares = shared > 0 if isinstance(shared, int) else results.get("model") not in SHARE_NOTHING
+    last_step = _last_validation(directory / "metrics.csv")
+    config = _config(directory / "config.yaml")
+    return Run(directory, seed, fingerprint and str(fingerprint), config, shares, last_step, tasks)
+
+
+def _last_validation(file: Path) -> float:
+    if not file.is_file():
+        return math.nan
+    header, rows = read_table(file, ["step"])
+    of_validation = [i for i, name in enumerate(header) if name.startswith("val/")]
+    steps = [row[header.index("step")] for row in rows if any(row[i] for i in of_validation)]
+    return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan  # the first step is number 0
 
 
 def _results(file: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Verdict = Literal["helped", "hurt", "no difference shown", "not comparable"]
+from lightning_meta.report.transfer.statements import ForTheMethod, ForTheseModels
+
+Verdict = Literal["helped", "hurt", "no difference shown", "too few seeds", "not comparable"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class TaskTransfer:
         high: The upper end.
         df: Degrees of freedom of the interval.
         p: The p-value of no difference.
-        p_holm: The same, corrected for the number of tasks.
-        verdict: "helped" or "hurt" where `p_holm` is below 5 %, which takes an interval without zero.
+        p_holm: Corrected for the number of tasks, and for what seeds do to all tasks alike.
+        verdict: "helped" or "hurt" where `p_holm` is below 5 %, from three seeds on.
         enemy: What hurts a task that is hurt, see `enemies.RULES`; else "".
         baseline_train_loss: The baseline's training loss at its selected checkpoint.
         train_loss: The method's.
@@ -70,13 +72,15 @@ class MethodTransfer:
     Attributes:
         method: Its name.
         tasks: In the order of the data.
+        for_models: What stands for the trained models, over their tasks.
+        for_method: What stands for the method, over its seeds.
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
         delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`; errors
             are measured by that of a constant prediction.
         mean_delta: The mean Δ over all tasks, in the metric's units.
         mean_delta_joint: The same against the baseline with one selected epoch for all tasks, as the method has; NaN
             where the baseline selects so anyway.
-        harmed: The share of tasks with the verdict "hurt".
+        harmed: The share of tasks with the verdict "hurt"; NaN where there are too few seeds for verdicts.
         helped: The share with "helped".
         worst: The task of the least Δ.
         mean_rank: The mean over tasks of the method's rank among all methods, the baseline included; 1 is best.
@@ -86,6 +90,8 @@ class MethodTransfer:
 
     method: str
     tasks: tuple[TaskTransfer, ...]
+    for_models: ForTheseModels
+    for_method: ForTheMethod
     delta_m: float
     delta_m_excluded: int
     mean_delta: float

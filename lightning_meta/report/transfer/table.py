@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,26 +12,29 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.statement_text import statement_lines
 from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
 
 PIPED_WIDTH = 140
 JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks
+SHOWN = 20  # tasks in a table that fits on a screen
 NARROW = 125  # columns that a whole row takes with long names
 
 
-def print_report(report: TransferReport, console: Console | None = None) -> None:
-    """Print a table of tasks for each method, the worst Δ first, then one of the methods, then the notes.
+def print_report(report: TransferReport, console: Console | None = None, rest: Path | None = None) -> None:
+    """Print a table of tasks for each method, then one of the methods, notes, and what stands over all tasks.
 
     Args:
         report: The comparison.
         console: Where to; by default stdout, whose lines are 140 characters long where it is no terminal. In a terminal
             of less than 125 the gap is left out, and the enemies stand below.
+        rest: The file that holds all tasks, to be named where a table shows the best and the worst alone.
     """
     console = console or Console()
     if not console.is_terminal:
         console = Console(file=console.file, width=max(console.width, PIPED_WIDTH), quiet=console.quiet)
     for method in report.methods:
-        _print_tasks(console, method, report, narrow=console.width < NARROW)
+        _print_tasks(console, method, report, rest, narrow=console.width < NARROW)
     console.print(_methods(report))
     metric = _common_metric(report.methods[0])
     for name, (own, joint, count) in report.selection.items():
@@ -42,9 +47,14 @@ def print_report(report: TransferReport, console: Console | None = None) -> None
         )
     for note in report.notes:
         console.print(Text(printable(note)))
+    for method in report.methods:
+        for line in statement_lines(method, report.baseline):
+            console.print(Text(line))
 
 
-def _print_tasks(console: Console, method: MethodTransfer, report: TransferReport, narrow: bool) -> None:
+def _print_tasks(
+    console: Console, method: MethodTransfer, report: TransferReport, rest: Path | None, narrow: bool
+) -> None:
     metrics = {t.metric for t in method.tasks}
     title = f"{printable(method.method)} against {printable(report.baseline)}: Δ in {unit(metrics)}, higher is better"
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
@@ -60,14 +70,26 @@ def _print_tasks(console: Console, method: MethodTransfer, report: TransferRepor
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=narrow)
     tasks = sorted(method.tasks, key=_by_delta)
-    for task in tasks:
+    between = len(tasks) - SHOWN if len(tasks) > SHOWN + 1 else 0
+    if between:
+        tasks = [*tasks[: SHOWN // 2], *tasks[-SHOWN // 2 :]]
+    for number, task in enumerate(tasks):
+        if between and number == SHOWN // 2:
+            table.add_row(f"… {between} more")
         verdict, more = MARKS[task.verdict], f": {task.enemy}" if task.enemy else ""
-        brief = "–" if task.verdict == "no difference shown" else verdict
-        rest = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
-        table.add_row(*map(Text, [*_figures(task), *rest]))
+        brief = "–" if task.verdict in ("no difference shown", "too few seeds") else verdict
+        last = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
+        table.add_row(*map(Text, [*_figures(task), *last]))
     console.print(table)
+    if between:
+        verdicts = Counter(task.verdict for task in method.tasks)
+        counts = ", ".join(f"{MARKS[verdict]} {count}" for verdict, count in verdicts.most_common())
+        where = f"; all are in {rest}" if rest else ""
+        console.print(
+            Text(f"The worst {SHOWN // 2} and the best {SHOWN // 2} of {len(method.tasks)}{where}. {counts}.")
+        )
     if narrow:
-        console.print(Text("–: no difference shown"))
+        console.print(Text("–: no difference shown, or too few seeds for a verdict"))
     for task in tasks if narrow else ():
         if task.enemy:
             console.print(Text(f"▼ {printable(task.task)}: {task.enemy}"))
@@ -106,16 +128,19 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
     metric, worst = _common_metric(method), min(method.tasks, key=_by_delta)
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
-        "mean Δ ↑": change_text(metric, method.mean_delta),
         JOINT: change_text(metric, method.mean_delta_joint),
-        "tasks helped": f"{100 * method.helped:.0f} %",
-        "tasks hurt": f"{100 * method.harmed:.0f} %",
+        "tasks helped": _rate(method.helped),
+        "tasks hurt": _rate(method.harmed),
         "worst Δ": change_text(worst.metric, worst.delta),
         "of the task": printable(method.worst),
         "mean rank ↓": f"{method.mean_rank:.2f}",
         "mean gap train − val": change_text(metric, method.mean_gap),
         "dominating tasks": ", ".join(map(printable, method.dominating)) or "none",
     }
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.0f} %" if math.isfinite(value) else "–"
 
 
 def _by_delta(task: TaskTransfer) -> tuple[bool, float]:

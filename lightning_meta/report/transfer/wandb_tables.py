@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.transfer.files import METHOD_COLUMNS, TASK_COLUMNS
+from lightning_meta.report.transfer.files import METHOD_COLUMNS, TASK_COLUMNS, method_row
 from lightning_meta.report.transfer.results import TransferReport
 
 
@@ -30,9 +30,7 @@ def log_report(report: TransferReport, folder: Path, project: str) -> None:
             tasks = wandb.Table(columns=["method", *TASK_COLUMNS])
             methods = wandb.Table(columns=list(METHOD_COLUMNS))
             for method in report.methods:
-                row = asdict(method)
-                row["dominating"] = ", ".join(method.dominating)
-                methods.add_data(*(row[c] for c in METHOD_COLUMNS))
+                methods.add_data(*method_row(method).values())
                 for task in method.tasks:
                     tasks.add_data(method.method, *asdict(task).values())
             pictures = {f"transfer/{name}": wandb.Image(str(folder / f"{name}.png")) for name in ("forest", "gap")}
