@@ -6,4 +6,5 @@ from .equal import Equal as Equal
 from .fixed import Fixed as Fixed
 from .pcgrad import PCGrad as PCGrad
 from .random_weights import RandomWeights as RandomWeights
+from .torchjd import TorchJD as TorchJD
 from .uncertainty import Uncertainty as Uncertainty
