@@ -40,6 +40,7 @@ ELSEWHERE = {
     "pip install 'lightning_meta[export]'": "an extra of a release",
     "pip install 'lightning_meta[wandb]'": "an extra of a release",
     "pip install 'lightning_meta[sweep]'": "an extra of a release",
+    "pip install 'lightning_meta[torchjd]'": "an extra of a release",
     "pytest": "this is it",
     "pytest -m slow": "this is it",
     'pytest -m "slow or not slow"': "this is it",

@@ -24,7 +24,7 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Binary, Classification, Regression, Task
-from lightning_meta.weightings import DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
+from lightning_meta.weightings import DBMTL, FAMO, STCH, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5
@@ -112,6 +112,9 @@ MODULES: dict[str, Callable[..., MultiTaskModule]] = {
 WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "torchjd": lambda: TorchJD(GradDrop()),  # it draws for each parameter
     "torchjd with state": lambda: TorchJD(GradVac()),
+    "dbmtl": DBMTL,
+    "famo": FAMO,
+    "stch": STCH,
 }
 
 
@@ -122,6 +125,9 @@ TRAINED = [
     *(f"{kind}, accumulated" for kind in ("multi_head", "independent", "embedding", "pcgrad")),
     *(f"pcgrad, {case}" for case in ("all tasks", "missing labels", "accumulated and clipped")),
     "torchjd, accumulated",
+    "dbmtl, accumulated",
+    "famo, some tasks",
+    "stch, missing labels",
     "torchjd with state, all tasks",
 ]
 
