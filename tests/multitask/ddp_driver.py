@@ -24,7 +24,7 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Binary, Classification, Regression, Task
-from lightning_meta.weightings import DBMTL, FAMO, STCH, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
+from lightning_meta.weightings import DBMTL, FAMO, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5
@@ -114,7 +114,6 @@ WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
     "torchjd with state": lambda: TorchJD(GradVac()),
     "dbmtl": DBMTL,
     "famo": FAMO,
-    "stch": STCH,
 }
 
 
@@ -127,7 +126,6 @@ TRAINED = [
     "torchjd, accumulated",
     "dbmtl, accumulated",
     "famo, some tasks",
-    "stch, missing labels",
     "torchjd with state, all tasks",
 ]
 
