@@ -15,14 +15,18 @@ from lightning_meta.weightings import GradNorm
 from tests.multitask.toys import data, train, trainer
 
 
-def equations(w: Tensor, gradients: Tensor, losses: Tensor, first: Tensor, alpha: float, rate: float) -> Tensor:
-    """The weights after a step of algorithm 1, by autograd through equation 2."""
+def slope(w: Tensor, gradients: Tensor, losses: Tensor, first: Tensor, alpha: float) -> Tensor:
+    """The gradient of equation 2 by the weights."""
     w = w.clone().requires_grad_()
     norms = torch.stack([(w_i * g).norm() for w_i, g in zip(w, gradients, strict=True)])  # G_W^(i)
     rates = (losses / first) / (losses / first).mean()  # r_i
     target = (norms.mean() * rates**alpha).detach()  # treated as a constant
-    (gradient,) = torch.autograd.grad((norms - target).abs().sum(), w)
-    stepped = w.detach() - rate * gradient
+    return torch.autograd.grad((norms - target).abs().sum(), w)[0]
+
+
+def equations(w: Tensor, gradients: Tensor, losses: Tensor, first: Tensor, alpha: float, rate: float) -> Tensor:
+    """The weights after a step of algorithm 1, by autograd through equation 2."""
+    stepped = w - rate * slope(w, gradients, losses, first, alpha)
     return stepped * len(w) / stepped.sum()
 
 
@@ -80,3 +84,32 @@ def test_a_loss_that_begins_at_zero_leaves_finite_weights() -> None:
         weighting.direction(torch.eye(2), torch.tensor(losses), torch.ones(2, dtype=torch.bool))
         assert weighting.w.isfinite().all()
         assert weighting.w.sum().item() == pytest.approx(2)
+
+
+def test_parity_with_libmtl() -> None:
+    """The weights of the step and their gradient; LibMTL learns them through a softmax, by the network's optimiser."""
+    peer = pytest.importorskip("LibMTL.weighting.GradNorm", exc_type=ImportError)
+    weighting = GradNorm(alpha=0.7, lr=1e-3)
+    weighting.configure({name: Regression() for name in "abc"})
+    weighting.double()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        gradients = torch.randn(3, 7, generator=generator, dtype=torch.float64) * torch.tensor([[1.0], [3.0], [0.2]])
+        losses = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1  # LibMTL rounds ratios to float32
+        before = weighting.w.clone()
+        used = weighting.weigh(gradients, losses, torch.ones(3, dtype=torch.bool))
+
+        theirs = peer.GradNorm()
+        theirs.task_num, theirs.device, theirs.epoch, theirs.rep_grad = 3, "cpu", 1, False
+        theirs.train_loss_buffer = weighting.first[:, None].numpy()
+        theirs._get_grads = lambda *args, of_step=gradients, **kwargs: of_step
+        theirs._backward_new_grads = lambda *args, **kwargs: None
+        theirs.loss_scale = torch.nn.Parameter(before.log())
+        applied = theirs.backward(losses, alpha=0.7)
+        torch.testing.assert_close(used, torch.as_tensor(applied), rtol=1e-12, atol=1e-12)
+
+        # The step of ours is that of `slope`; the softmax adds its Jacobian.
+        gradient = slope(before, gradients, losses, weighting.first, 0.7)
+        torch.testing.assert_close(weighting.w, equations(before, gradients, losses, weighting.first, 0.7, 1e-3))
+        jacobian = before.diag() - before.outer(before) / 3
+        torch.testing.assert_close(theirs.loss_scale.grad, jacobian @ gradient, rtol=1e-5, atol=1e-5)

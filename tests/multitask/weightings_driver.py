@@ -27,10 +27,14 @@ OPTIONS: dict[str, dict[str, float]] = {
     "NashMTL": {"n_tasks": 4},
     "TrimmedMean": {"trim_number": 0},
 }
-OURS = ("DBMTL", "CAGrad", "DynamicWeightAverage", "FAMO", "GeometricMean", "GradNorm", "IMTLL", "MGDA", "PCGrad")
-OURS += ("RandomWeights", "STCH", "Uncertainty")
-THEIRS = ("AlignedMTL", "CAGrad", "ConFIG", "DualProj", "ExcessMTL", "FairGrad", "GradDrop", "GradVac", "IMTLG", "Mean")
-THEIRS += ("MGDA", "NashMTL", "PCD", "PCGrad", "Random", "Sum", "TrimmedMean", "UPGrad")
+OURS = (
+    *("CAGrad", "DBMTL", "DynamicWeightAverage", "FAMO", "GeometricMean", "GradNorm", "IMTLL", "MGDA", "PCGrad"),
+    *("RandomWeights", "STCH", "Uncertainty"),
+)
+THEIRS = (
+    *("AlignedMTL", "CAGrad", "ConFIG", "DualProj", "ExcessMTL", "FairGrad", "GradDrop", "GradVac", "IMTLG", "Mean"),
+    *("MGDA", "NashMTL", "PCD", "PCGrad", "Random", "Sum", "TrimmedMean", "UPGrad"),
+)
 KRUM = "Krum"  # of three tasks at least
 
 
