@@ -47,6 +47,8 @@ ELSEWHERE = {
     'LIGHTNING_META_FUZZ_SECONDS=900 pytest -m "slow or not slow" tests/robustness/test_fuzz_*.py': "this is it",
     "LIGHTNING_META_KILL_ROUNDS=4 pytest -m slow tests/run/test_resume.py": "this is it",
     "pytest -s tests/nn/test_layers.py": "part of this suite",
+    "pytest -s tests/multitask/test_parity.py": "part of this suite",
+    "pytest -s -m slow tests/multitask/test_weightings_ddp.py": "part of this suite",
     "pytest -s tests/test_lightning_tools.py": "part of this suite",
     "pytest -m gpu": "needs a card",
     "ruff check .": ".ci/run",

@@ -21,10 +21,11 @@ from lightning_meta.weightings.by_name import check_weights, in_order
 from lightning_meta.weightings.torchjd_state import restore, state_of, stateful_part
 
 NEED_MORE = {
-    "SDMGradWeighting": "SDMGrad needs the gradients of independent batches",
-    "MoDoWeighting": "MoDo needs the gradients of independent batches",
-    "CRMOGMWeighting": "CR-MOGM needs to see the weights of all steps in a loop of its own",
+    "SDMGradWeighting": "SDMGrad needs the gradients of independent batches, and a step has those of one",
+    "MoDoWeighting": "MoDo needs the gradients of independent batches, and a step has those of one",
+    "CRMOGMWeighting": "CR-MOGM keeps weights from step to step, which no checkpoint would hold",
 }
+"""By class of torchjd, why it is refused."""
 
 
 class TorchJD(Aggregator):
@@ -165,7 +166,7 @@ def check_aggregator(aggregator: object) -> None:
         raise UserError('weighting: TorchJD needs torchjd: pip install "lightning_meta[torchjd]"') from error
     parts = list(aggregator.modules()) if isinstance(aggregator, nn.Module) else []
     for reason in (NEED_MORE[type(part).__name__] for part in parts if type(part).__name__ in NEED_MORE):
-        raise UserError(f"aggregator: {reason}, and not the one matrix of a step that lightning_meta makes")
+        raise UserError(f"aggregator: {reason}; take another aggregator")
     name = type(aggregator).__name__
     if not isinstance(aggregator, OfTorchJD):
         hint = f"; give {name.removesuffix('Weighting')}" if name.endswith("Weighting") else ""

@@ -143,10 +143,10 @@ def test_state_of_each_task_needs_each_task(name: str) -> None:
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "SDMGrad": (
         lambda: jd.SDMGradWeighting(),
-        "aggregator: SDMGrad needs the gradients of independent batches, and not",
+        "aggregator: SDMGrad needs the gradients of independent batches, and a",
     ),
     "MoDo": (lambda: jd.MoDoWeighting(4), "aggregator: MoDo needs"),
-    "CR-MOGM": (lambda: jd.CRMOGMWeighting(jd.SumWeighting()), "aggregator: CR-MOGM needs"),
+    "CR-MOGM": (lambda: jd.CRMOGMWeighting(jd.SumWeighting()), "aggregator: CR-MOGM keeps"),
     "SDMGrad within": (lambda: jd.WeightedAggregator(jd.SDMGradWeighting()), "aggregator: SDMGrad needs"),
     "a weighting": (lambda: jd.AlignedMTLWeighting(), "got AlignedMTLWeighting; give AlignedMTL"),
     "a network": (lambda: nn.Linear(2, 2), "an aggregator of torchjd.aggregation is needed, got Linear"),
