@@ -26,6 +26,7 @@ TRUSTED = (
     "lightning_meta.integrations.learn2learn",
     "torch.nn",
     "torch.optim",
+    "torchjd.aggregation",
     "torchmetrics.classification",
     "torchmetrics.regression",
     "lightning.pytorch.cli.ReduceLROnPlateau",

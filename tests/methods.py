@@ -40,4 +40,8 @@ WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "larg
 
 def weighting(cls: type[Weighting]) -> Weighting:
     """Make a weighting for the tasks of `toys.sums`."""
+    if cls is lm.weightings.TorchJD:
+        from torchjd.aggregation import AlignedMTL  # an extra
+
+        return cls(AlignedMTL())
     return cls(**WEIGHTINGS.get(cls.__name__, {}))

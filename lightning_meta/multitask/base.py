@@ -22,7 +22,7 @@ from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.metrics import NAMED, SMALL_IS_GOOD
 from lightning_meta.modes import Mode
-from lightning_meta.multitask.combining import CombinesGradients
+from lightning_meta.multitask.combining import CombinesGradients, in_order
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_gradients import StepGradients
@@ -146,6 +146,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._stepped_on: set[str] = set()
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
         self._step_gradients = StepGradients()
+        self._last_batch: TaskBatch | None = None
 
     # What a method is.
 
@@ -341,10 +342,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
         by_name, outputs = self._losses(batch)
-        names = self.names
-        none = next(iter(by_name.values())).new_zeros(())
-        losses = torch.stack([by_name.get(name, none) for name in names])
-        present = torch.tensor([name in by_name for name in names], device=self.device)
+        losses, present = in_order(by_name, self.names)
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
         shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
         weighed = losses.detach().requires_grad_() if shared else losses
@@ -357,6 +355,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if shared:
             loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
         self.weighting.observe(means, present)
+        self._last_batch = batch if self.weighting.looks_again else None
         if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss

@@ -16,6 +16,7 @@ from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
+from lightning_meta.nn.stateless import untouched
 from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
 
 
@@ -29,6 +30,7 @@ class CombinesGradients(TrainedModule, ABC):
     weighting: Weighting
     _step_gradients: StepGradients
     _stepped_on: set[str]
+    _last_batch: TaskBatch | None  # of a step, where the weighting looks at it again
 
     @property
     @abstractmethod
@@ -96,6 +98,17 @@ class CombinesGradients(TrainedModule, ABC):
             # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
             closure = partial(self._aggregated, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        if self._last_batch is not None:
+            self._look_again(self._last_batch)
+            self._last_batch = None
+
+    def _look_again(self, batch: TaskBatch) -> None:
+        """Tell the weighting the losses after the step; buffers and random states stay as they are."""
+        precision = self.trainer.precision_plugin
+        with torch.no_grad(), untouched(self), precision.forward_context():
+            by_name = self.task_losses(batch)
+        losses, present = in_order(by_name, self.names)
+        self.weighting.observe_step(mean_over_ranks(losses), present)
 
     def _shared_parameters(self) -> list[nn.Parameter]:
         """All shared parameters, frozen ones as well."""
@@ -148,3 +161,10 @@ class CombinesGradients(TrainedModule, ABC):
                 for logger in self.loggers:
                     logger.log_metrics(values, self.global_step)
         return result
+
+
+def in_order(by_name: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The losses of T tasks, `(T,)`, 0 for a task that is absent; and which are present, `(T,)` bool."""
+    none = next(iter(by_name.values())).new_zeros(())
+    losses = torch.stack([by_name.get(name, none) for name in names])
+    return losses, torch.tensor([name in by_name for name in names], device=losses.device)

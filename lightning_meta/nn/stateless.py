@@ -283,7 +283,9 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 def untouched(module: nn.Module) -> Iterator[None]:
     """Afterwards buffers, and torch's random state, are as they were before, whatever ran in between."""
     buffers = list(module.buffers())
-    before = [(buffer.clone(), _version(buffer)) for buffer in buffers]
+    # torch's batch normalisation changes running statistics in training mode, and does not count it.
+    counted = not any(part.training for part in module.modules())
+    before = [(buffer.clone(), _version(buffer) if counted else None) for buffer in buffers]
     places = [(part._buffers, dict(part._buffers)) for part in module.modules()]
     device = next((t.device for t in (*module.parameters(), *buffers)), torch.device("cpu"))
     try:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from lightning_meta.configuration import Described
 from lightning_meta.tasks import Task
 
+LARGEST_WEIGHT = 1e4
+"""The bound of weights that are learned, which would grow without end for a task whose loss falls to 0."""
+
 
 class Weighting(Described, nn.Module, ABC):
     r"""Makes one objective of the losses of T tasks: $\sum_i w_i L_i$ over the tasks in the batch.
@@ -26,9 +29,16 @@ class Weighting(Described, nn.Module, ABC):
         - `train/loss`: the objective, so weighted. `train/loss/<task>` and everything in validation and testing is not.
 
     A weighting of your own gives `configure` and `weights`; one that needs the gradients of the tasks is an
-    `Aggregator`. What it keeps of the losses it takes in `observe` and
-    `end_epoch`, which see the same numbers on all ranks; `forward` sees those of its own rank.
+    `Aggregator`, one whose weights depend on the losses of the same batch a `LossWeighting`. What it keeps of losses it
+    takes in `observe`, `observe_step` and `end_epoch`, which see the same numbers on all ranks; `forward` sees those of
+    its own rank.
+
+    Attributes:
+        looks_again: Whether the losses of a batch are computed once more after the optimiser's step, for
+            `observe_step`. It costs a forward pass.
     """
+
+    looks_again = False
 
     @abstractmethod
     def configure(self, tasks: Mapping[str, Task]) -> None:
@@ -63,6 +73,14 @@ class Weighting(Described, nn.Module, ABC):
         Args:
             losses: Detached means over all ranks, `(T,)`.
             present: Which tasks were in the batch of any rank, `(T,)` bool.
+        """
+
+    def observe_step(self, losses: Tensor, present: Tensor) -> None:
+        """Take note of what an optimiser step did to the losses of its last batch; called if `looks_again`.
+
+        Args:
+            losses: Detached means over all ranks after the step, `(T,)`.
+            present: Which tasks were in that batch, `(T,)` bool.
         """
 
     def end_epoch(self) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task
 from lightning_meta.weightings.base import Weighting
+from lightning_meta.weightings.by_name import check_weights, in_order
 
 
 class Fixed(Weighting):
@@ -35,11 +33,7 @@ class Fixed(Weighting):
 
     def __init__(self, weights: dict[str, float]) -> None:
         super().__init__()
-        for name, weight in weights.items():
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"weights: a weight is a number of at least 0, {name!r} has {weight}")
-        if not any(weights.values()):
-            raise UserError(f"weights: at least one task needs a weight above 0, got {weights}")
+        check_weights("weights", weights)
         self.given = dict(weights)
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
@@ -48,13 +42,7 @@ class Fixed(Weighting):
         Raises:
             UserError: A name is unknown, or a task has no weight.
         """
-        unknown = [name for name in self.given if name not in tasks]
-        missing = [name for name in tasks if name not in self.given]
-        if unknown:
-            raise UserError(f"weights: no task is named {unknown[0]!r}; the tasks are {', '.join(tasks)}")
-        if missing:
-            raise UserError(f"weights: every task needs one, none is given for {', '.join(missing)}")
-        self.register_buffer("weight", torch.tensor([float(self.given[name]) for name in tasks]), persistent=False)
+        self.register_buffer("weight", in_order("weights", self.given, tasks), persistent=False)
 
     def weights(self) -> Tensor:
         """The weights given, `(T,)`."""

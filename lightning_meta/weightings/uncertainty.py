@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.checks import switch
 from lightning_meta.tasks import Regression, Task
-from lightning_meta.weightings.base import Weighting
+from lightning_meta.weightings.base import LARGEST_WEIGHT, Weighting
 
 
 class Uncertainty(Weighting):
@@ -17,31 +19,45 @@ class Uncertainty(Weighting):
     $$\sum_i c_i e^{-s_i} L_i + \tfrac{1}{2} s_i, \qquad s_i = \log \sigma_i^2,$$
 
     with $c_i = 1/2$ for a `Regression`, the negative log-likelihood of a Gaussian (equation 7), and $c_i = 1$ for every
-    other task, a softmax of temperature $\sigma_i^2$ (equations 9 and 10). A task that is absent from the batch adds
-    neither term. The $s_i$ begin at 0 and are trained like the network's parameters, without weight decay, which would
-    pull every noise towards 1.
+    other task, a softmax of temperature $\sigma_i^2$ (equations 9 and 10). The revised form of Liebel and Körner has
+    $\log(1 + \sigma_i^2)$ in place of $\tfrac{1}{2} s_i$, which is never negative, and $c_i = 1/2$ for all. A task that
+    is absent from the batch adds neither term. The $s_i$ begin at 0 and are trained like the network's parameters,
+    without weight decay, which would pull every noise towards 1.
 
     Kendall, Gal and Cipolla, Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics
-    (CVPR 2018, https://arxiv.org/abs/1705.07115), section 3.2.
+    (CVPR 2018, https://arxiv.org/abs/1705.07115), section 3.2. The revised form: Liebel and Körner, Auxiliary Tasks in
+    Multi-task Learning (2018, https://arxiv.org/abs/1805.06334), equation 4.
 
     Run it:
         `python scripts/fit.py --config configs/multi_head_parkinsons.yaml`, whose weighting it is.
 
     Logged:
         - `train/weight/<task>`: $c_i e^{-s_i}$.
-        - `train/loss`: with the $\tfrac{1}{2} s_i$, so it may fall below 0.
+        - `train/loss`: with the $\tfrac{1}{2} s_i$, so it may fall below 0, or with the revised term.
 
     Deviations:
         - Section 3.2: the squared error of a target of several dimensions is averaged over them, as
           $\tfrac{1}{2} s_i$ is for one.
+        - $\sigma_i$ is at least 0.01, a hundredth of the standard deviation of a target: for a task whose loss falls to
+          0 the weight would grow without end, and with it every later error. It is a bound of the parameter, as in a
+          projected gradient step.
+
+    Args:
+        revised: Take the form of Liebel and Körner.
     """
 
     log_variance: nn.Parameter
     likelihood_scale: Tensor
 
+    def __init__(self, revised: bool = False) -> None:
+        super().__init__()
+        switch(revised=revised)
+        self.revised = revised
+
     def configure(self, tasks: Mapping[str, Task]) -> None:
         """Make $s_i$, and $c_i$ by the class of each task."""
-        scale = torch.tensor([0.5 if isinstance(task, Regression) else 1.0 for task in tasks.values()])
+        halved = [self.revised or isinstance(task, Regression) for task in tasks.values()]
+        scale = torch.tensor([0.5 if half else 1.0 for half in halved])
         self.register_buffer("likelihood_scale", scale, persistent=False)
         self.log_variance = nn.Parameter(torch.zeros(len(tasks)))
 
@@ -51,4 +67,7 @@ class Uncertainty(Weighting):
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """The weighted losses, and what keeps the noises from growing without end; arguments as in `Weighting`."""
-        return super().forward(losses, present) + (self.log_variance / 2 * present).sum().to(losses.dtype)
+        with torch.no_grad():
+            self.log_variance.clamp_(min=-math.log(LARGEST_WEIGHT))
+        noise = nn.functional.softplus(self.log_variance) if self.revised else self.log_variance / 2
+        return super().forward(losses, present) + (noise * present).sum().to(losses.dtype)

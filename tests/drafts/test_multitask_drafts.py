@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import ast
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.multitask import MultiHead, MultiTaskModule
+from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
-from lightning_meta.tasks import Classification, Regression
+from lightning_meta.tasks import Classification
 from lightning_meta.testing import MultiTaskModuleTests
-from tests.drafts.gradnorm import GradNorm
 from tests.drafts.mtan import MTAN
-from tests.multitask.toys import Given, data, results_of, train, trainer
+from tests.multitask.toys import Given, results_of, trainer
 
 
 class DraftTests(MultiTaskModuleTests):
@@ -29,85 +25,17 @@ class DraftTests(MultiTaskModuleTests):
         super().test_two_ranks_train_as_one_process()
 
 
-class TestGradNorm(DraftTests):
-    allow = (GradNorm,)
-
-    def make(self) -> MultiTaskModule:
-        return MultiHead(MLP(4, (8, 8)), weighting=GradNorm())
-
-
 class TestMTAN(DraftTests):
     def make(self) -> MultiTaskModule:
         return MTAN(MLP(4, (8, 8)))
 
 
-@pytest.mark.parametrize(("file", "name"), [("gradnorm.py", "GradNorm"), ("mtan.py", "MTAN")])
+@pytest.mark.parametrize(("file", "name"), [("mtan.py", "MTAN")])
 def test_a_draft_has_at_most_25_lines(file: str, name: str) -> None:
     tree = ast.parse((Path(__file__).parent / file).read_text())
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     statements = [s for s in body if not isinstance(s, ast.Expr)]
     assert sum((s.end_lineno or 0) - s.lineno + 1 for s in statements) <= 25
-
-
-# GradNorm
-
-
-def equations(w: Tensor, gradients: Tensor, losses: Tensor, first: Tensor, alpha: float, rate: float) -> Tensor:
-    """The weights after a step of algorithm 1, by autograd through equation 2."""
-    w = w.clone().requires_grad_()
-    norms = torch.stack([(w_i * g).norm() for w_i, g in zip(w, gradients, strict=True)])  # G_W^(i)
-    rates = (losses / first) / (losses / first).mean()  # r_i
-    target = (norms.mean() * rates**alpha).detach()  # treated as a constant
-    (gradient,) = torch.autograd.grad((norms - target).abs().sum(), w)
-    stepped = w.detach() - rate * gradient
-    return stepped * len(w) / stepped.sum()
-
-
-def test_gradnorm_is_algorithm_1() -> None:
-    weighting = GradNorm(alpha=0.7, rate=0.01)
-    weighting.configure({"a": Regression(), "b": Regression(), "c": Classification(3)})
-    weighting.double()
-    generator = torch.Generator().manual_seed(0)
-    w, first = torch.ones(3, dtype=torch.float64), torch.empty(0)
-    everyone = torch.ones(3, dtype=torch.bool)
-    for t in range(30):
-        gradients = torch.randn(3, 7, generator=generator, dtype=torch.float64) * torch.tensor([[1.0], [3.0], [0.2]])
-        losses = torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
-        first = losses if t == 0 else first
-        torch.testing.assert_close(weighting.direction(gradients, losses, everyone), w @ gradients)
-        w = equations(w, gradients, losses, first, 0.7, 0.01)
-        torch.testing.assert_close(weighting.weights(), w)
-    assert w[2] > w[0] > w[1]  # the smaller the gradient, the larger its weight
-
-
-def test_gradnorm_leaves_an_absent_task_out() -> None:
-    weighting = GradNorm()
-    weighting.configure({"a": Regression(), "b": Regression(), "c": Regression()})
-    gradients, losses = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]), torch.tensor([1.0, 0.0, 1.0])
-    weighting.direction(gradients, losses, torch.tensor([True, False, True]))
-    assert weighting.first.isnan().tolist() == [False, True, False]
-    assert weighting.w.isfinite().all()
-    assert weighting.w.sum().item() == pytest.approx(3)
-    assert weighting.w[1] == pytest.approx(1 / 3 * (3 - weighting.w[0] - weighting.w[2]) * 3)
-    assert weighting.w[0] > weighting.w[2]
-
-
-def test_gradnorm_weighs_heads_as_it_does_the_backbone() -> None:
-    """$L = \\sum_i w_i L_i$ for all parameters: a step with given weights is a step of plain descent on that sum."""
-    module = train(MultiHead, data(), steps=1, weighting=GradNorm(), optimizer=partial(torch.optim.SGD, lr=0.0))
-    assert isinstance(module.weighting, GradNorm)
-    module.weighting.w.copy_(torch.tensor([0.5, 2.0, 0.5]))
-    module.optimizer = partial(torch.optim.SGD, lr=0.1)
-    before = [p.detach().clone() for p in module.parameters()]
-    given = data()
-    given.setup("fit")
-    batch = next(iter(given.train_dataloader()))
-    losses = module.task_losses(batch)
-    total = sum(w * losses[n] for w, n in zip([0.5, 2.0, 0.5], module.names, strict=True))
-    expected: Any = torch.autograd.grad(total, list(module.parameters()))  # type: ignore[arg-type]
-    trainer(1, precision="64-true").fit(module, datamodule=data())
-    for p, old, gradient in zip(module.parameters(), before, expected, strict=True):
-        torch.testing.assert_close(p.detach(), old - 0.1 * gradient, rtol=1e-6, atol=1e-8)  # targets are float32
 
 
 # MTAN

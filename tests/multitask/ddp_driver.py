@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 from torch import Tensor, nn
+from torchjd.aggregation import GradDrop, GradVac
 
 from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
 from lightning_meta.data import MultiTaskDataModule
@@ -23,7 +24,7 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import Binary, Classification, Regression, Task
-from lightning_meta.weightings import DynamicWeightAverage, PCGrad, Uncertainty
+from lightning_meta.weightings import DBMTL, FAMO, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
 from tests.multitask.toys import Given, trainer
 
 STEPS = 5
@@ -107,6 +108,13 @@ MODULES: dict[str, Callable[..., MultiTaskModule]] = {
     "mixture_of_experts": MixtureOfExperts,
     "cross_stitch": CrossStitch,
 }
+# Of these, training alone.
+WEIGHTINGS: dict[str, Callable[[], Weighting]] = {
+    "torchjd": lambda: TorchJD(GradDrop()),  # it draws for each parameter
+    "torchjd with state": lambda: TorchJD(GradVac()),
+    "dbmtl": DBMTL,
+    "famo": FAMO,
+}
 
 
 TRAINED = [
@@ -115,6 +123,10 @@ TRAINED = [
     *(f"{kind}, missing labels" for kind in ("multi_head", "uncertainty", "embedding", "independent", "cross_stitch")),
     *(f"{kind}, accumulated" for kind in ("multi_head", "independent", "embedding", "pcgrad")),
     *(f"pcgrad, {case}" for case in ("all tasks", "missing labels", "accumulated and clipped")),
+    "torchjd, accumulated",
+    "dbmtl, accumulated",
+    "famo, some tasks",
+    "torchjd with state, all tasks",
 ]
 
 
@@ -152,7 +164,10 @@ def own(module: MultiTaskModule) -> list[Tensor]:
 
 
 def train(world: int, folder: Path, kind: str, name: str, **options: Any) -> dict[str, Any]:
-    module = MODULES[kind](network(), optimizer=adam)
+    if kind in WEIGHTINGS:
+        module: MultiTaskModule = MultiHead(network(), weighting=WEIGHTINGS[kind](), optimizer=adam)
+    else:
+        module = MODULES[kind](network(), optimizer=adam)
     torch.manual_seed(0)  # the heads are made in `fit`
     watch = Watch()
     strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto", "limit_val_batches": 0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torchjd.aggregation import GradVac
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.meta import MAML, MetaModule
@@ -10,7 +11,7 @@ from lightning_meta.multitask import MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
-from lightning_meta.weightings import PCGrad
+from lightning_meta.weightings import DBMTL, FAMO, PCGrad, TorchJD
 from tests.methods import META, MULTI_TASK, conv4
 
 
@@ -42,6 +43,27 @@ class TestRegression(MetaModuleTests):
 class TestPCGrad(MultiTaskModuleTests):
     def make(self) -> MultiTaskModule:
         return MultiHead(MLP(4, (8, 8)), weighting=PCGrad())
+
+
+class TestFAMO(MultiTaskModuleTests):
+    """It looks at the batch again after the step."""
+
+    def make(self) -> MultiTaskModule:
+        return MultiHead(MLP(4, (8, 8)), head_hidden=(8,), head_dropout=0.2, weighting=FAMO())
+
+
+class TestDBMTL(MultiTaskModuleTests):
+    """Its state has the size of the gradients."""
+
+    def make(self) -> MultiTaskModule:
+        return MultiHead(MLP(4, (8, 8)), weighting=DBMTL())
+
+
+class TestTorchJD(MultiTaskModuleTests):
+    """torchjd keeps the state."""
+
+    def make(self) -> MultiTaskModule:
+        return MultiHead(MLP(4, (8, 8)), weighting=TorchJD(GradVac()))
 
 
 class TestConv4(BackboneTests):

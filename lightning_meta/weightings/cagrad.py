@@ -1,0 +1,90 @@
+"""The direction near the mean gradient along which the worst task improves most."""
+
+from __future__ import annotations
+
+import torch
+from scipy import optimize
+from torch import Tensor
+
+from lightning_meta.checks import not_negative
+from lightning_meta.functional.min_norm import min_norm, products
+from lightning_meta.weightings.aggregator import GradientWeighting
+
+
+class CAGrad(GradientWeighting):
+    r"""Improves the worst task as much as it can within a ball around the mean gradient.
+
+    $$T d, \qquad d = \arg\max_d \min_i g_i \cdot d \quad \text{where} \quad \lVert d - g_0 \rVert \le c \lVert g_0
+    \rVert,$$
+
+    and $g_0$ is the mean of the gradients of the T tasks of the step. By duality
+    $d = g_0 + c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert$, where $g_w = \sum_i w_i g_i$ minimises
+    $g_w \cdot g_0 + c \lVert g_0 \rVert \lVert g_w \rVert$ over w at least 0 of sum 1. With c = 0 it is `Equal`.
+
+    Liu, Liu, Jin, Stone and Liu, Conflict-Averse Gradient Descent for Multi-task Learning (NeurIPS 2021,
+    https://arxiv.org/abs/2110.14048), equation 4, algorithm 1.
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting CAGrad`.
+
+    Logged:
+        - `train/weight/<task>`: $1 + T c \lVert g_0 \rVert w_i / \lVert g_w \rVert$.
+        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+
+    Deviations:
+        - Equation 4: multiplied by T, so that the direction is on the scale of `Equal`.
+
+    Args:
+        c: The radius of the ball, at least 0; below 1 training still converges to a stationary point of the mean loss.
+
+    Raises:
+        UserError: c is below 0.
+    """
+
+    def __init__(self, c: float = 0.5) -> None:
+        super().__init__()
+        not_negative(c=c)
+        self.c = c
+
+    def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights, `(T,)` on the CPU; arguments as in `Aggregator`."""
+        here = present.cpu()
+        unit, lengths = products(gradients)
+        unit, lengths = unit[here][:, here], lengths[here]
+        weights = torch.zeros(len(here), dtype=torch.float64)
+        weights[here] = 1 + len(lengths) * toward_worst(unit * lengths.outer(lengths) / lengths.max() ** 2, self.c)
+        return weights
+
+
+def toward_worst(gram: Tensor, c: float) -> Tensor:
+    r"""The weights of $c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert$; 0 where $g_w$ is 0.
+
+    For any r > 0, $\lVert g_w \rVert \le (\lVert g_w \rVert^2 / r + r) / 2$, with equality at $r = \lVert g_w \rVert$.
+    So the minimum over w is one over r, too, and for a given r it is the shortest vector in the convex hull of
+    $g_i + \frac{r}{c \lVert g_0 \rVert} \, g_0$.
+
+    Args:
+        gram: $g_i \cdot g_j$, `(T, T)` float64, on the CPU.
+        c: The radius of the ball.
+    """
+    count = len(gram)
+    of_mean = gram.mean(1)  # g_i · g_0
+    radius = c * float(of_mean.mean().clamp(min=0).sqrt())
+    if radius == 0:
+        return torch.zeros(count, dtype=gram.dtype)
+
+    def solve(r: float) -> tuple[Tensor, float]:
+        shift = r / radius
+        shifted = gram + shift * (of_mean.unsqueeze(0) + of_mean.unsqueeze(1)) + shift**2 * of_mean.mean()
+        lengths = shifted.diagonal().clamp(min=0).sqrt()
+        scale = torch.where(lengths > 0, lengths, 1)
+        w = min_norm(shifted / scale.outer(scale), lengths)
+        return w, float((w @ gram @ w).clamp(min=0).sqrt())
+
+    longest = float(gram.diagonal().max().sqrt())
+    smallest = 1e-8 * longest
+    if solve(smallest)[1] <= smallest:  # Pareto-stationary up to rounding
+        return torch.zeros(count, dtype=gram.dtype)
+    r = optimize.brentq(lambda r: solve(r)[1] - r, smallest, 2 * longest, xtol=1e-15 * longest, rtol=1e-14)
+    w, length = solve(r)
+    return w * radius / length

@@ -1,0 +1,41 @@
+"""The shortest direction in the convex hull of the gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional.min_norm import min_norm, products
+from lightning_meta.weightings.aggregator import GradientWeighting
+
+
+class MGDA(GradientWeighting):
+    r"""Steps along the shortest convex combination of the gradients, which no task's loss rises along.
+
+    $$T \sum_i \alpha_i g_i, \qquad \alpha = \arg\min_{\alpha \ge 0, \, \sum_i \alpha_i = 1} \Big\lVert \sum_i \alpha_i
+    g_i \Big\rVert^2,$$
+
+    over the T tasks of the step. It is 0 at a Pareto-stationary point. Tasks of small gradients decide.
+
+    Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization (NeurIPS 2018,
+    https://arxiv.org/abs/1810.04650), equation 3; Désidéri, Multiple-gradient descent algorithm (2012).
+
+    Run it:
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting MGDA`.
+
+    Logged:
+        - `train/weight/<task>`: $T \alpha_i$.
+        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+
+    Deviations:
+        - Equation 3: multiplied by T, so that the weights sum to T.
+        - Algorithm 2, Frank-Wolfe: the minimum is found exactly, by an active-set method.
+    """
+
+    def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights, `(T,)` on the CPU; arguments as in `Aggregator`."""
+        here = present.cpu()
+        unit, lengths = products(gradients)
+        weights = torch.zeros(len(here), dtype=torch.float64)
+        weights[here] = here.sum() * min_norm(unit[here][:, here], lengths[here])
+        return weights

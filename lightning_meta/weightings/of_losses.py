@@ -1,0 +1,69 @@
+"""What a weighting promises whose weights are a function of the losses of the same batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.functional.ranks import mean_over_ranks
+from lightning_meta.tasks import Task
+from lightning_meta.weightings.base import Weighting
+
+EPSILON = 1e-8
+"""What FAMO and DB-MTL add to a loss before they take its logarithm."""
+
+
+class LossWeighting(Weighting, ABC):
+    r"""A weighting that minimises a function f of the losses: each counts with $w_i = \partial f / \partial L_i$.
+
+    The weights are taken at the losses' means over all ranks, so that ranks train as one process does, and held fixed
+    in the backward pass.
+
+    Run it:
+        By its name, like any weighting: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
+        --model.init_args.weighting GeometricMean`.
+
+    Logged:
+        - `train/weight/<task>`: $w_i$ of the step.
+        - `train/loss`: $\sum_i w_i L_i$.
+
+    To write one, implement `weigh`. Losses must not be negative where a method takes their logarithm: training stops
+    with an error at one that is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.applied = torch.zeros(0)  # the weights of the last step
+
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        """Begin with ones; a method with state of its own calls this one, too."""
+        self.applied = torch.ones(len(tasks))
+
+    @abstractmethod
+    def weigh(self, losses: Tensor, present: Tensor) -> Tensor:
+        """The weights of the step, `(T,)`.
+
+        Args:
+            losses: The mean loss of each task over all ranks, `(T,)`, 0 for a task that is absent; in float32 at least,
+                without a gradient.
+            present: Which tasks are in the batch, `(T,)` bool; at least one.
+        """
+
+    def weights(self) -> Tensor:
+        """The weights of the last step, `(T,)`; ones before the first."""
+        return self.applied
+
+    def forward(self, losses: Tensor, present: Tensor) -> Tensor:
+        """The weighted losses; arguments as in `Weighting`."""
+        with torch.no_grad():
+            self.applied = self.weigh(at_least_float32(mean_over_ranks(losses)), present)
+        return super().forward(losses, present)
+
+
+def not_negative(losses: Tensor) -> Tensor:
+    """Losses as they are, and NaN for a negative one, which has no logarithm: it stops training."""
+    return torch.where(losses < 0, torch.nan, losses)

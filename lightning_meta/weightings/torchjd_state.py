@@ -1,0 +1,61 @@
+"""The state that torchjd's aggregators keep, as data that a checkpoint can hold.
+
+Their own `state_dict` cannot be loaded: it has buffers that a new aggregator lacks, and NashMTL has none at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STATE = {
+    "ExcessMTLWeighting": ("_weights", "_sq_grad_sum", "_initial_w", "_warmup_w_sum", "_n_steps"),
+    "GradVacWeighting": ("_phi_t",),
+    "PCDWeighting": ("_sq_norm_ema", "_n_steps"),
+    "_NashMTLWeighting": ("prvs_alpha", "normalization_factor", "step"),
+}
+"""By class of torchjd 0.18, the attributes that the next step depends on."""
+
+
+def stateful_part(aggregator: nn.Module) -> nn.Module | None:
+    """The part of an aggregator that keeps state from step to step; None for one without state."""
+    return next((part for part in aggregator.modules() if type(part).__name__ in STATE), None)
+
+
+def state_of(part: nn.Module) -> dict[str, Any]:
+    """A copy of the state, as tensors on the CPU and numbers."""
+    return {name: _plain(getattr(part, name)) for name in STATE[type(part).__name__]}
+
+
+def restore(part: nn.Module, state: dict[str, Any], matrix: Tensor) -> None:
+    """Continue from a state.
+
+    Args:
+        part: What `stateful_part` found.
+        state: What `state_of` returned.
+        matrix: The gradients of the next step, `(T, P)`: torchjd begins anew where their shape or dtype changes.
+    """
+    kind = type(part).__name__
+    if kind == "_NashMTLWeighting":
+        part._init_optim_problem()  # type: ignore[operator]  # which torchjd makes at step 0 alone
+        for name, value in state.items():
+            setattr(part, name, value.numpy().copy() if isinstance(value, Tensor) else value)
+        return
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            value = value.to(matrix.device if kind == "ExcessMTLWeighting" else "cpu", copy=True)
+        setattr(part, name, value)
+    keys = {
+        "ExcessMTLWeighting": (*matrix.shape, matrix.dtype, matrix.device),
+        "GradVacWeighting": (len(matrix), matrix.dtype),
+        "PCDWeighting": len(matrix),
+    }
+    part._state_key = keys[kind]  # type: ignore[assignment]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    return value if value is None or isinstance(value, int | float) else torch.from_numpy(value.copy())

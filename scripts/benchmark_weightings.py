@@ -1,0 +1,139 @@
+"""What weightings and aggregators cost: the time and memory of a training step over those of the plain sum.
+
+    python scripts/benchmark_weightings.py
+
+All tasks have a label for every image, as in CelebA. Each case trains in a process of its own by a Trainer on one
+thread; time is the median processor time of a step after the first two, memory the peak of the process beyond that of
+`Equal`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import torch
+import torchjd.aggregation as jd
+from rich.console import Console
+from rich.table import Table
+
+import lightning_meta as lm
+from lightning_meta import weightings
+from lightning_meta.batches import SPLITS
+from lightning_meta.tasks import Classification
+from lightning_meta.weightings import TorchJD, Weighting
+
+METHODS: dict[str, Callable[[int], Weighting]] = {
+    "Equal": lambda tasks: weightings.Equal(),
+    "Uncertainty": lambda tasks: weightings.Uncertainty(),
+    "STCH": lambda tasks: weightings.STCH(),
+    "FAMO": lambda tasks: weightings.FAMO(),
+    "GradNorm": lambda tasks: weightings.GradNorm(),
+    "DBMTL": lambda tasks: weightings.DBMTL(),
+    "PCGrad": lambda tasks: weightings.PCGrad(),
+    "MGDA": lambda tasks: weightings.MGDA(),
+    "CAGrad": lambda tasks: weightings.CAGrad(),
+    "torchjd UPGrad": lambda tasks: TorchJD(jd.UPGrad()),
+    "torchjd NashMTL": lambda tasks: TorchJD(jd.NashMTL(tasks)),
+}
+
+
+class Labels(lm.TaskSource):
+    """Random images, and a random label for each of T tasks."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def tasks(self) -> dict[str, lm.tasks.Task]:
+        """T classifications of two classes."""
+        return {f"task_{i}": Classification(2) for i in range(self.count)}
+
+    def sets(self) -> dict[Any, lm.TaskSet]:
+        """The same images in each split."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randint(256, (256, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        y = {name: torch.randint(2, (256,), generator=generator) for name in self.tasks()}
+        everyone = {name: torch.ones(256, dtype=torch.bool) for name in y}
+        return {split: lm.TaskSet.of_columns(x, y, everyone) for split in SPLITS}
+
+
+class Clock(lightning.Callback):
+    """The processor time at the end of each step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note the time."""
+        self.times.append(time.process_time())
+
+
+def seconds(method: str, tasks: int, steps: int) -> float:
+    """The median time of a step."""
+    lightning.seed_everything(0, verbose=False)
+    data = lm.MultiTaskDataModule(Labels(tasks), batch_size=64, batches_per_epoch=steps)
+    network = lm.nn.Conv4(in_channels=3, width=64, downsample="stride")
+    module, clock = lm.MultiHead(network, weighting=METHODS[method](tasks)), Clock()
+    quiet: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
+    options: dict[str, Any] = {"limit_val_batches": 0, "callbacks": [clock], "accelerator": "cpu"}
+    lightning.Trainer(max_steps=steps, **options, **quiet).fit(module, datamodule=data)
+    return statistics.median(b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False))
+
+
+def measured(method: str, tasks: int, steps: int) -> tuple[float, float]:
+    """Seconds a step, and the peak memory in MB, of a process of its own."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            os.write(write, json.dumps(seconds(method, tasks, steps)).encode())
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr)
+            os._exit(1)
+    os.close(write)
+    _, status, usage = os.wait4(child, 0)
+    said = os.read(read, 100)
+    os.close(read)
+    if status:
+        raise SystemExit(f"{method} failed at {tasks} tasks")
+    return json.loads(said), usage.ru_maxrss / 1024
+
+
+def main(args: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 40], help="numbers of tasks")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each case, at least 4")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which; Equal is first")
+    options = parser.parse_args(args)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    table = Table("weighting", *(f"{tasks} tasks" for tasks in options.tasks))
+    base: dict[int, tuple[float, float]] = {}
+    for method in dict.fromkeys(["Equal", *options.methods]):
+        cells = []
+        for tasks in options.tasks:
+            time_of, memory = measured(method, tasks, options.steps)
+            first = base.setdefault(tasks, (time_of, memory))
+            ms = f" ({1000 * time_of:.0f} ms)" if method == "Equal" else ""
+            cells.append(f"{time_of / first[0]:.2f} x{ms}, {memory - first[1]:+.0f} MB")
+        table.add_row(method, *cells)
+    Console(width=120).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
