@@ -39,6 +39,7 @@ from .meta.matching_net import MatchingNet as MatchingNet
 from .meta.meta_sgd import MetaSGD as MetaSGD
 from .meta.metric import MetricLearner as MetricLearner
 from .meta.predictor import Predictor as Predictor
+from .meta.proto_maml import ProtoMAML as ProtoMAML
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.r2d2 import R2D2 as R2D2
 from .meta.reptile import Reptile as Reptile

@@ -22,6 +22,9 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MatchingNet": lambda **options: lm.MatchingNet(conv4(), **options),
     "MetaSGD": lambda **options: lm.MetaSGD(conv4(), inner_lr=0.1, batch_norm="inductive", **options),
+    "ProtoMAML": lambda **options: lm.ProtoMAML(
+        conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options
+    ),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),
