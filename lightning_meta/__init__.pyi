@@ -32,11 +32,14 @@ from .meta.anil import ANIL as ANIL
 from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
+from .meta.boil import BOIL as BOIL
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.maml import MAML as MAML
 from .meta.matching_net import MatchingNet as MatchingNet
+from .meta.meta_sgd import MetaSGD as MetaSGD
 from .meta.metric import MetricLearner as MetricLearner
 from .meta.predictor import Predictor as Predictor
+from .meta.proto_maml import ProtoMAML as ProtoMAML
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.r2d2 import R2D2 as R2D2
 from .meta.reptile import Reptile as Reptile

@@ -17,9 +17,14 @@ def conv4() -> Conv4:
 # Meta-learners for the images of `toys.pictures`. `options` are further options of the method.
 META: dict[str, Callable[..., lm.MetaModule]] = {
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MatchingNet": lambda **options: lm.MatchingNet(conv4(), **options),
+    "MetaSGD": lambda **options: lm.MetaSGD(conv4(), inner_lr=0.1, batch_norm="inductive", **options),
+    "ProtoMAML": lambda **options: lm.ProtoMAML(
+        conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options
+    ),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),

@@ -83,7 +83,7 @@ ELSEWHERE = {
     },
     **{
         f"python scripts/fit.py --config configs/{name}_mini_imagenet.yaml": "its images are not free to ship"
-        for name in ("anil", "maml", "protonet")
+        for name in ("anil", "boil", "maml", "protonet")
     },
     "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
 }

@@ -47,9 +47,9 @@ class GradientBasedLearner(MetaModule, ABC):
     $$\varphi_0 = \theta, \qquad
       \varphi_{j+1} = \varphi_j - \alpha_j\, d(u(\nabla_\varphi L(\varphi_j; \mathrm{support})))$$
 
-    with d the inner optimizer, by default the identity. To add a method, override `adapted` (what inner steps move),
-    `rates` (α_j, by parameter and step), `direction` (u) or `task_loss` (the outer loss). Weights that do not require a
-    gradient stay where they are; those that do and are not adapted are learned by the outer loop alone.
+    with d the inner optimizer, by default the identity. To add a method, override `start` (φ_0), `adapted` (what inner
+    steps move), `rates` (α_j, by parameter and step), `direction` (u) or `task_loss` (the outer loss). Weights that do
+    not require a gradient stay where they are; those that do and are not adapted are learned by the outer loop alone.
 
     Args:
         backbone: The network below the head.
@@ -192,10 +192,14 @@ class GradientBasedLearner(MetaModule, ABC):
         """u: what is made of the gradients, by name of the parameter, before they are followed."""
         return gradients
 
+    def start(self, support: Examples, ways: int) -> Tensors:
+        """φ_0 by name of the parameter of `network`: θ. A method may make some of it of the support set."""
+        return dict(self.network.named_parameters())
+
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
         """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
         self.spec  # noqa: B018 - before it is known there is no head
-        parameters, buffers = tensors_of(self.network)
+        parameters, buffers = self.start(support, ways), dict(self.network.named_buffers())
         buffers |= own_buffers(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}

@@ -1,0 +1,84 @@
+"""MAML whose head starts from class prototypes."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lightning_meta.batches import Examples
+from lightning_meta.functional.prototypes import class_means
+from lightning_meta.meta.gradient_based import GradientBasedLearner
+from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.tasks import EpisodeSpec
+
+_HEAD = frozenset(("head.weight", "head.bias"))
+
+
+class ProtoMAML(GradientBasedLearner):
+    r"""MAML whose head starts from the prototypes of each support set (Triantafillou et al., ICLR 2020).
+
+    $$W_n = 2 c_n, \qquad b_n = -\lVert c_n \rVert^2, \qquad \text{then} \qquad
+      (\theta_i, W, b) \leftarrow (\theta, W, b) - \alpha \nabla L(\theta, W, b; \mathrm{support}_i)
+      \text{ (a few times)}$$
+
+    (section 3.2; https://arxiv.org/abs/1903.03096) with $c_n$ the mean feature of class n's support examples. Before
+    the first step this is a prototypical network: $W_n f + b_n = \lVert f \rVert^2 - \lVert f - c_n \rVert^2$. The
+    outer gradient passes through the start of the head to the backbone. The head is made for each task, so a model
+    serves any way.
+
+    At a glance:
+        - Shared: an initial backbone θ.
+        - Own: a backbone and a head, a few gradient steps from θ and the prototypes.
+        - New task: embed, then adapt by a few gradient steps.
+
+    Run it:
+        `python scripts/fit.py --config configs/proto_maml_glyphs.yaml` without a download; for MAML's data there is
+        `configs/proto_maml_omniglot.yaml`.
+
+    Logged:
+        - `test/accuracy_step_<j>`, in validation too: the mean over tasks after j inner steps, from 0 to
+          `test_inner_steps`, with its `_ci95`. Step 0 is the prototypical network.
+        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - Those of `MAML`.
+        - The paper's experiments leave the second derivatives out, as `first_order: true` does.
+
+    Args:
+        backbone: The network below the head.
+        **options: Those of `GradientBasedLearner`.
+    """
+
+    classifies_only = True
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the place of the head, whose weights are those of a task."""
+        self.head = nn.Linear(self.feature_size, 1)
+        with torch.no_grad():
+            for p in self.head.parameters():
+                p.zero_()
+        self.head.requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Leave the head's place out of what is trained; `unfreeze()` may have reached it."""
+        super().setup(stage)
+        if self._built:
+            self.head.requires_grad_(False)
+
+    def check_ways(self, ways: int) -> None:
+        """Any way is served."""
+
+    def trained(self) -> frozenset[str]:
+        """Names of the parameters that are not frozen, and of the head's, which start anew in each task."""
+        return super().trained() | _HEAD
+
+    def start(self, support: Examples, ways: int) -> Tensors:
+        """φ_0: θ, and a head made of prototypes."""
+        parameters = super().start(support, ways)
+        body = self._sequence("backbone")
+        tensors = {name: p for name, p in parameters.items() if name not in _HEAD}
+        features, _ = stateless_call(body, {**tensors, **own_buffers(body)}, support.x, "batch")
+        prototypes = class_means(features, support.y, ways)
+        return {**parameters, "head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(-1)}
