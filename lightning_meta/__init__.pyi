@@ -35,12 +35,15 @@ from .meta.baseline import Baseline as Baseline
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.maml import MAML as MAML
 from .meta.matching_net import MatchingNet as MatchingNet
+from .meta.meta_baseline import MetaBaseline as MetaBaseline
+from .meta.meta_opt_net import MetaOptNet as MetaOptNet
 from .meta.metric import MetricLearner as MetricLearner
 from .meta.predictor import Predictor as Predictor
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.r2d2 import R2D2 as R2D2
 from .meta.reptile import Reptile as Reptile
 from .meta.rfs import RFS as RFS
+from .meta.simple_shot import SimpleShot as SimpleShot
 from .multitask.base import MultiTaskModule as MultiTaskModule
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
@@ -207,6 +207,19 @@ class EpisodicDataModule(SourceDataModule):
         number = self._number_of(batch)  # before it leaves the CPU
         batch = self.trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
         return self._augmented(batch, number) if self.trainer.training else batch
+
+    def training_images(self, most: int) -> Tensor:
+        """Images of the training split, spread evenly over its classes; not augmented.
+
+        Args:
+            most: How many at most.
+
+        Returns:
+            `(M, *input_shape)`, the same each time.
+        """
+        pool = self._pools["train"]
+        count = pool.rotations * len(pool.x)
+        return pool.examples(torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long())
 
     def augmented(self, batch: Episode) -> Episode:
         """A meta-batch as it is trained on; the loader does not augment, only a Trainer that is given the data module.
