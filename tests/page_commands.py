@@ -28,6 +28,8 @@ ELSEWHERE = {
             ("rfs_conv4_cifar_fs", "born_again"),
         )
     },
+    "python scripts/fit.py --config configs/meta_baseline_glyphs.yaml --model.init_args.backbone_weights "
+    "runs/simple_shot_glyphs/0": "test_first_weights.py starts from a run",
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
     "lightning-meta fit --config photos": "test_photos.py runs the script",
     "lightning-meta predict": "test_photos.py runs the script",

@@ -28,8 +28,8 @@ class SimpleShot(ClassifierLearner):
 
     $$\hat z = (f(x) - \bar z) / \lVert f(x) - \bar z \rVert, \qquad \hat y = \arg\min_n \lVert \hat z - c_n \rVert$$
 
-    with f the backbone, $\bar z$ the mean feature of the training classes and $c_n$ the mean $\hat z$ of class n's support examples.
-    Any way is served.
+    with f the backbone, $\bar z$ the mean feature of the training classes and $c_n$ the mean $\hat z$ of class n's
+    support examples. Any way is served.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes, and their mean.
