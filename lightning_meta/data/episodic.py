@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
-from lightning_meta.checks import instance, whole
+from lightning_meta.checks import instance, positive, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
 from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
@@ -52,6 +52,8 @@ class EpisodicDataModule(SourceDataModule):
         test_ways: N of validation and test tasks; that of training by default.
         test_shots: K of validation and test tasks; that of training by default.
         test_queries: Q of validation and test tasks; that of training by default.
+        test_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N Q queries of a validation
+            or test task are drawn, such as 2; by default every class has Q of them. The support sets are the same.
         meta_batch_size: T, training tasks in a step, over all ranks together.
         meta_batches_per_epoch: Training steps between two validations, by default.
         val_tasks: Validation tasks.
@@ -89,6 +91,7 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Place = "cpu",
         augmentation: Augmentation | nn.Module | None = None,
         test_task_list: str | Path | None = None,
+        test_dirichlet: float | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
@@ -105,8 +108,13 @@ class EpisodicDataModule(SourceDataModule):
             _fixed("ways", ways, test_ways),
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
+            test_dirichlet,
         )
         _check_shape(self.test_shape, "test_")
+        if test_dirichlet is not None:
+            positive(test_dirichlet=test_dirichlet)
+            if isinstance(source, TaskGenerator):
+                raise UserError("test_dirichlet: regression tasks have no classes; leave it out")
         whole(
             1,
             meta_batch_size=meta_batch_size,
@@ -145,7 +153,8 @@ class EpisodicDataModule(SourceDataModule):
             return f"as listed in {self.test_task_list.name}"
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
-        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot, chance {100 / ways:.3g} %"
+        shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
+        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
