@@ -40,10 +40,13 @@ from .meta.meta_opt_net import MetaOptNet as MetaOptNet
 from .meta.metric import MetricLearner as MetricLearner
 from .meta.predictor import Predictor as Predictor
 from .meta.protonet import ProtoNet as ProtoNet
+from .meta.pt_map import PTMAP as PTMAP
 from .meta.r2d2 import R2D2 as R2D2
 from .meta.reptile import Reptile as Reptile
 from .meta.rfs import RFS as RFS
 from .meta.simple_shot import SimpleShot as SimpleShot
+from .meta.soft_k_means import SoftKMeans as SoftKMeans
+from .meta.tim import TIM as TIM
 from .multitask.base import MultiTaskModule as MultiTaskModule
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch
