@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
+from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean, unit_length
 from lightning_meta.meta.all_classes import ClassifierLearner
@@ -40,8 +41,8 @@ class PTMAP(ClassifierLearner):
     is a classifier of all training classes, or that of another run. Any way is served.
 
     **Transductive, and needs balance**: a prediction uses the whole query set, and takes its classes to be equally
-    frequent. Where they are not it loses much, by as much as 17 points (Veilleux et al. 2021). So one query alone is
-    given every class with the same probability.
+    frequent. Where they are not it loses much, by as much as 17 points (Veilleux et al. 2021). One query alone would be
+    given every class with the same probability, so a predictor refuses it.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -78,7 +79,7 @@ class PTMAP(ClassifierLearner):
         **options: Those of `MetaModule`.
     """
 
-    transductive = True
+    uses_query_set = "takes all classes to be equally frequent among them"
 
     def __init__(
         self,
@@ -103,6 +104,18 @@ class PTMAP(ClassifierLearner):
         """The logarithms of the probabilities `(M, N)` of all queries."""
         settings = self.steps, self.rate, self.regularisation
         return transport_and_means(state["features"], state["members"], self.transformed(x), *settings)
+
+    def check_queries(self, count: int) -> None:
+        """Refuse one query alone.
+
+        Raises:
+            UserError: It would have no preference.
+        """
+        if count == 1:
+            raise UserError(
+                "PTMAP predicts all examples together and takes all classes to be equally frequent among them: one "
+                "alone would get every class with the same probability; give it more, or use another method"
+            )
 
     def transformed(self, x: Tensor) -> Tensor:
         """The transformed features `(M, F)` of one set of inputs."""

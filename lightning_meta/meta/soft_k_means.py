@@ -53,13 +53,15 @@ class SoftKMeans(MetricLearner):
 
     Args:
         backbone: The embedding f.
-        steps: How often the prototypes are refined, at least 0.
+        steps: How often the prototypes are refined, at least 1.
         temperature: τ > 0; with `scale_features` use a small one, such as 0.1, since squared distances are 4 at most.
         batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
             embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
             of the support set for itself and of the query set for itself.
         **options: Those of `MetricLearner`.
     """
+
+    uses_query_set = "refines the classes by all of them"
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class SoftKMeans(MetricLearner):
         **options: Any,
     ) -> None:
         super().__init__(backbone, batch_norm, **options)
-        whole(0, steps=steps)
+        whole(1, steps=steps)
         positive(temperature=temperature)
         self.steps, self.temperature = steps, temperature
 
@@ -85,11 +87,6 @@ class SoftKMeans(MetricLearner):
         for _ in range(self.steps):
             prototypes = refined(features, prototypes, *support, self.temperature)
         return -squared_euclidean(features, prototypes) / self.temperature
-
-    @property
-    def transductive(self) -> bool:
-        """It is, unless it takes no step."""
-        return self.steps > 0 or super().transductive
 
 
 @in_float32

@@ -65,7 +65,7 @@ class TIM(ClassifierLearner):
         **options: Those of `MetaModule`.
     """
 
-    transductive = True
+    uses_query_set = "draws the classes towards equal frequencies among them"
 
     def __init__(
         self,

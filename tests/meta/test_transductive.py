@@ -66,16 +66,6 @@ def test_soft_k_means_is_equation_3_of_ren_2018(shots: int, steps: int, temperat
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-10)
 
 
-def test_without_a_step_it_is_protonet() -> None:
-    module = made(lm.SoftKMeans, steps=0, temperature=0.5)
-    protonet = lm.ProtoNet(module.backbone, temperature=0.5, episodes=SPEC)
-    batch = episodes(SPEC)
-    losses = [m.meta_batch_loss(batch).loss for m in (module, protonet)]
-    torch.testing.assert_close(*losses, rtol=1e-12, atol=1e-12)
-    assert not module.transductive
-    assert made(lm.SoftKMeans).transductive
-
-
 def test_training_goes_through_the_refinement_as_finite_differences_do() -> None:
     module, batch = made(lm.SoftKMeans, steps=2, temperature=0.7), episodes(SPEC, shots=2)
     parameters = list(module.parameters())
@@ -175,11 +165,15 @@ def test_the_plan_is_balanced_however_far_apart_classes_are(dtype: torch.dtype, 
         torch.testing.assert_close(columns, torch.full_like(columns, queries / ways), atol=1e-4, rtol=0)
 
 
-def test_one_query_alone_is_given_equal_probabilities() -> None:
+def test_one_query_alone_would_get_equal_probabilities_and_is_refused() -> None:
     module = made(lm.PTMAP)
     support, query = one_task(2)
     alone = module.predict(module.adapt(support, 3), query.x[:1]).softmax(-1)
     torch.testing.assert_close(alone, torch.full((1, 3), 1 / 3, dtype=torch.float64))
+    predictor = module.predictor(support.x, support.y)
+    with pytest.raises(UserError, match=r"PTMAP predicts all examples together .* give it more"):
+        predictor(query.x[:1])
+    assert len(predictor(query.x)) == len(query.x)
 
 
 def test_the_power_transform_makes_negative_features_nothing() -> None:
@@ -251,6 +245,17 @@ def test_tim_lowers_the_loss_that_it_is_named_for() -> None:
 
 
 # What they share
+
+
+@pytest.mark.parametrize("method", [lm.SoftKMeans, lm.PTMAP, lm.TIM])
+def test_they_say_that_they_use_the_query_set(method: Callable[..., Any]) -> None:
+    module = made(method)
+    support, query = one_task(2)
+    assert module.transductive
+    predictor = module.predictor(support.x, support.y)
+    assert predictor.depends_on_company
+    among, fewer = predictor.outputs(query.x)[:3], predictor.outputs(query.x[:3])
+    assert (among - fewer).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", [lm.PTMAP, lm.TIM])
