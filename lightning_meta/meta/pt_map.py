@@ -17,7 +17,7 @@ from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
 
 EPSILON = 1e-6
-"""ε of the power transform."""
+"""ε of the power transform, and what is added to probabilities."""
 NEWTON_STEPS = 20
 """For a plan; each begins with the potentials of the one before."""
 
@@ -101,9 +101,11 @@ class PTMAP(ClassifierLearner):
         return {"features": self.transformed(support.x), "members": F.one_hot(support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
-        """The logarithms of the probabilities `(M, N)` of all queries."""
+        """The logarithms of the probabilities `(M, N)` of all queries, none below 1e-6."""
         settings = self.steps, self.rate, self.regularisation
-        return transport_and_means(state["features"], state["members"], self.transformed(x), *settings)
+        plan = transport_and_means(state["features"], state["members"], self.transformed(x), *settings)
+        # Where classes lie far apart, many plans are balanced up to rounding: the logarithm of less would be noise.
+        return (plan + EPSILON).log()
 
     def check_queries(self, count: int) -> None:
         """Refuse one query alone.
@@ -144,7 +146,7 @@ def transport_and_means(
         regularisation: λ.
 
     Returns:
-        The logarithm of the last plan, `(M, N)`; its rows add up to 1.
+        The last plan, `(M, N)`; its rows add up to 1, its columns to M / N.
     """
     members = members.to(query.dtype)
     features = torch.cat([support, query])
@@ -153,9 +155,9 @@ def transport_and_means(
     for step in range(steps + 1):
         scores = -regularisation * squared_euclidean(query, means)
         potentials = balanced(scores, potentials)
-        plan = (scores + potentials).log_softmax(-1)
+        plan = (scores + potentials).softmax(-1)
         if step < steps:
-            weights = torch.cat([members, plan.exp()])
+            weights = torch.cat([members, plan])
             means = means + rate * (weights.T @ features / weights.sum(0).unsqueeze(-1) - means)
     return plan
 
