@@ -13,6 +13,7 @@ from lightning_meta.checks import positive, whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean, unit_length
+from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
 
@@ -103,7 +104,8 @@ class PTMAP(ClassifierLearner):
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """The logarithms of the probabilities `(M, N)` of all queries, none below 1e-6."""
         settings = self.steps, self.rate, self.regularisation
-        plan = transport_and_means(state["features"], state["members"], self.transformed(x), *settings)
+        support, query = in_their_span(state["features"], self.transformed(x))
+        plan = transport_and_means(support, state["members"], query, *settings)
         # Where classes lie far apart, many plans are balanced up to rounding: the logarithm of less would be noise.
         return (plan + EPSILON).log()
 

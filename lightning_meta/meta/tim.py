@@ -11,6 +11,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean, unit_length
+from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
 
@@ -89,9 +90,9 @@ class TIM(ClassifierLearner):
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        query = unit_length(self.features(x))
+        support, query = in_their_span(state["features"], unit_length(self.features(x)))
         settings = self.steps, self.temperature, self.support_weight, self.entropy_weight
-        weights = informative_weights(state["features"], state["members"], query, *settings)
+        weights = informative_weights(support, state["members"], query, *settings)
         return -self.temperature / 2 * squared_euclidean(query, weights)
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import lightning_meta as lm
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
+from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.pt_map import balanced, power_transform, transport_and_means
 from lightning_meta.meta.tim import informative_weights
 from lightning_meta.nn import MLP
@@ -245,6 +246,17 @@ def test_tim_lowers_the_loss_that_it_is_named_for() -> None:
 
 
 # What they share
+
+
+def test_in_their_span_features_have_the_same_inner_products_in_fewer_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 9, 40, generator=generator, dtype=torch.float64)
+    x[:, 5] = x[:, 2]  # also where they are linearly dependent
+    support, query = vmap(in_their_span)(x[:, :4], x[:, 4:])
+    found = torch.cat([support, query], dim=1)
+    assert found.shape == (3, 9, 9)
+    torch.testing.assert_close(found @ found.mT, x @ x.mT, rtol=1e-12, atol=1e-12)
+    assert in_their_span(x[0, :4, :6], x[0, 4:, :6])[1].shape == (5, 6)
 
 
 @pytest.mark.parametrize("method", [lm.SoftKMeans, lm.PTMAP, lm.TIM])
