@@ -34,7 +34,7 @@ class Episode(NamedTuple):
 
     Attributes:
         support: `x` is `(T, N*K, *input_shape)`, `y` is `(T, N*K)`.
-        query: `x` is `(T, N*Q, *input_shape)`, `y` is `(T, N*Q)`.
+        query: `x` is `(T, N*Q, *input_shape)`, `y` is `(T, N*Q)`; Q of each class, or shares from a Dirichlet.
         ways: N, a plain number, so that nobody infers it from labels; 0 for regression.
         tasks: `(T,)` the number of each task in its split, for reports and for counting each once.
         classes: `(T, N)` which class of the split's pool each label stands for; None for regression.

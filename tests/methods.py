@@ -21,14 +21,20 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MatchingNet": lambda **options: lm.MatchingNet(conv4(), **options),
+    "MetaBaseline": lambda **options: lm.MetaBaseline(conv4(), **options),
+    "MetaOptNet": lambda **options: lm.MetaOptNet(conv4(), **options),
     "MetaSGD": lambda **options: lm.MetaSGD(conv4(), inner_lr=0.1, batch_norm="inductive", **options),
     "ProtoMAML": lambda **options: lm.ProtoMAML(
         conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options
     ),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
+    "PTMAP": lambda **options: lm.PTMAP(MLP(256, (8,)), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),
     "RFS": lambda **options: lm.RFS(MLP(256, (8,)), lm.Augmentation(2), support_views=2, **options),
+    "SimpleShot": lambda **options: lm.SimpleShot(MLP(256, (8,)), **options),
+    "SoftKMeans": lambda **options: lm.SoftKMeans(conv4(), **options),
+    "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
 # Methods for the three tasks of `toys.sums`.
 MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {

@@ -28,6 +28,8 @@ ELSEWHERE = {
             ("rfs_conv4_cifar_fs", "born_again"),
         )
     },
+    "python scripts/fit.py --config configs/meta_baseline_glyphs.yaml --model.backbone_weights "
+    "runs/simple_shot_glyphs/0": "test_first_weights.py starts from a run",
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
     "lightning-meta fit --config photos": "test_photos.py runs the script",
     "lightning-meta predict": "test_photos.py runs the script",
@@ -142,19 +144,19 @@ def shortened(command: str) -> list[str]:
     short = briefly(ROOT / "configs" / f"{config_of(command)}.yaml", Path())[5:]
     if "--trainer.devices" in options:  # every rank needs its share
         short = [option for option in short if "meta_batch_size" not in option]
-        short += ["--trainer.accelerator=cpu", "--data.init_args.meta_batches_per_epoch=2"]
+        short += ["--trainer.accelerator=cpu", "--data.meta_batches_per_epoch=2"]
     if "image_folder" in command:
         sizes = {"ways": 3, "shots": 1, "queries": 1, "test_ways": 2, "test_queries": 1}
-        short += [f"--data.init_args.{name}={value}" for name, value in sizes.items()]
+        short += [f"--data.{name}={value}" for name, value in sizes.items()]
     return [*options, *short, *(["--trainer.max_steps=4"] if "--ckpt_path" in options else [])]
 
 
 def of_ladder(command: str) -> list[str]:
     """The options of a ladder and those that make it short."""
     short = ["--seeds", "[1]", "--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
-    short += ["--data.init_args.batches_per_epoch=2", "--data.init_args.train_subset=5"]
+    short += ["--data.batches_per_epoch=2", "--data.train_subset=5"]
     if "glyphs" in command:
-        short += ["--data.init_args.tasks=[Greek, Armenian]"]
+        short += ["--data.tasks=[Greek, Armenian]"]
     return [*shlex.split(command)[2:], *short]
 
 

@@ -34,11 +34,12 @@ PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
 OF_EACH_KIND = {"protonet_omniglot", "multi_head_parkinsons"}  # the published data that run by default
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
+BY_DEFAULT = {"protonet_glyphs", "maml_sinusoid", "rfs_glyphs", "multi_head_glyphs", "tim_glyphs"}  # of the embedded
 
 
 def test_some_run_without_a_download() -> None:
     assert OF_EACH_KIND <= NEEDS_DATA
-    assert {"protonet_glyphs", "maml_sinusoid", "multi_head_glyphs"} <= EMBEDDED
+    assert BY_DEFAULT <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
     mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "boil", "maml", "protonet")}
     assert {"protonet_image_folder", "protonet_table", "multi_head_table", "photos", *mini_imagenet} == NEEDS_FILES
@@ -101,7 +102,11 @@ def check(run: Path) -> None:
     assert (module.tasks if isinstance(module, MultiTaskModule) else module.episodes) is not None
 
 
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c.stem in EMBEDDED], ids=lambda config: config.stem)
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, marks=() if c.stem in BY_DEFAULT else pytest.mark.slow) for c in CONFIGS if c.stem in EMBEDDED],
+    ids=lambda config: config.stem,
+)
 def test_embedded_data_runs(config: Path, tmp_path: Path) -> None:
     assert main(briefly(config, tmp_path)) == 0
     check(tmp_path / config.stem / "0")

@@ -30,7 +30,7 @@ def picture(kind: int, seed: int, channels: int = 1) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of MAML and ProtoNet on images of noise; what they learned does not matter, as pixels tell the classes."""
+    """Runs of three methods on images of noise; what they learned does not matter, as pixels tell the classes."""
     folder = tmp_path_factory.mktemp("trained")
     for c in range(12):
         for i in range(8):
@@ -45,7 +45,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     backbone = {"class_path": "lightning_meta.nn.Conv4", "init_args": {"in_channels": 1, "width": 8, "blocks": 2}}
-    for name in ("ProtoNet", "MAML"):
+    for name in ("ProtoNet", "MAML", "PTMAP"):
         model = {"class_path": f"lightning_meta.meta.{name}", "init_args": {"backbone": backbone}}
         file = folder / f"{name.lower()}.yaml"
         file.write_text(yaml.safe_dump({"model": model, "data": data, "trainer": {**TRAINER, "max_steps": 2}}))
@@ -288,6 +288,22 @@ def test_a_transductive_model_predicts_all_at_once_or_says_so(
     assert predict(run, "--out", "few.csv", "--batch_size", "5") == 2
     assert "--batch_norm inductive" in capsys.readouterr().err
     assert predict(run, "--out", "few.csv", "--batch_size", "5", "--batch_norm", "inductive") == 0
+
+
+def test_a_method_that_labels_a_query_as_a_whole_says_what_it_assumes(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained / "ptmap" / "0"
+    assert predict(run) == 0
+    assert "PTMAP takes all classes to be equally frequent among them (transductive)" in capsys.readouterr().out
+    assert predict(run, "--out", "few.csv", "--batch_size", "5") == 2
+    assert (
+        "PTMAP labels all images of a query together, and 12 are more than 5; give a larger" in capsys.readouterr().err
+    )
+    (one, *_) = sorted(Path("query").iterdir())
+    assert predict(run, "--out", "few.csv", "--query", str(one)) == 2
+    assert "one alone would get every class with the same probability; give it more" in capsys.readouterr().err
+    assert not Path("few.csv").exists()
 
 
 def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,6 +83,11 @@ def _label(
     """Write the table of the query images, and show how many of each class there are."""
     together = predictor.depends_on_company
     if together and len(queries) > config.batch_size:
+        if model.uses_query_set:
+            raise UserError(
+                f"--batch_size: {type(model).__name__} labels all images of a query together, and {len(queries)} are "
+                f"more than {config.batch_size}; give a larger one"
+            )
         raise UserError(
             f"--batch_norm: this model normalises the images that it predicts by each other, and {len(queries)} are "
             f"more than --batch_size {config.batch_size}; give --batch_norm inductive, or a larger --batch_size"
@@ -101,7 +106,9 @@ def _label(
         print(f"{len(skipped)} images could not be read:")
     for line in skipped:
         print(f"passed over: {line}")
-    if together:
+    if model.uses_query_set:
+        print(f"the images were labelled together: {type(model).__name__} {model.uses_query_set} (transductive)")
+    elif together:
         print("each image was normalised by all others of this query (transductive)")
     print(f"written to {config.out}")
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_meta.batches import SPLITS, Episode, Examples, Split
 from lightning_meta.checks import whole
+from lightning_meta.data.class_shares import dirichlet_counts
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import TaskGenerator
 from lightning_meta.errors import UserError
@@ -23,7 +24,7 @@ from lightning_meta.functional.random_bits import choose, fold, integers, key
 Range = int | tuple[int, int]
 
 # What a draw is for. Streams with different purposes never meet.
-_WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED, AUGMENTED = range(6)
+_WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED, AUGMENTED, _SHARES = range(7)
 
 
 class EpisodeShape(NamedTuple):
@@ -32,17 +33,20 @@ class EpisodeShape(NamedTuple):
     Attributes:
         ways: N, classes in a task.
         shots: K, support examples of each class.
-        queries: Q, query examples of each class.
+        queries: Q, query examples of each class; of a class on average, where there is a `dirichlet`.
+        dirichlet: α of the Dirichlet that the shares of the classes in the query set are drawn from; None for Q of
+            each. The N Q queries of a task may then be of one class.
     """
 
     ways: Range
     shots: Range
     queries: int
+    dirichlet: float | None = None
 
     def largest(self) -> tuple[int, int]:
-        """The largest N, and the largest K + Q."""
+        """The largest N, and the most examples that a class may have in a task: K + Q, or K + N Q."""
         ways, shots = (r if isinstance(r, int) else r[1] for r in (self.ways, self.shots))
-        return ways, shots + self.queries
+        return ways, shots + self.queries * (1 if self.dirichlet is None else ways)
 
 
 class Draw(NamedTuple):
@@ -51,12 +55,14 @@ class Draw(NamedTuple):
     Attributes:
         classes: `(T, N)` classes of the pool.
         support: `(T, N, K)` numbers of examples within their class.
-        query: `(T, N, Q)`, none of them in `support`.
+        query: `(T, N, most)`, none of them in `support`; class n of task t has the first `counts[t, n]` of them.
+        counts: `(T, N)` queries of each class; the sum over classes is the same for all tasks.
     """
 
     classes: Tensor
     support: Tensor
     query: Tensor
+    counts: Tensor
 
 
 class Episodes(Dataset[Episode], ABC):
@@ -131,6 +137,8 @@ class EpisodeDataset(Episodes):
             support, query = self.origin.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
             return Episode(_dense(support), _dense(query), 0, numbers)
         draw = self.draw(indices)
+        if self.shape.dirichlet is not None:
+            return self._unbalanced(draw, numbers)
         x = self.origin.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))  # (T, N, K + Q, ...)
         # Labels are repeated, not expanded: pinned memory needs elements of its own.
         labels = torch.arange(ways, device=x.device).repeat(len(indices), 1)
@@ -162,8 +170,27 @@ class EpisodeDataset(Episodes):
         keys = key(key(self._root, torch.as_tensor(indices, dtype=torch.int64)))
         classes = choose(fold(keys, _CLASSES), ways, pool.num_classes)
         class_keys = fold(keys.unsqueeze(-1), _MEMBERS, torch.arange(ways))
-        members = choose(class_keys, shots + self.shape.queries, pool.sizes[classes % len(pool.names)])
-        return Draw(classes, members[..., :shots], members[..., shots:])
+        if self.shape.dirichlet is None:
+            counts = torch.full_like(classes, self.shape.queries)
+        else:
+            shares = ways, ways * self.shape.queries, self.shape.dirichlet
+            counts = dirichlet_counts(fold(keys, _SHARES), *shares)
+        # The first members of a class do not depend on how many are drawn: nor does the support set on the shares.
+        members = choose(class_keys, shots + int(counts.max()), pool.sizes[classes % len(pool.names)])
+        return Draw(classes, members[..., :shots], members[..., shots:], counts)
+
+    def _unbalanced(self, draw: Draw, numbers: Tensor) -> Episode:
+        """The episode of a draw whose classes differ in their number of queries: as many in all in each task."""
+        assert isinstance(self.origin, Pool)
+        (tasks, ways), device = draw.classes.shape, self.origin.x.device
+        support = self.origin.gather(draw.classes, draw.support).flatten(1, 2)
+        drawn = torch.arange(draw.query.shape[-1]) < draw.counts.unsqueeze(-1)  # (T, N, most)
+        labels = torch.arange(ways).view(1, -1, 1).expand_as(drawn)[drawn].view(tasks, -1)
+        members = draw.query[drawn].view(tasks, -1, 1)
+        query = self.origin.gather(draw.classes.gather(1, labels), members).squeeze(2)
+        of_support = torch.arange(ways, device=device).repeat(tasks, 1).repeat_interleave(draw.support.shape[-1], dim=1)
+        parts = Examples(support, of_support), Examples(query, labels.to(device))
+        return Episode(*parts, ways, numbers.to(device), draw.classes.to(device))
 
     def _meta_batch(self, indices: Sequence[int]) -> int:
         """The number of the meta-batch that all of the tasks belong to."""
@@ -206,6 +233,12 @@ def check_pool(
     smallest = int(pool.sizes.min())
     if examples > smallest:
         name = pool.names[int(pool.sizes.argmin())]
+        if shape.dirichlet is not None:
+            raise UserError(
+                f"{test}dirichlet: all {ways * shape.queries} queries of a task may be of one class, which needs "
+                f"{examples} examples with the support set, but class {name!r} of the {split} split has {smallest}; "
+                f"ask for fewer {test}queries or {test}shots, or leave {test}dirichlet out"
+            )
         queries = max(1, min(shape.queries, smallest // 2))
         fewer = f"fewer, such as {smallest - queries} + {queries}," if smallest > 1 else "fewer"
         raise UserError(

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
-from lightning_meta.checks import instance, whole
+from lightning_meta.checks import instance, positive, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
 from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
@@ -52,6 +52,8 @@ class EpisodicDataModule(SourceDataModule):
         test_ways: N of validation and test tasks; that of training by default.
         test_shots: K of validation and test tasks; that of training by default.
         test_queries: Q of validation and test tasks; that of training by default.
+        test_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N Q queries of a validation
+            or test task are drawn, such as 2; by default every class has Q of them. The support sets are the same.
         meta_batch_size: T, training tasks in a step, over all ranks together.
         meta_batches_per_epoch: Training steps between two validations, by default.
         val_tasks: Validation tasks.
@@ -89,6 +91,7 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Place = "cpu",
         augmentation: Augmentation | nn.Module | None = None,
         test_task_list: str | Path | None = None,
+        test_dirichlet: float | None = None,
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
@@ -105,8 +108,13 @@ class EpisodicDataModule(SourceDataModule):
             _fixed("ways", ways, test_ways),
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
+            test_dirichlet,
         )
         _check_shape(self.test_shape, "test_")
+        if test_dirichlet is not None:
+            positive(test_dirichlet=test_dirichlet)
+            if isinstance(source, TaskGenerator):
+                raise UserError("test_dirichlet: regression tasks have no classes; leave it out")
         whole(
             1,
             meta_batch_size=meta_batch_size,
@@ -145,7 +153,8 @@ class EpisodicDataModule(SourceDataModule):
             return f"as listed in {self.test_task_list.name}"
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
-        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot, chance {100 / ways:.3g} %"
+        shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
+        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
@@ -207,6 +216,19 @@ class EpisodicDataModule(SourceDataModule):
         number = self._number_of(batch)  # before it leaves the CPU
         batch = self.trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
         return self._augmented(batch, number) if self.trainer.training else batch
+
+    def training_images(self, most: int) -> Tensor:
+        """Images of the training split, spread evenly over its classes; not augmented.
+
+        Args:
+            most: How many at most.
+
+        Returns:
+            `(M, *input_shape)`, the same each time.
+        """
+        pool = self._pools["train"]
+        count = pool.rotations * len(pool.x)
+        return pool.examples(torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long())
 
     def augmented(self, batch: Episode) -> Episode:
         """A meta-batch as it is trained on; the loader does not augment, only a Trainer that is given the data module.

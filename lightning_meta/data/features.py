@@ -100,9 +100,7 @@ def _computed(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, path: Pa
 @torch.no_grad()
 def _run(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, rows: Tensor) -> Tensor:
     """The features of images by number; those of each further quarter-turn follow those of the one before."""
-    turns, of_pool = rows // len(pool.x), rows % len(pool.x)
-    classes = torch.searchsorted(pool.starts, of_pool, right=True) - 1
-    images = pool.gather(classes + turns * len(pool.names), (of_pool - pool.starts[classes]).unsqueeze(-1)).squeeze(1)
+    images = pool.examples(rows)
     module: Any = trainer.lightning_module
     with trainer.precision_plugin.forward_context(), module.exact_arithmetic():
         features: Tensor = backbone(module.inputs(images.to(module.device)))

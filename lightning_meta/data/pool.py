@@ -114,6 +114,20 @@ class Pool:
         """The pool with float32 in place of float64 examples."""
         return replace(self, x=self.x.float()) if self.x.dtype == torch.float64 else self
 
+    def examples(self, numbers: Tensor) -> Tensor:
+        """Look examples up by number.
+
+        Args:
+            numbers: `(M,)` in [0, n * rotations): those of each further quarter-turn follow those of the one before.
+
+        Returns:
+            `(M, *input_shape)`.
+        """
+        turns, rows = numbers // len(self.x), numbers % len(self.x)
+        base = torch.searchsorted(self.starts, rows, right=True) - 1
+        classes = base + turns * len(self.names)
+        return self.gather(classes, (rows - self.starts[base]).unsqueeze(-1)).squeeze(1)
+
     def gather(self, classes: Tensor, members: Tensor) -> Tensor:
         """Look examples up by class and number within the class.
 

@@ -155,8 +155,9 @@ def _write(out: TextIO, file: Path, dataset: EpisodeDataset, names: Mapping[str,
         draw = dataset.draw(tasks)
         for t, task in enumerate(tasks):
             classes = draw.classes[t].tolist()
-            for part, members in zip(SETS, (draw.support[t], draw.query[t]), strict=True):
-                for number, name, drawn in zip(classes, pool.class_names(classes), members.tolist(), strict=True):
+            queries = [row[:count] for row, count in zip(draw.query[t].tolist(), draw.counts[t].tolist(), strict=True)]
+            for part, members in zip(SETS, (draw.support[t].tolist(), queries), strict=True):
+                for number, name, drawn in zip(classes, pool.class_names(classes), members, strict=True):
                     own = names.get(pool.names[number % len(pool.names)])
                     examples = [own[member] for member in drawn] if own else drawn
                     writer.writerows(as_cells([task, part, name, example]) for example in examples)

@@ -154,8 +154,9 @@ def _shapes(
     if module.episodes is not None and not data.makes_tasks:
         for n in every["ways"]:
             module.check_ways(n)
-    shapes = [EpisodeShape(n, k, queries) for n, k in product(every["ways"], every["shots"])]
-    return shapes, EpisodeShape(max(every["ways"]), max(every["shots"]), queries)
+    own = own._replace(queries=queries)
+    shapes = [own._replace(ways=n, shots=k) for n, k in product(every["ways"], every["shots"])]
+    return shapes, own._replace(ways=max(every["ways"]), shots=max(every["shots"]))
 
 
 def _several(name: str, given: Any, least: int) -> list[int]:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from abc import ABC
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_meta.batches import Episode, Examples
-from lightning_meta.meta.base import MetaModule
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
+from lightning_meta.tasks import EpisodeSpec
+
+
+class ClassifierLearner(MetaModule, ABC):
+    """A method on the features of a network that was trained to classify all training classes at once.
+
+    To add one, implement `adapt` and `predict` on `self.features(x)`. The network can also be that of a run of any
+    other method (`backbone_weights`) or frozen, with `max_steps: 0`.
+    """
+
+    inner_gradients = False
+    classifies_only = True
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the classifier of the training classes, which new tasks do not use."""
+        self.classifier = nn.Linear(self.feature_size, episodes.classes)
+
+    def meta_batch_loss(self, batch: Episode) -> Outcome:
+        """Cross-entropy over all training classes, of every image of the meta-batch."""
+        x, y = images_of_all_classes(batch)
+        features, statistics = features_in_training(self, x)
+        outputs = self.classifier(features)
+        return Outcome(self.task.loss(outputs, y).unsqueeze(0), outputs, y, statistics)
+
+    def features(self, x: Tensor) -> Tensor:
+        """The features `(M, F)` of inputs `(M, *input_shape)` after training."""
+        return at_least_float32(features_after_training(self, x))
 
 
 def images_of_all_classes(batch: Episode) -> Examples:

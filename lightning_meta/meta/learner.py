@@ -30,6 +30,9 @@ class Learner(TrainedModule, ABC):
     classifies_only = False
     """Whether regression is refused."""
 
+    uses_query_set = ""
+    """What a method that predicts a query set as a whole does with it, in words; empty where queries stand alone."""
+
     @abstractmethod
     def adapt(self, support: Examples, ways: int) -> Any:
         """Learn a task from its support set; no tensor of the module changes.
@@ -61,8 +64,17 @@ class Learner(TrainedModule, ABC):
 
     @property
     def transductive(self) -> bool:
-        """Whether a prediction depends on the other query examples; here, if a layer keeps no running statistics."""
-        return any(norm.running_mean is None for norm in task_norms(self.backbone).values())
+        """Whether a prediction depends on the other query examples: by the method, or a layer without statistics."""
+        return bool(self.uses_query_set) or any(
+            norm.running_mean is None for norm in task_norms(self.backbone).values()
+        )
+
+    def check_queries(self, count: int) -> None:
+        """Refuse a number of examples that the method cannot predict together.
+
+        Raises:
+            UserError: What it would do with them.
+        """
 
     def check_ways(self, ways: int) -> None:
         """Refuse a way that the method cannot serve.

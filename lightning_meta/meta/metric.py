@@ -106,6 +106,8 @@ class MetricLearner(MetaModule, ABC):
     @property
     def transductive(self) -> bool:
         """Whether a prediction depends on the query set: also where a layer keeps no running statistics."""
+        if self.uses_query_set:
+            return True
         norms = task_norms(self.backbone).values()
         if self.batch_norm == "running":
             return any(norm.running_mean is None for norm in norms)

@@ -74,8 +74,10 @@ class Predictor:
         """Logits `(M, N)`, or predictions `(M, outputs)` in regression.
 
         Raises:
-            UserError: Inputs of another kind than those of training, or outputs that are not finite.
+            UserError: Inputs of another kind than those of training, too few of them for a method that predicts them
+                together, or outputs that are not finite.
         """
+        self.module.check_queries(len(x))
         return check_outputs(self._run(self._inputs(x)))
 
     def _run(self, x: Tensor) -> Tensor:
@@ -88,7 +90,9 @@ class Predictor:
 
     @cached_property
     def depends_on_company(self) -> bool:
-        """Whether a prediction depends on the inputs that it is made with, as transductive normalisation makes it."""
+        """Whether a prediction depends on the inputs that it is made with: by the method, or by its normalisation."""
+        if self.module.uses_query_set:
+            return True
         g = torch.Generator().manual_seed(0)
         shape = self.module.spec.input_shape
         if self._takes_ids:

@@ -55,20 +55,25 @@ class EpisodeGrid(Picture):
             probabilities = module.predict(state, query.x).softmax(-1).cpu()
         names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
         right = float((probabilities.argmax(-1) == query.y.cpu()).float().mean())
-        support, queries = (_by_class(x.x[0].cpu(), episode.ways) for x in (episode.support, episode.query))
-        shown = probabilities.reshape(episode.ways, -1, episode.ways)
-        k, q, n = min(self.shots, support.shape[1]), min(self.queries, queries.shape[1]), min(self.ways, episode.ways)
+        # Classes of a task may differ in how many queries and, in a list, support images they have.
+        support = _by_class(episode.support.x[0], episode.support.y[0], episode.ways)
+        queries = _by_class(episode.query.x[0], episode.query.y[0], episode.ways)
+        shown = _by_class(probabilities, episode.query.y[0], episode.ways)
+        k, q = (min(most, max(map(len, part))) for most, part in ((self.shots, support), (self.queries, queries)))
+        n = min(self.ways, episode.ways)
         figure = Figure((1.9 + INCH * (k + q + 0.4), 1.0 + (INCH + 0.2) * n), layout="constrained")
         grid = figure.subplots(n, k + q + 1, squeeze=False, width_ratios=[1] * k + [0.3] + [1] * q)
         for row in range(n):
             grid[row, k].axis("off")
-            for column in range(k):
-                _show(grid[row, column], support[row, column])
+            for axes in [*grid[row, 1:k], *grid[row, k + 1 :]]:
+                axes.axis("off")  # until it is used
+            for column in range(min(k, len(support[row]))):
+                _show(grid[row, column], support[row][column])
             label = f"{row + 1}: {shortened(names[row])}"
             grid[row, 0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=7)
-            for column in range(q):
-                axes, p = grid[row, k + 1 + column], shown[row, column]
-                _show(axes, queries[row, column])
+            for column in range(min(q, len(queries[row]))):
+                axes, p = grid[row, k + 1 + column], shown[row][column]
+                _show(axes, queries[row][column])
                 _mark(axes, int(p.argmax()) + 1, float(p.max()), int(p.argmax()) == row)
         grid[0, 0].set_title("support", fontsize=7, loc="left")
         grid[0, k + 1].set_title("queries", fontsize=7, loc="left")
@@ -81,12 +86,13 @@ class EpisodeGrid(Picture):
         return figure
 
 
-def _by_class(x: Tensor, ways: int) -> Tensor:
-    """Way-major images `(N * M, C, H, W)` as `(N, M, C, H, W)`."""
-    return x.reshape(ways, -1, *x.shape[1:])
+def _by_class(x: Tensor, y: Tensor, ways: int) -> list[Tensor]:
+    """The rows of each of N classes."""
+    return [x.cpu()[y.cpu() == label] for label in range(ways)]
 
 
 def _show(axes: Axes, image: Tensor) -> None:
+    axes.axis("on")
     pixels = image if image.dtype == torch.uint8 else (255 * image.clamp(0, 1)).byte()
     picture = np.moveaxis(pixels.cpu().numpy(), 0, -1)
     axes.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=255)

@@ -25,7 +25,7 @@ class CAGrad(GradientWeighting):
     https://arxiv.org/abs/2110.14048), equation 4, algorithm 1.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting CAGrad`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting CAGrad`.
 
     Logged:
         - `train/weight/<task>`: $1 + T c \lVert g_0 \rVert w_i / \lVert g_w \rVert$.

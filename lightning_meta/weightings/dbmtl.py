@@ -28,7 +28,7 @@ class DBMTL(Aggregator):
     https://arxiv.org/abs/2308.12029), algorithm 1.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting DBMTL`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting DBMTL`.
 
     Logged:
         - `train/loss`: $\sum_i \log L_i$ over the tasks in the batch, so it may fall below 0.

@@ -29,7 +29,7 @@ class FAMO(LossWeighting):
     https://arxiv.org/abs/2306.03792), algorithms 1 and 2.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting FAMO`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting FAMO`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step.

@@ -19,7 +19,7 @@ class GeometricMean(LossWeighting):
     for Multi-Task Learning (CVPR Workshops 2019, https://arxiv.org/abs/1904.08492), equation 3.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting GeometricMean`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting GeometricMean`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step.

@@ -30,7 +30,7 @@ class GradNorm(GradientWeighting):
     Multitask Networks (ICML 2018, https://arxiv.org/abs/1711.02257), equations 1 and 2, algorithm 1.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting GradNorm`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting GradNorm`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step.

@@ -24,7 +24,7 @@ class IMTLL(Weighting):
     https://openreview.net/forum?id=IMPnRXEWpvr), section 3.2, loss balance.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting IMTLL`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting IMTLL`.
 
     Logged:
         - `train/weight/<task>`: $e^{s_i}$.

@@ -21,7 +21,7 @@ class MGDA(GradientWeighting):
     https://arxiv.org/abs/1810.04650), equation 3; Désidéri, Multiple-gradient descent algorithm (2012).
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting MGDA`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting MGDA`.
 
     Logged:
         - `train/weight/<task>`: $T \alpha_i$.

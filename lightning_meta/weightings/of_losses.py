@@ -25,7 +25,7 @@ class LossWeighting(Weighting, ABC):
 
     Run it:
         By its name, like any weighting: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
-        --model.init_args.weighting GeometricMean`.
+        --model.weighting GeometricMean`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step.

@@ -20,7 +20,7 @@ class STCH(LossWeighting):
     https://arxiv.org/abs/2402.19078), equation 8.
 
     Run it:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.init_args.weighting STCH`.
+        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting STCH`.
 
     Logged:
         - `train/weight/<task>`: $w_i$ of the step.

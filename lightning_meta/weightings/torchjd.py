@@ -42,9 +42,9 @@ class TorchJD(Aggregator):
 
     Run it:
         With the extra `torchjd` installed: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
-        --model.init_args.weighting TorchJD --model.init_args.weighting.init_args.aggregator
+        --model.weighting TorchJD --model.weighting.aggregator
         torchjd.aggregation.AlignedMTL`. Its options follow as
-        `--model.init_args.weighting.init_args.aggregator.init_args.<option>`.
+        `--model.weighting.aggregator.<option>`.
 
     Logged:
         - `train/loss`: the sum of the losses, which trains each task's own parameters.

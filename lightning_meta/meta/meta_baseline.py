@@ -1,0 +1,74 @@
+"""Meta-Baseline: cosine prototypes, meta-trained from a classifier's network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import positive
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.functional.prototypes import class_means, cosine_similarity
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
+
+
+class MetaBaseline(MetricLearner):
+    r"""Nearest prototype by the cosine, with a learned scale, on a network that was trained as a classifier first.
+
+    Chen, Liu, Xu, Darrell and Wang, Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning (ICCV 2021,
+    https://arxiv.org/abs/2003.04390, section 3):
+
+    $$p(y = n \mid x) = \mathrm{softmax}_n\left(\tau \cos(f(x), c_n)\right)$$
+
+    (equation 4) with $c_n$ the mean feature of class n's support examples (equation 1) and τ learned in the outer loop.
+    The first stage, classification of all training classes, is a run of its own, such as one of `RFS` or `SimpleShot`;
+    `backbone_weights` names it. Any way is served.
+
+    At a glance:
+        - Shared: an embedding θ that begins as a classifier's, and τ.
+        - Own: prototypes of the support set.
+        - New task: embed.
+
+    Run it:
+        `python scripts/fit.py --config configs/meta_baseline_glyphs.yaml`, from a classifier's network by adding
+        `--model.backbone_weights runs/rfs_glyphs/0`.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - What the first stage is, is up to you: the paper's is a linear classifier of all training classes, which is
+          `RFS` without augmentation of support images and teacher, or `SimpleShot`. Without `backbone_weights` there
+          is none.
+
+    Args:
+        backbone: The embedding f.
+        scale: τ at the start, > 0; 10 in the paper.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
+            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
+            of the support set for itself and of the query set for itself.
+        **options: Those of `MetricLearner`.
+    """
+
+    sets_first_weights = ("scale",)
+
+    def __init__(
+        self, backbone: nn.Module, scale: float = 10.0, batch_norm: BatchNorm = "running", **options: Any
+    ) -> None:
+        super().__init__(backbone, batch_norm, **options)
+        positive(scale=scale)
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """Prototypes `(N, F)`."""
+        return {"prototypes": class_means(support.x, support.y, ways)}
+
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """τ times the cosines with the prototypes, `(M, N)`."""
+        return at_least_float32(self.scale) * cosine_similarity(features, summary["prototypes"])

@@ -1,0 +1,108 @@
+"""Soft k-means: prototypes that the query set refines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import positive, whole
+from lightning_meta.functional.precision import in_float32
+from lightning_meta.functional.prototypes import class_means, squared_euclidean
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
+
+
+class SoftKMeans(MetricLearner):
+    r"""Prototypical networks whose prototypes are refined by unlabelled examples, here the query set (Ren et al. 2018).
+
+    $$z_{jn} = \mathrm{softmax}_n\left(-\lVert f(x_j) - c_n \rVert^2 / \tau\right), \qquad
+      \tilde c_n = \frac{\sum_{i:\, y_i = n} f(x_i) + \sum_j z_{jn} f(x_j)}{K + \sum_j z_{jn}}$$
+
+    (Meta-Learning for Semi-Supervised Few-Shot Classification, ICLR 2018, https://arxiv.org/abs/1803.00676, section
+    3.1.1, equation 3) with i over support examples and j over queries, from the class means c. A query is then as
+    probable in a class as $-\lVert f(x) - \tilde c_n \rVert^2 / \tau$ says. Training goes through the refinement. Any
+    way is served.
+
+    **Transductive**: a prediction uses the whole query set. It does not assume that classes have equally many queries,
+    but its gain is largest there; a class without queries still attracts some. One query alone refines the prototypes
+    by itself, which changes little.
+
+    At a glance:
+        - Shared: an embedding θ.
+        - Own: prototypes of the support set and the queries.
+        - New task: embed, assign the queries softly, take means.
+
+    Run it:
+        `python scripts/fit.py --config configs/soft_k_means_glyphs.yaml` without a download. On the network of another
+        run: `--model.backbone_weights runs/protonet_glyphs/0 --trainer.max_steps 0`.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - The unlabelled examples are the queries themselves. In the paper they are others, some of them of other
+          classes, which its sections 3.1.2 and 3.1.3 are about.
+        - The temperature τ and more than one step are additions; 1 and 1 are the paper's.
+
+    Args:
+        backbone: The embedding f.
+        steps: How often the prototypes are refined, at least 1.
+        temperature: τ > 0; with `scale_features` use a small one, such as 0.1, since squared distances are 4 at most.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
+            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
+            of the support set for itself and of the query set for itself.
+        **options: Those of `MetricLearner`.
+    """
+
+    uses_query_set = "refines the classes by all of them"
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        steps: int = 1,
+        temperature: float = 1.0,
+        batch_norm: BatchNorm = "running",
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, batch_norm, **options)
+        whole(1, steps=steps)
+        positive(temperature=temperature)
+        self.steps, self.temperature = steps, temperature
+
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """The features `(M, F)` of the support set, their labels, and prototypes `(N, F)` of these alone."""
+        return {"features": support.x, "labels": support.y, "prototypes": class_means(support.x, support.y, ways)}
+
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Minus the distances to the refined prototypes, `(M, N)`."""
+        support = Examples(summary["features"], summary["labels"])
+        prototypes = summary["prototypes"]
+        for _ in range(self.steps):
+            prototypes = refined(features, prototypes, *support, self.temperature)
+        return -squared_euclidean(features, prototypes) / self.temperature
+
+
+@in_float32
+def refined(query: Tensor, prototypes: Tensor, support: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The means of support examples by their labels and queries by their soft assignments (equation 3).
+
+    Args:
+        query: Features `(M, F)`.
+        prototypes: `(N, F)`, which the queries are assigned by.
+        support: Features `(K, F)`.
+        labels: `(K,)` in [0, N).
+        temperature: τ > 0.
+
+    Returns:
+        `(N, F)`.
+    """
+    assigned = (-squared_euclidean(query, prototypes) / temperature).softmax(-1)
+    weights = torch.cat([F.one_hot(labels, len(prototypes)).to(assigned.dtype), assigned])
+    return weights.T @ torch.cat([support, query]) / weights.sum(0).unsqueeze(-1)

@@ -1,0 +1,106 @@
+"""The same numbers as easyfsl 1.5.0 on the same features; where it is not installed, these tests are skipped.
+
+pip install --no-deps easyfsl==1.5.0 torchvision==0.16.2 loguru typer
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import lightning_meta as lm
+from lightning_meta.batches import Examples
+from lightning_meta.meta.pt_map import EPSILON, transport_and_means
+from lightning_meta.tasks import EpisodeSpec
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of its import of torchvision
+easyfsl: Any = pytest.importorskip("easyfsl.methods", exc_type=ImportError)
+
+SPEC = EpisodeSpec("classification", (16,), 5, 10)
+
+
+def one_task(seed: int, shots: int, queries: int = 15, noise: float = 0.5) -> tuple[Examples, Tensor]:
+    """Features that are not negative, of length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(5, 16, generator=generator, dtype=torch.float64)
+    y = torch.arange(5).repeat_interleave(shots + queries)
+    x = centres[y] + noise * torch.rand(len(y), 16, generator=generator, dtype=torch.float64)
+    x = F.normalize(x, dim=-1).view(5, shots + queries, 16)
+    return Examples(x[:, :shots].flatten(0, 1), torch.arange(5).repeat_interleave(shots)), x[:, shots:].flatten(0, 1)
+
+
+def of_peer(method: Any, support: Examples, query: Tensor) -> Tensor:
+    with torch.no_grad():
+        method.process_support_set(*support)
+        found: Tensor = method(query)
+    return found
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_pt_map_has_its_plan(shots: int) -> None:
+    """MAP on features that were transformed: easyfsl neither scales nor centres after the power transform."""
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        peer = easyfsl.PTMAP(fine_tuning_steps=10, fine_tuning_lr=0.2, lambda_regularization=10.0, power_factor=1.0)
+        expected = of_peer(peer, support, query)
+        members = F.one_hot(support.y, 5)
+        found = transport_and_means(support.x + EPSILON, members, query + EPSILON, 10, 0.2, 10.0)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # it stops at a change of 1e-6
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_matching_networks_without_context_have_its_attention(shots: int) -> None:
+    """It leaves queries at their length and adds 1e-6 to probabilities: here they are of length 1."""
+
+    class NoContext(nn.Module):
+        def forward(self, x: Tensor, state: object = None) -> tuple[Tensor, Tensor]:
+            zeros = x.new_zeros(*x.shape[:-1], 16 if state is not None else 32)
+            return zeros, zeros
+
+    module = lm.MatchingNet(nn.Identity(), episodes=SPEC)
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        peer = easyfsl.MatchingNetworks(feature_dimension=16, support_encoder=NoContext(), query_encoder=NoContext())
+        # In its own way of counting labels; it makes float32 ones of them.
+        peer.process_support_set(*support)
+        peer.one_hot_support_labels = peer.one_hot_support_labels.double()
+        with torch.no_grad():
+            expected = peer(query).exp() - 1e-6
+        found = module.predict(module.adapt(support, 5), query).exp()
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_simple_shot_has_its_scores(shots: int) -> None:
+    """It compares by the cosine, which orders classes as distances do where prototypes have length 1: at 1 shot."""
+    torch.manual_seed(0)
+    module = lm.SimpleShot(nn.Flatten(), episodes=SPEC).double()
+    agreed = []
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        module.centre.copy_(query.mean(0))
+        peer = easyfsl.SimpleShot(feature_centering=module.centre, feature_normalization=2)
+        agreed += [
+            (of_peer(peer, support, query).argmax(-1) == module.predict(module.adapt(support, 5), query).argmax(-1))
+        ]
+    assert torch.cat(agreed).double().mean() >= (1 if shots == 1 else 0.9)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_tim_classifies_as_well(shots: int) -> None:
+    """Another classifier (cosines) and descent in place of alternation: accuracies agree, not probabilities."""
+    module = lm.TIM(nn.Identity(), episodes=SPEC)
+    right, of_theirs = [], []
+    for seed in range(20):
+        support, query = one_task(seed, shots, noise=0.9)
+        y = torch.arange(5).repeat_interleave(15)
+        peer = easyfsl.TIM(fine_tuning_steps=200, fine_tuning_lr=1e-3, cross_entropy_weight=0.1, temperature=15.0)
+        support_parts = (support.x, support.y)
+        peer.process_support_set(*support_parts)
+        of_theirs.append(float((peer(query).argmax(-1) == y).double().mean()))
+        right.append(float((module.predict(module.adapt(support, 5), query).argmax(-1) == y).double().mean()))
+    assert sum(right) / 20 > sum(of_theirs) / 20 - 0.02
