@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 TABLES = {
     "README.md": ("multi-task methods", "meta-learning methods"),
     "docs/data.md": ("few-shot sources", "multi-task sources"),
+    "docs/methods.md": ("new multi-task tasks", "new meta-learning tasks"),
     "docs/multi_task.md": ("weightings",),
 }
 """The names of the tables of each page."""
@@ -74,13 +75,16 @@ def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
 
 def tables() -> dict[str, str]:
     """All tables, by the name in their comments; links are relative to the top folder."""
-    shares = {"shared": "Shared", "the task's own": "Own", "how a new task is learned": "New task"}
+    shares = {"shared": "Shared", "the task's own": "Own"}
+    of_new = {"how a new task is learned": "New task"}
     few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
     several = {"tasks": "Tasks", "held out for validation and test": "Held out", "comes from": "From"}
     sentences = [f"- {_link(cls)}: {first_sentence(cls)}" for cls in WEIGHTINGS]
     return {
         "multi-task methods": table("method", shares, MULTI_TASK),
         "meta-learning methods": table("method", shares, META),
+        "new multi-task tasks": table("method", of_new, MULTI_TASK),
+        "new meta-learning tasks": table("method", of_new, META),
         "few-shot sources": table("source", few_shot, SOURCES),
         "multi-task sources": table("source", several, SOURCES),
         "weightings": "\n".join(sentences),

@@ -194,7 +194,7 @@ def test_the_tables_of_a_page_are_those_of_the_classes(page: str) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(PAGES[0].read_text().split()) < 1300
+    assert len([word for word in PAGES[0].read_text().split() if word != "|"]) < 1300  # bars of tables are no words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
