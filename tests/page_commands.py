@@ -44,6 +44,7 @@ ELSEWHERE = {
     "pip install 'lightning_meta[sweep]'": "an extra of a release",
     "pip install 'lightning_meta[torchjd]'": "an extra of a release",
     "pytest": "this is it",
+    "python -m tests.report.verdict_simulation": "test_transfer_verdicts.py runs it, more briefly",
     "pytest -m slow": "this is it",
     'pytest -m "slow or not slow"': "this is it",
     'LIGHTNING_META_FUZZ_SECONDS=900 pytest -m "slow or not slow" tests/robustness/test_fuzz_*.py': "this is it",

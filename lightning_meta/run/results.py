@@ -98,7 +98,8 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
 def _shared(module: LightningModule) -> dict[str, int]:
     """How many trained parameters several tasks share, for a module that says which."""
     shared = getattr(module, "shared_parameters", None)
-    return {} if shared is None else {"shared_parameters": sum(p.numel() for p in shared())}
+    untold = getattr(module, "tasks", ()) is None  # of what, as it has met no data
+    return {} if shared is None or untold else {"shared_parameters": sum(p.numel() for p in shared())}
 
 
 def _float32(module: LightningModule, device: torch.device) -> str:
