@@ -114,9 +114,9 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
     ("options", "said"),
     [
         (["--model.help", "ProtoNet"], "temperature"),
-        (["--data.help=EpisodicDataModule"], "meta_batch_size"),
+        pytest.param(["--data.help=EpisodicDataModule"], "meta_batch_size", marks=pytest.mark.slow),
         (["--help"], "--ckpt_path"),
-        (
+        pytest.param(
             [
                 "--model=ProtoNet",
                 "--model.backbone=Conv4",
@@ -125,6 +125,7 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
                 "--print_config",
             ],
             "Conv4",
+            marks=pytest.mark.slow,
         ),
     ],
 )
