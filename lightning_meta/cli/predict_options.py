@@ -95,7 +95,7 @@ def check(config: Namespace) -> None:
     if config.batch_size < 1:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
     if config.table is not None:
-        if given := next((name for name in OF_IMAGES if getattr(config, name) not in (None, False)), None):
+        if given := next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None):
             raise UserError(f"--{given}: rows of --table have none; leave it out")
     elif config.support is None:
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")

@@ -11,7 +11,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -34,6 +34,7 @@ MEND = "give --trust if the run is yours: it imports what the run names, which r
 # ports, as loaders' workers do: these are the user's to choose.
 OF_NUMBERS = ("precision", "deterministic", "inference_mode")
 ROOMS = ("lightning_meta.data", "lightning_meta.sources", "lightning_meta.integrations.learn2learn")
+KNOWN_METRICS = ("torchmetrics.classification.", "torchmetrics.regression.")  # classes that run no other code
 _CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
 _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
 
@@ -100,12 +101,27 @@ def _check_object(spec: Any, key: str) -> None:
         raise UserError(f"{key}: {path} has no arguments by name")
     hints, defaults = _hints(cls), inspect.signature(cls).parameters
     for name, value in given.items():
+        if metric := next(_metrics_by_path({name: value}), None):
+            raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")
         if isinstance(value, Mapping) and "class_path" in value:
             _check_object(value, f"{key}.{name}")
         elif name == "url" and name in defaults and value != defaults[name].default:
             raise UserError(f"{key}.url is {repr(value)}, and not where the data set's authors publish it")
         elif not (value is None or isinstance(value, bool | int | float) or _is_plain(hints.get(name))):
             raise UserError(f"{key}.{name} is {repr(value)}, which may name anything")
+
+
+def _metrics_by_path(value: Any) -> Iterator[str]:
+    """The paths by which metrics are named, at any depth; those of torchmetrics are known to do no harm."""
+    if isinstance(value, Mapping):
+        metric = value.get("metric")
+        if isinstance(metric, str) and "." in metric and not metric.startswith(KNOWN_METRICS):
+            yield metric
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return
+    for inner in value:
+        yield from _metrics_by_path(inner)
 
 
 def _hints(cls: type) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None =
     with _quiet():
         try:
             model = AdaptedModel(predictor, invert=invert).cpu()
-            batch = {"x": {0: torch.export.Dim("inputs", min=1, max=1 << 20)}}
+            batch = {"x": {0: torch.export.Dim("inputs", min=_fewest(predictor), max=1 << 20)}}
             program = torch.export.export(model, (x,), dynamic_shapes=batch, strict=False)
             content = write(program, x, about)
         except UserError:
@@ -133,6 +133,15 @@ def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None =
     with replacing(path, "wb") as out:
         out.write(content)
     return path
+
+
+def _fewest(predictor: LearnedTask) -> int:
+    """How many inputs the exported function takes at least: two where one alone means nothing to the method."""
+    try:
+        predictor.module.check_queries(1)
+    except UserError:
+        return 2
+    return 1
 
 
 def _served(spec: EpisodeSpec) -> list[torch.dtype]:
@@ -157,6 +166,7 @@ def _facts(predictor: LearnedTask, dtype: torch.dtype, invert: bool) -> dict[str
         "method": type(module).__name__,
         **options,
         "depends_on_company": predictor.depends_on_company,
+        **({"uses_query_set": module.uses_query_set} if getattr(module, "uses_query_set", None) else {}),
     }
 
 

@@ -92,6 +92,13 @@ class SimpleShot(ClassifierLearner):
         super().on_train_end()
         self.take_centre(again=self._trains)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the mean feature of the network that is stored: it may have been trained since the last validation."""
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.take_centre(again=self._trains)
+            checkpoint["state_dict"]["centre"] = self.centre.clone()
+
     def take_centre(self, again: bool = True) -> None:
         """Set `centre` to the mean feature of the training classes.
 

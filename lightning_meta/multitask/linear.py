@@ -61,6 +61,7 @@ class Linear(MultiTaskModule):
         tasks: What the tasks are; filled in by the data module.
     """
 
+    solved = True
     fixed_options = (
         "backbone",
         "optimizer",

@@ -95,11 +95,18 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
     }
 
 
-def _shared(module: LightningModule) -> dict[str, int]:
-    """How many trained parameters several tasks share, for a module that says which."""
+def _shared(module: LightningModule) -> dict[str, int | bool]:
+    """How many trained parameters several tasks share, for a module that says which; whether it is solved."""
     shared = getattr(module, "shared_parameters", None)
     untold = getattr(module, "tasks", ()) is None  # of what, as it has met no data
-    return {} if shared is None or untold else {"shared_parameters": sum(p.numel() for p in shared())}
+    if shared is None or untold:
+        return {}
+    return {"shared_parameters": sum(p.numel() for p in shared())} | ({"solved": True} if is_solved(module) else {})
+
+
+def is_solved(module: LightningModule) -> bool:
+    """Whether a module is solved for its optimum at the start of training, as a linear model is."""
+    return bool(getattr(module, "solved", False))
 
 
 def _float32(module: LightningModule, device: torch.device) -> str:

@@ -278,8 +278,12 @@ class Table(TaskSource):
         roles += [name for name in (self.task_column, self.split_column, self.weights) if name is not None]
         if twice := [name for name in roles if roles.count(name) > 1]:
             raise UserError(
-                f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task or the split"
+                f"Table: column {twice[0]!r} has two roles; it is a feature, a target, the task, the split, the "
+                "weights or left out"
             )
+        for role in ("group_column", "time_column"):
+            if (name := getattr(self, role)) is not None and name in (self.task_column, self.weights):
+                raise UserError(f"Table {role}: column {name!r} is the task or the weights; divide by another column")
         dividing = [role for role in DIVIDING if getattr(self, role) is not None]
         if len(dividing) > 1:
             raise UserError(f"Table: {dividing[0]} divides the rows; leave {' and '.join(dividing[1:])} out")

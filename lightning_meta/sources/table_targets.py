@@ -106,7 +106,7 @@ def task_of(name: str, kind: Kind, classes: int, target: Target) -> Task:
         name: Of the column.
         kind: Of the target.
         classes: How many.
-        target: What is said of it; a configuration is trusted, so a metric's class of its choice is imported.
+        target: What is said of it. A metric's class is imported: `cli.trust` has looked at what a stranger's run names.
 
     Raises:
         UserError: The kind has no such metric, or no weights.

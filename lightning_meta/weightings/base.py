@@ -17,7 +17,8 @@ LARGEST_WEIGHT = 1e4
 class Weighting(Described, nn.Module, ABC):
     r"""Makes one objective of the losses of T tasks: $\sum_i w_i L_i$ over the tasks in the batch.
 
-    All weightings are on the scale of `Equal`, whose weights are 1, so that a learning rate means the same under each.
+    All weightings but `TorchJD` and `DBMTL` are on the scale of `Equal`, whose weights are 1, so that a learning rate
+    means the same under each.
     Whatever changes in training is a parameter or a buffer, so that a resumed run goes on exactly.
 
     Run it:
@@ -25,7 +26,7 @@ class Weighting(Described, nn.Module, ABC):
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting Uncertainty`.
 
     Logged:
-        - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`.
+        - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`, `TorchJD` and `DBMTL`.
         - `train/loss`: the objective, so weighted. `train/loss/<task>` and everything in validation and testing is not.
 
     A weighting of your own gives `configure` and `weights`; one that needs the gradients of the tasks is an

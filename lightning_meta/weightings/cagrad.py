@@ -51,6 +51,8 @@ class CAGrad(GradientWeighting):
         here = present.cpu()
         unit, lengths = products(gradients)
         unit, lengths = unit[here][:, here], lengths[here]
+        if lengths.max() == 0:  # nothing moves, whatever the weights
+            return here.double()
         weights = torch.zeros(len(here), dtype=torch.float64)
         weights[here] = 1 + len(lengths) * toward_worst(unit * lengths.outer(lengths) / lengths.max() ** 2, self.c)
         return weights

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.errors import UserError
+
 STATE = {
     "ExcessMTLWeighting": ("_weights", "_sq_grad_sum", "_initial_w", "_warmup_w_sum", "_n_steps"),
     "GradVacWeighting": ("_phi_t",),
@@ -38,6 +40,8 @@ def restore(part: nn.Module, state: dict[str, Any], matrix: Tensor) -> None:
         matrix: The gradients of the next step, `(T, P)`: torchjd begins anew where their shape or dtype changes.
     """
     kind = type(part).__name__
+    if set(state) != set(STATE[kind]):
+        raise UserError(f"the checkpoint's state of {kind} of torchjd is damaged: it has {', '.join(sorted(state))}")
     if kind == "_NashMTLWeighting":
         part._init_optim_problem()  # type: ignore[operator]  # which torchjd makes at step 0 alone
         for name, value in state.items():

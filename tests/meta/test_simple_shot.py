@@ -113,3 +113,13 @@ def test_centring_changes_what_is_predicted() -> None:
     found = module.predict(module.adapt(support, 3), queries)
     torch.testing.assert_close(found.diagonal(), torch.zeros(3), atol=1e-4, rtol=0)
     assert found[0, 1] < -1.9
+
+
+def test_a_checkpoint_between_validations_holds_the_centre_of_its_own_weights(tmp_path: Path) -> None:
+    module = lm.SimpleShot(Conv4(1, width=4, blocks=2))
+    options: dict[str, Any] = {**SILENT, "limit_val_batches": 0, "checkpoint": lm.RunCheckpoint(monitor=None)}
+    run = lm.fit(module, toys.pictures(), name="a", runs=tmp_path, seed=0, max_steps=6, **options)
+    assert run.directory is not None
+    again = lm.load(run.directory / "checkpoints" / "last.ckpt")
+    assert isinstance(again, lm.SimpleShot)
+    torch.testing.assert_close(again.centre, mean_feature(again), rtol=1e-4, atol=1e-5)

@@ -18,6 +18,7 @@ from lightning_meta.weightings import (
     IMTLL,
     MGDA,
     STCH,
+    Aggregator,
     CAGrad,
     DynamicWeightAverage,
     Equal,
@@ -322,3 +323,12 @@ def test_a_learned_weight_does_not_run_away_on_a_solved_task(make: Callable[[], 
         objective.backward()
         optimizer.step()
     assert weighting.weights()[0].item() < 100
+
+
+@pytest.mark.parametrize("make", [CAGrad, MGDA, PCGrad])
+def test_gradients_that_are_all_zero_move_nothing(make: Callable[[], Aggregator]) -> None:
+    aggregator = configured(make())
+    assert isinstance(aggregator, Aggregator)
+    present = torch.tensor([True] * len(TASKS))
+    direction = aggregator.direction(torch.zeros(len(TASKS), 5), torch.ones(len(TASKS)), present)
+    assert torch.equal(direction, torch.zeros(5))

@@ -106,6 +106,6 @@ def test_a_narrow_terminal_and_tasks_that_do_not_differ(tmp_path: Path) -> None:
     assert "one task has no interval" in printed(report, tmp_path / "table", 80)
     models, method = state(np.full((3, 4), 0.25))
     assert np.isnan([models.low, method.low]).all()
-    assert method.verdict == "no difference shown"
+    assert method.verdict == "seeds do not differ"
     models, method = state(np.full((3, 2), np.nan))
     assert (models.tasks, np.isnan(models.mean), np.isnan(method.mean)) == (0, True, True)

@@ -22,6 +22,7 @@ from torch import nn
 import lightning_meta
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.cli.trust import check_untrusted
 from lightning_meta.configuration import TRUSTED, Described, UntrustedClassError, build, describe
 from lightning_meta.errors import UserError
 from lightning_meta.meta import ProtoNet
@@ -468,3 +469,23 @@ def test_modules_beside_a_strangers_run_are_not_found(
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", here)])
     assert main([command, *options]) == 2
     assert (here in sys.path) == searched
+
+
+@pytest.mark.parametrize("form", ["mapping", "class_path"])
+@pytest.mark.parametrize("metric", ["evil.Metric", "torchmetrics.utilities.Metric"])
+def test_a_metric_that_a_strangers_table_names_is_refused(form: str, metric: str) -> None:
+    def stored(metric: str) -> dict[str, Any]:
+        target: dict[str, Any] = {"kind": "binary", "metric": metric}
+        if form == "class_path":
+            target = {"class_path": "lightning_meta.sources.Target", "init_args": target}
+        source = {
+            "class_path": "lightning_meta.sources.Table",
+            "init_args": {"path": "t.csv", "targets": {"y": target}},
+        }
+        data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
+        return {"data": data, "trainer": {}}
+
+    with pytest.raises(UserError, match=rf"names the metric {metric}, .*--trust"):
+        check_untrusted(stored(metric), Path("config.yaml"))
+    for known in ("auroc", "torchmetrics.classification.BinaryCohenKappa"):
+        check_untrusted(stored(known), Path("config.yaml"))

@@ -69,7 +69,7 @@ class Method:
     @property
     def is_fitted(self) -> bool:
         """Whether this is a linear model, which is solved for its optimum and not trained in steps."""
-        return any(str(_at(run.config, "model.class_path")).endswith(".Linear") for run in self.runs)
+        return all(run.solved for run in self.runs)
 
     def mean(self, task: str, field: str) -> float:
         """The mean over seeds of a field of `TaskResult`."""

@@ -84,6 +84,7 @@ class Run:
         fingerprint: The hash of its data; None where the data has none.
         config: The content of `config.yaml`.
         shares: Whether tasks share parameters.
+        solved: Whether the model is solved for its optimum, and not trained in steps.
         last_step: The training steps done at the last validation; NaN where `metrics.csv` does not say.
         tasks: By name, in order.
     """
@@ -93,6 +94,7 @@ class Run:
     fingerprint: str | None
     config: dict[str, Any]
     shares: bool
+    solved: bool
     last_step: float
     tasks: dict[str, TaskResult]
 
@@ -147,7 +149,16 @@ def read_run(directory: Path) -> Run:
     shares = shared > 0 if isinstance(shared, int) else results.get("model") not in SHARE_NOTHING
     last_step = _last_validation(directory / "metrics.csv")
     config = _config(directory / "config.yaml")
-    return Run(directory, seed, fingerprint and str(fingerprint), config, shares, last_step, tasks)
+    return Run(
+        directory,
+        seed,
+        fingerprint and str(fingerprint),
+        config,
+        shares,
+        results.get("solved") is True,
+        last_step,
+        tasks,
+    )
 
 
 def _last_validation(file: Path) -> float:

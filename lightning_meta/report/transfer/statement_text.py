@@ -52,10 +52,12 @@ def _of_method(method: MethodTransfer, metric: str) -> str:
         return f"one seed says nothing about other seeds; {needed}."
     over = f"{found.seeds} seeds"
     if not math.isfinite(found.low):
-        return f"seeds do not differ, so that {over} have no interval" + (f"; {needed}." if missing > 0 else ".")
+        more = f"; {needed}." if missing > 0 else "."
+        return f"seeds do not differ: mean Δ {_amount(metric, found.mean)}, and {over} have no interval{more}"
     said = f"mean Δ {_amount(metric, found.mean)}, 95 % interval over {over} {_interval(metric, found.low, found.high)}"
-    verdict = f"no verdict ({needed})" if missing > 0 else found.verdict
-    return f"{verdict}: {said}. {_smallest(metric, found.smallest)}"
+    if missing > 0:
+        return f"no verdict ({needed}): {said}."
+    return f"{found.verdict}: {said}. {_smallest(metric, found.smallest)}"
 
 
 def _amount(metric: str, value: float) -> str:

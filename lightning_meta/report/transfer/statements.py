@@ -14,16 +14,17 @@ from lightning_meta.report.transfer.matching import Method
 
 LEVEL, POWER = 0.95, 0.8
 SEEDS_FOR_VERDICTS = 3  # of two, t has one degree of freedom: an interval says something, a verdict hardly ever would
-FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2)}  # as in `val/score`; errors over a constant's
+# As in `val/score`, but that errors and the log loss are over those of a constant prediction.
+FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 RULES = (
     "For these trained models: the mean over tasks of the mean over seeds, t interval with T - 1 degrees of freedom; "
     "it is about other tasks of the same kind and says nothing of other seeds. For the method: the mean over tasks of "
     "each seed, t interval with S - 1 degrees of freedom; it is about other seeds on the same tasks and test examples, "
     f"and a verdict needs {SEEDS_FOR_VERDICTS} seeds. No task counts for less than an R² of -1; errors are in units of "
-    "what a constant prediction has, and count at √2 of it at most. `smallest` is the true difference that such a "
-    "comparison shows in 4 of 5 cases (noncentral t)."
+    "what a constant prediction has, and count at √2 of it at most, a log loss at twice. `smallest` is the true "
+    "difference that such a comparison shows in 4 of 5 cases (noncentral t)."
 )
-OverSeedsVerdict = Literal["helps", "hurts", "no difference shown", "too few seeds"]
+OverSeedsVerdict = Literal["helps", "hurts", "no difference shown", "too few seeds", "seeds do not differ"]
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,11 @@ class ForTheMethod:
         mean: The mean over seeds of each seed's mean Δ over tasks.
         low: The lower end of its 95 % interval over seeds; NaN for one seed.
         high: The upper end.
-        smallest: The difference that would have been shown in 4 of 5 cases.
+        smallest: The difference that would have been shown in 4 of 5 cases; NaN below three seeds, which show none.
         p: The p-value of no difference; NaN for one seed.
         seeds: How many.
-        verdict: "helps" or "hurts" where the interval excludes 0, from three seeds on.
+        verdict: "helps" or "hurts" where the interval excludes 0, from three seeds on; "seeds do not differ" where
+            there is no interval, as of models that do not depend on the seed.
     """
 
     mean: float
@@ -84,7 +86,11 @@ def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
     better, worse = int((of_tasks > 0).sum()), int((of_tasks < 0).sum())
     over_tasks, over_seeds = _t(of_tasks), _t(of_seeds)
     verdict: OverSeedsVerdict = "too few seeds" if seeds < SEEDS_FOR_VERDICTS else "no difference shown"
-    if seeds >= SEEDS_FOR_VERDICTS and over_seeds.p < 1 - LEVEL:
+    if seeds < SEEDS_FOR_VERDICTS:
+        over_seeds = over_seeds._replace(smallest=math.nan)
+    elif tasks and not math.isfinite(over_seeds.low):
+        verdict = "seeds do not differ"
+    elif over_seeds.p < 1 - LEVEL:
         verdict = "helps" if over_seeds.mean > 0 else "hurts"
     mean, low, high, smallest, _ = over_tasks
     models = ForTheseModels(mean, low, high, smallest, better, worse, tasks)
