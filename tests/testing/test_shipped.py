@@ -49,7 +49,7 @@ class TestFAMO(MultiTaskModuleTests):
     """It looks at the batch again after the step."""
 
     def make(self) -> MultiTaskModule:
-        return MultiHead(MLP(4, (8, 8)), head_hidden=(8,), head_dropout=0.2, weighting=FAMO())
+        return MultiHead(MLP(4, (8, 8)), head_hidden=(8,), weighting=FAMO())
 
 
 class TestDBMTL(MultiTaskModuleTests):
