@@ -95,7 +95,7 @@ class SimpleShot(ClassifierLearner):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the mean feature of the network that is stored: it may have been trained since the last validation."""
         super().on_save_checkpoint(checkpoint)
-        if self.trainer.state.fn == TrainerFn.FITTING:
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self.take_centre(again=self._trains)
             checkpoint["state_dict"]["centre"] = self.centre.clone()
 
