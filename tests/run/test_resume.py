@@ -130,7 +130,7 @@ SHIPPED = {
         "--model.weighting=lightning_meta.weightings.DynamicWeightAverage",
     ],
     "mixture_of_experts_glyphs": [
-        *(*SCRIPTS, "--data.batches_per_epoch=7", "--data.tasks_per_batch=2", "--data.num_workers=2"),
+        *(*SCRIPTS, "--data.batches_per_epoch=7", "--data.tasks_per_batch=2"),
         "--model.weighting=lightning_meta.weightings.RandomWeights",
     ],
 }
