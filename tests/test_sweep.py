@@ -239,6 +239,12 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_threads_of_a_sweep_are_those_of_its_runs() -> None:
+    command = ["sweep", "--config", "space.yaml", "--trials", "1", "--threads", "1"]
+    assert main(command) == 0
+    assert len(trials()) == 1
+
+
 def test_what_a_sweep_sets_is_not_set_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--model.init_args.inner_lr=0.1", "--model.inner_lr=0.1", "--ckpt_path=last"):
         assert main(["sweep", "--config", "space.yaml", "--trials", "1", option]) == 2

@@ -58,6 +58,7 @@ class SimpleShot(ClassifierLearner):
     """
 
     centre: Tensor
+    _centred_at: int | None = None  # the training step of the network that `centre` is of
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Also make room for the mean feature, which is 0 until training begins."""
@@ -79,36 +80,36 @@ class SimpleShot(ClassifierLearner):
     def on_fit_start(self) -> None:
         """Take the mean feature of the network as it is."""
         super().on_fit_start()
+        self._centred_at = None
         self.take_centre()
 
     def on_validation_start(self) -> None:
         """Take the mean feature of the network as it is by now, where this is a validation during training."""
         super().on_validation_start()
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.take_centre(again=self._trains)
+            self.take_centre()
 
     def on_train_end(self) -> None:
         """Take the mean feature of the trained network."""
         super().on_train_end()
-        self.take_centre(again=self._trains)
+        self.take_centre()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the mean feature of the network that is stored: it may have been trained since the last validation."""
         super().on_save_checkpoint(checkpoint)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
-            self.take_centre(again=self._trains)
+            self.take_centre()
             checkpoint["state_dict"]["centre"] = self.centre.clone()
 
-    def take_centre(self, again: bool = True) -> None:
-        """Set `centre` to the mean feature of the training classes.
-
-        Args:
-            again: False where the network has not changed since.
+    def take_centre(self) -> None:
+        """Set `centre` to the mean feature of the training classes, where it is not that of this network already.
 
         Raises:
             UserError: The training classes are not at hand, as there is no data module.
         """
-        if not again:
+        trains = any(p.requires_grad for p in self.backbone.parameters())
+        step = self.trainer.global_step if trains else 0
+        if step == self._centred_at:
             return
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "training_images"):
@@ -119,7 +120,4 @@ class SimpleShot(ClassifierLearner):
             for part in images.split(BATCH):
                 total += self.features(self.inputs(part.to(self.device))).sum(0)
         self.centre.copy_(total / len(images))
-
-    @property
-    def _trains(self) -> bool:
-        return any(p.requires_grad for p in self.backbone.parameters())
+        self._centred_at = step

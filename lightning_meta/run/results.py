@@ -101,12 +101,8 @@ def _shared(module: LightningModule) -> dict[str, int | bool]:
     untold = getattr(module, "tasks", ()) is None  # of what, as it has met no data
     if shared is None or untold:
         return {}
-    return {"shared_parameters": sum(p.numel() for p in shared())} | ({"solved": True} if is_solved(module) else {})
-
-
-def is_solved(module: LightningModule) -> bool:
-    """Whether a module is solved for its optimum at the start of training, as a linear model is."""
-    return bool(getattr(module, "solved", False))
+    solved = {"solved": True} if getattr(module, "solved", False) else {}  # and not trained, as a linear model is
+    return {"shared_parameters": sum(p.numel() for p in shared()), **solved}
 
 
 def _float32(module: LightningModule, device: torch.device) -> str:

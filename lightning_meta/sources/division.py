@@ -49,6 +49,23 @@ def class_counts(count: int, fractions: Sequence[float], least: int) -> dict[Spl
     return {"train": count - val - test, "val": val, "test": test}
 
 
+def enough_classes(
+    count: int, fractions: Sequence[float], least: int, needs: Mapping[Split, tuple[int, int]]
+) -> int | None:
+    """The smallest number above `least` of classes of each split at least that gives all splits enough.
+
+    Args:
+        count: How many classes there are.
+        fractions: Of train, val and test.
+        least: What does not give them enough.
+        needs: Classes of a task, and examples of each, by split.
+    """
+    for more in range(least + 1, count // 3 + 1):
+        if all(size >= needs[split][0] for split, size in class_counts(count, fractions, more).items()):
+            return more
+    return None
+
+
 def divided_classes(names: Iterable[str], fractions: Sequence[float], least: int, seed: int) -> dict[Split, list[str]]:
     """Classes for train, val and test, in the order of their names; their hash decides, and nothing else.
 

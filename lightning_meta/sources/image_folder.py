@@ -13,7 +13,7 @@ from lightning_meta.data.image_files import ImageFilesSource, Listing, folders_i
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
-from lightning_meta.sources.division import class_counts, divided, divided_classes
+from lightning_meta.sources.division import divided, divided_classes, enough_classes
 
 
 class ImageFolder(ImageFilesSource):
@@ -132,10 +132,8 @@ class ImageFolder(ImageFilesSource):
         if any(folders_in(self.root / split) for split in SPLITS):
             return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
         count = len(folders_in(self.root))
-        for least in range(self.least_classes + 1, count // 3 + 1):
-            sizes = class_counts(count, self.fractions, least)
-            if all(size >= needs[split][0] for split, size in sizes.items()):
-                return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
+        if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
+            return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of ImageFolder, ways and test_ways to {fewer}" if fewer > 1 else ""
         return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"

@@ -21,7 +21,7 @@ from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column, read_columns
-from lightning_meta.sources.division import class_counts, divided_classes
+from lightning_meta.sources.division import divided_classes, enough_classes
 from lightning_meta.sources.table_features import encode, learn_features
 
 _log = logging.getLogger(__name__)
@@ -105,10 +105,8 @@ class LabelledTable(Source):
         if self.split_column is not None:
             return f"in the column {self.split_column!r} of {self.path}: tasks need {tasks}"
         count = sum(map(len, self._classes.values()))
-        for least in range(self.least_classes + 1, count // 3 + 1):
-            sizes = class_counts(count, self.fractions, least)
-            if all(size >= needs[split][0] for split, size in sizes.items()):
-                return f"by least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
+        if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
+            return f"by least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
         ways = f"; or set least_classes of LabelledTable, ways and test_ways to {fewer}" if fewer > 1 else ""
         return f"by more classes: tasks need {tasks}, and there are {count}{ways}"

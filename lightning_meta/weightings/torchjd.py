@@ -42,8 +42,7 @@ class TorchJD(Aggregator):
 
     Run it:
         With the extra `torchjd` installed: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
-        --model.weighting TorchJD --model.weighting.aggregator
-        torchjd.aggregation.AlignedMTL`. Its options follow as
+        --model.weighting TorchJD --model.weighting.aggregator torchjd.aggregation.AlignedMTL`. Its options follow as
         `--model.weighting.aggregator.<option>`.
 
     Logged:

@@ -60,7 +60,7 @@ def ladder(args: Sequence[str]) -> None:
     baseline = [run.directory for run in done if run.directory and run.rung == rungs.baseline]
     if others:
         report = compare(others, baseline)
-        beside_linear = marked(rungs.rungs, done)
+        beside_linear = marked(done)
         if beside_linear is not None:
             report = replace(report, notes=(*report.notes, *beside_linear.lines))
         show_report(report, folder / "report", options.wandb_project)

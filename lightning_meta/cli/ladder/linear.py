@@ -15,8 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.import_paths import import_object
-from lightning_meta.multitask.linear import Linear
 
 SCORE, SECONDS = "test/score", "train_time_s"  # the first is the mean over tasks, each by its metric
 
@@ -63,25 +61,19 @@ class Marked:
         Console().print(table)
 
 
-def marked(rungs: Mapping[str, Mapping[str, Any]], runs: Sequence[PlannedRun]) -> Marked | None:
+def marked(runs: Sequence[PlannedRun]) -> Marked | None:
     """Compare the rungs of a ladder with its linear models; None where it has none.
 
     Args:
-        rungs: The configurations.
         runs: All runs, finished.
     """
     results: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         if run.directory is not None and (of := _results(run.directory)).get(SCORE) is not None:
             results.setdefault(run.rung, []).append(of)
-    linear = [rung for rung in results if _is_linear(rungs[rung]["model"]["class_path"])]
+    linear = [rung for rung, found in results.items() if all(of.get("solved") for of in found)]
     scores, seconds = ({r: fmean(of[key] for of in found) for r, found in results.items()} for key in (SCORE, SECONDS))
     return Marked(scores, seconds, linear) if linear else None
-
-
-def _is_linear(class_path: str) -> bool:
-    model = import_object(class_path)
-    return isinstance(model, type) and issubclass(model, Linear)
 
 
 def _results(directory: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.signals import Signals, StoppedBySignal
 from lightning_meta.cli.sweep.study import SweepRecord
 from lightning_meta.cli.sweep.trial import OtherMetricError, reached, run_trial
+from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import UserError
 from lightning_meta.run.names import refuse_name
 
@@ -116,8 +117,8 @@ def _check_ends(space: Sweep) -> None:
 
 def _refusal(options: Sequence[str]) -> str | None:
     try:
-        with redirect_stdout(io.StringIO()):
-            fit([*options, "--print_config"])
+        with redirect_stdout(io.StringIO()), using_threads("fit", options) as of_fit:
+            fit([*of_fit, "--print_config"])
     except ArgumentError as error:
         return one_line(error, fit_options())
     except UserError as error:
