@@ -38,6 +38,8 @@ class FAMO(LossWeighting):
     Deviations:
         - Algorithm 1: multiplied by T, so that the weights sum to T.
         - A task that is absent from the batch keeps its ξ; the others share the softmax.
+        - Where a network drops units at random, the second look drops others, and on each rank its own: δ is then as
+          noisy as the losses are.
         - With accumulation, ξ follows the last batch of the step.
 
     Args:
