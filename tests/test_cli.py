@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from lightning_meta.cli import main
-from lightning_meta.cli.helping import screen
 from lightning_meta.cli.main import COMMANDS
+from lightning_meta.cli.screens import screen
 from lightning_meta.loading import load
 from lightning_meta.run.hold import Hold
 
