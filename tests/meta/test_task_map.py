@@ -99,8 +99,7 @@ def cases() -> Iterator[object]:
             continue
         if compiled and (method not in COMPILED or (method != COMPILED[0] and dtype != torch.float64)):
             continue
-        slow = compiled and (method, dtype) != (COMPILED[0], torch.float32)
-        marks = [pytest.mark.slow] if slow else []
+        marks = [pytest.mark.slow] if compiled else []
         if compiled:
             marks.append(pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler"))
             marks.append(pytest.mark.skipif(OLD, reason="the compiler of torch 2.6 fails on the gradient of a scatter"))

@@ -1,4 +1,4 @@
-"""Ranks take seconds to start: one class of each kind does it by default, the others among the slow tests."""
+"""Ranks take seconds to start: one class does it by default, the others among the slow tests."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import pytest
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "test_two_ranks" in item.nodeid and "TestProtoNet" not in item.nodeid and "TestMultiHead" not in item.nodeid:
+        if "test_two_ranks" in item.nodeid and "TestMultiHead" not in item.nodeid:
             item.add_marker(pytest.mark.slow)
