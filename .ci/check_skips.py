@@ -1,8 +1,11 @@
-"""Fail where a test that needs a data set was skipped although the data is at hand; with --none, where any was."""
+"""Fail where a test was skipped whose data are at hand, or whose package `[dev]` has; with --none, where any was."""
 
 import os
+import re
 import sys
 from xml.etree import ElementTree
+
+PEERS = {"learn2learn", "easyfsl", "LibMTL", "torchvision", "timm"}  # that tests compare with where they are installed
 
 skipped = [
     f"{case.get('classname')}.{case.get('name')}: {skip.get('message')}"
@@ -17,5 +20,8 @@ for line in skipped:
     print(" ", line)
 if skipped and "--none" in sys.argv:
     sys.exit("tests were skipped here that must run")
+imports = [(line, re.search(r"could not import '(\w+)", line)) for line in skipped]
+if missing := [line for line, found in imports if found and found[1] not in PEERS]:
+    sys.exit(f"packages are missing that [dev] should install: {missing[0]}")
 if for_data and os.environ.get("CI"):
     sys.exit("tests that need data were skipped: point LIGHTNING_META_DATA at it")
