@@ -38,8 +38,11 @@ class About(NamedTuple):
         """From the facts in `results.json`, where older runs have no conditions."""
         conditions = str(results.get("test_conditions") or "").partition(", chance")[0]
         chance = results.get("test_chance")
-        known = isinstance(chance, int | float) and not isinstance(chance, bool)
-        return cls(str(results.get("model") or "").rpartition(".")[2], conditions, float(chance) if known else None)
+        return cls(
+            str(results.get("model") or "").rpartition(".")[2],
+            conditions,
+            float(chance) if isinstance(chance, int | float) else None,
+        )
 
     def title(self, what: str) -> str:
         """A title: the method, its tasks, and what is shown."""

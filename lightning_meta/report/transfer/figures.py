@@ -128,7 +128,7 @@ def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
     chosen = np.array(_of_metric(report, metric))
     mean = np.array([[method.tasks[i].delta for i in chosen] for method in report.methods]).mean(0)
     order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
-    return chosen[order].tolist()
+    return [int(i) for i in chosen[order]]
 
 
 def _draw_method(
