@@ -92,7 +92,7 @@ class MAMLPlusPlus(GradientBasedLearner):
         self._always_first_order = self.first_order
         self._multi_step_loss = multi_step_loss_steps > 0
         # A tensor, as it changes with every step: compiled code would be compiled anew for another number.
-        self.register_buffer("step_weights", torch.full((inner_steps,), 1 / inner_steps), persistent=False)
+        self.register_buffer("step_weights", torch.full((inner_steps,), 1 / inner_steps))
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the head, the rates, and the scales and shifts of the steps but the first, which has the network's."""
