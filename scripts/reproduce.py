@@ -16,6 +16,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -23,7 +24,7 @@ import torch
 from reproducing import machine
 from reproducing.outcomes import outcomes
 from reproducing.page import markdown, with_parts, write_csv
-from reproducing.planning import Job, jobs_of, plan, text_of
+from reproducing.planning import Job, duration, jobs_of, plan, text_of
 from reproducing.records import Record, collect, merged, read_records, write_records
 from reproducing.rows import ROOT, TABLES, Device, Row, read_rows
 from reproducing.running import last_line, run, terminated_like_interrupted
@@ -76,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("stopped; the same command resumes", file=sys.stderr)
             failed = None
-        write(options.table, options.runs, options.runs, [])
+        write(options.table, read_rows(options.table), options.runs, options.runs)
         return 130 if failed is None else int(failed)
     except UserError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
@@ -112,16 +113,15 @@ class Reproduction:
         """
         deadline, failed = time.monotonic() + hours * 3600, False
         while True:
-            left = plan(self.jobs, (deadline - time.monotonic()) / 3600)
+            left = plan(self.jobs, max(0.0, deadline - time.monotonic()) / 3600)
             if not left.jobs:
                 for what, why in left.left_out.items():
                     print(f"left out: {what}: {why}", flush=True)
                 return failed
             job, began = left.jobs[0], time.monotonic()
             stored = Stored(self.runs, job.row, job.seed)
-            verb = "is resumed" if job.begun else "begins"
-            print(f"{job.title} {verb}: {job.hours:.2f} h ({job.basis})", flush=True)
-            end = run(stored, self.device, self.machine, deadline)
+            begins = f"{job.title} {'is resumed' if job.begun else 'begins'}: {duration(job.hours)} ({job.basis})"
+            end = run(stored, self.device, self.machine, deadline, partial(print, begins, flush=True))
             said = {"held": "another runner has it", "out of time": "the time is over; the same command resumes it"}
             if end == "finished":
                 said["finished"] = f"done in {time.monotonic() - began:.0f} s: {_figures(stored)}"
@@ -142,31 +142,29 @@ class Reproduction:
         return {name: fmean(found) / 3600 for name, found in seconds.items()}
 
 
-def write(table: str, runs: Path, folder: Path, before: Iterable[Record]) -> str:
-    """Write what a folder of runs holds: a line a seed, a line a figure, and the table of a page, which is returned.
+def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Iterable[Record] = ()) -> None:
+    """Write what a folder of runs holds: a line a seed, a line a figure, and the table of a page.
 
     Args:
         table: The name of the table.
+        rows: All of its rows.
         runs: The folder of runs.
         folder: Where to.
         before: Records of earlier runs, which are kept where there are no new ones.
     """
-    rows = read_rows(table)
     records = merged(before, collect(runs, rows), rows)
     found = outcomes(rows, records)
     write_records(folder / f"{table}_seeds.csv", records)
     write_csv(folder / f"{table}.csv", found)
-    text = markdown(table, found)
     with replacing(folder / f"{table}.md") as file:
-        file.write(f"{text}\n")
-    print(f"wrote {folder / table}_seeds.csv, .csv and .md of {len(records)} figures")
-    return text
+        file.write(f"{markdown(table, found)}\n")
+    print(f"wrote {folder / table}_seeds.csv, .csv and .md with {len(records)} measured figures")
 
 
 def publish(table: str, runs: Path) -> int:
     """Put what a folder holds into the pages, beside what they hold of earlier runs."""
     before = read_records(PUBLISHED / f"{table}_seeds.csv")
-    write(table, runs, PUBLISHED, before)
+    write(table, read_rows(table), runs, PUBLISHED, before)
     text = with_parts(PAGE, parts())
     with replacing(PAGE) as file:
         file.write(text)

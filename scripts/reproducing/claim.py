@@ -47,7 +47,7 @@ class Claim:
             if not isinstance(error, BlockingIOError):  # that is another runner
                 said = getattr(error, "strerror", None) or error
                 raise UserError(
-                    f"--runs: {self._file} cannot be locked ({said}); name a folder that can be written to and has locks"
+                    f"--runs: {self._file} cannot be locked ({said}); name a folder that is writable and has locks"
                 ) from error
         return self
 

@@ -11,6 +11,7 @@ from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 from reproducing.outcomes import NOT_RUN, Outcome
+from reproducing.planning import duration
 from reproducing.records import Record
 
 COLUMNS: dict[str, Callable[[Outcome], object]] = {
@@ -57,16 +58,17 @@ def markdown(table: str, found: Sequence[Outcome]) -> str:
         found: The figures.
     """
     ran = [outcome for outcome in found if outcome.records]
-    made = f"Made by `python scripts/reproduce.py --table {table} --publish`, of {len(ran)} figures of {len(found)}."
-    parts = [made]
+    command = f"python scripts/reproduce.py --table {table} --publish"
+    parts = [f"Made by `{command}` from {len(ran)} measured figures; {len(found) - len(ran)} were not run."]
     if ran:
         rows = [[_name(o), _measured(o), _published(o), o.verdict, _protocol(o)] for o in ran]
         parts.append(_table(["row", "measured", "published", "verdict", "protocol"], rows))
-        by_row = {outcome.row.name: outcome for outcome in ran}.values()
+        by_row = {outcome.row.name: outcome for outcome in ran}
         details = [
-            [f"`{o.row.name}`", _hours_text(o), *(_all(o, f) for f in (_machine, _versions, _data))] for o in by_row
+            [f"`{name}`", duration(_hours(o)), *(_all(o, of) for of in (_machine, _versions, _data))]
+            for name, o in by_row.items()
         ]
-        parts.append(_table(["row", "hours a seed", "machine", "versions", "sha256 of the data"], details))
+        parts.append(_table(["row", "time of a seed", "machine", "versions", "sha256 of the data"], details))
     if missing := [o for o in found if o.verdict == NOT_RUN]:
         rows = [[_name(o), _published(o) or "", o.figure.source, o.figure.protocol] for o in missing]
         parts += ["Not run:", _table(["row", "published", "source", "protocol"], rows)]
@@ -117,8 +119,8 @@ def _published(outcome: Outcome) -> str:
     figure = outcome.figure
     if figure.published is None:
         return ""
-    around = "" if figure.half_width is None else f" ± {figure.half_width:g}"
-    return f"{figure.published:g}{around}{f' {figure.unit}' if figure.unit else ''}"
+    around = "" if figure.half_width is None else f" ± {figure.half_width}"
+    return f"{figure.published}{around}{f' {figure.unit}' if figure.unit else ''}"
 
 
 def _protocol(outcome: Outcome) -> str:
@@ -131,10 +133,6 @@ def _protocol(outcome: Outcome) -> str:
 def _hours(outcome: Outcome) -> float:
     hours = [float(record.hours) for record in outcome.records]
     return math.fsum(hours) / len(hours) if hours else math.nan
-
-
-def _hours_text(outcome: Outcome) -> str:
-    return f"{_hours(outcome):.3f}"
 
 
 def _machine(record: Record) -> str:

@@ -102,9 +102,8 @@ def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], 
         if job not in chosen and job.hours <= left:
             chosen.append(job)
             left -= job.hours
-    left_out = {
-        job.title: f"a seed takes {job.hours:.2f} h, and {left:.2f} h remain" for job in possible if job not in chosen
-    }
+    over = [job for job in possible if job not in chosen]
+    left_out = {job.title: f"a seed takes {duration(job.hours)}, and {duration(left)} remain" for job in over}
     left_out |= {name: f"needs {file} in LIGHTNING_META_DATA" for name, file in lacking.items()}
     return Plan(chosen, left_out)
 
@@ -118,19 +117,20 @@ def text_of(plan: Plan, device: Device, hours: float) -> str:
         hours: The time that it was made for.
     """
     time = "without a limit of time" if math.isinf(hours) else f"of {hours:g} hour{'' if hours == 1 else 's'}"
-    lines = [f"Plan {time} on a {device.upper()}: {plan.hours:.2f} h in {len(plan.jobs)} runs.", ""]
+    lines = [f"Plan {time} on a {device.upper()}: {duration(plan.hours)} in {len(plan.jobs)} runs.", ""]
     lines += [
-        "| row | seeds | training | hours together | cost is | published figures |",
+        "| row | seeds | training | time together | which is | published figures |",
         "| --- | --- | --- | ---: | --- | --- |",
     ]
     for name in dict.fromkeys(job.row.name for job in plan.jobs):
         jobs = [job for job in plan.jobs if job.row.name == name]
         row = jobs[0].row
-        published = ", ".join(f"{f.name} {f.published:g}" for f in row.figures if f.published is not None)
+        published = ", ".join(f"{f.name} {f.published}" for f in row.figures if f.published is not None)
         seeds = ", ".join(f"{job.seed}{' (resumed)' if job.begun else ''}" for job in jobs)
         together = sum(job.hours for job in jobs)
-        training = f"{row.budget[0]:,} {row.budget[1]}"
-        cells = [f"`{name}`", seeds, training, f"{together:.2f}", jobs[0].basis, published or "none"]
+        number, unit = row.budget
+        training = f"{number:,} {unit if number != 1 else unit.removesuffix('s')}"
+        cells = [f"`{name}`", seeds, training, duration(together), jobs[0].basis, published or "none"]
         lines.append(f"| {' | '.join(cells)} |")
     if plan.left_out:
         lines += ["", "Left out:", ""]
@@ -138,7 +138,14 @@ def text_of(plan: Plan, device: Device, hours: float) -> str:
     return "\n".join(lines)
 
 
-_HEADER = "| row | seeds | training | hours together | cost is | published figures |"
+def duration(hours: float) -> str:
+    """Hours as a reader likes them, such as "1.50 h", "12 min" or "40 s"."""
+    if hours >= 1:
+        return f"{hours:.2f} h"
+    return f"{60 * hours:.0f} min" if hours >= 0.05 else f"{3600 * hours:.0f} s"
+
+
+_HEADER = "| row | seeds | training | time together | which is | published figures |"
 
 
 def _by_row(left_out: Mapping[str, str]) -> dict[str, str]:

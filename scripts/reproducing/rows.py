@@ -147,7 +147,7 @@ def read_rows(table: str, only: Sequence[str] = (), file: Path | None = None) ->
 def _row(where: str, table: str, name: str, content: Mapping[str, Any]) -> Row:
     figures = tuple(_figure(where, figure) for figure in _known(where, Row, content).get("figures") or ())
     if len({figure.name for figure in figures}) < max(1, len(figures)):
-        raise UserError(f"{where}: expected figures of different names")
+        raise UserError(f"{where}: expected one figure or more, of different names")
     cost = {device: _cost(where, str(text)) for device, text in content.get("cost", {}).items()}
     if set(cost) != {"cpu", "gpu"}:
         raise UserError(f"{where}, cost: expected cpu and gpu, got {', '.join(cost) or 'nothing'}")

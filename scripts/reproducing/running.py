@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ POLL = 0.1  # seconds
 ACCELERATOR = {"cpu": "cpu", "gpu": "cuda"}
 
 
-def run(stored: Stored, device: Device, machine: str, deadline: float) -> End:
+def run(stored: Stored, device: Device, machine: str, deadline: float, begin: Callable[[], None]) -> End:
     """Train, or resume, and test; nothing is done again that is there.
 
     Args:
@@ -32,6 +32,7 @@ def run(stored: Stored, device: Device, machine: str, deadline: float) -> End:
         device: What trains.
         machine: In words, to be noted.
         deadline: By `time.monotonic`: then it is stopped, and can be resumed.
+        begin: Called once, when it is sure that no other runner has it.
 
     Returns:
         How it ended; "held" where another runner has it.
@@ -43,6 +44,7 @@ def run(stored: Stored, device: Device, machine: str, deadline: float) -> End:
     with Claim(stored.folder) as claim:
         if not claim.held:
             return "held"
+        begin()
         if not stored.finished:
             stored.note_machine(machine)
         common = [f"--trainer.accelerator={ACCELERATOR[device]}", "--trainer.devices=1"]
