@@ -138,7 +138,7 @@ class Reproduction:
         for row in self.rows:
             for stored in (Stored(self.runs, row, seed) for seed in range(1, self.seeds + 1)):
                 if stored.trained and stored.machines == [self.machine]:
-                    seconds.setdefault(row.name, []).append(stored.seconds)
+                    seconds.setdefault(row.name, []).append(stored.spent)
         return {name: fmean(found) / 3600 for name, found in seconds.items()}
 
 

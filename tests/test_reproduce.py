@@ -19,7 +19,7 @@ import reproduce
 import yaml
 from reproducing.claim import Claim
 from reproducing.outcomes import NOT_RUN, Outcome, outcomes, verdict
-from reproducing.page import markdown
+from reproducing.page import markdown, with_parts
 from reproducing.planning import Job, jobs_of, plan, text_of
 from reproducing.records import Record, collect, merged, read_records, write_records
 from reproducing.rows import TABLES, Figure, Row, read_rows
@@ -222,7 +222,13 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
     assert outcome_of(*records[:2], replace(records[2], value="")).verdict == "not judged (not finite)"
 
 
-FOUND = {"test/accuracy": 0.61, "test/accuracy_ci95": 0.004, "test/tasks": 600.0, "wall_time_s": 36.0, "seed": 1}
+FOUND: dict[str, Any] = {
+    "test/accuracy": 0.61,
+    "test/accuracy_ci95": 0.004,
+    "test/tasks": 600.0,
+    "wall_time_s": 36.0,
+    "seed": 1,
+}
 FOUND |= {"versions": {"python": "3.11", "torch": "2.13", "lightning_meta": "0.1"}, "git_revision": "abcdef012"}
 FOUND |= {"data_fingerprint": "1234", "device": "cpu"}
 
@@ -231,7 +237,7 @@ def stored_run(folder: Path, row: Row, seed: int = 1, **changes: Any) -> Stored:
     stored = Stored(folder, row, seed)
     (stored.folder / "0").mkdir(parents=True)
     (stored.folder / "0" / "results.json").write_text(json.dumps({**FOUND, **changes}))
-    stored.note_machine("a machine")
+    stored.note("a machine")
     return stored
 
 
@@ -287,7 +293,7 @@ def test_the_tables_have_every_figure(tmp_path: Path) -> None:
 
 
 def test_the_page_is_what_its_records_and_rows_make() -> None:
-    made = reproduce.with_parts(reproduce.PAGE, reproduce.parts())
+    made = with_parts(reproduce.PAGE, reproduce.parts())
     assert made == reproduce.PAGE.read_text(), "run `python scripts/reproduce.py --table few_shot --publish`"
 
 

@@ -45,27 +45,37 @@ def run(stored: Stored, device: Device, machine: str, deadline: float, begin: Ca
         if not claim.held:
             return "held"
         begin()
-        if not stored.finished:
-            stored.note_machine(machine)
-        common = [f"--trainer.accelerator={ACCELERATOR[device]}", "--trainer.devices=1"]
-        common.append("--trainer.enable_progress_bar=false")
-        if not stored.trained:
-            place = [f"--runs={stored.folder.parent}", f"--name={stored.folder.name}"]
-            if stored.run is not None:
-                place.append(f"--ckpt_path={stored.run}")
-            command = ["fit", *stored.row.arguments(stored.seed), *place, *common]
-            if (end := _child(command, claim, stored.folder / "log.txt", deadline)) != "finished":
-                return end
-        assert stored.run is not None
-        for figure in stored.row.figures:
-            if stored.results(figure) is not None:
-                continue
-            before = versions(stored.run / "tests")
-            command = ["test", f"--ckpt_path={stored.run}", *figure.test, *common]
-            if (end := _child(command, claim, stored.folder / "log.txt", deadline)) != "finished":
-                return end
-            (made,) = set(versions(stored.run / "tests")) - set(before)  # nobody else tests a run that is held
-            stored.note_test(stored.run / "tests" / str(made), figure)
+        if stored.finished:
+            return "finished"
+        began = time.monotonic()
+        stored.note(machine)
+        try:
+            return _train_and_test(stored, device, claim, deadline)
+        finally:
+            stored.note(machine, time.monotonic() - began)
+
+
+def _train_and_test(stored: Stored, device: Device, claim: Claim, deadline: float) -> End:
+    log = stored.folder / "log.txt"
+    common = [f"--trainer.accelerator={ACCELERATOR[device]}", "--trainer.devices=1"]
+    common.append("--trainer.enable_progress_bar=false")
+    if not stored.trained:
+        place = [f"--runs={stored.folder.parent}", f"--name={stored.folder.name}"]
+        if stored.run is not None:
+            place = [f"--ckpt_path={stored.run}"]
+        command = ["fit", *stored.row.arguments(stored.seed), *place, *common]
+        if (end := _child(command, claim, log, deadline)) != "finished":
+            return end
+    assert stored.run is not None
+    for figure in stored.row.figures:
+        if stored.results(figure) is not None:
+            continue
+        before = versions(stored.run / "tests")
+        command = ["test", f"--ckpt_path={stored.run}", *figure.test, *common]
+        if (end := _child(command, claim, log, deadline)) != "finished":
+            return end
+        (made,) = set(versions(stored.run / "tests")) - set(before)  # nobody else tests a run that is held
+        stored.note_test(stored.run / "tests" / str(made), figure)
     return "finished"
 
 

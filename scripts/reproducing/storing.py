@@ -61,7 +61,7 @@ class Stored:
             at = read_checkpoint(self.run / LAST)
         except UserError:  # damaged: `fit` says so, or resumes from the best
             return 0.0
-        return min(0.95, at["global_step" if unit == "steps" else "epoch"] / max(1, number))
+        return min(0.95, float(at["global_step" if unit == "steps" else "epoch"]) / max(1, number))
 
     @property
     def seconds(self) -> float:
@@ -91,11 +91,23 @@ class Stored:
     @property
     def machines(self) -> list[str]:
         """Where it was run, in words."""
-        return list(_read(self.folder / NOTE)["machines"]) if (self.folder / NOTE).is_file() else []
+        return list(self._noted["machines"])
 
-    def note_machine(self, machine: str) -> None:
-        """Note where it is run."""
-        _write(self.folder / NOTE, {"machines": list(dict.fromkeys([*self.machines, machine]))})
+    @property
+    def spent(self) -> float:
+        """The seconds of all its processes, from their start to their end, but for those whose runner was killed."""
+        return max(self.seconds, float(self._noted["seconds"]))
+
+    def note(self, machine: str, seconds: float = 0.0) -> None:
+        """Note where it is run, and for how long it was."""
+        known = self._noted
+        machines = list(dict.fromkeys([*known["machines"], machine]))
+        _write(self.folder / NOTE, {"machines": machines, "seconds": known["seconds"] + seconds})
+
+    @property
+    def _noted(self) -> dict[str, Any]:
+        noted = _read(self.folder / NOTE) if (self.folder / NOTE).is_file() else {}
+        return {"machines": [], "seconds": 0.0, **noted}
 
 
 def _read(file: Path) -> dict[str, Any]:
