@@ -156,9 +156,10 @@ def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Ite
     found = outcomes(rows, records)
     write_records(folder / f"{table}_seeds.csv", records)
     write_csv(folder / f"{table}.csv", found)
-    with replacing(folder / f"{table}.md") as file:
-        file.write(f"{markdown(table, found)}\n")
-    print(f"wrote {folder / table}_seeds.csv, .csv and .md with {len(records)} measured figures")
+    if folder != PUBLISHED:  # which has a page
+        with replacing(folder / f"{table}.md") as file:
+            file.write(f"{markdown(table, found)}\n")
+    print(f"wrote {folder / table}.csv with {len({(r.row, r.figure) for r in records})} measured figures")
 
 
 def publish(table: str, runs: Path) -> int:

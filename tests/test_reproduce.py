@@ -187,7 +187,7 @@ def test_the_plan_of_another_machine_runs_nothing(tmp_path: Path, capsys: pytest
         (61.0, 0.9, {"better": "lower"}, "below"),
         (59.0, 0.9, {"better": "lower"}, "above"),
         (59.5, 0.9, {"better": "lower"}, "within"),
-        (math.nan, 0.9, {}, "not judged (not finite)"),
+        (math.nan, 0.9, {}, "below (not finite)"),
     ],
 )
 def test_a_verdict(mean: float, half_width: float, options: dict[str, Any], expected: str) -> None:
@@ -219,7 +219,7 @@ def test_what_cannot_be_compared_is_not_judged() -> None:
     assert outcome_of(*other).verdict == "not judged (seeds differ in their data)"
     silent = (replace(PUBLISHED, published=None),)
     assert outcome_of(*records, figures=silent).verdict == "nothing published"
-    assert outcome_of(*records[:2], replace(records[2], value="")).verdict == "not judged (not finite)"
+    assert outcome_of(*records[:2], replace(records[2], value="")).verdict == "below (not finite)"
 
 
 FOUND: dict[str, Any] = {

@@ -19,7 +19,8 @@ def describe(device: Device) -> str:
         device: What trains.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads"]
+    threads = torch.get_num_threads()
+    parts = [f"{_processor()}, {cores} cores, {threads} thread{'' if threads == 1 else 's'}"]
     return ", ".join([*([torch.cuda.get_device_name()] if device == "gpu" else []), *parts])
 
 

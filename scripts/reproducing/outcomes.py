@@ -60,7 +60,7 @@ class Outcome:
         if not self.records:
             return NOT_RUN
         if self.figure.published is None:
-            return "nothing published"
+            return verdict(self.mean, self.half_width, self.figure)
         if self.row.shortened:
             return f"not judged (shortened: {self.row.shortened})"
         if not self.row.comparable:
@@ -82,10 +82,12 @@ def verdict(mean: float, half_width: float, figure: Figure) -> str:
 
     Returns:
         "within" where they overlap, "above" where all of the interval is better than published, "below" where it is
-        worse. A good error is small, so that it is "above" where it is smaller.
+        worse. A good error is small, so that it is "above" where it is smaller. A seed that is not finite is "below".
     """
-    if figure.published is None or not math.isfinite(mean):
-        return "not judged (not finite)"
+    if figure.published is None:
+        return "nothing published"
+    if not math.isfinite(mean):
+        return "below (not finite)"
     better = (mean - figure.published) * (1 if figure.better == "higher" else -1)
     if abs(better) <= half_width + (figure.half_width or 0.0) + 1e-9 * abs(figure.published):  # rounding of decimals
         return "within"
