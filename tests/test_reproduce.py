@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import reproduce
 import yaml
+from reproducing import running
 from reproducing.claim import Claim
 from reproducing.outcomes import NOT_RUN, Outcome, outcomes, verdict
 from reproducing.page import markdown, with_parts
@@ -383,17 +384,24 @@ def test_a_row_is_stopped_resumed_tested_and_not_done_again(
 
 
 @pytest.mark.slow
-def test_the_end_of_the_time_leaves_what_can_be_resumed(
-    tiny: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    long = [replace(tiny[0], options=(*tiny[0].options, "--trainer.max_steps=1000000"))]
-    runner = reproduce.Reproduction(long, 1, tmp_path, "cpu")
-    assert runner.run(25 / 3600) is False
-    assert "the time is over; the same command resumes it" in capsys.readouterr().out
-    stored = Stored(tmp_path, long[0], 1)
-    assert stored.run is not None
+def test_the_end_of_the_time_leaves_what_can_be_resumed(tiny: list[Row], tmp_path: Path) -> None:
+    long = replace(tiny[0], options=(*tiny[0].options, "--trainer.max_steps=1000000"))
+    stored = Stored(tmp_path, long, 1)
+
+    class OnceTrained(float):
+        """A time that is over when a checkpoint has steps in it."""
+
+        def __lt__(self, now: float) -> bool:
+            return stored.share > 0
+
+    begun: list[str] = []
+    assert running.run(stored, "cpu", "a machine", OnceTrained(), lambda: begun.append("once")) == "out of time"
+    assert begun == ["once"]
     assert not stored.trained
     assert 0 < stored.share < 1
+    (job,) = reproduce.Reproduction([long], 1, tmp_path, "cpu").jobs
+    assert job.begun
+    assert job.hours < 0.001
 
 
 @pytest.mark.slow
