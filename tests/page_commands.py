@@ -62,6 +62,15 @@ ELSEWHERE = {
     "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
     "python scripts/build_learn2learn.py": "downloads learn2learn",
     "python scripts/make_tables.py": "rewrites the README; test_docs.py compares what it would write",
+    **{
+        f"python scripts/reproduce.py --table {options}": "test_reproduce.py runs a row, and compares the page"
+        for options in (
+            "few_shot --hours 1",
+            "multi_task --only linear_enb multi_head_enb --seeds 3",
+            "few_shot --publish",
+            "multi_task --publish",
+        )
+    },
     "pip install 'lightning_meta[pretrained]'": "an extra of a release",
     **{
         f"python scripts/{command}": "test_photos.py runs it"

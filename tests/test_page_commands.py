@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reproduce
 from PIL import Image
 
 from lightning_meta.cli import main
@@ -88,6 +89,8 @@ def run(folder: Path, command: str) -> int:
         options = of_ladder(command)
     elif name == "sweep":
         options = of_sweep(command)
+    elif name == "reproduce":
+        return reproduce.main(options)
     elif name == "test":
         options += ["--tasks=2", "--trainer.enable_progress_bar=false"]
     if "--trainer.devices" in options:  # the other ranks are this script, started again

@@ -1,0 +1,109 @@
+"""What the seeds of a figure add up to: mean, interval and verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightning_meta.meta.scores import mean_and_interval
+from reproducing.records import Record
+from reproducing.rows import Figure, Row
+
+JUDGED_FROM = 3  # seeds
+NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A figure over its seeds.
+
+    Attributes:
+        row: Its row.
+        figure: The figure.
+        records: One a seed.
+    """
+
+    row: Row
+    figure: Figure
+    records: Sequence[Record]
+
+    @property
+    def values(self) -> list[float]:
+        """What each seed measured; NaN where it is not finite."""
+        return [float(record.value or "nan") for record in self.records]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds; NaN without any."""
+        return math.fsum(self.values) / len(self.values) if self.values else math.nan
+
+    @property
+    def half_width(self) -> float:
+        """Of the 95 % interval: over seeds (t, S - 1 degrees of freedom), of one seed over its test tasks."""
+        if len(self.values) == 1:
+            return float(self.records[0].over_tasks or "nan")
+        return mean_and_interval(torch.tensor(self.values, dtype=torch.float64))[1] if self.values else math.nan
+
+    @property
+    def interval(self) -> str:
+        """What the interval is over."""
+        if len(self.values) != 1:
+            return "seeds" if self.values else ""
+        return "test tasks" if self.records[0].over_tasks else "none: one seed, named tasks"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the published figure was reached; "not judged" with the reason where that cannot be said."""
+        if not self.records:
+            return NOT_RUN
+        if self.figure.published is None:
+            return verdict(self.mean, self.half_width, self.figure)
+        if self.row.shortened:
+            return f"not judged (shortened: {self.row.shortened})"
+        if not self.row.comparable:
+            return "not judged (another protocol)"
+        if len({record.data for record in self.records}) > 1:
+            return "not judged (seeds differ in their data)"
+        if len(self.records) < JUDGED_FROM:
+            return f"not judged ({len(self.records)} of {JUDGED_FROM} seeds)"
+        return verdict(self.mean, self.half_width, self.figure)
+
+
+def verdict(mean: float, half_width: float, figure: Figure) -> str:
+    """Compare the interval over three or more seeds with the published figure, or its interval where that has one.
+
+    Args:
+        mean: Over seeds.
+        half_width: Of its interval.
+        figure: With what was published.
+
+    Returns:
+        "within" where they overlap, "above" where all of the interval is better than published, "below" where it is
+        worse. A good error is small, so that it is "above" where it is smaller. A seed that is not finite is "below".
+    """
+    if figure.published is None:
+        return "nothing published"
+    if not math.isfinite(mean):
+        return "below (not finite)"
+    better = (mean - figure.published) * (1 if figure.better == "higher" else -1)
+    if abs(better) <= half_width + (figure.half_width or 0.0) + 1e-9 * abs(figure.published):  # rounding of decimals
+        return "within"
+    return "above" if better > 0 else "below"
+
+
+def outcomes(rows: Iterable[Row], records: Iterable[Record]) -> list[Outcome]:
+    """Every figure of every row, whether it was run or not.
+
+    Args:
+        rows: In the order of the table.
+        records: Those of other versions of a row are left out.
+    """
+    known = list(records)
+    return [
+        Outcome(row, figure, [r for r in known if (r.row, r.version, r.figure) == (row.name, row.version, figure.name)])
+        for row in rows
+        for figure in row.figures
+    ]

@@ -1,0 +1,160 @@
+"""Which runs fit into the time, in which order, and why the others do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from reproducing.rows import Device, Row
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row with one seed, not finished yet.
+
+    Attributes:
+        row: The row.
+        seed: Its `seed_everything`.
+        hours: What it still costs.
+        basis: Where that is known from: "measured" or "estimated".
+        begun: Whether it resumes a run.
+    """
+
+    row: Row
+    seed: int
+    hours: float
+    basis: str = "estimated"
+    begun: bool = False
+
+    @property
+    def title(self) -> str:
+        """How it is called in messages."""
+        return f"{self.row.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run within a time.
+
+    Attributes:
+        jobs: In their order.
+        left_out: By what is left out, the reason.
+    """
+
+    jobs: Sequence[Job]
+    left_out: Mapping[str, str]
+
+    @property
+    def hours(self) -> float:
+        """What all of it costs."""
+        return sum(job.hours for job in self.jobs)
+
+
+def jobs_of(
+    rows: Iterable[Row],
+    seeds: int,
+    device: Device,
+    done: Callable[[Row, int], float],
+    measured: Mapping[str, float] | None = None,
+) -> list[Job]:
+    """The runs that are missing, by priority and seed.
+
+    Args:
+        rows: In the order of their priority.
+        seeds: How many, from 1.
+        device: Where they are run.
+        done: The share of a run that is done, 1 for a finished one.
+        measured: By row, the hours that a seed of it took on this machine.
+    """
+    jobs = []
+    for row in rows:
+        hours, basis = row.cost[device]
+        if row.name in (measured or {}):
+            hours, basis = (measured or {})[row.name], "measured"
+        for seed in range(1, seeds + 1):
+            if (share := done(row, seed)) < 1:
+                jobs.append(Job(row, seed, hours * (1 - share), basis, share > 0))
+    return jobs
+
+
+def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], str] = Row.missing) -> Plan:
+    """Choose what fits into a time.
+
+    A figure is judged from all its seeds. So the rows whose missing seeds fit together come first, by priority, each as
+    a whole; then single seeds, by priority, fill what remains.
+
+    Args:
+        jobs: By priority.
+        hours: The time.
+        missing: The file that a row lacks, "" where it lacks none.
+    """
+    lacking = {job.row.name: file for job in jobs if (file := missing(job.row))}
+    possible = [job for job in jobs if job.row.name not in lacking]
+    chosen: list[Job] = []
+    left = hours
+    for name in dict.fromkeys(job.row.name for job in possible):
+        whole = [job for job in possible if job.row.name == name]
+        if (cost := sum(job.hours for job in whole)) <= left:
+            chosen += whole
+            left -= cost
+    for job in possible:
+        if job not in chosen and job.hours <= left:
+            chosen.append(job)
+            left -= job.hours
+    over = [job for job in possible if job not in chosen]
+    left_out = {job.title: f"a seed takes {duration(job.hours)}, and {duration(left)} remain" for job in over}
+    left_out |= {name: f"needs {file} in LIGHTNING_META_DATA" for name, file in lacking.items()}
+    return Plan(chosen, left_out)
+
+
+def text_of(plan: Plan, device: Device, hours: float) -> str:
+    """A plan in Markdown.
+
+    Args:
+        plan: It.
+        device: Where it is run.
+        hours: The time that it was made for.
+    """
+    time = "without a limit of time" if math.isinf(hours) else f"of {hours:g} hour{'' if hours == 1 else 's'}"
+    lines = [f"Plan {time} on a {device.upper()}: {duration(plan.hours)} in {len(plan.jobs)} runs.", ""]
+    lines += [
+        "| row | seeds | training | time together | which is | published figures |",
+        "| --- | --- | --- | ---: | --- | --- |",
+    ]
+    for name in dict.fromkeys(job.row.name for job in plan.jobs):
+        jobs = [job for job in plan.jobs if job.row.name == name]
+        row = jobs[0].row
+        published = ", ".join(f"{f.name} {f.published}" for f in row.figures if f.published is not None)
+        seeds = ", ".join(f"{job.seed}{' (resumed)' if job.begun else ''}" for job in jobs)
+        together = sum(job.hours for job in jobs)
+        number, unit = row.budget
+        training = f"{number:,} {unit if number != 1 else unit.removesuffix('s')}"
+        cells = [f"`{name}`", seeds, training, duration(together), jobs[0].basis, published or "none"]
+        lines.append(f"| {' | '.join(cells)} |")
+    if plan.left_out:
+        lines += ["", "Left out:", ""]
+        lines += [f"- {what}: {why}" for what, why in _by_row(plan.left_out).items()]
+    return "\n".join(lines)
+
+
+def duration(hours: float) -> str:
+    """Hours as a reader likes them, such as "1.50 h", "12 min" or "40 s"."""
+    if hours >= 1:
+        return f"{hours:.2f} h"
+    return f"{60 * hours:.0f} min" if hours >= 0.05 else f"{3600 * hours:.0f} s"
+
+
+_HEADER = "| row | seeds | training | time together | which is | published figures |"
+
+
+def _by_row(left_out: Mapping[str, str]) -> dict[str, str]:
+    """Seeds of one row that are left out for one reason, together."""
+    together: dict[tuple[str, str], list[str]] = {}
+    for what, why in left_out.items():
+        name, _, seed = what.partition(", seed ")
+        together.setdefault((name, why), []).extend([seed] if seed else [])
+    return {
+        f"`{name}`" + (f", seed{'' if len(seeds) == 1 else 's'} {', '.join(seeds)}" if seeds else ""): why
+        for (name, why), seeds in together.items()
+    }

@@ -1,0 +1,182 @@
+"""The rows of a table: which configuration is trained, which figures of it are shown, and what was published."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning_meta.data.files import data_folder
+from lightning_meta.errors import UserError
+from lightning_meta.reading import read_yaml
+
+ROOT = Path(__file__).parents[2]
+TABLES = ("few_shot", "multi_task")
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a trained model.
+
+    Attributes:
+        name: What is measured, such as "5-way 1-shot".
+        metric: Its name in `results.json`.
+        protocol: Test tasks, queries, classes, as a reader needs them to compare.
+        test: Options of `lightning-meta test`; empty for what `fit` tests itself.
+        unit: "%" for a share between 0 and 1 that is shown in per cent, or "".
+        better: "higher" or "lower".
+        published: The published figure, in the unit; None where there is none.
+        half_width: Of its published 95 % interval; None where none was published.
+        source: Where it was published.
+    """
+
+    name: str
+    metric: str
+    protocol: str
+    test: tuple[str, ...] = ()
+    unit: str = "%"
+    better: str = "higher"
+    published: float | None = None
+    half_width: float | None = None
+    source: str = ""
+
+    @property
+    def scale(self) -> float:
+        """What a stored metric is multiplied by."""
+        return 100.0 if self.unit == "%" else 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model to train, once for each seed.
+
+    Attributes:
+        table: The table that it belongs to.
+        name: Its own name.
+        priority: Rows of a smaller one are run first.
+        config: The stem of a file in `configs/`.
+        cost: By device, hours for one seed and whether they were "measured" or "estimated".
+        figures: What is shown of it.
+        options: Further options of `fit`; `{data}` stands for the folder `LIGHTNING_META_DATA`.
+        needs: Files below that folder that nobody can download for the user.
+        deviations: What is not as published.
+        comparable: Whether the published figures were reached by the same protocol and network.
+        shortened: How the training is shorter than the configuration's; such a row is not judged.
+    """
+
+    table: str
+    name: str
+    priority: int
+    config: str
+    cost: Mapping[Device, tuple[float, str]]
+    figures: tuple[Figure, ...]
+    options: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    deviations: str = ""
+    comparable: bool = True
+    shortened: str = ""
+
+    @property
+    def version(self) -> str:
+        """Eight digits that change with what is trained: the configuration and its options."""
+        content = [read_yaml(self.file), self.options]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def file(self) -> Path:
+        """The configuration."""
+        return ROOT / "configs" / f"{self.config}.yaml"
+
+    @property
+    def budget(self) -> tuple[int, str]:
+        """How long training is: a number, and "steps" or "epochs"."""
+        trainer = dict(read_yaml(self.file)["trainer"])
+        for option in self.options:
+            name, _, value = option.partition("=")
+            if name.startswith("--trainer."):
+                trainer[name.removeprefix("--trainer.")] = value
+        return (
+            (int(trainer["max_steps"]), "steps") if "max_steps" in trainer else (int(trainer["max_epochs"]), "epochs")
+        )
+
+    def arguments(self, seed: int) -> list[str]:
+        """The options of `fit`, but for the folder.
+
+        Raises:
+            UserError: The folder of data sets is needed and not set.
+        """
+        options = [f"--config={self.file}", *self.options, f"--seed_everything={seed}"]
+        if not any("{data}" in option for option in options):
+            return options
+        folder = data_folder()
+        if folder is None:
+            raise UserError(f"{self.name}: set LIGHTNING_META_DATA to the folder that holds {', '.join(self.needs)}")
+        return [option.replace("{data}", str(folder.resolve())) for option in options]
+
+    def missing(self) -> str:
+        """The first needed file that is not there; "" where all are."""
+        folder = data_folder()
+        return next((name for name in self.needs if folder is None or not (folder / name).exists()), "")
+
+
+def read_rows(table: str, only: Sequence[str] = (), file: Path | None = None) -> list[Row]:
+    """The rows of a table, by priority.
+
+    Args:
+        table: One of `TABLES`.
+        only: Names of rows; empty for all.
+        file: By default the one that belongs to the table.
+
+    Raises:
+        UserError: The file holds something else, or there is no row of a name.
+    """
+    file = file or Path(__file__).with_name(f"{table}.yaml")
+    content = read_yaml(file)
+    rows = [_row(f"{file.name}, {name}", table, name, row) for name, row in content.items()]
+    names = [row.name for row in rows]
+    if unknown := [name for name in only if name not in names]:
+        raise UserError(f"--only: the table {table} has no row {unknown[0]!r}; it has {', '.join(names)}")
+    return sorted((row for row in rows if not only or row.name in only), key=lambda row: row.priority)
+
+
+def _row(where: str, table: str, name: str, content: Mapping[str, Any]) -> Row:
+    figures = tuple(_figure(where, figure) for figure in _known(where, Row, content).get("figures") or ())
+    if len({figure.name for figure in figures}) < max(1, len(figures)):
+        raise UserError(f"{where}: expected one figure or more, of different names")
+    cost = {device: _cost(where, str(text)) for device, text in content.get("cost", {}).items()}
+    if set(cost) != {"cpu", "gpu"}:
+        raise UserError(f"{where}, cost: expected cpu and gpu, got {', '.join(cost) or 'nothing'}")
+    lists = {key: tuple(map(str, content.get(key, ()))) for key in ("options", "needs")}
+    return Row(**{**content, **lists, "table": table, "name": name, "cost": cost, "figures": figures})
+
+
+def _figure(where: str, content: Mapping[str, Any]) -> Figure:
+    figure = Figure(**{**_known(where, Figure, content), "test": tuple(map(str, content.get("test", ())))})
+    if figure.unit not in ("%", "") or figure.better not in ("higher", "lower"):
+        raise UserError(f"{where}, {figure.name}: expected the unit % or none, and better higher or lower")
+    if figure.published is not None and not figure.source:
+        raise UserError(f"{where}, {figure.name}: {figure.published} has no source; name the paper and its table")
+    return figure
+
+
+def _known(where: str, cls: type, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = {field.name for field in fields(cls)} - {"table"}
+    if unknown := [key for key in content if key not in known]:
+        raise UserError(f"{where}: {unknown[0]} is no part of it; expected {', '.join(sorted(known))}")
+    return content
+
+
+def _cost(where: str, text: str) -> tuple[float, str]:
+    number, _, basis = text.partition(" ")
+    try:
+        hours = float(number)
+    except ValueError:
+        hours = math.nan
+    if not 0 < hours < math.inf or basis not in ("measured", "estimated"):
+        raise UserError(f"{where}, cost: expected hours, measured or estimated, such as 0.5 estimated, got {text}")
+    return hours, basis

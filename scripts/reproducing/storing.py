@@ -1,0 +1,120 @@
+"""What is stored of a row and a seed: `<runs>/<table>/<row>/<version>/seed_<n>/`, where `fit` makes a run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_meta.errors import UserError
+from lightning_meta.run import read_checkpoint
+from lightning_meta.run.files import replacing
+from lightning_meta.run.logger import versions
+from reproducing.rows import Figure, Row
+
+NOTE = "reproduce.json"
+LAST = "checkpoints/last.ckpt"
+
+
+class Stored:
+    """The folder of one row and seed.
+
+    Args:
+        runs: The folder of all tables.
+        row: The row.
+        seed: The seed.
+    """
+
+    def __init__(self, runs: Path, row: Row, seed: int) -> None:
+        self.row, self.seed = row, seed
+        self.folder = runs.resolve() / row.table / row.name / row.version / f"seed_{seed}"
+
+    @property
+    def run(self) -> Path | None:
+        """The run directory: the newest that has results, else the newest that can be resumed; None where none is."""
+        directories = [self.folder / str(version) for version in reversed(versions(self.folder))]
+        for file in ("results.json", LAST):
+            for directory in directories:
+                if (directory / file).is_file():
+                    return directory
+        return None
+
+    @property
+    def trained(self) -> bool:
+        """Whether `fit` has ended."""
+        return self.run is not None and (self.run / "results.json").is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every figure is there."""
+        return self.trained and all(self.results(figure) is not None for figure in self.row.figures)
+
+    @property
+    def share(self) -> float:
+        """The share of the training that is done: 1 where all is finished, less where it can be resumed."""
+        if self.finished:
+            return 1.0
+        if self.run is None:
+            return 0.0
+        number, unit = self.row.budget
+        try:
+            at = read_checkpoint(self.run / LAST)
+        except UserError:  # damaged: `fit` says so, or resumes from the best
+            return 0.0
+        return min(0.95, float(at["global_step" if unit == "steps" else "epoch"]) / max(1, number))
+
+    @property
+    def seconds(self) -> float:
+        """How long `fit` took, in all its processes; 0 where it has not ended."""
+        return float(_read(self.run / "results.json")["wall_time_s"]) if self.trained and self.run is not None else 0.0
+
+    def results(self, figure: Figure) -> dict[str, Any] | None:
+        """The `results.json` that a figure stands in; None where it was not made yet."""
+        if not self.trained or self.run is None:
+            return None
+        directory = self.run if not figure.test else self.test_of(figure)
+        return None if directory is None else _read(directory / "results.json")
+
+    def test_of(self, figure: Figure) -> Path | None:
+        """The directory of the test of a figure."""
+        tests = Path() if self.run is None else self.run / "tests"
+        for version in versions(tests):
+            note = tests / str(version) / NOTE
+            if note.is_file() and _read(note).get("test") == list(figure.test):
+                return tests / str(version)
+        return None
+
+    def note_test(self, directory: Path, figure: Figure) -> None:
+        """Note which figure a test is of."""
+        _write(directory / NOTE, {"test": list(figure.test)})
+
+    @property
+    def machines(self) -> list[str]:
+        """Where it was run, in words."""
+        return list(self._noted["machines"])
+
+    @property
+    def spent(self) -> float:
+        """The seconds of all its processes, from their start to their end, but for those whose runner was killed."""
+        return max(self.seconds, float(self._noted["seconds"]))
+
+    def note(self, machine: str, seconds: float = 0.0) -> None:
+        """Note where it is run, and for how long it was."""
+        known = self._noted
+        machines = list(dict.fromkeys([*known["machines"], machine]))
+        _write(self.folder / NOTE, {"machines": machines, "seconds": known["seconds"] + seconds})
+
+    @property
+    def _noted(self) -> dict[str, Any]:
+        noted = _read(self.folder / NOTE) if (self.folder / NOTE).is_file() else {}
+        return {"machines": [], "seconds": 0.0, **noted}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    with replacing(file) as stream:
+        json.dump(content, stream)
