@@ -41,8 +41,8 @@ class TaskTable:
         step_of_score = float(1 / self.queries.double().mean()) if metric == "accuracy" else 0.0
         mean, interval = mean_and_interval(self.scores[:, -1], step_of_score)
         values = {"loss": float(self.loss.mean()), metric: mean, f"{metric}_ci95": interval}
-        if metric == "mse":  # a few tasks that blow up decide the mean
-            values[f"{metric}_median"] = float(self.scores[:, -1].median())
+        if metric == "mse":  # a few tasks that diverge decide the mean; those that are not a number count as infinite
+            values[f"{metric}_median"] = float(self.scores[:, -1].nan_to_num(nan=math.inf, posinf=math.inf).median())
         if self.scores.shape[1] > 1:
             for step, column in enumerate(self.scores.unbind(1)):
                 mean, interval = mean_and_interval(column, step_of_score)

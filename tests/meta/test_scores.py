@@ -134,3 +134,12 @@ def test_a_new_epoch_starts_empty() -> None:
     scores.reset()
     record(scores, [5])
     assert scores.compute().tasks.tolist() == [5]
+
+
+def test_the_median_survives_tasks_that_diverged() -> None:
+    scores = TaskScores()
+    errors = torch.tensor([[0.1], [0.2], [math.nan], [0.3], [math.inf]])
+    scores.update(torch.arange(5), errors[:, 0], errors, torch.zeros(5, 2, 1), torch.zeros(5, 2, 1))
+    summary = scores.compute().summary("mse")
+    assert math.isnan(summary["mse"])
+    assert summary["mse_median"] == pytest.approx(0.3)
