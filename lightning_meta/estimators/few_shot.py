@@ -15,16 +15,20 @@ from torch import Tensor, nn
 from lightning_meta.checks import positive, whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
-from lightning_meta.estimators.images import as_images, are_images
-from lightning_meta.estimators.needed import validate_data
+from lightning_meta.estimators.images import are_images, as_images
+from lightning_meta.estimators.needed import (
+    BaseEstimator,
+    ClassifierMixin,
+    ConvergenceWarning,
+    check_classification_targets,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.stateless import in_evaluation_mode
-
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d
 
 PUBLISHED = ("timm", "torchvision")
 MARGIN = 0.5  # that real images may leave [0, 1] by: noise and resizing leave less
@@ -121,7 +125,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         check_classification_targets(y)
         self.classes_, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
-            raise UserError(f"y: at least 2 classes are needed, got 1 class, {self.classes_[0]!r}")
+            raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
         self.learner_ = self._meta_learner()
         labels = torch.from_numpy(labels)
         if self.learner_ is not None:
@@ -179,7 +183,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _meta_learner(self) -> Any:
         """The meta-learner that `model` is or names; None where it is an embedding, or where that is not needed."""
         model = self.model
-        if isinstance(model, nn.Module) and not hasattr(model, "predictor"):
+        if isinstance(model, nn.Module) and not hasattr(model, "predictor") and not hasattr(model, "predict_table"):
             return None
         if isinstance(model, str | PathLike):
             if is_published(model):

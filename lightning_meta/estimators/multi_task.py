@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -15,11 +16,22 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import not_negative, positive, switch, whole, widths
-from lightning_meta.errors import UserError
-from lightning_meta.estimators.needed import validate_data
-from lightning_meta.estimators.training import Arrays, held_out_rows, quiet, train
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.estimators.needed import (
+    BaseEstimator,
+    ClassifierMixin,
+    RegressorMixin,
+    accuracy_score,
+    check_array,
+    check_classification_targets,
+    check_consistent_length,
+    check_is_fitted,
+    r2_score,
+    validate_data,
+)
+from lightning_meta.estimators.training import Arrays, held_out_rows, quiet, train
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.linear import Linear
@@ -27,11 +39,6 @@ from lightning_meta.nn.likeness import check_outputs
 from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.stateless import untouched
 from lightning_meta.tasks import Classification, Regression, Task
-
-from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted
 
 ROWS = 4096  # that are predicted at once
 
@@ -157,15 +164,12 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         return cls
 
     def _module(self, cls: type[MultiTaskModule], features: int) -> MultiTaskModule:
-        options = dict(self.options or {})
-        try:
-            if issubclass(cls, Linear):
-                return cls(**options)
-            backbone = MLP(features, tuple(self.hidden)) if self.backbone is None else _copy(self.backbone)
-            optimizer = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
-            return cls(backbone, **{"optimizer": optimizer, **options})
-        except TypeError as error:
-            raise UserError(f"options: {cls.__name__} does not take these: {error}") from error
+        options = copy.deepcopy(dict(self.options or {}))  # a weighting may have weights, which are trained
+        if issubclass(cls, Linear):
+            return cls(**options)
+        backbone = MLP(features, tuple(self.hidden)) if self.backbone is None else _copy(self.backbone)
+        optimizer = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return cls(backbone, **{"optimizer": optimizer, **options})
 
     def _read_features(self, X: Any, reset: bool) -> NDArray[np.float64]:
         try:
@@ -282,8 +286,9 @@ class MultiTaskRegressor(RegressorMixin, _MultiTask):  # type: ignore[misc]
 class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
     r"""Classification of one or more targets by a network that tasks share, as far as the method has it.
 
-    As `MultiTaskRegressor`; training stops by the mean over targets of the accuracy, or of the AUROC where one class has
-    more than 80 % of a target's labels. A label that is NaN or None is missing.
+    As `MultiTaskRegressor`; training stops by the mean over targets of the accuracy, or of the AUROC where one class
+    has more than 80 % of a target's labels. A label that is NaN or None is missing.
+    scikit-learn cannot stratify by such labels: where it cross-validates, give it `cv=KFold(5)`.
 
         >>> import numpy as np
         >>> from lightning_meta.estimators import MultiTaskClassifier
@@ -368,7 +373,7 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
                 check_classification_targets(known)
             classes, numbers = np.unique(known, return_inverse=True)
             if len(classes) == 1:
-                raise UserError(f"y: column {i} has 1 class, {classes[0]!r}; at least 2 classes are needed")
+                raise UserError(f"y: column {i} has 1 class, {str(classes[0])!r}; at least 2 classes are needed")
             target = np.zeros(len(column), np.int64)
             target[there] = numbers
             tasks.append(Classification(len(classes)))
@@ -409,7 +414,9 @@ def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
 
 
 def _plain(labels: NDArray[Any]) -> NDArray[Any]:
@@ -442,8 +449,6 @@ def _seed_of(random_state: int | np.random.RandomState | None) -> int:
 
 
 def _copy(backbone: Any) -> Any:
-    import copy
-
     if not isinstance(backbone, nn.Module):
         raise UserError(f"backbone: a network is needed, got {type(backbone).__name__}")
     return copy.deepcopy(backbone)
