@@ -221,7 +221,7 @@ class MultiTaskRegressor(RegressorMixin, _MultiTask):  # type: ignore[misc]
         >>> X = np.random.default_rng(0).normal(size=(200, 3))
         >>> y = np.stack([X[:, 0] + X[:, 1], X[:, 0] - X[:, 2]], axis=1)
         >>> y[::4, 0] = np.nan
-        >>> MultiTaskRegressor(max_epochs=30).fit(X, y).predict(X[:5]).shape
+        >>> MultiTaskRegressor(max_epochs=3).fit(X, y).predict(X[:5]).shape
         (5, 2)
 
     Args:
@@ -294,7 +294,7 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
         >>> from lightning_meta.estimators import MultiTaskClassifier
         >>> X = np.random.default_rng(0).normal(size=(200, 3))
         >>> y = np.stack([X[:, 0] > 0, X[:, 1] > X[:, 2]], axis=1)
-        >>> classifier = MultiTaskClassifier(max_epochs=30).fit(X, y)
+        >>> classifier = MultiTaskClassifier(max_epochs=3).fit(X, y)
         >>> [p.shape for p in classifier.predict_proba(X[:5])]
         [(5, 2), (5, 2)]
 
