@@ -116,18 +116,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if y is None:
             raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
         for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit
-            vars(self).pop(name, None)
+            self.__dict__.pop(name, None)
         self.of_images_ = are_images(X)
         if self.of_images_:
             check_consistent_length(X, y)
         else:
             X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
-        self.classes_, labels = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
             raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
         self.learner_ = self._meta_learner()
-        labels = torch.from_numpy(labels)
+        labels = torch.from_numpy(numbers)
         if self.learner_ is not None:
             self.predictor_ = self.learner_.predictor(self._inputs(X), labels)
             return self
@@ -182,7 +182,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
     def _meta_learner(self) -> Any:
         """The meta-learner that `model` is or names; None where it is an embedding, or where that is not needed."""
-        model = self.model
+        model: Any = self.model
         if isinstance(model, nn.Module) and not hasattr(model, "predictor") and not hasattr(model, "predict_table"):
             return None
         if isinstance(model, str | PathLike):
@@ -209,8 +209,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         """`(M, F)` float64."""
         if not self.of_images_:
             return torch.from_numpy(X)
-        named = not isinstance(self.model, nn.Module)
-        network = embedding(str(self.model), self.image_size) if named else self.model
+        given = self.model
+        network = given if isinstance(given, nn.Module) else embedding(str(given), self.image_size)
         size = self.image_size or getattr(network, "image_size", None)
         if size is None and getattr(X, "ndim", 1) == 1:
             raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")

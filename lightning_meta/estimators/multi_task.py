@@ -325,7 +325,7 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
         feature_names_in_: The names of the columns, of a DataFrame.
     """
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64] | list[NDArray[np.float64]]:
+    def predict_proba(self, X: Any) -> Any:
         """The probabilities `(n, N)` of the classes; a list of them, one for each target, as `classes_` is.
 
         Args:
@@ -342,7 +342,7 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
         """
         best = [y.argmax(1).numpy() for _, y in self._outputs(X)]
         if not self._many:
-            return self.classes_[best[0]]  # type: ignore[no-any-return]
+            return self.classes_[best[0]]
         columns = [classes[of] for classes, of in zip(self.classes_, best, strict=True)]
         kinds = {column.dtype.kind for column in columns}
         mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would make text of numbers
@@ -380,7 +380,7 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
             targets.append(target)
             found.append(classes)
             present.append(there)
-        self.classes_ = found if self._many else found[0]
+        self.classes_: Any = found if self._many else found[0]
         return tasks, targets, present
 
     def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
@@ -407,7 +407,7 @@ def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
     if column.dtype.kind == "f":
         if np.isinf(column).any():
             raise UserError("y: labels are finite, these hold infinity")
-        return ~np.isnan(column)
+        return np.logical_not(np.isnan(column))
     if column.dtype.kind != "O":
         return np.ones(len(column), np.bool_)
     return np.array([not _is_missing(value) for value in column], np.bool_)

@@ -102,7 +102,10 @@ def train(
         limit_val_batches=0 if keep is None else None,
         log_every_n_steps=0,
         callbacks=[] if keep is None else [keep],
-        **dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
     )
     trainer.fit(module, datamodule=data)
     epochs = trainer.current_epoch
