@@ -26,6 +26,7 @@ from lightning_meta.estimators.needed import (
     column_or_1d,
     validate_data,
 )
+from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, prediction_sets
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.stateless import in_evaluation_mode
@@ -77,6 +78,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: `(N,)` the labels, sorted.
         n_features_in_: Columns of a 2-D `X`; only where it was fitted to one.
         feature_names_in_: Their names, of a DataFrame.
+        temperature_: What logits are divided by, after `calibrate`.
     """
 
     def __init__(
@@ -115,7 +117,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         whole(1, image_size=self.image_size, batch_size=self.batch_size)
         if y is None:
             raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
-        for name in ("n_features_in_", "feature_names_in_"):  # of an earlier fit
+        for name in ("n_features_in_", "feature_names_in_", "quantile_", "temperature_"):  # of an earlier fit
             self.__dict__.pop(name, None)
         self.of_images_ = are_images(X)
         if self.of_images_:
@@ -153,8 +155,64 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Args:
             X: Examples like those of `fit`.
         """
-        probabilities: NDArray[np.float64] = torch.from_numpy(self._logits(X)).softmax(1).numpy()
+        logits = torch.from_numpy(self._logits(X)) / getattr(self, "temperature_", 1.0)
+        probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
         return probabilities
+
+    def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
+        r"""Learn from further labelled examples how sure predictions are, for `predict_set` and `abstain`.
+
+        Afterwards `predict_proba` has the temperature that fits these examples best
+        (`lightning_meta.functional.conformal`); labels stay as they are. `fit` forgets it.
+
+        Args:
+            X: Examples that were not learned from, of the kind that will be predicted.
+            y: Their labels, all of them in `classes_`.
+            error: α in (0, 1): the share of new examples whose set may lack their label.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            UserError: A label that was not learned, or α is no such share.
+        """
+        logits, wanted = torch.from_numpy(self._logits(X)), np.asarray(y)
+        check_consistent_length(logits, wanted)
+        if not np.isin(wanted, self.classes_).all():
+            strange = wanted[~np.isin(wanted, self.classes_)][0]
+            raise UserError(f"y: {str(strange)!r} is none of the classes that were learned; leave its examples out")
+        labels = torch.from_numpy(np.searchsorted(self.classes_, wanted))
+        # Sets are made of probabilities as they were: the temperature is learned from the same examples.
+        self.quantile_ = float(conformal_quantile(logits.softmax(1), labels, error))
+        self.temperature_ = float(fit_temperature(logits, labels))
+        return self
+
+    def predict_set(self, X: Any) -> NDArray[np.bool_]:
+        """Which labels an example may have, `(M, N)` in the order of `classes_`; a row may be empty.
+
+        Of examples that are exchangeable with those of `calibrate`, the share whose set holds their label is 1 − α at
+        least, over all that may be drawn for calibration and prediction.
+
+        Args:
+            X: Examples like those of `calibrate`.
+        """
+        if not hasattr(self, "quantile_"):
+            raise UserError(
+                "predict_set: call calibrate(X, y) first, with labelled examples that were not learned from"
+            )
+        probabilities = torch.from_numpy(self._logits(X)).softmax(1)
+        sets: NDArray[np.bool_] = prediction_sets(probabilities, torch.tensor(self.quantile_)).numpy()
+        return sets
+
+    def abstain(self, X: Any, threshold: float) -> NDArray[np.bool_]:
+        """Whether the largest probability is below a threshold, so that the label had better not be used, `(M,)`.
+
+        Args:
+            X: Examples like those of `fit`.
+            threshold: In [0, 1]; it means what it says after `calibrate`.
+        """
+        unsure: NDArray[np.bool_] = self.predict_proba(X).max(1) < threshold
+        return unsure
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable labels `(M,)`.

@@ -342,7 +342,8 @@ class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
         """
         best = [y.argmax(1).numpy() for _, y in self._outputs(X)]
         if not self._many:
-            return self.classes_[best[0]]
+            labels: NDArray[Any] = self.classes_[best[0]]
+            return labels
         columns = [classes[of] for classes, of in zip(self.classes_, best, strict=True)]
         kinds = {column.dtype.kind for column in columns}
         mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would make text of numbers
@@ -407,7 +408,8 @@ def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
     if column.dtype.kind == "f":
         if np.isinf(column).any():
             raise UserError("y: labels are finite, these hold infinity")
-        return np.logical_not(np.isnan(column))
+        there: NDArray[np.bool_] = ~np.isnan(column)
+        return there
     if column.dtype.kind != "O":
         return np.ones(len(column), np.bool_)
     return np.array([not _is_missing(value) for value in column], np.bool_)

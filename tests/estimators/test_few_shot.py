@@ -17,6 +17,7 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_iris, load_wine
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
@@ -165,6 +166,36 @@ def test_published_weights_are_the_default(files: list[str], pictures: Arrays) -
     stored = pickle.dumps(own)
     assert len(stored) < 100_000
     assert (pickle.loads(stored).predict(files) == own.predict(files)).all()
+
+
+def test_calibration_by_further_examples() -> None:
+    """Sets hold the label in 1 − α of draws, and probabilities are those of the best temperature."""
+    draw = np.random.default_rng(0)
+    centres, covered = draw.normal(size=(4, 5)), []
+
+    def examples(each: int) -> Arrays:
+        y = np.repeat(np.arange(4), each)
+        order = draw.permutation(len(y))  # the order says nothing
+        return (centres[y] + draw.normal(size=(len(y), 5)))[order], np.array(list("abcd"))[y][order]
+
+    own = FewShotClassifier().fit(*examples(5))
+    new, truth = examples(250)
+    plain = own.predict_proba(new)
+    for _ in range(100):
+        x, y = examples(10)
+        sets = own.calibrate(x, y, error=0.2).predict_set(new)
+        covered.append(sets[np.arange(len(new)), np.searchsorted(own.classes_, truth)].mean())
+    assert 0.79 < np.mean(covered) < 0.84  # of 40 examples: 0.8 to 0.8 + 1 / 41
+    own.calibrate(new, truth)
+    assert log_loss(truth, own.predict_proba(new)) < log_loss(truth, plain)
+    assert own.predict_proba(new).max(1).mean() == pytest.approx(own.score(new, truth), abs=0.05)
+    sure = ~own.abstain(new, 0.9)
+    assert own.score(new[sure], truth[sure]) > 0.9 > own.score(new, truth)
+    assert (own.fit(x, y).predict_proba(x) == FewShotClassifier().fit(x, y).predict_proba(x)).all()
+    with pytest.raises(lm.UserError, match=r"predict_set: call calibrate\(X, y\) first"):
+        own.predict_set(x)
+    with pytest.raises(lm.UserError, match="y: 'e' is none of the classes that were learned"):
+        own.calibrate(x[:2], ["a", "e"])
 
 
 def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[str]) -> None:
