@@ -5,7 +5,7 @@
 >>> model = lm.ProtoNet(lm.nn.Conv4(in_channels=1))
 
 Everything public is a name of this module, or of `lm.sources`, `lm.nn`, `lm.weightings`, `lm.tasks`, `lm.functional`,
-`lm.pictures` and `lm.testing`. A part is imported when it is first used.
+`lm.estimators`, `lm.pictures` and `lm.testing`. A part is imported when it is first used.
 """
 
 import lazy_loader

@@ -1,3 +1,4 @@
+from . import estimators as estimators
 from . import functional as functional
 from . import nn as nn
 from . import pictures as pictures

@@ -21,6 +21,7 @@ import reproduce
 import torch
 import yaml
 from make_tables import META, MULTI_TASK, SOURCES, TABLES, WEIGHTINGS, at_a_glance, with_classes, with_tables
+from PIL import Image
 
 import lightning_meta
 from lightning_meta.cli import main
@@ -107,6 +108,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     for name in ("protonet_glyphs", "maml_glyphs", "multi_head_glyphs"):
         assert main(briefly(ROOT / "configs" / f"{name}.yaml", folder / "runs")) == 0
+    for file in ("photos/a/1.jpg", "photos/a/2.jpg", "photos/b/1.jpg", "new.jpg"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), "red" if "/a/" in file else "blue").save(folder / file)
     predictor = lightning_meta.load(folder / "runs" / "protonet_glyphs" / "0").predictor(
         torch.rand(2, 1, 28, 28), ["a", "b"]
     )
@@ -131,6 +135,9 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
         exec(compile("\n" * line + text, page, "exec"), namespace)
     if page.name == "images.md":
         assert set(namespace["predictor"](namespace["new_images"])) <= {"alpha", "beta", "gamma"}
+    if page.name == "scikit_learn.md":
+        assert namespace["classifier"].predict(["new.jpg"]).tolist() == ["b"]
+        assert namespace["regressor"].score(namespace["X"], namespace["y"]) > 0.9
     if page.name == "README.md":
         assert namespace["run"].directory == Path("runs/mine/0")
         own = namespace["NearestExample"]

@@ -20,9 +20,9 @@ from lightning_meta.configuration import build, describe, import_class, public_p
 from lightning_meta.describing import fixed_options
 from tests import methods
 
-ROOMS: list[ModuleType] = [lm, lm.nn, lm.sources, lm.weightings, lm.functional, lm.pictures, lm.testing]
+ROOMS: list[ModuleType] = [lm, lm.nn, lm.sources, lm.weightings, lm.functional, lm.estimators, lm.pictures, lm.testing]
 PUBLIC = [(room.__name__, name) for room in ROOMS for name in room.__all__]
-HEAVY = ("PIL", "pooch", "wandb", "matplotlib", "pyarrow", "scipy", "torchvision", "jsonargparse")
+HEAVY = ("PIL", "pooch", "wandb", "matplotlib", "pyarrow", "scipy", "sklearn", "torchvision", "jsonargparse")
 
 
 @pytest.mark.parametrize(("room", "name"), PUBLIC, ids=lambda value: str(value))
@@ -66,7 +66,7 @@ def test_one_part_does_not_import_the_others() -> None:
     for name, needs in NEEDS.items():
         assert not loaded[name] & (set(HEAVY) - set(needs)), name
         parts = {module.split(".")[1] for module in loaded[name] if module.startswith("lightning_meta.")}
-        assert not parts & {"cli", "report", "pictures", "testing", "integrations"}, name
+        assert not parts & {"cli", "estimators", "report", "pictures", "testing", "integrations"}, name
         assert name.startswith("sources") or "sources" not in parts, name
 
 

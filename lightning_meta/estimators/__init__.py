@@ -1,0 +1,5 @@
+"""Estimators with the interface of scikit-learn, which needs `pip install 'lightning_meta[sklearn]'`."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,3 @@
+from .few_shot import FewShotClassifier as FewShotClassifier
+from .multi_task import MultiTaskClassifier as MultiTaskClassifier
+from .multi_task import MultiTaskRegressor as MultiTaskRegressor

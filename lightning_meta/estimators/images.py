@@ -1,0 +1,52 @@
+"""Images as scikit-learn's users have them: lists of files, and 4-D arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_meta.data.images import read_images
+from lightning_meta.errors import UserError
+from lightning_meta.nn.features import IMAGE_DIMS
+
+
+def are_images(X: Any) -> bool:
+    """Whether inputs are images: files in a list, tuple, array or column, or an array of four dimensions."""
+    dims = getattr(X, "ndim", None)
+    if dims == IMAGE_DIMS + 1:
+        return True
+    first = X if dims is None or dims == 1 else ()
+    return isinstance(first, Sequence | np.ndarray) and not isinstance(X, str | bytes) and _all_paths(first)
+
+
+def _all_paths(X: Any) -> bool:
+    return len(X) > 0 and all(isinstance(one, str | PathLike) for one in X)
+
+
+def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
+    """Images `(M, C, H, W)`, uint8 or real.
+
+    Args:
+        X: M files, or an array `(M, C, H, W)`.
+        shape: `(C, size, size)` that files are read as.
+
+    Raises:
+        UserError: A file is no image, channels come last, or numbers are not in [0, 1].
+    """
+    if getattr(X, "ndim", None) != IMAGE_DIMS + 1:
+        return read_images(list(X), [int(n or 0) for n in shape])
+    images = torch.as_tensor(np.asarray(X))
+    if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        raise UserError(f"X: images of shape {tuple(images.shape)}; channels come first: X.transpose(0, 3, 1, 2)")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise UserError(f"X: images are uint8 in [0, 255] or real in [0, 1], got {images.dtype}; X.astype('uint8')")
+    if not bool(torch.isfinite(images).all()):
+        raise UserError("X: the images hold NaN or infinity; mend or leave them out")
+    return images.float()

@@ -1,0 +1,456 @@
+"""scikit-learn estimators of several targets at once, by any way of sharing."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from numbers import Integral
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_meta.batches import TaskBatch
+from lightning_meta.checks import not_negative, positive, switch, whole, widths
+from lightning_meta.data.multi_task import MultiTaskDataModule
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.estimators.needed import (
+    BaseEstimator,
+    ClassifierMixin,
+    RegressorMixin,
+    accuracy_score,
+    check_array,
+    check_classification_targets,
+    check_consistent_length,
+    check_is_fitted,
+    r2_score,
+    validate_data,
+)
+from lightning_meta.estimators.training import Arrays, held_out_rows, quiet, train
+from lightning_meta.functional.generators import seeded_generators
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.linear import Linear
+from lightning_meta.nn.likeness import check_outputs
+from lightning_meta.nn.mlp import MLP
+from lightning_meta.nn.stateless import untouched
+from lightning_meta.tasks import Classification, Regression, Task
+
+ROWS = 4096  # that are predicted at once
+
+
+class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
+    """What the two estimators share; the arguments are explained there."""
+
+    def __init__(
+        self,
+        method: str | type[MultiTaskModule] = "MultiHead",
+        hidden: Sequence[int] = (64, 64),
+        backbone: nn.Module | None = None,
+        options: Mapping[str, Any] | None = None,
+        learning_rate: float = 0.003,
+        weight_decay: float = 0.01,
+        batch_size: int = 32,
+        max_epochs: int = 200,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        patience: int = 20,
+        standardise: bool = True,
+        random_state: int | np.random.RandomState | None = 0,
+        accelerator: str = "cpu",
+    ) -> None:
+        self.method = method
+        self.hidden = hidden
+        self.backbone = backbone
+        self.options = options
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.standardise = standardise
+        self.random_state = random_state
+        self.accelerator = accelerator
+
+    @abstractmethod
+    def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
+        """Of each task: its kind, its targets `(n, ...)`, and `(n,)` which of them are there."""
+
+    @abstractmethod
+    def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        """Rows of which training needs one."""
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Train on rows and their targets.
+
+        Args:
+            X: `(n, F)` numbers, none missing.
+            y: `(n,)` or `(n, T)`; NaN, or None among labels, is a target that is missing.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            UserError: An option, a target without a single label, or too few rows.
+        """
+        cls = self._checked()
+        if y is None:
+            raise UserError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        X = self._read_features(X, reset=True)
+        tasks, targets, present = self._read_targets(y)
+        check_consistent_length(X, targets[0])
+        if not all(there.any() for there in present):
+            empty = next(i for i, there in enumerate(present) if not there.any())
+            raise UserError(f"y: column {empty} has no label, all of its rows are NaN; leave it out")
+        seed = _seed_of(self.random_state)
+        held = np.zeros(len(X), np.bool_)
+        if self.early_stopping:
+            held = held_out_rows(self._groups(targets, present), self.validation_fraction, seed)
+            if not any((there & held).any() for there in present):
+                raise UserError(
+                    f"X: n_samples={len(X)} leave no row for validation, as training needs one of every target and "
+                    "class; give more rows, or early_stopping=False"
+                )
+        rows = X[~held]
+        self.mean_ = rows.mean(0) if self.standardise else np.zeros(X.shape[1])
+        scale = rows.std(0) if self.standardise else np.ones(X.shape[1])
+        self.scale_ = np.where(scale > 1e-12 * np.abs(rows).max(0), scale, 1.0)  # not the rounding of a constant
+        inputs = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
+        if not torch.isfinite(inputs).all():
+            raise UserError("X: a column spreads wider than float32 holds; scale it")
+        names = [f"y{i}" for i in range(len(tasks))]
+        columns = dict(zip(names, map(torch.from_numpy, targets), strict=True))
+
+        def part(chosen: NDArray[np.bool_]) -> TaskSet:
+            there = {n: torch.from_numpy(p & chosen) for n, p in zip(names, present, strict=True)}
+            return TaskSet.of_columns(inputs, columns, there)
+
+        train_set = part(~held)
+        source = Arrays(dict(zip(names, tasks, strict=True)), train_set, part(held) if held.any() else train_set)
+        data = MultiTaskDataModule(source, batch_size=self.batch_size, seed=seed)
+        with quiet(), seeded_generators(torch.device("cpu"), seed):
+            module = self._module(cls, X.shape[1])
+            patience = self.patience if self.early_stopping else None
+            self.n_iter_ = train(
+                module, data, max_epochs=self.max_epochs, patience=patience, accelerator=self.accelerator
+            )
+        self.module_ = module.double()  # predictions of a row then hardly depend on those that it is predicted with
+        return self
+
+    def _checked(self) -> type[MultiTaskModule]:
+        """The class of the method; options that cannot work are refused."""
+        name = type(self).__name__
+        whole(1, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience)
+        widths(hidden=self.hidden)
+        positive(learning_rate=self.learning_rate)
+        not_negative(weight_decay=self.weight_decay)
+        switch(early_stopping=self.early_stopping, standardise=self.standardise)
+        if not 0 < self.validation_fraction < 1:
+            raise UserError(f"validation_fraction: a share above 0 and below 1, got {self.validation_fraction}")
+        import lightning_meta as lm
+
+        cls = getattr(lm, self.method, None) if isinstance(self.method, str) else self.method
+        if not (isinstance(cls, type) and issubclass(cls, MultiTaskModule)) or cls is MultiTaskModule:
+            raise UserError(
+                f"method: {name} takes a multi-task method, such as 'MultiHead', 'Independent' or 'Conditioned', or "
+                f"its class; got {self.method!r}"
+            )
+        return cls
+
+    def _module(self, cls: type[MultiTaskModule], features: int) -> MultiTaskModule:
+        options = copy.deepcopy(dict(self.options or {}))  # a weighting may have weights, which are trained
+        if issubclass(cls, Linear):
+            return cls(**options)
+        backbone = MLP(features, tuple(self.hidden)) if self.backbone is None else _copy(self.backbone)
+        optimizer = partial(torch.optim.AdamW, lr=self.learning_rate, weight_decay=self.weight_decay)
+        return cls(backbone, **{"optimizer": optimizer, **options})
+
+    def _read_features(self, X: Any, reset: bool) -> NDArray[np.float64]:
+        try:
+            read: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset)
+            return read
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise UserError(
+                f"X: {error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "
+                "OneHotEncoder, in a Pipeline"
+            ) from error
+
+    @torch.no_grad()
+    def _outputs(self, X: Any) -> list[tuple[Task, Tensor]]:
+        """Of each task, its kind and its outputs for every row."""
+        check_is_fitted(self)
+        X = self._read_features(X, reset=False)
+        inputs = torch.from_numpy((X - self.mean_) / self.scale_)
+        module = self.module_
+        parts: dict[str, list[Tensor]] = {name: [] for name in module.names}
+        with untouched(module):
+            for x in inputs.split(ROWS):
+                rows = dict.fromkeys(module.names, torch.arange(len(x)))
+                stems = len(module.stems)
+                batch = TaskBatch(dict.fromkeys(rows, x) if stems else x, {}, rows, {})
+                for name, y in module.selected_outputs(batch).items():
+                    parts[name].append(check_outputs(y))
+        return [(module.spec.tasks[name], torch.cat(of)) for name, of in parts.items()]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class MultiTaskRegressor(RegressorMixin, _MultiTask):  # type: ignore[misc]
+    r"""Regression of one or more targets by a network that tasks share, as far as the method has it.
+
+    Inputs and targets are standardised by the training rows. A tenth of the rows is held out: training stops where the
+    mean R² over targets does not improve on them any more, and the weights of its best epoch are kept. A target that is
+    NaN is a missing label: its row trains the other targets.
+
+    Nothing is printed and no file is written; the global random generators stay as they are.
+
+        >>> import numpy as np
+        >>> from lightning_meta.estimators import MultiTaskRegressor
+        >>> X = np.random.default_rng(0).normal(size=(200, 3))
+        >>> y = np.stack([X[:, 0] + X[:, 1], X[:, 0] - X[:, 2]], axis=1)
+        >>> y[::4, 0] = np.nan
+        >>> MultiTaskRegressor(max_epochs=3).fit(X, y).predict(X[:5]).shape
+        (5, 2)
+
+    Args:
+        method: How targets share: the name of a multi-task method (`MultiHead`, `Independent`, `Conditioned`,
+            `CrossStitch`, `MixtureOfExperts`, `Linear`), or a class derived from `MultiTaskModule`.
+        hidden: Widths of the layers of the `lightning_meta.nn.MLP` before the heads.
+        backbone: In its place, a network `(M, F)` to `(M, features)`; a copy is trained.
+        options: Further arguments of the method, such as `{"weighting": lm.weightings.Uncertainty()}`.
+        learning_rate: Of AdamW, > 0; `optimizer` in `options` replaces it.
+        weight_decay: Of AdamW, at least 0.
+        batch_size: Rows of a step; where targets have no row in common, rows of each target.
+        max_epochs: Visits to the training rows, at most.
+        early_stopping: Whether rows are held out to stop by; else training goes on for `max_epochs`.
+        validation_fraction: Share of the rows that are held out, in (0, 1).
+        patience: Epochs without a better score after which training stops.
+        standardise: Whether each column of `X` is brought to mean 0 and standard deviation 1.
+        random_state: Of the weights, the batches and the held-out rows: a seed, or a generator to draw it from; None
+            draws another one for each fit.
+        accelerator: Where it is trained, as `lightning.pytorch.Trainer` takes it; predictions are made on the CPU.
+
+    Attributes:
+        module_: The trained module, in double precision.
+        mean_: `(F,)` what is taken off the columns of `X`.
+        scale_: `(F,)` what they are divided by then.
+        n_iter_: The epoch whose weights are kept, from 1.
+        n_features_in_: F.
+        feature_names_in_: The names of the columns, of a DataFrame.
+    """
+
+    def predict(self, X: Any) -> NDArray[np.float64]:
+        """Predictions `(n,)` or `(n, T)`, as `y` was, in its units.
+
+        Args:
+            X: `(n, F)`.
+        """
+        columns = [task.readable(y)[:, 0].numpy() for task, y in self._outputs(X)]
+        return np.stack(columns, axis=1) if self._many else columns[0]
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The mean over targets of R², each over the rows that have a target; at most 1.
+
+        Args:
+            X: `(n, F)`.
+            y: `(n,)` or `(n, T)`, NaN where missing.
+            sample_weight: `(n,)`.
+        """
+        predicted = self.predict(X).reshape(len(y), -1)
+        wanted = _numbers(y).reshape(len(y), -1)
+        return _mean_score(r2_score, wanted.T, predicted.T, ~np.isnan(wanted).T, sample_weight)
+
+    def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
+        numbers = _numbers(y)
+        self._many = numbers.ndim == 2
+        columns = list(numbers.reshape(len(numbers), -1).T)
+        targets = [np.nan_to_num(column)[:, None] for column in columns]
+        return [Regression(1) for _ in columns], targets, [~np.isnan(column) for column in columns]
+
+    def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        return present
+
+
+class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
+    r"""Classification of one or more targets by a network that tasks share, as far as the method has it.
+
+    As `MultiTaskRegressor`; training stops by the mean over targets of the accuracy, or of the AUROC where one class
+    has more than 80 % of a target's labels. A label that is NaN or None is missing.
+    scikit-learn cannot stratify by such labels: where it cross-validates, give it `cv=KFold(5)`.
+
+        >>> import numpy as np
+        >>> from lightning_meta.estimators import MultiTaskClassifier
+        >>> X = np.random.default_rng(0).normal(size=(200, 3))
+        >>> y = np.stack([X[:, 0] > 0, X[:, 1] > X[:, 2]], axis=1)
+        >>> classifier = MultiTaskClassifier(max_epochs=3).fit(X, y)
+        >>> [p.shape for p in classifier.predict_proba(X[:5])]
+        [(5, 2), (5, 2)]
+
+    Args:
+        method: As in `MultiTaskRegressor`, and so are the others.
+        hidden: Widths of the layers of the `lightning_meta.nn.MLP` before the heads.
+        backbone: In its place, a network `(M, F)` to `(M, features)`; a copy is trained.
+        options: Further arguments of the method.
+        learning_rate: Of AdamW, > 0; `optimizer` in `options` replaces it.
+        weight_decay: Of AdamW, at least 0.
+        batch_size: Rows of a step; where targets have no row in common, rows of each target.
+        max_epochs: Visits to the training rows, at most.
+        early_stopping: Whether rows are held out to stop by; else training goes on for `max_epochs`.
+        validation_fraction: Share of the rows that are held out, in (0, 1).
+        patience: Epochs without a better score after which training stops.
+        standardise: Whether each column of `X` is brought to mean 0 and standard deviation 1.
+        random_state: Of the weights, the batches and the held-out rows: a seed, or a generator to draw it from; None
+            draws another one for each fit.
+        accelerator: Where it is trained, as `lightning.pytorch.Trainer` takes it; predictions are made on the CPU.
+
+    Attributes:
+        classes_: The labels, sorted; a list of them, one for each target, where `y` has two dimensions.
+        module_: The trained module, in double precision.
+        mean_: `(F,)` what is taken off the columns of `X`.
+        scale_: `(F,)` what they are divided by then.
+        n_iter_: The epoch whose weights are kept, from 1.
+        n_features_in_: F.
+        feature_names_in_: The names of the columns, of a DataFrame.
+    """
+
+    def predict_proba(self, X: Any) -> Any:
+        """The probabilities `(n, N)` of the classes; a list of them, one for each target, as `classes_` is.
+
+        Args:
+            X: `(n, F)`.
+        """
+        probabilities = [task.for_classes(y).numpy() for task, y in self._outputs(X)]
+        return probabilities if self._many else probabilities[0]
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable labels, `(n,)` or `(n, T)`.
+
+        Args:
+            X: `(n, F)`.
+        """
+        best = [y.argmax(1).numpy() for _, y in self._outputs(X)]
+        if not self._many:
+            labels: NDArray[Any] = self.classes_[best[0]]
+            return labels
+        columns = [classes[of] for classes, of in zip(self.classes_, best, strict=True)]
+        kinds = {column.dtype.kind for column in columns}
+        mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would make text of numbers
+        return np.stack([column.astype(object) for column in columns] if mixed else columns, axis=1)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The mean over targets of the accuracy, each over the rows that have a label; in [0, 1].
+
+        Args:
+            X: `(n, F)`.
+            y: `(n,)` or `(n, T)`, NaN or None where missing.
+            sample_weight: `(n,)`.
+        """
+        predicted = self.predict(X).reshape(len(y), -1)
+        labels = _labels(y).reshape(len(y), -1)
+        there = np.stack([_present(column) for column in labels.T])
+        return _mean_score(_accuracy, labels.T, predicted.T, there, sample_weight)
+
+    def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
+        labels = _labels(y)
+        self._many = labels.ndim == 2
+        tasks: list[Task] = []
+        targets, found, present = [], [], []
+        for i, column in enumerate(labels.reshape(len(labels), -1).T):
+            there = _present(column)
+            known = _plain(column[there])
+            if there.any():
+                check_classification_targets(known)
+            classes, numbers = np.unique(known, return_inverse=True)
+            if len(classes) == 1:
+                raise UserError(f"y: column {i} has 1 class, {str(classes[0])!r}; at least 2 classes are needed")
+            target = np.zeros(len(column), np.int64)
+            target[there] = numbers
+            tasks.append(Classification(len(classes)))
+            targets.append(target)
+            found.append(classes)
+            present.append(there)
+        self.classes_: Any = found if self._many else found[0]
+        return tasks, targets, present
+
+    def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
+        pairs = zip(targets, present, strict=True)
+        return [there & (target == label) for target, there in pairs for label in np.unique(target[there])]
+
+
+def _numbers(y: Any) -> NDArray[np.float64]:
+    """Real targets, NaN where missing."""
+    options = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
+    numbers: NDArray[np.float64] = check_array(y, **options)
+    return numbers
+
+
+def _labels(y: Any) -> NDArray[Any]:
+    """Labels of any kind, some of which may be missing."""
+    options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
+    labels: NDArray[Any] = check_array(y, **options)
+    return labels
+
+
+def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which labels are there: neither None nor NaN, nor what pandas has in their place."""
+    if column.dtype.kind == "f":
+        if np.isinf(column).any():
+            raise UserError("y: labels are finite, these hold infinity")
+        there: NDArray[np.bool_] = ~np.isnan(column)
+        return there
+    if column.dtype.kind != "O":
+        return np.ones(len(column), np.bool_)
+    return np.array([not _is_missing(value) for value in column], np.bool_)
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def _plain(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels in an array of their own kind, in place of one of Python's objects."""
+    return np.array(labels.tolist()) if labels.dtype == object else labels
+
+
+def _accuracy(labels: NDArray[Any], predicted: NDArray[Any], sample_weight: Any) -> float:
+    return float(accuracy_score(_plain(labels), _plain(predicted), sample_weight=sample_weight))
+
+
+def _mean_score(score: Any, wanted: Any, predicted: Any, present: Any, sample_weight: Any) -> float:
+    scores = []
+    for y, guess, there in zip(wanted, predicted, present, strict=True):
+        if there.any():
+            weights = None if sample_weight is None else np.asarray(sample_weight)[there]
+            scores.append(score(y[there], guess[there], sample_weight=weights))
+    return float(np.mean(scores)) if scores else float("nan")
+
+
+def _seed_of(random_state: int | np.random.RandomState | None) -> int:
+    """A seed of 32 bits; the generators that everyone shares are left alone."""
+    if random_state is None:
+        return int(np.random.default_rng().integers(2**32))
+    if isinstance(random_state, np.random.RandomState):
+        return int(random_state.randint(2**31 - 1))
+    if isinstance(random_state, Integral) and 0 <= random_state < 2**32:
+        return int(random_state)
+    raise UserError(f"random_state: a whole number from 0 to 2^32 - 1, a RandomState or None, got {random_state!r}")
+
+
+def _copy(backbone: Any) -> Any:
+    if not isinstance(backbone, nn.Module):
+        raise UserError(f"backbone: a network is needed, got {type(backbone).__name__}")
+    return copy.deepcopy(backbone)

@@ -1,0 +1,153 @@
+"""The training of a multi-task module on arrays: in memory, without a word, and on random numbers of its own."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf, isnan
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from numpy.typing import NDArray
+
+from lightning_meta.batches import Split
+from lightning_meta.data.multi_task import MultiTaskDataModule
+from lightning_meta.data.source import TaskSource
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.tasks import Task
+
+TALKATIVE = ("lightning_meta", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+
+
+class Arrays(TaskSource):
+    """Tasks that are in memory.
+
+    Args:
+        tasks: By name.
+        train: The training rows.
+        val: The rows that early stopping looks at.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task], train: TaskSet, val: TaskSet) -> None:
+        self._tasks, self._train, self._val = tasks, train, val
+
+    def tasks(self) -> dict[str, Task]:
+        """The tasks by name."""
+        return dict(self._tasks)
+
+    def sets(self) -> dict[Split, TaskSet]:
+        """The rows; nothing is tested."""
+        return {"train": self._train, "val": self._val, "test": self._val}
+
+
+class KeepBest(Callback):
+    """Keeps the weights of the best `val/score`, of equals the one with the lower `val/loss`, and stops training.
+
+    Args:
+        patience: Epochs without a better validation after which training stops.
+
+    Attributes:
+        epoch: That of the best validation, from 1.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience, self.epoch = patience, 0
+        self._best, self._weights = (-inf, -inf), dict[str, Any]()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, now that the module has logged."""
+        score, loss = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("score", "loss"))
+        rank = (-inf if isnan(score) else score, -inf if isnan(loss) else -loss)
+        epoch = trainer.current_epoch + 1
+        if rank > self._best or not self.epoch:
+            self._best, self.epoch, self._weights = rank, epoch, copy.deepcopy(pl_module.state_dict())
+        trainer.should_stop = trainer.should_stop or epoch - self.epoch >= self.patience
+
+    def restore(self, module: MultiTaskModule) -> None:
+        """Put the best weights back."""
+        module.load_state_dict(self._weights)
+
+
+def train(
+    module: MultiTaskModule,
+    data: MultiTaskDataModule,
+    *,
+    max_epochs: int,
+    patience: int | None,
+    accelerator: str,
+) -> int:
+    """Train a module, and leave it with its best weights, in evaluation mode on the CPU.
+
+    Args:
+        module: Trained in place.
+        data: Its data.
+        max_epochs: Visits to the data, at most.
+        patience: Of `KeepBest`; None trains to the end, without validation.
+        accelerator: As the Trainer takes it.
+
+    Returns:
+        The epoch whose weights are kept, from 1.
+    """
+    keep = None if patience is None else KeepBest(patience)
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        max_epochs=max_epochs,
+        num_sanity_val_steps=0,
+        limit_val_batches=0 if keep is None else None,
+        log_every_n_steps=0,
+        callbacks=[] if keep is None else [keep],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=data)
+    epochs = trainer.current_epoch
+    if keep is not None:
+        keep.restore(module)
+        epochs = keep.epoch
+    module.trainer = None
+    module.cpu().eval()
+    return epochs
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within the context, the Trainer neither prints nor warns."""
+    before = {name: logging.getLogger(name).level for name in TALKATIVE}
+    try:
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def held_out_rows(groups: list[NDArray[np.bool_]], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Which rows early stopping looks at, drawn so that training has a row of every group.
+
+    Args:
+        groups: `(n,)` masks of rows: those that a task has a label for, or a class of it.
+        fraction: Share of the rows, in (0, 1).
+        seed: Of the draw.
+
+    Returns:
+        `(n,)`.
+    """
+    count = len(groups[0])
+    order = np.random.default_rng(seed).permutation(count)
+    held = np.zeros(count, np.bool_)
+    held[order[: max(1, round(fraction * count))]] = True
+    for group in groups:
+        if group.any() and not (group & ~held).any():
+            held &= ~group
+    return held

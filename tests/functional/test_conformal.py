@@ -1,0 +1,79 @@
+"""Temperature, prediction sets and the open-set AUROC, against scipy, scikit-learn and counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from lightning_meta.errors import UserError
+from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, open_set_auroc, prediction_sets
+
+
+def drawn(count: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits that are `scale` times those by which the labels were drawn, `(M, 4)` and `(M,)`."""
+    g = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(count, 4, generator=g, dtype=torch.float64)
+    labels = torch.multinomial(logits.softmax(1), 1, generator=g)[:, 0]
+    return scale * logits, labels
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 30.0])
+def test_the_temperature_is_that_of_least_loss(scale: float) -> None:
+    logits, labels = drawn(400, scale)
+
+    def loss(log_t: float) -> float:
+        return float(F.cross_entropy(logits / np.exp(log_t), labels))
+
+    found = minimize_scalar(loss, bounds=(-5, 8), method="bounded", options={"xatol": 1e-9})
+    assert float(fit_temperature(logits, labels)) == pytest.approx(np.exp(found.x), rel=1e-5)
+    assert float(fit_temperature(logits, labels)) == pytest.approx(scale, rel=0.3)
+
+
+def test_logits_that_are_always_right_have_the_least_temperature() -> None:
+    assert float(fit_temperature(torch.eye(3), torch.arange(3))) < 0.002  # softmax is 1 to rounding
+    assert float(fit_temperature(-torch.eye(3), torch.arange(3))) > 1e8  # always wrong: no better than a guess
+
+
+@pytest.mark.parametrize(("count", "error", "rank"), [(9, 0.1, 9), (10, 0.1, 10), (19, 0.1, 18), (99, 0.05, 95)])
+def test_the_quantile_is_the_k_th_smallest_score(count: int, error: float, rank: int) -> None:
+    logits, labels = drawn(count, 1.0)
+    p = logits.softmax(1)
+    scores = sorted(float(1 - p[i, y]) for i, y in enumerate(labels))
+    assert float(conformal_quantile(p, labels, error)) == scores[rank - 1]
+
+
+def test_too_few_examples_leave_no_label_out() -> None:
+    logits, labels = drawn(8, 1.0)
+    quantile = conformal_quantile(logits.softmax(1), labels, 0.1)
+    assert quantile == torch.inf
+    assert prediction_sets(logits.softmax(1), quantile).all()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_sets_hold_the_label_as_often_as_was_asked_for(scale: float) -> None:
+    """Whatever the logits are worth: the mean over calibrations lies between 1 − α and 1 − α + 1 / (n + 1)."""
+    covered = []
+    for seed in range(300):
+        logits, labels = drawn(49 + 200, scale, seed)
+        p = logits.softmax(1)
+        sets = prediction_sets(p[49:], conformal_quantile(p[:49], labels[:49], 0.1))
+        covered.append(float(sets.gather(1, labels[49:, None]).double().mean()))
+    mean, error = np.mean(covered), np.std(covered) / 300**0.5
+    assert 0.9 - 3 * error < mean < 0.92 + 3 * error
+
+
+def test_a_share_of_errors_is_between_0_and_1() -> None:
+    logits, labels = drawn(8, 1.0)
+    with pytest.raises(UserError, match="error: a share above 0 and below 1, got 1"):
+        conformal_quantile(logits.softmax(1), labels, 1)
+
+
+def test_the_open_set_auroc_is_scikit_learn_s() -> None:
+    known, unknown = drawn(50, 3.0)[0].softmax(1), drawn(30, 1.0, 1)[0].softmax(1)
+    scores = torch.cat([known, unknown]).amax(1).numpy()
+    expected = roc_auc_score([1] * 50 + [0] * 30, scores)
+    assert float(open_set_auroc(known, unknown)) == pytest.approx(expected)
