@@ -44,6 +44,7 @@ from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
 
 _log = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
         self._step_gradients = StepGradients()
         self._last_batch: TaskBatch | None = None
+        self._together: LossesTogether | None = None
 
     # What a method is.
 
@@ -337,22 +339,24 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
-        return self._losses(batch)[0]
+        losses, outputs = self._losses(batch)
+        return dict(zip(outputs, losses.unbind(), strict=True))
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        by_name, outputs = self._losses(batch)
-        losses, present = in_order(by_name, self.names)
+        of_tasks, outputs = self._losses(batch)
+        losses, present = in_order(of_tasks, list(outputs), self.names)
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
         shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
         weighed = losses.detach().requires_grad_() if shared else losses
         loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)
         means = sum_over_ranks(losses) / world_size()
-        self._stepped_on.update(by_name)
+        self._stepped_on.update(outputs)
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)
         if shared:
+            by_name = dict(zip(outputs, of_tasks.unbind(), strict=True))
             loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
@@ -496,23 +500,41 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""
-        for name, of_task in outputs.items():
-            losses = self._example_losses(name, of_task, batch)
-            self.records[stage].update(name, batch.ids[name], losses, of_task, batch.targets[name])
+        for group in self._example_losses(outputs, batch):
+            for name, losses in zip(group.names, group.values.split(group.counts), strict=True):
+                self.records[stage].update(name, batch.ids[name], losses, outputs[name], batch.targets[name])
 
-    def _losses(self, batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of the tasks in a batch, in the order of its outputs; and these."""
         outputs = self.outputs(batch)
-        counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
-        totals = sum_over_ranks(counts).clamp_min(1)
-        losses = {}
-        for (name, y), total in zip(outputs.items(), totals, strict=True):
-            losses[name] = self._example_losses(name, y, batch).sum() * (world_size() / total)
-        return losses, outputs
+        groups = self._example_losses(outputs, batch)
+        losses = torch.cat([group.sums() for group in groups]) if len(groups) > 1 else groups[0].sums()
+        names = [name for group in groups for name in group.names]
+        counts = [len(batch.targets[name]) for name in outputs]
+        if names != list(outputs):
+            places = {name: place for place, name in enumerate(names)}
+            losses = losses[torch.tensor([places[name] for name in outputs], device=losses.device)]
+        if world_size() > 1:
+            totals = sum_over_ranks(torch.tensor(counts, device=self.device)).clamp_min(1)
+            return losses * (world_size() / totals.to(losses.dtype)), outputs
+        if len(set(counts)) == 1:
+            return losses / max(counts[0], 1), outputs
+        return losses / losses.new_tensor(counts).clamp_min(1), outputs
 
-    def _example_losses(self, name: str, outputs: Tensor, batch: TaskBatch) -> Tensor:
-        """The loss of each example of a task, times its weight."""
-        losses = self.spec.tasks[name].losses(outputs, batch.targets[name])
-        return losses if batch.weights is None else losses * batch.weights[name].to(losses.dtype)
+    def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
+        """The loss of each example times its weight, those of tasks of one kind together."""
+        tasks = self.spec.tasks
+        if self._together is None or self._together.tasks is not tasks:
+            self._together = LossesTogether(tasks)
+        groups = self._together(outputs, batch.targets)
+        weights = batch.weights
+        if weights is None:
+            return groups
+        weighted = []
+        for group in groups:
+            of_group = torch.cat([weights[name] for name in group.names])
+            weighted.append(group._replace(values=group.values * of_group.to(group.values.dtype)))
+        return weighted
 
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch
@@ -530,12 +552,12 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         means_of = zip(self.spec.tasks.items(), totals, strict=True)
         found = {n: {task.selection: total / count} for (n, task), (total, count) in means_of if count}
         values = by_task("train", found)
-        weights = self.weighting.weights().detach()
-        for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
+        columns = (of.tolist() for of in (means, self.weighting.weights().detach(), present))
+        for name, value, weight, here in zip(self.names, *columns, strict=True):
             if here:
-                values[f"train/loss/{name}"] = float(value)
+                values[f"train/loss/{name}"] = value
             if not isinstance(self.weighting, Equal | Aggregator):
-                values[f"train/weight/{name}"] = float(weight)
+                values[f"train/weight/{name}"] = weight
         # Not by `self.log`, which repeats the last value of a task that the batch lacks.
         for logger in self.loggers:
             logger.log_metrics({name: value for name, value in values.items() if value == value}, self.global_step)

@@ -1,0 +1,95 @@
+"""What several tasks compute at once: rows of the features, and heads of equal layers as one product for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def rows_of(features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """The features of each task.
+
+    Args:
+        features: `(B, ...)`.
+        rows: For each task, `(n_i,)` int64.
+
+    Returns:
+        For each task, `(n_i, ...)`.
+    """
+    if _same(rows):
+        return [features[rows[0]]] * len(rows)
+    if not features.requires_grad:
+        return [features[i] for i in rows]
+    # The backward pass of each gather would fill a gradient as large as all features.
+    return list(features[torch.cat(list(rows))].split([len(i) for i in rows]))
+
+
+def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+    """What each of T heads makes of its rows of the features.
+
+    Heads of equally many rows and equal linear layers are one product for each layer.
+
+    Args:
+        heads: T of them.
+        features: `(B, F)`.
+        rows: For each task, `(n_i,)` int64.
+
+    Returns:
+        For each task, `(n_i, outputs_i)`.
+    """
+    layers = _equal_layers(heads) if len({len(i) for i in rows}) == 1 else None
+    if layers is None:
+        return [head(own) for head, own in zip(heads, rows_of(features, rows), strict=True)]
+    count = len(rows[0])
+    if _same(rows):
+        x = features[rows[0]].expand(len(heads), -1, -1)
+    else:
+        x = features[torch.cat(list(rows))].unflatten(0, (len(heads), count))
+    for of_heads in layers:
+        if isinstance(of_heads[0], nn.Linear):
+            weight = torch.stack([layer.weight for layer in of_heads])  # type: ignore[misc]
+            bias = torch.stack([layer.bias for layer in of_heads])  # type: ignore[misc]
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+        else:
+            x = F.relu(x)
+    return list(x.unbind())
+
+
+def _same(rows: Sequence[Tensor]) -> bool:
+    return all(i is rows[0] for i in rows)
+
+
+def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:
+    """The layers of all heads, by position; None where they are not equal, or are more than products and ReLUs."""
+    first = _signature(heads[0]) if len(heads) > 1 else None
+    if first is None or any(_signature(head) != first for head in heads[1:]):
+        return None
+    layers = zip(*(head.children() for head in heads), strict=True)
+    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]
+
+
+def _signature(head: nn.Module) -> list[tuple[int, ...]] | None:
+    # A type that is derived, parametrised or wrapped, and a layer with hooks, may do anything: it is called as it is.
+    if type(head) is not nn.Sequential or _has_hooks(head):
+        return None
+    found: list[tuple[int, ...]] = []
+    for layer in head.children():
+        if _has_hooks(layer):
+            return None
+        if type(layer) is nn.Linear and layer.bias is not None:
+            found.append((layer.in_features, layer.out_features))
+        elif type(layer) is nn.ReLU:
+            found.append(())
+        elif type(layer) is nn.Dropout and not (layer.training and layer.p):
+            found.append((0,))
+        else:
+            return None
+    return found
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(hooks)

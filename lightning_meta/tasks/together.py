@@ -1,0 +1,101 @@
+"""The losses of several tasks at once: those of one kind are computed as those of one task would be."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.tasks.base import Task
+from lightning_meta.tasks.classification import Binary, Classification, Multilabel
+from lightning_meta.tasks.regression import Regression
+
+
+class Losses(NamedTuple):
+    """The losses of the examples of several tasks, one task after the other.
+
+    Attributes:
+        names: The tasks.
+        counts: How many examples each has.
+        values: `(sum(counts),)`.
+    """
+
+    names: list[str]
+    counts: list[int]
+    values: Tensor
+
+    def sums(self) -> Tensor:
+        """The sum over each task's examples, `(T,)`."""
+        if len(set(self.counts)) == 1:
+            return self.values.view(len(self.names), self.counts[0]).sum(1)
+        return torch.stack([of_task.sum() for of_task in self.values.split(self.counts)])
+
+
+class LossesTogether:
+    """Computes losses of tasks, with the numbers that it needs in tensors where the losses are.
+
+    Args:
+        tasks: The tasks by name.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self.tasks = tasks
+        self._standards: dict[Hashable, tuple[dict[str, int], Tensor]] = {}
+
+    def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
+        """The losses of all examples.
+
+        Args:
+            outputs: By name of the task, `(n_i, outputs_i)`.
+            targets: By name, `(n_i, ...)`.
+
+        Returns:
+            Those of tasks of one kind together.
+        """
+        alike: dict[Hashable, list[str]] = {}
+        for name in outputs:
+            alike.setdefault(_kind(self.tasks[name], targets[name]) or name, []).append(name)
+        return [self._of(names, [outputs[n] for n in names], [targets[n] for n in names]) for names in alike.values()]
+
+    def _of(self, names: list[str], outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Losses:
+        counts, task = [len(y) for y in outputs], self.tasks[names[0]]
+        if len(names) == 1:
+            return Losses(names, counts, task.losses(outputs[0], targets[0]))
+        y, wanted = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
+        if isinstance(task, Regression):
+            values = (y - self._standardised(names, counts, wanted, task.outputs).to(y.dtype)).square().mean(-1)
+        else:
+            values = task.losses(y, wanted)
+        return Losses(names, counts, values)
+
+    def _standardised(self, names: list[str], counts: list[int], targets: Tensor, outputs: int) -> Tensor:
+        """`Regression.standardised` of tasks one after the other, `(M, outputs)`."""
+        targets = at_least_float32(targets)
+        which = (outputs, targets.dtype, targets.device)
+        if which not in self._standards:
+            alike = {n: t for n, t in self.tasks.items() if type(t) is Regression and t.outputs == outputs}
+            scaled = [(t.mean, t.scale) if t.scale else ((0.0,) * outputs, (1.0,) * outputs) for t in alike.values()]
+            order = {name: number for number, name in enumerate(alike)}
+            self._standards[which] = order, targets.new_tensor(scaled).transpose(0, 1)
+        order, standards = self._standards[which]
+        if names != list(order):
+            standards = standards[:, [order[name] for name in names]]
+        if len(set(counts)) == 1:
+            mean, scale = standards.unsqueeze(2)
+            return ((targets.view(len(names), counts[0], outputs) - mean) / scale).view_as(targets)
+        mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
+        return (targets - mean) / scale
+
+
+def _kind(task: Task, targets: Tensor) -> Hashable:
+    """What tasks have in common whose losses can be computed together; None for a task by itself."""
+    kind = type(task)  # not one that is derived, whose losses may be others
+    weighted = kind is not Regression and getattr(task, "weighted", True)
+    if kind not in (Regression, Classification, Binary, Multilabel) or weighted:
+        return None
+    if kind is Regression and not targets.is_floating_point():  # whole numbers lose digits in any other way
+        return None
+    return kind, task.outputs, targets.dtype
