@@ -104,14 +104,31 @@ class TaskSet:
         return len(rows.unique()) < len(rows)
 
     @cached_property
-    def positions(self) -> dict[str, Tensor]:
-        """By task, `(n,)` for every row of the inputs: which of the task's targets belongs to it, or -1."""
+    def position_table(self) -> Tensor:
+        """For each task and every row of the inputs, which of the task's targets belongs to it, or -1: `(T, n)`."""
         assert isinstance(self.inputs, Tensor)
-        found = {}
+        table = torch.full((len(self.rows), len(self.inputs)), -1)
+        for positions, rows in zip(table, self.rows.values(), strict=True):
+            positions[rows.cpu()] = torch.arange(len(rows))
+        return table
+
+    @property
+    def positions(self) -> dict[str, Tensor]:
+        """The rows of `position_table` by task."""
+        return dict(zip(self.rows, self.position_table, strict=True))
+
+    @cached_property
+    def _joined(self) -> tuple[dict[str, int], Tensor, Tensor | None, Tensor | None]:
+        """Where each task's examples begin in the rows, targets and weights of all; None for targets that differ."""
+        starts, start = {}, 0
         for name, rows in self.rows.items():
-            found[name] = torch.full((len(self.inputs),), -1)
-            found[name][rows.cpu()] = torch.arange(len(rows))
-        return found
+            starts[name], start = start, start + len(rows)
+        targets, weights = (None if of is None else list(of.values()) for of in (self.targets, self.weights))
+        assert targets is not None
+        alike = len({(y.dtype, y.shape[1:]) for y in targets}) == 1
+        weighted = weights is not None and len({w.dtype for w in weights}) == 1
+        joined = torch.cat(targets) if alike else None
+        return starts, torch.cat(list(self.rows.values())), joined, torch.cat(weights or []) if weighted else None
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
@@ -189,17 +206,34 @@ class TaskSet:
         Returns:
             The batch, where the set lies; an input that several tasks have labels for stands in it once.
         """
-        ids = {name: i.to(self.device) for name, i in ids.items()}
-        targets = {name: self.targets[name][i] for name, i in ids.items()}
-        rows = {name: self.rows[name][i] for name, i in ids.items()}
-        weights = None if self.weights is None else {name: self.weights[name][i] for name, i in ids.items()}
+        starts, all_rows, all_targets, all_weights = self._joined
+        counts = [len(i) for i in ids.values()]
+        flat = torch.cat(list(ids.values()))
+        begins = torch.tensor([starts[name] for name in ids], device=flat.device)
+        places = (flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))).to(self.device)
+        ids = dict(zip(ids, flat.to(self.device).split(counts), strict=True))
+        of_all = all_rows[places]
+        rows = dict(zip(ids, of_all.split(counts), strict=True))
+        if all_targets is None:
+            targets = {name: self.targets[name][i] for name, i in ids.items()}
+        else:
+            targets = dict(zip(ids, all_targets[places].split(counts), strict=True))
+        weights = None
+        if self.weights is not None and all_weights is not None:
+            weights = dict(zip(ids, all_weights[places].split(counts), strict=True))
+        elif self.weights is not None:
+            weights = {name: self.weights[name][i] for name, i in ids.items()}
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids, weights)
-        wanted = torch.cat(list(rows.values()))
-        if self.overlapping:
-            wanted, place = wanted.unique(return_inverse=True)
-        else:
-            place = torch.arange(len(wanted), device=wanted.device)
-        parts = place.split([len(r) for r in rows.values()])
-        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids, weights)
+        if not self.overlapping:
+            parts = torch.arange(len(of_all), device=of_all.device).split(counts)
+            return TaskBatch(self.inputs[of_all], targets, dict(zip(ids, parts, strict=True)), ids, weights)
+        if len(set(counts)) == 1:
+            table = of_all.view(len(ids), counts[0])
+            if bool((table == table[0]).all()):  # every task has a label for every input: all have the same rows
+                wanted, place = table[0].unique(return_inverse=True)
+                return TaskBatch(self.inputs[wanted], targets, dict.fromkeys(ids, place), ids, weights)
+        wanted, place = of_all.unique(return_inverse=True)
+        parts = place.split(counts)
+        return TaskBatch(self.inputs[wanted], targets, dict(zip(ids, parts, strict=True)), ids, weights)
