@@ -70,12 +70,20 @@ class DrawnTasks(TaskBatches):
     def ids(self, batch: int) -> dict[str, Tensor]:
         """The labelled examples of a whole batch, by name of the tasks in it."""
         epoch, number = divmod(batch, self.batches)
-        before, after = self._schedule(epoch)[number : number + 2].tolist()
-        wanted = {}
-        for (name, size), n, seen, drawn in zip(self.sizes.items(), self._counts, before, after, strict=True):
-            if drawn > seen:
-                wanted[name] = (self._keys[name], seen * size, size, n)
+        columns = (self.sizes, self.sizes.values(), self._counts, *self._drawn_before(epoch, number))
+        wanted = {
+            name: (self._keys[name], seen * size, size, n)
+            for name, size, n, seen, then in zip(*columns, strict=True)
+            if then > seen
+        }
         return dict(zip(wanted, self._orders.take_all(epoch, list(wanted.values())), strict=True))
+
+    def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:
+        """How often each task has been drawn in an epoch before a batch, and after it."""
+        if self.tasks_per_batch == len(self.sizes):
+            return [[number] * len(self.sizes), [number + 1] * len(self.sizes)]
+        pair: list[list[int]] = self._schedule(epoch)[number : number + 2].tolist()
+        return pair
 
     def _schedule(self, epoch: int) -> Tensor:
         """How often each task has been drawn before each batch of an epoch, and after the last: `(batches + 1, T)`."""
@@ -109,8 +117,7 @@ class DrawnInputs(TaskBatches):
         self, data: TaskSet, seed: int, batch_size: int, batches: int | None = None, rank: int = 0, ranks: int = 1
     ) -> None:
         assert isinstance(data.inputs, Tensor)
-        labelled = (data.position_table >= 0).any(0)
-        self._rows = labelled.nonzero()[:, 0]
+        self._rows = torch.cat([rows.cpu() for rows in data.rows.values()]).unique()
         self._whole_epochs = batches is None
         n = len(self._rows)
         smallest = (n % batch_size if self._whole_epochs else 0) or batch_size
@@ -125,27 +132,29 @@ class DrawnInputs(TaskBatches):
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """The labelled examples of a whole batch, by name of the tasks in it."""
-        return self._labelled(self._found(batch), 0, 1)
+        return self._labelled(self._order(batch), 0, 1)
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """This rank's share: every W-th input, with all its targets."""
-        return self.data.batch(self._labelled(self._found(batch), self.rank, self.ranks))
+        return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
-    def _labelled(self, found: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
+    def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
         """A rank's examples of the tasks that are in the whole batch; a task may have none."""
+        if self.data.aligned:
+            return dict.fromkeys(self.data.names, order[rank::ranks])
+        found = self.data.position_table[:, self._rows[order]]
         present = (found >= 0).any(1).tolist()
         mine = found[:, rank::ranks]
         labelled = mine >= 0
         parts = mine[labelled].split(labelled.sum(1).tolist())
         return {name: ids for name, ids, here in zip(self.data.names, parts, present, strict=True) if here}
 
-    def _found(self, batch: int) -> Tensor:
-        """For each task and each input of a batch, which of the task's targets belongs to it, or -1: `(T, B)`."""
+    def _order(self, batch: int) -> Tensor:
+        """The inputs of a batch, by their places among those that have labels."""
         epoch, number = divmod(batch, self.batches)
         n, start = len(self._rows), number * self.batch_size
         size = min(self.batch_size, n - start) if self._whole_epochs else self.batch_size
-        rows = self._rows[self._orders.take(0, epoch, start, size, n)]
-        return self.data.position_table[:, rows]
+        return self._orders.take(0, epoch, start, size, n)
 
 
 def _chances(weights: Tensor, count: int) -> Tensor:

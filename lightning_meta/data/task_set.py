@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,17 +119,24 @@ class TaskSet:
         return dict(zip(self.rows, self.position_table, strict=True))
 
     @cached_property
-    def _joined(self) -> tuple[dict[str, int], Tensor, Tensor | None, Tensor | None]:
-        """Where each task's examples begin in the rows, targets and weights of all; None for targets that differ."""
-        starts, start = {}, 0
-        for name, rows in self.rows.items():
-            starts[name], start = start, start + len(rows)
-        targets, weights = (None if of is None else list(of.values()) for of in (self.targets, self.weights))
-        assert targets is not None
-        alike = len({(y.dtype, y.shape[1:]) for y in targets}) == 1
-        weighted = weights is not None and len({w.dtype for w in weights}) == 1
-        joined = torch.cat(targets) if alike else None
-        return starts, torch.cat(list(self.rows.values())), joined, torch.cat(weights or []) if weighted else None
+    def aligned(self) -> bool:
+        """Whether there are several tasks, with labels for exactly the same rows of one tensor."""
+        first, *others = self.rows.values()
+        one = isinstance(self.inputs, Tensor) and len(first) > 0
+        return one and bool(others) and all(torch.equal(rows, first) for rows in others)
+
+    @cached_property
+    def _joined(self) -> _Joined:
+        counts = torch.tensor([len(rows) for rows in self.rows.values()])
+        begins = counts.cumsum(0) - counts
+        targets = list(self.targets.values())
+        return _Joined(
+            begins,
+            dict(zip(self.rows, begins.tolist(), strict=True)),
+            torch.cat(list(self.rows.values())),
+            torch.cat(targets) if len({(y.dtype, y.shape[1:]) for y in targets}) == 1 else None,
+            None if self.weights is None else torch.cat(list(self.weights.values())),
+        )
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
@@ -142,7 +150,7 @@ class TaskSet:
         place[kept] = torch.arange(len(kept), device=kept.device)
         return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()}, weights)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the examples lie."""
         return next(iter(self.rows.values())).device
@@ -201,39 +209,59 @@ class TaskSet:
         """Gather labelled examples.
 
         Args:
-            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, on any device.
+            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, all on one device.
 
         Returns:
-            The batch, where the set lies; an input that several tasks have labels for stands in it once.
+            The batch, where the set lies; an input that several tasks have labels for stands in it once. Where the
+            tasks are `aligned` and the numbers of all are one tensor, so are their rows.
         """
-        starts, all_rows, all_targets, all_weights = self._joined
-        counts = [len(i) for i in ids.values()]
-        flat = torch.cat(list(ids.values()))
-        begins = torch.tensor([starts[name] for name in ids], device=flat.device)
-        places = (flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))).to(self.device)
-        ids = dict(zip(ids, flat.to(self.device).split(counts), strict=True))
-        of_all = all_rows[places]
-        rows = dict(zip(ids, of_all.split(counts), strict=True))
-        if all_targets is None:
+        names, parts = list(ids), list(ids.values())
+        counts, joined = [len(i) for i in parts], self._joined
+        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
+        flat, begins = torch.cat(parts), begins.to(parts[0].device)
+        if len(set(counts)) == 1:
+            flat_places = (flat.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
+        else:
+            flat_places = flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))
+        places = flat_places.to(self.device)
+
+        def by_task(values: Tensor) -> dict[str, Tensor]:
+            return dict(zip(names, values.split(counts), strict=True))
+
+        ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
+        if joined.targets is None:
             targets = {name: self.targets[name][i] for name, i in ids.items()}
         else:
-            targets = dict(zip(ids, all_targets[places].split(counts), strict=True))
-        weights = None
-        if self.weights is not None and all_weights is not None:
-            weights = dict(zip(ids, all_weights[places].split(counts), strict=True))
-        elif self.weights is not None:
-            weights = {name: self.weights[name][i] for name, i in ids.items()}
+            targets = by_task(joined.targets[places])
+        weights = None if joined.weights is None else by_task(joined.weights[places])
+        rows = joined.rows[places]
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids, weights)
-        if not self.overlapping:
-            parts = torch.arange(len(of_all), device=of_all.device).split(counts)
-            return TaskBatch(self.inputs[of_all], targets, dict(zip(ids, parts, strict=True)), ids, weights)
-        if len(set(counts)) == 1:
-            table = of_all.view(len(ids), counts[0])
-            if bool((table == table[0]).all()):  # every task has a label for every input: all have the same rows
-                wanted, place = table[0].unique(return_inverse=True)
-                return TaskBatch(self.inputs[wanted], targets, dict.fromkeys(ids, place), ids, weights)
-        wanted, place = of_all.unique(return_inverse=True)
-        parts = place.split(counts)
-        return TaskBatch(self.inputs[wanted], targets, dict(zip(ids, parts, strict=True)), ids, weights)
+            inputs = {name: self.inputs[name][own] for name, own in by_task(rows).items()}
+            return TaskBatch(inputs, targets, here, ids, weights)
+        if self.aligned and all(i is parts[0] for i in parts):
+            wanted, place = rows[: counts[0]].unique(return_inverse=True)
+            return TaskBatch(self.inputs[wanted], targets, dict.fromkeys(names, place), ids, weights)
+        if self.overlapping:
+            wanted, place = rows.unique(return_inverse=True)
+        else:
+            wanted, place = rows, torch.arange(len(rows), device=rows.device)
+        return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
+
+
+class _Joined(NamedTuple):
+    """The examples of all tasks, one task after the other.
+
+    Attributes:
+        begins: `(T,)` where each task's begin.
+        begin: The same, by name.
+        rows: Those of `TaskSet`.
+        targets: None where those of tasks differ in shape or kind.
+        weights: None where there are none.
+    """
+
+    begins: Tensor
+    begin: dict[str, int]
+    rows: Tensor
+    targets: Tensor | None
+    weights: Tensor | None
