@@ -351,7 +351,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         weighed = losses.detach().requires_grad_() if shared else losses
         loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)
-        means = sum_over_ranks(losses) / world_size()
+        ranks = world_size()
+        means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
         self._stepped_on.update(outputs)
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)
@@ -360,7 +361,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
-        if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
+        if ranks > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
 
@@ -415,8 +416,28 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 self._at_floor = self._floor_line(table)
         elif self.trainer.state.fn != "fit":
             self._warn("val", self._floor_line(table))
-        self.log("val/score", values.pop("val/score"), prog_bar=True)
-        self.log_dict(values)
+        score = values.pop("val/score")
+        if self.trainer.state.fn == "fit":
+            self.log("val/score", score, prog_bar=True, logger=False)
+            self._log_at_once({"val/score": score, **values})
+        else:
+            self.log("val/score", score, prog_bar=True)
+            self.log_dict(values)
+
+    def _log_at_once(self, values: Mapping[str, float]) -> None:
+        """Log what `log_dict` would in a validation within training; that takes a millisecond for each value."""
+        trainer, default = self.trainer, torch.get_default_dtype()
+        dtype = default if default in (torch.float32, torch.float64) else torch.float32  # as Lightning keeps them
+        kept = torch.tensor(list(values.values()), dtype=dtype, device=self.device)
+        metrics = dict(zip(values, kept.unbind(), strict=True))
+        trainer.callback_metrics.update(metrics)
+        trainer.logged_metrics.update(metrics)
+        if not trainer.sanity_checking:
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            numbers = {**dict(zip(values, kept.tolist(), strict=True)), "epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step)
+                logger.save()
 
     def on_train_end(self) -> None:
         """Say whether a task's score was at its floor in the best validation."""
@@ -426,7 +447,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
         """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
         monitor, sign = monitored(self.trainer)
-        own = comparable(self.spec.tasks, [table.of[n].ranked_score(t) for n, t in self.spec.tasks.items()])
+        own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()))
         of_task = of_tasks(monitor, self.names, logged)
         scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
         return torch.tensor(scores, dtype=torch.float64)
@@ -500,26 +521,23 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""
-        for group in self._example_losses(outputs, batch):
-            for name, losses in zip(group.names, group.values.split(group.counts), strict=True):
-                self.records[stage].update(name, batch.ids[name], losses, outputs[name], batch.targets[name])
+        for losses in self._example_losses(outputs, batch):
+            self.records[stage].update(losses, batch.ids, outputs, batch.targets)
 
     def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tasks in a batch, in the order of its outputs; and these."""
         outputs = self.outputs(batch)
-        groups = self._example_losses(outputs, batch)
-        losses = torch.cat([group.sums() for group in groups]) if len(groups) > 1 else groups[0].sums()
+        groups, ranks = self._example_losses(outputs, batch), world_size()
+        of_groups = [group.sums() if ranks > 1 else group.means() for group in groups]
+        losses = torch.cat(of_groups) if len(groups) > 1 else of_groups[0]
         names = [name for group in groups for name in group.names]
-        counts = [len(batch.targets[name]) for name in outputs]
         if names != list(outputs):
             places = {name: place for place, name in enumerate(names)}
             losses = losses[torch.tensor([places[name] for name in outputs], device=losses.device)]
-        if world_size() > 1:
-            totals = sum_over_ranks(torch.tensor(counts, device=self.device)).clamp_min(1)
-            return losses * (world_size() / totals.to(losses.dtype)), outputs
-        if len(set(counts)) == 1:
-            return losses / max(counts[0], 1), outputs
-        return losses / losses.new_tensor(counts).clamp_min(1), outputs
+        if ranks > 1:
+            counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
+            losses = losses * (ranks / sum_over_ranks(counts).clamp_min(1).to(losses.dtype))
+        return losses, outputs
 
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
         """The loss of each example times its weight, those of tasks of one kind together."""
@@ -576,8 +594,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
         """The predictions for a split, and what is logged of them."""
         table, tasks = self._computed(records), self.spec.tasks
-        ranked = {name: table.of[name].ranked_score(task) for name, task in tasks.items()}
-        scores = {n: {task.selection: ranked[n], **table.of[n].metrics(task)} for n, task in tasks.items()}
+        ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
+        scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": table.of[name].ranked_loss() for name in tasks}
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
@@ -586,7 +604,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def _floor_line(self, table: RecordTable) -> str:
         tasks = self.spec.tasks
-        return at_floor(tasks, [table.of[name].ranked_score(task) for name, task in tasks.items()])
+        return at_floor(tasks, list(table.ranked_scores(tasks).values()))
 
     def _warn(self, stage: str, line: str) -> None:
         if line and self.trainer.is_global_zero:

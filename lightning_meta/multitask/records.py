@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isnan, nan
 
@@ -15,6 +15,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.evaluating import Evaluation, evaluated
+from lightning_meta.tasks.together import Losses
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
 _COLUMNS = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
@@ -46,7 +48,10 @@ class TaskRecord:
         A mean over tasks leaves out tasks that have no score, such as R² of equal targets. It must not rise because a
         task's predictions blew up.
         """
-        score = self.score(task)
+        return self.as_ranked(self.score(task), task)
+
+    def as_ranked(self, score: float, task: Task) -> float:
+        """The ranked score, given the score."""
         failed = score != score and not bool(torch.isfinite(self.outputs).all())
         return float("-inf" if task.selection_mode == "max" else "inf") if failed else score
 
@@ -70,16 +75,15 @@ class TaskRecord:
         loss = self.loss()
         return inf if len(self.ids) and isnan(loss) else loss
 
-    def metrics(self, task: Task) -> dict[str, float]:
-        """The task's further metrics by name; NaN where there is no example, or where one is not defined."""
-        named = [name for name in task.beside if name != task.selection]
-        found = {name: task.evaluate(self.outputs.double(), self.targets, name) for name in named}
-        if not len(self.ids):
-            return {**found, **dict.fromkeys(task.metrics(), nan)}
+    def further(self, task: Task) -> dict[str, float]:
+        """The metrics that a task of a user's own adds, by name; NaN where there is no example."""
+        metrics = task.metrics()
+        if not metrics or not len(self.ids):
+            return dict.fromkeys(metrics, nan)
         outputs, targets = task.readable(self.outputs.double()), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        return {**found, **{name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}}
+        return {name: float(metric(outputs, targets)) for name, metric in metrics.items()}
 
 
 class TaskRecords(Metric):
@@ -104,34 +108,49 @@ class TaskRecords(Metric):
         for name in _COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, name: str, ids: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Record n examples of a task; shapes as in `TaskRecord`."""
-        width = targets.shape[1] if targets.dim() > 1 else 0
-        numbers, dtype = _as_integers(targets if width else targets.unsqueeze(1))
-        self.task_numbers.append(torch.full_like(ids, self.order[name]))
-        self.ids.append(ids.clone())
-        self.kinds.append(torch.full_like(ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+    def update(
+        self, losses: Losses, ids: Mapping[str, Tensor], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> None:
+        """Record examples of tasks of one kind; by name of the task, shapes as in `TaskRecord`."""
+        names = losses.names
+        columns = (ids, outputs, targets)
+        of_ids, of_outputs, of_targets = (torch.cat([of[name] for name in names]) for of in columns)
+        width = of_targets.shape[1] if of_targets.dim() > 1 else 0
+        numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
+        counts = torch.tensor(losses.counts, device=of_ids.device)
+        tasks = torch.tensor([self.order[name] for name in names], device=of_ids.device)
+        self.task_numbers.append(tasks.repeat_interleave(counts))
+        self.ids.append(of_ids)
+        self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
         # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
-        self.losses.append(losses.detach().clone())
-        self.outputs.append(F.pad(outputs.detach(), (0, max(self.widths) - outputs.shape[1])))
+        self.losses.append(losses.values.detach().clone())
+        self.outputs.append(F.pad(of_outputs.detach(), (0, max(self.widths) - of_outputs.shape[1])))
         self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
         """The records over all ranks; an example that was seen twice stands once."""
         if not len(self.task_numbers):  # one tensor, where ranks were gathered
             return RecordTable({})
-        columns = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
-        task_numbers, ids, kinds, losses, outputs, targets = columns
+        task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))  # stable
+        of_order = torch.stack([task_numbers, ids])[:, order]
+        first = torch.ones(len(order), dtype=torch.bool)
+        first[1:] = (of_order[:, 1:] != of_order[:, :-1]).any(0)
+        order = order[first]
+        task_numbers, ids, kinds, losses, outputs, targets = (of[order] for of in (task_numbers, ids, *others))
         losses, outputs = at_least_float32(losses), at_least_float32(outputs)
-        found = {}
-        for name, number in self.order.items():
-            of = (task_numbers == number).nonzero()[:, 0]
-            of = of[ids[of].argsort(stable=True)]
-            if len(of) > 1:
-                of = of[torch.cat([of.new_ones(1, dtype=torch.bool), ids[of].diff() != 0])]
-            width, dtype = divmod(int(kinds[of[0]]), len(_DTYPES)) if len(of) else (0, 0)
-            wanted = _from_integers(targets[of, :width] if width else targets[of, 0], _DTYPES[dtype])
+        by_dtype: dict[int, Tensor] = {}
+        ends = torch.searchsorted(task_numbers, torch.arange(len(self.order)), right=True).tolist()
+        found, start = {}, 0
+        for (name, number), end in zip(self.order.items(), ends, strict=True):
+            width, dtype = divmod(int(kinds[start]), len(_DTYPES)) if end > start else (0, 0)
+            if dtype not in by_dtype:
+                by_dtype[dtype] = _from_integers(targets, _DTYPES[dtype])
+            wanted = by_dtype[dtype][start:end]
+            wanted = wanted[:, :width] if width else wanted[:, 0]
+            of = slice(start, end)
             found[name] = TaskRecord(ids[of], losses[of], outputs[of, : self.widths[number]], wanted)
+            start = end
         return RecordTable(found)
 
 
@@ -143,6 +162,28 @@ class RecordTable:
 
     def __init__(self, of: dict[str, TaskRecord]) -> None:
         self.of = of
+        self._ranked: dict[str, float] = {}
+
+    def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
+        """`TaskRecord.ranked_score` by name."""
+        if not self._ranked:
+            scores = self._evaluated([(name, task, task.selection) for name, task in tasks.items()])
+            for (name, task), score in zip(tasks.items(), scores, strict=True):
+                self._ranked[name] = self.of[name].as_ranked(score, task)
+        return dict(self._ranked)
+
+    def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
+        """`TaskRecord.metrics` by name."""
+        wanted = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
+        found: dict[str, dict[str, float]] = {name: {} for name in tasks}
+        for (name, _, metric), value in zip(wanted, self._evaluated(wanted), strict=True):
+            found[name][metric] = value
+        return {name: {**found[name], **self.of[name].further(task)} for name, task in tasks.items()}
+
+    def _evaluated(self, wanted: Sequence[tuple[str, Task, str]]) -> list[float]:
+        """Metrics of tasks: by name of the task, the task and the metric."""
+        records = [self.of[name] for name, _, _ in wanted]
+        return evaluated([Evaluation(r.outputs, r.targets, *of[1:]) for r, of in zip(records, wanted, strict=True)])
 
     def predictions(self, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
         """All records as one table, as written to `predictions.npz`; narrower rows end in NaN."""

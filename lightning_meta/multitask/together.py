@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+FEWEST = 4
+"""Heads that are worth a product for each layer: of two, stacking the weights takes longer than it saves."""
+
 
 def rows_of(features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
     """The features of each task.
@@ -40,7 +43,7 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Sequence[Ten
     Returns:
         For each task, `(n_i, outputs_i)`.
     """
-    layers = _equal_layers(heads) if len({len(i) for i in rows}) == 1 else None
+    layers = _equal_layers(heads) if len(heads) >= FEWEST and len({len(i) for i in rows}) == 1 else None
     if layers is None:
         return [head(own) for head, own in zip(heads, rows_of(features, rows), strict=True)]
     count = len(rows[0])
@@ -64,11 +67,11 @@ def _same(rows: Sequence[Tensor]) -> bool:
 
 def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:
     """The layers of all heads, by position; None where they are not equal, or are more than products and ReLUs."""
-    first = _signature(heads[0]) if len(heads) > 1 else None
+    first = _signature(heads[0])
     if first is None or any(_signature(head) != first for head in heads[1:]):
         return None
-    layers = zip(*(head.children() for head in heads), strict=True)
-    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]
+    layers = zip(*(head._modules.values() for head in heads), strict=True)
+    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]  # type: ignore[arg-type]
 
 
 def _signature(head: nn.Module) -> list[tuple[int, ...]] | None:
@@ -76,8 +79,8 @@ def _signature(head: nn.Module) -> list[tuple[int, ...]] | None:
     if type(head) is not nn.Sequential or _has_hooks(head):
         return None
     found: list[tuple[int, ...]] = []
-    for layer in head.children():
-        if _has_hooks(layer):
+    for layer in head._modules.values():
+        if layer is None or _has_hooks(layer):
             return None
         if type(layer) is nn.Linear and layer.bias is not None:
             found.append((layer.in_features, layer.out_features))

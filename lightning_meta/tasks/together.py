@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.base import Task
@@ -29,9 +30,21 @@ class Losses(NamedTuple):
 
     def sums(self) -> Tensor:
         """The sum over each task's examples, `(T,)`."""
-        if len(set(self.counts)) == 1:
-            return self.values.view(len(self.names), self.counts[0]).sum(1)
-        return torch.stack([of_task.sum() for of_task in self.values.split(self.counts)])
+        return self._reduced(Tensor.sum)
+
+    def means(self) -> Tensor:
+        """The mean over each task's examples, `(T,)`; 0 without any."""
+        return self._reduced(Tensor.mean if min(self.counts) else _mean_or_0)
+
+    def _reduced(self, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+        count = self.counts[0]
+        if self.counts == [count] * len(self.counts):
+            return reduce(self.values.view(-1, count) if count else self.values.view(len(self.counts), 0), 1)
+        return torch.stack([reduce(of_task, 0) for of_task in self.values.split(self.counts)])
+
+
+def _mean_or_0(values: Tensor, dim: int) -> Tensor:
+    return values.sum(dim) / max(values.shape[dim], 1)
 
 
 class LossesTogether:
@@ -66,7 +79,9 @@ class LossesTogether:
             return Losses(names, counts, task.losses(outputs[0], targets[0]))
         y, wanted = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
         if isinstance(task, Regression):
-            values = (y - self._standardised(names, counts, wanted, task.outputs).to(y.dtype)).square().mean(-1)
+            wanted = self._standardised(names, counts, wanted, task.outputs).to(y.dtype)
+            errors = F.mse_loss(y, wanted, reduction="none")
+            values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
             values = task.losses(y, wanted)
         return Losses(names, counts, values)
@@ -85,7 +100,7 @@ class LossesTogether:
             standards = standards[:, [order[name] for name in names]]
         if len(set(counts)) == 1:
             mean, scale = standards.unsqueeze(2)
-            return ((targets.view(len(names), counts[0], outputs) - mean) / scale).view_as(targets)
+            return ((targets.view(len(names), counts[0], outputs) - mean) / scale).view(-1, outputs)
         mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
         return (targets - mean) / scale
 
