@@ -1,4 +1,4 @@
-"""What several tasks cost beyond plain torch and plain Lightning: ratios of times, measured in turn in one process.
+"""What several tasks cost beyond plain torch and plain Lightning: ratios of processor times, measured in turn in one process.
 
     python scripts/benchmark_multi_task.py
 
@@ -201,7 +201,7 @@ class Clock(lightning.Callback):
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Note the time."""
-        self.times.append(time.perf_counter())
+        self.times.append(time.process_time())
 
 
 def seconds_under(fit: Callable[[lightning.Trainer], None], steps: int) -> float:
@@ -222,7 +222,7 @@ def steps(table: Table, options: argparse.Namespace) -> None:
                 "ours": step_of(module, datamodule),
                 "plain": plain_step_of(network, PlainBatches(datamodule.sets["train"], shared)),
             }
-            took = side_by_side(sides, CPU, options.repeats, options.seconds)
+            took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
             add(table, f"step, {tasks} tasks, {kind(shared)}", took["ours"], "plain torch", took["plain"])
 
 
@@ -269,7 +269,7 @@ def validation(table: Table, options: argparse.Namespace) -> None:
                     loop.run()  # noqa: B023
                     runs.training = True  # noqa: B023
 
-                took = side_by_side({"all": validated, "predictions": predicted}, CPU, options.repeats, 0)
+                took = side_by_side({"all": validated, "predictions": predicted}, CPU, options.repeats, 0, time.process_time)
             add(table, f"validation, {tasks} tasks, {kind(shared)}", took["all"], "predictions", took["predictions"])
 
 
@@ -282,7 +282,7 @@ def strategies(table: Table, options: argparse.Namespace) -> None:
             other = "loop" if chosen == "vmap" else "vmap"
             given = data(tasks, 16, shape)
             sides = {of: (lambda of=of: trained(modules[of], *given, 1)) for of in ("vmap", "loop")}  # noqa: B023
-            took = side_by_side(sides, CPU, options.repeats, options.seconds)
+            took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
             add(table, f"Independent, {tasks} tasks, {name}, {chosen}", took[chosen], other, took[other])
 
 
