@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning
 import torch
@@ -269,8 +270,18 @@ def validation(table: Table, options: argparse.Namespace) -> None:
                     loop.run()  # noqa: B023
                     runs.training = True  # noqa: B023
 
-                took = side_by_side({"all": validated, "predictions": predicted}, CPU, options.repeats, 0, time.process_time)
-            add(table, f"validation, {tasks} tasks, {kind(shared)}", took["all"], "predictions", took["predictions"])
+                def only_predicted() -> None:
+                    with mock.patch.multiple(  # noqa: B023
+                        module,  # noqa: B023
+                        validation_step=lambda batch, batch_idx: module.outputs(batch) and None,  # noqa: B023
+                        on_validation_epoch_end=lambda: None,
+                    ):
+                        validated()  # noqa: B023
+
+                sides = {"all": validated, "predictions": predicted, "Trainer, predictions": only_predicted}
+                took = side_by_side(sides, CPU, options.repeats, 0, time.process_time)
+            for name in ("predictions", "Trainer, predictions"):
+                add(table, f"validation, {tasks} tasks, {kind(shared)}", took["all"], name, took[name])
 
 
 def strategies(table: Table, options: argparse.Namespace) -> None:

@@ -309,7 +309,8 @@ def _parts(module: nn.Module) -> list[nn.Module]:
         part = left.pop()
         if id(part) not in found:
             found[id(part)] = part
-            left += [child for child in part._modules.values() if child is not None]
+            if part._modules:
+                left += [child for child in part._modules.values() if child is not None]
     return list(found.values())
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import FEWEST_ROWS, Regression
+from lightning_meta.tasks.together import standardised, standards_of
 
 Rows = npt.NDArray[np.float64]
 
@@ -101,9 +102,11 @@ _METRICS: dict[str, Callable[[Sequence[Evaluation]], Rows]] = {"accuracy": _accu
 
 def _standardised(of_kind: Sequence[Evaluation]) -> tuple[Rows, Rows]:
     """Outputs and targets in standard units, in double precision."""
-    outputs = torch.cat([one.outputs for one in of_kind]).double().numpy()
-    wanted = [one.task.standardised(one.targets, torch.float64) for one in of_kind]  # type: ignore[attr-defined]
-    return outputs, torch.cat(wanted).numpy()
+    outputs = torch.cat([one.outputs for one in of_kind]).double()
+    targets = torch.cat([one.targets for one in of_kind])
+    counts = [len(one.targets) for one in of_kind]
+    standards = standards_of([one.task for one in of_kind], targets)
+    return outputs.numpy(), standardised(targets, counts, standards).double().numpy()
 
 
 class _Segments:

@@ -79,30 +79,49 @@ class LossesTogether:
             return Losses(names, counts, task.losses(outputs[0], targets[0]))
         y, wanted = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
         if isinstance(task, Regression):
-            wanted = self._standardised(names, counts, wanted, task.outputs).to(y.dtype)
+            wanted = at_least_float32(wanted)
+            wanted = standardised(wanted, counts, self._standards_of(names, wanted, task.outputs)).to(y.dtype)
             errors = F.mse_loss(y, wanted, reduction="none")
             values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
             values = task.losses(y, wanted)
         return Losses(names, counts, values)
 
-    def _standardised(self, names: list[str], counts: list[int], targets: Tensor, outputs: int) -> Tensor:
-        """`Regression.standardised` of tasks one after the other, `(M, outputs)`."""
-        targets = at_least_float32(targets)
-        which = (outputs, targets.dtype, targets.device)
+    def _standards_of(self, names: list[str], like: Tensor, outputs: int) -> Tensor:
+        which = (outputs, like.dtype, like.device)
         if which not in self._standards:
             alike = {n: t for n, t in self.tasks.items() if type(t) is Regression and t.outputs == outputs}
-            scaled = [(t.mean, t.scale) if t.scale else ((0.0,) * outputs, (1.0,) * outputs) for t in alike.values()]
             order = {name: number for number, name in enumerate(alike)}
-            self._standards[which] = order, targets.new_tensor(scaled).transpose(0, 1)
+            self._standards[which] = order, standards_of(list(alike.values()), like)
         order, standards = self._standards[which]
-        if names != list(order):
-            standards = standards[:, [order[name] for name in names]]
-        if len(set(counts)) == 1:
-            mean, scale = standards.unsqueeze(2)
-            return ((targets.view(len(names), counts[0], outputs) - mean) / scale).view(-1, outputs)
-        mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
-        return (targets - mean) / scale
+        return standards if names == list(order) else standards[:, [order[name] for name in names]]
+
+
+def standards_of(tasks: Sequence[Task], like: Tensor) -> Tensor:
+    """μ and σ of T regressions of equally many outputs, `(2, T, outputs)`; 0 and 1 where they are not known."""
+    pairs = []
+    for task in tasks:
+        assert isinstance(task, Regression)
+        pairs.append((task.mean, task.scale) if task.scale else ((0.0,) * task.outputs, (1.0,) * task.outputs))
+    return like.new_tensor(pairs).transpose(0, 1)
+
+
+def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> Tensor:
+    """`Regression.standardised` of the real targets of T tasks, one task after the other.
+
+    Args:
+        targets: `(M, outputs)`.
+        counts: How many of the M targets each task has.
+        standards: Of `standards_of`, in the targets' dtype.
+
+    Returns:
+        `(M, outputs)`, in the targets' dtype.
+    """
+    if len(set(counts)) == 1:
+        mean, scale = standards.unsqueeze(2)
+        return ((targets.view(len(counts), counts[0], targets.shape[1]) - mean) / scale).view_as(targets)
+    mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
+    return (targets - mean) / scale
 
 
 def _kind(task: Task, targets: Tensor) -> Hashable:
