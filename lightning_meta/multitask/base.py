@@ -596,7 +596,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         table, tasks = self._computed(records), self.spec.tasks
         ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
         scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
-        losses = {f"{stage}/loss/{name}": table.of[name].ranked_loss() for name in tasks}
+        losses = {f"{stage}/loss/{name}": loss for name, loss in table.ranked_losses().items()}
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
         values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf, isnan, nan
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
-from lightning_meta.tasks.evaluating import Evaluation, evaluated
+from lightning_meta.tasks.evaluating import Evaluation, evaluated, means_of
 from lightning_meta.tasks.together import Losses
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
@@ -72,7 +73,10 @@ class TaskRecord:
 
     def ranked_loss(self) -> float:
         """As `loss`, but infinite where predictions that are not finite made it NaN: see `ranked_score`."""
-        loss = self.loss()
+        return self.as_ranked_loss(self.loss())
+
+    def as_ranked_loss(self, loss: float) -> float:
+        """The ranked loss, given the loss."""
         return inf if len(self.ids) and isnan(loss) else loss
 
     def further(self, task: Task) -> dict[str, float]:
@@ -132,25 +136,24 @@ class TaskRecords(Metric):
         if not len(self.task_numbers):  # one tensor, where ranks were gathered
             return RecordTable({})
         task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
-        order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))  # stable
-        of_order = torch.stack([task_numbers, ids])[:, order]
-        first = torch.ones(len(order), dtype=torch.bool)
-        first[1:] = (of_order[:, 1:] != of_order[:, :-1]).any(0)
-        order = order[first]
-        task_numbers, ids, kinds, losses, outputs, targets = (of[order] for of in (task_numbers, ids, *others))
-        losses, outputs = at_least_float32(losses), at_least_float32(outputs)
-        by_dtype: dict[int, Tensor] = {}
-        ends = torch.searchsorted(task_numbers, torch.arange(len(self.order)), right=True).tolist()
-        found, start = {}, 0
-        for (name, number), end in zip(self.order.items(), ends, strict=True):
-            width, dtype = divmod(int(kinds[start]), len(_DTYPES)) if end > start else (0, 0)
-            if dtype not in by_dtype:
-                by_dtype[dtype] = _from_integers(targets, _DTYPES[dtype])
-            wanted = by_dtype[dtype][start:end]
-            wanted = wanted[:, :width] if width else wanted[:, 0]
-            of = slice(start, end)
-            found[name] = TaskRecord(ids[of], losses[of], outputs[of, : self.widths[number]], wanted)
-            start = end
+        if not _ascends(task_numbers, ids):
+            order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))  # stable: the first stays
+            pairs = torch.stack([task_numbers, ids])[:, order]
+            first = torch.ones(len(order), dtype=torch.bool)
+            first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(0)
+            order = order[first]
+            task_numbers, ids, *others = (of[order] for of in (task_numbers, ids, *others))
+        kinds, losses, outputs, targets = others
+        counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
+        columns = [of.split(counts) for of in (ids, at_least_float32(losses), at_least_float32(outputs))]
+        begins = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        of_tasks = [int(kinds[begin]) if count else 0 for begin, count in zip(begins, counts, strict=True)]
+        by_dtype = {n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in of_tasks}}
+        found = {}
+        for name, kind, own, *of in zip(self.order, of_tasks, self.widths, *columns, strict=True):
+            width, dtype = divmod(kind, len(_DTYPES))
+            wanted = by_dtype[dtype][self.order[name]]
+            found[name] = TaskRecord(of[0], of[1], of[2][:, :own], wanted[:, :width] if width else wanted[:, 0])
         return RecordTable(found)
 
 
@@ -180,6 +183,11 @@ class RecordTable:
             found[name][metric] = value
         return {name: {**found[name], **self.of[name].further(task)} for name, task in tasks.items()}
 
+    def ranked_losses(self) -> dict[str, float]:
+        """`TaskRecord.ranked_loss` by name."""
+        means = zip(self.of.items(), means_of([record.losses for record in self.of.values()]), strict=True)
+        return {name: record.as_ranked_loss(mean) for (name, record), mean in means}
+
     def _evaluated(self, wanted: Sequence[tuple[str, Task, str]]) -> list[float]:
         """Metrics of tasks: by name of the task, the task and the metric."""
         records = [self.of[name] for name, _, _ in wanted]
@@ -200,6 +208,12 @@ class RecordTable:
             "target": torch.cat([_widened(w, targets) for w in wanted]),
         }
         return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}
+
+
+def _ascends(tasks: Tensor, ids: Tensor) -> bool:
+    """Whether examples are sorted by task and number already, none twice."""
+    later, same = tasks[1:] > tasks[:-1], tasks[1:] == tasks[:-1]
+    return bool((later | (same & (ids[1:] > ids[:-1]))).all())
 
 
 def _as_integers(targets: Tensor) -> tuple[Tensor, torch.dtype]:

@@ -55,6 +55,17 @@ def evaluated(wanted: Sequence[Evaluation]) -> list[float]:
     return values
 
 
+def means_of(values: Sequence[Tensor]) -> list[float]:
+    """The mean of each of several vectors, in double precision; NaN of none."""
+    means = [float(of.double().mean()) if len(of) > LARGE else nan for of in values]
+    small = [i for i, of in enumerate(values) if 0 < len(of) <= LARGE]
+    if small:
+        joined = torch.cat([values[i] for i in small]).double().numpy()
+        for i, mean in zip(small, _Segments([len(values[i]) for i in small]).means(joined).tolist(), strict=True):
+            means[i] = mean
+    return means
+
+
 def _kind(one: Evaluation) -> Hashable:
     """What can be computed together; None for what is not known, which is left to the task."""
     task, metric, count = one.task, one.metric, len(one.outputs)
