@@ -40,6 +40,7 @@ from lightning_meta.run.logger import RunLogger
 from lightning_meta.tasks import Regression
 
 INPUTS, ROWS, BATCH = 16, 256, 32
+SIZE = 16  # examples of each task of `Independent`
 CPU = torch.device("cpu")
 QUIET: dict[str, Any] = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 Batch = list[tuple[Tensor, Tensor]]
@@ -289,9 +290,9 @@ def strategies(table: Table, options: argparse.Namespace) -> None:
     for name, (network, shape) in NETWORKS.items():
         for tasks in (2, 10, 50):
             modules = {strategy: made(network, shape, tasks, strategy) for strategy in ("vmap", "loop", "auto")}
-            chosen = modules["auto"]._strategy()
+            chosen = modules["auto"]._strategy_for(tasks, SIZE)
             other = "loop" if chosen == "vmap" else "vmap"
-            given = data(tasks, 16, shape)
+            given = data(tasks, SIZE, shape)
             sides = {of: (lambda of=of: trained(modules[of], *given, 1)) for of in ("vmap", "loop")}  # noqa: B023
             took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
             add(table, f"Independent, {tasks} tasks, {name}, {chosen}", took[chosen], other, took[other])
