@@ -1,4 +1,4 @@
-"""What several tasks cost beyond plain torch and plain Lightning: ratios of processor times, measured in turn in one process.
+"""What several tasks cost beyond plain torch and plain Lightning: ratios of processor times, in turn in one process.
 
     python scripts/benchmark_multi_task.py
 
@@ -96,8 +96,8 @@ class Plain(nn.Module):
             features = self.backbone(torch.cat([x for x, _ in batch])).split([len(x) for x, _ in batch])
             wanted = [y for _, y in batch]
         else:
-            (x, y), features = batch[0], [self.backbone(batch[0][0])] * len(self.heads)
-            wanted = list(y.unsqueeze(-1).unbind(1))
+            x, y = batch[0]
+            features, wanted = [self.backbone(x)] * len(self.heads), list(y.unsqueeze(-1).unbind(1))
         losses = [F.mse_loss(head(f), y) for head, f, y in zip(self.heads, features, wanted, strict=True)]
         return torch.stack(losses).sum()
 
@@ -272,12 +272,10 @@ def validation(table: Table, options: argparse.Namespace) -> None:
                     runs.training = True  # noqa: B023
 
                 def only_predicted() -> None:
-                    with mock.patch.multiple(  # noqa: B023
-                        module,  # noqa: B023
-                        validation_step=lambda batch, batch_idx: module.outputs(batch) and None,  # noqa: B023
-                        on_validation_epoch_end=lambda: None,
-                    ):
-                        validated()  # noqa: B023
+                    step = lambda batch, batch_idx: module.outputs(batch) and None  # noqa: B023, E731
+                    nothing = mock.patch.multiple(module, validation_step=step, on_validation_epoch_end=lambda: None)  # noqa: B023
+                    with nothing:
+                        validated()
 
                 sides = {"all": validated, "predictions": predicted, "Trainer, predictions": only_predicted}
                 took = side_by_side(sides, CPU, options.repeats, 0, time.process_time)
