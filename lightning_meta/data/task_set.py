@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_meta.batches import Examples, TaskBatch, dtype_name
+from lightning_meta.batches import Common, Consecutive, Examples, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics
@@ -212,9 +212,14 @@ class TaskSet:
             ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, all on one device.
 
         Returns:
-            The batch, where the set lies; an input that several tasks have labels for stands in it once. Where the
-            tasks are `aligned` and the numbers of all are one tensor, so are their rows.
+            The batch, where the set lies; an input that several tasks have labels for stands in it once. Where tasks
+            are `aligned` and the numbers of all are one tensor, they come in the order of the inputs.
         """
+        first = next(iter(ids.values()))
+        if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
+            once = first.unique()  # in the order of the inputs
+            if len(once) == len(first):
+                return self._common(once.to(self.device))
         names, parts = list(ids), list(ids.values())
         counts, joined = [len(i) for i in parts], self._joined
         begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
@@ -239,14 +244,26 @@ class TaskSet:
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             inputs = {name: self.inputs[name][own] for name, own in by_task(rows).items()}
             return TaskBatch(inputs, targets, here, ids, weights)
-        if self.aligned and all(i is parts[0] for i in parts):
-            wanted, place = rows[: counts[0]].unique(return_inverse=True)
-            return TaskBatch(self.inputs[wanted], targets, dict.fromkeys(names, place), ids, weights)
         if self.overlapping:
             wanted, place = rows.unique(return_inverse=True)
-        else:
-            wanted, place = rows, torch.arange(len(rows), device=rows.device)
-        return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
+            return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
+        place = torch.arange(len(rows), device=rows.device)
+        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(place)), ids, weights)
+
+    def _common(self, ids: Tensor) -> TaskBatch:
+        """The same examples of all tasks, which are `aligned`; their numbers ascend."""
+
+        def by_task(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            if joined is None:
+                return {name: values[ids] for name, values in of.items()}
+            return dict(zip(of, joined.unflatten(0, (len(of), -1))[:, ids].unbind(), strict=True))
+
+        assert isinstance(self.inputs, Tensor)
+        targets = by_task(self.targets, self._joined.targets)
+        weights = None if self.weights is None else by_task(self.weights, self._joined.weights)
+        rows = Common.fromkeys(self.rows, torch.arange(len(ids), device=ids.device))
+        inputs = self.inputs[next(iter(self.rows.values()))[ids]]
+        return TaskBatch(inputs, targets, rows, dict.fromkeys(self.rows, ids), weights)
 
 
 class _Joined(NamedTuple):

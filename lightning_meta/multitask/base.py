@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_meta.backbone_rate import as_groups, groups_of
 from lightning_meta.batch_check import ChecksBatches
-from lightning_meta.batches import TaskBatch
+from lightning_meta.batches import Consecutive, TaskBatch
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
@@ -335,7 +335,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             parts.append(self.stems[self.names.index(name)](self.inputs(x)))
             rows[name] = torch.arange(start, start + len(i), device=x.device)
             start += len(i)
-        return torch.cat(parts), rows
+        return torch.cat(parts), Consecutive(rows)
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""

@@ -76,16 +76,17 @@ class MultiHead(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part sees each input once."""
         features = self.backbone(x)
-        numbers = {name: i for i, name in enumerate(self.spec.tasks)}
-        heads, parts = [self.heads[numbers[name]] for name in rows], list(rows.values())
+        of_all = dict(zip(self.spec.tasks, self.heads, strict=True))
+        heads = [of_all[name] for name in rows]
         apart = isinstance(self.weighting, Aggregator)  # it differentiates each task's loss by itself
-        if len(self.branches) or apart:
-            own = [features[i] for i in parts] if apart else rows_of(features, parts)
-            if len(self.branches):
-                own = [self.branches[numbers[name]](part) for name, part in zip(rows, own, strict=True)]
-            outputs = [head(part) for head, part in zip(heads, own, strict=True)]
+        if len(self.branches):
+            branches = dict(zip(self.spec.tasks, self.branches, strict=True))
+            own = zip(rows, rows_of(features, rows, apart), strict=True)
+            outputs = [head(branches[name](part)) for head, (name, part) in zip(heads, own, strict=True)]
+        elif apart:
+            outputs = [head(part) for head, part in zip(heads, rows_of(features, rows, apart), strict=True)]
         else:
-            outputs = predictions(heads, features, parts)
+            outputs = predictions(heads, features, rows)
         return dict(zip(rows, outputs, strict=True))
 
     def own_modules(self, task: int) -> list[nn.Module]:

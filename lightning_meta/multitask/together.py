@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_meta.batches import Common, Consecutive
+
 FEWEST = 4
-"""Heads that are worth a product for each layer: of two, stacking the weights takes longer than it saves."""
+"""Heads that are worth a product for each layer: of fewer, stacking the weights takes longer than it saves."""
 
 
-def rows_of(features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+def rows_of(features: Tensor, rows: Mapping[str, Tensor], apart: bool = False) -> Sequence[Tensor]:
     """The features of each task.
 
     Args:
         features: `(B, ...)`.
-        rows: For each task, `(n_i,)` int64.
+        rows: By name of the task, `(n_i,)` int64.
+        apart: Whether each task's loss will be differentiated by itself.
 
     Returns:
         For each task, `(n_i, ...)`.
     """
-    if _same(rows):
-        return [features[rows[0]]] * len(rows)
-    if not features.requires_grad:
-        return [features[i] for i in rows]
-    # The backward pass of each gather would fill a gradient as large as all features.
-    return list(features[torch.cat(list(rows))].split([len(i) for i in rows]))
+    if isinstance(rows, Common):
+        return [features] * len(rows)
+    counts = [len(i) for i in rows.values()]
+    if isinstance(rows, Consecutive):
+        return features.split(counts)
+    if apart or not features.requires_grad:
+        return [features[i] for i in rows.values()]
+    # The backward pass of each gather would fill a gradient as large as all features; that of one loss fills one.
+    return features[torch.cat(list(rows.values()))].split(counts)
 
 
-def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Sequence[Tensor]) -> list[Tensor]:
+def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str, Tensor]) -> Sequence[Tensor]:
     """What each of T heads makes of its rows of the features.
 
     Heads of equally many rows and equal linear layers are one product for each layer.
@@ -38,19 +44,20 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Sequence[Ten
     Args:
         heads: T of them.
         features: `(B, F)`.
-        rows: For each task, `(n_i,)` int64.
+        rows: By name of the task, `(n_i,)` int64.
 
     Returns:
         For each task, `(n_i, outputs_i)`.
     """
-    layers = _equal_layers(heads) if len(heads) >= FEWEST and len({len(i) for i in rows}) == 1 else None
+    several = len(heads) >= FEWEST and len({len(i) for i in rows.values()}) == 1
+    layers = _equal_layers(heads) if several else None
     if layers is None:
         return [head(own) for head, own in zip(heads, rows_of(features, rows), strict=True)]
-    count = len(rows[0])
-    if _same(rows):
-        x = features[rows[0]].expand(len(heads), -1, -1)
+    if isinstance(rows, Common):
+        x = features.expand(len(heads), -1, -1)
     else:
-        x = features[torch.cat(list(rows))].unflatten(0, (len(heads), count))
+        own = features if isinstance(rows, Consecutive) else features[torch.cat(list(rows.values()))]
+        x = own.unflatten(0, (len(heads), -1)) if len(own) else own.new_zeros(len(heads), *own.shape)
     for of_heads in layers:
         if isinstance(of_heads[0], nn.Linear):
             weight = torch.stack([layer.weight for layer in of_heads])  # type: ignore[misc]
@@ -58,11 +65,7 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Sequence[Ten
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
         else:
             x = F.relu(x)
-    return list(x.unbind())
-
-
-def _same(rows: Sequence[Tensor]) -> bool:
-    return all(i is rows[0] for i in rows)
+    return x.unbind()
 
 
 def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:
