@@ -15,6 +15,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics
 
+_MOST_JOINED = 10_000_000  # examples of all tasks; a gather for each task costs little where they have so many
+
 
 @dataclass(frozen=True)
 class TaskSet:
@@ -129,14 +131,9 @@ class TaskSet:
     def _joined(self) -> _Joined:
         counts = torch.tensor([len(rows) for rows in self.rows.values()])
         begins = counts.cumsum(0) - counts
-        targets = list(self.targets.values())
-        return _Joined(
-            begins,
-            dict(zip(self.rows, begins.tolist(), strict=True)),
-            torch.cat(list(self.rows.values())),
-            torch.cat(targets) if len({(y.dtype, y.shape[1:]) for y in targets}) == 1 else None,
-            None if self.weights is None else torch.cat(list(self.weights.values())),
-        )
+        large = int(counts.sum()) > _MOST_JOINED
+        columns = (None if of is None or large else _in_one(of) for of in (self.rows, self.targets, self.weights))
+        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), *columns)
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
@@ -233,17 +230,17 @@ class TaskSet:
         def by_task(values: Tensor) -> dict[str, Tensor]:
             return dict(zip(names, values.split(counts), strict=True))
 
+        def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+
         ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
-        if joined.targets is None:
-            targets = {name: self.targets[name][i] for name, i in ids.items()}
-        else:
-            targets = by_task(joined.targets[places])
-        weights = None if joined.weights is None else by_task(joined.weights[places])
-        rows = joined.rows[places]
+        targets = gathered(self.targets, joined.targets)
+        weights = None if self.weights is None else gathered(self.weights, joined.weights)
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            inputs = {name: self.inputs[name][own] for name, own in by_task(rows).items()}
+            inputs = {name: self.inputs[name][own] for name, own in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, here, ids, weights)
+        rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
             wanted, place = rows.unique(return_inverse=True)
             return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
@@ -267,18 +264,23 @@ class TaskSet:
 
 
 class _Joined(NamedTuple):
-    """The examples of all tasks, one task after the other.
+    """The examples of all tasks, one task after the other, so that a batch is one gather and not one for each task.
 
     Attributes:
         begins: `(T,)` where each task's begin.
         begin: The same, by name.
-        rows: Those of `TaskSet`.
+        rows: Those of `TaskSet`; like the others None where they are too many to be stored twice.
         targets: None where those of tasks differ in shape or kind.
         weights: None where there are none.
     """
 
     begins: Tensor
     begin: dict[str, int]
-    rows: Tensor
+    rows: Tensor | None
     targets: Tensor | None
     weights: Tensor | None
+
+
+def _in_one(of: dict[str, Tensor]) -> Tensor | None:
+    values = list(of.values())
+    return torch.cat(values) if len({(v.dtype, v.shape[1:]) for v in values}) == 1 else None
