@@ -156,7 +156,7 @@ def step_of(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule) -> Callabl
     def step() -> Tensor:
         loss = module.training_step(batches[next(number)], 0)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         module.on_before_optimizer_step(optimizer)
         optimizer.step()
         return loss.detach()
@@ -171,7 +171,7 @@ def plain_step_of(network: Plain, batches: PlainBatches) -> Callable[[], Tensor]
     def step() -> Tensor:
         loss = network.loss(next(drawn))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         return loss.detach()
 

@@ -86,7 +86,7 @@ class MultiHead(MultiTaskModule):
         elif apart:
             outputs = [head(part) for head, part in zip(heads, rows_of(features, rows, apart), strict=True)]
         else:
-            outputs = predictions(heads, features, rows)
+            outputs = list(predictions(heads, features, rows))
         return dict(zip(rows, outputs, strict=True))
 
     def own_modules(self, task: int) -> list[nn.Module]:

@@ -29,11 +29,11 @@ def rows_of(features: Tensor, rows: Mapping[str, Tensor], apart: bool = False) -
         return [features] * len(rows)
     counts = [len(i) for i in rows.values()]
     if isinstance(rows, Consecutive):
-        return features.split(counts)
+        return torch.split(features, counts)
     if apart or not features.requires_grad:
         return [features[i] for i in rows.values()]
     # The backward pass of each gather would fill a gradient as large as all features; that of one loss fills one.
-    return features[torch.cat(list(rows.values()))].split(counts)
+    return torch.split(features[torch.cat(list(rows.values()))], counts)
 
 
 def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str, Tensor]) -> Sequence[Tensor]:
@@ -74,7 +74,7 @@ def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:
     if first is None or any(_signature(head) != first for head in heads[1:]):
         return None
     layers = zip(*(head._modules.values() for head in heads), strict=True)
-    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]  # type: ignore[arg-type]
+    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]
 
 
 def _signature(head: nn.Module) -> list[tuple[int, ...]] | None:

@@ -119,9 +119,11 @@ def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> T
     """
     if len(set(counts)) == 1:
         mean, scale = standards.unsqueeze(2)
-        return ((targets.view(len(counts), counts[0], targets.shape[1]) - mean) / scale).view_as(targets)
+        of_tasks: Tensor = (targets.view(len(counts), counts[0], targets.shape[1]) - mean) / scale
+        return of_tasks.view_as(targets)
     mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
-    return (targets - mean) / scale
+    of_rows: Tensor = (targets - mean) / scale
+    return of_rows
 
 
 def _kind(task: Task, targets: Tensor) -> Hashable:
