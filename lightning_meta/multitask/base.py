@@ -41,7 +41,7 @@ from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
-from lightning_meta.nn.stateless import in_evaluation_mode, untouched
+from lightning_meta.nn.stateless import in_evaluation_mode, parts_of, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
 from lightning_meta.tasks.together import Losses, LossesTogether
@@ -149,6 +149,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._step_gradients = StepGradients()
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
+        self._parts: list[nn.Module] = []  # within an evaluation
 
     # What a method is.
 
@@ -388,13 +389,19 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Record the predictions."""
-        with untouched(self):
+        with untouched(self, self._all_parts(batch_idx)):
             self.record("val", batch, self.outputs(batch))
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions."""
-        with untouched(self):
+        with untouched(self, self._all_parts(batch_idx)):
             self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
+
+    def _all_parts(self, batch_idx: int) -> list[nn.Module]:
+        """All modules within this one, looked for in the first batch: there are some for each task."""
+        if batch_idx == 0 or not self._parts:
+            self._parts = parts_of(self)
+        return self._parts
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predictions by name of the task, as people read them."""
@@ -593,6 +600,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
         """The predictions for a split, and what is logged of them."""
+        self._parts = []
         table, tasks = self._computed(records), self.spec.tasks
         ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
         scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
