@@ -47,6 +47,14 @@ class Episode(NamedTuple):
     classes: Tensor | None = None
 
 
+class Common(dict[str, Tensor]):
+    """Rows of tasks that all have every input of a batch, in order."""
+
+
+class Consecutive(dict[str, Tensor]):
+    """Rows of tasks that lie one task after the other: all inputs of a batch, each of one task."""
+
+
 class TaskBatch(NamedTuple):
     """A batch of several tasks' labelled examples.
 
@@ -57,7 +65,8 @@ class TaskBatch(NamedTuple):
         inputs: `(B, *input_shape)`; where tasks have inputs of different shapes, one such tensor per task's name.
         targets: By name of the task, `(n_i, ...)`. A task that is not a key is absent from the batch; one whose tensor
             is empty is present on another rank.
-        rows: By name, `(n_i,)` int64: the row of `inputs` that each target belongs to.
+        rows: By name, `(n_i,)` int64: the row of `inputs` that each target belongs to; `Common` or `Consecutive` where
+            that is known of them.
         ids: By name, `(n_i,)` int64: the number of each labelled example in its task's split.
         weights: By name, `(n_i,)`: what the loss of each example is multiplied by; None for 1.
     """

@@ -9,6 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import isfinite
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -384,11 +385,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The loss and the step.
         """
-        if torch.isfinite(loss):
+        value = loss.item()
+        if isfinite(value):
             return
         if world_size() == 1:
-            raise NonFiniteLossError(f"the training loss became {loss.item()} at step {self.global_step}")
-        self._bad_loss = loss.item()
+            raise NonFiniteLossError(f"the training loss became {value} at step {self.global_step}")
+        self._bad_loss = value
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

@@ -68,26 +68,33 @@ class AllExamples(TaskBatches):
     """
 
     def __init__(self, data: TaskSet, batch_size: int) -> None:
+        labelled = {name: rows.cpu() for name, rows in data.rows.items()}
         self._ranges: list[tuple[str | None, int]] = []
-        if isinstance(data.inputs, dict):
-            labelled: dict[str | None, Tensor] = dict(data.rows.items())
-        else:
-            labelled = {None: torch.cat(list(data.rows.values()))}
-        for name, rows in labelled.items():  # a batch without any label has nothing to evaluate
-            self._ranges += [(name, int(number) * batch_size) for number in (rows // batch_size).unique()]
+        together: dict[str | None, Tensor] = {None: torch.cat(list(labelled.values()))}
+        for name, rows in labelled.items() if isinstance(data.inputs, dict) else together.items():
+            numbers = (rows // batch_size).unique()  # a batch without any label has nothing to evaluate
+            self._ranges += [(name, number * batch_size) for number in numbers.tolist()]
         super().__init__(data, len(self._ranges))
         self.batch_size = batch_size
         self.meta_batch_size = 1  # one batch a draw, for the sampler
+        starts = torch.tensor([start for _, start in self._ranges])
+        bounds = torch.stack([starts, starts + batch_size])
+        # Which examples of each task are in each batch, (batches, 2, T).
+        self._bounds = torch.stack([torch.searchsorted(rows, bounds) for rows in labelled.values()]).permute(2, 1, 0)
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """The labelled examples of a batch, by name of the tasks in it."""
-        only, start = self._ranges[batch]
-        bounds = torch.tensor([start, start + self.batch_size])
+        only, _ = self._ranges[batch]
+        bounds, names = self._bounds[batch], self.data.names
+        present = (bounds[1] > bounds[0]).nonzero()[:, 0]
+        # Tasks with labels for the same inputs share the numbers, see `TaskSet.batch`.
+        ranges: dict[tuple[int, int], Tensor] = {}
         found = {}
-        for name, rows in self.data.rows.items():
-            first, last = torch.searchsorted(rows.cpu(), bounds).tolist()
-            if last > first and only in (None, name):
-                found[name] = torch.arange(first, last)
+        for task, first, last in zip(present.tolist(), *bounds[:, present].tolist(), strict=True):
+            if only in (None, names[task]):
+                if (first, last) not in ranges:
+                    ranges[first, last] = torch.arange(first, last)
+                found[names[task]] = ranges[first, last]
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, exp
 
 import torch
@@ -15,6 +16,7 @@ from lightning_meta.functional.random_bits import choose, key, name_key, uniform
 
 # What a draw is for; part of its key.
 _WHICH_TASKS, _ORDER = range(2)
+_AT_ONCE = 1_000_000  # numbers whose order is drawn at once
 
 
 class DrawnTasks(TaskBatches):
@@ -53,6 +55,7 @@ class DrawnTasks(TaskBatches):
         smallest = sum(sorted(self.sizes.values())[: self.tasks_per_batch])
         if smallest < ranks:
             raise UserError(f"batch_size: a batch may hold {smallest} examples, fewer than the {ranks} ranks; raise it")
+        self._counts = counts
         self._weights = torch.tensor(counts, dtype=torch.float64) ** exponent
         self._keys = {name: name_key(name) for name in names}
         self._root = key(seed)
@@ -67,13 +70,20 @@ class DrawnTasks(TaskBatches):
     def ids(self, batch: int) -> dict[str, Tensor]:
         """The labelled examples of a whole batch, by name of the tasks in it."""
         epoch, number = divmod(batch, self.batches)
-        before, after = self._schedule(epoch)[number : number + 2].tolist()
-        found = {}
-        for (name, size), seen, drawn in zip(self.sizes.items(), before, after, strict=True):
-            if drawn > seen:
-                n = len(self.data.rows[name])
-                found[name] = self._orders.take(self._keys[name], epoch, seen * size, size, n)
-        return found
+        columns = (self.sizes, self.sizes.values(), self._counts, *self._drawn_before(epoch, number))
+        wanted = {
+            name: (self._keys[name], seen * size, size, n)
+            for name, size, n, seen, then in zip(*columns, strict=True)
+            if then > seen
+        }
+        return dict(zip(wanted, self._orders.take_all(epoch, list(wanted.values())), strict=True))
+
+    def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:
+        """How often each task has been drawn in an epoch before a batch, and after it."""
+        if self.tasks_per_batch == len(self.sizes):
+            return [[number] * len(self.sizes), [number + 1] * len(self.sizes)]
+        pair: list[list[int]] = self._schedule(epoch)[number : number + 2].tolist()
+        return pair
 
     def _schedule(self, epoch: int) -> Tensor:
         """How often each task has been drawn before each batch of an epoch, and after the last: `(batches + 1, T)`."""
@@ -107,8 +117,7 @@ class DrawnInputs(TaskBatches):
         self, data: TaskSet, seed: int, batch_size: int, batches: int | None = None, rank: int = 0, ranks: int = 1
     ) -> None:
         assert isinstance(data.inputs, Tensor)
-        labelled = torch.stack([p >= 0 for p in data.positions.values()]).any(0)
-        self._rows = labelled.nonzero()[:, 0]
+        self._rows = torch.cat([rows.cpu() for rows in data.rows.values()]).unique()
         self._whole_epochs = batches is None
         n = len(self._rows)
         smallest = (n % batch_size if self._whole_epochs else 0) or batch_size
@@ -123,24 +132,29 @@ class DrawnInputs(TaskBatches):
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """The labelled examples of a whole batch, by name of the tasks in it."""
-        return {name: found[found >= 0] for name, found in self._found(batch).items() if (found >= 0).any()}
+        return self._labelled(self._order(batch), 0, 1)
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """This rank's share: every W-th input, with all its targets."""
-        found = self._found(batch)
-        ids = {}
-        for name, positions in found.items():
-            if (positions >= 0).any():
-                mine = positions[self.rank :: self.ranks]
-                ids[name] = mine[mine >= 0]
-        return self.data.batch(ids)
+        return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
-    def _found(self, batch: int) -> dict[str, Tensor]:
+    def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
+        """A rank's examples of the tasks that are in the whole batch; a task may have none."""
+        if self.data.aligned:
+            return dict.fromkeys(self.data.names, order[rank::ranks])
+        found = self.data.position_table[:, self._rows[order]]
+        present = (found >= 0).any(1).tolist()
+        mine = found[:, rank::ranks]
+        labelled = mine >= 0
+        parts = mine[labelled].split(labelled.sum(1).tolist())
+        return {name: ids for name, ids, here in zip(self.data.names, parts, present, strict=True) if here}
+
+    def _order(self, batch: int) -> Tensor:
+        """The inputs of a batch, by their places among those that have labels."""
         epoch, number = divmod(batch, self.batches)
         n, start = len(self._rows), number * self.batch_size
         size = min(self.batch_size, n - start) if self._whole_epochs else self.batch_size
-        rows = self._rows[self._orders.take(0, epoch, start, size, n)]
-        return {name: positions[rows] for name, positions in self.data.positions.items()}
+        return self._orders.take(0, epoch, start, size, n)
 
 
 def _chances(weights: Tensor, count: int) -> Tensor:
@@ -165,20 +179,48 @@ class _Orders:
 
     def __init__(self, root: Tensor) -> None:
         self._root = root
-        self._kept: dict[int, tuple[tuple[int, int, int], Tensor]] = {}
+        self._kept: dict[int, dict[tuple[int, int, int], Tensor]] = {}  # by name, those of its last draw
 
     def take(self, name: int, epoch: int, start: int, count: int, n: int) -> Tensor:
         """The things at `start` to `start + count - 1` of an epoch's order: `(count,)` in [0, n)."""
+        return self.take_all(epoch, [(name, start, count, n)])[0]
+
+    def take_all(self, epoch: int, wanted: Sequence[tuple[int, int, int, int]]) -> list[Tensor]:
+        """As `take`, for several names at once.
+
+        Args:
+            epoch: The epoch.
+            wanted: `name`, `start`, `count` and `n` of each.
+        """
+        missing: dict[int, list[tuple[int, int]]] = {}  # names and turns by n: orders of one length are drawn together
+        for name, start, count, n in wanted:
+            kept = self._kept.setdefault(name, {})
+            turns = range(start // n, (start + count - 1) // n + 1)
+            for old in [which for which in kept if which[0] != epoch or which[1] not in turns or which[2] != n]:
+                del kept[old]
+            for turn in turns:
+                if (epoch, turn, n) not in kept:
+                    missing.setdefault(n, []).append((name, turn))
+        for n, of_length in missing.items():
+            most = max(1, _AT_ONCE // n)
+            for first in range(0, len(of_length), most):
+                self._draw(epoch, n, of_length[first : first + most])
+        return [self._taken(epoch, *of_name) for of_name in wanted]
+
+    def _draw(self, epoch: int, n: int, which: Sequence[tuple[int, int]]) -> None:
+        names, turns = torch.tensor(which).unbind(1)
+        orders = choose(key(self._root, _ORDER, names, epoch, turns), n, n)
+        for (name, turn), order in zip(which, orders, strict=True):
+            # Copies, since a view would keep the orders of all.
+            self._kept[name][epoch, turn, n] = order.clone() if len(which) > 1 else order
+
+    def _taken(self, epoch: int, name: int, start: int, count: int, n: int) -> Tensor:
+        kept, (turn, first) = self._kept[name], divmod(start, n)
+        if first + count <= n:
+            return kept[epoch, turn, n][first : first + count]
         parts = []
         while count:
-            turn, first = divmod(start, n)
-            part = self._order(name, epoch, turn, n)[first : first + count]
+            part = kept[epoch, turn, n][first : first + count]
             parts.append(part)
-            start, count = start + len(part), count - len(part)
+            turn, first, count = turn + 1, 0, count - len(part)
         return torch.cat(parts)
-
-    def _order(self, name: int, epoch: int, turn: int, n: int) -> Tensor:
-        which = (epoch, turn, n)
-        if name not in self._kept or self._kept[name][0] != which:
-            self._kept[name] = (which, choose(key(self._root, _ORDER, name, epoch, turn), n, n))
-        return self._kept[name][1]

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_meta.batches import Examples, TaskBatch, dtype_name
+from lightning_meta.batches import Common, Consecutive, Examples, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics
+
+_MOST_JOINED = 10_000_000  # examples of all tasks; a gather for each task costs little where they have so many
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,33 @@ class TaskSet:
         return len(rows.unique()) < len(rows)
 
     @cached_property
-    def positions(self) -> dict[str, Tensor]:
-        """By task, `(n,)` for every row of the inputs: which of the task's targets belongs to it, or -1."""
+    def position_table(self) -> Tensor:
+        """For each task and every row of the inputs, which of the task's targets belongs to it, or -1: `(T, n)`."""
         assert isinstance(self.inputs, Tensor)
-        found = {}
-        for name, rows in self.rows.items():
-            found[name] = torch.full((len(self.inputs),), -1)
-            found[name][rows.cpu()] = torch.arange(len(rows))
-        return found
+        table = torch.full((len(self.rows), len(self.inputs)), -1)
+        for positions, rows in zip(table, self.rows.values(), strict=True):
+            positions[rows.cpu()] = torch.arange(len(rows))
+        return table
+
+    @property
+    def positions(self) -> dict[str, Tensor]:
+        """The rows of `position_table` by task."""
+        return dict(zip(self.rows, self.position_table, strict=True))
+
+    @cached_property
+    def aligned(self) -> bool:
+        """Whether there are several tasks, with labels for exactly the same rows of one tensor."""
+        first, *others = self.rows.values()
+        one = isinstance(self.inputs, Tensor) and len(first) > 0
+        return one and bool(others) and all(torch.equal(rows, first) for rows in others)
+
+    @cached_property
+    def _joined(self) -> _Joined:
+        counts = torch.tensor([len(rows) for rows in self.rows.values()])
+        begins = counts.cumsum(0) - counts
+        large = int(counts.sum()) > _MOST_JOINED
+        columns = (None if of is None or large else _in_one(of) for of in (self.rows, self.targets, self.weights))
+        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), *columns)
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
@@ -125,7 +147,7 @@ class TaskSet:
         place[kept] = torch.arange(len(kept), device=kept.device)
         return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()}, weights)
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Where the examples lie."""
         return next(iter(self.rows.values())).device
@@ -184,22 +206,81 @@ class TaskSet:
         """Gather labelled examples.
 
         Args:
-            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, on any device.
+            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, all on one device.
 
         Returns:
-            The batch, where the set lies; an input that several tasks have labels for stands in it once.
+            The batch, where the set lies; an input that several tasks have labels for stands in it once. Where tasks
+            are `aligned` and the numbers of all are one tensor, they come in the order of the inputs.
         """
-        ids = {name: i.to(self.device) for name, i in ids.items()}
-        targets = {name: self.targets[name][i] for name, i in ids.items()}
-        rows = {name: self.rows[name][i] for name, i in ids.items()}
-        weights = None if self.weights is None else {name: self.weights[name][i] for name, i in ids.items()}
+        first = next(iter(ids.values()))
+        if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
+            once = first.unique()  # in the order of the inputs
+            if len(once) == len(first):
+                return self._common(once.to(self.device))
+        names, parts = list(ids), list(ids.values())
+        counts, joined = [len(i) for i in parts], self._joined
+        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
+        flat, begins = torch.cat(parts), begins.to(parts[0].device)
+        if len(set(counts)) == 1:
+            flat_places = (flat.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
+        else:
+            flat_places = flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))
+        places = flat_places.to(self.device)
+
+        def by_task(values: Tensor) -> dict[str, Tensor]:
+            return dict(zip(names, values.split(counts), strict=True))
+
+        def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+
+        ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
+        targets = gathered(self.targets, joined.targets)
+        weights = None if self.weights is None else gathered(self.weights, joined.weights)
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            return TaskBatch({name: self.inputs[name][r] for name, r in rows.items()}, targets, here, ids, weights)
-        wanted = torch.cat(list(rows.values()))
+            inputs = {name: self.inputs[name][own] for name, own in gathered(self.rows, joined.rows).items()}
+            return TaskBatch(inputs, targets, here, ids, weights)
+        rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
-            wanted, place = wanted.unique(return_inverse=True)
-        else:
-            place = torch.arange(len(wanted), device=wanted.device)
-        parts = place.split([len(r) for r in rows.values()])
-        return TaskBatch(self.inputs[wanted], targets, dict(zip(rows, parts, strict=True)), ids, weights)
+            wanted, place = rows.unique(return_inverse=True)
+            return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
+        place = torch.arange(len(rows), device=rows.device)
+        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(place)), ids, weights)
+
+    def _common(self, ids: Tensor) -> TaskBatch:
+        """The same examples of all tasks, which are `aligned`; their numbers ascend."""
+
+        def by_task(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            if joined is None:
+                return {name: values[ids] for name, values in of.items()}
+            return dict(zip(of, joined.unflatten(0, (len(of), -1))[:, ids].unbind(), strict=True))
+
+        assert isinstance(self.inputs, Tensor)
+        targets = by_task(self.targets, self._joined.targets)
+        weights = None if self.weights is None else by_task(self.weights, self._joined.weights)
+        rows = Common.fromkeys(self.rows, torch.arange(len(ids), device=ids.device))
+        inputs = self.inputs[next(iter(self.rows.values()))[ids]]
+        return TaskBatch(inputs, targets, rows, dict.fromkeys(self.rows, ids), weights)
+
+
+class _Joined(NamedTuple):
+    """The examples of all tasks, one task after the other, so that a batch is one gather and not one for each task.
+
+    Attributes:
+        begins: `(T,)` where each task's begin.
+        begin: The same, by name.
+        rows: Those of `TaskSet`; like the others None where they are too many to be stored twice.
+        targets: None where those of tasks differ in shape or kind.
+        weights: None where there are none.
+    """
+
+    begins: Tensor
+    begin: dict[str, int]
+    rows: Tensor | None
+    targets: Tensor | None
+    weights: Tensor | None
+
+
+def _in_one(of: dict[str, Tensor]) -> Tensor | None:
+    values = list(of.values())
+    return torch.cat(values) if len({(v.dtype, v.shape[1:]) for v in values}) == 1 else None

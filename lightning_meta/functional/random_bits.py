@@ -143,4 +143,6 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
     ranks = _tensor(words)
     if isinstance(sizes, Tensor) and smallest < largest:
         ranks.masked_fill_(_tensor(numbers) >= sizes.unsqueeze(-1), torch.iinfo(torch.int64).max)
+    if count == largest:  # all of them: NumPy sorts many short rows in a tenth of the time
+        return torch.from_numpy(np.sort(ranks.numpy(), axis=-1)) & mask
     return ranks.topk(count, dim=-1, largest=False, sorted=True).values & mask

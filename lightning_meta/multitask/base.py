@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_meta.backbone_rate import as_groups, groups_of
 from lightning_meta.batch_check import ChecksBatches
-from lightning_meta.batches import TaskBatch
+from lightning_meta.batches import Consecutive, TaskBatch
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
@@ -41,9 +41,10 @@ from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
-from lightning_meta.nn.stateless import in_evaluation_mode, untouched
+from lightning_meta.nn.stateless import in_evaluation_mode, parts_of, untouched
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
 
 _log = logging.getLogger(__name__)
@@ -147,6 +148,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
         self._step_gradients = StepGradients()
         self._last_batch: TaskBatch | None = None
+        self._together: LossesTogether | None = None
+        self._parts: list[nn.Module] = []  # within an evaluation
 
     # What a method is.
 
@@ -333,30 +336,33 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             parts.append(self.stems[self.names.index(name)](self.inputs(x)))
             rows[name] = torch.arange(start, start + len(i), device=x.device)
             start += len(i)
-        return torch.cat(parts), rows
+        return torch.cat(parts), Consecutive(rows)
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
-        return self._losses(batch)[0]
+        losses, outputs = self._losses(batch)
+        return dict(zip(outputs, losses.unbind(), strict=True))
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        by_name, outputs = self._losses(batch)
-        losses, present = in_order(by_name, self.names)
+        of_tasks, outputs = self._losses(batch)
+        losses, present = in_order(of_tasks, list(outputs), self.names)
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
         shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
         weighed = losses.detach().requires_grad_() if shared else losses
         loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)
-        means = sum_over_ranks(losses) / world_size()
-        self._stepped_on.update(by_name)
+        ranks = world_size()
+        means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
+        self._stepped_on.update(outputs)
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)
         if shared:
+            by_name = dict(zip(outputs, of_tasks.unbind(), strict=True))
             loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
-        if world_size() > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
+        if ranks > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
 
@@ -383,13 +389,19 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Record the predictions."""
-        with untouched(self):
+        with untouched(self, self._all_parts(batch_idx)):
             self.record("val", batch, self.outputs(batch))
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions."""
-        with untouched(self):
+        with untouched(self, self._all_parts(batch_idx)):
             self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
+
+    def _all_parts(self, batch_idx: int) -> list[nn.Module]:
+        """All modules within this one, looked for in the first batch: there are some for each task."""
+        if batch_idx == 0 or not self._parts:
+            self._parts = parts_of(self)
+        return self._parts
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predictions by name of the task, as people read them."""
@@ -411,8 +423,28 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 self._at_floor = self._floor_line(table)
         elif self.trainer.state.fn != "fit":
             self._warn("val", self._floor_line(table))
-        self.log("val/score", values.pop("val/score"), prog_bar=True)
-        self.log_dict(values)
+        score = values.pop("val/score")
+        if self.trainer.state.fn == "fit":
+            self.log("val/score", score, prog_bar=True, logger=False)
+            self._log_at_once({"val/score": score, **values})
+        else:
+            self.log("val/score", score, prog_bar=True)
+            self.log_dict(values)
+
+    def _log_at_once(self, values: Mapping[str, float]) -> None:
+        """Log what `log_dict` would in a validation within training; that takes a millisecond for each value."""
+        trainer, default = self.trainer, torch.get_default_dtype()
+        dtype = default if default in (torch.float32, torch.float64) else torch.float32  # as Lightning keeps them
+        kept = torch.tensor(list(values.values()), dtype=dtype, device=self.device)
+        metrics = dict(zip(values, kept.unbind(), strict=True))
+        trainer.callback_metrics.update(metrics)
+        trainer.logged_metrics.update(metrics)
+        if not trainer.sanity_checking:
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            numbers = {**dict(zip(values, kept.tolist(), strict=True)), "epoch": trainer.current_epoch}
+            for logger in trainer.loggers:
+                logger.log_metrics(numbers, step)
+                logger.save()
 
     def on_train_end(self) -> None:
         """Say whether a task's score was at its floor in the best validation."""
@@ -422,7 +454,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
         """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
         monitor, sign = monitored(self.trainer)
-        own = comparable(self.spec.tasks, [table.of[n].ranked_score(t) for n, t in self.spec.tasks.items()])
+        own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()))
         of_task = of_tasks(monitor, self.names, logged)
         scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
         return torch.tensor(scores, dtype=torch.float64)
@@ -496,23 +528,38 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
         """Keep the predictions for a batch."""
-        for name, of_task in outputs.items():
-            losses = self._example_losses(name, of_task, batch)
-            self.records[stage].update(name, batch.ids[name], losses, of_task, batch.targets[name])
+        for losses in self._example_losses(outputs, batch):
+            self.records[stage].update(losses, batch.ids, outputs, batch.targets)
 
-    def _losses(self, batch: TaskBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The losses of the tasks in a batch, in the order of its outputs; and these."""
         outputs = self.outputs(batch)
-        counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
-        totals = sum_over_ranks(counts).clamp_min(1)
-        losses = {}
-        for (name, y), total in zip(outputs.items(), totals, strict=True):
-            losses[name] = self._example_losses(name, y, batch).sum() * (world_size() / total)
+        groups, ranks = self._example_losses(outputs, batch), world_size()
+        of_groups = [group.sums() if ranks > 1 else group.means() for group in groups]
+        losses = torch.cat(of_groups) if len(groups) > 1 else of_groups[0]
+        names = [name for group in groups for name in group.names]
+        if names != list(outputs):
+            places = {name: place for place, name in enumerate(names)}
+            losses = losses[torch.tensor([places[name] for name in outputs], device=losses.device)]
+        if ranks > 1:
+            counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
+            losses = losses * (ranks / sum_over_ranks(counts).clamp_min(1).to(losses.dtype))
         return losses, outputs
 
-    def _example_losses(self, name: str, outputs: Tensor, batch: TaskBatch) -> Tensor:
-        """The loss of each example of a task, times its weight."""
-        losses = self.spec.tasks[name].losses(outputs, batch.targets[name])
-        return losses if batch.weights is None else losses * batch.weights[name].to(losses.dtype)
+    def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
+        """The loss of each example times its weight, those of tasks of one kind together."""
+        tasks = self.spec.tasks
+        if self._together is None or self._together.tasks is not tasks:
+            self._together = LossesTogether(tasks)
+        groups = self._together(outputs, batch.targets)
+        weights = batch.weights
+        if weights is None:
+            return groups
+        weighted = []
+        for group in groups:
+            of_group = torch.cat([weights[name] for name in group.names])
+            weighted.append(group._replace(values=group.values * of_group.to(group.values.dtype)))
+        return weighted
 
     def _log_training(
         self, loss: Tensor, means: Tensor, present: Tensor, outputs: dict[str, Tensor], batch: TaskBatch
@@ -530,12 +577,12 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         means_of = zip(self.spec.tasks.items(), totals, strict=True)
         found = {n: {task.selection: total / count} for (n, task), (total, count) in means_of if count}
         values = by_task("train", found)
-        weights = self.weighting.weights().detach()
-        for name, value, weight, here in zip(self.names, means, weights, present, strict=True):
+        columns = (of.tolist() for of in (means, self.weighting.weights().detach(), present))
+        for name, value, weight, here in zip(self.names, *columns, strict=True):
             if here:
-                values[f"train/loss/{name}"] = float(value)
+                values[f"train/loss/{name}"] = value
             if not isinstance(self.weighting, Equal | Aggregator):
-                values[f"train/weight/{name}"] = float(weight)
+                values[f"train/weight/{name}"] = weight
         # Not by `self.log`, which repeats the last value of a task that the batch lacks.
         for logger in self.loggers:
             logger.log_metrics({name: value for name, value in values.items() if value == value}, self.global_step)
@@ -553,10 +600,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
         """The predictions for a split, and what is logged of them."""
+        self._parts = []
         table, tasks = self._computed(records), self.spec.tasks
-        ranked = {name: table.of[name].ranked_score(task) for name, task in tasks.items()}
-        scores = {n: {task.selection: ranked[n], **table.of[n].metrics(task)} for n, task in tasks.items()}
-        losses = {f"{stage}/loss/{name}": table.of[name].ranked_loss() for name in tasks}
+        ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
+        scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
+        losses = {f"{stage}/loss/{name}": loss for name, loss in table.ranked_losses().items()}
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
         values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
@@ -564,7 +612,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def _floor_line(self, table: RecordTable) -> str:
         tasks = self.spec.tasks
-        return at_floor(tasks, [table.of[name].ranked_score(task) for name, task in tasks.items()])
+        return at_floor(tasks, list(table.ranked_scores(tasks).values()))
 
     def _warn(self, stage: str, line: str) -> None:
         if line and self.trainer.is_global_zero:

@@ -107,7 +107,7 @@ class CombinesGradients(TrainedModule, ABC):
         precision = self.trainer.precision_plugin
         with torch.no_grad(), untouched(self), precision.forward_context():
             by_name = self.task_losses(batch)
-        losses, present = in_order(by_name, self.names)
+        losses, present = in_order(torch.stack(list(by_name.values())), list(by_name), self.names)
         self.weighting.observe_step(mean_over_ranks(losses), present)
 
     def _shared_parameters(self) -> list[nn.Parameter]:
@@ -163,8 +163,17 @@ class CombinesGradients(TrainedModule, ABC):
         return result
 
 
-def in_order(by_name: Mapping[str, Tensor], names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The losses of T tasks, `(T,)`, 0 for a task that is absent; and which are present, `(T,)` bool."""
-    none = next(iter(by_name.values())).new_zeros(())
-    losses = torch.stack([by_name.get(name, none) for name in names])
-    return losses, torch.tensor([name in by_name for name in names], device=losses.device)
+def in_order(losses: Tensor, present: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The losses of all tasks, `(T,)`, 0 for a task that is absent; and which are present, `(T,)` bool.
+
+    Args:
+        losses: Those of the tasks present.
+        present: Their names.
+        names: Those of all T tasks.
+    """
+    if list(present) == list(names):
+        return losses, torch.ones(len(names), dtype=torch.bool, device=losses.device)
+    numbers = {name: i for i, name in enumerate(names)}
+    places = torch.tensor([numbers[name] for name in present], device=losses.device)
+    of_all = losses.new_zeros(len(names)).index_copy(0, places, losses)
+    return of_all, torch.zeros(len(names), dtype=torch.bool, device=losses.device).index_fill(0, places, True)

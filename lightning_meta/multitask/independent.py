@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_meta.batches import TaskBatch
@@ -24,7 +25,7 @@ from lightning_meta.multitask.selection import SCORE, Improved, monitored, of_ta
 from lightning_meta.multitask.snapshots import Snapshots
 from lightning_meta.multitask.tables import comparable, mean_of_known
 from lightning_meta.nn.checks import CANNOT_BE_MAPPED
-from lightning_meta.nn.features import output_size
+from lightning_meta.nn.features import output_size, shape_after
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
@@ -34,7 +35,10 @@ _log = logging.getLogger(__name__)
 
 Strategy = Literal["auto", "vmap", "loop"]
 
-LARGE = 50_000  # parameters of a network whose copies cost more than what `vmap` saves on a CPU
+# On a CPU `vmap` is worth it for many small convolutions: a loop over tasks spends its time in calling them. Linear
+# layers are called so fast that a loop wins, and of larger convolutions the grouped ones of `vmap` are slower.
+MANY = 10  # tasks
+SMALL = 5e6  # floating-point operations of their convolutions in one pass over a task's examples
 
 
 class Independent(MultiTaskModule):
@@ -76,9 +80,10 @@ class Independent(MultiTaskModule):
     Args:
         backbone: The network of each task, before its head.
         strategy: How the networks are run: all of those with equally many examples at once (`vmap`), or one after the
-            other (`loop`). `auto` is `vmap`, but `loop` on the CPU for networks with convolutions or more than 50,000
-            parameters, where it is faster (`scripts/benchmark_independent.py`), and for networks with dropout, which
-            `vmap` would draw in another order.
+            other (`loop`). `auto` takes what is faster (`scripts/benchmark_independent.py`): `vmap` on a GPU; on a CPU
+            `loop`, but `vmap` for 10 tasks or more whose convolutions take at most 5 million floating-point operations
+            for a task's examples, such as 16 of 28x28 pixels with 8 channels. Networks with dropout run in a loop,
+            since `vmap` would draw in another order.
         **options: Those of `MultiTaskModule`; as nothing is shared, there is no `weighting` but `Equal`.
     """
 
@@ -98,6 +103,7 @@ class Independent(MultiTaskModule):
         self.strategy = strategy
         self._batch = (0, 0)
         self._loops = False  # `auto` found that vmap cannot run the networks
+        self._operations: float | None = None  # of a network's convolutions for one example, where that is needed
         self._random: bool | None = None  # whether they draw random numbers in training, once that was seen
 
     def build(self, spec: TasksSpec) -> None:
@@ -118,15 +124,17 @@ class Independent(MultiTaskModule):
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks, each with its own network."""
-        order = {name: self.names.index(name) for name in rows}
-        if self._strategy() == "loop":
-            return {name: self._one(i, name, x[rows[name]]) for name, i in order.items()}
+        numbers = {name: i for i, name in enumerate(self.spec.tasks)}
+        order = {name: numbers[name] for name in rows}
         alike: dict[tuple[int, int], list[str]] = {}
         for name, i in rows.items():
             alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
         outputs: dict[str, Tensor] = {}
         try:
             for (count, _), names in alike.items():
+                if self._strategy_for(len(names), count) == "loop":
+                    outputs |= {name: self._one(order[name], name, x[rows[name]]) for name in names}
+                    continue
                 together = x[torch.cat([rows[name] for name in names])].unflatten(0, (len(names), count))
                 outputs |= zip(names, self._vectorised([order[name] for name in names], together), strict=True)
         except torch.OutOfMemoryError:
@@ -238,13 +246,19 @@ class Independent(MultiTaskModule):
         else:
             yield
 
-    def _strategy(self) -> Literal["vmap", "loop"]:
+    def _strategy_for(self, tasks: int, count: int) -> Literal["vmap", "loop"]:
+        """How so many networks are run on so many examples each."""
         if self.strategy != "auto":
             return self.strategy
-        convolves = any(isinstance(m, nn.modules.conv._ConvNd) for m in self._copies[0].modules())
-        large = sum(p.numel() for p in self._copies[0].parameters()) > LARGE
-        slower = self.device.type == "cpu" and (convolves or large)
-        return "loop" if self._loops or self.draws or slower else "vmap"
+        if self._loops or self.draws:
+            return "loop"
+        if self.device.type != "cpu":
+            return "vmap"
+        if tasks < MANY:
+            return "loop"
+        if self._operations is None:
+            self._operations = _of_convolutions(self._copies[0], self.input_shape, self.input_dtype)
+        return "vmap" if 0 < count * self._operations <= SMALL else "loop"
 
     @property
     def _copies(self) -> nn.ModuleList:
@@ -284,3 +298,19 @@ class Independent(MultiTaskModule):
 
 def _stacked(tensors: Sequence[Tensors]) -> Tensors:
     return {name: torch.stack([of[name] for of in tensors]) for name in tensors[0]}
+
+
+def _of_convolutions(network: nn.Module, input_shape: tuple[int, ...], input_dtype: str) -> float:
+    """The floating-point operations of a network's convolutions for one example; 0 without any."""
+    found = 0.0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal found
+        found += 2 * layer.get_parameter("weight").numel() * output[0, 0].numel()
+
+    copied = copy.deepcopy(network)
+    for layer in copied.modules():
+        if isinstance(layer, _ConvNd):
+            layer.register_forward_hook(add)
+    shape_after(copied, input_shape, input_dtype=input_dtype)
+    return found

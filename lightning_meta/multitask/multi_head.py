@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.together import predictions, rows_of
 from lightning_meta.nn.features import output_size
 from lightning_meta.nn.stages import check_depth, stages_of
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Aggregator
 
 
 class MultiHead(MultiTaskModule):
@@ -74,12 +76,18 @@ class MultiHead(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part sees each input once."""
         features = self.backbone(x)
-        outputs = {}
-        for name, i in rows.items():
-            task = self.names.index(name)
-            own = self.branches[task](features[i]) if len(self.branches) else features[i]
-            outputs[name] = self.heads[task](own)
-        return outputs
+        of_all = dict(zip(self.spec.tasks, self.heads, strict=True))
+        heads = [of_all[name] for name in rows]
+        apart = isinstance(self.weighting, Aggregator)  # it differentiates each task's loss by itself
+        if len(self.branches):
+            branches = dict(zip(self.spec.tasks, self.branches, strict=True))
+            own = zip(rows, rows_of(features, rows, apart), strict=True)
+            outputs = [head(branches[name](part)) for head, (name, part) in zip(heads, own, strict=True)]
+        elif apart:
+            outputs = [head(part) for head, part in zip(heads, rows_of(features, rows, apart), strict=True)]
+        else:
+            outputs = list(predictions(heads, features, rows))
+        return dict(zip(rows, outputs, strict=True))
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's branch, head and stem."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf, isnan, nan
 
 import numpy as np
@@ -15,6 +16,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
+from lightning_meta.tasks.evaluating import Evaluation, evaluated, means_of
+from lightning_meta.tasks.together import Losses
 
 _DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
 _COLUMNS = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
@@ -46,7 +49,10 @@ class TaskRecord:
         A mean over tasks leaves out tasks that have no score, such as R² of equal targets. It must not rise because a
         task's predictions blew up.
         """
-        score = self.score(task)
+        return self.as_ranked(self.score(task), task)
+
+    def as_ranked(self, score: float, task: Task) -> float:
+        """The ranked score, given the score."""
         failed = score != score and not bool(torch.isfinite(self.outputs).all())
         return float("-inf" if task.selection_mode == "max" else "inf") if failed else score
 
@@ -67,19 +73,21 @@ class TaskRecord:
 
     def ranked_loss(self) -> float:
         """As `loss`, but infinite where predictions that are not finite made it NaN: see `ranked_score`."""
-        loss = self.loss()
+        return self.as_ranked_loss(self.loss())
+
+    def as_ranked_loss(self, loss: float) -> float:
+        """The ranked loss, given the loss."""
         return inf if len(self.ids) and isnan(loss) else loss
 
-    def metrics(self, task: Task) -> dict[str, float]:
-        """The task's further metrics by name; NaN where there is no example, or where one is not defined."""
-        named = [name for name in task.beside if name != task.selection]
-        found = {name: task.evaluate(self.outputs.double(), self.targets, name) for name in named}
-        if not len(self.ids):
-            return {**found, **dict.fromkeys(task.metrics(), nan)}
+    def further(self, task: Task) -> dict[str, float]:
+        """The metrics that a task of a user's own adds, by name; NaN where there is no example."""
+        metrics = task.metrics()
+        if not metrics or not len(self.ids):
+            return dict.fromkeys(metrics, nan)
         outputs, targets = task.readable(self.outputs.double()), self.targets
         if targets.is_floating_point():
             targets = targets.to(outputs.dtype)
-        return {**found, **{name: float(metric(outputs, targets)) for name, metric in task.metrics().items()}}
+        return {name: float(metric(outputs, targets)) for name, metric in metrics.items()}
 
 
 class TaskRecords(Metric):
@@ -104,34 +112,48 @@ class TaskRecords(Metric):
         for name in _COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, name: str, ids: Tensor, losses: Tensor, outputs: Tensor, targets: Tensor) -> None:
-        """Record n examples of a task; shapes as in `TaskRecord`."""
-        width = targets.shape[1] if targets.dim() > 1 else 0
-        numbers, dtype = _as_integers(targets if width else targets.unsqueeze(1))
-        self.task_numbers.append(torch.full_like(ids, self.order[name]))
-        self.ids.append(ids.clone())
-        self.kinds.append(torch.full_like(ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+    def update(
+        self, losses: Losses, ids: Mapping[str, Tensor], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+    ) -> None:
+        """Record examples of tasks of one kind; by name of the task, shapes as in `TaskRecord`."""
+        names = losses.names
+        columns = (ids, outputs, targets)
+        of_ids, of_outputs, of_targets = (torch.cat([of[name] for name in names]) for of in columns)
+        width = of_targets.shape[1] if of_targets.dim() > 1 else 0
+        numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
+        counts = torch.tensor(losses.counts, device=of_ids.device)
+        tasks = torch.tensor([self.order[name] for name in names], device=of_ids.device)
+        self.task_numbers.append(tasks.repeat_interleave(counts))
+        self.ids.append(of_ids)
+        self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
         # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
-        self.losses.append(losses.detach().clone())
-        self.outputs.append(F.pad(outputs.detach(), (0, max(self.widths) - outputs.shape[1])))
+        self.losses.append(losses.values.detach().clone())
+        self.outputs.append(F.pad(of_outputs.detach(), (0, max(self.widths) - of_outputs.shape[1])))
         self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
         """The records over all ranks; an example that was seen twice stands once."""
         if not len(self.task_numbers):  # one tensor, where ranks were gathered
             return RecordTable({})
-        columns = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
-        task_numbers, ids, kinds, losses, outputs, targets = columns
-        losses, outputs = at_least_float32(losses), at_least_float32(outputs)
+        task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        if not _ascends(task_numbers, ids):
+            order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))  # stable: the first stays
+            pairs = torch.stack([task_numbers, ids])[:, order]
+            first = torch.ones(len(order), dtype=torch.bool)
+            first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(0)
+            order = order[first]
+            task_numbers, ids, *others = (of[order] for of in (task_numbers, ids, *others))
+        kinds, losses, outputs, targets = others
+        counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
+        columns = [of.split(counts) for of in (ids, at_least_float32(losses), at_least_float32(outputs))]
+        begins = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        of_tasks = [int(kinds[begin]) if count else 0 for begin, count in zip(begins, counts, strict=True)]
+        by_dtype = {n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in of_tasks}}
         found = {}
-        for name, number in self.order.items():
-            of = (task_numbers == number).nonzero()[:, 0]
-            of = of[ids[of].argsort(stable=True)]
-            if len(of) > 1:
-                of = of[torch.cat([of.new_ones(1, dtype=torch.bool), ids[of].diff() != 0])]
-            width, dtype = divmod(int(kinds[of[0]]), len(_DTYPES)) if len(of) else (0, 0)
-            wanted = _from_integers(targets[of, :width] if width else targets[of, 0], _DTYPES[dtype])
-            found[name] = TaskRecord(ids[of], losses[of], outputs[of, : self.widths[number]], wanted)
+        for name, kind, own, *of in zip(self.order, of_tasks, self.widths, *columns, strict=True):
+            width, dtype = divmod(kind, len(_DTYPES))
+            wanted = by_dtype[dtype][self.order[name]]
+            found[name] = TaskRecord(of[0], of[1], of[2][:, :own], wanted[:, :width] if width else wanted[:, 0])
         return RecordTable(found)
 
 
@@ -143,6 +165,33 @@ class RecordTable:
 
     def __init__(self, of: dict[str, TaskRecord]) -> None:
         self.of = of
+        self._ranked: dict[str, float] = {}
+
+    def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
+        """`TaskRecord.ranked_score` by name."""
+        if not self._ranked:
+            scores = self._evaluated([(name, task, task.selection) for name, task in tasks.items()])
+            for (name, task), score in zip(tasks.items(), scores, strict=True):
+                self._ranked[name] = self.of[name].as_ranked(score, task)
+        return dict(self._ranked)
+
+    def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
+        """`TaskRecord.metrics` by name."""
+        wanted = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
+        found: dict[str, dict[str, float]] = {name: {} for name in tasks}
+        for (name, _, metric), value in zip(wanted, self._evaluated(wanted), strict=True):
+            found[name][metric] = value
+        return {name: {**found[name], **self.of[name].further(task)} for name, task in tasks.items()}
+
+    def ranked_losses(self) -> dict[str, float]:
+        """`TaskRecord.ranked_loss` by name."""
+        means = zip(self.of.items(), means_of([record.losses for record in self.of.values()]), strict=True)
+        return {name: record.as_ranked_loss(mean) for (name, record), mean in means}
+
+    def _evaluated(self, wanted: Sequence[tuple[str, Task, str]]) -> list[float]:
+        """Metrics of tasks: by name of the task, the task and the metric."""
+        records = [self.of[name] for name, _, _ in wanted]
+        return evaluated([Evaluation(r.outputs, r.targets, *of[1:]) for r, of in zip(records, wanted, strict=True)])
 
     def predictions(self, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
         """All records as one table, as written to `predictions.npz`; narrower rows end in NaN."""
@@ -159,6 +208,12 @@ class RecordTable:
             "target": torch.cat([_widened(w, targets) for w in wanted]),
         }
         return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}
+
+
+def _ascends(tasks: Tensor, ids: Tensor) -> bool:
+    """Whether examples are sorted by task and number already, none twice."""
+    later, same = tasks[1:] > tasks[:-1], tasks[1:] == tasks[:-1]
+    return bool((later | (same & (ids[1:] > ids[:-1]))).all())
 
 
 def _as_integers(targets: Tensor) -> tuple[Tensor, torch.dtype]:

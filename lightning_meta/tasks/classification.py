@@ -55,6 +55,11 @@ class _Labels(Task, ABC):
         self.frequencies = tuple(frequencies)
         self._option, self._weights = option, checked(option, weights, count)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether the loss has weights."""
+        return self._weights is not None
+
     def loss_weights(self, like: Tensor) -> Tensor | None:
         """The weights of the loss on a tensor's device, in its dtype; None without any.
 

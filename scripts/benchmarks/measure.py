@@ -30,7 +30,11 @@ class Timing(NamedTuple):
 
 
 def side_by_side(
-    contestants: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, seconds: float
+    contestants: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time functions in turn, each called often enough to be measured, after a warm-up.
 
@@ -39,6 +43,7 @@ def side_by_side(
         device: What is waited for.
         repeats: Measurements of each.
         seconds: What one measurement takes at least.
+        clock: What tells the time; `time.process_time` on a machine that does other work.
 
     Returns:
         The time of one call, by name.
@@ -47,21 +52,26 @@ def side_by_side(
     for name, function in contestants.items():
         function()
         function()
-        calls[name] = max(1, math.ceil(seconds / _time(function, 1, device)))
+        calls[name] = max(1, math.ceil(seconds / _time(function, 1, device, clock)))
     taken: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, function in contestants.items():
-            taken[name].append(_time(function, calls[name], device))
+            taken[name].append(_time(function, calls[name], device, clock))
     return {name: Timing.of(of) for name, of in taken.items()}
 
 
-def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
+def _time(
+    function: Callable[[], object],
+    calls: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     _wait_for(device)
-    began = time.perf_counter()
+    began = clock()
     for _ in range(calls):
         function()
     _wait_for(device)
-    return (time.perf_counter() - began) / calls
+    return (clock() - began) / calls
 
 
 def _wait_for(device: torch.device) -> None:

@@ -20,6 +20,7 @@ from lightning_meta.meta.scores import TaskScores
 from lightning_meta.multitask.records import TaskRecords
 from lightning_meta.nn import MLP
 from lightning_meta.tasks import Classification, Regression
+from lightning_meta.tasks.together import Losses
 from tests.devices.toys import Tasks, multi_task
 
 WAYS, QUERIES, TASKS = 100, 5, 2
@@ -122,8 +123,9 @@ def test_records_hold_no_view_of_what_they_are_given() -> None:
     records = TaskRecords({"a": Classification(3), "b": Regression(2)})
     whole = {"ids": torch.arange(100), "losses": torch.zeros(100), "outputs": torch.zeros(100, 9)}
     ids, losses, outputs = whole["ids"][:4], whole["losses"][:4], whole["outputs"][:4]
-    records.update("a", ids, losses, outputs[:, :3], torch.arange(100)[:4])
-    records.update("b", ids, losses, outputs[:, :2], torch.zeros(100, 2)[:4])
+    for name, width, targets in (("a", 3, torch.arange(100)), ("b", 2, torch.zeros(100, 2))):
+        of_task = {name: ids}, {name: outputs[:, :width]}, {name: targets[:4]}
+        records.update(Losses([name], [4], losses), *of_task)
     names = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
     kept = [t for name in names for t in getattr(records, name)]
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)

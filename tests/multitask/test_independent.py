@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import lightning_meta
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import Independent
-from lightning_meta.nn import Conv4
+from lightning_meta.nn import MLP, Conv4
 from lightning_meta.run import RunCheckpoint, RunLogger
-from lightning_meta.tasks import Regression, TasksSpec
+from lightning_meta.tasks import Classification, Regression, TasksSpec
 from tests.multitask.toys import TASKS, Toys, answer, backbone, data, results_of, train, trainer
 
 NAMES = ("sum", "largest", "sign")
@@ -274,3 +274,22 @@ def test_a_monitored_task_is_not_taken_for_another_whose_name_ends_alike() -> No
     module.trainer = trainer(callbacks=[RunCheckpoint(monitor)])
     logged = {"val/r2/sum": 0.0, monitor: 0.0}
     assert module.kept(torch.zeros(2), logged) == {monitor: 0.25}
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "tasks", "count", "expected"),
+    [
+        (lambda: Conv4(width=8, downsample="stride"), (1, 28, 28), 10, 16, "vmap"),
+        (lambda: Conv4(width=8, downsample="stride"), (1, 28, 28), 2, 16, "loop"),
+        (lambda: Conv4(width=8, downsample="stride"), (1, 28, 28), 10, 512, "loop"),
+        (lambda: Conv4(width=64, downsample="stride"), (1, 28, 28), 10, 16, "loop"),
+        (lambda: MLP(4, (8,)), (4,), 50, 8, "loop"),
+    ],
+)
+def test_auto_on_a_cpu_is_vmap_for_many_small_convolutions(
+    network: Any, shape: tuple[int, ...], tasks: int, count: int, expected: str
+) -> None:
+    """As measured by scripts/benchmark_independent.py."""
+    names = [f"task_{i}" for i in range(10)]
+    spec = TasksSpec(dict.fromkeys(names, Classification(2)), dict.fromkeys(names, shape), dict.fromkeys(names, 0))
+    assert Independent(network(), tasks=spec)._strategy_for(tasks, count) == expected

@@ -1,0 +1,341 @@
+"""What several tasks cost beyond plain torch and plain Lightning: ratios of processor times, in turn in one process.
+
+    python scripts/benchmark_multi_task.py
+
+- `steps`: a training step of `MultiHead`, its batch drawn, against a loop of plain torch with the same network and
+  optimiser, whose targets were standardised beforehand. Tasks have rows of their own, or share them.
+- `trainer`: the same under `lightning.Trainer`, against a LightningModule that logs nothing.
+- `validation`: a validation under the Trainer, with its scores, logs and records, against the predictions alone.
+- `strategies`: a step of `Independent` by `loop`, by `vmap`, and by what `auto` chooses.
+
+The networks are MLPs 64-64 on 16 inputs but in the last part; every task has one real target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning
+import torch
+from benchmark_independent import NETWORKS, data, made, trained
+from benchmarks.measure import Timing, side_by_side
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
+
+import lightning_meta as lm
+from lightning_meta.batches import SPLITS, Examples
+from lightning_meta.run.logger import RunLogger
+from lightning_meta.tasks import Regression
+
+INPUTS, ROWS, BATCH = 16, 256, 32
+SIZE = 16  # examples of each task of `Independent`
+CPU = torch.device("cpu")
+QUIET: dict[str, Any] = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+Batch = list[tuple[Tensor, Tensor]]
+
+
+class Tables(lm.TaskSource):
+    """T regressions on random numbers: a table for each, or one table with T targets.
+
+    Args:
+        count: T.
+        shared: Whether tasks share their rows.
+        rows: Of each task in each split.
+    """
+
+    def __init__(self, count: int, shared: bool = False, rows: int = ROWS) -> None:
+        self.count, self.shared, self.rows = count, shared, rows
+
+    def tasks(self) -> dict[str, lm.tasks.Task]:
+        """T regressions."""
+        return {f"task_{i}": Regression(1) for i in range(self.count)}
+
+    def sets(self) -> dict[Any, lm.TaskSet]:
+        """Other numbers in each split."""
+        return {split: self._set(number) for number, split in enumerate(SPLITS)}
+
+    def _set(self, seed: int) -> lm.TaskSet:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1 if self.shared else self.count, self.rows, INPUTS, generator=generator)
+        y = {name: 5 + 3 * x[i % len(x)].sum(-1, keepdim=True) for i, name in enumerate(self.tasks())}
+        if self.shared:
+            return lm.TaskSet.of_columns(x[0], y, {name: torch.ones(self.rows, dtype=torch.bool) for name in y})
+        return lm.TaskSet.of_examples({name: Examples(x[i], of) for i, (name, of) in enumerate(y.items())})
+
+
+class Plain(nn.Module):
+    """What one writes without a library: a backbone, a head for each task, and a loop over them.
+
+    Args:
+        module: Whose weights it starts from.
+    """
+
+    def __init__(self, module: lm.MultiHead) -> None:
+        super().__init__()
+        self.backbone = lm.nn.MLP(INPUTS, (64, 64))
+        self.backbone.load_state_dict(module.backbone.state_dict())
+        self.heads = nn.ModuleList(nn.Linear(64, 1) for _ in module.heads)
+        for own, head in zip(self.heads, module.heads, strict=True):
+            own.load_state_dict({name.removeprefix("0."): value for name, value in head.state_dict().items()})
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The sum over tasks of their mean squared errors."""
+        if len(batch) > 1:
+            features = self.backbone(torch.cat([x for x, _ in batch])).split([len(x) for x, _ in batch])
+            wanted = [y for _, y in batch]
+        else:
+            x, y = batch[0]
+            features, wanted = [self.backbone(x)] * len(self.heads), list(y.unsqueeze(-1).unbind(1))
+        losses = [F.mse_loss(head(f), y) for head, f, y in zip(self.heads, features, wanted, strict=True)]
+        return torch.stack(losses).sum()
+
+
+class PlainBatches(IterableDataset[Batch]):
+    """Mini-batches of every task without end, targets in standard units: one of T targets where rows are shared."""
+
+    def __init__(self, train: lm.TaskSet, shared: bool) -> None:
+        y = torch.stack(list(train.targets.values()))
+        y = (y - y.mean(1, keepdim=True)) / y.std(1, keepdim=True, correction=0)
+        assert isinstance(train.inputs, Tensor)
+        x = train.inputs if shared else train.inputs.unflatten(0, (len(y), ROWS))
+        self.tables = [(x, y[..., 0].T)] if shared else list(zip(x, y, strict=True))
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            orders = [torch.randperm(len(x)).split(BATCH) for x, _ in self.tables]
+            for rows in zip(*orders, strict=True):
+                yield [(x[i], y[i]) for (x, y), i in zip(self.tables, rows, strict=True)]
+
+
+class PlainLightning(lightning.LightningModule):
+    """The plain network under the Trainer."""
+
+    def __init__(self, network: Plain) -> None:
+        super().__init__()
+        self.network = network
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The sum of the losses."""
+        return self.network.loss(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, as of the other."""
+        return torch.optim.Adam(self.parameters())
+
+
+def parts(tasks: int, shared: bool) -> tuple[lm.MultiHead, lm.MultiTaskDataModule, Plain]:
+    """Both networks, with equal weights."""
+    lightning.seed_everything(0, verbose=False)
+    module = lm.MultiHead(lm.nn.MLP(INPUTS, (64, 64)))
+    datamodule = lm.MultiTaskDataModule(Tables(tasks, shared), batch_size=BATCH)
+    trainer = lightning.Trainer(logger=False, log_every_n_steps=0, accelerator="cpu", **QUIET)
+    datamodule.setup("fit")
+    module.tasks = datamodule.spec
+    module.trainer = trainer
+    module.configure_model()
+    return module.train(), datamodule, Plain(module)
+
+
+def step_of(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule) -> Callable[[], Tensor]:
+    """A training step of the module without a Trainer's loop."""
+    batches, number = datamodule.train_batches(), iter(range(10**9))
+    optimizer = module.configure_optimizers()
+
+    def step() -> Tensor:
+        loss = module.training_step(batches[next(number)], 0)
+        optimizer.zero_grad()
+        loss.backward()
+        module.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def plain_step_of(network: Plain, batches: PlainBatches) -> Callable[[], Tensor]:
+    """A training step of plain torch."""
+    optimizer, drawn = torch.optim.Adam(network.parameters()), iter(batches)
+
+    def step() -> Tensor:
+        loss = network.loss(next(drawn))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def check_same(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule, network: Plain, shared: bool) -> None:
+    """Refuse to time two sides whose losses of one batch differ.
+
+    Raises:
+        RuntimeError: Both.
+    """
+    batch, train = datamodule.train_batches()[0], PlainBatches(datamodule.sets["train"], shared)
+    x, y = zip(*train.tables, strict=True)
+    ids = list(batch.ids.values())
+    plain = [(x[0][ids[0]], y[0][ids[0]])] if shared else [(x[i][of], y[i][of]) for i, of in enumerate(ids)]
+    ours, theirs = module.training_step(batch, 0).item(), network.loss(plain).item()
+    if shared:  # another order of the rows
+        ours = sum(of.item() for of in module.task_losses(batch).values())
+    if abs(ours - theirs) > 1e-4 * abs(ours):
+        raise RuntimeError(f"the losses of one batch are {ours} here and {theirs} in plain torch")
+
+
+class Clock(lightning.Callback):
+    """The times at which steps ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Note the time."""
+        self.times.append(time.process_time())
+
+
+def seconds_under(fit: Callable[[lightning.Trainer], None], steps: int) -> float:
+    """The time of a step under the Trainer, after the first five."""
+    clock = Clock()
+    options: dict[str, Any] = {"limit_val_batches": 0, "logger": False, "callbacks": [clock], "accelerator": "cpu"}
+    fit(lightning.Trainer(max_steps=steps + 5, **options, **QUIET))
+    return (clock.times[-1] - clock.times[4]) / steps
+
+
+def steps(table: Table, options: argparse.Namespace) -> None:
+    """Training steps against plain torch."""
+    for tasks in options.tasks:
+        for shared in (False, True):
+            module, datamodule, network = parts(tasks, shared)
+            check_same(module, datamodule, network, shared)
+            sides = {
+                "ours": step_of(module, datamodule),
+                "plain": plain_step_of(network, PlainBatches(datamodule.sets["train"], shared)),
+            }
+            took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
+            add(table, f"step, {tasks} tasks, {kind(shared)}", took["ours"], "plain torch", took["plain"])
+
+
+def trainer(table: Table, options: argparse.Namespace) -> None:
+    """Training steps under the Trainer against plain Lightning."""
+    for tasks in options.tasks:
+        for shared in (False, True):
+            taken: dict[str, list[float]] = {"ours": [], "plain": []}
+            count = max(10, int(options.seconds * 1000 / (2 + tasks)))
+            for _ in range(options.repeats):
+                module, datamodule, network = parts(tasks, shared)
+                loader = DataLoader(PlainBatches(datamodule.sets["train"], shared), batch_size=None)
+                plain = PlainLightning(network)
+                taken["ours"].append(seconds_under(lambda t: t.fit(module, datamodule=datamodule), count))  # noqa: B023
+                taken["plain"].append(seconds_under(lambda t: t.fit(plain, loader), count))  # noqa: B023
+            took = {name: Timing.of(of) for name, of in taken.items()}
+            add(table, f"under the Trainer, {tasks} tasks, {kind(shared)}", took["ours"], "Lightning", took["plain"])
+
+
+def validation(table: Table, options: argparse.Namespace) -> None:
+    """A validation against its predictions."""
+    for tasks in options.validated:
+        for shared in (False, True):
+            module, datamodule, _ = parts(tasks, shared)
+            with tempfile.TemporaryDirectory() as folder:
+                logger = RunLogger(Path(folder), "benchmark")
+                runs = lightning.Trainer(logger=logger, accelerator="cpu", max_steps=1, limit_val_batches=0, **QUIET)
+                runs.fit(module, datamodule=datamodule)
+                runs.limit_val_batches = 1.0
+                module.trainer = runs
+                loop = runs.fit_loop.epoch_loop.val_loop
+                runs.training = True  # as within a fit
+                loop.setup_data()
+
+                def predicted() -> None:
+                    module.eval()  # noqa: B023
+                    with torch.no_grad():
+                        for batch in datamodule.val_dataloader():  # noqa: B023
+                            module.outputs(batch)  # noqa: B023
+                    module.train()  # noqa: B023
+
+                def validated() -> None:
+                    runs.validating = True  # noqa: B023
+                    loop.run()  # noqa: B023
+                    runs.training = True  # noqa: B023
+
+                def only_predicted() -> None:
+                    step = lambda batch, batch_idx: module.outputs(batch) and None  # noqa: B023, E731
+                    nothing = mock.patch.multiple(module, validation_step=step, on_validation_epoch_end=lambda: None)  # noqa: B023
+                    with nothing:
+                        validated()
+
+                sides = {"all": validated, "predictions": predicted, "Trainer, predictions": only_predicted}
+                took = side_by_side(sides, CPU, options.repeats, 0, time.process_time)
+            for name in ("predictions", "Trainer, predictions"):
+                add(table, f"validation, {tasks} tasks, {kind(shared)}", took["all"], name, took[name])
+
+
+def strategies(table: Table, options: argparse.Namespace) -> None:
+    """`Independent` by what `auto` chooses, against the other."""
+    for name, (network, shape) in NETWORKS.items():
+        for tasks in (2, 10, 50):
+            modules = {strategy: made(network, shape, tasks, strategy) for strategy in ("vmap", "loop", "auto")}
+            chosen = modules["auto"]._strategy_for(tasks, SIZE)
+            other = "loop" if chosen == "vmap" else "vmap"
+            given = data(tasks, SIZE, shape)
+            sides = {of: (lambda of=of: trained(modules[of], *given, 1)) for of in ("vmap", "loop")}  # noqa: B023
+            took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
+            add(table, f"Independent, {tasks} tasks, {name}, {chosen}", took[chosen], other, took[other])
+
+
+def kind(shared: bool) -> str:
+    """How the tasks' rows lie."""
+    return "rows shared" if shared else "own rows"
+
+
+def add(table: Table, work: str, ours: Timing, peer: str, theirs: Timing) -> None:
+    """A line: milliseconds with their spread, and the ratio of the medians."""
+    shown = [f"{1000 * of.median:.2f} ({1000 * of.low:.2f} to {1000 * of.high:.2f})" for of in (ours, theirs)]
+    table.add_row(work, shown[0], peer, shown[1], f"{ours.median / theirs.median:.2f}")
+    print(work, *shown, f"{ours.median / theirs.median:.2f}", file=sys.stderr, flush=True)
+
+
+PARTS: Mapping[str, Callable[[Table, argparse.Namespace], None]] = {
+    "steps": steps,
+    "trainer": trainer,
+    "validation": validation,
+    "strategies": strategies,
+}
+
+
+def main(args: list[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 50], help="numbers of tasks that are trained")
+    parser.add_argument("--validated", nargs="+", type=int, default=[139, 1000], help="those that are validated")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each side, in turn")
+    parser.add_argument("--seconds", type=float, default=0.3, help="what one measurement takes at least")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch")
+    options = parser.parse_args(args)
+    torch.set_num_threads(options.threads)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    table = Table("work", "ms here", "against", "ms there", "here / there")
+    for name in options.parts:
+        PARTS[name](table, options)
+    Console(width=140).print(table)
+    print(f"medians (lowest to highest of {options.repeats}), {options.threads} thread(s), torch {torch.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

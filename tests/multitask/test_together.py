@@ -1,0 +1,146 @@
+"""What many tasks compute at once is what each computes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf, nan
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Common, Consecutive
+from lightning_meta.multitask import MultiHead
+from lightning_meta.multitask.together import predictions, rows_of
+from lightning_meta.nn.heads import make_head
+from lightning_meta.tasks import Binary, Classification, Multilabel, Regression, Task
+from lightning_meta.tasks.evaluating import Evaluation, evaluated
+from lightning_meta.tasks.together import LossesTogether
+from tests.multitask.toys import data, train, trainer
+
+HERE = torch.arange(6)
+ROWS: dict[str, Mapping[str, Tensor]] = {
+    "of their own": Consecutive({f"t{i}": torch.arange(6 * i, 6 * i + 6) for i in range(5)}),
+    "shared": Common.fromkeys([f"t{i}" for i in range(5)], HERE),
+    "some": {f"t{i}": torch.tensor([i, 3, 2 * i + 1]) for i in range(5)},
+    "unequal": {f"t{i}": torch.arange(i) for i in range(5)},
+    "none": {f"t{i}": torch.arange(0) for i in range(5)},
+}
+
+
+@pytest.mark.parametrize("hidden", [(), (7, 3)])
+@pytest.mark.parametrize("kind", ROWS)
+def test_heads_at_once_are_the_heads_one_by_one(kind: str, hidden: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    rows = ROWS[kind]
+    features = torch.randn(6 if kind == "shared" else 30, 4, dtype=torch.float64, requires_grad=True)
+    heads = [make_head(4, 2, hidden).double() for _ in rows]
+    weights = [p for head in heads for p in head.parameters()]
+    together = predictions(heads, features, rows)
+    alone = [head(features[i]) for head, i in zip(heads, rows.values(), strict=True)]
+    for parts in (rows_of(features, rows), rows_of(features, rows, apart=True)):
+        assert all(torch.equal(part, features[i]) for part, i in zip(parts, rows.values(), strict=True))
+    gradients = []
+    for outputs in (together, alone):
+        loss = torch.cat([y.square().sum()[None] * (i + 1) for i, y in enumerate(outputs)]).sum()
+        gradients.append(torch.autograd.grad(loss, [features, *weights], materialize_grads=True, allow_unused=True))
+    for one, other in ((together, alone), gradients):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_hook_on_a_head_is_called() -> None:
+    calls = []
+    heads = [make_head(4, 1) for _ in range(5)]
+    heads[2][0].register_forward_hook(lambda *args: calls.append(1))  # type: ignore[index]
+    predictions(heads, torch.randn(6, 4), ROWS["shared"])
+    assert calls == [1]
+
+
+def test_heads_of_a_type_of_ones_own_are_called() -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    heads = [nn.Sequential(Doubled(4, 1)) for _ in range(5)]
+    features = torch.randn(6, 4)
+    for head, y in zip(heads, predictions(heads, features, ROWS["shared"]), strict=True):
+        torch.testing.assert_close(y, head(features))
+
+
+class Absolute(Regression):
+    """A loss of one's own."""
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets).abs().mean(-1)
+
+
+def tasks_with_examples(counts: list[int]) -> tuple[dict[str, Task], dict[str, Tensor], dict[str, Tensor]]:
+    """Three tasks of each kind."""
+    made: dict[str, Task] = {}
+    outputs, targets = {}, {}
+    generator = torch.Generator().manual_seed(1)
+    for i, count in enumerate(counts):
+        real = 1000 + 3 * torch.randn(count + 9, 2, dtype=torch.float64, generator=generator)
+        labels = torch.randint(3, (count,), generator=generator)
+        kinds: dict[str, tuple[Task, Tensor]] = {
+            "real": (Regression(2).fitted(real), real[:count]),
+            "plain": (Regression(1), real[:count, :1]),
+            "single": (Regression(1).fitted(real[:, :1]), real[:count, :1].float()),
+            "whole": (Regression(1).fitted(real[:, :1].long()), real[:count, :1].long()),
+            "own": (Absolute(1), real[:count, :1]),
+            "class": (Classification(3), labels),
+            "weighted": (Classification(3, class_weight=(1.0, 2.0, 3.0)), labels),
+            "yes": (Binary(), (labels > 0).long()),
+            "labels": (Multilabel(2), torch.stack([labels > 0, labels > 1], 1).long()),
+        }
+        for kind, (task, of_task) in kinds.items():
+            name = f"{kind} {i}"
+            made[name], targets[name] = task, of_task
+            outputs[name] = torch.randn(count, task.outputs, dtype=torch.float64, generator=generator)
+    return made, outputs, targets
+
+
+@pytest.mark.parametrize("counts", [[4, 4, 4], [5, 1, 3], [2, 0, 2], [0, 0, 0]])
+def test_losses_at_once_are_those_of_each_task(counts: list[int]) -> None:
+    tasks, outputs, targets = tasks_with_examples(counts)
+    together = LossesTogether(tasks)
+    for _ in range(2):  # with what was kept of the first call
+        groups = together(outputs, targets)
+        assert sorted(len(group.names) for group in groups) == [1] * 9 + [3] * 6
+        for group in groups:
+            own = [tasks[name].losses(outputs[name], targets[name]) for name in group.names]
+            torch.testing.assert_close(group.values, torch.cat(own), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(group.sums(), torch.stack([of.sum() for of in own]), rtol=1e-12, atol=1e-12)
+            means = torch.stack([of.sum() / max(len(of), 1) for of in own])
+            torch.testing.assert_close(group.means(), means, rtol=1e-12, atol=1e-12)
+    few = {name: outputs[name] for name in ("single 2", "single 0")}
+    (group,) = together(few, targets)
+    own = [tasks[name].losses(outputs[name], targets[name]) for name in few]
+    torch.testing.assert_close(group.values, torch.cat(own), rtol=1e-12, atol=1e-12)
+
+
+def test_metrics_at_once_are_those_of_each_task() -> None:
+    wanted = []
+    for counts in ([0, 1, 4], [5, 40, 7]):
+        tasks, outputs, targets = tasks_with_examples(counts)
+        for name, task in tasks.items():
+            for metric in task.names:
+                wanted.append(Evaluation(outputs[name].float(), targets[name], task, metric))
+            for spoilt in (nan, inf):
+                wanted.append(Evaluation(outputs[name] * spoilt, targets[name], task, task.selection))
+            if len(targets[name]):
+                equal = targets[name][:1].expand_as(targets[name])
+                wanted.append(Evaluation(outputs[name], equal, task, task.selection))
+    alone = [one.task.evaluate(one.outputs.double(), one.targets, one.metric) for one in wanted]
+    assert evaluated(wanted) == pytest.approx(alone, rel=1e-12, abs=1e-12, nan_ok=True)
+    assert sum(value == value for value in alone) > 100
+
+
+def test_training_logs_what_a_validation_of_the_same_weights_returns() -> None:
+    given = data()
+    module = train(MultiHead, given, 5)
+    logged = {name: float(v) for name, v in module.trainer.callback_metrics.items() if name.startswith("val/")}
+    (validated,) = trainer(precision="64-true").validate(module, datamodule=given, verbose=False)
+    assert logged == pytest.approx(validated)
+    assert {"val/score", "val/loss", "val/loss/sum", "val/r2/sum", "val/accuracy/sign"} <= logged.keys()
