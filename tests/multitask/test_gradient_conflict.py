@@ -521,7 +521,7 @@ def test_the_gradients_of_an_aggregator_are_used_again(tmp_path: Path, affinity:
         assert rows[0]
         for a, b in zip(*rows, strict=True):
             numbers = [[float(row[k]) for k in row if k not in ("step", "task", "task_i", "task_j")] for row in (a, b)]
-            np.testing.assert_allclose(*numbers, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(numbers[0], numbers[1], rtol=1e-5, atol=1e-7)
     for (name, p), of_plain in zip(modules["PCGrad"].state_dict().items(), plain.state_dict().values(), strict=True):
         assert torch.equal(p, of_plain), name  # the run is as without the callback
     per_step = modules["PCGrad"].passes - plain.passes
