@@ -75,6 +75,15 @@ class CombinesGradients(TrainedModule, ABC):
             found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
         return mean_over_ranks(found.rows)
 
+    @property
+    def combined_gradients(self) -> Tensor | None:
+        """The gradients that an aggregator has combined, `(T, P)`, as `task_gradients` gives them.
+
+        They are there between the backward pass and the optimiser's step, as in `on_before_optimizer_step`, and None
+        elsewhere and where the weighting is no aggregator. Where batches are accumulated they are sums over batches.
+        """
+        return self._step_gradients.combined
+
     def on_fit_start(self) -> None:
         """Check that there are shared parameters where the weighting needs them."""
         super().on_fit_start()
@@ -98,6 +107,7 @@ class CombinesGradients(TrainedModule, ABC):
             # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
             closure = partial(self._aggregated, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
+        self._step_gradients.clear()
         if self._last_batch is not None:
             self._look_again(self._last_batch)
             self._last_batch = None

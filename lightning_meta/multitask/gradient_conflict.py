@@ -18,6 +18,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional import gradient_conflict as functional
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, append_rows, cut_rows
+from lightning_meta.run.randomness import own_random_state, restore_own_random_state
+from lightning_meta.weightings import Aggregator
 
 
 class GradientConflict(Callback):
@@ -42,9 +44,10 @@ class GradientConflict(Callback):
     The run itself stays as it is: weights, gradients, buffers, optimiser and random numbers are bit for bit those of a
     run without the callback. A module that shares no parameters leaves nothing to record, and no file.
 
-    A measurement costs a forward pass and a backward pass for each task in the batch; for the affinity, a forward pass
-    for each task and one more. It holds their gradients at once, T·P numbers: 20 MB for 50 tasks and 100 thousand
-    shared parameters.
+    A measurement costs a forward pass and a backward pass for each task in the batch. Where the weighting is an
+    aggregator, which has these gradients anyway, it costs neither, unless batches are accumulated. The affinity costs a
+    forward pass for each task and one more. Gradients of all tasks are held at once, T·P numbers: 20 MB for 50 tasks
+    and 100 thousand shared parameters.
 
     Args:
         every_n_steps: k, training steps between two measurements; the first is before the first step.
@@ -61,6 +64,7 @@ class GradientConflict(Callback):
         self._directory: Path | None = None
         self._own: Path | None = None  # where this callback has recorded before, as the Tuner does
         self._step = -1
+        self._waiting: tuple[TaskBatch, dict[str, Any]] | None = None  # for the gradients of an aggregator
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that is not of several tasks."""
@@ -70,6 +74,7 @@ class GradientConflict(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Cut what an earlier run recorded to where this one begins."""
+        self._waiting = None
         directory = trainer.log_dir or trainer.default_root_dir  # asks the other ranks, so on all of them
         self._step = -1
         self._directory = None
@@ -94,10 +99,22 @@ class GradientConflict(Callback):
             return
         self._step = step
         module: Any = pl_module
-        shared = [p for p in module.shared_parameters() if p.requires_grad]
-        if shared:
-            with _buffers_kept(module):
-                self._record(trainer, list(module.spec.tasks), *self._measure(trainer, module, batch, shared))
+        weighting = getattr(module, "weighting", None)
+        if isinstance(weighting, Aggregator) and trainer.accumulate_grad_batches == 1:
+            self._waiting = batch, own_random_state()  # that the step begins with
+        elif module.shared_parameters():
+            with _buffers_kept(module), self._as_in_the_step(trainer, module):
+                gradients = module.task_gradients(batch)
+            self._record(trainer, module, batch, gradients)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Measure by the gradients that an aggregator has combined, before they move the weights."""
+        if self._waiting is None:
+            return
+        (batch, state), self._waiting = self._waiting, None
+        module: Any = pl_module
+        if module.combined_gradients is not None:
+            self._record(trainer, module, batch, module.combined_gradients, state)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the pictures, also where a resumed run had nothing left to train."""
@@ -108,41 +125,50 @@ class GradientConflict(Callback):
 
             write_conflict_figures(directory)
 
-    def _measure(
-        self, trainer: Trainer, module: Any, batch: TaskBatch, shared: list[nn.Parameter]
-    ) -> tuple[list[str], Tensor, Tensor]:
-        """The tasks in the batch, their gradients `(T, P)` and their affinity `(T, T)`, NaN where it is not wanted."""
+    @staticmethod
+    @contextmanager
+    def _as_in_the_step(trainer: Trainer, module: Any, state: dict[str, Any] | None = None) -> Iterator[None]:
+        """A pass draws the random numbers of a step that begins with `state`, by default the present one."""
+        with isolate_rng(module.device.type == "cuda"), trainer.precision_plugin.train_step_context():
+            if state is not None:
+                restore_own_random_state(state)
+            yield
 
-        @contextmanager
-        def as_in_the_step() -> Iterator[None]:
-            # Every pass draws the random numbers that the step to come will draw.
-            with isolate_rng(module.device.type == "cuda"), trainer.precision_plugin.train_step_context():
-                yield
+    def _affinity(
+        self, trainer: Trainer, module: Any, batch: TaskBatch, gradients: Tensor, state: dict[str, Any] | None
+    ) -> Tensor:
+        """The inter-task affinity of the tasks in the batch, `(T, T)`."""
+        shared = module.shared_parameters()
 
         def losses() -> Tensor:
-            with torch.no_grad(), as_in_the_step():
+            with torch.no_grad(), self._as_in_the_step(trainer, module, state):
                 by_name = module.task_losses(batch)
-            return torch.stack([at_least_float32(by_name[name]) for name in names])
+            return torch.stack([at_least_float32(by_name[name]) for name in module.spec.tasks if name in batch.rows])
 
-        tasks = list(module.spec.tasks)
-        names = [name for name in tasks if name in batch.rows]
-        with as_in_the_step():
-            of_all = module.task_gradients(batch)
-        present = torch.tensor([tasks.index(name) for name in names], device=of_all.device)
-        gradients = of_all.index_select(0, present)
-        affinity = torch.full((len(names), len(names)), torch.nan, dtype=torch.float64)
-        if self.affinity:
+        with _buffers_kept(module):
             before, after, rates = losses(), [], _learning_rates(trainer, shared)
             for gradient in gradients:
                 with torch.no_grad(), _stepped(shared, gradient, rates):
                     after.append(losses())
-            before, after_all = (trainer.strategy.reduce(x, reduce_op="mean") for x in (before, torch.stack(after)))
-            affinity = functional.inter_task_affinity(before, after_all)
-        return names, gradients, affinity
+        before, after_all = (trainer.strategy.reduce(x, reduce_op="mean") for x in (before, torch.stack(after)))
+        return functional.inter_task_affinity(before, after_all)
 
     def _record(
-        self, trainer: Trainer, tasks: list[str], present: list[str], gradients: Tensor, affinity: Tensor
+        self,
+        trainer: Trainer,
+        module: Any,
+        batch: TaskBatch,
+        of_all: Tensor,
+        state: dict[str, Any] | None = None,
     ) -> None:
+        """Record a measurement, given the gradients of all tasks on the shared parameters, `(T, P)`."""
+        tasks = list(module.spec.tasks)
+        present = [name for name in tasks if name in batch.rows]
+        numbers = torch.tensor([tasks.index(name) for name in present], device=of_all.device)
+        gradients = of_all.index_select(0, numbers)
+        affinity = torch.full((len(present), len(present)), torch.nan, dtype=torch.float64)
+        if self.affinity:
+            affinity = self._affinity(trainer, module, batch, gradients, state)
         cosines, norms = functional.gradient_cosines(gradients), functional.gradient_norms(gradients)
         conflict = functional.conflict_share(cosines).item()
         if not math.isnan(conflict):  # fewer than two tasks met

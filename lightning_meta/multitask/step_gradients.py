@@ -18,17 +18,19 @@ class StepGradients:
     They are no buffers of the module: DDP would overwrite them with those of rank 0.
 
     Attributes:
+        combined: The gradients that `direction` has combined, `(T, P)`, until `clear` is called.
         used: For each shared parameter, whether a loss of the step depends on it; kept until the next step begins.
     """
 
     def __init__(self) -> None:
         self._gradients: Tensor | None = None
+        self.combined: Tensor | None = None
         self.used: list[bool] = []
         self._losses = self._batches = torch.zeros(0)
 
     def clear(self) -> None:
-        """Forget what was added since the last step."""
-        self._gradients = None
+        """Forget what was added since the last step, and what was combined in it."""
+        self._gradients = self.combined = None
 
     def add(self, gradients: Tensor, losses: Tensor, present: Tensor, used: Sequence[bool]) -> None:
         """Take in a batch.
@@ -61,7 +63,7 @@ class StepGradients:
         if self._gradients is None:
             return None
         gradients = mean_over_ranks(self._gradients)
-        self._gradients = None
+        self._gradients, self.combined = None, gradients
         if not gradients.isfinite().all():
             return gradients.sum(0)
         with torch.no_grad():

@@ -11,14 +11,8 @@ import torch.distributed
 
 
 def random_state() -> list[dict[str, Any]]:
-    """The state of each rank's generators (Python, NumPy, torch, its accelerators), as plain data."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, list(map(int, keys)), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
+    """The state of each rank's generators, as `own_random_state` gives it."""
+    state = own_random_state()
     if not _distributed():
         return [state]
     states: list[Any] = [None] * torch.distributed.get_world_size()
@@ -29,9 +23,23 @@ def random_state() -> list[dict[str, Any]]:
 def restore_random_state(states: list[dict[str, Any]]) -> None:
     """Put this rank's generators back; another number of ranks than before leaves them as they are."""
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _distributed() else (0, 1)
-    if len(states) != world:
-        return
-    state = states[rank]
+    if len(states) == world:
+        restore_own_random_state(states[rank])
+
+
+def own_random_state() -> dict[str, Any]:
+    """The state of this process's generators (Python, NumPy, torch, its accelerators), as plain data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (name, list(map(int, keys)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_own_random_state(state: dict[str, Any]) -> None:
+    """Put this process's generators back."""
     random.setstate(state["python"])
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     torch.set_rng_state(state["torch"])

@@ -8,10 +8,11 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+import lightning_meta as lm
 from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks
@@ -29,8 +31,9 @@ from lightning_meta.functional.task_gradients import task_gradients
 from lightning_meta.multitask.gradient_conflict import GradientConflict
 from lightning_meta.report.conflict_figures import write_conflict_figures
 from lightning_meta.run import RunCheckpoint, RunLogger
-from lightning_meta.run.gradient_table import gradient_shares
+from lightning_meta.run.gradient_table import PAIRS, SHARES, gradient_shares
 from lightning_meta.tasks import Regression, TasksSpec
+from lightning_meta.testing import toys
 from tests.waiting import LIMIT
 
 NAMES = ["left", "right, upper", "λ"]
@@ -468,3 +471,58 @@ def test_two_ranks_record_what_one_process_does_on_both_batches(tmp_path: Path) 
     for rank in range(2):
         weights = torch.load(tmp_path / f"rank_{rank}.pt", weights_only=True)
         assert all(torch.allclose(weights[name], alone.weights[name], atol=1e-10) for name in weights)
+
+
+class Counting(lm.MultiHead):
+    """Counts the forward passes of training, and draws random numbers in each."""
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self.passes = getattr(self, "passes", 0) + self.training
+        return super().forward(nn.functional.dropout(x, 0.3, self.training), rows)
+
+
+class Seeded(Callback):
+    """Every step of any run draws the same numbers."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        seed(5)
+
+
+def measured(folder: Path, callback: GradientConflict | None, **options: Any) -> Counting:
+    """A run of two steps, with batch normalisation."""
+    seed(3)
+    backbone = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
+    module = Counting(backbone, **options)
+    off: dict[str, Any] = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    callbacks: list[Callback] = [Seeded()] if callback is None else [Seeded(), callback]
+    trainer = L.Trainer(
+        max_steps=2,
+        logger=False,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=callbacks,
+        **off,
+    )
+    trainer.fit(module, toys.sums())
+    return module
+
+
+@pytest.mark.parametrize("affinity", [False, True])
+def test_the_gradients_of_an_aggregator_are_used_again(tmp_path: Path, affinity: bool) -> None:
+    """The first step's figures are those of a run that measures for itself; later weights differ."""
+    callback = {name: GradientConflict(1, affinity) for name in ("PCGrad", "Equal")}
+    modules = {
+        name: measured(tmp_path / name, one, weighting=getattr(lm.weightings, name)()) for name, one in callback.items()
+    }
+    plain = measured(tmp_path / "plain", None, weighting=lm.weightings.PCGrad())
+    for file in (PAIRS, SHARES):
+        rows = [[r for r in table(tmp_path / name / file) if r["step"] == "0"] for name in callback]
+        assert rows[0]
+        for a, b in zip(*rows, strict=True):
+            numbers = [[float(row[k]) for k in row if k not in ("step", "task", "task_i", "task_j")] for row in (a, b)]
+            np.testing.assert_allclose(numbers[0], numbers[1], rtol=1e-5, atol=1e-7)
+    for (name, p), of_plain in zip(modules["PCGrad"].state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(p, of_plain), name  # the run is as without the callback
+    per_step = modules["PCGrad"].passes - plain.passes
+    assert per_step == 2 * (4 if affinity else 0)  # of two steps: once before, and after the step of each of 3 tasks
