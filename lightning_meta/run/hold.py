@@ -64,3 +64,16 @@ def _let_go_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def is_held(directory: Path) -> bool:
+    """Whether a process trains the run in this directory.
+
+    Args:
+        directory: The run directory; one that is missing is not held.
+    """
+    try:
+        Hold(directory).release()
+    except UserError:
+        return True
+    return False
