@@ -39,7 +39,7 @@ fcntl.flock(alone, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the run fails where another
 versions = [int(old.name) for old in place.iterdir() if old.name.isdigit()]
 run = place / str(0 if "--ckpt_path" in pairs else max(versions, default=-1) + 1)
 run.mkdir(exist_ok=True)
-held = os.open(run, os.O_RDONLY)
+held = open(run / "run.lock", "a")
 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as a run does
 
 def checkpoint():

@@ -24,9 +24,10 @@ from lightning_meta.run.files import replacing
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-DATABASE, TABLE, LOCK = "study.db", "trials.csv", "study.lock"
+DATABASE, TABLE, LOCK, STUDY = "study.db", "trials.csv", "study.lock", "sweep"
 BEGUN = "begun"  # what a trial is marked with once it has its values
 HEARTBEAT = 10  # seconds between two signs of life of a trial
 STALE = 60  # seconds without one after which a trial was cut off
@@ -60,7 +61,8 @@ class SweepRecord:
         self._lock = FileLock(folder / LOCK, timeout=LOCKED)
         folder.mkdir(parents=True, exist_ok=True)
         with self._readable(), self._alone():
-            self._study = _open_study(space, folder / DATABASE)
+            self._storage = _open_storage(folder / DATABASE)
+            self._study = _open_study(space, self._storage)
             self._check_space()
             self._uncertain = {trial.number for trial in self._in("RUNNING")}
         self._certain_at = time.monotonic() + STALE + 1  # a heartbeat is stored in whole seconds
@@ -79,6 +81,7 @@ class SweepRecord:
             number = trial.number
             for name, parameter in self.space.parameters.items():
                 _suggest(trial, name, parameter)
+            self._show_alive(number)
             trial.set_user_attr(BEGUN, number)
             self._lock.release()  # from here on its heartbeats tell other processes that it runs
             value = train(self._study.trials[number])
@@ -193,6 +196,14 @@ class SweepRecord:
                 f"{file} cannot be read or written ({reason}); mend it, or give this sweep another --name"
             ) from error
 
+    def _show_alive(self, number: int) -> None:
+        """Store a trial's first heartbeat: Optuna never takes a trial without one for cut off.
+
+        Optuna's own first one comes from a thread, maybe later than a kill.
+        """
+        study = self._storage.get_study_id_from_name(STUDY)
+        self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
+
     def _in(self, state: str) -> list[FrozenTrial]:
         from optuna.trial import TrialState
 
@@ -259,22 +270,25 @@ class SweepRecord:
             self._study.set_user_attr("space", now)
 
 
-def _open_study(space: Sweep, file: Path) -> Study:
-    import optuna
+def _open_storage(file: Path) -> RDBStorage:
+    from optuna.storages import RDBStorage
     from sqlalchemy.pool import NullPool
 
-    # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
-    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
     # Without a pool every operation closes the connection that it opened.
     pooling = {"poolclass": NullPool, "connect_args": {"timeout": LOCKED}}
     try:
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{file}", engine_kwargs=pooling, heartbeat_interval=HEARTBEAT, grace_period=STALE
-        )
+        return RDBStorage(f"sqlite:///{file}", engine_kwargs=pooling, heartbeat_interval=HEARTBEAT, grace_period=STALE)
     except RuntimeError as error:  # of tables that another version of Optuna has made
         raise UserError(f"{file}: {' '.join(str(error).split())}; give this sweep another --name") from error
+
+
+def _open_study(space: Sweep, storage: RDBStorage) -> Study:
+    import optuna
+
+    # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
+    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
     return optuna.create_study(
-        study_name="sweep",
+        study_name=STUDY,
         storage=storage,
         sampler=bayes if space.method == "bayes" else at_random,
         direction="maximize" if space.maximize else "minimize",
