@@ -28,6 +28,8 @@ class Hold:
 
     def __init__(self, directory: Path) -> None:
         self._lock = FileLock(directory / LOCK, blocking=False)
+        if not directory.is_dir():  # which filelock would make
+            return
         try:
             self._lock.acquire()
         except Timeout as error:

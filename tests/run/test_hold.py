@@ -95,3 +95,4 @@ def test_a_lock_is_not_copied(tmp_path: Path) -> None:
 
 def test_what_cannot_be_locked_is_not_kept_from_anyone(tmp_path: Path) -> None:
     Hold(tmp_path / "missing").release()
+    assert not (tmp_path / "missing").exists()
