@@ -92,6 +92,7 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
         "results.json",
         "predictions.npz",
         "per_task.csv",
+        "run.lock",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "figures/training.png",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import runpy
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.cli.sweep.file import read_sweep
-from tests.sweep_toy import ended, forked, kill_run
+from lightning_meta.run.hold import is_held
+from tests.sweep_toy import ended, started
 from tests.test_cli import MAML, TOY
 from tests.waiting import wait_for
 from tests.wandb_files import stored_in
@@ -40,6 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, content in (("maml", MAML), ("toy", TOY), ("space", SPACE)):
         tmp_path.joinpath(f"{name}.yaml").write_text(yaml.safe_dump(content))
     return tmp_path
+
+
+SOON = {"HEARTBEAT": 1, "STALE": 3}  # seconds
 
 
 def trials(name: str = "sweep_space") -> list[dict[str, str]]:
@@ -166,13 +168,11 @@ def test_a_killed_sweep_goes_on_with_the_run_that_was_cut_off(moment: str) -> No
     Path("grid.yaml").write_text(yaml.safe_dump(space))
     options = ("--config", "grid.yaml", "--trainer.max_steps=40")
     place = Path("runs/sweep_grid/trial_0")
-    first = forked(*options)
+    first = started(*options, changed=SOON)
     wait_for((place / moment).exists)
-    wait_for((place / "run.pid").read_text)  # noted by the search, a moment after the run has begun
     first.kill()
     ended(first)
-    kill_run(place)  # unless it has ended by now
-    assert ended(forked(*options)) == 0
+    assert ended(started(*options, changed=SOON)) == 0
     assert [t["state"] for t in trials("sweep_grid")] == ["complete"] * 2
     assert sorted(t["model.init_args.inner_lr"] for t in trials("sweep_grid")) == ["0.01", "0.1"]
     assert not (place / "1").exists()
@@ -180,17 +180,18 @@ def test_a_killed_sweep_goes_on_with_the_run_that_was_cut_off(moment: str) -> No
 
 
 @pytest.mark.slow
-def test_sigterm_to_a_sweep_ends_its_run_with_a_checkpoint() -> None:
+@pytest.mark.parametrize(("stop", "status"), [("terminate", 143), ("kill", -9)])
+def test_a_sweep_that_is_ended_ends_its_run_with_a_checkpoint(stop: str, status: int) -> None:
     pytest.importorskip("optuna")
     options = ("--config", "space.yaml", "--trials", "1", "--trainer.max_steps=100000")
     place = Path("runs/sweep_space/trial_0")
-    sweep = forked(*options)
+    sweep = started(*options)
     wait_for(lambda: list(place.glob("0/metrics.csv")))
-    sweep.terminate()
-    assert ended(sweep) == 143
+    getattr(sweep, stop)()
+    assert ended(sweep) == status
+    wait_for(lambda: not is_held(place / "0"))
     assert "by SIGTERM" in (place / "log").read_text()
     assert (place / "0" / "checkpoints" / "last.ckpt").is_file()
-    assert not kill_run(place)  # nothing runs any more
 
 
 @pytest.mark.slow
@@ -270,16 +271,6 @@ def test_loggers_are_left_out_as_one_word_or_two(logger: list[str]) -> None:
     command = ["${program}", "--config", "maml.yaml", *logger, *more, "${args}"]
     Path("loggers.yaml").write_text(yaml.safe_dump({**SPACE, "command": command}))
     assert read_sweep("loggers.yaml").options == ("--config", "maml.yaml", "--trainer.max_steps", "3")
-
-
-def test_without_locks_the_commands_can_be_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "fcntl", None)  # as on Windows
-    for name in ("command", "study", "trial", "signals"):
-        runpy.run_path(str(ROOT / "lightning_meta" / "cli" / "sweep" / f"{name}.py"))
-    assert main(["sweep", "--config", "space.yaml", "--trials", "1"]) == 2
-    assert "needs the file locks of Linux or macOS" in capsys.readouterr().err
 
 
 def test_its_help_tells_how_several_gpus_are_used(capsys: pytest.CaptureFixture[str]) -> None:

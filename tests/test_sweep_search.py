@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from lightning_meta.cli import main
+from lightning_meta.cli.sweep import command as sweep_command
+from lightning_meta.cli.sweep import study as sweep_study
 from lightning_meta.cli.sweep import trial as sweep_trial
-from tests.sweep_toy import ended, forked, kill_run, run_of, stand_in, starts
+from tests.sweep_toy import ended, kill_run, stand_in, started, starts
 from tests.waiting import ENDLESS, wait_for
 
 optuna = pytest.importorskip("optuna")
@@ -35,11 +38,14 @@ RANDOM = {**GRID, "method": "random", "parameters": {RATE: {"min": 0.01, "max": 
 STAYS = f"time.sleep({ENDLESS})"
 OPTIONS = ("--config", "s.yaml", "--name", "s")
 FOLDER = Path("runs/s")
+SOON = {"HEARTBEAT": 1, "STALE": 3}  # seconds
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    for name, value in SOON.items():
+        monkeypatch.setattr(sweep_study, name, value)
     return tmp_path
 
 
@@ -78,22 +84,18 @@ def shared_round(space: dict[str, Any], count: int, seed: int = 0) -> None:
     draw = random.Random(seed)
     Path("s.yaml").write_text(yaml.safe_dump(space))
     options = (*OPTIONS, "--trials", str(count))
-    processes = [forked(*options) for _ in range(3)]
+    processes = [started(*options, changed=SOON) for _ in range(3)]
     begun = draw.randint(0, count - 1)
     wait_for(lambda: len(starts()) >= begun)
     time.sleep(draw.uniform(0, 0.2))  # somewhere in a run
     processes[0].kill()
     ended(processes[0])
     found = sorted(FOLDER.glob("trial_*")) if draw.random() < 0.5 else []
-    killed = [place.name for place in found if orphaned(place) and kill_run(place)]
-    processes[0] = forked(*options)
+    alive = [process.pid for process in processes[1:]]
+    killed = [place.name for place in found if kill_run(place, but_of=alive)]
+    processes[0] = started(*options, changed=SOON)
     assert [ended(process) for process in processes] == [0, 0, 0], said()
     assert_whole(space, count, killed)
-
-
-def orphaned(place: Path) -> bool:
-    with sweep_trial.working_on(place) as free:
-        return free
 
 
 def said() -> str:
@@ -142,21 +144,22 @@ def test_a_trial_that_was_cut_off_before_its_values_is_not_run(monkeypatch: pyte
     assert_whole(RANDOM, 3, [])
 
 
-def test_a_grid_is_whole_after_a_kill_while_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
-    made = []
+def _die_at_the_third_trial() -> None:
+    add, made = optuna.Study.add_trial, []
 
-    def kill_at_the_third(study: Any, trial: Any) -> None:
+    def add_or_die(study: Any, trial: Any) -> None:
         made.append(trial)
         if len(made) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         add(study, trial)
 
-    add = optuna.Study.add_trial
+    optuna.Study.add_trial = add_or_die
+
+
+def test_a_grid_is_whole_after_a_kill_while_it_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
-    with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "add_trial", kill_at_the_third)
-        assert ended(forked(*OPTIONS)) == -signal.SIGKILL
+    assert ended(started(*OPTIONS, before=_die_at_the_third_trial)) == -signal.SIGKILL
     assert search() == 0
     assert_whole(GRID, 6, [])
 
@@ -181,14 +184,14 @@ def _begun(count: int) -> bool:
     return len(starts()) > count and (FOLDER / "trial_0" / "0").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, STAYS)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
     for _ in range(2):
         count = len(starts())
-        process = forked(*OPTIONS)
+        process = started(*OPTIONS, "--trials=1", changed=SOON)
         wait_for(partial(_begun, count))
-        wait_for(lambda: run_of(FOLDER / "trial_0"))  # noted by the search, a moment after the run has begun
         process.kill()
         ended(process)
         assert kill_run(FOLDER / "trial_0")
@@ -198,12 +201,12 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(monkeypat
     assert not (FOLDER / "trial_0" / "1").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_checkpoint_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "checkpoint(); " + STAYS)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
-    process = forked(*OPTIONS)
+    process = started(*OPTIONS, changed=SOON)
     wait_for((FOLDER / "trial_0/0/checkpoints/last.ckpt").is_file)
-    wait_for(lambda: run_of(FOLDER / "trial_0"))
     process.kill()
     ended(process)
     assert kill_run(FOLDER / "trial_0")
@@ -212,14 +215,15 @@ def test_a_run_with_a_checkpoint_is_gone_on_with(monkeypatch: pytest.MonkeyPatch
     assert [resumed for _, _, resumed in starts()] == [False, True]
 
 
+@pytest.mark.slow
 def test_a_run_that_outlives_its_sweep_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, "while not os.path.exists('may_end'): time.sleep(0.01)\nfinish(7.0)")
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
-    process = forked(*OPTIONS)
-    wait_for(starts)
+    process = started(*OPTIONS, changed=SOON)
+    wait_for((FOLDER / "trial_0/0").is_dir)
     process.kill()
     ended(process)
-    process = forked(*OPTIONS, "--trials=1")
+    process = started(*OPTIONS, "--trials=1", changed=SOON)
     wait_for(lambda: "trial_0 still runs by itself" in said())
     Path("may_end").touch()
     assert ended(process) == 0
@@ -232,7 +236,7 @@ def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest
     heed = "signal.signal(signal.SIGTERM, lambda *_: (checkpoint(), sys.exit(143)))\n"
     stand_in(monkeypatch, heed + "(run / 'ready').touch(); " + STAYS)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
-    process = forked(*OPTIONS)
+    process = started(*OPTIONS)
     wait_for((FOLDER / "trial_0/0/ready").is_file)
     os.kill(process.pid or 0, number)
     assert ended(process) == status
@@ -245,11 +249,10 @@ def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("again", [True, False], ids=["by a second signal", "in time"])
 def test_a_run_that_does_not_end_is_ended(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_trial, "GRACE", 600 if again else 0.3)
     stay = "signal.signal(signal.SIGTERM, lambda *_: (run / 'asked').touch())\n(run / 'ready').touch()\n"
     stand_in(monkeypatch, stay + STAYS)
     Path("s.yaml").write_text(yaml.safe_dump(GRID))
-    process = forked(*OPTIONS)
+    process = started(*OPTIONS, changed={"GRACE": 600 if again else 0.3})
     wait_for((FOLDER / "trial_0/0/ready").is_file)
     os.kill(process.pid or 0, signal.SIGINT)
     if again:
@@ -338,3 +341,60 @@ def test_a_search_does_not_go_on_as_another(
     assert told in line
     assert "give this one another --name" in line
     assert len(starts()) == 1
+
+
+def test_a_damaged_or_foreign_study_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch)
+    file = FOLDER / "study.db"
+    FOLDER.mkdir(parents=True)
+    file.write_text("no database" * 1000)
+    assert search() == 2
+    assert one_line(capsys).endswith("or give this sweep another --name")
+    file.unlink()
+    optuna.create_study(study_name="sweep", storage=f"sqlite:///{file}").add_trial(optuna.create_trial(value=1.0))
+    gc.collect()
+    assert search() == 2
+    assert "is not the study of a sweep" in one_line(capsys)
+    file.unlink()
+    assert search("--trials=1") == 0
+    capsys.readouterr()
+    file.write_bytes(file.read_bytes()[:20000])
+    assert search() == 2
+    assert str(file) in one_line(capsys)
+    assert len(starts()) == 1
+
+
+def test_a_trial_that_another_process_takes_over_is_not_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "finish(3.0)")
+    read = sweep_trial.reached
+
+    def pause_for_long(place: Path, *options: Any) -> float:
+        study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{FOLDER}/study.db")
+        if len(study.trials) == 1:
+            study.tell(0, state=optuna.trial.TrialState.FAIL)  # as another process does after a minute
+        study._storage.remove_session()
+        return read(place, *options)
+
+    monkeypatch.setattr(sweep_command, "reached", pause_for_long)
+    assert search("--trials=1") == 0
+    gc.collect()
+    assert len(starts()) == 1
+    assert [(row["trial"], row["state"], row["val/mse"]) for row in table()] == [("0", "complete", "3.0")]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+def test_a_study_that_another_process_holds_is_waited_for_with_a_bound(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in(monkeypatch)
+    FOLDER.mkdir(parents=True)
+    monkeypatch.setattr(sweep_study, "LOCKED", 0.2)
+    with FileLock(FOLDER / "study.lock"):
+        assert search() == 2
+    assert "study.lock: waited 0 s for another process of this sweep to let go" in one_line(capsys)

@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_until_the_first_is_gone(
     process.wait()
     os.kill(child, 0)  # its worker is still there, and holds nothing
     Hold(tmp_path).release()
-    assert list(tmp_path.iterdir()) == []
+    assert [file.name for file in tmp_path.iterdir()] == ["run.lock"]
 
 
 def test_a_new_run_is_held_from_its_first_moment_and_let_go(tmp_path: Path) -> None:
@@ -95,3 +95,4 @@ def test_a_lock_is_not_copied(tmp_path: Path) -> None:
 
 def test_what_cannot_be_locked_is_not_kept_from_anyone(tmp_path: Path) -> None:
     Hold(tmp_path / "missing").release()
+    assert not (tmp_path / "missing").exists()

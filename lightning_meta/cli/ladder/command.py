@@ -20,6 +20,7 @@ from lightning_meta.cli.ladder.jobs import run_in_processes
 from lightning_meta.cli.ladder.linear import marked
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.signals import StoppedBySignal
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
@@ -50,7 +51,7 @@ def ladder(args: Sequence[str]) -> None:
             _run_here(waiting, options.threads)
         else:
             run_in_processes(waiting, options.jobs, options.threads, folder / "logs")
-    except (KeyboardInterrupt, SystemExit) as stop:
+    except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
         print("\nthe ladder stopped; the same command goes on from here", file=sys.stderr)

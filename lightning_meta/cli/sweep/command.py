@@ -18,9 +18,9 @@ from rich.table import Table
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.signals import Signals, StoppedBySignal, heeding
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
-from lightning_meta.cli.sweep.signals import Signals, StoppedBySignal
-from lightning_meta.cli.sweep.study import SweepRecord
+from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import OtherMetricError, reached, run_trial
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import UserError
@@ -51,11 +51,10 @@ def sweep(args: Sequence[str]) -> None:
     name = f"sweep_{Path(config.config).stem}" if config.name is None else config.name
     refuse_name("--name", name)
     _check_ends(space)
-    with Signals() as signals:
+    with heeding() as signals:
         record = SweepRecord(space, Path(config.runs) / name)
         try:
-            while _run_next(record, int(min(trials, grid)), signals):
-                signals.check()
+            _run_all(record, int(min(trials, grid)), signals)
         except StoppedBySignal as stopped:
             print(f"\nthe sweep was stopped by {stopped}; the same command goes on from here", file=sys.stderr)
             raise SystemExit(128 + stopped.number) from None
@@ -132,42 +131,55 @@ def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
     return [*space.options, *(f"--{name}={value}" for name, value in values.items())]
 
 
-def _run_next(record: SweepRecord, trials: int, signals: Signals) -> bool:
-    """Run one trial, first those that nobody works on any more; False where there is none left."""
-    with record.next_trial(trials) as trial:
-        if trial is not None:
-            _run(record, trial, signals)
-    return trial is not None
+def _run_all(record: SweepRecord, trials: int, signals: Signals) -> None:
+    """Run trials until there are as many as asked for and none was cut off."""
+    told = False
+    while True:
+        if record.run_next(trials, lambda trial: _run(record, trial, signals)):
+            signals.check()
+        elif running := record.may_be_cut_off():
+            if not told:
+                numbers = ", ".join(str(record.number(trial)) for trial in running)
+                print(
+                    f"trial {numbers}: another process runs it, or was killed; which, is known in {STALE} s", flush=True
+                )
+            told = True
+            signals.check(1.0)
+        else:
+            return
 
 
-def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> None:
-    """Train a trial, or go on with it, and note what it reached."""
+def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
+    """Train a trial, or go on with it; what it reached."""
     space, place = record.space, record.place(trial)
-    title = f"trial {trial.number}"
+    title = f"trial {record.number(trial)}"
     given = ", ".join(f"{_short(name)} {_shown(value)}" for name, value in trial.params.items())
     print(f"{title}: {given}", flush=True)
     try:
         run_trial(place, _options(space, trial.params), signals)
         value = reached(place, space.metric, space.maximize)
     except FloatingPointError as error:
-        record.fail(trial)
+        record.fail(trial, str(error))
         print(f"{title} failed: {error}", flush=True)
+        raise TrialFailedError from error
     except UserError as error:
         # Nothing is wrong with the trial: once it is mended, the trial goes on, or the other metric is read.
         kept = DISK in str(error) or (isinstance(error, OtherMetricError) and not record.ranking())
         if kept or record.refuse(trial, str(error).replace(str(place), "")):
             raise UserError(f"{title} ({given}): {error}") from error
         print(f"{title} was refused: {error}", flush=True)
-    else:
-        record.complete(trial, value)
-        print(f"{title}: {space.metric} {value:.4g}", flush=True)
+        raise TrialFailedError from error
+    print(f"{title}: {space.metric} {value:.4g}", flush=True)
+    return value
 
 
 def _show(record: SweepRecord, file: Path) -> None:
     space, ranking = record.space, record.ranking()
     table = Table("trial", space.metric, *(_short(name) for name in space.parameters))
     for trial in ranking[:BEST_SHOWN]:
-        table.add_row(str(trial.number), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters))
+        table.add_row(
+            str(record.number(trial)), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters)
+        )
     Console(markup=False).print(table)
     best = f"the best run: {record.place(ranking[0]) / '0'}" if ranking else "no trial has a result"
     print(f"{best}; all trials: {file}")

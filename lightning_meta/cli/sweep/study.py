@@ -1,25 +1,41 @@
-"""The record of a sweep, an Optuna study that several processes share; only who holds the sweep's lock changes it."""
+"""The record of a sweep: an Optuna study that several processes share.
+
+Optuna chooses the values, keeps the trials and notices by their heartbeats which were cut off; those are queued again.
+A lock lets one process at a time take a trial, so that there are as many as asked for.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from lightning_meta.cells import as_cells
 from lightning_meta.cli.sweep.file import Parameter, Sweep
-from lightning_meta.cli.sweep.trial import working_on
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
+    from optuna import Study, Trial
+    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
-DATABASE, TABLE = "study.db", "trials.csv"
+DATABASE, TABLE, LOCK, STUDY = "study.db", "trials.csv", "study.lock", "sweep"
+BEGUN = "begun"  # what a trial is marked with once it has its values
+HEARTBEAT = 10  # seconds between two signs of life of a trial
+STALE = 60  # seconds without one after which a trial was cut off
+LOCKED = 120.0  # seconds to wait for the study, which is held for moments
+
+
+class TrialFailedError(Exception):
+    """A trial has no result, which has been noted; the next can be run."""
 
 
 class SweepRecord:
@@ -28,66 +44,95 @@ class SweepRecord:
     Args:
         space: What is searched.
         folder: Where the record and all runs are kept.
+
+    Raises:
+        UserError: Optuna is not installed, the study is damaged, or it is that of another search.
     """
 
     def __init__(self, space: Sweep, folder: Path) -> None:
         try:
             import optuna
-            from sqlalchemy.pool import NullPool
         except ImportError as error:
             raise UserError("optuna is not installed; pip install 'lightning_meta[sweep]'") from error
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # a trial that fails is reported by the command
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are called experimental
         self.space, self.folder = space, folder
-        # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
-        bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
-        with self._held():
-            # Without a pool every operation closes the connection that it opened: none is left to the garbage
-            # collector, and none is carried into a forked process, which SQLite forbids.
-            url, pooling = f"sqlite:///{folder / DATABASE}", {"poolclass": NullPool}
-            self._study = optuna.create_study(
-                study_name="sweep",
-                storage=optuna.storages.RDBStorage(url, engine_kwargs=pooling),
-                sampler=bayes if space.method == "bayes" else at_random,
-                direction="maximize" if space.maximize else "minimize",
-                load_if_exists=True,
-            )
+        self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
+        self._lock = FileLock(folder / LOCK, timeout=LOCKED)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._readable(), self._alone():
+            self._storage = _open_storage(folder / DATABASE)
+            self._study = _open_study(space, self._storage)
             self._check_space()
+            self._uncertain = {trial.number for trial in self._in("RUNNING")}
+        self._certain_at = time.monotonic() + STALE + 1  # a heartbeat is stored in whole seconds
 
-    @contextmanager
-    def next_trial(self, limit: int) -> Iterator[FrozenTrial | None]:
-        """Hold a trial that is to be run, first one that nobody works on any more; None where there is none left.
+    def run_next(self, limit: int, train: Callable[[FrozenTrial], float]) -> bool:
+        """Run one trial, first one that was cut off; False where there is none left.
 
         Args:
             limit: How many trials there are to be in all.
+            train: Runs a trial and returns what it reached. An error that it was not told of by `fail` or `refuse`
+                leaves the trial to be gone on with.
         """
-        with ExitStack() as locks:
-            with self._held():
-                self._check_space()
-                trial = self._left_behind(locks) or self._new(limit, locks)
-            yield trial
+        reached: list[int] = []
+
+        def objective(trial: Trial) -> float:
+            number = trial.number
+            for name, parameter in self.space.parameters.items():
+                _suggest(trial, name, parameter)
+            self._show_alive(number)
+            trial.set_user_attr(BEGUN, number)
+            self._lock.release()  # from here on its heartbeats tell other processes that it runs
+            value = train(self._study.trials[number])
+            reached.append(number)
+            return value
+
+        with self._readable(), self._alone():
+            self._check_space()
+            self._queue_those_cut_off()
+            if not self._in("WAITING") and not self._queue_new(limit):
+                return False
+            try:
+                self._study.optimize(objective, n_trials=1, catch=(TrialFailedError,))
+            except (AssertionError, ValueError):  # how Optuna refuses the result of a trial that has ended
+                # Paused for a minute, a process loses its trial to another one, which reads what the run has reached.
+                if not any(self._study.trials[number].state.name == "FAIL" for number in reached):
+                    raise
+        return True
+
+    def may_be_cut_off(self) -> list[FrozenTrial]:
+        """Trials that ran when this process began: another process runs them, unless it was killed.
+
+        Empty once that is certain, after `STALE` seconds.
+        """
+        if time.monotonic() > self._certain_at:
+            return []
+        return [trial for trial in self._in("RUNNING") if trial.number in self._uncertain]
+
+    def number(self, trial: FrozenTrial) -> int:
+        """The number of a trial, which it keeps when it is queued again."""
+        first = self._retry.retried_trial_number(trial)
+        return trial.number if first is None else first
 
     def place(self, trial: FrozenTrial) -> Path:
         """The folder of a trial."""
-        return self.folder / f"trial_{trial.number}"
+        return self.folder / f"trial_{self.number(trial)}"
 
     def trials(self) -> list[FrozenTrial]:
         """All that count, by number."""
-        return self._counted(self.space.parameters)
+        left_out = self._left_out()
+        return sorted((t for t in self._study.get_trials(deepcopy=False) if t.number not in left_out), key=self.number)
 
     def ranking(self) -> list[FrozenTrial]:
         """Those with a result, the best first."""
         done = [trial for trial in self.trials() if trial.value is not None]
         return sorted(done, key=lambda t: -(t.value or 0.0) if self.space.maximize else (t.value or 0.0))
 
-    def complete(self, trial: FrozenTrial, value: float) -> None:
-        """Note what a trial reached."""
-        with self._held():
-            self._study.tell(trial.number, value)
-
-    def fail(self, trial: FrozenTrial) -> None:
-        """Note that a trial has no result."""
-        with self._held():
-            self._fail(trial)
+    def fail(self, trial: FrozenTrial, reason: str) -> None:
+        """Note that a trial has no result, and is not to be tried again."""
+        with self._alone():
+            self._study.set_user_attr("failed", {**self._failed(), str(trial.number): reason})
 
     def refuse(self, trial: FrozenTrial, reason: str) -> bool:
         """Note that a trial could not be run; whether the fault lies in what all trials have in common.
@@ -99,141 +144,190 @@ class SweepRecord:
             trial: The trial.
             reason: Why.
         """
-        with self._held():
-            self._fail(trial)
-            refused = {**self._study.user_attrs.get("refused", {}), str(trial.number): reason}
-            self._study.set_user_attr("refused", refused)
-            ended = [other for other in self.trials() if other.state.is_finished()]
+        with self._alone():
+            self.fail(trial, reason)
+            refused = self._failed()
+            ended = [other for other in self.trials() if other.state.is_finished() or other.number == trial.number]
             alike = all(refused.get(str(other.number)) == reason for other in ended)
             several = [name for name, p in self.space.parameters.items() if len(p.values) != 1]
             common = alike and all(len({other.params[name] for other in ended}) > 1 for name in several)
             if common:
-                forgotten = [other.number for other in ended]
-                self._study.set_user_attr("forgotten", [*self._study.user_attrs.get("forgotten", []), *forgotten])
+                self._study.set_user_attr("forgotten", [*self._forgotten(), *(other.number for other in ended)])
         return common
 
     def write_table(self) -> Path:
         """Write all trials to a file, which is returned."""
-        file = self.folder / TABLE
-        with self._held(), replacing(file) as target:
+        file, names = self.folder / TABLE, list(self.space.parameters)
+        with self._alone(), replacing(file) as target:
             writer = csv.writer(target)
-            writer.writerow(["trial", "state", self.space.metric, *self.space.parameters])
+            writer.writerow(["trial", "state", self.space.metric, *names])
             for trial in self.trials():
-                values = [trial.params[name] for name in self.space.parameters]
-                writer.writerow(as_cells([trial.number, trial.state.name.lower(), trial.value, *values]))
+                if trial.params.keys() == set(names):  # the others are still to be drawn
+                    values = [trial.params[name] for name in names]
+                    writer.writerow(as_cells([self.number(trial), trial.state.name.lower(), trial.value, *values]))
         return file
 
-    def _held(self) -> AbstractContextManager[bool]:
-        return working_on(self.folder, wait=True)
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from the study."""
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise UserError(
+                f"{self.folder / LOCK}: waited {LOCKED:.0f} s for another process of this sweep to let go; stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
 
-    def _counted(self, names: Iterable[str]) -> list[FrozenTrial]:
-        """Not those that were cut off while their values were drawn, nor those forgotten after a common mistake."""
-        forgotten = self._study.user_attrs.get("forgotten", [])
-        known = self._study.get_trials(deepcopy=False)
-        return [trial for trial in known if trial.params.keys() == set(names) and trial.number not in forgotten]
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Report in one line that the study is damaged, of another version, or cannot be written."""
+        from optuna.exceptions import OptunaError
+        from sqlalchemy.exc import SQLAlchemyError
 
-    def _fail(self, trial: FrozenTrial) -> None:
+        try:
+            yield
+        except (SQLAlchemyError, OptunaError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            file = self.folder / DATABASE
+            raise UserError(
+                f"{file} cannot be read or written ({reason}); mend it, or give this sweep another --name"
+            ) from error
+
+    def _show_alive(self, number: int) -> None:
+        """Store a trial's first heartbeat: Optuna never takes a trial without one for cut off.
+
+        Optuna's own first one comes from a thread, maybe later than a kill.
+        """
+        study = self._storage.get_study_id_from_name(STUDY)
+        self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
+
+    def _in(self, state: str) -> list[FrozenTrial]:
         from optuna.trial import TrialState
 
-        self._study.tell(trial.number, state=TrialState.FAIL)
+        return self._study.get_trials(deepcopy=False, states=(TrialState[state],))
+
+    def _failed(self) -> dict[str, str]:
+        """Why trials failed, by number."""
+        return dict(self._study.user_attrs.get("failed", {}))
+
+    def _forgotten(self) -> list[int]:
+        """The trials that failed by a common mistake."""
+        return list(self._study.user_attrs.get("forgotten", []))
+
+    def _left_out(self) -> set[int]:
+        """Trials that do not count: those forgotten, and those that were queued again under another number."""
+        trials = self._study.get_trials(deepcopy=False)
+        return {*self._forgotten(), *(number for trial in trials for number in self._retry.retry_history(trial))}
+
+    def _queue_those_cut_off(self) -> None:
+        """Queue again what was killed, or stopped by a signal or by what is no fault of the trial."""
+        from optuna.storages import fail_stale_trials
+        from optuna.trial import TrialState
+
+        fail_stale_trials(self._study)
+        for trial in self._in("RUNNING"):
+            if trial.user_attrs.get(BEGUN) != trial.number:  # killed while it held the lock
+                self._study.tell(trial.number, state=TrialState.FAIL)
+        failed = self._failed()
+        for trial in self.trials():
+            if trial.state == TrialState.FAIL and str(trial.number) not in failed:
+                self._retry(self._study, trial)
+
+    def _queue_new(self, limit: int) -> bool:
+        """Make room for one more trial; False where there are as many as asked for."""
+        if len(self.trials()) >= limit:
+            return False
+        if self.space.method == "grid":
+            names = list(self.space.parameters)
+            begun = [[trial.params[name] for name in names] for trial in self.trials()]
+            points = product(*(p.values for p in self.space.parameters.values()))
+            point = next(point for point in points if list(point) not in begun)
+            self._study.enqueue_trial(dict(zip(names, point, strict=True)))
+        return True
 
     def _check_space(self) -> None:
         """Refuse to mix trials of another search; one that has no trial yet may become another."""
         now = _described(self.space)
-        known = self._study.user_attrs.get("space", now)
-        begun = self._counted(known["parameters"])
-        differing = _differing(known, now)
-        if not begun:
-            differing = {key: said for key, said in differing.items() if key == "goal"}  # which Optuna keeps
+        trials = self._study.get_trials(deepcopy=False)
+        known = self._study.user_attrs.get("space", None if trials else now)
+        if not isinstance(known, dict):
+            raise UserError(
+                f"--name: {self.folder / DATABASE} is not the study of a sweep; give this one another --name"
+            )
+        differing = {key: known.get(key) for key in sorted({*known, *now}) if known.get(key) != now.get(key)}
+        begun = self.trials()
+        if not begun:  # but Optuna keeps the goal, and the choices of what it has drawn once
+            differing = {key: old for key, old in differing.items() if key == "goal" or key.startswith("values of ")}
         elif not any(trial.value is not None for trial in begun):
             differing.pop("metric", None)  # a run has all metrics
         if differing:
-            said = "; ".join(differing.values())
+            said = "; ".join(_compared(key, old, now.get(key)) for key, old in differing.items())
             raise UserError(f"--name: {self.folder} holds a sweep with {said}; give this one another --name")
-        self._study.set_user_attr("space", now)
-
-    def _left_behind(self, locks: ExitStack) -> FrozenTrial | None:
-        from optuna.trial import TrialState
-
-        counted = {trial.number for trial in self.trials()}
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in counted:  # killed while its values were drawn
-                self._fail(trial)
-            elif locks.enter_context(working_on(self.place(trial))):
-                return trial
-        return None
-
-    def _new(self, limit: int, locks: ExitStack) -> FrozenTrial | None:
-        """Draw a trial and hold it before the sweep's lock is released: nobody can take it for one left behind."""
-        from optuna.trial import TrialState, create_trial
-
-        if len(self.trials()) >= limit:
-            return None
-        distributions = {name: _distribution(p) for name, p in self.space.parameters.items()}
-        if self.space.method == "grid":
-            point = self._missing_point()
-            begun = create_trial(state=TrialState.RUNNING, params=point, distributions=distributions)
-            self._study.add_trial(begun)
-        else:
-            self._study.ask(distributions)
-        trial = self._study.get_trials(deepcopy=False)[-1]
-        locks.enter_context(working_on(self.place(trial)))
-        return trial
-
-    def _missing_point(self) -> dict[str, Any]:
-        names = list(self.space.parameters)
-        begun = [[trial.params[name] for name in names] for trial in self.trials()]
-        points = product(*(p.values for p in self.space.parameters.values()))
-        return dict(zip(names, next(p for p in points if list(p) not in begun), strict=True))
+        if self._study.user_attrs.get("space") != now:
+            self._study.set_user_attr("space", now)
 
 
-def _described(space: Sweep) -> dict[str, Any]:
-    return {
+def _open_storage(file: Path) -> RDBStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.pool import NullPool
+
+    # Without a pool every operation closes the connection that it opened.
+    pooling = {"poolclass": NullPool, "connect_args": {"timeout": LOCKED}}
+    try:
+        return RDBStorage(f"sqlite:///{file}", engine_kwargs=pooling, heartbeat_interval=HEARTBEAT, grace_period=STALE)
+    except RuntimeError as error:  # of tables that another version of Optuna has made
+        raise UserError(f"{file}: {' '.join(str(error).split())}; give this sweep another --name") from error
+
+
+def _open_study(space: Sweep, storage: RDBStorage) -> Study:
+    import optuna
+
+    # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
+    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
+    return optuna.create_study(
+        study_name=STUDY,
+        storage=storage,
+        sampler=bayes if space.method == "bayes" else at_random,
+        direction="maximize" if space.maximize else "minimize",
+        load_if_exists=True,
+    )
+
+
+def _described(space: Sweep) -> dict[str, str]:
+    """All that makes a search what it is; `--a=1` and `--a 1` as the same."""
+    described = {
         "method": space.method,
         "goal": "maximize" if space.maximize else "minimize",
         "metric": space.metric,
-        "parameters": {name: repr(parameter) for name, parameter in space.parameters.items()},
-        "options": _by_name(space.options),
+        **{f"values of {name}": repr(parameter) for name, parameter in space.parameters.items()},
     }
-
-
-def _by_name(options: Sequence[str]) -> dict[str, str]:
-    """`--a=1` and `--a 1` as the same."""
-    found: dict[str, str] = {}
     name = ""
-    for word in options:
+    for word in space.options:
         value = word
         if word.startswith("--"):
             name, _, value = word.partition("=")
-        found[name] = f"{found.get(name, '')} {value}".strip()
-    return found
+        described[name] = f"{described.get(name, '')} {value}".strip()
+    return described
 
 
-def _differing(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """What is not the same, by its key, in words."""
-    found = {}
-    for key in ("method", "goal", "metric"):
-        if known[key] != now[key]:
-            found[key] = f"{key} {known[key]}, not {now[key]}"
-    if known["parameters"] != now["parameters"]:
-        both = known["parameters"].items() ^ now["parameters"].items()
-        found["parameters"] = f"other values of {', '.join(sorted({name for name, _ in both}))}"
-    for name in sorted({*known["options"], *now["options"]}):
-        old, new = (_option(side["options"], name) for side in (known, now))
-        if old != new:
-            found[name] = f"{old}, not {new}"
-    return found
+def _compared(key: str, old: str | None, new: str | None) -> str:
+    """In words: `no --a, not --a=1`."""
+    if key.startswith("values of "):
+        return f"other {key}"
+    if key.startswith("--"):
+        old, new = (f"no {key}" if value is None else f"{key}={value}" for value in (old, new))
+        return f"{old}, not {new}"
+    return f"{key} {old}, not {new}"
 
 
-def _option(options: Mapping[str, str], name: str) -> str:
-    return f"{name}={options[name]}" if name in options else f"no {name}"
-
-
-def _distribution(parameter: Parameter) -> BaseDistribution:
-    from optuna import distributions
-
+def _suggest(trial: Trial, name: str, parameter: Parameter) -> None:
+    """Let Optuna draw one value."""
     if parameter.values:
-        return distributions.CategoricalDistribution(parameter.values)
-    if parameter.whole:
-        return distributions.IntDistribution(int(parameter.low), int(parameter.high), log=parameter.log)
-    return distributions.FloatDistribution(parameter.low, parameter.high, log=parameter.log)
+        trial.suggest_categorical(name, parameter.values)
+    elif parameter.whole:
+        trial.suggest_int(name, int(parameter.low), int(parameter.high), log=parameter.log)
+    else:
+        trial.suggest_float(name, parameter.low, parameter.high, log=parameter.log)

@@ -1,0 +1,109 @@
+"""Runs of `fit` in child processes, for ladders and searches."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from lightning_meta.cli.signals import Signals
+
+FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.child", "fit")
+ERROR = "lightning-meta: error: "
+GRACE = 60.0  # seconds that a child has to write its last checkpoint
+POLL = 0.1  # seconds
+
+
+class Children:
+    """Starts runs and waits for them. Those that still run at the end of `with` are stopped.
+
+    A child is asked by SIGTERM, so that it writes a checkpoint, and killed after a minute or at a further signal. If
+    this process is killed, its children stop by themselves.
+
+    Args:
+        signals: Those that stop this process.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Children:
+        """Nothing runs yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop those that run."""
+        for process in self._running:
+            process.terminate()
+        signals_before, deadline = self._signals.count, time.monotonic() + GRACE
+        while (
+            any(process.poll() is None for process in self._running)
+            and signals_before < 2
+            and self._signals.count == signals_before
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        for process in self._running:
+            process.kill()  # does nothing to one that has ended
+            process.wait()
+            _close(process)
+        self._running.clear()
+
+    def start(self, arguments: Sequence[str], log: Path, threads: int | None = None) -> subprocess.Popen[bytes]:
+        """Start a run.
+
+        Args:
+            arguments: Options of `fit`.
+            log: The file that what it prints is appended to.
+            threads: Of the run; by default those of this process.
+        """
+        share = {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        with log.open("ab") as output:
+            # A session of its own: Ctrl-C reaches this process alone, which passes it on once.
+            process = subprocess.Popen(
+                [*FIT, *arguments, "--trainer.enable_progress_bar=false"],
+                env={**os.environ, **share},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._running.append(process)
+        return process
+
+    def next_ended(self) -> subprocess.Popen[bytes]:
+        """Wait until a run has ended.
+
+        Raises:
+            StoppedBySignal: This process was told to stop.
+        """
+        while True:
+            self._signals.check()
+            for process in self._running:
+                if process.poll() is not None:
+                    self._running.remove(process)
+                    _close(process)
+                    return process
+            time.sleep(POLL)
+
+
+def last_line(log: Path) -> str:
+    """The last line that a run printed.
+
+    Args:
+        log: Its file.
+    """
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "failed without a word"
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
