@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,9 +19,10 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
-from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes, enough_classes
 from lightning_meta.sources.table_features import encode, learn_features
+from lightning_meta.sources.table_files import read_columns
 
 _log = logging.getLogger(__name__)
 
@@ -142,7 +142,8 @@ class LabelledTable(Source):
     def _classes(self) -> dict[Split, list[str]]:
         """The classes of each split, in the order of their names."""
         column = self._columns[self.label]
-        counts = Counter(label for label, missing in zip(column.labels, column.missing, strict=True) if not missing)
+        texts, codes = column.coded
+        counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
         kept = {name for name, count in counts.items() if count >= self.least_examples}
         if len(kept) < len(counts):
             _log.info(

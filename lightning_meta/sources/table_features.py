@@ -73,15 +73,43 @@ def encode(columns: Mapping[str, Column], features: Features) -> Tensor:
     Raises:
         UserError: A number is text, infinite, or becomes so in units of the training rows.
     """
-    inputs: list[Tensor] = []
+    (inputs,) = encode_parts(columns, features, [np.arange(len(columns[features[0].name].missing))])
+    return inputs
+
+
+def encode_parts(columns: Mapping[str, Column], features: Features, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
+    """Turn some rows into inputs; as `encode` and a selection, without holding the inputs of all rows beside it.
+
+    Args:
+        columns: By name, n rows each; those of all features are among them.
+        features: What `learn_features` said.
+        parts: The rows of each part, in order.
+
+    Returns:
+        `(n_i, D)` float32 for each part.
+
+    Raises:
+        UserError: As `encode`, of any of the n rows.
+    """
+    width = sum(len(feature.inputs) for feature in features)
+    inputs = [np.zeros((len(rows), width), np.float32) for rows in parts]
+    at = 0
     for feature in features:
         column = columns[feature.name]
-        inputs.append(
-            _standardised(column, feature) if isinstance(feature, NumberFeature) else _one_hot(column, feature)
-        )
+        if isinstance(feature, NumberFeature):
+            standardised = _standardised(column, feature)
+            for x, rows in zip(inputs, parts, strict=True):
+                x[:, at] = standardised[rows]
+        else:
+            places = _places(column, feature)
+            for x, rows in zip(inputs, parts, strict=True):
+                known = np.flatnonzero(places[rows] >= 0)
+                x[known, at + places[rows][known]] = 1.0
+        at += len(feature.inputs)
         if feature.indicator:
-            inputs.append(torch.from_numpy(column.missing).float().unsqueeze(1))
-    return torch.cat(inputs, 1)
+            for x, rows in zip(inputs, parts, strict=True):
+                x[:, at - 1] = column.missing[rows]
+    return [torch.from_numpy(x) for x in inputs]
 
 
 def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool) -> NumberFeature:
@@ -99,25 +127,28 @@ def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool
 TOO_LARGE = "in units of the training rows it is more than float32 holds; mend it, or leave the column out"
 
 
-def _standardised(column: Column, feature: NumberFeature) -> Tensor:
-    """In units of the training rows, `(n, 1)`; 0, their mean, where missing, and everywhere if they are all equal."""
+def _standardised(column: Column, feature: NumberFeature) -> NDArray[np.float32]:
+    """In units of the training rows, `(n,)`; 0, their mean, where missing, and everywhere if they are all equal."""
     numbers = column.less(feature.offset)  # refuses text, whatever becomes of the numbers
     if feature.constant:
-        return torch.zeros(len(numbers), 1)
+        return np.zeros(len(numbers), np.float32)
     with np.errstate(over="ignore"):
-        standardised = ((numbers - feature.mean) / feature.scale).astype(np.float32)
-    wrong = ~np.isfinite(standardised) & ~column.missing
-    if wrong.any():
-        raise column.wrong(int(wrong.argmax()), TOO_LARGE)
-    return torch.from_numpy(np.nan_to_num(standardised, nan=0.0)).unsqueeze(1)
+        standardised = numbers - feature.mean
+        standardised /= feature.scale
+        inputs = standardised.astype(np.float32)
+    inputs[column.missing] = 0.0
+    if not np.isfinite(inputs).all():
+        raise column.wrong(int((~np.isfinite(inputs)).argmax()), TOO_LARGE)
+    return inputs
 
 
 def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categories: int) -> list[str]:
     if column.mixed and not stated:
         assert column.first_text is not None
         raise column.wrong(column.first_text, "other rows hold numbers; mend it, or name the column in `categorical`")
-    known = train & ~column.missing
-    texts = sorted({label for label, there in zip(column.labels, known, strict=True) if there})
+    coded = column.coded
+    used = np.bincount(coded.codes[train] + 1, minlength=len(coded.texts) + 1)[1:]
+    texts = sorted(text for text, count in zip(coded.texts, used, strict=True) if count)
     if len(texts) > max_categories:
         raise UserError(
             f"{column.where} has {len(texts)} different texts in training rows, such as {texts[0]!r}; leave it out of "
@@ -126,9 +157,8 @@ def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categorie
     return texts
 
 
-def _one_hot(column: Column, feature: TextFeature) -> Tensor:
+def _places(column: Column, feature: TextFeature) -> NDArray[np.int64]:
+    """`(n,)` which input of the feature is 1; -1 for none."""
     place = {text: i for i, text in enumerate(feature.texts)}
-    other = len(place)
-    at = torch.tensor([place.get(text, other) for text in column.texts(feature.of_numbers)])
-    at[torch.from_numpy(column.missing)] = other
-    return torch.nn.functional.one_hot(at, other + 1)[:, :-1].float()
+    texts, codes = column.texts(feature.of_numbers)
+    return np.array([*(place.get(text, -1) for text in texts), -1])[codes]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import FAR
-from lightning_meta.sources.columns import Column, columns_of, instead_of, read_columns
+from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
+from lightning_meta.sources.table_files import columns_of, instead_of, read_columns
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
 
@@ -104,8 +105,8 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
                 f"training they count as {becomes}"
             )
         if isinstance(feature, TextFeature) and (new := _not_in(feature, column)).any():
-            row, texts = int(new.argmax()), column.texts(feature.of_numbers)
-            kinds = list(dict.fromkeys(texts[i] for i in np.flatnonzero(new)))
+            row, (texts, codes) = int(new.argmax()), column.texts(feature.of_numbers)
+            kinds = [texts[code] for code in dict.fromkeys(codes[new].tolist())]
             others = f" (and {len(kinds) - 1} more texts)" if kinds[1:] else ""
             yield (
                 f"column {feature.name!r}: {int(new.sum())} of {count} values were not seen in training, the first in "
@@ -126,7 +127,8 @@ def _far(spec: TableSpec, columns: Mapping[str, Column], inputs: Tensor, limit: 
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
     known = set(feature.texts)
-    return np.array([text not in known for text in column.texts(feature.of_numbers)]) & ~column.missing
+    texts, codes = column.texts(feature.of_numbers)
+    return np.array([*(text not in known for text in texts), False])[codes]
 
 
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
@@ -135,11 +137,9 @@ def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Colum
     column = columns[spec.task_column]
     if column.missing.any():
         raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-    names, known = column.texts(spec.task_of_numbers), set(tasks)
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        if name not in known:
-            some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
-            raise column.wrong(row, f"the model has no such task; it has {some}")
-        rows.setdefault(name, []).append(row)
-    return {name: torch.tensor(of) for name, of in rows.items()}
+    coded, known = column.texts(spec.task_of_numbers), set(tasks)
+    if (row := coded.first(lambda name: name not in known)) is not None:
+        some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
+        raise column.wrong(row, f"the model has no such task; it has {some}")
+    order = dict.fromkeys(coded.codes.tolist())  # by their first rows
+    return {coded.texts[code]: torch.from_numpy(np.flatnonzero(coded.codes == code)) for code in order}
