@@ -306,12 +306,12 @@ def _as_label(number: float) -> str:
 
 def _coded(array: pyarrow.ChunkedArray) -> Coded:
     """Trimmed cells; an empty one is missing."""
-    from pyarrow import compute, string, types
+    from pyarrow import chunked_array, compute, string, types
 
     if not types.is_dictionary(array.type):
         array = array.cast(string()).dictionary_encode()
     chunks = array.unify_dictionaries().chunks
-    codes = np.concatenate([chunk.indices.cast("int64").fill_null(-1).to_numpy() for chunk in chunks])
+    codes = chunked_array([chunk.indices for chunk in chunks]).cast("int64").fill_null(-1).to_numpy()
     words = chunks[0].dictionary.cast(string())
     used = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # categories of a DataFrame may not occur
     trimmed = compute.utf8_trim_whitespace(words).to_pylist()

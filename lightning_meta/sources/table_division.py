@@ -41,10 +41,14 @@ def hashes_of_rows(columns: Iterable[Column], rows: NDArray[np.int64], prefix: s
             values[:, at] = of_column[part]
         values[np.isnan(values)] = np.inf
         text = values.tobytes().hex().encode()
-        ends = sum((of[c.codes[part]] for of, c in zip(words, as_text, strict=True)), np.full(len(part), b"\x1f", object))
-        digests += [
-            sha256(begin + text[i * width : (i + 1) * width] + end).digest() for i, end in enumerate(ends.tolist())
+        ends = np.full(len(part), b"\x1f", object)
+        for of, coded in zip(words, as_text, strict=True):
+            ends += of[coded.codes[part]]
+        starts = range(0, len(part) * width, width) if width else [0] * len(part)
+        here = [
+            sha256(begin + text[i : i + width] + end).digest() for i, end in zip(starts, ends.tolist(), strict=True)
         ]
+        digests.append(b"".join(here))
     return np.frombuffer(b"".join(digests), "S32") if digests else np.empty(0, "S32")
 
 
