@@ -17,11 +17,11 @@ from lightning_meta.batches import SPLITS, Split
 from lightning_meta.checks import names_in_list
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
-from lightning_meta.sources.table_features import encode_parts, learn_features
-from lightning_meta.sources.table_files import instead_of, read_columns
+from lightning_meta.sources.table_features import Scaling, encode_parts, learn_features
+from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
@@ -45,9 +45,10 @@ class Table(TaskSource):
     only could be either, so there the kind must be stated. A target that is missing is a label that is not there.
 
     Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
-    the training mean. Features of text become one input of 0 or 1 for each of the texts in the training rows; a missing
-    text, or one not seen there, is 0 in all of them. A number that is the same in all training rows is an input of 0.
-    Parquet's booleans are numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
+    the training mean; or, by `scaling`, they are replaced by their quantiles, and a missing one by the median. Features
+    of text become one input of 0 or 1 for each of the texts in the training rows; a missing text, or one not seen
+    there, is 0 in all of them. A number that is the same in all training rows is an input of 0. Parquet's booleans are
+    numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
 
     Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
 
@@ -91,6 +92,11 @@ class Table(TaskSource):
         weights: The column of the rows' weights, numbers from 0 on, which is then no feature. The losses of rows are
             multiplied by them, in training, validation and test; metrics are not weighted. Their mean over the training
             rows of each task becomes 1.
+        scaling: How numbers become inputs: `standard`; or by the quantiles of the training rows to a normal
+            distribution, `quantile_normal`, or to one from 0 to 1, `quantile_uniform`, as `QuantileTransformer` of
+            scikit-learn does without subsampling, for columns with long tails.
+        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
+        decimal: What stands before the decimals of its numbers, a point or a comma.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -112,6 +118,9 @@ class Table(TaskSource):
         time_column: str | None = None,
         leave_out: Sequence[str] = (),
         weights: str | None = None,
+        scaling: Scaling = "standard",
+        delimiter: str | None = None,
+        decimal: Decimal = ".",
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
@@ -122,7 +131,7 @@ class Table(TaskSource):
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
         self.time_column, self.leave_out = time_column, tuple(leave_out)
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
-        self.weights = weights
+        self.weights, self.scaling, self.spelling = weights, scaling, Spelling(delimiter, decimal)
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
@@ -181,7 +190,7 @@ class Table(TaskSource):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = read_columns(self.path)
+        columns = read_columns(self.path, spelling=self.spelling)
         for option in COLUMNS:
             given = getattr(self, option)
             for name in [given] if isinstance(given, str) else given or ():
@@ -217,14 +226,19 @@ class Table(TaskSource):
         if not train.any():
             raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
         features = learn_features(
-            self._feature_columns, train, self.categorical, self.max_categories, self.missing_indicators
+            self._feature_columns,
+            train,
+            self.categorical,
+            self.max_categories,
+            self.missing_indicators,
+            self.scaling,
         )
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
         ]
-        if self.task_column is None:
-            return TableSpec(features, targets)
-        return TableSpec(features, targets, self.task_column, self._column(self.task_column).first_text is None)
+        of_numbers = self.task_column is not None and self._column(self.task_column).first_text is None
+        spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
+        return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:
@@ -280,6 +294,8 @@ class Table(TaskSource):
         return strata
 
     def _check_options(self) -> None:
+        self.spelling.check("Table", self.path)
+        one_of("Table scaling", self.scaling, Scaling)
         if not self.targets:
             raise UserError("Table targets: expected the name of one target column at least")
         for name, target in self.targets.items():

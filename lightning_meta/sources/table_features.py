@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
-from lightning_meta.sources.scaling import Standardiser
+from lightning_meta.sources.scaling import Standardiser, quantiles_of, scaled
 from lightning_meta.tasks.table import NumberFeature, TextFeature
 
 _log = logging.getLogger(__name__)
 
+Scaling = Literal["standard", "quantile_normal", "quantile_uniform"]
 Features = Sequence[NumberFeature | TextFeature]
 CHUNK = 2048  # rows whose inputs stay in the processor's cache while they are filled column by column
 
@@ -27,6 +29,7 @@ def learn_features(
     categorical: Collection[str],
     max_categories: int,
     indicators: bool,
+    scaling: Scaling = "standard",
 ) -> Features:
     """Learn on training rows how columns become inputs.
 
@@ -36,6 +39,7 @@ def learn_features(
         categorical: Names of columns that are text although they hold numbers.
         max_categories: The most different training texts of a column.
         indicators: Whether a column that misses training values gets an input that says where.
+        scaling: How numbers become inputs.
 
     Returns:
         One for each column, in their order.
@@ -54,7 +58,7 @@ def learn_features(
             texts = _texts(column, train, name in categorical, max_categories)
             features.append(TextFeature(name, texts, column.first_text is None, indicator))
         else:
-            features.append(_number(name, column, train, indicator))
+            features.append(_number(name, column, train, indicator, scaling))
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         told = ", ".join(map(repr, constant))
         _log.warning("Table: the same number in every training row, so an input of 0 in all rows: %s", told)
@@ -102,8 +106,8 @@ def encode_parts(columns: Mapping[str, Column], features: Features, parts: Seque
             for feature in features:
                 if isinstance(feature, NumberFeature):
                     if not feature.constant:
-                        units = (numbers[feature.name][of_chunk] - feature.mean) / feature.scale
-                        np.copyto(here[:, at], units, "same_kind", where=~np.isnan(units))  # a missing one stays 0
+                        units = scaled(numbers[feature.name][of_chunk], feature)
+                        here[:, at] = np.where(np.isnan(units), feature.missing_input, units)
                 else:
                     place = places[feature.name][of_chunk]
                     known = np.flatnonzero(place >= 0)
@@ -114,7 +118,7 @@ def encode_parts(columns: Mapping[str, Column], features: Features, parts: Seque
     return [torch.from_numpy(x) for x in inputs]
 
 
-def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool) -> NumberFeature:
+def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool, scaling: Scaling) -> NumberFeature:
     known = torch.from_numpy(column.centred[train & ~column.missing]).unsqueeze(1)
     if bool((known == known[0]).all()):  # what a network does with another number was never trained
         return NumberFeature(name, constant=True, indicator=indicator)
@@ -123,7 +127,10 @@ def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):  # squares are more or less than float64 holds
         apart = np.abs(column.centred)
         raise column.wrong(int((apart == np.nanmax(apart)).argmax()), TOO_LARGE)
-    return NumberFeature(name, mean, scale, column.offset, indicator=indicator)
+    if scaling == "standard":
+        return NumberFeature(name, mean, scale, column.offset, indicator=indicator)
+    quantiles, normal = quantiles_of(known[:, 0].numpy(), int(train.sum())), scaling == "quantile_normal"
+    return NumberFeature(name, offset=column.offset, indicator=indicator, quantiles=quantiles, normal=normal)
 
 
 TOO_LARGE = "in units of the training rows it is more than float32 holds; mend it, or leave the column out"
@@ -136,8 +143,8 @@ def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
         return numbers
     with np.errstate(over="ignore"):
         extremes = np.array([np.nanmin(numbers), np.nanmax(numbers)])
-        if not np.isfinite(((extremes - feature.mean) / feature.scale).astype(np.float32)).all():
-            wrong = ~np.isfinite(((numbers - feature.mean) / feature.scale).astype(np.float32)) & ~column.missing
+        if not np.isfinite(scaled(extremes, feature).astype(np.float32)).all():
+            wrong = ~np.isfinite(scaled(numbers, feature).astype(np.float32)) & ~column.missing
             raise column.wrong(int(wrong.argmax()), TOO_LARGE)
     return numbers
 

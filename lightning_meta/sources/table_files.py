@@ -122,11 +122,22 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     What float64 cannot hold as the file spells it is text, too. A message or a category needs the cells of a column of
     numbers as they stand: then the column is read once more.
     """
-    from pyarrow import ArrowInvalid, types
+    from pyarrow import ArrowException
 
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(filter(None, csv.reader(file, delimiter=spelling.delimiter or ",")), [])
     _check_header(path, header)
+    try:
+        return _columns_of_csv(path, spelling, header)
+    except ArrowException as error:
+        if (divider := _other_delimiter(header)) is None:
+            raise
+        raise UserError(f"{path}: its columns are divided by {divider!r}; give delimiter={divider!r}") from error
+
+
+def _columns_of_csv(path: Path, spelling: Spelling, header: list[str]) -> dict[str, Column]:
+    from pyarrow import ArrowInvalid, types
+
     read = partial(_arrow_csv, path, spelling)
     try:
         table = read(dict(zip(header, _first_types(path, spelling, len(header)), strict=True)))
@@ -248,9 +259,14 @@ def _check_header(path: Path | str, names: list[str]) -> None:
         raise UserError(f"{path}: {count} columns are called {name!r}; every column needs a name of its own")
 
 
+def _other_delimiter(names: list[str]) -> str | None:
+    """What divides the columns of a file that was read as a single one."""
+    return next((d for d in (";", "\t", "|", ",") if d in names[0]), None) if len(names) == 1 else None
+
+
 def instead_of(name: str, columns: list[str]) -> str:
     """What to name instead of a column that is not there."""
-    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|", ",") if d in columns[0]), None)):
+    if (divider := _other_delimiter(columns)) is not None:
         return f"its columns are divided by {divider!r}; give delimiter={divider!r}"
     close = difflib.get_close_matches(name, columns, n=1)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"

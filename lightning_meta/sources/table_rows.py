@@ -17,7 +17,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import FAR
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
-from lightning_meta.sources.table_files import columns_of, instead_of, read_columns
+from lightning_meta.sources.table_files import PLAIN, Spelling, columns_of, instead_of, read_columns
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
 
@@ -36,18 +36,19 @@ class Rows:
     notes: list[str]
 
 
-def columns_in(data: Any, argument: str = "data=") -> dict[str, Column]:
+def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -> dict[str, Column]:
     """The columns of a table in a file or in memory.
 
     Args:
         data: The path of a CSV or Parquet file; or what `pyarrow.table` takes: a DataFrame, or lists by column.
         argument: What named the path, as errors begin.
+        spelling: How a CSV file is written.
 
     Raises:
         UserError: It is no table.
     """
     if isinstance(data, str | PathLike):
-        return read_columns(Path(data).expanduser(), argument)
+        return read_columns(Path(data).expanduser(), argument, spelling)
     import pyarrow
 
     try:
@@ -99,7 +100,9 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
         column = columns[feature.name]
         count, first = len(column.missing), int(column.missing.argmax())
         if lost := int(column.missing.sum()):
-            becomes = "the training mean" if isinstance(feature, NumberFeature) else "none of the texts of training"
+            becomes = "none of the texts of training"
+            if isinstance(feature, NumberFeature):
+                becomes = "the training median" if feature.quantiles else "the training mean"
             yield (
                 f"column {feature.name!r}: {lost} of {count} values are missing, the first in row {first + 1}; as in "
                 f"training they count as {becomes}"
