@@ -71,7 +71,7 @@ def predict_table(
         )
     for note in rows.notes:
         _log.warning("%s", note)
-    outputs = _outputs(module, rows, batch_size)
+    outputs = outputs_of(module, rows, batch_size)
     predictions: Predictions = {}
     if spec.task_column:
         predictions[spec.task_column] = np.array(_names_of(rows), dtype=object)
@@ -118,7 +118,7 @@ def columns_for(target: TableTarget, task: Task, outputs: Tensor) -> Predictions
 
 
 @torch.no_grad()
-def _outputs(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
+def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
     """The outputs of each task for its rows, `(n_i, outputs)`, of the weights that a test uses."""
     count = len(rows.inputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in rows.of_task}

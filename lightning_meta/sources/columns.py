@@ -108,7 +108,7 @@ class Column:
             numbers = array(map(self._as_number, texts), string()).cast(float64()).to_numpy()
         except ArrowInvalid:
             return None
-        return np.append(numbers, np.nan)[codes]  # type: ignore[no-any-return]
+        return np.append(numbers, np.nan)[codes]
 
     @cached_property
     def whole(self) -> NDArray[np.int64] | NDArray[np.uint64] | None:

@@ -58,5 +58,5 @@ def scaled(numbers: NDArray[np.float64], feature: NumberFeature) -> NDArray[np.f
     shares[numbers + near >= quantiles[-1]] = 1.0
     shares[numbers - near <= quantiles[0]] = 0.0
     if not feature.normal:
-        return shares  # type: ignore[no-any-return]
+        return shares
     return torch.special.ndtri(torch.from_numpy(shares).clamp(EDGE, 1 - EDGE)).numpy()  # type: ignore[no-any-return]

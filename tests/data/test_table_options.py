@@ -111,7 +111,7 @@ def test_new_rows_are_read_and_scaled_as_those_of_training(tmp_path: Path) -> No
     path = write(tmp_path / "t.csv", rows, ";", ",")
     data = lm.MultiTaskDataModule(Table(path, {"y": "regression"}, split_column="split", **options), seed=0)
     run = lm.fit(lm.MultiHead(MLP(4, (8,))), data, name="t", runs=tmp_path, max_epochs=1, enable_progress_bar=False)
-    module = lm.load(run.directory)
+    module = lm.load(run.directory or "")
     test = data.sets["test"]
     assert isinstance(test.inputs, torch.Tensor)
     wanted = module.predict("y", test.inputs).flatten()
