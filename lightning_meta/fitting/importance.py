@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ class Importance(NamedTuple):
     @property
     def deviation(self) -> float:
         """The standard deviation over permutations, divided by their number as scikit-learn does."""
-        return (sum((value - self.mean) ** 2 for value in self.increases) / len(self.increases)) ** 0.5
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.increases) / len(self.increases))
 
 
 def permutation_importance(
