@@ -24,6 +24,8 @@ from .errors import UserError as UserError
 from .fitting.evaluation import Evaluation as Evaluation
 from .fitting.evaluation import evaluate as evaluate
 from .fitting.fit import fit as fit
+from .fitting.importance import Importance as Importance
+from .fitting.importance import permutation_importance as permutation_importance
 from .fitting.training import Run as Run
 from .functional.inner_optimizers import InnerAdam as InnerAdam
 from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer

@@ -36,6 +36,16 @@ def make_parser() -> ArgumentParser:
         "are not looked at.",
     )
     parser.add_argument(
+        "--delimiter",
+        type=str | None,
+        help="What divides the columns of a CSV file of --table, such as ';'; by default what did so in training.",
+    )
+    parser.add_argument(
+        "--decimal",
+        type=Literal[".", ","] | None,
+        help="What stands before the decimals of its numbers; by default what did so in training.",
+    )
+    parser.add_argument(
         "--support",
         type=str | None,
         help="A folder with a folder of images for each class; with --labels, of images that the table labels.",
@@ -97,6 +107,8 @@ def check(config: Namespace) -> None:
     if config.table is not None:
         if given := next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None):
             raise UserError(f"--{given}: rows of --table have none; leave it out")
+    elif given := next((n for n in ("delimiter", "decimal") if getattr(config, n) is not None), None):
+        raise UserError(f"--{given}: it is of --table, which is not given; leave it out")
     elif config.support is None:
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
     elif config.query is None and config.export is None:

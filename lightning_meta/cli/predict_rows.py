@@ -40,7 +40,7 @@ def predict_rows(config: Namespace, model: Any) -> None:
             f"--ckpt_path {config.ckpt_path}: the checkpoint does not say how a row becomes inputs: it was written by "
             "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it anew on one"
         )
-    predictions = predict_table(model, config.table, config.batch_size, "--table ")
+    predictions = predict_table(model, config.table, config.batch_size, "--table ", config.delimiter, config.decimal)
     try:
         with replacing(Path(config.out)) as out:
             _write(out, predictions)

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -497,7 +497,13 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             outputs = self.selected_outputs(TaskBatch(inputs, {}, {task: rows}, {}))
         return self.spec.tasks[task].readable(check_outputs(outputs[task]))
 
-    def predict_table(self, data: Any, batch_size: int = 512) -> dict[str, NDArray[Any]]:
+    def predict_table(
+        self,
+        data: Any,
+        batch_size: int = 512,
+        delimiter: str | None = None,
+        decimal: Literal[".", ","] | None = None,
+    ) -> dict[str, NDArray[Any]]:
         """Predict for new rows of the kind of table that the model was trained on, which need not be there any more.
 
         Unseen texts and missing values are handled as in training, and named in a warning; columns that the model does
@@ -506,6 +512,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         Args:
             data: The path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
             batch_size: Rows that are predicted at once.
+            delimiter: What divides the columns of a CSV file; by default what did so in training.
+            decimal: What stands before the decimals of its numbers; by default what did so in training.
 
         Returns:
             By column, a value for each row, such as `pandas.DataFrame` takes: under the target's name, with its unit in
@@ -517,7 +525,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """
         from lightning_meta.multitask.table_predictions import predict_table
 
-        return predict_table(self, data, batch_size)
+        return predict_table(self, data, batch_size, delimiter=delimiter, decimal=decimal)
 
     def _likeness(self, task: str) -> Likeness:
         if task not in self._likenesses:

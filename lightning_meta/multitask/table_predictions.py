@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +19,11 @@ from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import check_outputs
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.tasks import Binary, Task
-from lightning_meta.tasks.table import TableTarget
+from lightning_meta.tasks.table import TableSpec, TableTarget
 
 if TYPE_CHECKING:
     from lightning_meta.multitask.base import MultiTaskModule
+    from lightning_meta.sources.table_files import Decimal, Spelling
     from lightning_meta.sources.table_rows import Rows
 
 Predictions = dict[str, NDArray[Any]]
@@ -28,7 +31,14 @@ Predictions = dict[str, NDArray[Any]]
 _log = logging.getLogger(__name__)
 
 
-def predict_table(module: MultiTaskModule, data: Any, batch_size: int, argument: str = "data=") -> Predictions:
+def predict_table(
+    module: MultiTaskModule,
+    data: Any,
+    batch_size: int,
+    argument: str = "data=",
+    delimiter: str | None = None,
+    decimal: Decimal | None = None,
+) -> Predictions:
     """What `MultiTaskModule.predict_table` returns.
 
     Args:
@@ -36,6 +46,8 @@ def predict_table(module: MultiTaskModule, data: Any, batch_size: int, argument:
         data: A path, a DataFrame, or lists by column.
         batch_size: Rows that are predicted at once.
         argument: What named the path, as errors begin.
+        delimiter: What divides the columns of a CSV file; by default as in training.
+        decimal: What stands before the decimals of its numbers; by default as in training.
 
     Raises:
         UserError: The model does not know how a row becomes inputs, or the table is not like that of training.
@@ -49,7 +61,7 @@ def predict_table(module: MultiTaskModule, data: Any, batch_size: int, argument:
             "the model does not know how a row becomes inputs: it was trained by an earlier version, or not on a "
             "lightning_meta.sources.Table; train it anew on one"
         )
-    columns = columns_in(data, argument)
+    columns = columns_in(data, argument, _spelling(spec, data, delimiter, decimal))
     reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
     rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
     shapes = set(map(tuple, module.spec.input_shapes.values()))
@@ -59,7 +71,7 @@ def predict_table(module: MultiTaskModule, data: Any, batch_size: int, argument:
         )
     for note in rows.notes:
         _log.warning("%s", note)
-    outputs = _outputs(module, rows, batch_size)
+    outputs = outputs_of(module, rows, batch_size)
     predictions: Predictions = {}
     if spec.task_column:
         predictions[spec.task_column] = np.array(_names_of(rows), dtype=object)
@@ -69,6 +81,19 @@ def predict_table(module: MultiTaskModule, data: Any, batch_size: int, argument:
             if target.name in outputs:
                 predictions |= columns_for(target, module.spec.tasks[target.name], outputs[target.name])
     return predictions
+
+
+def _spelling(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decimal | None) -> Spelling:
+    """How a file of new rows is written: as is said, else as the table of training where it is a file of its kind."""
+    from lightning_meta.sources.table_files import Spelling
+
+    if not isinstance(data, str | PathLike):
+        return Spelling()
+    path = Path(data)
+    Spelling(delimiter, decimal or ".").check("predict", path)
+    of_training = spec.delimiter if path.suffix.lower() == ".csv" else ""
+    found = Spelling(delimiter or of_training or None, decimal or spec.decimal)  # type: ignore[arg-type]
+    return Spelling() if path.suffix.lower() == ".parquet" else found
 
 
 def columns_for(target: TableTarget, task: Task, outputs: Tensor) -> Predictions:
@@ -93,7 +118,7 @@ def columns_for(target: TableTarget, task: Task, outputs: Tensor) -> Predictions
 
 
 @torch.no_grad()
-def _outputs(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
+def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
     """The outputs of each task for its rows, `(n_i, outputs)`, of the weights that a test uses."""
     count = len(rows.inputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in rows.of_task}

@@ -1,15 +1,12 @@
-"""The columns of a user's table: read from CSV or Parquet, and what is in them as numbers or as text."""
+"""The columns of a user's table: what is in them as numbers or as text."""
 
 from __future__ import annotations
 
-import csv
-import difflib
 import re
-from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +16,38 @@ from lightning_meta.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-LARGEST = 100_000_000  # values of a Parquet file, or a hundred for each byte: a few bytes can stand for billions
-DIVIDERS = {".csv": ",", ".tsv": "\t"}
 EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
 """Where whole numbers begin to merge, by Arrow's name of a floating-point type."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
+SWAPPED = str.maketrans(",.", ".,")
+
+
+class Coded(NamedTuple):
+    """Texts of n rows, each different one once: a million rows need no million Python objects.
+
+    Attributes:
+        texts: The different texts that occur, in no order.
+        codes: `(n,)` int64, the place of each row's text; -1 where missing.
+    """
+
+    texts: Sequence[str]
+    codes: NDArray[np.int64]
+
+    def of_rows(self) -> list[str]:
+        """The text of each row, "" where missing."""
+        texts = [*self.texts, ""]
+        return [texts[code] for code in self.codes.tolist()]
+
+    def changed(self, texts: Iterable[str | None]) -> Coded:
+        """Other texts in place of these, in their order; equal ones become one, and None or "" is missing."""
+        place: dict[str, int] = {}
+        new = [place.setdefault(text, len(place)) if text else -1 for text in texts]
+        return Coded(list(place), np.array([*new, -1])[self.codes])
+
+    def first(self, wrong: Callable[[str], bool]) -> int | None:
+        """The first row with such a text; None where there is none."""
+        rows = np.array([*map(wrong, self.texts), False])[self.codes]
+        return int(rows.argmax()) if rows.any() else None
 
 
 class Column:
@@ -32,19 +56,28 @@ class Column:
     Args:
         where: The file and the column, for messages.
         array: The column as read.
+        as_text: Reads the same column as text, where the file holds text and the array numbers.
+        decimal: What stands before the decimals in texts of numbers.
     """
 
-    def __init__(self, where: str, array: pyarrow.ChunkedArray) -> None:
-        self.where, self._array = where, array
+    def __init__(
+        self,
+        where: str,
+        array: pyarrow.ChunkedArray,
+        as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
+        decimal: str = ".",
+    ) -> None:
+        self.where, self._array, self._as_text, self._decimal = where, array, as_text, decimal
 
     @cached_property
-    def _cells(self) -> pyarrow.ChunkedArray:
-        """The column as integers, floating-point numbers or trimmed text; null where missing."""
-        from pyarrow import compute, scalar, string, types
+    def _cells(self) -> pyarrow.ChunkedArray | None:
+        """The column as integers or floating-point numbers, null where missing; None where it is text."""
+        from pyarrow import types
 
         array, kind = self._array, self._array.type
         if types.is_dictionary(kind):
-            array, kind = array.cast(kind.value_type), kind.value_type
+            kind = kind.value_type
+            array = array if types.is_string(kind) or types.is_large_string(kind) else array.cast(kind)
         if types.is_boolean(kind):
             return array.cast("int8")
         if types.is_integer(kind) or types.is_floating(kind):
@@ -55,19 +88,27 @@ class Column:
         dates = (types.is_date, types.is_timestamp, types.is_time)  # read as a CSV file spells them
         if not any(is_kind(kind) for is_kind in (*texts, *dates)):
             raise UserError(f"{self.where} is of type {kind}, expected numbers or text; leave it out, or convert it")
-        trimmed = compute.utf8_trim_whitespace(array.cast(string()))
-        return compute.if_else(compute.equal(trimmed, ""), scalar(None, string()), trimmed)
+        return None
 
     @cached_property
-    def _values(self) -> NDArray[np.float64] | list[str | None]:
-        """Numbers, NaN where missing; text where not all that is present are numbers."""
-        from pyarrow import ArrowInvalid, float64, types
+    def _texts(self) -> Coded:
+        """The trimmed cells of a column of text."""
+        return _coded(self._array)
 
-        cells = self._cells
+    @cached_property
+    def _values(self) -> NDArray[np.float64] | None:
+        """Numbers, NaN where missing; None where not all that is present are numbers to Arrow."""
+        from pyarrow import ArrowInvalid, array, float64, string
+
+        if self._cells is not None:
+            values = self._cells.cast(float64(), safe=False).to_numpy()
+            return np.require(values, requirements="W")  # type: ignore[no-any-return]  # Arrow's may be read-only
+        texts, codes = self._texts
         try:
-            return np.array(cells.cast(float64(), safe=types.is_string(cells.type)).to_numpy())  # Arrow's is read-only
+            numbers = array(map(self._as_number, texts), string()).cast(float64()).to_numpy()
         except ArrowInvalid:
-            return cells.to_pylist()  # type: ignore[no-any-return]
+            return None
+        return np.append(numbers, np.nan)[codes]
 
     @cached_property
     def whole(self) -> NDArray[np.int64] | NDArray[np.uint64] | None:
@@ -75,14 +116,17 @@ class Column:
 
         They never pass through floating point, which merges those beyond 2^53.
         """
-        from pyarrow import ArrowInvalid, types
+        from pyarrow import ArrowInvalid, array, string, types
 
         cells = self._cells
-        if types.is_floating(cells.type) or not isinstance(self._values, np.ndarray):
+        if self._values is None or (cells is not None and types.is_floating(cells.type)):
             return None
         for integers in ("int64", "uint64"):
             try:
-                return np.array(cells.cast(integers).fill_null(0).to_numpy())
+                if cells is not None:
+                    return np.array(cells.cast(integers).fill_null(0).to_numpy())
+                numbers = array(self._texts.texts, string()).cast(integers).to_numpy()
+                return np.append(numbers, numbers.dtype.type(0))[self._texts.codes]
             except ArrowInvalid:
                 continue
         return None
@@ -90,29 +134,27 @@ class Column:
     @cached_property
     def beyond_float64(self) -> bool:
         """Whether these are whole numbers, some of which float64 cannot tell from their neighbours."""
-        return self.whole is not None and bool((np.abs(self.numbers) >= EXACT["double"])[~self.missing].any())
+        values = self._values
+        return values is not None and bool((np.abs(values) >= EXACT["double"]).any()) and self.whole is not None
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:
         """`(n,)` which rows have no value."""
-        values = self._values
-        return np.isnan(values) if isinstance(values, np.ndarray) else np.array([v is None for v in values], np.bool_)
+        return self._texts.codes < 0 if self._values is None else np.isnan(self._values)
 
     @cached_property
     def first_text(self) -> int | None:
         """The first row that holds no number; None where all that is present are numbers."""
-        if isinstance(self._values, np.ndarray):
-            return None
-        return next((row for row, v in enumerate(self._values) if v is not None and not _is_number(v)), None)
+        return None if self._values is not None else self._texts.first(lambda text: not self._is_number(text))
 
     @property
     def mixed(self) -> bool:
         """Whether some rows hold numbers and others text."""
-        return self.first_text is not None and any(isinstance(v, str) and _is_number(v) for v in self._values)
+        return self.first_text is not None and any(map(self._is_number, self._texts.texts))
 
     @cached_property
     def numbers(self) -> NDArray[np.float64]:
-        """The numbers, NaN where missing.
+        """The numbers, NaN where missing; not to be changed.
 
         Raises:
             UserError: A row holds text, or infinity.
@@ -120,65 +162,83 @@ class Column:
         if self.first_text is not None:
             raise self.wrong(self.first_text, "expected a number")
         values = self._values
-        if not isinstance(values, np.ndarray):  # numbers to Python that Arrow does not read, as +1
-            values = np.array([np.nan if v is None else float(v) for v in values], np.float64)
-        numbers = values + 0.0  # no −0
-        if np.isinf(numbers).any():
-            raise self.wrong(int(np.isinf(numbers).argmax()), "expected a finite number")
-        return numbers
+        if values is None:  # numbers to Python that Arrow does not read
+            texts, codes = self._texts
+            values = np.array([*(float(self._as_number(text)) for text in texts), np.nan])[codes]
+        values += 0.0  # no −0
+        if np.isinf(values).any():
+            raise self.wrong(int(np.isinf(values).argmax()), "expected a finite number")
+        return values
 
     @cached_property
     def offset(self) -> int:
         """What is taken off whole numbers so that float64 tells them apart: the first, where some are beyond 2^53."""
-        if self.whole is None or not self.beyond_float64:
+        if not self.beyond_float64 or self.whole is None:
             return 0
         present = self.whole[~self.missing]
         return int(present[0]) if int(present.max()) - int(present.min()) < 2**63 else 0
 
-    @cached_property
+    @property
     def centred(self) -> NDArray[np.float64]:
-        """The numbers less `offset`, NaN where missing."""
+        """The numbers less `offset`, NaN where missing; not to be changed."""
         return self.less(self.offset)
 
     def less(self, offset: int) -> NDArray[np.float64]:
         """The numbers less an offset, NaN where missing; whole ones exactly, before float64 would merge them."""
-        if not offset or self.whole is None:
+        if not offset:
+            return self.numbers
+        if self.whole is None:
             return self.numbers - offset
         apart = np.array([float(number - offset) for number in self.whole.tolist()])
         return np.where(self.missing, np.nan, apart)
 
     @cached_property
-    def labels(self) -> list[str]:
-        """The values as text, "" where missing; equal numbers are the same text, as in 1 and 1.0.
+    def coded(self) -> Coded:
+        """The values as text; equal numbers are the same text, as in 1 and 1.0.
 
         Raises:
             UserError: A number has so many digits that its neighbours may have become the same.
         """
         if self.first_text is not None:
-            return ["" if v is None else str(v) for v in self._values]
-        if self.whole is not None:
-            return ["" if m else str(v) for v, m in zip(self.whole.tolist(), self.missing, strict=True)]
-        numbers = self.numbers
-        labels = ["" if np.isnan(v) else f"{v:.0f}" if v == np.rint(v) else repr(v) for v in numbers.tolist()]
-        for row in np.flatnonzero(np.abs(numbers) >= EXACT.get(str(self._cells.type), EXACT["double"])).tolist():
-            text = str(self._cells[row])
-            if not WHOLE.fullmatch(text):
-                raise self.wrong(
-                    row, "floating-point numbers as large merge their neighbours; write whole ones, or text"
-                )
-            labels[row] = str(int(text))
-        return labels
+            return self._texts
+        cells, numbers = self._cells, self.numbers
+        there = ~np.isnan(numbers)
+        if self.whole is None and cells is None:
+            return self._texts.changed(map(self._exact, self._texts.texts))
+        if self.whole is None and cells is not None:
+            merged = np.abs(numbers) >= EXACT.get(str(cells.type), EXACT["double"])
+            if merged.any():
+                raise self.wrong(int(merged.argmax()), MERGED)
+        values, codes = np.unique((numbers if self.whole is None else self.whole)[there], return_inverse=True)
+        of_rows = np.full(len(numbers), -1)
+        of_rows[there] = codes
+        return Coded([_as_label(v) if self.whole is None else str(v) for v in values.tolist()], of_rows)
+
+    def _exact(self, text: str) -> str:
+        """The label of a number that a file spells so."""
+        number = float(self._as_number(text)) + 0.0
+        if not abs(number) >= EXACT["double"]:
+            return _as_label(number)
+        if not WHOLE.fullmatch(text):
+            row = self._texts.first(lambda other: other == text)
+            assert row is not None
+            raise self.wrong(row, MERGED)
+        return str(int(text))
 
     @property
-    def spelled(self) -> list[str]:
-        """The text of each cell as it stands, "" where missing: 01 is not 1. Numbers of Parquet are as in `labels`."""
-        from pyarrow import types
+    def labels(self) -> list[str]:
+        """The text of each row as `coded` has it, "" where missing."""
+        return self.coded.of_rows()
 
-        cells = self._cells
-        return [cell or "" for cell in cells.to_pylist()] if types.is_string(cells.type) else self.labels
+    @cached_property
+    def spelled(self) -> Coded:
+        """The text of each cell as it stands: 01 is not 1. Numbers of Parquet are as in `coded`."""
+        if self._cells is None:
+            return self._texts
+        return self.coded if self._as_text is None else _coded(self._as_text())
 
-    def texts(self, of_numbers: bool) -> list[str]:
-        """The cells as the texts of another column, "" where missing.
+    def texts(self, of_numbers: bool) -> Coded:
+        """The cells as the texts of another column.
 
         Args:
             of_numbers: Whether that column held numbers, of which equal ones are the same text.
@@ -187,9 +247,9 @@ class Column:
             UserError: These are booleans, which are text in CSV files and numbers in others.
         """
         if of_numbers and self.first_text is None:
-            return self.labels
+            return self.coded
         if of_numbers:
-            return [_number_as_text(text) for text in self.spelled]
+            return self.spelled.changed(map(self._number_as_text, self.spelled.texts))
         if self.boolean:
             raise UserError(f"{self.where} holds booleans, in training text; give the texts of training")
         return self.spelled
@@ -203,136 +263,56 @@ class Column:
 
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
-        present = {label for label, missing in zip(self.labels, self.missing, strict=True) if not missing}
-        return sorted(present, key=Decimal) if self.first_text is None else sorted(present)
+        return sorted(self.coded.texts, key=Decimal) if self.first_text is None else sorted(self.coded.texts)
 
     def shown(self, row: int) -> str:
         """A value in a message."""
-        return repr(None if self.missing[row] else str(self._cells[row]))
+        if self.missing[row]:
+            return repr(None)
+        if self._cells is not None and self._as_text is None:
+            return repr(str(self._cells[row]))
+        return repr(self.spelled.texts[self.spelled.codes[row]])
 
     def wrong(self, row: int, problem: str) -> UserError:
         """The error for a value."""
         return UserError(f"{self.where}, row {row + 1} is {self.shown(row)}: {problem}")
 
+    def _as_number(self, text: str) -> str:
+        """A text in which a point stands before the decimals if it is a number, and only then."""
+        return text.translate(SWAPPED) if self._decimal == "," else text
 
-def read_columns(path: Path, argument: str = "Table path=") -> dict[str, Column]:
-    """Read a table: all columns by name, in order. Values are parsed and nothing in the file is run.
+    def _is_number(self, text: str) -> bool:
+        """Whether a person would call it a number: without the underscores that Python allows."""
+        try:
+            float(self._as_number(text))
+        except ValueError:
+            return False
+        return "_" not in text
 
-    Args:
-        path: `.csv` or `.tsv` (UTF-8, a header, missing values empty, NA, N/A, NaN or null) or `.parquet`.
-        argument: What named the path, as errors begin.
-
-    Raises:
-        UserError: The file is missing, damaged, empty or of another kind, or two columns have one name.
-    """
-    import pyarrow  # here, for no other source needs it
-
-    if not path.is_file():
-        there = "it is a folder; name a file in it" if path.is_dir() else "there is no such file; name yours"
-        raise UserError(f"{argument}{path}: {there}")
-    suffix = path.suffix.lower()
-    if suffix not in (*DIVIDERS, ".parquet"):
-        raise UserError(f"{path}: expected a table in a file named .csv, .tsv or .parquet")
-    try:
-        table = _read_parquet(path) if suffix == ".parquet" else _read_csv(path, DIVIDERS[suffix])
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it anew as UTF-8") from error
-    except (pyarrow.ArrowException, csv.Error, OSError, MemoryError) as error:
-        raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
-    return columns_of(table, str(path))
+    def _number_as_text(self, text: str) -> str:
+        """A number as `coded` has it; other text as it is."""
+        if WHOLE.fullmatch(text):
+            return str(int(text))
+        number = float(self._as_number(text)) if self._is_number(text) else np.inf
+        return _as_label(number) if np.isfinite(number) else text
 
 
-def columns_of(table: pyarrow.Table, where: str) -> dict[str, Column]:
-    """All columns of a table by name, in order.
-
-    Args:
-        table: As Arrow has it.
-        where: Its name in messages.
-
-    Raises:
-        UserError: It is empty, or two columns have one name.
-    """
-    _check_header(where, table.column_names)
-    if not table.num_rows:
-        raise UserError(f"{where}: the table has no rows")
-    return {name: Column(f"{where}: column {name!r}", table.column(name)) for name in table.column_names}
+MERGED = "floating-point numbers as large merge their neighbours; write whole ones, or text"
 
 
-def _read_csv(path: Path, divider: str) -> pyarrow.Table:
-    from pyarrow import csv as arrow_csv
-    from pyarrow import string
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(filter(None, csv.reader(file, delimiter=divider)), [])
-    _check_header(path, header)
-    # Every column as text: guesses by the first rows would make errors of later ones, and lose their row.
-    parse = arrow_csv.ParseOptions(delimiter=divider, newlines_in_values=True)
-    convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(header, string()), strings_can_be_null=True)
-    return arrow_csv.read_csv(path, parse_options=parse, convert_options=convert)
+def _as_label(number: float) -> str:
+    return "" if np.isnan(number) else f"{number:.0f}" if number == np.rint(number) else repr(number)
 
 
-def _read_parquet(path: Path) -> pyarrow.Table:
-    from pyarrow import parquet
+def _coded(array: pyarrow.ChunkedArray) -> Coded:
+    """Trimmed cells; an empty one is missing."""
+    from pyarrow import chunked_array, compute, string, types
 
-    plain = parquet.ParquetFile(path)
-    _check_header(path, plain.schema_arrow.names)
-    about = plain.metadata
-    chunks = [about.row_group(g).column(c) for g in range(about.num_row_groups) for c in range(about.num_columns)]
-    values = max(sum(chunk.num_values for chunk in chunks), about.num_rows * about.num_columns)
-    most = max(LARGEST, 100 * path.stat().st_size)
-    if values > most:
-        raise UserError(f"{path}: a file of its size holds at most {most:,} values, and this says {values:,}")
-    # Texts stay numbers of a dictionary, else one long text in each of many rows would fill the memory.
-    table = parquet.ParquetFile(path, read_dictionary=_texts(plain.schema_arrow)).read()
-    for name in table.column_names:
-        _check_texts(f"{path}: column {name!r}", table.column(name), most)
-    return table
-
-
-def _texts(schema: pyarrow.Schema) -> list[str]:
-    from pyarrow import types
-
-    return [f.name for f in schema if types.is_string(f.type) or types.is_large_string(f.type)]
-
-
-def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
-    from pyarrow import compute, types
-
-    kind = column.type.value_type if types.is_dictionary(column.type) else None
-    if kind is not None and (types.is_string(kind) or types.is_large_string(kind)):
-        longest = max((compute.max(compute.binary_length(c.dictionary)).as_py() or 0 for c in column.chunks), default=0)
-        if longest * len(column) > 10 * most:
-            raise UserError(f"{where} has texts of up to {longest:,} bytes in {len(column):,} rows, too many to hold")
-
-
-def _check_header(path: Path | str, names: list[str]) -> None:
-    if not names:
-        raise UserError(f"{path}: the table has no columns; a CSV file begins with a line of their names")
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"{path}: {count} columns are called {name!r}; every column needs a name of its own")
-
-
-def instead_of(name: str, columns: list[str]) -> str:
-    """What to name instead of a column that is not there."""
-    if len(columns) == 1 and (divider := next((d for d in (";", "\t", "|") if d in columns[0]), None)):
-        return f"its columns are divided by {divider!r}, expected commas, or tabs in a .tsv file"
-    close = difflib.get_close_matches(name, columns, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"
-
-
-def _number_as_text(text: str) -> str:
-    """A number as `Column.labels` has it; other text as it is."""
-    if WHOLE.fullmatch(text):
-        return str(int(text))
-    number = float(text) if _is_number(text) else np.inf
-    return text if not np.isfinite(number) else f"{number:.0f}" if number == np.rint(number) else repr(number)
-
-
-def _is_number(text: str) -> bool:
-    """Whether a person would call it a number: without the underscores that Python allows."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return "_" not in text
+    if not types.is_dictionary(array.type):
+        array = array.cast(string()).dictionary_encode()
+    chunks = array.unify_dictionaries().chunks
+    codes = chunked_array([chunk.indices for chunk in chunks]).cast("int64").fill_null(-1).to_numpy()
+    words = chunks[0].dictionary.cast(string())
+    used = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # categories of a DataFrame may not occur
+    trimmed = compute.utf8_trim_whitespace(words).to_pylist()
+    return Coded(trimmed, codes).changed(t if there else None for t, there in zip(trimmed, used, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +17,12 @@ from lightning_meta.checks import names_in_list, whole
 from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.class_lists import refuse_shared
-from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes, enough_classes
-from lightning_meta.sources.table_features import encode, learn_features
+from lightning_meta.sources.table_features import Scaling, encode, learn_features
+from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ class LabelledTable(Source):
         seed: Draws another division.
         categorical: Feature columns to be taken as text although they hold numbers.
         max_categories: The most different texts that a feature may have: more is likely a name or a date.
+        scaling: How numbers become inputs, as in `Table`.
+        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
+        decimal: What stands before the decimals of its numbers, a point or a comma.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -75,8 +78,14 @@ class LabelledTable(Source):
         seed: int = 0,
         categorical: Sequence[str] = (),
         max_categories: int = 50,
+        scaling: Scaling = "standard",
+        delimiter: str | None = None,
+        decimal: Decimal = ".",
     ) -> None:
         self.path = Path(path).expanduser()
+        self.scaling, self.spelling = scaling, Spelling(delimiter, decimal)
+        self.spelling.check("LabelledTable", self.path)
+        one_of("LabelledTable scaling", scaling, Scaling)
         names_in_list(features=features, categorical=categorical)
         whole(1, least_examples=least_examples, least_classes=least_classes, max_categories=max_categories)
         if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
@@ -126,23 +135,22 @@ class LabelledTable(Source):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = read_columns(self.path)
+        columns = read_columns(self.path, spelling=self.spelling)
         of_options = {"label": [self.label], "features": self.features, "categorical": self.categorical}
         of_options["split_column"] = [] if self.split_column is None else [self.split_column]
         for option, names in of_options.items():
             for name in names or ():
                 if name not in columns:
-                    raise UserError(
-                        f"LabelledTable {option}: {self.path} has no column {name!r}; it has "
-                        f"{', '.join(map(repr, columns))}"
-                    )
+                    instead = instead_of(name, list(columns))
+                    raise UserError(f"LabelledTable {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
     @cached_property
     def _classes(self) -> dict[Split, list[str]]:
         """The classes of each split, in the order of their names."""
         column = self._columns[self.label]
-        counts = Counter(label for label, missing in zip(column.labels, column.missing, strict=True) if not missing)
+        texts, codes = column.coded
+        counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
         kept = {name for name, count in counts.items() if count >= self.least_examples}
         if len(kept) < len(counts):
             _log.info(
@@ -183,7 +191,8 @@ class LabelledTable(Source):
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
         columns = {name: self._columns[name] for name in names}
-        features = learn_features(columns, self._in_training(), self.categorical, self.max_categories, False)
+        train = self._in_training()
+        features = learn_features(columns, train, self.categorical, self.max_categories, False, self.scaling)
         return [name for feature in features for name in feature.inputs], encode(columns, features)
 
     def _in_training(self) -> NDArray[np.bool_]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from lightning_meta.cells import as_text
 from lightning_meta.data.images import image_files
 from lightning_meta.errors import UserError
-from lightning_meta.sources.columns import Column, read_columns
+from lightning_meta.sources.columns import Column
+from lightning_meta.sources.table_files import read_columns
 
 
 def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], list[str]]:
@@ -49,7 +50,7 @@ def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], l
 def _label_of(root: Path, images: Container[Path], names: Column, labels: Column) -> dict[Path, str]:
     row_of: dict[Path, int] = {}
     label_of: dict[Path, str] = {}
-    for row, (name, label) in enumerate(zip(names.spelled, labels.spelled, strict=True)):
+    for row, (name, label) in enumerate(zip(names.spelled.of_rows(), labels.spelled.of_rows(), strict=True)):
         file = root / as_text(name)
         if file not in images:  # no name is looked up on the disk
             raise names.wrong(row, f"expected an image below {root}")

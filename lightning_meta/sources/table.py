@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.batches import SPLITS, Split
 from lightning_meta.checks import names_in_list
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError
-from lightning_meta.sources.columns import Column, instead_of, read_columns
-from lightning_meta.sources.table_division import by_time, contents, stratified, twins
-from lightning_meta.sources.table_features import encode, learn_features
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.sources.columns import Coded, Column
+from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
+from lightning_meta.sources.table_features import Scaling, encode_parts, learn_features
+from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
@@ -44,9 +45,10 @@ class Table(TaskSource):
     only could be either, so there the kind must be stated. A target that is missing is a label that is not there.
 
     Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
-    the training mean. Features of text become one input of 0 or 1 for each of the texts in the training rows; a missing
-    text, or one not seen there, is 0 in all of them. A number that is the same in all training rows is an input of 0.
-    Parquet's booleans are numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
+    the training mean; or, by `scaling`, they are replaced by their quantiles, and a missing one by the median. Features
+    of text become one input of 0 or 1 for each of the texts in the training rows; a missing text, or one not seen
+    there, is 0 in all of them. A number that is the same in all training rows is an input of 0. Parquet's booleans are
+    numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
 
     Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
 
@@ -90,6 +92,11 @@ class Table(TaskSource):
         weights: The column of the rows' weights, numbers from 0 on, which is then no feature. The losses of rows are
             multiplied by them, in training, validation and test; metrics are not weighted. Their mean over the training
             rows of each task becomes 1.
+        scaling: How numbers become inputs: `standard`; or by the quantiles of the training rows to a normal
+            distribution, `quantile_normal`, or to one from 0 to 1, `quantile_uniform`, as `QuantileTransformer` of
+            scikit-learn does without subsampling, for columns with long tails.
+        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
+        decimal: What stands before the decimals of its numbers, a point or a comma.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -111,6 +118,9 @@ class Table(TaskSource):
         time_column: str | None = None,
         leave_out: Sequence[str] = (),
         weights: str | None = None,
+        scaling: Scaling = "standard",
+        delimiter: str | None = None,
+        decimal: Decimal = ".",
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
@@ -121,7 +131,7 @@ class Table(TaskSource):
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
         self.time_column, self.leave_out = time_column, tuple(leave_out)
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
-        self.weights = weights
+        self.weights, self.scaling, self.spelling = weights, scaling, Spelling(delimiter, decimal)
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
@@ -139,27 +149,35 @@ class Table(TaskSource):
 
     def sets(self) -> dict[Split, TaskSet]:
         """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
-        kinds, split_of = self._kinds, self._split_of
-        inputs = encode(self._feature_columns, self._spec.features)
+        kinds = self._kinds
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
-        sets: dict[Split, TaskSet] = {}
         weights = None if self.weights is None else row_weights(self._column(self.weights))
-        for split in SPLITS:
-            here = torch.from_numpy(split_of == split)
+        parts = {split: self._rows_in(split) for split in SPLITS}
+        rows_of = {split: np.concatenate(list(of_task.values())) for split, of_task in parts.items()}
+        inputs = encode_parts(self._feature_columns, self._spec.features, list(rows_of.values()))
+        sets: dict[Split, TaskSet] = {}
+        for x, (split, rows) in zip(inputs, rows_of.items(), strict=True):
+            here = torch.from_numpy(rows)
+            columns = {name: y[here] for name, y in values.items()}
             if self.task_column is None:
-                columns = {name: y[here] for name, y in values.items()}
-                made = TaskSet.of_columns(inputs[here], columns, {n: p[here] for n, p in present.items()})
-                sets[split] = made if weights is None else with_weights(made, weights[here])
-                continue
-            (y,), (there,) = values.values(), present.values()
-            task_of_row = np.array(self._column(self.task_column).labels)
-            rows = {name: here & there & torch.from_numpy(task_of_row == name) for name in self.tasks()}
-            made = TaskSet.of_examples({name: Examples(inputs[of], y[of]) for name, of in rows.items()})
-            sets[split] = (
-                made if weights is None else with_weights(made, torch.cat([weights[r] for r in rows.values()]))
-            )
+                made = TaskSet.of_columns(x, columns, {name: there[here] for name, there in present.items()})
+            else:
+                ends = np.cumsum([len(of_task) for of_task in parts[split].values()])
+                places = dict(zip(parts[split], torch.arange(len(x)).tensor_split(ends.tolist()[:-1]), strict=True))
+                (y,) = columns.values()
+                made = TaskSet(x, {name: y[place] for name, place in places.items()}, places)
+            sets[split] = made if weights is None else with_weights(made, weights[here])
         return sets if weights is None else with_mean_1(sets)
+
+    def _rows_in(self, split: Split) -> dict[str, NDArray[np.int64]]:
+        """The rows of a split, by task where a column names it."""
+        here = self._split_of == split
+        if self.task_column is None:
+            return {"": np.flatnonzero(here)}
+        texts, codes = self._column(self.task_column).coded
+        rows = np.flatnonzero(here & self._labelled)
+        return {name: rows[codes[rows] == texts.index(name)] for name in self.tasks()}
 
     def table(self) -> TableSpec:
         """How the file's rows become inputs, so that new rows become the same."""
@@ -172,7 +190,7 @@ class Table(TaskSource):
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
-        columns = read_columns(self.path)
+        columns = read_columns(self.path, spelling=self.spelling)
         for option in COLUMNS:
             given = getattr(self, option)
             for name in [given] if isinstance(given, str) else given or ():
@@ -208,14 +226,19 @@ class Table(TaskSource):
         if not train.any():
             raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
         features = learn_features(
-            self._feature_columns, train, self.categorical, self.max_categories, self.missing_indicators
+            self._feature_columns,
+            train,
+            self.categorical,
+            self.max_categories,
+            self.missing_indicators,
+            self.scaling,
         )
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
         ]
-        if self.task_column is None:
-            return TableSpec(features, targets)
-        return TableSpec(features, targets, self.task_column, self._column(self.task_column).first_text is None)
+        of_numbers = self.task_column is not None and self._column(self.task_column).first_text is None
+        spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
+        return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)
 
     @cached_property
     def _labelled(self) -> NDArray[np.bool_]:
@@ -228,22 +251,23 @@ class Table(TaskSource):
         labelled = self._labelled
         split_of = np.zeros(len(labelled), dtype="<U5")
         rows = labelled.nonzero()[0]
-        content: list[str] = []
         if self.split_column is not None:
             column = self._column(self.split_column)
-            for row, label in enumerate(column.labels):
-                if label not in SPLITS:
-                    raise column.wrong(row, "expected train, val or test")
-            split_of[rows] = np.array(column.labels)[rows]
+            if (wrong := column.coded.first(lambda label: label not in SPLITS)) is not None:
+                raise column.wrong(wrong, "expected train, val or test")
+            split_of[rows] = np.array(column.coded.texts)[column.coded.codes[rows]]
         elif self.time_column is not None:
             split_of[rows] = by_time(self._column(self.time_column), rows, self.fractions)
         else:
-            content = contents(self._feature_columns.values(), len(labelled))
-            units = content if self.group_column is None else self._column(self.group_column).labels
-            split_of[rows] = stratified([units[row] for row in rows], self._strata(rows), self.fractions, self.seed)
+            prefix = f"{self.seed}/"
+            if self.group_column is None:  # twins are one unit
+                units = hashes_of_rows(self._feature_columns.values(), rows, prefix)
+            else:
+                units = hashes_of_texts(self._column(self.group_column).coded, rows, prefix)
+            split_of[rows] = stratified(units, self._strata(rows), self.fractions)
             if self.group_column is None:
                 return split_of
-        found = twins(content or contents(self._feature_columns.values(), len(labelled)), split_of)
+        found = twins(hashes_of_rows(self._feature_columns.values(), rows, ""), split_of[rows])
         if found:
             _log.warning(
                 "%s: %d validation and test rows have the features of a training row; their scores say little about "
@@ -252,22 +276,26 @@ class Table(TaskSource):
             )
         return split_of
 
-    def _strata(self, rows: NDArray[np.int_]) -> list[dict[int, str]]:
-        """By target the label of each of some rows that has one, with its task; of numbers that there is one."""
-        tasks = None if self.task_column is None else self._column(self.task_column).labels
-        strata: list[dict[int, str]] = []
+    def _strata(self, rows: NDArray[np.int_]) -> list[Coded]:
+        """By target the label of each of some rows, with its task; of numbers that there is one."""
+        tasks = Coded([""], np.zeros(len(self._labelled), np.int64))
+        if self.task_column is not None:
+            tasks = self._column(self.task_column).coded
+        strata: list[Coded] = []
         for name, (kind, _) in self._kinds.items():
             column = self._columns[name]
-            labels = None if kind == "regression" else column.labels
-            if labels is None and tasks is None and not column.missing[rows].any():
+            labels = Coded([""], np.where(column.missing, -1, 0)) if kind == "regression" else column.coded
+            if kind == "regression" and self.task_column is None and not column.missing[rows].any():
                 continue
-            present = [(i, row) for i, row in enumerate(rows.tolist()) if not column.missing[row]]
-            strata.append(
-                {i: f"{tasks[row] if tasks else ''}\x1f{labels[row] if labels else ''}" for i, row in present}
-            )
+            count = len(labels.texts)
+            both = np.where(labels.codes < 0, -1, tasks.codes * count + labels.codes)[rows]
+            names = [f"{task}\x1f{label}" for task in tasks.texts for label in labels.texts]
+            strata.append(Coded(names, both))
         return strata
 
     def _check_options(self) -> None:
+        self.spelling.check("Table", self.path)
+        one_of("Table scaling", self.scaling, Scaling)
         if not self.targets:
             raise UserError("Table targets: expected the name of one target column at least")
         for name, target in self.targets.items():

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import FAR
-from lightning_meta.sources.columns import Column, columns_of, instead_of, read_columns
+from lightning_meta.sources.columns import Column
 from lightning_meta.sources.table_features import encode
+from lightning_meta.sources.table_files import PLAIN, Spelling, columns_of, instead_of, read_columns
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
 
@@ -35,18 +36,19 @@ class Rows:
     notes: list[str]
 
 
-def columns_in(data: Any, argument: str = "data=") -> dict[str, Column]:
+def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -> dict[str, Column]:
     """The columns of a table in a file or in memory.
 
     Args:
         data: The path of a CSV or Parquet file; or what `pyarrow.table` takes: a DataFrame, or lists by column.
         argument: What named the path, as errors begin.
+        spelling: How a CSV file is written.
 
     Raises:
         UserError: It is no table.
     """
     if isinstance(data, str | PathLike):
-        return read_columns(Path(data).expanduser(), argument)
+        return read_columns(Path(data).expanduser(), argument, spelling)
     import pyarrow
 
     try:
@@ -98,14 +100,16 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
         column = columns[feature.name]
         count, first = len(column.missing), int(column.missing.argmax())
         if lost := int(column.missing.sum()):
-            becomes = "the training mean" if isinstance(feature, NumberFeature) else "none of the texts of training"
+            becomes = "none of the texts of training"
+            if isinstance(feature, NumberFeature):
+                becomes = "the training median" if feature.quantiles else "the training mean"
             yield (
                 f"column {feature.name!r}: {lost} of {count} values are missing, the first in row {first + 1}; as in "
                 f"training they count as {becomes}"
             )
         if isinstance(feature, TextFeature) and (new := _not_in(feature, column)).any():
-            row, texts = int(new.argmax()), column.texts(feature.of_numbers)
-            kinds = list(dict.fromkeys(texts[i] for i in np.flatnonzero(new)))
+            row, (texts, codes) = int(new.argmax()), column.texts(feature.of_numbers)
+            kinds = [texts[code] for code in dict.fromkeys(codes[new].tolist())]
             others = f" (and {len(kinds) - 1} more texts)" if kinds[1:] else ""
             yield (
                 f"column {feature.name!r}: {int(new.sum())} of {count} values were not seen in training, the first in "
@@ -126,7 +130,8 @@ def _far(spec: TableSpec, columns: Mapping[str, Column], inputs: Tensor, limit: 
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
     known = set(feature.texts)
-    return np.array([text not in known for text in column.texts(feature.of_numbers)]) & ~column.missing
+    texts, codes = column.texts(feature.of_numbers)
+    return np.array([*(text not in known for text in texts), False])[codes]
 
 
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
@@ -135,11 +140,9 @@ def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Colum
     column = columns[spec.task_column]
     if column.missing.any():
         raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-    names, known = column.texts(spec.task_of_numbers), set(tasks)
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        if name not in known:
-            some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
-            raise column.wrong(row, f"the model has no such task; it has {some}")
-        rows.setdefault(name, []).append(row)
-    return {name: torch.tensor(of) for name, of in rows.items()}
+    coded, known = column.texts(spec.task_of_numbers), set(tasks)
+    if (row := coded.first(lambda name: name not in known)) is not None:
+        some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
+        raise column.wrong(row, f"the model has no such task; it has {some}")
+    order = dict.fromkeys(coded.codes.tolist())  # by their first rows
+    return {coded.texts[code]: torch.from_numpy(np.flatnonzero(coded.codes == code)) for code in order}

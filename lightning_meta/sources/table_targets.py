@@ -89,9 +89,8 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if kind == "binary" and len(classes) != 2:
         found = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
         raise UserError(f"{column.where} has {found}, expected two for binary; state multiclass")
-    for row, label in enumerate(column.labels):
-        if label not in classes and not column.missing[row]:
-            raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
+    if (row := column.coded.first(lambda label: label not in classes)) is not None:
+        raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
     return kind, classes
 
 
@@ -136,4 +135,5 @@ def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:
         exact = whole is not None and bool((np.abs(column.numbers[~column.missing]) < MOST).all())
         return torch.from_numpy(whole.astype(np.int64) if exact and whole is not None else column.numbers).unsqueeze(1)
     place = {label: i for i, label in enumerate(classes)}
-    return torch.tensor([place.get(label, -1) for label in column.labels])
+    labels, codes = column.coded
+    return torch.from_numpy(np.array([*(place.get(label, -1) for label in labels), -1])[codes])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -14,6 +15,8 @@ from lightning_meta.errors import UserError
 class NumberFeature:
     """A column of numbers: the input is (x − offset − mean) / scale, 0 where x is missing.
 
+    With quantiles it is F(x − offset), the share of training numbers below, or Φ⁻¹ of it, and the median where missing.
+
     Attributes:
         name: The column.
         mean: μ of the training rows, less the offset.
@@ -21,6 +24,8 @@ class NumberFeature:
         offset: Taken off whole numbers first, which are exact where float64 would merge them.
         constant: Whether all training rows have the same number: the input is 0 whatever the number.
         indicator: Whether one more input says where the number is missing.
+        quantiles: Of the training rows, less the offset, at evenly spaced levels from 0 to 1; none for standard units.
+        normal: Whether Φ⁻¹ is taken of the share, so that training inputs are normally distributed.
     """
 
     name: str
@@ -29,11 +34,20 @@ class NumberFeature:
     offset: int = 0
     constant: bool = False
     indicator: bool = False
+    quantiles: Sequence[float] = ()
+    normal: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self, name=str, mean=float, scale=float, offset=int, constant=bool, indicator=bool)
+        kinds = {"mean": float, "scale": float, "offset": int, "constant": bool, "indicator": bool, "normal": bool}
+        _check_types(self, name=str, **kinds)
+        object.__setattr__(self, "quantiles", _ascending(self.name, self.quantiles))
         if not (isfinite(self.mean) and isfinite(self.scale) and self.scale > 0):
             raise UserError(f"column {self.name!r}: mean {self.mean} and scale {self.scale} are no figures of a column")
+
+    @property
+    def missing_input(self) -> float:
+        """The input where the number is missing: the mean, or the median."""
+        return 0.5 if self.quantiles and not self.normal else 0.0
 
     @property
     def inputs(self) -> list[str]:
@@ -95,15 +109,19 @@ class TableSpec:
         targets: In the order of the tasks; one where there is a task column.
         task_column: The column that names each row's task; "" where each target is a task.
         task_of_numbers: Whether that column held numbers, so that 1 and 1.0 are the same task.
+        delimiter: What divided the columns of its CSV file; "" for what the name of the file says.
+        decimal: What stood before the decimals of a number.
     """
 
     features: Sequence[NumberFeature | TextFeature]
     targets: Sequence[TableTarget]
     task_column: str = ""
     task_of_numbers: bool = False
+    delimiter: str = ""
+    decimal: str = "."
 
     def __post_init__(self) -> None:
-        _check_types(self, task_column=str, task_of_numbers=bool)
+        _check_types(self, task_column=str, task_of_numbers=bool, delimiter=str, decimal=str)
         for name, kinds in (("features", (NumberFeature, TextFeature)), ("targets", (TableTarget,))):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
@@ -128,3 +146,10 @@ def _texts(where: str, texts: Any) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(type(text) is str for text in texts):
         raise UserError(f"{where}: expected a list of texts")
     return tuple(texts)
+
+
+def _ascending(name: str, quantiles: Any) -> tuple[float, ...]:
+    sound = isinstance(quantiles, list | tuple) and all(type(q) is float and isfinite(q) for q in quantiles)
+    if not sound or any(low > high for low, high in itertools.pairwise(quantiles)):
+        raise UserError(f"column {name!r}: expected quantiles as finite numbers that do not fall")
+    return tuple(quantiles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import random
 from collections import defaultdict
@@ -18,6 +19,7 @@ import lightning_meta as lm
 from lightning_meta.batches import SPLITS
 from lightning_meta.nn import MLP
 from lightning_meta.sources import Table
+from lightning_meta.sources.columns import Coded
 from lightning_meta.sources.table_division import stratified
 
 Rows = list[dict[str, Any]]
@@ -81,11 +83,15 @@ def test_labels_of_several_targets_are_divided_evenly(seed: int) -> None:
     """Missing labels and rare ones: every label is divided nearly by the fractions, and no unit is torn apart."""
     rng = np.random.default_rng(seed)
     units = [f"u{u}" for u in rng.integers(0, 300, 400)]
+    hashes = np.array([hashlib.sha256(f"{seed}/{unit}".encode()).digest() for unit in units], "S32")
     strata = []
     for share in (0.5, 0.06, 0.2):
         present = rng.random(400) < rng.uniform(0.3, 1)
         strata.append({int(row): str(rng.random() < share) for row in np.flatnonzero(present)})
-    split_of = stratified(units, strata, (0.6, 0.2, 0.2), seed)
+    coded = [Coded(["True", "False"], np.full(400, -1)) for _ in strata]
+    for labels, of in zip(strata, coded, strict=True):
+        of.codes[list(labels)] = [of.texts.index(label) for label in labels.values()]
+    split_of = stratified(hashes, coded, (0.6, 0.2, 0.2))
     of_unit = defaultdict(set)
     for unit, split in zip(units, split_of, strict=True):
         of_unit[unit].add(split)

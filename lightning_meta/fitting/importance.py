@@ -1,0 +1,154 @@
+"""How much a model of a table uses each column: its loss when the column's values are permuted."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_meta.cells import as_cells
+from lightning_meta.checks import instance, whole
+from lightning_meta.data.multi_task import MultiTaskDataModule
+from lightning_meta.data.task_set import TaskSet
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import choose, key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.table_predictions import outputs_of
+from lightning_meta.report.saving import save_figure
+from lightning_meta.run.files import replacing
+from lightning_meta.sources.table_rows import Rows
+
+SHOWN = 12  # tasks, and columns of each, that find room in the picture
+
+
+class Importance(NamedTuple):
+    """What a column is worth to a task.
+
+    Attributes:
+        task: The task.
+        column: The feature column of the table.
+        increases: Of the task's mean test loss, one for each permutation of the column.
+    """
+
+    task: str
+    column: str
+    increases: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean increase."""
+        return sum(self.increases) / len(self.increases)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over permutations, divided by their number as scikit-learn does."""
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.increases) / len(self.increases))
+
+
+def permutation_importance(
+    module: MultiTaskModule,
+    data: MultiTaskDataModule,
+    repeats: int = 5,
+    seed: int = 0,
+    out: str | Path | None = None,
+    batch_size: int = 512,
+) -> list[Importance]:
+    r"""Measure by how much each task's test loss grows when the values of one column are permuted over test rows.
+
+    $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
+
+    All inputs of a column move together: those of its texts, and the one that says where it is missing. Where each task
+    has rows of its own, values are permuted within them. A column that is correlated with others may be worth little by
+    this measure, since the model has the others (Breiman, Random Forests, Machine Learning 45, 2001, section 10). The
+    result is that of `sklearn.inspection.permutation_importance` by the loss. ::
+
+        model = lm.load("runs/houses/0")
+        lm.permutation_importance(model, data, out="runs/houses/0")
+
+    Args:
+        module: A model that was trained on a `Table`.
+        data: The table, with the same division.
+        repeats: R, how often each column is permuted.
+        seed: Draws other permutations.
+        out: A folder for `importance.csv` and `importance.png`, such as the run directory.
+        batch_size: Rows that are predicted at once.
+
+    Returns:
+        One for each task and column.
+
+    Raises:
+        UserError: The model or the data are of no table, or of different ones.
+    """
+    instance("module", module, MultiTaskModule)
+    instance("data", data, MultiTaskDataModule)
+    whole(1, repeats=repeats, batch_size=batch_size)
+    whole(0, seed=seed)
+    data.prepare_data()
+    data.setup("test")
+    table, test = module.spec.table, data.sets["test"]
+    if table is None or data.spec is None or data.spec.table is None:
+        raise UserError("permutation_importance: expected a model and data of a lightning_meta.sources.Table")
+    if table.inputs != data.spec.table.inputs or module.names != test.names or not isinstance(test.inputs, Tensor):
+        raise UserError("permutation_importance: the data has other columns or tasks than those of training; give its")
+    x = test.inputs
+    before = _losses(module, x, test, batch_size)
+    found: dict[tuple[str, str], list[float]] = {(n, f.name): [] for n in before for f in table.features}
+    groups = {"": torch.arange(len(x))} if test.overlapping else test.rows
+    start = 0
+    for feature in table.features:
+        inputs = slice(start, start := start + len(feature.inputs))
+        for repeat in range(repeats):
+            permuted = x.clone()
+            for group, rows in groups.items():
+                draw = key(seed, name_key(feature.name), repeat, name_key(group))
+                permuted[rows, inputs] = x[rows[choose(draw, len(rows), len(rows)).to(rows.device)], inputs]
+            for name, loss in _losses(module, permuted, test, batch_size).items():
+                found[name, feature.name].append(loss - before[name])
+    importances = [Importance(task, column, tuple(values)) for (task, column), values in found.items()]
+    if out is not None:
+        _write(Path(out), importances)
+        _draw(Path(out), importances)
+    return importances
+
+
+def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, batch_size: int) -> dict[str, float]:
+    """The mean loss of each task that has test rows."""
+    rows = {name: of.cpu() for name, of in test.rows.items() if len(of)}
+    outputs = outputs_of(module, Rows(x, rows, []), batch_size)
+    return {
+        name: float(module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double().mean())
+        for name, y in outputs.items()
+    }
+
+
+def _write(folder: Path, importances: Sequence[Importance]) -> None:
+    with replacing(folder / "importance.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", "column", "loss_increase", "standard_deviation", "permutations"])
+        for found in importances:
+            numbers = [found.mean, found.deviation, len(found.increases)]
+            writer.writerow(as_cells([found.task, found.column, *numbers]))
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # names of tasks and columns are text
+def _draw(folder: Path, importances: Sequence[Importance]) -> None:
+    """A panel for each of the first tasks, with the columns that its loss grows by most; bars are ± one deviation."""
+    tasks = list(dict.fromkeys(found.task for found in importances))[:SHOWN]
+    figure = Figure((7, 2.5 * len(tasks)), layout="constrained")
+    for axes, task in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
+        of_task = sorted((f for f in importances if f.task == task), key=lambda f: f.mean)[-SHOWN:]
+        axes.barh(
+            range(len(of_task)), [f.mean for f in of_task], xerr=[f.deviation for f in of_task], color="0.6", capsize=2
+        )
+        axes.set_yticks(range(len(of_task)), [f.column for f in of_task], fontsize=7)
+        axes.set_title(task, fontsize=9)
+        axes.axvline(0, color="0.3", lw=0.5)
+    axes.set_xlabel("increase of the test loss when the column is permuted")
+    save_figure(figure, folder / "importance.png")

@@ -1,0 +1,144 @@
+"""Other scales and spellings of tables: quantiles, and CSV files with semicolons and commas."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.preprocessing import QuantileTransformer
+
+import lightning_meta as lm
+from lightning_meta.batches import SPLITS
+from lightning_meta.cli.main import main
+from lightning_meta.nn import MLP
+from lightning_meta.sources import LabelledTable, Table
+from lightning_meta.sources.table_features import CHUNK
+
+Rows = list[dict[str, Any]]
+
+
+def write(path: Path, rows: Rows, delimiter: str = ",", decimal: str = ".") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(rows[0])
+        for row in rows:
+            writer.writerow([str(v).replace(".", decimal) if isinstance(v, float) else v for v in row.values()])
+    return path
+
+
+def long_tails(count: int) -> Rows:
+    """Numbers with a long tail, with many equal ones, and far ones in the test; some missing."""
+    rng = np.random.default_rng(0)
+    split = np.array(SPLITS)[rng.choice(3, count, p=[0.6, 0.2, 0.2])]
+    tail, few = np.exp(3 * rng.normal(size=count)).round(3), rng.integers(0, 4, count)
+    tail[split == "test"] *= 100
+    missing = rng.random(count) < 0.1
+    return [
+        {"tail": "" if m else float(t), "few": int(f), "style": "ab"[f % 2], "y": float(i) / 2, "split": s}
+        for i, (t, f, s, m) in enumerate(zip(tail, few, split, missing, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("output", ["normal", "uniform"])
+@pytest.mark.parametrize("count", [300, 2 * CHUNK])
+def test_quantiles_are_those_of_scikit_learn(tmp_path: Path, output: str, count: int) -> None:
+    rows = long_tails(count)
+    scaling: Any = f"quantile_{output}"
+    path = write(tmp_path / "t.csv", rows)
+    source = Table(path, {"y": "regression"}, split_column="split", scaling=scaling)
+    numbers = {
+        split: np.array(
+            [[np.nan if r["tail"] == "" else r["tail"], r["few"]] for r in rows if r["split"] == split], float
+        )
+        for split in SPLITS
+    }
+    transformer = QuantileTransformer(
+        n_quantiles=min(1000, len(numbers["train"])), subsample=None, output_distribution=output
+    ).fit(numbers["train"])
+    for split in SPLITS:
+        wanted = np.nan_to_num(transformer.transform(numbers[split]), nan=0.0 if output == "normal" else 0.5)
+        x = source.sets()[split].inputs
+        assert isinstance(x, torch.Tensor)
+        np.testing.assert_allclose(x[:, :2].numpy(), wanted, rtol=1e-6, atol=1e-6)
+        assert x[:, 2:].sum(1).unique().tolist() == [1.0]
+    with pytest.raises(lm.UserError, match="scaling"):
+        Table(path, {"y": "regression"}, scaling="log")  # type: ignore[arg-type]
+
+
+def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) -> None:
+    rows = long_tails(120)
+    plain = Table(write(tmp_path / "plain.csv", rows), {"y": "regression"})
+    european = write(tmp_path / "european.csv", rows, ";", ",")
+    options: Any = {"delimiter": ";", "decimal": ","}
+    assert Table(european, {"y": "regression"}, **options).fingerprint() == plain.fingerprint()
+    labelled = LabelledTable(tmp_path / "plain.csv", "few", ["tail"], scaling="quantile_normal")
+    assert LabelledTable(european, "few", ["tail"], scaling="quantile_normal", **options).fingerprint() == (
+        labelled.fingerprint()
+    )
+    for source in (Table(european, {"y": "regression"}), Table(tmp_path / "plain.csv", {"y": None}, delimiter=";")):
+        with pytest.raises(lm.UserError, match=r"its columns are divided by '[;,]'; give delimiter='[;,]'") as error:
+            source.sets()
+        assert "\n" not in str(error.value)
+    text = [{**row, "tail": "1,5" if i else "1.5"} for i, row in enumerate(rows)]
+    with pytest.raises(lm.UserError, match=r"column 'tail', row 1 is '1\.5': other rows hold numbers"):
+        Table(write(tmp_path / "mixed.csv", text, ";", ","), {"y": "regression"}, **options).sets()
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "message"),
+    [
+        ("t.csv", {"delimiter": ";;"}, "delimiter: expected one character, such as ';', got ';;'"),
+        ("t.csv", {"decimal": ";"}, "decimal: expected '.' or ',', got ';'"),
+        ("t.csv", {"delimiter": ",", "decimal": ","}, "delimiter and decimal are both ','"),
+        ("t.parquet", {"delimiter": ";"}, "delimiter and decimal are of CSV files; leave them out for t.parquet"),
+    ],
+)
+def test_spellings_that_cannot_be(path: str, options: Any, message: str) -> None:
+    for source in (lambda: Table(path, {"y": None}, **options), lambda: LabelledTable(path, "y", **options)):
+        with pytest.raises(lm.UserError) as error:
+            source()
+        assert message in str(error.value)
+
+
+def test_new_rows_are_read_and_scaled_as_those_of_training(tmp_path: Path) -> None:
+    rows = long_tails(120)
+    options: Any = {"delimiter": ";", "decimal": ",", "scaling": "quantile_uniform"}
+    path = write(tmp_path / "t.csv", rows, ";", ",")
+    data = lm.MultiTaskDataModule(Table(path, {"y": "regression"}, split_column="split", **options), seed=0)
+    run = lm.fit(lm.MultiHead(MLP(4, (8,))), data, name="t", runs=tmp_path, max_epochs=1, enable_progress_bar=False)
+    module = lm.load(run.directory or "")
+    test = data.sets["test"]
+    assert isinstance(test.inputs, torch.Tensor)
+    wanted = module.predict("y", test.inputs).flatten()
+    new = [row for row in rows if row["split"] == "test"]
+    random.Random(0).shuffle(new)
+    order = [[row["y"] for row in new].index(y) for y in test.targets["y"].flatten().tolist()]
+    plain, european = write(tmp_path / "plain.csv", new), write(tmp_path / "new.csv", new, ";", ",")
+    in_memory = {name: [None if row[name] == "" else row[name] for row in new] for name in new[0]}
+    for found in (
+        module.predict_table(european),
+        module.predict_table(plain, delimiter=",", decimal="."),
+        module.predict_table(in_memory),
+    ):
+        torch.testing.assert_close(torch.as_tensor(found["y"])[order].float(), wanted.float(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(lm.UserError, match=r"divided by ','; give delimiter=','"):
+        module.predict_table(plain)
+    out = tmp_path / "out.csv"
+    main(
+        [
+            "predict",
+            f"--ckpt_path={tmp_path / 't' / '0'}",
+            f"--table={plain}",
+            "--delimiter=,",
+            "--decimal=.",
+            f"--out={out}",
+        ]
+    )
+    with out.open(newline="") as file:
+        written = [float(row["y"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(np.array(written)[order], wanted.numpy(), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,127 @@
+"""What a permuted column costs: scikit-learn's figures, and those of inputs that are permuted by hand."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.inspection._permutation_importance as peer
+import torch
+from torch import Tensor
+
+import lightning_meta as lm
+from lightning_meta.functional.random_bits import choose, key, name_key
+from lightning_meta.nn import MLP
+from lightning_meta.sources import Table
+
+
+def made(folder: Path, **options: Any) -> tuple[lm.MultiHead, lm.MultiTaskDataModule]:
+    """A model of a table with two numbers and a text, as it is before training."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "a": a,
+            "b": b,
+            "kind": "xyz"[i % 3],
+            "y": 2 * a + b,
+            "z": "" if i % 5 == 0 else int(b > 0),
+            "town": "uv"[i % 2],
+        }
+        for i, (a, b) in enumerate(rng.normal(size=(150, 2)).tolist())
+    ]
+    with (folder / "t.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    data = lm.MultiTaskDataModule(Table(folder / "t.csv", features=["a", "b", "kind"], **options), seed=0)
+    data.setup("fit")
+    torch.manual_seed(0)
+    return lm.MultiHead(MLP(5, (8,)), tasks=data.spec), data
+
+
+TWO: dict[str, Any] = {"targets": {"y": "regression", "z": "binary"}}
+
+
+@torch.no_grad()
+def loss_of(module: lm.MultiHead, task: str, x: Tensor, y: Tensor) -> float:
+    outputs = module.eval().heads[module.names.index(task)](module.backbone(x))
+    return float(module.spec.tasks[task].losses(outputs, y).double().mean())
+
+
+def test_it_is_what_scikit_learn_says_of_the_same_permutations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, data = made(tmp_path, targets={"y": "regression"})
+    found = {f.column: f for f in lm.permutation_importance(module, data, repeats=1, seed=3)}
+    test = data.sets["test"]
+    assert isinstance(test.inputs, Tensor)
+    draws = iter("ab")
+
+    class Permutations:
+        """A random state that draws the same."""
+
+        def randint(self, high: int) -> int:
+            return 0
+
+        def shuffle(self, rows: Any) -> None:
+            drawn = key(3, name_key(next(draws, "a")), 0, name_key("y"))
+            rows[:] = choose(drawn, len(rows), len(rows)).numpy()
+
+    class Model:
+        def fit(self) -> None: ...
+
+    monkeypatch.setattr(peer, "check_random_state", lambda state: Permutations())
+
+    def score(model: Model, x: Any, y: Any) -> float:
+        return -loss_of(module, "y", torch.from_numpy(x), torch.from_numpy(y))
+
+    wanted = peer.permutation_importance(
+        Model(), test.inputs.numpy(), test.targets["y"].numpy(), scoring=score, n_repeats=1
+    ).importances_mean
+    assert [found[name].mean for name in "ab"] == pytest.approx(wanted[:2], abs=1e-6)
+    assert max(abs(found[name].mean) for name in "ab") > 0.01
+
+
+def test_all_inputs_of_a_column_are_permuted_together_and_the_figures_written(tmp_path: Path) -> None:
+    module, data = made(tmp_path, **TWO)
+    importances = lm.permutation_importance(module, data, repeats=3, seed=1, out=tmp_path, batch_size=7)
+    assert [(f.task, f.column) for f in importances] == [(t, c) for t in "yz" for c in ("a", "b", "kind")]
+    test = data.sets["test"]
+    assert isinstance(test.inputs, Tensor)
+    assert len(test.rows["z"]) < len(test.inputs)
+    for found in importances:
+        inputs = {"a": [0], "b": [1], "kind": [2, 3, 4]}[found.column]
+        for repeat, increase in enumerate(found.increases):
+            x = test.inputs.clone()
+            draw = key(1, name_key(found.column), repeat, name_key(""))
+            x[:, inputs] = x[choose(draw, len(x), len(x))][:, inputs]
+            rows, y = test.rows[found.task], test.targets[found.task]
+            wanted = loss_of(module, found.task, x[rows], y) - loss_of(module, found.task, test.inputs[rows], y)
+            assert increase == pytest.approx(wanted, abs=1e-5)
+    with (tmp_path / "importance.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["loss_increase"]) for row in written] == [f.mean for f in importances]
+    assert float(written[0]["standard_deviation"]) == pytest.approx(np.std(importances[0].increases))
+    assert (tmp_path / "importance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_of_a_task_keep_to_it(tmp_path: Path) -> None:
+    """A column that is constant within each task is worth nothing to any."""
+    module, data = made(tmp_path, targets={"y": "regression"}, task_column="town")
+    inputs = data.sets["test"].inputs
+    assert isinstance(inputs, Tensor)
+    for i, rows in enumerate(data.sets["test"].rows.values()):
+        inputs[rows, 0] = float(i)
+    found = {(f.task, f.column): f.mean for f in lm.permutation_importance(module, data, repeats=2)}
+    assert found["u", "a"] == found["v", "a"] == 0
+    assert found["u", "b"] != 0
+
+
+def test_data_of_another_table_are_refused(tmp_path: Path) -> None:
+    module, data = made(tmp_path, **TWO)
+    other = lm.MultiTaskDataModule(Table(tmp_path / "t.csv", {"y": "regression", "z": "binary"}, ["a"]), seed=0)
+    with pytest.raises(lm.UserError, match="other columns or tasks than those of training"):
+        lm.permutation_importance(module, other)
+    with pytest.raises(lm.UserError, match="repeats"):
+        lm.permutation_importance(module, data, repeats=0)
