@@ -59,6 +59,7 @@ from .multitask.independent import Independent as Independent
 from .multitask.linear import Linear as Linear
 from .multitask.lora import LoRA as LoRA
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
+from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger

@@ -45,6 +45,8 @@ MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "Linear": lambda **options: lm.Linear(**options),
     "LoRA": lambda **options: lm.LoRA(MLP(4, (8, 8)), rank=2, **options),
     "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
+    # Batch statistics are those of each rank's share, which two ranks would see.
+    "MTAN": lambda **options: lm.MTAN(MLP(4, (8, 8)), batch_norm=False, **options),
     "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
 }
 # Arguments of the weightings that need some, for the tasks of `toys.sums`.
