@@ -93,7 +93,7 @@ def test_experts_that_start_alike_begin_as_one_network_and_part(method: Any) -> 
 
 
 def test_own_experts_and_gates_are_no_part_of_what_cagrad_combines() -> None:
-    module = train(CGC, data(), 3, weighting=CAGrad())
+    module: Any = train(CGC, data(), 3, weighting=CAGrad())
     shared = {id(p) for p in module.shared_parameters()}
     assert shared == {id(p) for p in module.backbone[0].parameters()}
 

@@ -89,7 +89,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_what_is_shared_is_the_backbone_and_cagrad_combines_it() -> None:
-    module = train(LoRA, data(), 3, weighting=CAGrad())
+    module: Any = train(LoRA, data(), 3, weighting=CAGrad())
     assert [id(p) for p in module.shared_parameters()] == [id(p) for p in module.backbone.parameters()]
     assert all(bool(update.up.any()) for of in module.updates for update in of)
 
@@ -98,7 +98,7 @@ def test_what_is_shared_is_the_backbone_and_cagrad_combines_it() -> None:
 def test_over_a_frozen_network_updates_and_heads_learn() -> None:
     network = backbone()
     before = copy.deepcopy(network)
-    module = train(LoRA, data(), 5, backbone=Frozen(network))
+    module: Any = train(LoRA, data(), 5, backbone=Frozen(network))
     assert not module.shared_parameters()
     for one, other in zip(module.backbone.parameters(), before.parameters(), strict=True):
         assert torch.equal(one, other.double())
