@@ -55,12 +55,15 @@ from .meta.simple_shot import SimpleShot as SimpleShot
 from .meta.soft_k_means import SoftKMeans as SoftKMeans
 from .meta.tim import TIM as TIM
 from .multitask.base import MultiTaskModule as MultiTaskModule
+from .multitask.cgc import CGC as CGC
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch
 from .multitask.gradient_conflict import GradientConflict as GradientConflict
 from .multitask.independent import Independent as Independent
 from .multitask.linear import Linear as Linear
+from .multitask.lora import LoRA as LoRA
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
+from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger

@@ -41,11 +41,15 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
 }
 # Methods for the three tasks of `toys.sums`.
 MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
+    "CGC": lambda **options: lm.CGC(MLP(4, (8,)), **options),
     "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
     "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
     "Independent": lambda **options: lm.Independent(MLP(4, (8,)), **options),
     "Linear": lambda **options: lm.Linear(**options),
+    "LoRA": lambda **options: lm.LoRA(MLP(4, (8, 8)), rank=2, **options),
     "MixtureOfExperts": lambda **options: lm.MixtureOfExperts(MLP(4, (8,)), **options),
+    # Batch statistics are those of each rank's share, which two ranks would see.
+    "MTAN": lambda **options: lm.MTAN(MLP(4, (8, 8)), batch_norm=False, **options),
     "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
 }
 # Arguments of the weightings that need some, for the tasks of `toys.sums`.

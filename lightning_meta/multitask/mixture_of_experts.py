@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lightning_meta.checks import whole
-from lightning_meta.errors import UserError
+from lightning_meta.checks import switch, whole
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
-from lightning_meta.nn.features import are_ids, output_size
-from lightning_meta.nn.fresh import fresh
-from lightning_meta.nn.heads import seeded
+from lightning_meta.multitask.experts import check_gated, expert_like, mixed, new_gate
+from lightning_meta.nn.features import output_size
 from lightning_meta.tasks import TasksSpec
 
 
@@ -45,55 +41,54 @@ class MixtureOfExperts(MultiTaskModule):
     Deviations:
         - An expert is any backbone, where the paper's is one layer; a gate is linear in the input laid out flat, which
           are pixels where inputs are images. Inputs are those behind the stems, where there are any.
+        - Experts that start from the same weights give what one of them gives, until the gates part them: they start
+          from different values, so that each expert has another gradient from the first step on.
 
     Args:
-        backbone: The first expert; the others are made like it and start from other values.
+        backbone: The first expert; the others are made like it and start from other values. What is pretrained keeps
+            its weights in all experts: a backbone that `backbone_weights` names, `nn.Pretrained` and `nn.Frozen`.
         experts: How many experts.
+        same_start: Whether all experts start from the weights of `backbone` in any case, such as those of a network of
+            yours that you have loaded.
         **options: Those of `MultiTaskModule`.
     """
+
+    sets_first_weights = ("same_start",)
 
     def __init__(
         self,
         backbone: nn.Module,
         experts: int = 4,
+        same_start: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(backbone, **options)
         whole(1, experts=experts)
-        self.number = experts
+        switch(same_start=same_start)
+        self.number, self.same_start = experts, same_start
 
     def build(self, spec: TasksSpec) -> None:
         """Make the experts, and a gate and a head for each task."""
-        if are_ids(self.input_shape, self.input_dtype):
-            raise UserError(
-                f"tasks: MixtureOfExperts gates by the inputs, and these are {self.input_dtype} ids, which have no "
-                "order; give each task a stem with an embedding, or use MultiHead"
-            )
+        check_gated("MixtureOfExperts", self.input_shape, self.input_dtype)
         features, width = output_size(self.backbone, self.input_shape, self.input_dtype), math.prod(self.input_shape)
-        taken = self.backbone_weights is not None  # then all experts start from these weights
-        others = [
-            copy.deepcopy(self.backbone) if taken else fresh(self.backbone, int(key(self.key, e)))
-            for e in range(1, self.number)
-        ]
+        same = self.same_start or self.backbone_weights is not None
+        others = [expert_like(self.backbone, int(key(self.key, e)), same) for e in range(1, self.number)]
         self.backbone = nn.ModuleList([self.backbone, *others])
-        self.gates = nn.ModuleList(self._gate(name, width) for name in spec.tasks)
+        self.gates = nn.ModuleList(
+            new_gate(width, self.number, int(key(self.key, name_key(name), 1))) for name in spec.tasks
+        )
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all experts."""
         assert isinstance(self.backbone, nn.ModuleList)
-        features, flat = torch.stack([expert(x) for expert in self.backbone], dim=1), x.flatten(1)
+        features = [expert(x) for expert in self.backbone]
         outputs = {}
         for name, i in rows.items():
             task = self.names.index(name)
-            gates = self.gates[task](flat[i]).softmax(-1)
-            outputs[name] = self.heads[task](torch.einsum("me,mef->mf", gates, features[i]))
+            outputs[name] = self.heads[task](mixed(self.gates[task], x[i], [f[i] for f in features]))
         return outputs
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's gate, head and stem."""
         return [self.gates[task], *super().own_modules(task)]
-
-    def _gate(self, name: str, width: int) -> nn.Module:
-        with seeded(int(key(self.key, name_key(name), 1))):
-            return nn.Linear(width, self.number, bias=False)

@@ -1,0 +1,56 @@
+"""Experts: networks of one architecture whose features a gate mixes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.nn.features import are_ids
+from lightning_meta.nn.fresh import fresh
+from lightning_meta.nn.heads import seeded
+
+
+def check_gated(method: str, input_shape: Sequence[int], input_dtype: str) -> None:
+    """Refuse inputs that a linear gate cannot look at.
+
+    Args:
+        method: What the user calls the method.
+        input_shape: The shape of one input.
+        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+
+    Raises:
+        UserError: They are ids.
+    """
+    if are_ids(input_shape, input_dtype):
+        raise UserError(
+            f"tasks: {method} gates by the inputs, and these are {input_dtype} ids, which have no order; give each "
+            "task a stem with an embedding, or use MultiHead"
+        )
+
+
+def expert_like(network: nn.Module, seed: int, same_start: bool) -> nn.Module:
+    """Another expert.
+
+    Args:
+        network: The first one.
+        seed: Decides the values that are drawn.
+        same_start: Whether it starts from the weights of the first; else from others, but for published and frozen
+            parts, which keep theirs.
+    """
+    return copy.deepcopy(network) if same_start else fresh(network, seed)
+
+
+def new_gate(width: int, experts: int, seed: int) -> nn.Linear:
+    """W of $\\mathrm{softmax}(W x)$, `(experts, width)`; the values depend on the seed alone."""
+    with seeded(seed):
+        return nn.Linear(width, experts, bias=False)
+
+
+def mixed(gate: nn.Module, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+    """Features of E experts, each `(M, F)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, F)`."""
+    weights = gate(x.flatten(1)).softmax(-1)
+    return torch.einsum("me,mef->mf", weights, torch.stack(list(features), dim=1))

@@ -1,0 +1,174 @@
+"""Low-rank adaptation: a backbone that all tasks share, and a low-rank update of its weights for each task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.checks import positive, whole
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.nn.features import output_size, zeros_like_inputs
+from lightning_meta.nn.heads import seeded
+from lightning_meta.tasks import TasksSpec
+
+
+class LowRank(nn.Module):
+    r"""A low-rank update of a linear or convolutional layer, $\Delta W x = B A x$; A is Gaussian, B starts at 0.
+
+    Args:
+        layer: Linear, or a convolution without groups.
+        rank: r.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
+        super().__init__()
+        weight = layer.weight
+        inputs = weight[0].numel()
+        self.down = nn.Parameter((torch.randn(rank, *weight.shape[1:]) * inputs**-0.5).to(weight))
+        self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
+
+    def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
+        """What the update adds to the output of `layer` for inputs `x`."""
+        if isinstance(layer, nn.Conv2d):
+            return F.conv2d(layer._conv_forward(x, self.down, None), self.up[:, :, None, None])
+        return F.linear(F.linear(x, self.down), self.up)
+
+    def merged(self) -> Tensor:
+        """BA in the shape of the layer's weight."""
+        return (self.up @ self.down.flatten(1)).view(-1, *self.down.shape[1:])
+
+
+class LoRA(MultiTaskModule):
+    r"""A shared backbone and a low-rank update of its layers by task (Hu et al. 2021).
+
+    $$h_i = W x + \frac{\alpha}{r} B_i A_i x$$
+
+    (section 4.1; https://arxiv.org/abs/2106.09685) in each linear layer and each convolution without groups, whose
+    kernels are laid out flat. $A_i$ is Gaussian and $B_i$ starts at 0, so that training starts from the backbone.
+
+    The backbone is trained for all tasks. In `nn.Frozen` or `nn.Pretrained` it is frozen, as in the paper; then only
+    updates and heads are trained, and nothing is shared that a weighting of gradients could combine.
+
+    At a glance:
+        - Shared: a backbone.
+        - Own: a low-rank update and a head.
+        - New task: train an update and a head.
+
+    Run it:
+        `python scripts/fit.py --config configs/lora_glyphs.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - Section 4.2: the paper adapts the query and value projections of a Transformer; here every layer of the kind
+          that is called is adapted. `torch.nn.MultiheadAttention` uses its weights without calling layers: it has no
+          update.
+        - Section 4.1: the variance of A is not said; here it is one over the inputs of the layer.
+        - The backbone is trained unless it is frozen.
+        - Updates are not merged into the weights for inference: a batch may hold all tasks.
+
+    Args:
+        backbone: W. Its layers get one row for each input, as `(M, ...)`; batch normalisation is by the whole batch,
+            where an input with labels of several tasks counts once for each.
+        rank: r.
+        alpha: α, > 0.
+        **options: Those of `MultiTaskModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rank: int = 4,
+        alpha: float = 4.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        whole(1, rank=rank)
+        positive(alpha=alpha)
+        self.rank, self.alpha = rank, alpha
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make an update of each layer and a head for each task."""
+        features = output_size(self.backbone, self.input_shape, self.input_dtype)
+        self.layers = self._called()
+        self.updates = nn.ModuleList(self._updates(name) for name in spec.tasks)
+        self.heads = nn.ModuleList(self.head(name, features) for name in spec.tasks)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks; an input runs through the backbone once for each task that it belongs to."""
+        tasks, counts = [self.names.index(name) for name in rows], [len(i) for i in rows.values()]
+        with self._updated(tasks, counts):
+            features = self.backbone(x[torch.cat(list(rows.values()))]).split(counts)
+        return {name: self.heads[i](f) for name, i, f in zip(rows, tasks, features, strict=True)}
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """The task's update, head and stem."""
+        return [self.updates[task], *super().own_modules(task)]
+
+    def _updates(self, name: str) -> nn.ModuleList:
+        with seeded(int(key(self.key, name_key(name), 1))):
+            return nn.ModuleList(LowRank(self.backbone.get_submodule(n), self.rank) for n in self.layers)  # type: ignore[arg-type]
+
+    @contextmanager
+    def _updated(self, tasks: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
+        """Within the context the layers add the updates of tasks, whose inputs come one task after the other."""
+        with ExitStack() as stack:
+            for number, name in enumerate(self.layers):
+                updates = [self.updates[task][number] for task in tasks]  # type: ignore[index]
+                hook = partial(_add, updates, counts, self.alpha / self.rank)
+                stack.enter_context(self.backbone.get_submodule(name).register_forward_hook(hook))
+            yield
+
+    def _called(self) -> list[str]:
+        """The names of the layers that have updates: those that a forward pass calls.
+
+        Raises:
+            UserError: There are none, or one is called with something else than a row for each input.
+        """
+        network = copy.deepcopy(self.backbone).eval()
+        found = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and _is_plain(m)}
+        called: dict[str, list[int]] = {}
+        zeros = zeros_like_inputs(self.input_shape, self.input_dtype, next(network.parameters(), torch.zeros(())))
+        for name, layer in found.items():
+            layer.register_forward_hook(lambda m, args, out, n=name: called.setdefault(n, []).append(len(args[0])))
+        inputs = zeros[:1].expand(7, *zeros.shape[1:])
+        with torch.no_grad():
+            network(inputs)
+        for name, lengths in called.items():
+            if set(lengths) != {len(inputs)}:
+                raise UserError(
+                    f"backbone: {name} of {type(self.backbone).__name__} is called with {lengths[0]} rows for "
+                    f"{len(inputs)} inputs, and LoRA needs one for each, such as (M, L, C); keep inputs in the first "
+                    "dimension, or use MultiHead"
+                )
+        if not called:
+            raise UserError(
+                f"backbone: {type(self.backbone).__name__} calls no torch.nn.Linear or torch.nn.Conv2d without groups, "
+                "which LoRA updates; use MultiHead, or a backbone that has some"
+            )
+        return list(called)
+
+
+def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
+    return isinstance(layer, nn.Linear) or layer.groups == 1
+
+
+def _add(
+    updates: Sequence[LowRank], counts: Sequence[int], scale: float, layer: nn.Module, args: Any, output: Tensor
+) -> Tensor:
+    """A forward hook: the output of a layer and the updates of tasks, each for its rows."""
+    parts = args[0].split(list(counts))
+    return output + scale * torch.cat([update(layer, x) for update, x in zip(updates, parts, strict=True)])

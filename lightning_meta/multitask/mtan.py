@@ -1,0 +1,139 @@
+"""Multi-task attention: a shared backbone, to whose features each task attends after every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.checks import switch, whole
+from lightning_meta.errors import UserError
+from lightning_meta.functional.random_bits import key, name_key
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.nn.features import IMAGE_DIMS, output_size, shape_after
+from lightning_meta.nn.fresh import fresh
+from lightning_meta.nn.frozen import FeatureExtractor
+from lightning_meta.nn.heads import seeded
+from lightning_meta.nn.normalization import TaskBatchNorm
+from lightning_meta.nn.stages import stages_of
+from lightning_meta.tasks import TasksSpec
+
+
+class MTAN(MultiTaskModule):
+    r"""Soft sharing by attention (Multi-Task Attention Network; Liu, Johns and Davison, CVPR 2019).
+
+    $$\hat a_i^{(j)} = a_i^{(j)} \odot p^{(j)}, \qquad
+    a_i^{(j)} = h_i^{(j)}\big(g_i^{(j)}\big([u^{(j)}; f^{(j)}(\hat a_i^{(j-1)})]\big)\big)$$
+
+    (equations 1 and 2; https://arxiv.org/abs/1803.10704). Block j of the backbone is one or more of its stages;
+    $u^{(j)}$ are the features after the first of them and $p^{(j)}$ those after the last. g is a 1x1 convolution (a
+    linear layer, where features have no positions), batch normalisation and a ReLU; h is the same with a sigmoid; f is
+    shared by the tasks and brings features to the shape of $u^{(j)}$. The first block has no f. A head is behind the
+    last $\hat a_i^{(j)}$.
+
+    At a glance:
+        - Shared: a backbone, and f between its blocks.
+        - Own: attention and a head.
+        - New task: train attention and a head.
+
+    Run it:
+        `python scripts/fit.py --config configs/mtan_glyphs.yaml`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - The attention is not logged.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - Section 3.2: f is a stage like the first of its block, with other weights, in place of a 3x3 convolution and
+          pooling: in a `Conv4` it is both, in an `MLP` a layer. A frozen or published stage keeps its weights in f.
+        - Figure 2: in a block of one stage, which is the default, u is p; the paper's blocks have two or three
+          convolutions.
+        - Batch normalisation in the attention is by the task's examples in the batch. Under DDP it is by each rank's
+          share, as everywhere.
+
+    Args:
+        backbone: The shared network, in stages.
+        stages_per_block: How many stages a block has; the last block may have fewer.
+        batch_norm: Whether there is batch normalisation in the attention.
+        **options: Those of `MultiTaskModule`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        stages_per_block: int = 1,
+        batch_norm: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        whole(1, stages_per_block=stages_per_block)
+        switch(batch_norm=batch_norm)
+        self.stages_per_block, self.batch_norm = stages_per_block, batch_norm
+
+    def build(self, spec: TasksSpec) -> None:
+        """Make f between the blocks, and attention and a head for each task."""
+        features = output_size(self.backbone, self.input_shape, self.input_dtype)
+        shape, dtype, shapes = self.input_shape, self.input_dtype, []
+        for j, block in enumerate(self._blocks()):
+            first = shape_after(block[0], shape, input_dtype=dtype)
+            last = shape_after(nn.Sequential(*block), shape, input_dtype=dtype)
+            if len(last) not in (1, IMAGE_DIMS) or first[1:] != last[1:]:
+                raise UserError(
+                    "backbone: MTAN attends to features (C,) or (C, H, W) that have one shape within a block; those of "
+                    f"block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
+                    "another number, or use MultiHead"
+                )
+            shapes.append((first[0], last))
+            shape, dtype = last, ""
+        firsts = [block[0] for block in self._blocks()]
+        self.between = nn.ModuleList(self._like(stage, j) for j, stage in enumerate(firsts[1:], 1))
+        self.attention = nn.ModuleList(
+            nn.ModuleList(self._attention(name, j, u if j == 0 else 2 * u, p) for j, (u, p) in enumerate(shapes))
+            for name in spec.tasks
+        )
+        self.heads = nn.ModuleList(self.head(name, features) for name in spec.tasks)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks; the backbone sees each input once, f once for each task."""
+        p, attended = x, dict[str, Tensor]()
+        for j, (first, *others) in enumerate(self._blocks()):
+            u = p = first(p)
+            for stage in others:
+                p = stage(p)
+            if j:  # all tasks at once: batch normalisation in f is theirs together
+                counts = [len(i) for i in rows.values()]
+                brought = self.between[j - 1](torch.cat([attended[name] for name in rows])).split(counts)
+                seen = {n: torch.cat([u[i], f], 1) for (n, i), f in zip(rows.items(), brought, strict=True)}
+            else:
+                seen = {name: u[i] for name, i in rows.items()}
+            for name, i in rows.items():
+                attention = self.attention[self.names.index(name)][j]  # type: ignore[index]
+                attended[name] = attention(seen[name]) * p[i]
+        return {name: self.heads[self.names.index(name)](features) for name, features in attended.items()}
+
+    def own_modules(self, task: int) -> list[nn.Module]:
+        """The task's attention, head and stem."""
+        return [self.attention[task], *super().own_modules(task)]
+
+    def _blocks(self) -> list[list[nn.Module]]:
+        stages, size = stages_of(self.backbone), self.stages_per_block
+        return [stages[start : start + size] for start in range(0, len(stages), size)]
+
+    def _like(self, stage: nn.Module, j: int) -> nn.Module:
+        made = fresh(stage, int(key(self.key, j)))
+        if not any(isinstance(part, FeatureExtractor) for part in made.modules()):
+            made.requires_grad_(True)  # it is trained where the user froze the stage, whose weights it does not have
+        return made
+
+    def _attention(self, name: str, j: int, inputs: int, shape: tuple[int, ...]) -> nn.Module:
+        width, layers = shape[0], list[nn.Module]()
+        with seeded(int(key(self.key, name_key(name), 1, j))):
+            for c, after in ((inputs, nn.ReLU()), (width, nn.Sigmoid())):
+                layers.append(nn.Linear(c, width) if len(shape) == 1 else nn.Conv2d(c, width, 1))
+                layers += [*([TaskBatchNorm(width)] if self.batch_norm else []), after]
+        return nn.Sequential(*layers)
