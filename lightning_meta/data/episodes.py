@@ -128,6 +128,8 @@ class EpisodeDataset(Episodes):
         self._root = int(key(seed, SPLITS.index(split)))
         if isinstance(origin, Pool):
             check_pool(origin, split, shape)
+            if origin.y is not None:
+                self.shape = shape._replace(ways=1)  # an episode is of one task
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
         """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
@@ -137,6 +139,8 @@ class EpisodeDataset(Episodes):
             support, query = self.origin.generate(key(self._root, _GENERATED, numbers), shots, self.shape.queries)
             return Episode(_dense(support), _dense(query), 0, numbers)
         draw = self.draw(indices)
+        if self.origin.y is not None:
+            return self._of_one_task(draw, numbers)
         if self.shape.dirichlet is not None:
             return self._unbalanced(draw, numbers)
         x = self.origin.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))  # (T, N, K + Q, ...)
@@ -158,7 +162,10 @@ class EpisodeDataset(Episodes):
         return ways, shots
 
     def classes(self, indices: Sequence[int]) -> Tensor:
-        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for."""
+        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for.
+
+        In regression it is `(T, 1)`, the stored task that the rows of each episode are of.
+        """
         return self.draw(indices).classes
 
     def draw(self, indices: Sequence[int]) -> Draw:
@@ -178,6 +185,16 @@ class EpisodeDataset(Episodes):
         # The first members of a class do not depend on how many are drawn: nor does the support set on the shares.
         members = choose(class_keys, shots + int(counts.max()), pool.sizes[classes % len(pool.names)])
         return Draw(classes, members[..., :shots], members[..., shots:], counts)
+
+    def _of_one_task(self, draw: Draw, numbers: Tensor) -> Episode:
+        """The episode of a draw of rows of one stored regression task each."""
+        assert isinstance(self.origin, Pool)
+        members = torch.cat([draw.support, draw.query], dim=-1)  # (T, 1, K + Q)
+        gathers = self.origin.gather, self.origin.gather_targets
+        x, y = (gather(draw.classes, members).flatten(1, 2) for gather in gathers)
+        shots = draw.support.shape[-1]
+        support, query = Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])
+        return Episode(_dense(support), _dense(query), 0, numbers.to(x.device))
 
     def _unbalanced(self, draw: Draw, numbers: Tensor) -> Episode:
         """The episode of a draw whose classes differ in their number of queries: as many in all in each task."""
@@ -224,6 +241,9 @@ def check_pool(
     """
     ways, examples = shape.largest()
     test = "" if split == "train" else "test_"
+    if pool.y is not None:
+        _check_rows(pool, split, examples, shape.queries)
+        return
     if ways > pool.num_classes:
         raise UserError(
             f"{test}ways: {ways} classes a task were asked for, but the {split} split has {pool.num_classes}; "
@@ -245,4 +265,19 @@ def check_pool(
             f"{test}shots + {test}queries: {examples - shape.queries} + {shape.queries} = {examples} examples a class "
             f"were asked for, but class {name!r} of the {split} split has {smallest}; "
             f"ask for {fewer} or drop the class"
+        )
+
+
+def _check_rows(pool: Pool, split: Split, rows: int, queries: int) -> None:
+    """Refuse regression tasks that have fewer rows than an episode."""
+    test = "" if split == "train" else "test_"
+    if not pool.names:
+        raise UserError(f"source: the {split} split has no task; give it one at least")
+    smallest = int(pool.sizes.min())
+    if rows > smallest:
+        few = int((pool.sizes < rows).sum())
+        raise UserError(
+            f"{test}shots + {test}queries: {rows - queries} + {queries} = {rows} rows a task were asked for, but task "
+            f"{pool.names[int(pool.sizes.argmin())]!r} of the {split} split has {smallest} ({few} of {len(pool.names)} "
+            "tasks have too few); ask for fewer, or leave such tasks out by least_rows"
         )

@@ -27,7 +27,7 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator
 from lightning_meta.errors import UserError
 from lightning_meta.nn.likeness import input_statistics
-from lightning_meta.tasks import EpisodeSpec
+from lightning_meta.tasks import EpisodeSpec, Regression
 
 if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are cached: neither is loaded without need
     from lightning_meta.data.features import Kept
@@ -45,8 +45,10 @@ class EpisodicDataModule(SourceDataModule):
     resume. The three splits hold different classes.
 
     Args:
-        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...) or made tasks (`Sinusoid`).
-        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included.
+        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...), stored regression tasks
+            (`RegressionTable`) or made ones (`Sinusoid`).
+        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included. Regression
+            tasks have none.
         shots: K, support examples of a class (of a task, in regression); a pair draws K for each meta-batch.
         queries: Q, query examples of a class (of a task, in regression).
         test_ways: N of validation and test tasks; that of training by default.
@@ -95,13 +97,12 @@ class EpisodicDataModule(SourceDataModule):
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
-        if isinstance(source, TaskGenerator) and test_ways is not None:
+        self.source = source
+        if self.regression and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         if test_task_list is not None:
             instance("test_task_list", test_task_list, (str, Path))
-            if isinstance(source, TaskGenerator):
-                raise UserError("test_task_list: tasks of stored examples are listed, and this source makes its tasks")
-        self.source = source
+            self._check_listed("test_task_list")
         self.train_shape = EpisodeShape(ways, shots, queries)
         _check_shape(self.train_shape)
         self.test_shape = EpisodeShape(
@@ -113,7 +114,7 @@ class EpisodicDataModule(SourceDataModule):
         _check_shape(self.test_shape, "test_")
         if test_dirichlet is not None:
             positive(test_dirichlet=test_dirichlet)
-            if isinstance(source, TaskGenerator):
+            if self.regression:
                 raise UserError("test_dirichlet: regression tasks have no classes; leave it out")
         whole(
             1,
@@ -126,13 +127,15 @@ class EpisodicDataModule(SourceDataModule):
         for split in rotations:
             if split not in SPLITS:
                 raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
+        if rotations and self.regression:
+            raise UserError("rotations: regression tasks have no classes that could be turned; leave it out")
         self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
         self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
         if augmentation is not None:
             instance("augmentation", augmentation, (Augmentation, nn.Module))
-            if isinstance(source, TaskGenerator):
+            if self.regression:
                 raise UserError("augmentation: regression tasks have no images; leave it out")
         self.augmentation = augmentation
         self.test_task_list = None if test_task_list is None else Path(test_task_list).expanduser()
@@ -143,8 +146,13 @@ class EpisodicDataModule(SourceDataModule):
 
     @property
     def makes_tasks(self) -> bool:
-        """Whether the source makes its tasks, as in regression, instead of drawing them from stored classes."""
+        """Whether the source makes its tasks instead of drawing them from stored examples."""
         return isinstance(self.source, TaskGenerator)
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers, so that a task has no classes."""
+        return isinstance(self.source, TaskGenerator) or self.source.regression
 
     @property
     def test_conditions(self) -> str:
@@ -154,7 +162,7 @@ class EpisodicDataModule(SourceDataModule):
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
         shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
-        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
+        return f"{shots}-shot" if self.regression else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
@@ -167,6 +175,8 @@ class EpisodicDataModule(SourceDataModule):
             check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
+        elif self.source.regression:
+            self.spec = self._stored_spec
         else:
             ways: set[Range] = {self.train_shape.ways} if stage == "fit" else set()
             if "test" not in USED[stage] or stage == "fit" or self.test_task_list is None:
@@ -177,8 +187,8 @@ class EpisodicDataModule(SourceDataModule):
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
             if self.augmentation is not None and stage == "fit":
                 check_augmentation(self.augmentation, self._pools["train"])
-            if self._largest_test_shape is not None:
-                check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
+        if isinstance(self.source, Source) and self._largest_test_shape is not None:
+            check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
             listed = split == "test" and self.test_task_list is not None
@@ -293,8 +303,8 @@ class EpisodicDataModule(SourceDataModule):
 
         if self.test_task_list is not None:
             raise UserError(f"test_task_list: the tasks are listed already, in {self.test_task_list}; copy that")
-        if not isinstance(self.source, Source):
-            raise UserError("source: tasks of stored examples are listed, and this source makes its tasks")
+        self._check_listed("source")
+        assert isinstance(self.source, Source)
         dataset = self._dataset("test", "test")
         assert isinstance(dataset, EpisodeDataset)
         write_task_list(Path(file), dataset, self.source.example_names("test"))
@@ -336,6 +346,8 @@ class EpisodicDataModule(SourceDataModule):
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
             raise UserError(f"source: examples of all splits have one shape, these have {sorted(shapes)}")
+        for split, pool in pools.items():
+            self._check_targets(split, pool, pools["train"])
         for split in self.rotations:
             pools[split] = pools[split].rotated()
         return pools
@@ -345,7 +357,33 @@ class EpisodicDataModule(SourceDataModule):
         """What a module must know of the stored examples; not yet the way."""
         train = self._pools["train"]
         dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
-        return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
+        if train.y is None:
+            return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
+        known = Regression(train.y.shape[1]).fitted(train.y)
+        of_targets = tuple(map(float, known.mean)), known.scale
+        return EpisodeSpec("regression", train.input_shape, known.outputs, 0, dtype, statistics, *of_targets)
+
+    def _check_targets(self, split: Split, pool: Pool, train: Pool) -> None:
+        """Refuse real targets where the source says that there are none, and the other way round."""
+        assert isinstance(self.source, Source)
+        name = type(self.source).__name__
+        if (pool.y is not None) != self.source.regression:
+            expected = "y of every pool" if self.source.regression else "pools without y, or regression = True"
+            raise UserError(f"source: {name} has regression={self.source.regression}; expected {expected}")
+        if pool.y is not None and not pool.y.is_floating_point():
+            raise UserError(f"source: targets of {name} are floating-point numbers, these are {pool.y.dtype}")
+        if pool.y is not None and train.y is not None:
+            try:
+                Regression(train.y.shape[1]).check(pool.y, train.y.shape[1])
+            except UserError as error:
+                raise UserError(f"source: the {split} split of {name}: {error}") from error
+
+    def _check_listed(self, option: str) -> None:
+        """Refuse tasks that cannot stand in a list."""
+        if isinstance(self.source, TaskGenerator):
+            raise UserError(f"{option}: tasks of stored examples are listed, and this source makes its tasks")
+        if self.source.regression:
+            raise UserError(f"{option}: tasks of classes are listed, and these are regression tasks")
 
     @cached_property
     def _task_list(self) -> TaskList:

@@ -32,17 +32,21 @@ class Column:
     Args:
         where: The file and the column, for messages.
         array: The column as read.
+
+    Attributes:
+        where: As given.
+        array: As given.
     """
 
     def __init__(self, where: str, array: pyarrow.ChunkedArray) -> None:
-        self.where, self._array = where, array
+        self.where, self.array = where, array
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray:
         """The column as integers, floating-point numbers or trimmed text; null where missing."""
         from pyarrow import compute, scalar, string, types
 
-        array, kind = self._array, self._array.type
+        array, kind = self.array, self.array.type
         if types.is_dictionary(kind):
             array, kind = array.cast(kind.value_type), kind.value_type
         if types.is_boolean(kind):
@@ -199,7 +203,7 @@ class Column:
         """Whether a file said that these are booleans; here they are 0 and 1."""
         from pyarrow import types
 
-        return bool(types.is_boolean(self._array.type))
+        return bool(types.is_boolean(self.array.type))
 
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
