@@ -131,7 +131,8 @@ class Pool:
         Raises:
             UserError: Targets would become the same.
         """
-        x, y = (t.float() if t is not None and t.dtype == torch.float64 else t for t in (self.x, self.y))
+        x = self.x.float() if self.x.dtype == torch.float64 else self.x
+        y = self.y.float() if self.y is not None and self.y.dtype == torch.float64 else self.y
         if self.y is not None and y is not self.y and loses_digits(self.y, torch.float32):
             raise UserError(
                 "source: this accelerator has no float64, and float32 cannot tell the targets apart; subtract a "

@@ -239,7 +239,8 @@ class RegressionTable(Source):
 
     def _tasks_of_division(self, kept: set[str]) -> dict[Split, list[str]]:
         assert self.division is not None
-        held: dict[Split, list[str]] = {split: sorted(map(str, self.division[split])) for split in ("val", "test")}  # type: ignore[index]
+        given = self.division
+        held: dict[Split, list[str]] = {"val": sorted(map(str, given["val"])), "test": sorted(map(str, given["test"]))}
         for split, names in held.items():
             for name in names:
                 if name not in kept:
