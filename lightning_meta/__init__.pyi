@@ -35,6 +35,7 @@ from .meta.baseline import Baseline as Baseline
 from .meta.boil import BOIL as BOIL
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.maml import MAML as MAML
+from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus
 from .meta.matching_net import MatchingNet as MatchingNet
 from .meta.meta_baseline import MetaBaseline as MetaBaseline
 from .meta.meta_opt_net import MetaOptNet as MetaOptNet

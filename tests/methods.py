@@ -20,6 +20,9 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(
+        conv4(), inner_lr=0.1, inner_steps=2, multi_step_loss_steps=3, batch_norm="inductive", **options
+    ),
     "MatchingNet": lambda **options: lm.MatchingNet(conv4(), **options),
     "MetaBaseline": lambda **options: lm.MetaBaseline(conv4(), **options),
     "MetaOptNet": lambda **options: lm.MetaOptNet(conv4(), **options),

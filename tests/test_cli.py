@@ -99,6 +99,8 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
     }
     said = results(0)
     assert said["test/tasks"] == 20
+    assert said["test_conditions"].endswith("-shot")
+    assert "test_chance" not in said
     assert said["steps"] == 8
     assert {"test/mse", "test/mse_ci95", "seed", "parameters", "versions", "git_revision", "wall_time_s"} <= set(said)
     tasks = list(csv.DictReader(Path("runs/maml/0/per_task.csv").read_text().splitlines()))

@@ -41,7 +41,7 @@ def test_some_run_without_a_download() -> None:
     assert OF_EACH_KIND <= NEEDS_DATA
     assert BY_DEFAULT <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
-    mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "boil", "maml", "protonet")}
+    mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "boil", "maml", "maml_plus_plus", "protonet")}
     assert {
         "protonet_image_folder",
         "protonet_table",

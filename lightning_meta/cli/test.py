@@ -33,7 +33,7 @@ from lightning_meta.run import RunLogger
 from lightning_meta.run.differences import undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
-from lightning_meta.run.results import facts, write_report
+from lightning_meta.run.results import facts, test_facts, write_report
 
 # Options that stand for an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
@@ -88,6 +88,7 @@ def test(args: Sequence[str]) -> None:
         return
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
+    about |= test_facts(made["data"])
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory, getattr(made["data"], "test_conditions", ""))
 

@@ -164,6 +164,13 @@ class EpisodicDataModule(SourceDataModule):
         shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
         return f"{shots}-shot" if self.regression else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
+    @property
+    def test_chance(self) -> float | None:
+        """The accuracy of guessing in a test task, in (0, 1); None in regression, and where tasks are listed."""
+        ways = self.test_shape.ways
+        listed = self.test_task_list is not None
+        return None if self.makes_tasks or listed or not isinstance(ways, int) else 1 / ways
+
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""
         if isinstance(self.source, Source):

@@ -27,7 +27,7 @@ def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[
         about: What else to note; plain data.
     """
     try:
-        write_figures(directory, metrics)
+        write_figures(directory, {**about, **metrics})
     except Exception:  # a picture that fails costs no results
         write_results(directory, metrics, about)
         raise

@@ -33,7 +33,7 @@ from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.progress import check_progress, restoring_error
 from lightning_meta.run.record import RunRecord
-from lightning_meta.run.results import BEFORE_RESUME, facts, write_report
+from lightning_meta.run.results import BEFORE_RESUME, facts, test_facts, write_report
 from lightning_meta.run.termination import Termination
 from lightning_meta.run.wandb_logger import WandbRunLogger
 from lightning_meta.run.watch import RankWatch
@@ -223,7 +223,7 @@ class Training:
         about |= {"train_time_s": round(self.checkpoint.seconds, 2)}
         if report := getattr(self.module, "test_report", None):
             write_report(directory, report)
-        about |= facts(self.module, self.data, self.trainer)
+        about |= {**test_facts(self.data), **facts(self.module, self.data, self.trainer)}
         if self.record.resumes:
             about["resumes"] = self.record.resumes
         write_outcome(directory, metrics, about)

@@ -48,7 +48,8 @@ class GradientBasedLearner(MetaModule, ABC):
       \varphi_{j+1} = \varphi_j - \alpha_j\, d(u(\nabla_\varphi L(\varphi_j; \mathrm{support})))$$
 
     with d the inner optimizer, by default the identity. To add a method, override `start` (φ_0), `adapted` (what inner
-    steps move), `rates` (α_j, by parameter and step), `direction` (u) or `task_loss` (the outer loss). Weights that do
+    steps move), `rates` (α_j, by parameter and step), `of_step` (weights that an inner step has to itself), `direction`
+    (u) or `task_loss` (the outer loss). Weights that do
     not require a gradient stay where they are; those that do and are not adapted are learned by the outer loop alone.
 
     Args:
@@ -169,6 +170,14 @@ class GradientBasedLearner(MetaModule, ABC):
         """
         return self.inner_lr
 
+    def of_step(self, step: int) -> Tensors:
+        """The weights that an inner step j = 0, 1, ... has to itself, by the name of those of `network` they replace.
+
+        The outer loop alone learns them, and every step has the same names. The query set is predicted after step j + 1
+        with those of step j, whose support loss moved the weights there.
+        """
+        return {}
+
     def freeze(self) -> Self:
         """Freeze all weights for inference; a new task is still learned by adapting copies of what was not frozen."""
         self._trained = self.trained() if self._built else frozenset()
@@ -203,15 +212,17 @@ class GradientBasedLearner(MetaModule, ABC):
         buffers |= own_buffers(self.network)
         names = self.adapted()
         adapted = {name: p for name, p in parameters.items() if name in names}
-        shared = {name: p for name, p in parameters.items() if name not in names and p.requires_grad}
-        frozen = {name: p for name, p in parameters.items() if name not in names and not p.requires_grad}
+        by_step = self.of_step(0)
+        others = {name: p for name, p in parameters.items() if name not in names and name not in by_step}
+        shared = {name: p for name, p in others.items() if p.requires_grad}
+        frozen = {name: p for name, p in others.items() if not p.requires_grad}
         if not adapted:
             raise UserError(
                 f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
                 "call unfreeze(), or freeze the backbone alone"
             )
         network, rest = self.network, {**frozen, **shared}
-        one_pass = self.inner_batch_size is None and not self._draws()
+        one_pass = self.inner_batch_size is None and not by_step and not self._draws()
         if one_pass and _all_of_head(names):
             # No inner step changes the backbone, so its features are computed once.
             body, network = self._sequence("backbone"), self._sequence("head")
@@ -235,7 +246,7 @@ class GradientBasedLearner(MetaModule, ABC):
             support_loss,
             adapted,
             buffers,
-            lambda j: _Data(batches[j], shared),
+            lambda j: _Data(batches[j], {**shared, **self.of_step(j)}),
             steps,
             self.rates,
             self.first_order,
@@ -244,16 +255,16 @@ class GradientBasedLearner(MetaModule, ABC):
             self.inner_optimizer,
         )
         states = [*visited, (last, after)]
+        moved_by = [self.of_step(max(j - 1, 0)) if by_step else {} for j in range(len(states))]
         # Only inductive prediction needs statistics. No forward pass was made with the last parameters, and those with
-        # the others saw one mini-batch each; training asks for the last state alone.
+        # the others saw one mini-batch each, or another step's weights; else training asks for the last state alone.
         if self.batch_norm == "inductive" and task_norms(network):
-            lacking = len(states) if size is not None and not self.training else 1
-            whole = _Data(support, shared)
-            states[-lacking:] = [
-                (phi, forward(phi, {name: b.clone() for name, b in buffers.items()}, whole)[1])
-                for phi, buffers in states[-lacking:]
-            ]
-        return [{**rest, **phi, **buffers} for phi, buffers in states]
+            all_lack = by_step or (size is not None and not self.training)
+            for j in range(0 if all_lack else len(states) - 1, len(states)):
+                phi, left = states[j]
+                data = _Data(support, {**shared, **moved_by[j]})
+                states[j] = phi, forward(phi, {name: b.clone() for name, b in left.items()}, data)[1]
+        return [{**rest, **own, **phi, **left} for own, (phi, left) in zip(moved_by, states, strict=True)]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
@@ -346,3 +357,8 @@ def _within(network: nn.Module, tensors: Tensors) -> Tensors:
 
 
 _QUERY: dict[BatchNorm, Statistics] = {"transductive": "batch", "inductive": "stored"}
+
+
+def parameter_key(name: str) -> str:
+    """The name of a parameter as a key of an `nn.ParameterDict`; torch keeps dots for modules."""
+    return name.replace(".", "/")

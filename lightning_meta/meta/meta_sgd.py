@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.meta.gradient_based import GradientBasedLearner
+from lightning_meta.meta.gradient_based import GradientBasedLearner, parameter_key
 from lightning_meta.tasks import EpisodeSpec
 
 
@@ -59,13 +59,8 @@ class MetaSGD(GradientBasedLearner):
         for name, p in self.network.named_parameters():
             # A frozen weight has a rate too, fixed: a checkpoint fits whether or not its weights are frozen by then.
             if name in adapted or not p.requires_grad:
-                self.alpha[_key(name)] = nn.Parameter(torch.full_like(p, self.inner_lr), name in adapted)
+                self.alpha[parameter_key(name)] = nn.Parameter(torch.full_like(p, self.inner_lr), name in adapted)
 
     def rates(self, step: int) -> dict[str, Tensor]:
         """α by name of the parameter, the same in every step."""
-        return {name: self.alpha[_key(name)] for name in self.adapted() if _key(name) in self.alpha}
-
-
-def _key(name: str) -> str:
-    """The name of a parameter's rate; torch keeps dots for modules."""
-    return name.replace(".", "/")
+        return {name: self.alpha[parameter_key(name)] for name in self.adapted() if parameter_key(name) in self.alpha}

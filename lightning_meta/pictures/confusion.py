@@ -16,7 +16,7 @@ from lightning_meta.data import Episodes
 from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
-from lightning_meta.report.figures import shortened
+from lightning_meta.report.labels import shortened
 from lightning_meta.run.files import replacing
 
 MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
@@ -67,7 +67,9 @@ class ConfusionByClass(Picture):
         taken, possible = confusion(stored["output"], stored["target"], torch.cat(drawn).cpu(), count)
         names = class_names(dataset, torch.arange(count))
         _write(folder / "confusion.csv", taken, possible, names)
-        return _matrix(taken, possible, names) if count <= MATRIX else _hardest(taken, possible, names)
+        figure = _matrix(taken, possible, names) if count <= MATRIX else _hardest(taken, possible, names)
+        figure.suptitle(f"{type(module).__name__}: {len(tasks)} test tasks", fontsize=9)
+        return figure
 
 
 def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> None:

@@ -10,8 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.figures import LINES, SIZE, band, columns_of, label_of
+from lightning_meta.report.figures import LINES, SIZE, band, columns_of
+from lightning_meta.report.labels import label_of, scale_of
 from lightning_meta.report.saving import save_figure
+
+STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
@@ -30,6 +33,8 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
         UserError: A run without `metrics.csv`, one that did not log the metric, or a picture that cannot be written.
     """
     target = _target(out)
+    stage, _, of = metric.partition("/")
+    scale = scale_of(of)
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     drawn = []
@@ -43,17 +48,16 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
             raise UserError(f"--metric {metric}: {file} has no such column; it has {known or 'nothing of validation'}")
         if not (there := np.isfinite(columns[metric])).any():
             raise UserError(f"--metric {metric}: {file} holds no finite value of it; leave the run out")
-        step, value = columns["step"][there], columns[metric][there]
+        step, value = columns["step"][there], scale * columns[metric][there]
         line, marker = LINES[number % len(LINES)]
         shade = str(0.7 * (number // len(LINES) % 3) / 2)
         drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
         if (interval := columns.get(f"{metric}_ci95")) is not None:
-            low, high = band(value, interval[there])
+            low, high = band(value, scale * interval[there])
             axes.fill_between(step, low, high, color=shade, alpha=0.12, lw=0)
-    stage, _, of = metric.partition("/")
-    axes.set(xlabel="training step", ylabel=f"{label_of(of)} ({stage})")
-    if axes.collections:
-        axes.set_title("shade: 95 % interval", fontsize=8)
+    axes.set(xlabel="training step", ylabel=label_of(of))
+    shade = "; shade: 95 % interval over tasks" if axes.collections else ""
+    axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
     # By the lines that were drawn: matplotlib's own list leaves out names that begin with "_".
     axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
     save_figure(figure, target)

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightning_meta.report.labels import About, label_of, scale_of, shortened
+from lightning_meta.report.rows import heights, name_rows, named_rows
+
+WIDTH, ROW, MARGIN = 6.0, 0.2, 1.3  # inches: the picture, a row, and what a panel needs beside its rows
 
 
-def draw_named_tasks(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> bool:
-    """One row a task, the best on top; the line from test to train is the generalisation gap.
+def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figure | None:
+    """A panel for each metric; one row a task, the best on top; the line from test to train is the generalisation gap.
 
     Args:
-        axes: Where to.
         columns: Those of `per_task.csv`.
-        metric: Where every task has the same, its name.
+        method: The name of the method, for the title.
+
+    Returns:
+        The picture; None without tasks.
     """
-    metrics = set(columns["metric"].tolist())
-    scores = {stage: np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
+    metrics = list(dict.fromkeys(columns["metric"].tolist()))
+    if not metrics:
+        return None
+    panels = [{name: column[columns["metric"] == metric] for name, column in columns.items()} for metric in metrics]
+    sizes = [MARGIN + ROW * max(heights(named_rows(len(panel["task"])))[-1] + 1, 6) for panel in panels]
+    figure = Figure((WIDTH, sum(sizes)), layout="constrained")
+    axes = figure.subplots(len(panels), height_ratios=sizes, squeeze=False)[:, 0]
+    for panel, metric, where in zip(panels, metrics, axes, strict=True):
+        _draw(where, panel, str(metric))
+    tasks = len(columns["task"])
+    figure.suptitle(About(method).title(f"{tasks} task{'s' if tasks > 1 else ''} (number of training examples)"))
+    axes[0].legend(frameon=False, loc="best", fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
+    """The rows of the tasks that share a metric."""
+    scale = scale_of(metric)
+    scores = {stage: scale * np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
     better = columns.get("better", np.array([]))
     sign = np.where(better == "lower", -1, 1) if len(better) else 1
     order = np.argsort(np.nan_to_num(sign * scores["test"], nan=-np.inf))
-    low, rows = -1.0 if "r2" in metrics else 0.0, np.arange(len(order))
-    shown = {
-        stage: np.maximum(np.where(values == np.inf, np.nan, values)[order], low) for stage, values in scores.items()
-    }
-    axes.hlines(rows, shown["test"], shown["train"], color="0.75", lw=1, zorder=1)
-    for stage, marker, face in (("train", "|", "0.4"), ("val", "o", "white"), ("test", "o", "k")):
-        axes.plot(shown[stage], rows, marker, mfc=face, mec="k", ms=5, mew=0.8, label=stage, zorder=2)
+    low, named = -1.0 if metric == "r2" else 0.0, named_rows(len(order))
+    rows = heights(named)
+
+    def shown(values: np.ndarray) -> np.ndarray:
+        return np.maximum(np.where(values == np.inf, np.nan, values)[order], low)
+
+    axes.hlines(rows, shown(scores["test"]), shown(scores["train"]), color="0.75", lw=1, zorder=1)
+    marks = [("training", "train", "|", "0.4"), ("validation", "val", "o", "white"), ("test", "test", "o", "k")]
+    for label, stage, marker, face in marks:
+        for large in (True, False):  # thin rows have small marks
+            if (here := named == large).any():
+                style = {"mfc": face, "mec": "k", "ms": 5 if large else 2.5, "mew": 0.8 if large else 0.5, "zorder": 2}
+                axes.plot(shown(scores[stage])[here], rows[here], marker, label=label if large else None, **style)  # type: ignore[arg-type]
+    constant = scale * np.asarray(columns["constant"], float) if "constant" in columns else np.full(len(order), np.nan)
+    if np.isfinite(constant).any():
+        label = "the best constant prediction"
+        axes.plot(shown(constant), rows, "x", color="0.55", ms=4, mew=0.8, label=label, zorder=1.5)
     examples = np.asarray(columns["train_examples"], float)[order]
-    labels = [f"{name} ({count:.0f})" for name, count in zip(columns["task"][order], examples, strict=True)]
-    axes.set_yticks(rows, labels, fontsize=7 if len(rows) > 25 else 8)
-    axes.set_ylim(-0.7, len(rows) - 0.3)
-    named = {"r2": "R²", "auroc": "AUROC", "f1": "F1"}
-    label = named.get(only := next(iter(metrics)), str(only).replace("_", " ")) if len(metrics) == 1 else "score"
-    below = f", below {low:g} drawn there" if any((v < low).any() for v in scores.values()) else ""
-    axes.set(xlabel=label + below, title="Tasks (number of training examples)")
-    axes.legend(frameon=False, loc="best", fontsize=8)
-    return len(rows) > 0
+    names = [f"{shortened(name)} ({count:.0f})" for name, count in zip(columns["task"][order], examples, strict=True)]
+    name_rows(axes, rows, named, names, "per_task.csv")
+    below = f", below {low:g} drawn there" if any((values < low).any() for values in scores.values()) else ""
+    axes.set_xlabel(label_of(metric) + below)

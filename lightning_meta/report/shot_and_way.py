@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from lightning_meta.report.figures import LINES, label_of
+from lightning_meta.report.figures import LINES
+from lightning_meta.report.labels import label_of, scale_of
 from lightning_meta.run.files import replacing
 
 
@@ -61,7 +62,7 @@ def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = 
     """
     figure = Figure((6.0, 4.0), layout="constrained")
     axes = figure.subplots()
-    scale = 100 if metric == "accuracy" else 1
+    scale = scale_of(metric)
     for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
         mine = sorted(p for p in points if p.ways == ways)
         axes.errorbar(
@@ -80,8 +81,7 @@ def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = 
     axes.set_xticks(known, [str(k) for k in known])
     axes.minorticks_off()
     per = "of a class " if points and points[0].ways else ""
-    percent = ", %" if metric == "accuracy" else ""
-    axes.set(xlabel=f"support examples {per}(shot)", ylabel=f"{label_of(metric)}{percent}")
+    axes.set(xlabel=f"support examples {per}(shot)", ylabel=label_of(metric))
     tasks = points[0].tasks if points else 0
     title = f"Mean and 95 % interval over {tasks} test tasks each"
     missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []

@@ -95,6 +95,12 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
     }
 
 
+def test_facts(data: LightningDataModule | None) -> dict[str, Any]:
+    """What a drawn test task is, in words and by the accuracy of guessing; nothing where tasks have names."""
+    conditions, chance = getattr(data, "test_conditions", ""), getattr(data, "test_chance", None)
+    return {**({"test_conditions": conditions} if conditions else {}), **({"test_chance": chance} if chance else {})}
+
+
 def _shared(module: LightningModule) -> dict[str, int | bool]:
     """How many trained parameters several tasks share, for a module that says which; whether it is solved."""
     shared = getattr(module, "shared_parameters", None)

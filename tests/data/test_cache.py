@@ -178,7 +178,7 @@ while True:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 @pytest.mark.parametrize(
-    ("kind", "kills"), [("toy", 12), pytest.param("toy", 50, marks=SLOW), pytest.param("images", 50, marks=SLOW)]
+    ("kind", "kills"), [("toy", 4), pytest.param("toy", 50, marks=SLOW), pytest.param("images", 50, marks=SLOW)]
 )
 def test_killed_at_random_moments_a_cache_is_whole_or_absent(tmp_path: Path, kind: str, kills: int) -> None:
     command = [sys.executable, "-m", "tests.data.kill_cache", str(tmp_path), str(kills), "0", kind]

@@ -60,6 +60,7 @@ def test_rows_in_another_order_are_the_same_and_another_division_is_refused(smal
     assert str(error.value).startswith(f"{small}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_twenty_tasks_of_five_classes(data_folder: Path) -> None:
     source = CIFAR100()

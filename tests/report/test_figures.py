@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_meta.report import write_figures
@@ -56,3 +58,50 @@ def test_the_name_of_a_task_keeps_its_digits(tmp_path: Path) -> None:
     named = columns_of(tmp_path / "named.csv", words=True)
     assert named["task"].tolist() == ["7", "9007199254740993"]
     assert named["test"][0] == 0.5
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: figures.append(figure))
+    return figures
+
+
+def test_pictures_name_method_metric_chance_and_number_of_tasks(tmp_path: Path, drawn: list[Figure]) -> None:
+    facts = {"model": "lightning_meta.ProtoNet", "test_conditions": "5-way 1-shot, chance 20 %", "test_chance": 0.2}
+    (tmp_path / "results.json").write_text(json.dumps({"test/accuracy": 0.7, **facts}))
+    (tmp_path / "metrics.csv").write_text("step,val/accuracy,val/accuracy_ci95\n99,0.6,0.05\n")
+    (tmp_path / "per_task.csv").write_text("task,score\n0,0.6\n1,0.8\n")
+    write_figures(tmp_path)
+    training, tasks = (figure.axes[0] for figure in drawn)
+    assert training.get_title() == "ProtoNet, 5-way 1-shot: training"
+    assert tasks.get_title() == "ProtoNet, 5-way 1-shot: 2 test tasks"
+    assert training.get_ylabel() == tasks.get_xlabel() == "accuracy, %"
+    assert training.lines[0].get_ydata() == pytest.approx([60])
+    assert [line.get_label() for line in tasks.lines] == ["mean 70.0 %", "chance 20 %"]
+    assert "chance, 20 %" in [line.get_label() for line in training.lines]
+
+
+def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = ["rain,accuracy,90,0.9,0.8,0.7", "snow,accuracy,80,0.9,0.8,0.6", "heat,r2,70,0.5,0.4,0.3"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    write_figures(tmp_path, {"model": "lightning_meta.MultiHead"})
+    (figure,) = drawn
+    assert [axes.get_xlabel() for axes in figure.axes] == ["accuracy, %", "R²"]
+    assert [[t.get_text() for t in axes.get_yticklabels()] for axes in figure.axes] == [
+        ["snow (80)", "rain (90)"],
+        ["heat (70)"],
+    ]
+    tests = [line for axes in figure.axes for line in axes.lines if line.get_label() == "test"]
+    assert np.concatenate([line.get_xdata() for line in tests]) == pytest.approx([60, 70, 0.3])
+
+
+def test_many_named_tasks_fit_on_a_page(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = [f"school {i},r2,70,0.5,0.4,{i / 1000}" for i in range(139)]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    write_figures(tmp_path)
+    (figure,) = drawn
+    assert figure.get_figheight() < 16  # inches
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert len(labels) == 41
+    assert "99 more,\nby name in\nper_task.csv" in labels

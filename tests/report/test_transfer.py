@@ -338,7 +338,7 @@ def test_the_forest_marks_verdicts_by_shape(tmp_path: Path, monkeypatch: pytest.
     assert labels[-1] == "a"  # the worst on top
 
 
-def test_the_axis_of_mixed_metrics_is_in_no_per_cent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_metrics_do_not_share_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for method, right in (("independent", 100), ("shared", 120)):
         tasks = {"rain": Simulated(np.arange(200) < right), "heat": Simulated(np.full(9, right / 200), metric="r2")}
         write_run(tmp_path / method / "0", tasks)
@@ -347,11 +347,13 @@ def test_the_axis_of_mixed_metrics_is_in_no_per_cent(tmp_path: Path, monkeypatch
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, file, **options: drawn.append(figure))
     draw_forest(report, tmp_path / "forest.png")
     draw_gap(report, tmp_path / "gap.png")
-    points = [line.get_xdata()[0] for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 1]
-    assert points == pytest.approx([0.1, 0.1])
-    for label in (drawn[0].get_supxlabel(), drawn[1].axes[0].get_ylabel()):
-        assert "accuracy in [0, 1] or R²" in label
-        assert "percentage" not in label
+    forest, gap = drawn
+    for axes, value, label in zip(forest.axes, (10, 0.1), ("percentage points of accuracy", "R²"), strict=True):
+        assert [line.get_xdata()[0] for line in axes.lines if len(line.get_xdata()) == 1] == pytest.approx([value])
+        assert label in axes.get_xlabel()
+    for axes, value, label in zip(gap.axes, (20, 0.2), ("percentage points of accuracy", "R²"), strict=True):
+        assert axes.lines[0].get_ydata() == pytest.approx([value])
+        assert label in axes.get_ylabel()
 
 
 def test_names_cannot_steer_the_terminal() -> None:

@@ -83,6 +83,7 @@ def printed_by(code: str, *arguments: str) -> list[str]:
 
 
 @glibc
+@pytest.mark.slow
 def test_a_step_asks_the_system_for_nothing_that_the_step_before_gave_back() -> None:
     kept, before, after, same_numbers = printed_by(STEPS)
     assert (kept, same_numbers) == ("True", "True")

@@ -8,14 +8,16 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from lightning_meta.report.labels import scale_of
+from lightning_meta.report.rows import heights, name_rows, named_rows
 from lightning_meta.report.saving import save_figure
 from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport, Verdict
 from lightning_meta.report.transfer.text import printable, unit
 
 ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
-NAMED, THIN = 40, 0.25  # rows with names in a picture of more tasks: the best and the worst; the height of the others
 # Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
 MARKERS: dict[Verdict, tuple[str, str, str]] = {
     "helped": ("^", "black", "black"),
@@ -31,29 +33,37 @@ SHAPES = "sD^vP*X<>"
 def draw_forest(report: TransferReport, file: Path) -> None:
     """Draw Δ of every task with its 95 % interval, a panel a method; the mark is the verdict.
 
+    Tasks of different metrics stand in panels of their own, below each other.
+
     Args:
         report: The comparison.
         file: Where to.
     """
-    methods = report.methods
-    names = [t.task for t in methods[0].tasks]
-    mean = np.array([[t.delta for t in m.tasks] for m in methods]).mean(0)
-    order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
-    points = all(t.metric == "accuracy" for t in methods[0].tasks)
-    named = _named(len(names))
-    rows = _rows(named)
-    figure = Figure((NAMES + PANEL * len(methods), 1.5 + ROW * max(rows[-1] + 1, 4)), layout="constrained")
-    axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
-    for panel, method in zip(axes, methods, strict=True):
-        _draw_method(panel, method, order, rows, named, 100.0 if points else 1.0)
+    methods, metrics = report.methods, _metrics(report)
+    blocks = [_sorted_tasks(report, metric) for metric in metrics]
+    named = [named_rows(len(order)) for order in blocks]
+    rows = [heights(shown) for shown in named]
+    sizes = [ROW * max(float(r[-1]) + 1, 4) + 0.5 for r in rows]
+    figure = Figure((NAMES + PANEL * len(methods), 1.3 + sum(sizes)), layout="constrained")
+    panels = figure.subplots(len(blocks), len(methods), sharex="row", sharey="row", squeeze=False, height_ratios=sizes)
+    for line, metric, order, shown, at in zip(panels, metrics, blocks, named, rows, strict=True):
+        for panel, method in zip(line, methods, strict=True):
+            _draw_method(panel, method, order, at, shown, scale_of(metric))
+        names = [_label(methods[0].tasks[i].task) for i in order]
+        name_rows(line[0], at, shown, names, "transfer.csv")
+        if len(metrics) > 1:
+            for panel in line:
+                panel.set_xlabel(f"Δ, {unit({metric})}", fontsize=8, parse_math=False)
+    for panel, method in zip(panels[0], methods, strict=True):
         panel.set_title(printable(method.method), parse_math=False, fontsize=10)
-    _name_rows(axes[0], rows, named, [_label(names[i]) for i in order])
-    what = f"Δ against {printable(report.baseline)}, {_unit(report)} (higher is better)"
+    units = f", {unit(set(metrics))}" if len(metrics) == 1 else ""
+    what = f"Δ against {printable(report.baseline)}{units} (higher is better)"
     how = "lines: 95 % intervals of each task alone\nmarks: verdicts, corrected for the number of tasks"
-    figure.supxlabel(f"{what}\n{how}", fontsize=9, parse_math=False)
+    count = len(methods[0].tasks)
+    figure.supxlabel(f"{what}, {count} task{'s' if count > 1 else ''}\n{how}", fontsize=9, parse_math=False)
     given = {task.verdict for method in methods for task in method.tasks}
     handles = [
-        axes[0].plot([], [], marker, mfc=fill, mec=edge, color=edge, ls="-", label=verdict, ms=5)[0]
+        panels[0, 0].plot([], [], marker, mfc=fill, mec=edge, color=edge, ls="-", label=verdict, ms=5)[0]
         for verdict, (marker, fill, edge) in MARKERS.items()
         if verdict in given
     ]
@@ -63,22 +73,32 @@ def draw_forest(report: TransferReport, file: Path) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
-    """Draw the gap train − validation of every task against its number of training examples.
+    """Draw the gap train − validation of every task against its number of training examples, a panel a metric.
 
     Args:
         report: The comparison.
         file: Where to.
     """
-    figure = Figure((6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
-    first = report.methods[0].tasks
-    factor = 100.0 if all(t.metric == "accuracy" for t in first) else 1.0
+    metrics = _metrics(report)
+    figure = Figure((6.4, 4.4 * len(metrics)), layout="constrained")
+    names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
+    for axes, metric in zip(figure.subplots(len(metrics), squeeze=False)[:, 0], metrics, strict=True):
+        drawn = _draw_gaps(axes, report, metric)
+        for text in axes.legend(drawn, names, frameon=False, fontsize=8).get_texts():
+            text.set_parse_math(False)
+    save_figure(figure, file)
+
+
+def _draw_gaps(axes: Axes, report: TransferReport, metric: str) -> list[Line2D]:
+    """The gaps of the tasks that share a metric, by method."""
+    chosen, scale = _of_metric(report, metric), scale_of(metric)
+    first = [report.methods[0].tasks[i] for i in chosen]
     examples = np.array([t.train_examples for t in first])
-    baseline = factor * np.array([t.baseline_gap for t in first])
+    baseline = scale * np.array([t.baseline_gap for t in first])
     drawn = axes.plot(examples, baseline, "o", mfc="white", mec="0.4", ms=6, ls="")
     greys = np.linspace(0.0, 0.6, len(report.methods))
     for i, method in enumerate(report.methods):
-        gaps = factor * np.array([t.gap for t in method.tasks])
+        gaps = scale * np.array([method.tasks[j].gap for j in chosen])
         shape = SHAPES[i % len(SHAPES)]
         drawn += axes.plot(examples, gaps, shape, color=str(greys[i]), ms=4, ls="")
     axes.axhline(0, color="0.5", lw=0.8)
@@ -88,38 +108,31 @@ def draw_gap(report: TransferReport, file: Path) -> None:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training examples of the task")
-    axes.set_ylabel(f"gap train − validation,\n{_unit(report)}")
-    names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
-    for text in axes.legend(drawn, names, frameon=False, fontsize=8).get_texts():
-        text.set_parse_math(False)
-    save_figure(figure, file)
+    axes.set_ylabel(f"gap train − validation,\n{unit({metric})}")
+    axes.set_title(f"{len(chosen)} task{'s' if len(chosen) > 1 else ''}", fontsize=9)
+    return drawn
 
 
-def _named(tasks: int) -> np.ndarray:
-    """Which rows have a name, `(T,)`: of many tasks the best and the worst."""
-    named = np.ones(tasks, dtype=bool)
-    if tasks > NAMED + 20:
-        named[NAMED // 2 : -NAMED // 2] = False
-    return named
+def _metrics(report: TransferReport) -> list[str]:
+    """The metrics of the tasks, each once."""
+    return list(dict.fromkeys(t.metric for t in report.methods[0].tasks))
 
 
-def _rows(named: np.ndarray) -> np.ndarray:
-    """The heights at which rows are drawn, `(T,)`; those without a name are thin."""
-    steps = np.where(named | np.roll(named, 1), 1.0, THIN)
-    return np.asarray(steps.cumsum() - 1)
+def _of_metric(report: TransferReport, metric: str) -> list[int]:
+    """The numbers of the tasks that have a metric."""
+    return [i for i, t in enumerate(report.methods[0].tasks) if t.metric == metric]
 
 
-def _name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str]) -> None:
-    ticks, labels = list(rows[named]), [name for name, shown in zip(names, named, strict=True) if shown]
-    if not named.all():
-        ticks.append(float(rows[~named].mean()))
-        labels.append(f"{(~named).sum()} more,\nby name in\ntransfer.csv")
-    axes.set_yticks(ticks, labels, fontsize=8, parse_math=False)
-    axes.set_ylim(-0.7, rows[-1] + 0.7)
+def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
+    """The tasks of a metric, the largest mean Δ first, those without one before them."""
+    chosen = np.array(_of_metric(report, metric))
+    mean = np.array([[method.tasks[i].delta for i in chosen] for method in report.methods]).mean(0)
+    order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
+    return [int(i) for i in chosen[order]]
 
 
 def _draw_method(
-    axes: Axes, method: MethodTransfer, order: np.ndarray, rows: np.ndarray, named: np.ndarray, factor: float
+    axes: Axes, method: MethodTransfer, order: list[int], rows: np.ndarray, named: np.ndarray, factor: float
 ) -> None:
     axes.axvline(0, color="0.2", lw=1, zorder=0.9)
     for y, large, i in zip(rows, named, order, strict=True):
@@ -132,11 +145,6 @@ def _draw_method(
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
-
-
-def _unit(report: TransferReport) -> str:
-    metrics = {t.metric for t in report.methods[0].tasks}
-    return unit(metrics, points=len(metrics) == 1)
 
 
 def _label(name: str) -> str:

@@ -32,15 +32,10 @@ def change_text(metric: str, value: float) -> str:
     return f"{100 * value:+.1f}" if metric == "accuracy" else f"{value:+.3f}"
 
 
-def unit(metrics: set[str], points: bool = True) -> str:
-    """The unit of differences of these metrics.
-
-    Args:
-        metrics: Their names.
-        points: Whether accuracy is in percentage points and not in [0, 1], as on an axis of several metrics.
-    """
+def unit(metrics: set[str]) -> str:
+    """The unit of differences of these metrics."""
     names = {
-        "accuracy": "percentage points of accuracy" if points else "accuracy in [0, 1]",
+        "accuracy": "percentage points of accuracy",
         "r2": "R²",
         "auroc": "AUROC",
         "f1": "F1",
