@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +21,20 @@ from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, positive, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
-from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
+from lightning_meta.data.episodes import (
+    EpisodeDataset,
+    Episodes,
+    EpisodeShape,
+    Range,
+    SmallClasses,
+    check_pool,
+    large_enough,
+)
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
 
@@ -33,6 +42,8 @@ if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are 
     from lightning_meta.data.features import Kept
     from lightning_meta.data.task_list import TaskList
     from lightning_meta.nn.frozen import FeatureExtractor
+
+_log = logging.getLogger(__name__)
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a stage of the Trainer."""
@@ -68,6 +79,11 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
         augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
             an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
+        support_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N K support examples of a
+            task are drawn, in all splits; each has one at least. By default every class has K of them.
+        small_classes: What becomes of classes with fewer examples than K + Q: an error (`refuse`); or they are left out
+            (`skip`); or they have fewer queries, and other classes of the task more, so that a task has N Q of them
+            (`cap`). A line says which are left out.
         test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
             one-shot runs. The other options of test tasks are then those of validation tasks alone.
     """
@@ -94,6 +110,8 @@ class EpisodicDataModule(SourceDataModule):
         augmentation: Augmentation | nn.Module | None = None,
         test_task_list: str | Path | None = None,
         test_dirichlet: float | None = None,
+        support_dirichlet: float | None = None,
+        small_classes: SmallClasses = "refuse",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
@@ -103,19 +121,20 @@ class EpisodicDataModule(SourceDataModule):
         if test_task_list is not None:
             instance("test_task_list", test_task_list, (str, Path))
             self._check_listed("test_task_list")
-        self.train_shape = EpisodeShape(ways, shots, queries)
+        one_of("small_classes", small_classes, SmallClasses)
+        self._check_balance(test_dirichlet, support_dirichlet, small_classes)
+        of_all = {"support_dirichlet": support_dirichlet, "small_classes": small_classes}
+        self.train_shape = EpisodeShape(ways, shots, queries, **of_all)  # type: ignore[arg-type]
         _check_shape(self.train_shape)
         self.test_shape = EpisodeShape(
             _fixed("ways", ways, test_ways),
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
             test_dirichlet,
+            support_dirichlet,
+            small_classes,
         )
         _check_shape(self.test_shape, "test_")
-        if test_dirichlet is not None:
-            positive(test_dirichlet=test_dirichlet)
-            if self.regression:
-                raise UserError("test_dirichlet: regression tasks have no classes; leave it out")
         whole(
             1,
             meta_batch_size=meta_batch_size,
@@ -142,6 +161,7 @@ class EpisodicDataModule(SourceDataModule):
         self._largest_test_shape: EpisodeShape | None = None
         self.datasets: dict[Split, Episodes] = {}
         self._features: Kept = {}
+        self._left_out_said: set[tuple[Split, int]] = set()
         self.spec: EpisodeSpec | None = None
 
     @property
@@ -161,7 +181,8 @@ class EpisodicDataModule(SourceDataModule):
             return f"as listed in {self.test_task_list.name}"
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
-        shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
+        given = {"support": self.test_shape.support_dirichlet, "queries": self.test_shape.dirichlet}
+        shares = "".join(f", Dirichlet({alpha:g}) {of}" for of, alpha in given.items() if alpha is not None)
         return f"{shots}-shot" if self.regression else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     @property
@@ -201,6 +222,7 @@ class EpisodicDataModule(SourceDataModule):
             listed = split == "test" and self.test_task_list is not None
             if isinstance(self.source, Source) and not listed:
                 check_pool(self._pools[split], split, self._shape(split), self._more_classes)
+                self._say_left_out(split)
             self.datasets[split] = self._episodes(split)
         self.configure_module()
 
@@ -369,6 +391,38 @@ class EpisodicDataModule(SourceDataModule):
         known = Regression(train.y.shape[1]).fitted(train.y)
         of_targets = tuple(map(float, known.mean)), known.scale
         return EpisodeSpec("regression", train.input_shape, known.outputs, 0, dtype, statistics, *of_targets)
+
+    def _check_balance(
+        self, test_dirichlet: float | None, support_dirichlet: float | None, small_classes: SmallClasses
+    ) -> None:
+        """Refuse options on classes where there are none, and those that contradict each other."""
+        given = {"test_dirichlet": test_dirichlet, "support_dirichlet": support_dirichlet}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        positive(**chosen)
+        if self.regression and (chosen or small_classes != "refuse"):
+            name = next(iter(chosen), "small_classes")
+            raise UserError(f"{name}: regression tasks have no classes; leave it out")
+        if chosen and small_classes == "cap":
+            raise UserError(
+                f"small_classes: cap sets the shares of the classes, and so does {next(iter(chosen))}; use skip"
+            )
+
+    def _say_left_out(self, split: Split) -> None:
+        """Say on rank 0 which classes are never drawn, for want of examples."""
+        pool, shape = self._pools[split], self._shape(split)
+        said = (split, shape.needed())
+        if said in self._left_out_said:
+            return
+        self._left_out_said.add(said)
+        few = torch.ones(len(pool.names), dtype=torch.bool)
+        few[large_enough(pool, shape) % len(pool.names)] = False
+        if few.any() and (self.trainer is None or self.trainer.is_global_zero):
+            names = [repr(pool.names[i]) for i in few.nonzero()[:, 0].tolist()]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            _log.warning(
+                "small_classes: %d of %d classes of the %s split have fewer than %d examples and are left out: %s%s",
+                *(len(names), len(pool.names), split, shape.needed(), ", ".join(names[:5]), more),
+            )
 
     def _check_targets(self, split: Split, pool: Pool, train: Pool) -> None:
         """Refuse real targets where the source says that there are none, and the other way round."""
