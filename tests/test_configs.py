@@ -42,7 +42,14 @@ def test_some_run_without_a_download() -> None:
     assert BY_DEFAULT <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
     mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "boil", "maml", "maml_plus_plus", "protonet")}
-    assert {"protonet_image_folder", "protonet_table", "multi_head_table", "photos", *mini_imagenet} == NEEDS_FILES
+    assert {
+        "protonet_image_folder",
+        "protonet_table",
+        "maml_table",
+        "multi_head_table",
+        "photos",
+        *mini_imagenet,
+    } == NEEDS_FILES
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, *LADDERS, *PARTS], ids=lambda config: config.stem)

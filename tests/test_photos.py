@@ -108,7 +108,12 @@ def test_eight_classes_of_five_photographs_by_the_pretrained_network(capsys: pyt
 SMALL = {
     "classes": (4, 5, [], "2 classes each for train, val and test are 6, but FOLDER has 4 class folders; add some\n"),
     "two classes": (2, 5, [], "found 2 class folders, but train, val and test need one each at least"),
-    "images": (6, 4, [], "of the train split has 4; ask for fewer, such as 2 + 2, or drop the class\n"),
+    "images": (
+        6,
+        4,
+        [],
+        "of the train split has 4; ask for fewer, such as 2 + 2, or leave such classes out by small_classes skip\n",
+    ),
     "ways": (8, 5, ["--data.ways=3"], "or set least_classes of ImageFolder, ways and test_ways to 2\n"),
 }
 

@@ -148,7 +148,8 @@ def _meta_learner(config: Namespace) -> MetaModule:
         )
     if model.spec.task != "classification":
         raise UserError(
-            f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images"
+            f"--ckpt_path {config.ckpt_path}: the model was trained for regression; it does not label images; in "
+            "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
         )
     moved: MetaModule = _on_device(config, model)
     return moved

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
+from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.multitask.table_predictions import Predictions, predict_table
 from lightning_meta.run.files import replacing
@@ -30,6 +31,11 @@ def predict_rows(config: Namespace, model: Any) -> None:
     Raises:
         UserError: The model was not trained on a table, or the table is not like that of training.
     """
+    if isinstance(model, MetaModule) and model.spec.task == "regression":
+        raise UserError(
+            f"--table: {type(model).__name__} of {config.ckpt_path} learns a new task from a few rows with targets; in "
+            "Python, lightning_meta.load(run).predictor(inputs, targets) gives a function of new inputs"
+        )
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--table: {type(model).__name__} of {config.ckpt_path} learns new tasks from a few examples; give "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,19 +21,29 @@ from lightning_meta.batches import SPLITS, Episode, Split, dtype_name
 from lightning_meta.checks import instance, positive, whole
 from lightning_meta.data.augmentation import Augmentation
 from lightning_meta.data.augmented import augmented, check_augmentation
-from lightning_meta.data.episodes import EpisodeDataset, Episodes, EpisodeShape, Range, check_pool
+from lightning_meta.data.episodes import (
+    EpisodeDataset,
+    Episodes,
+    EpisodeShape,
+    Range,
+    SmallClasses,
+    check_pool,
+    large_enough,
+)
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskGenerator
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.likeness import input_statistics
-from lightning_meta.tasks import EpisodeSpec
+from lightning_meta.tasks import EpisodeSpec, Regression
 
 if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are cached: neither is loaded without need
     from lightning_meta.data.features import Kept
     from lightning_meta.data.task_list import TaskList
     from lightning_meta.nn.frozen import FeatureExtractor
+
+_log = logging.getLogger(__name__)
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
 """The splits of a stage of the Trainer."""
@@ -45,8 +56,10 @@ class EpisodicDataModule(SourceDataModule):
     resume. The three splits hold different classes.
 
     Args:
-        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...) or made tasks (`Sinusoid`).
-        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included.
+        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...), stored regression tasks
+            (`RegressionTable`) or made ones (`Sinusoid`).
+        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included. Regression
+            tasks have none.
         shots: K, support examples of a class (of a task, in regression); a pair draws K for each meta-batch.
         queries: Q, query examples of a class (of a task, in regression).
         test_ways: N of validation and test tasks; that of training by default.
@@ -66,6 +79,11 @@ class EpisodicDataModule(SourceDataModule):
         pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
         augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
             an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
+        support_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N K support examples of a
+            task are drawn, in all splits; each has one at least. By default every class has K of them.
+        small_classes: What becomes of classes with fewer examples than K + Q: an error (`refuse`); or they are left out
+            (`skip`); or they have fewer queries, and other classes of the task more, so that a task has N Q of them
+            (`cap`). A line says which are left out.
         test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
             one-shot runs. The other options of test tasks are then those of validation tasks alone.
     """
@@ -92,29 +110,31 @@ class EpisodicDataModule(SourceDataModule):
         augmentation: Augmentation | nn.Module | None = None,
         test_task_list: str | Path | None = None,
         test_dirichlet: float | None = None,
+        support_dirichlet: float | None = None,
+        small_classes: SmallClasses = "refuse",
     ) -> None:
         super().__init__(seed, num_workers, pool_on)
         instance("source", source, (Source, TaskGenerator))
-        if isinstance(source, TaskGenerator) and test_ways is not None:
+        self.source = source
+        if self.regression and test_ways is not None:
             raise UserError("test_ways: regression tasks have no classes; leave it out")
         if test_task_list is not None:
             instance("test_task_list", test_task_list, (str, Path))
-            if isinstance(source, TaskGenerator):
-                raise UserError("test_task_list: tasks of stored examples are listed, and this source makes its tasks")
-        self.source = source
-        self.train_shape = EpisodeShape(ways, shots, queries)
+            self._check_listed("test_task_list")
+        one_of("small_classes", small_classes, SmallClasses)
+        self._check_balance(test_dirichlet, support_dirichlet, small_classes)
+        of_all = {"support_dirichlet": support_dirichlet, "small_classes": small_classes}
+        self.train_shape = EpisodeShape(ways, shots, queries, **of_all)  # type: ignore[arg-type]
         _check_shape(self.train_shape)
         self.test_shape = EpisodeShape(
             _fixed("ways", ways, test_ways),
             _fixed("shots", shots, test_shots),
             queries if test_queries is None else test_queries,
             test_dirichlet,
+            support_dirichlet,
+            small_classes,
         )
         _check_shape(self.test_shape, "test_")
-        if test_dirichlet is not None:
-            positive(test_dirichlet=test_dirichlet)
-            if isinstance(source, TaskGenerator):
-                raise UserError("test_dirichlet: regression tasks have no classes; leave it out")
         whole(
             1,
             meta_batch_size=meta_batch_size,
@@ -126,25 +146,33 @@ class EpisodicDataModule(SourceDataModule):
         for split in rotations:
             if split not in SPLITS:
                 raise UserError(f"rotations: expected a list of splits, out of {', '.join(SPLITS)}; got {split!r}")
+        if rotations and self.regression:
+            raise UserError("rotations: regression tasks have no classes that could be turned; leave it out")
         self.meta_batch_size, self.meta_batches_per_epoch = meta_batch_size, meta_batches_per_epoch
         self.evaluation_tasks = {"val": val_tasks, "test": test_tasks}
         self.evaluation_meta_batch_size = evaluation_meta_batch_size
         self.rotations, self.evaluation_seed = tuple(rotations), evaluation_seed
         if augmentation is not None:
             instance("augmentation", augmentation, (Augmentation, nn.Module))
-            if isinstance(source, TaskGenerator):
+            if self.regression:
                 raise UserError("augmentation: regression tasks have no images; leave it out")
         self.augmentation = augmentation
         self.test_task_list = None if test_task_list is None else Path(test_task_list).expanduser()
         self._largest_test_shape: EpisodeShape | None = None
         self.datasets: dict[Split, Episodes] = {}
         self._features: Kept = {}
+        self._left_out_said: set[tuple[Split, int]] = set()
         self.spec: EpisodeSpec | None = None
 
     @property
     def makes_tasks(self) -> bool:
-        """Whether the source makes its tasks, as in regression, instead of drawing them from stored classes."""
+        """Whether the source makes its tasks instead of drawing them from stored examples."""
         return isinstance(self.source, TaskGenerator)
+
+    @property
+    def regression(self) -> bool:
+        """Whether targets are real numbers, so that a task has no classes."""
+        return isinstance(self.source, TaskGenerator) or self.source.regression
 
     @property
     def test_conditions(self) -> str:
@@ -153,8 +181,9 @@ class EpisodicDataModule(SourceDataModule):
             return f"as listed in {self.test_task_list.name}"
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
-        shares = "" if self.test_shape.dirichlet is None else f", Dirichlet({self.test_shape.dirichlet:g}) queries"
-        return f"{shots}-shot" if self.makes_tasks else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
+        given = {"support": self.test_shape.support_dirichlet, "queries": self.test_shape.dirichlet}
+        shares = "".join(f", Dirichlet({alpha:g}) {of}" for of, alpha in given.items() if alpha is not None)
+        return f"{shots}-shot" if self.regression else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     @property
     def test_chance(self) -> float | None:
@@ -174,6 +203,8 @@ class EpisodicDataModule(SourceDataModule):
             check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):
             self.spec = EpisodeSpec("regression", tuple(self.source.input_shape), self.source.outputs)
+        elif self.source.regression:
+            self.spec = self._stored_spec
         else:
             ways: set[Range] = {self.train_shape.ways} if stage == "fit" else set()
             if "test" not in USED[stage] or stage == "fit" or self.test_task_list is None:
@@ -184,13 +215,14 @@ class EpisodicDataModule(SourceDataModule):
             self.spec = replace(self._stored_spec, outputs=fixed if isinstance(fixed, int) else 0)
             if self.augmentation is not None and stage == "fit":
                 check_augmentation(self.augmentation, self._pools["train"])
-            if self._largest_test_shape is not None:
-                check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
+        if isinstance(self.source, Source) and self._largest_test_shape is not None:
+            check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
         # A trained model may be tested on ways and shots that the other splits could not fill.
         for split in USED[stage]:
             listed = split == "test" and self.test_task_list is not None
             if isinstance(self.source, Source) and not listed:
                 check_pool(self._pools[split], split, self._shape(split), self._more_classes)
+                self._say_left_out(split)
             self.datasets[split] = self._episodes(split)
         self.configure_module()
 
@@ -300,8 +332,8 @@ class EpisodicDataModule(SourceDataModule):
 
         if self.test_task_list is not None:
             raise UserError(f"test_task_list: the tasks are listed already, in {self.test_task_list}; copy that")
-        if not isinstance(self.source, Source):
-            raise UserError("source: tasks of stored examples are listed, and this source makes its tasks")
+        self._check_listed("source")
+        assert isinstance(self.source, Source)
         dataset = self._dataset("test", "test")
         assert isinstance(dataset, EpisodeDataset)
         write_task_list(Path(file), dataset, self.source.example_names("test"))
@@ -343,6 +375,8 @@ class EpisodicDataModule(SourceDataModule):
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
             raise UserError(f"source: examples of all splits have one shape, these have {sorted(shapes)}")
+        for split, pool in pools.items():
+            self._check_targets(split, pool, pools["train"])
         for split in self.rotations:
             pools[split] = pools[split].rotated()
         return pools
@@ -352,7 +386,65 @@ class EpisodicDataModule(SourceDataModule):
         """What a module must know of the stored examples; not yet the way."""
         train = self._pools["train"]
         dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
-        return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
+        if train.y is None:
+            return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
+        known = Regression(train.y.shape[1]).fitted(train.y)
+        of_targets = tuple(map(float, known.mean)), known.scale
+        return EpisodeSpec("regression", train.input_shape, known.outputs, 0, dtype, statistics, *of_targets)
+
+    def _check_balance(
+        self, test_dirichlet: float | None, support_dirichlet: float | None, small_classes: SmallClasses
+    ) -> None:
+        """Refuse options on classes where there are none, and those that contradict each other."""
+        given = {"test_dirichlet": test_dirichlet, "support_dirichlet": support_dirichlet}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        positive(**chosen)
+        if self.regression and (chosen or small_classes != "refuse"):
+            name = next(iter(chosen), "small_classes")
+            raise UserError(f"{name}: regression tasks have no classes; leave it out")
+        if chosen and small_classes == "cap":
+            raise UserError(
+                f"small_classes: cap sets the shares of the classes, and so does {next(iter(chosen))}; use skip"
+            )
+
+    def _say_left_out(self, split: Split) -> None:
+        """Say on rank 0 which classes are never drawn, for want of examples."""
+        pool, shape = self._pools[split], self._shape(split)
+        said = (split, shape.needed())
+        if said in self._left_out_said:
+            return
+        self._left_out_said.add(said)
+        few = torch.ones(len(pool.names), dtype=torch.bool)
+        few[large_enough(pool, shape) % len(pool.names)] = False
+        if few.any() and (self.trainer is None or self.trainer.is_global_zero):
+            names = [repr(pool.names[i]) for i in few.nonzero()[:, 0].tolist()]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            _log.warning(
+                "small_classes: %d of %d classes of the %s split have fewer than %d examples and are left out: %s%s",
+                *(len(names), len(pool.names), split, shape.needed(), ", ".join(names[:5]), more),
+            )
+
+    def _check_targets(self, split: Split, pool: Pool, train: Pool) -> None:
+        """Refuse real targets where the source says that there are none, and the other way round."""
+        assert isinstance(self.source, Source)
+        name = type(self.source).__name__
+        if (pool.y is not None) != self.source.regression:
+            expected = "y of every pool" if self.source.regression else "pools without y, or regression = True"
+            raise UserError(f"source: {name} has regression={self.source.regression}; expected {expected}")
+        if pool.y is not None and not pool.y.is_floating_point():
+            raise UserError(f"source: targets of {name} are floating-point numbers, these are {pool.y.dtype}")
+        if pool.y is not None and train.y is not None:
+            try:
+                Regression(train.y.shape[1]).check(pool.y, train.y.shape[1])
+            except UserError as error:
+                raise UserError(f"source: the {split} split of {name}: {error}") from error
+
+    def _check_listed(self, option: str) -> None:
+        """Refuse tasks that cannot stand in a list."""
+        if isinstance(self.source, TaskGenerator):
+            raise UserError(f"{option}: tasks of stored examples are listed, and this source makes its tasks")
+        if self.source.regression:
+            raise UserError(f"{option}: tasks of classes are listed, and these are regression tasks")
 
     @cached_property
     def _task_list(self) -> TaskList:

@@ -84,7 +84,7 @@ def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examp
     if features is None:
         raise UserError(f"{path}: cannot be read back after it was written; is the disk sound?")
     names, times = tuple(pool.class_names(range(pool.num_classes))), pool.rotations
-    return Pool(features, pool.sizes.repeat(times), names, pool.groups * times)
+    return Pool(features, pool.sizes.repeat(times), names, pool.groups * times, y=pool.y)  # no task is turned
 
 
 def _computed(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, path: Path) -> Tensor:

@@ -47,13 +47,17 @@ class HashedParts(NamedTuple):
 
 
 def of_pools(pools: Mapping[Split, Pool]) -> Hashes:
-    """Hash class names, groups, sizes and examples, split by split in the order they lie; the whole alone."""
+    """Hash class names, groups, sizes, examples and targets, split by split in the order they lie; the whole alone."""
     whole = hashlib.sha256()
     for split in SPLITS:
         pool = pools[split]
         layout = [split, pool.names, pool.groups, pool.sizes.tolist(), str(pool.x.dtype), list(pool.x.shape)]
+        if pool.y is not None:
+            layout += [str(pool.y.dtype), list(pool.y.shape)]
         whole.update(json.dumps(layout).encode())
         whole.update(bytes_of(pool.x))
+        if pool.y is not None:
+            whole.update(bytes_of(pool.y))
     return Hashes(whole.hexdigest(), {})
 
 

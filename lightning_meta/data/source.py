@@ -23,10 +23,12 @@ class Source(RemembersArguments, ABC):
     The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
 
     Attributes:
+        regression: Whether its pools hold regression tasks in place of classes: examples with real targets.
         task_hashes: Hashes of the tasks made of pools of `held_out`, where checking the cache has computed them; else
             None.
     """
 
+    regression: bool = False
     task_hashes: HashedParts | None = None
 
     def prepare(self) -> None:

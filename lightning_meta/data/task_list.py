@@ -155,8 +155,11 @@ def _write(out: TextIO, file: Path, dataset: EpisodeDataset, names: Mapping[str,
         draw = dataset.draw(tasks)
         for t, task in enumerate(tasks):
             classes = draw.classes[t].tolist()
-            queries = [row[:count] for row, count in zip(draw.query[t].tolist(), draw.counts[t].tolist(), strict=True)]
-            for part, members in zip(SETS, (draw.support[t].tolist(), queries), strict=True):
+            support, query = (
+                [row[:count] for row, count in zip(members[t].tolist(), counts[t].tolist(), strict=True)]
+                for members, counts in ((draw.support, draw.support_counts), (draw.query, draw.counts))
+            )
+            for part, members in zip(SETS, (support, query), strict=True):
                 for number, name, drawn in zip(classes, pool.class_names(classes), members, strict=True):
                     own = names.get(pool.names[number % len(pool.names)])
                     examples = [own[member] for member in drawn] if own else drawn

@@ -145,13 +145,13 @@ def _shapes(
 ) -> tuple[list[EpisodeShape], EpisodeShape]:
     """Every way with every shot; and the shape with the most of each."""
     own = data.test_shape
-    if ways is not None and data.makes_tasks:
+    if ways is not None and data.regression:
         raise UserError("ways: regression tasks have no classes; leave it out")
     every = {"ways": _several("ways", own.ways if ways is None else ways, 2)}
     every["shots"] = _several("shots", own.shots if shots is None else shots, 1)
     queries = own.queries if queries is None else queries
     whole(1, queries=queries)
-    if module.episodes is not None and not data.makes_tasks:
+    if module.episodes is not None and not data.regression:
         for n in every["ways"]:
             module.check_ways(n)
     own = own._replace(queries=queries)
@@ -174,7 +174,7 @@ def _tested(trainer: Trainer, module: MetaModule, data: EpisodicDataModule) -> E
     trainer.test(module, datamodule=data, verbose=False)
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
     shape, metric = data.datasets["test"].shape, module.task.metric
-    ways = shape.ways if isinstance(shape.ways, int) and not data.makes_tasks else 0
+    ways = shape.ways if isinstance(shape.ways, int) and not data.regression else 0
     score, interval = metrics[f"test/{metric}"], metrics[f"test/{metric}_ci95"]
     assert isinstance(shape.shots, int)
     sizes = ways, shape.shots, shape.queries, int(metrics["test/tasks"])

@@ -118,7 +118,7 @@ def integers(keys: Tensor, low: int, high: int) -> Tensor:
     return low + (uniform(keys, 1)[..., 0] * (high - low + 1)).to(torch.int64)
 
 
-def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
+def choose(keys: Tensor, count: int, sizes: Tensor | int, at_most: bool = False) -> Tensor:
     """Draw `count` different numbers out of `0, ..., size - 1` for each key, in random order.
 
     The numbers with the smallest random bits win. The low bits hold the number itself, so there are no ties and the
@@ -128,12 +128,13 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int) -> Tensor:
         keys: `(...)` int64.
         count: How many to draw, at most the smallest size.
         sizes: How many there are to draw from; an integer, or one for each key, `(...)` int64.
+        at_most: Whether `count` may exceed a key's size: its numbers come first, and what follows means nothing.
 
     Returns:
         `(..., count)` int64.
     """
     smallest, largest = (int(sizes.min()), int(sizes.max())) if isinstance(sizes, Tensor) else (sizes, sizes)
-    if not 0 <= count <= smallest:
+    if not 0 <= count <= (largest if at_most else smallest):
         raise ValueError(f"cannot draw {count} different numbers out of {smallest}")
     mask = (1 << max(largest.bit_length(), _NUMBER_BITS)) - 1
     numbers = np.arange(largest, dtype=np.uint64)

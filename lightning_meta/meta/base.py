@@ -78,7 +78,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
           seeds.
         - `val/accuracy_step_<j>`, `val/accuracy_step_<j>_ci95`, and `test` alike: the same after j inner steps, from 0
           to the last; of learners with an inner loop alone.
-        - `val/loss`, `test/loss`: the loss of the query set, the mean over tasks.
+        - `val/loss`, `test/loss`: the loss of the query set, the mean over tasks; of stored regression tasks in units
+          of the standard deviation of the training targets.
         - `train/loss`, `train/accuracy`: of the meta-batch of one step, every `log_every_n_steps` steps: the mean outer
           loss, which is what is minimised, and the accuracy (or `mse`) of its query sets.
         - `test/tasks`: n.
@@ -310,15 +311,15 @@ class MetaModule(ChecksBatches, Learner, ABC):
         self.test_report = {
             "predictions": {
                 "task": table.tasks.numpy(),
-                "output": table.outputs.numpy(),
+                "output": self.task.readable(table.outputs).numpy(),
                 "target": table.targets.numpy(),
             },
             "per_task": [{"task": task, **dict(zip(names, scores, strict=True))} for task, scores in rows],
         }
 
     def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:
-        """Predictions `(T, M, outputs)` of the query sets."""
-        return self._evaluate_tasks(self.inputs(batch))[2]
+        """Predictions `(T, M, outputs)` of the query sets, in regression in the units of the targets."""
+        return self.task.readable(self._evaluate_tasks(self.inputs(batch))[2])
 
     def predictor(self, x: Tensor, labels: Sequence[Any] | Tensor) -> Predictor:
         """Learn a new task from examples, to predict new inputs.
@@ -456,8 +457,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         return found
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
-        batch = self.inputs(batch)
-        scores.update(batch.tasks, *self._evaluate_tasks(batch), batch.query.y)
+        scores.update(batch.tasks, *self._evaluate_tasks(self.inputs(batch)), batch.query.y)
 
     def _report(self, stage: str, scores: TaskScores) -> TaskTable:
         table = scores.compute()

@@ -60,7 +60,7 @@ class AdaptedModel(nn.Module):
         dtype = next((t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), x.dtype)
         x = as_input(x, dtype)
         outputs = self.learner.predict(self._state(), 1 - x if self._inverts else x)
-        return outputs.softmax(-1) if self._normalises else outputs
+        return outputs.softmax(-1) if self._normalises else self.learner.task.readable(outputs)
 
     def _taken_over(self, state: Any) -> bool:
         """Put adapted weights in the place of the network's own, which would lie beside them in the file, unused."""

@@ -6,14 +6,15 @@ from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.tf32 import full_float32, tf32_requested
-from lightning_meta.module import TrainedModule
+from lightning_meta.module import Inputs, TrainedModule
 from lightning_meta.nn.normalization import task_norms
-from lightning_meta.tasks import EpisodeSpec, Task, task_named
+from lightning_meta.tasks import EpisodeSpec, StandardisedRegression, Task, task_named
 
 
 class Learner(TrainedModule, ABC):
@@ -38,7 +39,8 @@ class Learner(TrainedModule, ABC):
         """Learn a task from its support set; no tensor of the module changes.
 
         Args:
-            support: `x` `(M, *input_shape)` real-valued, `y` `(M,)` labels in [0, N) or `(M, outputs)` targets.
+            support: `x` `(M, *input_shape)` real-valued, `y` `(M,)` labels in [0, N) or `(M, outputs)` targets, those
+                of stored data in standard units.
             ways: N; 0 for regression.
 
         Returns:
@@ -54,8 +56,24 @@ class Learner(TrainedModule, ABC):
             x: `(M, *input_shape)` real-valued.
 
         Returns:
-            Logits `(M, N)`, or predictions `(M, outputs)`.
+            Logits `(M, N)`, or predictions `(M, outputs)`, of stored data in standard units.
         """
+
+    def inputs(self, x: Inputs) -> Inputs:
+        """Stored inputs, or an episode, as the network takes them; real targets of stored data in standard units."""
+        made = super().inputs(x)
+        if isinstance(made, Tensor):
+            return made
+        support, query = (part._replace(y=self.targets(part.y)) for part in (made.support, made.query))
+        return made._replace(support=support, query=query)
+
+    def targets(self, y: Tensor) -> Tensor:
+        """Labels as they are; real targets of stored data in standard units."""
+        if self.episodes is None or not self.episodes.target_scale:
+            return y
+        assert isinstance(self.dtype, torch.dtype)
+        task = StandardisedRegression(self.episodes.target_mean, self.episodes.target_scale)
+        return task.in_standard_units(y, torch.promote_types(self.dtype, torch.float32))
 
     @property
     def network(self) -> nn.Module:
@@ -97,6 +115,8 @@ class Learner(TrainedModule, ABC):
     @property
     def task(self) -> Task:
         """The loss and the metric."""
+        if self.spec.target_scale:
+            return StandardisedRegression(self.spec.target_mean, self.spec.target_scale)
         return task_named(self.spec.task, self.spec.outputs)
 
     @property

@@ -21,8 +21,9 @@ class MAML(GradientBasedLearner):
 
     Run it:
         `python scripts/fit.py --config configs/maml_glyphs.yaml` without a download; the paper's experiments are
-        `configs/maml_sinusoid.yaml`, `configs/maml_omniglot.yaml` and `configs/maml_mini_imagenet.yaml`, and there is
-        `configs/maml_cifar_fs.yaml`.
+        `configs/maml_sinusoid.yaml`, `configs/maml_omniglot.yaml` and `configs/maml_mini_imagenet.yaml`, and there are
+        `configs/maml_cifar_fs.yaml` and, for regression on stored data, `configs/maml_parkinsons.yaml` and
+        `configs/maml_table.yaml`.
 
     Logged:
         - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j

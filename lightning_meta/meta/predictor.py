@@ -55,7 +55,9 @@ class Predictor:
         if module.spec.task == "regression":
             assert isinstance(module.dtype, torch.dtype)
             targets = torch.as_tensor(labels)
-            if loses_digits(targets, module.dtype):
+            if module.spec.target_scale:
+                targets = module.targets(targets.cpu().double())
+            elif loses_digits(targets, module.dtype):
                 raise UserError(
                     f"labels: {module.dtype} cannot tell these targets apart; subtract a constant from them"
                 )
@@ -71,14 +73,14 @@ class Predictor:
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Logits `(M, N)`, or predictions `(M, outputs)` in regression.
+        """Logits `(M, N)`, or predictions `(M, outputs)` in regression, in the units of the targets.
 
         Raises:
             UserError: Inputs of another kind than those of training, too few of them for a method that predicts them
                 together, or outputs that are not finite.
         """
         self.module.check_queries(len(x))
-        return check_outputs(self._run(self._inputs(x)))
+        return self.module.task.readable(check_outputs(self._run(self._inputs(x))))
 
     def _run(self, x: Tensor) -> Tensor:
         with evaluating(self.module):

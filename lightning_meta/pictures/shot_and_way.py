@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from lightning_meta.data import EpisodeDataset, Episodes, EpisodeShape, Pool
+from lightning_meta.data import EpisodeDataset, Episodes, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.scores import mean_and_interval
@@ -64,7 +64,7 @@ class ShotAndWay(Picture):
         module.check_ways(ways)
         pool = dataset.origin
         assert isinstance(pool, Pool)
-        shape = EpisodeShape(ways, shots, self.queries)
+        shape = dataset.shape._replace(ways=ways, shots=shots, queries=self.queries)
         size = max(1, dataset.meta_batch_size * dataset.shape.largest()[0] // ways)
         drawn = EpisodeDataset(pool, "test", shape, size, self.tasks, 0)
         scores = []

@@ -9,6 +9,8 @@ from .mini_imagenet import MiniImageNet as MiniImageNet
 from .multi_mnist import MultiMNIST as MultiMNIST
 from .omniglot import Omniglot as Omniglot
 from .parkinsons import Parkinsons as Parkinsons
+from .parkinsons_few_shot import ParkinsonsFewShot as ParkinsonsFewShot
+from .regression_table import RegressionTable as RegressionTable
 from .sinusoid import Sinusoid as Sinusoid
 from .table import Table as Table
 from .table_targets import Target as Target

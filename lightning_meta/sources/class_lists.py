@@ -18,12 +18,13 @@ def class_list(name: str) -> dict[Split, list[str]]:
     return {split: [label for of, label in lines if of == split] for split in SPLITS}
 
 
-def refuse_shared(classes: Mapping[Split, Iterable[str]], where: str, mend: str) -> None:
+def refuse_shared(classes: Mapping[Split, Iterable[str]], where: str, mend: str, kind: str = "class") -> None:
     """Few-shot learning is tested on classes that were never trained on.
 
     Raises:
-        UserError: A class is in two splits. The line begins with `where` and ends with `mend`.
+        UserError: A class is in two splits. The line begins with `where` and ends with `mend`; it calls the class by
+            its `kind`.
     """
     for a, b in combinations(SPLITS, 2):
         if shared := sorted(set(classes[a]) & set(classes[b])):
-            raise UserError(f"{where}: class {shared[0]!r} is in both {a} and {b} ({len(shared)} such); {mend}")
+            raise UserError(f"{where}: {kind} {shared[0]!r} is in both {a} and {b} ({len(shared)} such); {mend}")

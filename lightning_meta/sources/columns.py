@@ -58,6 +58,9 @@ class Column:
         array: The column as read.
         as_text: Reads the same column as text, where the file holds text and the array numbers.
         decimal: What stands before the decimals in texts of numbers.
+
+    Attributes:
+        where: As given, and so are the others.
     """
 
     def __init__(
@@ -67,14 +70,14 @@ class Column:
         as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
         decimal: str = ".",
     ) -> None:
-        self.where, self._array, self._as_text, self._decimal = where, array, as_text, decimal
+        self.where, self.array, self.as_text, self.decimal = where, array, as_text, decimal
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:
         """The column as integers or floating-point numbers, null where missing; None where it is text."""
         from pyarrow import types
 
-        array, kind = self._array, self._array.type
+        array, kind = self.array, self.array.type
         if types.is_dictionary(kind):
             kind = kind.value_type
             array = array if types.is_string(kind) or types.is_large_string(kind) else array.cast(kind)
@@ -93,7 +96,7 @@ class Column:
     @cached_property
     def _texts(self) -> Coded:
         """The trimmed cells of a column of text."""
-        return _coded(self._array)
+        return _coded(self.array)
 
     @cached_property
     def _values(self) -> NDArray[np.float64] | None:
@@ -235,7 +238,7 @@ class Column:
         """The text of each cell as it stands: 01 is not 1. Numbers of Parquet are as in `coded`."""
         if self._cells is None:
             return self._texts
-        return self.coded if self._as_text is None else _coded(self._as_text())
+        return self.coded if self.as_text is None else _coded(self.as_text())
 
     def texts(self, of_numbers: bool) -> Coded:
         """The cells as the texts of another column.
@@ -259,7 +262,7 @@ class Column:
         """Whether a file said that these are booleans; here they are 0 and 1."""
         from pyarrow import types
 
-        return bool(types.is_boolean(self._array.type))
+        return bool(types.is_boolean(self.array.type))
 
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
@@ -269,7 +272,7 @@ class Column:
         """A value in a message."""
         if self.missing[row]:
             return repr(None)
-        if self._cells is not None and self._as_text is None:
+        if self._cells is not None and self.as_text is None:
             return repr(str(self._cells[row]))
         return repr(self.spelled.texts[self.spelled.codes[row]])
 
@@ -279,7 +282,7 @@ class Column:
 
     def _as_number(self, text: str) -> str:
         """A text in which a point stands before the decimals if it is a number, and only then."""
-        return text.translate(SWAPPED) if self._decimal == "," else text
+        return text.translate(SWAPPED) if self.decimal == "," else text
 
     def _is_number(self, text: str) -> bool:
         """Whether a person would call it a number: without the underscores that Python allows."""

@@ -109,7 +109,7 @@ class Parkinsons(TaskSource):
 
     def tasks(self) -> dict[str, Task]:
         """One regression a subject, or one a score."""
-        names = TARGETS if self.kind == "targets" else [_name(s) for s in range(1, SUBJECTS + 1)]
+        names = TARGETS if self.kind == "targets" else [subject_name(s) for s in range(1, SUBJECTS + 1)]
         return {name: Regression(1) for name in names}
 
     def sets(self) -> dict[Split, TaskSet]:
@@ -129,7 +129,7 @@ class Parkinsons(TaskSource):
                 columns = {name: values[here] for name, values in y.items()}
                 sets[split] = TaskSet.of_columns(x[here], columns, dict.fromkeys(columns, everywhere))
             else:
-                of = {_name(s): here & (subjects == s) for s in range(1, SUBJECTS + 1)}
+                of = {subject_name(s): here & (subjects == s) for s in range(1, SUBJECTS + 1)}
                 sets[split] = TaskSet.of_examples({n: Examples(x[m], y[self.target][m]) for n, m in of.items()})
         return sets
 
@@ -139,11 +139,20 @@ class Parkinsons(TaskSource):
             return {}
         of_subject = np.stack([self._rows[self._rows[:, 0] == s][0, 1:3] for s in range(1, SUBJECTS + 1)])
         z = Standardiser(torch.from_numpy(of_subject))(torch.from_numpy(of_subject))
-        return {_name(s): tuple(row) for s, row in enumerate(z.tolist(), start=1)}
+        return {subject_name(s): tuple(row) for s, row in enumerate(z.tolist(), start=1)}
 
     @cached_property
     def _rows(self) -> NDArray[np.float64]:
-        return read_official(OfficialFile("parkinsons/parkinsons_updrs.data", self.url), _read)
+        return read_rows(self.url)
+
+
+def read_rows(url: str) -> NDArray[np.float64]:
+    """The table `(5875, 22)`, sorted by subject, then time; downloaded if it is not there.
+
+    Args:
+        url: Where to download the file from.
+    """
+    return read_official(OfficialFile("parkinsons/parkinsons_updrs.data", url), _read)
 
 
 def sessions(subjects: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -159,7 +168,8 @@ def sessions(subjects: NDArray[np.int64], times: NDArray[np.float64]) -> NDArray
     return count - np.maximum.accumulate(np.where(new_subject, count, 0))
 
 
-def _name(subject: int) -> str:
+def subject_name(subject: int) -> str:
+    """The name of the task of a person, from 1."""
     return f"subject_{subject:02}"
 
 

@@ -6,6 +6,7 @@ from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.specs import EpisodeSpec, TaskName, TasksSpec
+from lightning_meta.tasks.standardised import StandardisedRegression
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TableTarget, TextFeature
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Multilabel",
     "NumberFeature",
     "Regression",
+    "StandardisedRegression",
     "TableSpec",
     "TableTarget",
     "Task",

@@ -24,6 +24,9 @@ class EpisodeSpec:
         input_dtype: The dtype of the stored inputs, such as "uint8" or "int64"; "" where nobody said so.
         input_statistics: Range and brightness of training inputs, see `lightning_meta.nn.likeness`; empty where nobody
             said so.
+        target_mean: Of the targets of stored regression tasks, over the training tasks, one number a dimension; empty
+            where targets are not standardised.
+        target_scale: Their standard deviation.
     """
 
     task: TaskName = "classification"
@@ -32,6 +35,8 @@ class EpisodeSpec:
     classes: int = 0
     input_dtype: str = ""
     input_statistics: tuple[float, ...] = ()
+    target_mean: tuple[float, ...] = ()
+    target_scale: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

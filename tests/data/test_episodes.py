@@ -35,6 +35,12 @@ def ragged(classes: int = 11, smallest: int = 8) -> Pool:
     return Pool(x, sizes, names, names)
 
 
+def tasks_of_rows() -> Pool:
+    """Regression tasks in place of the classes; the target of a row is its own number plus a half."""
+    pool = ragged()
+    return replace(pool, y=pool.x.unsqueeze(1).double() + 0.5)
+
+
 def episodes(
     tasks: Pool | Sinusoid | None = None,
     shape: EpisodeShape = EpisodeShape(5, 2, 3),  # noqa: B008 - a tuple
@@ -67,7 +73,7 @@ def one(batch: Episode, t: int) -> Episode:
 # A pure function
 
 
-@pytest.mark.parametrize("tasks", [ragged(), Sinusoid()], ids=["pool", "sinusoid"])
+@pytest.mark.parametrize("tasks", [ragged(), tasks_of_rows(), Sinusoid()], ids=["pool", "rows", "sinusoid"])
 def test_a_task_is_the_same_alone_and_in_any_company_and_order(tasks: Pool | Sinusoid) -> None:
     dataset = episodes(tasks)
     whole = dataset.__getitems__([8, 9, 10, 11])
