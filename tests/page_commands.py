@@ -46,7 +46,6 @@ ELSEWHERE = {
     "pip install 'lightning_meta[sweep]'": "an extra of a release",
     "pip install 'lightning_meta[torchjd]'": "an extra of a release",
     "pip install 'lightning_meta[sklearn,pretrained]'": "extras of a release",
-    "pip install 'lightning_meta[sklearn]'": "an extra of a release",
     "pytest": "this is it",
     "python -m tests.report.verdict_simulation": "test_transfer_verdicts.py runs it, more briefly",
     "pytest -m slow": "this is it",
