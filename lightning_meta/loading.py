@@ -190,7 +190,7 @@ def check_tensors(module: nn.Module, weights: Any, source: str) -> None:
         if not fits_dtype(stored.dtype, tensor.dtype):
             raise MisfitError(f"{where}: {name} is {stored.dtype} in the checkpoint and {tensor.dtype} in the module")
     if extra := next((name for name in weights if name not in own), None):
-        raise MisfitError(f"{where}: the checkpoint has {extra}, but the module does not")
+        raise MisfitError(f"{where}: the module has no {extra}, but the checkpoint does")
 
 
 def _looks_at_no_values(spec: Any) -> bool:
