@@ -1,4 +1,4 @@
-"""A trained module from its checkpoint, by the path alone."""
+"""Load a trained module from the path of its checkpoint."""
 
 from __future__ import annotations
 
@@ -42,26 +42,26 @@ def load(
     """Load a trained module.
 
     Args:
-        path: A checkpoint, or a run directory: its best checkpoint, or its last where there is no best.
-        allow: Classes, functions or names of modules that the checkpoint may use besides the parts of models of this
-            package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow what you trust. A function
-            that is an argument and makes no part of a model must be given itself.
-        map_location: The device.
-        **overrides: Constructor arguments to use in place of the stored ones.
+        path: A checkpoint, or a run directory, whose best checkpoint is loaded, or the last if there is no best.
+        allow: Classes, functions or names of modules that the checkpoint may use in addition to the model components of
+            this package, `torch.nn` and `torch.optim`. Importing a module runs its code: allow only what you trust. A
+            function that is an argument and does not return a model component must be given as an object.
+        map_location: The device on which to load the weights.
+        **overrides: Constructor arguments to use instead of the stored ones.
 
     Returns:
         The module, in evaluation mode.
 
     Raises:
-        UserError: The file is no checkpoint of this package, it names a class that is not allowed, or its
-            weights do not fit.
+        UserError: The file is not a checkpoint of this package, it names a class that is not allowed, or its
+            weights do not match the module.
     """
     _check_device(map_location)
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file, map_location)
     spec = checkpoint.get(KEY)
     if not isinstance(spec, dict) or not isinstance(spec.get("class_path"), str):
-        raise UserError(f"{file} was not written by a module of lightning_meta: it does not say its class")
+        raise UserError(f"{file} was not written by a module of lightning_meta: it does not name its class")
     stored, weights = spec.get("init_args") or {}, checkpoint["state_dict"]
     if not isinstance(stored, dict):
         raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
@@ -72,7 +72,7 @@ def load(
         made = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
         if not isinstance(made, LightningModule):
             raise UserError(f"{spec['class_path']} is not a LightningModule")
-        made.configure_model()  # makes what depends on the data, which the arguments describe
+        made.configure_model()  # creates the parts that depend on the data, from the stored description
         fitting = with_losses(renamed_weights(weights, made) if layout == 1 else weights)
         check_weights(made, fitting, file)
         return made, fitting
@@ -93,8 +93,8 @@ def load(
     for name in sorted(first_weights_of(type(module)) & overrides.keys()):
         if overrides[name] is not None:
             raise UserError(
-                f"{name}: it sets the first weights of a new {type(module).__name__}, and those of {file} would take "
-                "their place; leave it out, or make a new module with it"
+                f"{name}: it sets the first weights of a new {type(module).__name__}, and the weights of {file} would "
+                "replace them; leave it out, or create a new module with it"
             )
     check_numbers(module, weights, file)
     take_precision(module, weights)
@@ -112,15 +112,15 @@ def load(
 def _refuse_unknown(init_args: Mapping[str, Any]) -> None:
     for name, made in unknown_parts(init_args):
         raise UserError(
-            f"it does not say how {name} ({made}) was made: give it by name, load(path, {name.partition('.')[0]}=...)"
+            f"it does not store the arguments of {name} ({made}); pass it to load(path, {name.partition('.')[0]}=...)"
         )
 
 
 def find_checkpoint(path: str | PathLike[str]) -> Path:
-    """The checkpoint that a path means: itself, or the best, else the last, of a run directory.
+    """Find a checkpoint: the file itself, or the best, otherwise the last, of a run directory.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no checkpoint at the path.
     """
     given = Path(path)
     try:
@@ -133,52 +133,55 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
                 return found
     except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
         raise UserError(f"no checkpoint at {given}: {error.strerror}") from error
-    reason = "it holds no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file or run"
+    reason = (
+        "the folder has no checkpoints/best.ckpt or last.ckpt" if given.is_dir() else "there is no such file or run"
+    )
     raise UserError(f"no checkpoint at {given}: {reason}")
 
 
 def _check_device(map_location: torch.device | str) -> None:
     try:
         if torch.empty(0, device=map_location).is_meta:
-            raise RuntimeError("weights on it have no values")
+            raise RuntimeError("tensors on it have no values")
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        raise UserError(f"map_location: {map_location} is no device here: {str(error).splitlines()[0]}") from error
+        said = str(error).splitlines()[0]
+        raise UserError(f"map_location: {map_location} is not a device of this machine: {said}") from error
 
 
 class MisfitError(UserError):
-    """The weights of a checkpoint are not those of the module that it describes."""
+    """The weights of a checkpoint do not match the module that it describes."""
 
 
 def check_weights(module: LightningModule, weights: Any, file: str | PathLike[str]) -> None:
-    """Refuse weights of another architecture, or of another kind of tensor.
+    """Refuse weights of another architecture, layout or data type.
 
     Raises:
-        MisfitError: The first difference, in one line.
+        MisfitError: The weights do not match; the message names the first difference.
     """
     check_tensors(module, weights, str(file))
 
 
 def check_tensors(module: nn.Module, weights: Any, source: str) -> None:
-    """Refuse weights that are not those of a module, one for one.
+    """Refuse weights that do not match the tensors of a module one by one.
 
     Args:
-        module: What they are for.
+        module: The module for the weights.
         weights: Tensors by name.
-        source: Where they are from, as the error begins.
+        source: Origin of the weights, with which the error begins.
 
     Raises:
-        MisfitError: The first difference, in one line.
+        MisfitError: The weights do not match; the message names the first difference.
     """
     own = module.state_dict()
     where = f"{source} does not fit {type(module).__name__}"
     for name, tensor in own.items():
         if not isinstance(tensor, torch.Tensor):
-            continue  # what a module of the user's own keeps by `get_extra_state`
+            continue  # the `get_extra_state` of a custom module
         if name not in weights:
             raise MisfitError(f"{where}: it has no weights for {name} {tuple(tensor.shape)}")
         stored = weights[name]
         if not isinstance(stored, torch.Tensor):
-            raise MisfitError(f"{where}: {name} is no tensor in the checkpoint")
+            raise MisfitError(f"{where}: {name} is not a tensor in the checkpoint")
         if stored.shape != tensor.shape:
             got, expected = tuple(stored.shape), tuple(tensor.shape)
             raise MisfitError(f"{where}: {name} is {got} in the checkpoint and {expected} in the module")
@@ -187,16 +190,16 @@ def check_tensors(module: nn.Module, weights: Any, source: str) -> None:
         if not fits_dtype(stored.dtype, tensor.dtype):
             raise MisfitError(f"{where}: {name} is {stored.dtype} in the checkpoint and {tensor.dtype} in the module")
     if extra := next((name for name in weights if name not in own), None):
-        raise MisfitError(f"{where}: the module has no {extra}, which the checkpoint holds")
+        raise MisfitError(f"{where}: the module has no {extra}, but the checkpoint does")
 
 
 def _looks_at_no_values(spec: Any) -> bool:
-    """Whether all that a specification names is this package's or torch's; what else is allowed is the user's code."""
+    """Whether a specification names only classes of this package and torch, and no code of the user."""
     return all(lies_in(path, TRUSTED) for path in class_paths(spec))
 
 
 def weights_error(error: Exception, file: str | PathLike[str] | None) -> UserError | None:
-    """What PyTorch says about weights that do not fit, in one line; None for other errors."""
+    """Condense PyTorch's error about weights that do not match to one line; None for other errors."""
     headline, *differences = str(error).splitlines() or [""]
     if headline.startswith("loaded state dict"):  # an optimiser's
         return UserError(f"{file} does not fit the configured optimizer: {headline}{ANEW}")

@@ -1,7 +1,7 @@
-"""Files that a stranger may have made, read in bounded time and memory.
+"""Read untrusted files in bounded time and memory.
 
-To open a pipe is to wait for its writer, and `/dev/zero` has no end: only regular files are read, and no more of them
-than expected. A few lines of YAML can stand for billions of values: these are counted before any is made.
+Opening a pipe waits for its writer, and `/dev/zero` never ends: only regular files are read, up to a maximum size. A
+few lines of YAML can expand to billions of values: these are counted before any is constructed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MOST_NODES, DEEPEST = 100_000, 100  # of YAML, those counted again that are repe
 
 
 class TooLargeError(yaml.YAMLError):
-    """A document stands for too many values."""
+    """A document expands to too many values."""
 
 
 def check_regular(path: str | os.PathLike[str]) -> int:
-    """Refuse what is no ordinary file: a FIFO or a device would block for ever, a file of `/proc` has no end.
+    """Refuse anything but a regular file: a FIFO or a device would block for ever, a file of `/proc` never ends.
 
     Args:
         path: The file; a link is followed.
@@ -34,7 +34,7 @@ def check_regular(path: str | os.PathLike[str]) -> int:
         Its size in bytes.
 
     Raises:
-        UserError: There is no such file, it cannot be reached, or it is none.
+        UserError: There is no such file, it cannot be accessed, or it is not a regular file.
     """
     try:
         found = Path(path).stat()
@@ -43,9 +43,9 @@ def check_regular(path: str | os.PathLike[str]) -> int:
     except (OSError, ValueError) as error:  # a loop of links, a name that is too long or has a NUL in it
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISDIR(found.st_mode):
-        raise UserError(f"{path} is a folder, and a file is needed")
+        raise UserError(f"{path} is a folder, but a file is needed")
     if not stat.S_ISREG(found.st_mode):
-        raise UserError(f"{path} is a pipe, a socket or a device, and a file is needed")
+        raise UserError(f"{path} is a pipe, a socket or a device, but a file is needed")
     if not found.st_size:  # as those of /proc claim to be
         raise UserError(f"{path} is empty")
     return found.st_size
@@ -68,28 +68,28 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
 
 
 def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
-    """All bytes of a regular file.
+    """Read all bytes of a regular file.
 
     Args:
         path: The file.
-        most: How many there may be.
+        most: Maximum number of bytes.
 
     Raises:
-        UserError: There are more, or the file is not regular.
+        UserError: The file is larger, or not a regular file.
         OSError: It cannot be read.
     """
     with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise UserError(f"{os.fspath(path)}: the file is larger than {most:,} bytes, which none of its kind is")
+        raise UserError(f"{os.fspath(path)}: the file is larger than {most:,} bytes, the limit for files of this kind")
     return content
 
 
 def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
-    """A regular file as UTF-8, read as `read_bytes` does.
+    """Read a regular file as UTF-8 text, with the limits of `read_bytes`.
 
     Raises:
-        UserError: It is too large, or not regular.
+        UserError: The file is too large, or not a regular file.
         OSError: It cannot be read.
         UnicodeDecodeError: It is not UTF-8.
     """
@@ -97,23 +97,23 @@ def read_text(path: str | os.PathLike[str], most: int = LARGEST_TEXT) -> str:
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """The plain data of a YAML file.
+    """Read the plain data of a YAML file.
 
     Raises:
-        UserError: It is too large, or not regular.
+        UserError: The file is too large, or not a regular file.
         OSError: It cannot be read.
         ValueError: It is not UTF-8.
-        yaml.YAMLError: It is no YAML, or stands for too many values.
+        yaml.YAMLError: It is not valid YAML, or expands to too many values.
     """
     return parse_yaml(read_text(path, LARGEST_YAML))
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain data of a text in YAML.
+    """Parse the plain data of a YAML text.
 
     Raises:
-        ValueError: A value is none of its kind, such as the 99th of a month.
-        yaml.YAMLError: It is no YAML, or stands for too many values.
+        ValueError: A value is not valid for its type, such as the 99th day of a month.
+        yaml.YAMLError: It is not valid YAML, or expands to too many values.
     """
     _refuse_deep(text)
     loader = yaml.SafeLoader(text)
@@ -122,16 +122,16 @@ def parse_yaml(text: str) -> Any:
         _count(node)
         return None if node is None else loader.construct_document(node)
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # PyYAML's own, for `!!int ""` and the like
-        raise yaml.YAMLError(f"a value is none of its kind ({type(error).__name__})") from error
+        raise yaml.YAMLError(f"a value is not valid for its type ({type(error).__name__})") from error
     finally:
         loader.dispose()
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The nodes of a text in YAML, of which no values are made.
+    """Parse a YAML text to nodes, without constructing values.
 
     Raises:
-        yaml.YAMLError: It is no YAML, or stands for too many values.
+        yaml.YAMLError: It is not valid YAML, or expands to too many values.
     """
     _refuse_deep(text)
     node: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -140,7 +140,7 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def _refuse_deep(text: str) -> None:
-    """Refuse deep nesting, by events, since PyYAML makes nodes by recursion; its fast parser makes the same events."""
+    """Refuse deep nesting by counting parser events, since PyYAML builds nodes recursively."""
     depth = 0
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -155,12 +155,12 @@ def _refuse_deep(text: str) -> None:
 
 
 def _count(node: yaml.Node | None) -> None:
-    """Refuse a document that holds itself, or whose references and merges stand for too many values."""
+    """Refuse a document that contains itself, or whose references and merges expand to too many values."""
     waiting, count = [node], 0
     while waiting:
         found, count = waiting.pop(), count + 1
         if count > MOST_NODES:
-            raise TooLargeError(f"it is more than {MOST_NODES:,} values large, or holds itself")
+            raise TooLargeError(f"it has more than {MOST_NODES:,} values, or contains itself")
         if isinstance(found, yaml.MappingNode):
             waiting += [child for pair in found.value for child in pair]
         elif isinstance(found, yaml.SequenceNode):
@@ -168,12 +168,12 @@ def _count(node: yaml.Node | None) -> None:
 
 
 def is_number(name: str) -> bool:
-    """Whether a folder's name is a version's: ASCII digits, since `isdigit` also takes "²", which is no number."""
+    """Whether a text consists of ASCII digits; `isdigit` alone also accepts "²", which `int` does not."""
     return name.isascii() and name.isdigit()
 
 
 def _link_out_of(folder: Path, whole: tuple[str, ...]) -> Path | None:
-    """The first link that lies in a folder, or at any depth in those of its folders that are named, and leads out."""
+    """The first link in a folder, or at any depth in the subfolders `whole`, that points outside the folder."""
     real = folder.resolve()
     for place, folders, files in os.walk(real):  # follows no link
         for path in (Path(place) / name for name in sorted(folders + files)):
@@ -192,23 +192,23 @@ def _link_out_of(folder: Path, whole: tuple[str, ...]) -> Path | None:
 
 
 def refuse_link(folder: Path) -> None:
-    """Refuse to make files in a folder of a run that is a link.
+    """Refuse to write to a folder of a run that is a symbolic link.
 
     Raises:
-        UserError: It is one.
+        UserError: The folder is a link.
     """
     if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and results would be written to where it leads; remove it")
+        raise UserError(f"{folder} is a link, and results would be written to its target; remove it")
 
 
 def refuse_links_out(run: Path) -> None:
-    """Refuse to write into a run directory that holds a link out of it, where this package writes.
+    """Refuse a run directory with a link to outside it, in a place where this package writes.
 
-    What is written to such a link, or below it, lands where whoever made the folder chose. Below the folders of other
-    loggers links are their own: W&B makes one to its log in the cache.
+    Otherwise, whoever created the folder could choose where results are written. Links in the folders of other loggers
+    are accepted: W&B creates one to its log in the cache.
 
     Raises:
-        UserError: The link.
+        UserError: There is such a link.
     """
     if (link := _link_out_of(run, ("checkpoints", "figures", "tests"))) is not None:
-        raise UserError(f"{link}: this link leads out of {run}, and results would be written there; remove it")
+        raise UserError(f"{link}: this link points outside {run}, and results would be written there; remove it")

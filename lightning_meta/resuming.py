@@ -1,4 +1,4 @@
-"""What a module checks when its training is resumed, with or without the command line."""
+"""Checks of a module when its training is resumed, with or without the command line."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 
 def shown(value: Any) -> str:
-    """A value in a message."""
+    """Shorten a value for a message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def same_class(old: Any, new: Any) -> bool:
-    """Whether two paths name one class: by another way to it, or of the user's and in a module of another name.
+    """Whether two paths name the same class; classes of the user may be in modules of different names.
 
     >>> same_class("lightning_meta.data.sources.Glyphs", "lightning_meta.sources.Glyphs")
     True
@@ -42,12 +42,12 @@ def check_class(module: Any, checkpoint: Mapping[str, Any], file: Any) -> None:
     """Refuse to resume a module from the checkpoint of another class.
 
     Args:
-        module: What is trained.
-        checkpoint: As it was read.
-        file: Where from, for the error.
+        module: The module to train.
+        checkpoint: Content of the checkpoint.
+        file: Path of the checkpoint, for the error.
 
     Raises:
-        UserError: Both classes, and what to do.
+        UserError: The classes differ.
     """
     stored = checkpoint.get("lightning_meta")
     old = stored.get("class_path") if isinstance(stored, Mapping) else None
@@ -57,16 +57,16 @@ def check_class(module: Any, checkpoint: Mapping[str, Any], file: Any) -> None:
 
 
 def check_resumed(module: Any, checkpoint: Mapping[str, Any], file: Any, callbacks: Sequence[Any] = ()) -> None:
-    """Refuse to resume a module of another class, or with an optimiser of another class; say which options are lost.
+    """Refuse to resume with a module or optimiser of another class, and warn about options that are ignored.
 
     Args:
-        module: What is trained; `describe` knows how it was made.
-        checkpoint: As it was read.
-        file: Where from, for the error.
-        callbacks: The trainer's; one that has `compares_options` sees to the options of the optimiser.
+        module: The module to train, whose arguments `describe` returns.
+        checkpoint: Content of the checkpoint.
+        file: Path of the checkpoint, for the error.
+        callbacks: Callbacks of the Trainer; one with `compares_options` handles the options of the optimiser.
 
     Raises:
-        UserError: Both classes, and what to do.
+        UserError: The classes differ.
     """
     stored, own = checkpoint.get("lightning_meta"), describe(module)
     if not isinstance(stored, Mapping) or "class_path" not in stored:
@@ -77,42 +77,42 @@ def check_resumed(module: Any, checkpoint: Mapping[str, Any], file: Any, callbac
             continue  # the default, which earlier versions did not name
         old, new = ((spec.get("init_args") or {}).get(name) for spec in (stored, own))
         classes = [spec.get("class_path") for spec in (old, new) if isinstance(spec, Mapping)]
-        known = all(classes) and len(classes) == 2  # neither is a function of the user's
+        known = all(classes) and len(classes) == 2  # neither is a custom function
         if name == "optimizer" and known and not same_class(*classes):
-            raise UserError(f"optimizer: the checkpoint is of {classes[0]}, got {classes[1]}{ANEW}")
+            raise UserError(f"optimizer: the checkpoint was written with {classes[0]}, got {classes[1]}{ANEW}")
         if old != new and not any(getattr(callback, "compares_options", False) for callback in callbacks):
             _log.warning(
-                "%s: the checkpoint's options are used, %s, and not %s, as Lightning restores them; set them in "
-                "on_train_start to change them",
+                "%s: Lightning restores the options of the checkpoint, %s, and ignores %s; to change them, set them in "
+                "on_train_start",
                 *(name, shown(old), shown(new)),
             )
 
 
 def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse the state of optimisers that cannot have been these, however they were made.
+    """Refuse optimiser states that cannot belong to these optimisers.
 
     Args:
-        optimizers: As the module makes them.
-        states: As a checkpoint holds them.
+        optimizers: The optimisers of the module.
+        states: Their states in the checkpoint.
 
     Raises:
-        UserError: What differs, and what to do.
+        UserError: The number of optimisers, the number of parameter groups or the class differs.
     """
     if len(optimizers) != len(states):
         raise UserError(
-            f"optimizer: the checkpoint holds the state of {len(states)}, the module has {len(optimizers)}{ANEW}"
+            f"optimizer: the checkpoint has {len(states)} optimizers, the module has {len(optimizers)}{ANEW}"
         )
     for optimizer, state in zip(optimizers, states, strict=True):
         groups, saved = optimizer.param_groups, state.get("param_groups") or []
         if len(groups) != len(saved):
             raise UserError(
-                f"optimizer: the checkpoint has {len(saved)} groups of parameters, the module {len(groups)}{ANEW}"
+                f"optimizer: the checkpoint has {len(saved)} parameter groups, the module has {len(groups)}{ANEW}"
             )
         lacking = sorted(optimizer.defaults.keys() - saved[0].keys()) if saved else []
         others = sorted(saved[0].keys() - groups[0].keys() - _OF_SCHEDULES) if saved else []
         if lacking and others:  # torch fills in what a later version of a class has added
             raise UserError(
-                f"optimizer: the checkpoint is of another class, with {', '.join(others)} and without "
+                f"optimizer: the checkpoint was written with another class, with {', '.join(others)} and without "
                 f"{', '.join(lacking)} of {type(optimizer).__name__}{ANEW}"
             )
 
@@ -122,9 +122,9 @@ _KNOWN = ("lightning_meta", "torch.nn", "torch.optim")
 
 
 def _home(path: str) -> str:
-    """Where a class lies, whichever way its path takes."""
+    """The path at which a class is defined."""
     path = real_path(path)
-    if not lies_in(path, _KNOWN):  # importing runs what a stranger's file names
+    if not lies_in(path, _KNOWN):  # importing would run code that an untrusted file names
         return path
     try:
         cls = import_class(path)
@@ -134,5 +134,5 @@ def _home(path: str) -> str:
 
 
 def first_weights_of(cls: type) -> set[str]:
-    """The arguments that only set the first weights of a module; see `TrainedModule`."""
+    """The arguments that only set the initial weights of a module; see `TrainedModule`."""
     return {name for base in cls.__mro__ for name in vars(base).get("sets_first_weights", ())}

@@ -293,7 +293,7 @@ BAD = {
     "bad value": (["--model.inner_lr=-1"], "inner_lr: a positive number is needed"),
     "unknown metric": (
         ["--checkpoint.monitor=val/acc"],
-        "'val/acc' is not logged in validation; monitor one of those that are: val/",
+        "'val/acc' is not logged in validation; monitor one of the logged metrics: val/",
     ),
     "bad device": (["--trainer.devices=x"], "`devices`"),
     "no run to resume": (["--ckpt_path=last"], "there is no run named 'maml' in runs"),

@@ -83,7 +83,7 @@ def test_another_shape(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "none.ckpt")
-    with pytest.raises(UserError, match="holds no checkpoints"):
+    with pytest.raises(UserError, match="has no checkpoints"):
         load(tmp_path)
     file = tmp_path / "a.ckpt"
     file.write_text("hello")
@@ -93,7 +93,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no `state_dict`"):
         load(file)
     torch.save({"state_dict": {}}, file)
-    with pytest.raises(UserError, match="does not say its class"):
+    with pytest.raises(UserError, match="does not name its class"):
         load(file)
 
 

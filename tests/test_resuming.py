@@ -41,7 +41,7 @@ def sgd(parameters: Any) -> torch.optim.Optimizer:
 def test_another_optimizer_is_one_line(old: Any, new: Any, tmp_path: Path) -> None:
     train(old, tmp_path, 1)
     with pytest.raises(
-        UserError, match=r"optimizer: the checkpoint is of .*; resume with the same, or start a new run"
+        UserError, match=r"optimizer: the checkpoint was written with .*; resume with the same, or start a new run"
     ):
         train(new, tmp_path, 2, tmp_path / "last.ckpt")
 
@@ -83,10 +83,10 @@ def test_a_rate_that_lightning_does_not_use_is_told(tmp_path: Path, caplog: pyte
     train(partial(torch.optim.Adam, lr=0.1), tmp_path, 1)
     with caplog.at_level(logging.WARNING, logger="lightning_meta"):
         train(partial(torch.optim.Adam, lr=0.1), tmp_path, 2, tmp_path / "last.ckpt")
-        assert "the checkpoint's options are used" not in caplog.text
+        assert "Lightning restores the options of the checkpoint" not in caplog.text
         trainer = train(partial(torch.optim.Adam, lr=0.2), tmp_path, 3, tmp_path / "last.ckpt")
     assert trainer.optimizers[0].param_groups[0]["lr"] == 0.1
-    assert "optimizer: the checkpoint's options are used" in caplog.text
+    assert "optimizer: Lightning restores the options of the checkpoint" in caplog.text
 
 
 def test_a_checkpoint_that_does_not_name_defaults_is_no_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -98,4 +98,4 @@ def test_a_checkpoint_that_does_not_name_defaults_is_no_other(tmp_path: Path, ca
     torch.save(checkpoint, tmp_path / "earlier.ckpt")
     with caplog.at_level(logging.WARNING, logger="lightning_meta"):
         train(torch.optim.Adam, tmp_path, 2, tmp_path / "earlier.ckpt")
-    assert "options are used" not in caplog.text
+    assert "restores the options" not in caplog.text

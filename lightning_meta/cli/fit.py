@@ -1,4 +1,4 @@
-"""`lightning-meta fit`: the options of `lightning_meta.fit`, and a configuration of what it trains."""
+"""`lightning-meta fit`: train the model of a configuration, with the options of `lightning_meta.fit`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from lightning_meta.run.termination import Interrupted, status_of
 
 
 class MetaCLI(LightningCLI):
-    """Reads the configuration of a training run, and makes its model, data and Trainer.
+    """Reads the configuration of a training run, and creates its model, data and Trainer.
 
-    There are no subcommands: with them Lightning lets the hyper-parameters of a checkpoint silently beat the
+    There are no subcommands: with them, in Lightning the hyper-parameters of a checkpoint silently override the
     command line.
 
     Args:
@@ -64,22 +64,22 @@ class MetaCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the run itself."""
-        parser.add_argument("--name", type=str | None, help="Name of the run; by default the config file's.")
+        parser.add_argument("--name", type=str | None, help="Name of the run; by default the name of the config file.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="Go on from this checkpoint or run directory; `last` is the newest run of this name.",
+            help="Checkpoint or run directory to resume; `last` is the newest run of this name.",
         )
         parser.add_argument(
             "--allow_changes",
             action="store_true",
-            help="Resume even with options that change what the numbers mean: they hold from there on.",
+            help="Resume even if options that affect the results have changed; they apply from then on.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the options, and find the run directory to go on in."""
+        """Parse the options, and find the run directory to resume."""
         with parsing():
             check_fit_configs(args)
             self.config = parser.parse_args(with_save_dir(args))
@@ -98,7 +98,7 @@ class MetaCLI(LightningCLI):
         self.config.ckpt_path, self.config.allow_changes = None, False  # the saved configuration starts anew
 
     def instantiate_classes(self) -> None:
-        """Make the objects."""
+        """Instantiate the model, the data and the Trainer."""
         with parsing():
             self.config_text = self.parser.dump(self.config, skip_unset=False)
         self.place.logger.hold()  # before anything is written into it
@@ -123,7 +123,7 @@ class MetaCLI(LightningCLI):
         self.config = configured
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer, with what a run keeps and watches."""
+        """Create the Trainer with the callbacks and loggers of a run."""
         self.training = Training(
             self.model,
             self.datamodule,
@@ -145,7 +145,7 @@ def fit(args: Sequence[str]) -> None:
         args: The options.
 
     Raises:
-        SystemExit: 130 after Ctrl-C, and as `Training.run` says.
+        SystemExit: 130 after Ctrl-C, and the statuses of `Training.run`.
     """
     cli = MetaCLI(args)
     try:

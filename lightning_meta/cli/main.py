@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(" ".join(str(error).split()), 2)
     except Exception as error:
         if trouble := disk_trouble(error):
-            return _fail(f"cannot write ({trouble}); make room or mend it", 2)
+            return _fail(f"cannot write ({trouble}); free disk space or fix it", 2)
         if refused := of_lightning(error, command):
             return _fail(refused, 2)
         raise

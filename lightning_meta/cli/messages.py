@@ -1,7 +1,7 @@
-"""One clear line out of what the parser and Lightning say.
+"""Condense errors of the parser and of Lightning to one clear line.
 
-What users get wrong most is said in this package's words: a name, a class, a type, what is missing. All else passes
-as its innermost or last line, with a pointer to `--help`.
+The most frequent mistakes (a wrong name, class or type, a missing option) get messages of this package. Of all other
+errors the innermost or last line is shown, with a reference to `--help`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
     """Condense the message of an error of the parser.
 
     Args:
-        error: What was raised.
-        options: The names of all options, to suggest one for a name that is unknown.
-        command: Whose help is pointed to.
+        error: The error.
+        options: The names of all options, to suggest one for an unknown name.
+        command: The command whose `--help` is recommended.
 
     Returns:
-        The option, what was received, what was expected, and a guess at what was meant.
+        The option, what was received, what was expected, and a suggestion.
     """
     text = str(error)
     options = list(options)
@@ -44,7 +44,7 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
         meant = _meant(found[1], options, "--") or f"; {_pointer(command)}"
         return f"--{found[1]}: there is no such option{meant}"
     if found := re.search(r"argument (?:\S+/)?(--\S+): expected (?:one|at least one) argument", text):
-        return f"{found[1]}: a value is missing behind it; {_pointer(command)}"
+        return f"{found[1]}: a value is missing; {_pointer(command)}"
     refusal = read_refusal(text)
     key = refusal.key
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", refusal.reason):
@@ -57,14 +57,14 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
-    """The line for a command that there is not."""
+    """The message for an unknown command."""
     commands = list(commands)
     meant = _meant(name, commands) or f"; expected {', '.join(commands)}, see lightning-meta --help"
     return f"there is no command {name}{meant}"
 
 
 def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
-    """What is wrong, in this package's words; None for what passes as it is."""
+    """A message of this package for the error; None to use the original text."""
     owner, reason = refusal.owner.rpartition(".")[2], refusal.reason
     if found := re.fullmatch(r".*arguments are required: (.*)", reason):
         return _missing(refusal, found[1].split(", "), options)
@@ -80,7 +80,7 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
         room, name = found["room"] or found["lazy"], found["name"] or found["of_it"]
         return f"there is no class {room}.{name}{_meant(name, _classes_of(room))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
-        return f"there is no module {found[1]}; install it, or run from its folder, or name that in PYTHONPATH"
+        return f"there is no module {found[1]}; install it, run from its folder, or add that folder to PYTHONPATH"
     expected = refusal.expected or _declared(refusal)
     kinds = _type(expected).removesuffix(" or null")
     if found := re.fullmatch(r"Expected a dot import path string: (.*)", reason):
@@ -111,7 +111,7 @@ def _missing(refusal: Refusal, names: list[str], options: list[str]) -> str:
 
 
 def _passed(text: str) -> str:
-    """The words of another library, on one line."""
+    """The message of another library, on one line."""
     return " ".join(text.split())[:LONGEST].rstrip(" .;")
 
 
@@ -122,11 +122,11 @@ def _pointer(command: str, refusal: Refusal | None = None) -> str:
 
 
 def of_lightning(error: BaseException, command: str) -> str | None:
-    """The line for what Lightning itself refuses, or for a package that is missing; None for another error.
+    """The message for an error of Lightning or a missing package; None for another error.
 
     Args:
-        error: What was raised.
-        command: Whose help is pointed to.
+        error: The error.
+        command: The command whose `--help` is recommended.
     """
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
@@ -136,7 +136,7 @@ def of_lightning(error: BaseException, command: str) -> str | None:
         return None
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     raised_in = str(frames[-1].f_globals.get("__name__")) if frames else ""
-    # What its own code raises is a refusal; an error that passes through it, of torch or of a user's class, is a fault.
+    # An error raised by Lightning's own code is wrong input; one raised by torch or a user's class is a bug.
     if not isinstance(error, MisconfigurationException) and not raised_in.startswith(("lightning.", "lightning_util")):
         return None
     return f"{_passed(str(error))}; {_pointer(command)}"
@@ -144,10 +144,10 @@ def of_lightning(error: BaseException, command: str) -> str | None:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Say it in one line where a configuration trips the parser itself, as `config: false` within one does.
+    """Report in one line a configuration that makes the parser itself fail, such as one with `config: false`.
 
     Raises:
-        UserError: What the parser met with; an `ArgumentError` of its own passes.
+        UserError: The parser failed; its own `ArgumentError` is not changed.
     """
     try:
         yield
@@ -155,7 +155,7 @@ def parsing() -> Iterator[None]:
         raise
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
-        raise UserError(f"the configuration cannot be read ({said}); --print_config shows how one looks") from error
+        raise UserError(f"the configuration cannot be read ({said}); --print_config shows a valid one") from error
 
 
 def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
@@ -181,7 +181,7 @@ def _type(text: str) -> str:
 
 
 def _declared(refusal: Refusal) -> str:
-    """The type of an option as its class declares it, where the parser leaves it out; "" where that is not known."""
+    """The type that a class declares for an option, if the parser does not report it; "" if unknown."""
     module, _, name = refusal.owner.rpartition(".")
     try:
         bases = inspect.getmro(getattr(importlib.import_module(module), name))
@@ -193,7 +193,7 @@ def _declared(refusal: Refusal) -> str:
 
 
 def _arguments(path: str) -> list[str]:
-    """The constructor arguments of a class of the user's configuration, inherited ones included."""
+    """The constructor arguments of a class in the configuration, including inherited ones."""
     if (cls := _class_of(path)) is None:
         return []
     parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c) and c is not object]
@@ -202,7 +202,7 @@ def _arguments(path: str) -> list[str]:
 
 
 def _class_of(path: str) -> type | None:
-    """A class of the user's configuration; None for what is none, as typing.Callable."""
+    """A class in the configuration; None if it is not a class, such as typing.Callable."""
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -217,7 +217,7 @@ def _classes_of(module: str) -> list[str]:
 
 
 def _subclass_names(subtypes: str) -> list[str]:
-    """Names of the classes that a class type stands for, as far as they are imported."""
+    """Names of the imported subclasses of the classes in a type."""
     names: list[str] = []
     for path in re.findall(r"<class '([\w.]+)'>", subtypes):
         module, _, name = path.rpartition(".")

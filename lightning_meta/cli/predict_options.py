@@ -28,7 +28,9 @@ def make_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
+    parser.add_argument(
+        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
+    )
     parser.add_argument(
         "--table",
         type=str | None,

@@ -55,7 +55,7 @@ Train a model, keep its best and last checkpoints, and test the best.
   --name NAME           Name of the run; by default the configuration's.
   --runs FOLDER         Folder of all runs; by default runs.
   --seed_everything N   Seed of all generators; by default 0.
-  --ckpt_path RUN|last  Go on from this run, or from the newest of this name.
+  --ckpt_path RUN|last  Resume this run, or the newest run of this name.
   --threads N           Threads of the processor; by default torch's choice.
   --print_config        Print the whole configuration, and train nothing.
 

@@ -1,4 +1,4 @@
-"""`lightning-meta test`: a trained model on other test tasks."""
+"""`lightning-meta test`: test a trained model on its own or other test tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.results import facts, test_facts, write_report
 
-# Options that stand for an argument of the data module.
+# Options that set an argument of the data module.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
 OF_DATA |= {"task_list": "test_task_list"}
 DRAWN = ("ways", "shots", "queries", "tasks")
@@ -43,7 +43,7 @@ TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "dete
 
 
 def test(args: Sequence[str]) -> None:
-    """Test a trained model, and write what comes out under `tests/` in its run directory.
+    """Test a trained model, and write the results under `tests/` in its run directory.
 
     Args:
         args: The options.
@@ -120,19 +120,23 @@ def make_parser() -> LightningArgumentParser:
         short_help="test",
     )
     parser.add_argument("--config", type=str | None, help="Configuration; by default that of the run directory.")
-    parser.add_argument("--ckpt_path", type=str, required=True, help="A run directory (its best) or a checkpoint.")
     parser.add_argument(
-        "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several, as 5,20."
+        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is tested) or a checkpoint."
     )
     parser.add_argument(
-        "--shots", type=int | list[int] | str | None, help="K, support examples of a class; or several, as 1,5."
+        "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several numbers, such as 5,20."
     )
-    parser.add_argument("--queries", type=int | None, help="Q, query examples of a class.")
-    parser.add_argument("--tasks", type=int | None, help="How many test tasks, of each way and shot.")
+    parser.add_argument(
+        "--shots",
+        type=int | list[int] | str | None,
+        help="K, support examples per class; or several numbers, such as 1,5.",
+    )
+    parser.add_argument("--queries", type=int | None, help="Q, query examples per class.")
+    parser.add_argument("--tasks", type=int | None, help="Number of test tasks for each combination of ways and shots.")
     parser.add_argument(
         "--task_list",
         type=str | None,
-        help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, in place of drawn ones.",
+        help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, instead of drawn tasks.",
     )
     parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
     parser.add_argument(
@@ -148,7 +152,7 @@ def make_parser() -> LightningArgumentParser:
 
 
 def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
-    """The options over the configuration of the run; the checkpoint."""
+    """The configuration of the run, overridden by the options; and the checkpoint."""
     first, _ = _just_paths().parse_known_args(list(args))
     if first.ckpt_path is None:
         if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
@@ -158,8 +162,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     run = run_directory_of(checkpoint)
     file = Path(first.config) if first.config else run / "config.yaml" if run else None
     if file is None or not file.is_file():
-        missing = file or f"{checkpoint} lies in no run directory"
-        raise UserError(f"--config: the data's configuration is not to be found ({missing}); give it with --config")
+        missing = file or f"{checkpoint} is not in a run directory"
+        raise UserError(f"--config: the configuration of the data was not found ({missing}); give it with --config")
     stored = read_configuration(file)
     data = _without_augmentation(stored.get("data"))
     if made := next(undescribed(data, "data"), None):
@@ -169,7 +173,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": data, "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
-    if not first.config and not first.trust:  # what the user names is trusted as code is
+    if not first.config and not first.trust:  # a configuration that the user names is trusted like code
         base = without_machine(base)
         check_untrusted(base, file)
     with parsing():
@@ -180,7 +184,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         config[name] = _numbers(f"--{name}", config[name])
     drawn = [name for name in DRAWN if config[name] is not None]
     if drawn and config.task_list is not None:
-        raise UserError(f"--{drawn[0]}: --task_list says which tasks there are; leave one of the two out")
+        raise UserError(f"--{drawn[0]}: --task_list determines the tasks; leave one of the two out")
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:
@@ -188,13 +192,13 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
             if not isinstance(config[option], list):
                 config.data.init_args[argument] = config[option]
     if drawn and (own := config.data.init_args.get("test_task_list")) is not None:
-        print(f"tasks are drawn, as --{drawn[0]} asks for, and not those of the run's own list {own}")
+        print(f"tasks are drawn because of --{drawn[0]}; the task list of the run, {own}, is not used")
         config.data.init_args.test_task_list = None
     return config, checkpoint
 
 
 def _without_augmentation(data: Any) -> Any:
-    """A data module of this package's without its augmentation, which is of training, and may be of another library."""
+    """Remove the augmentation of a data module: it is used only in training, and may need another library."""
     if not isinstance(data, Mapping) or not lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
         return data
     given = data.get("init_args") or {}
@@ -202,11 +206,11 @@ def _without_augmentation(data: Any) -> Any:
 
 
 def _numbers(option: str, given: int | list[int] | str | None) -> int | list[int] | None:
-    """Several numbers as `5,20` or `[5, 20]`; one as itself."""
+    """Parse several numbers, `5,20` or `[5, 20]`, to a list; a single number stays a number."""
     if isinstance(given, str):
         parts = [part.strip() for part in given.split(",")]
         if not all(is_number(part) and len(part) < 10 for part in parts):
-            raise UserError(f"{option}: a whole number is needed, or several, as 5,20; got {given!r}")
+            raise UserError(f"{option}: a whole number is needed, or several, such as 5,20; got {given!r}")
         given = [int(part) for part in parts]
     return given[0] if isinstance(given, list) and len(given) == 1 else given
 

@@ -1,1 +1,1 @@
-"""`fit`: the life of a run, from its checks to its results."""
+"""`fit`: a run, from the checks of its arguments to its results."""

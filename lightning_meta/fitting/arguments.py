@@ -1,4 +1,4 @@
-"""The arguments of `fit` in Python, which no parser has looked at: wrong types, refused by name."""
+"""Type checks for the arguments of `fit` in Python, which no parser has checked."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def check_arguments(
     """Refuse arguments of the wrong type.
 
     Args:
-        name: Of the run, a string or None.
-        runs: A path.
-        resume: A path or None.
-        allow_changes: A bool.
+        name: Name of the run, a string or None.
+        runs: Folder of all runs, a path.
+        resume: Checkpoint or run directory to resume, a path or None.
+        allow_changes: Whether changed options are accepted, a bool.
         checkpoint: A `RunCheckpoint` or None.
         callbacks: A callback, or a list or tuple of them.
         logger: A logger, or a list or tuple of them.
 
     Raises:
-        UserError: The argument, what was received and what is needed.
+        UserError: An argument has the wrong type.
     """
     if name is not None:
         instance("name", name, str)
@@ -50,10 +50,10 @@ def check_arguments(
 
 
 def check_counts(trainer: Mapping[str, Any]) -> None:
-    """Refuse what is no whole number where the Trainer counts by it.
+    """Refuse counts of the Trainer that are not whole numbers.
 
     Raises:
-        UserError: The argument, what was received and what is needed.
+        UserError: A count is not a whole number.
     """
     for name in COUNTS & set(trainer):
         value = trainer[name]

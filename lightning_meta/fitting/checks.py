@@ -1,4 +1,4 @@
-"""Arguments of a run that cannot work, refused before anything is made of them."""
+"""Checks of the arguments of a run, before any object is created from them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_
 
 
 def check_trainer(options: Mapping[str, Any], used: str, say: Naming = as_argument) -> None:
-    """Refuse counts of the Trainer that no run can have, which it would take, or complain about in the middle of a run.
+    """Refuse Trainer options out of range, which Lightning would accept, or reject only during the run.
 
     Args:
-        options: Those of the Trainer.
-        used: Whose batches are needed: "train" or "test".
-        say: What the error calls an argument.
+        options: Arguments of `lightning.pytorch.Trainer`.
+        used: The stage that must have batches: "train" or "test".
+        say: Formats the name of an argument in the error.
 
     Raises:
-        UserError: The argument, what was received, and what was expected.
+        UserError: An option is out of range.
     """
     for name, least in LEAST.items():
         value = options.get(name)
@@ -60,14 +60,14 @@ def check_trainer(options: Mapping[str, Any], used: str, say: Naming = as_argume
 
 
 def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None:
-    """Refuse accelerators that this machine does not have, and no device at all.
+    """Refuse accelerators that this machine does not have, and zero devices.
 
     Args:
         options: Arguments of `lightning.pytorch.Trainer`, as configured.
-        say: What the error calls an argument.
+        say: Formats the name of an argument in the error.
 
     Raises:
-        UserError: The argument, and what to give instead.
+        UserError: The accelerator is unknown or not available, or `devices` is 0.
     """
     name = options.get("accelerator", "auto")
     if isinstance(name, str) and name != "auto":
@@ -85,21 +85,21 @@ def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None
 
 
 def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming = as_argument) -> None:
-    """Refuse to choose the best checkpoint by a metric that is never measured.
+    """Refuse to choose the best checkpoint by a metric that is never computed.
 
     Raises:
-        UserError: Validation is turned off, and a metric of it is monitored.
+        UserError: Validation is turned off, but a validation metric is monitored.
     """
     if options.get("limit_val_batches") == 0 and monitor is not None and not options.get("fast_dev_run"):
         raise UserError(
-            f"{say('trainer.limit_val_batches')}: 0 turns validation off, and {say('checkpoint.monitor', monitor)} "
-            f"chooses the best checkpoint by it; leave it out, or give {say('checkpoint.monitor', None)} to test the "
-            "last checkpoint"
+            f"{say('trainer.limit_val_batches')}: 0 turns validation off, but {say('checkpoint.monitor', monitor)} "
+            f"needs it to choose the best checkpoint; leave it out, or give {say('checkpoint.monitor', None)} to test "
+            "the last checkpoint"
         )
 
 
 def check_seed(seed: Any, say: Naming = as_argument) -> None:
-    """Refuse seeds that not every generator takes.
+    """Refuse seeds that some random generators do not accept.
 
     Raises:
         UserError: It is negative or too large.
@@ -109,24 +109,24 @@ def check_seed(seed: Any, say: Naming = as_argument) -> None:
 
 
 def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:
-    """Refuse a meta-batch that the ranks cannot share, before they are started and before data are read.
+    """Refuse a meta-batch that cannot be divided evenly among the ranks, before they start and before data are read.
 
     Raises:
-        UserError: Their number does not divide it.
+        UserError: The number of ranks does not divide the size of the meta-batch.
     """
     if isinstance(data, EpisodicDataModule):
         check_shared(data.meta_batch_size, trainer.world_size)
 
 
 def _check_part(name: str, value: Any, needed: bool) -> None:
-    """Refuse what is neither a number of batches nor a share of them."""
+    """Refuse a value that is neither a number of batches nor a fraction of them."""
     if not _is_number(value):
         return
     share = isinstance(value, float)
     if value < 0 or (value == 0 and needed) or (share and not value <= 1):
         low = "above 0" if needed else "from 0"
         raise UserError(
-            f"{name}: a whole number of batches {low}, or a share of them {low} up to 1.0, is needed, got {value}"
+            f"{name}: a whole number of batches {low}, or a fraction of them {low} up to 1.0, is needed, got {value}"
         )
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a run that was made in Python, as the command would have written it."""
+"""The configuration of a run started in Python, in the format that the command writes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def config_of(
     place: Place,
     seed: int | bool,
 ) -> str:
-    """Describe a run.
+    """Describe a run as a configuration.
 
     Args:
-        module: What is trained.
-        data: Its data.
+        module: The module to train.
+        data: The data module.
         trainer: Arguments of the Trainer.
-        checkpoint: Chooses the best checkpoint.
-        place: Where the run lies.
-        seed: What the generators were seeded with.
+        checkpoint: The callback that chooses the best checkpoint.
+        place: Location of the run.
+        seed: Seed of the random generators.
 
     Returns:
-        YAML with the sections and the order that the command writes. An object that nobody can describe, or that the
-        parser could not make, is `{instance: <its class>}`.
+        YAML with the same sections, in the same order, as the command writes. An object that cannot be described, or
+        that the parser could not instantiate, is `{instance: <its class>}`.
 
     Raises:
         UserError: The module has arguments without names.
@@ -63,7 +63,7 @@ def config_of(
 
 
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
-    """The module, without what it has learned of its tasks from such data, as in a module that was loaded."""
+    """Describe the module, without the task description that it took from the data, as for a loaded module."""
     spec = written(module)
     if isinstance(module, Described) and marked(spec, "instance"):  # it has arguments without names
         refuse_unknown(module)

@@ -1,4 +1,4 @@
-"""A disk that is full, or a folder that cannot be written, in one line."""
+"""One-line messages for a full disk or a folder that is not writable."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _WRITERS = tuple(f"lightning_meta.{room}" for room in _ROOMS)
 
 
 def disk_trouble(error: BaseException) -> str | None:
-    """What the disk said, if it is behind an error; torch reports its own failure to write a file in other words.
+    """Find the disk error that caused an exception; torch reports a failed write as an error of another type.
 
     Args:
-        error: What was raised.
+        error: The exception.
 
     Returns:
-        The file, where it is known, and what is wrong with it; None where the disk has nothing to do with it, or
-        where what cannot be read or written is none of this package's files.
+        The file, if known, and the error of the disk; None if the exception was not caused by the disk, or concerns
+        a file that this package does not write.
     """
     for behind in _behind(error):
         if isinstance(behind, OSError) and _is_of_writing(behind):
@@ -29,7 +29,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """An error, what it was raised from, and what was being handled when it was raised, each once."""
+    """An error, then its causes and contexts, each once."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

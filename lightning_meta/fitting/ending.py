@@ -1,4 +1,4 @@
-"""How a run ends that was stopped: an exception, and one line on stderr that says how to go on."""
+"""End a stopped run with an exception and one line on stderr that says how to resume."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from lightning_meta.run.watch import RankWatch, lost_connection
 
 @contextmanager
 def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) -> Iterator[None]:
-    """Turn what stops a run from outside into one exception and a line.
+    """Turn signals, dead ranks and disk errors into one exception and a one-line message.
 
     Args:
-        trainer: Of the run.
-        termination: Stops it by SIGTERM and Ctrl-C; one of the trainer's callbacks.
-        watch: Sees other ranks die; one of the trainer's callbacks.
+        trainer: The Trainer of the run.
+        termination: The callback that stops the run on SIGTERM and Ctrl-C.
+        watch: The callback that detects ranks that died.
 
     Raises:
-        Interrupted: Ctrl-C, on whichever rank.
-        SystemExit: 143 after SIGTERM, on whichever rank, 1 where another rank died.
-        UserError: The disk is full, or a folder cannot be written.
+        Interrupted: Ctrl-C on any rank.
+        SystemExit: 143 after SIGTERM on any rank, 1 if another rank died.
+        UserError: The disk is full, or a folder is not writable.
     """
     try:
         with termination, watch:
             yield
     except SIGTERMException as stop:
-        number = getattr(stop, "number", int(signal.SIGTERM))  # Lightning's own says none
+        number = getattr(stop, "number", int(signal.SIGTERM))  # Lightning's own exception has no signal number
         _say(trainer, watch.stopped_line(number))
         if not trainer.is_global_zero:
-            time.sleep(1)  # rank 0 speaks first: srun ends all as soon as one has ended
+            time.sleep(1)  # rank 0 prints first: srun ends all ranks as soon as one has ended
         raise _stopped_by(number) from None
     except NonFiniteLossError as error:
         if error.on_all_ranks and not trainer.is_global_zero:
-            raise SystemExit(1) from None  # rank 0 says it
+            raise SystemExit(1) from None  # rank 0 reports it
         raise
     except SystemExit:
         if not trainer.interrupted:
@@ -51,7 +51,9 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         raise Interrupted from None
     except (RuntimeError, OSError) as error:
         if trouble := disk_trouble(error):
-            raise UserError(f"cannot write ({trouble}); make room or mend it, then {watch.how_to_go_on()}") from error
+            raise UserError(
+                f"cannot write ({trouble}); free disk space or fix it, then {watch.how_to_go_on()}"
+            ) from error
         if trainer.world_size == 1 or not lost_connection(error):
             raise
         watch.await_end_of_starter()
@@ -68,7 +70,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
 
 
 def _stopped_by(number: int) -> BaseException:
-    """A process that is told to end ends; one that a person interrupts may be a session that goes on."""
+    """SIGTERM ends the process; after Ctrl-C an interactive session may continue."""
     return Interrupted() if number == signal.SIGINT else SystemExit(status_of(number))
 
 

@@ -1,4 +1,4 @@
-"""`lightning_meta.evaluate`: a meta-learner on test tasks of several ways and shots, its data read once."""
+"""`lightning_meta.evaluate`: test a meta-learner for several ways and shots, reading its data once."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Numbers = int | Sequence[int]
 
 
 class Evaluation(NamedTuple):
-    """The test tasks of one way and shot.
+    """Test results for one number of ways and shots.
 
     Attributes:
-        ways: N; 0 in regression, and where the tasks of a list differ.
-        shots: K; of a list, the most that a class of a task has.
-        queries: Q; of a list, the most that a class of a task has.
-        tasks: How many.
+        ways: N; 0 in regression, and if the tasks of a list differ in N.
+        shots: K; for a list of tasks, the largest number of support examples of a class.
+        queries: Q; for a list of tasks, the largest number of queries of a class.
+        tasks: Number of test tasks.
         metric: `accuracy`, or `mse` in regression.
-        score: The mean of the metric over tasks.
-        interval: The half-width of its 95 % interval.
-        metrics: All that was logged, by name, as `test/accuracy`.
-        per_task: A row a task: its number and its score, or its scores after 0, 1, ... inner steps.
+        score: Mean of the metric over tasks.
+        interval: Half-width of the 95 % interval of the score.
+        metrics: All logged metrics by name, such as `test/accuracy`.
+        per_task: One row per task: its number and its score, or its scores after 0, 1, ... inner steps.
     """
 
     ways: int
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
     @property
     def point(self) -> Point:
-        """What tables and pictures show of it."""
+        """The values that tables and figures show."""
         return Point(self.ways, self.shots, self.score, self.interval, self.tasks)
 
 
@@ -70,34 +70,34 @@ def evaluate(
     tasks: int | None = None,
     **trainer: Any,
 ) -> list[Evaluation]:
-    """Test a meta-learner on tasks of every way with every shot.
+    """Test a meta-learner for every combination of ways and shots.
 
-    The tasks of one way and shot are those that `data` draws with these as its `test_ways` and `test_shots`, so that
-    they are the same in every run. No weight of the module changes, and no file is written. A module that was never
-    fitted is tested as it is, with a head of its own for each way where its method has one, and is not bound to the
-    ways and shots of the test afterwards::
+    The tasks of one combination are those that `data` draws with these `test_ways` and `test_shots`, so they are the
+    same in every run. The weights of the module do not change, and no file is written. A module that was never fitted
+    is tested as a copy, with a new head for each number of ways if its method has one. It can still be trained with
+    any ways and shots afterwards::
 
         model = lm.load("runs/protonet_glyphs/0")
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
-        for found in lm.evaluate(model, data, ways=[5, 20], shots=[1, 5], tasks=10_000):
-            print(found.ways, found.shots, found.score, found.interval)
+        for result in lm.evaluate(model, data, ways=[5, 20], shots=[1, 5], tasks=10_000):
+            print(result.ways, result.shots, result.score, result.interval)
 
     Args:
         module: The meta-learner.
-        data: Where the tasks come from.
-        ways: N, or several.
-        shots: K, or several.
-        queries: Q, query examples of a class.
-        tasks: How many of each way and shot.
+        data: The data module that draws the tasks.
+        ways: N, one number or several.
+        shots: K, one number or several.
+        queries: Q, query examples per class.
+        tasks: Number of tasks for each combination.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `devices`.
 
     Returns:
-        One for each way and shot, ways first. What is left out is as in `data`. The tasks of a `test_task_list` are
-        tested as they are listed.
+        One result for each combination; shots vary fastest. Arguments that are left out are taken from `data`. The
+        tasks of a `test_task_list` are tested as listed.
 
     Raises:
-        UserError: The method does not serve one of the ways, or the test split cannot fill the tasks; before the first.
-            Or the tasks are listed, and another shape or number is asked for.
+        UserError: The method does not support one of the ways, or the test split has too few examples; raised before
+            the first task. Or `data` has a list of tasks, and `ways`, `shots`, `queries` or `tasks` are given.
     """
     with naming_arguments():
         instance("module", module, MetaModule)
@@ -121,14 +121,14 @@ def evaluate_by(
     queries: int | None,
     tasks: int | None,
 ) -> list[Evaluation]:
-    """As `evaluate`, by a Trainer."""
+    """The same as `evaluate`, with a given Trainer."""
     with _without_predictions(module), _own_names():
         if ways is None and shots is None and queries is None and tasks is None:
             return [_tested(trainer, module, data)]
         if data.test_task_list is not None:
             raise UserError(
-                f"test_task_list: ways, shots, queries and tasks are those of the list {data.test_task_list}; leave "
-                "them out, or give data without a list"
+                f"test_task_list: the list {data.test_task_list} determines ways, shots, queries and tasks; leave them "
+                "out, or give data without a list"
             )
         shapes, largest = _shapes(module, data, ways, shots, queries)
         count = data.evaluation_tasks["test"] if tasks is None else tasks
@@ -143,7 +143,7 @@ def evaluate_by(
 def _shapes(
     module: MetaModule, data: EpisodicDataModule, ways: Numbers | None, shots: Numbers | None, queries: int | None
 ) -> tuple[list[EpisodeShape], EpisodeShape]:
-    """Every way with every shot; and the shape with the most of each."""
+    """Every combination of ways and shots; and the shape with the largest number of each."""
     own = data.test_shape
     if ways is not None and data.regression:
         raise UserError("ways: regression tasks have no classes; leave it out")
@@ -169,7 +169,7 @@ def _several(name: str, given: Any, least: int) -> list[int]:
 
 
 def _tested(trainer: Trainer, module: MetaModule, data: EpisodicDataModule) -> Evaluation:
-    if not module.ready_to_build:  # it would keep what these tasks look like
+    if not module.ready_to_build:  # it would store the shape of these tasks
         module = copy.deepcopy(module)
     trainer.test(module, datamodule=data, verbose=False)
     metrics = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("test/")}
@@ -183,7 +183,7 @@ def _tested(trainer: Trainer, module: MetaModule, data: EpisodicDataModule) -> E
 
 @contextmanager
 def _without_predictions(module: MetaModule) -> Iterator[None]:
-    """Keep scores alone: the predictions of many tasks of many classes fill the memory."""
+    """Store only scores: the predictions of many tasks with many classes would fill the memory."""
     before, module.test_scores.keep_outputs = module.test_scores.keep_outputs, False
     try:
         yield
@@ -193,7 +193,7 @@ def _without_predictions(module: MetaModule) -> Iterator[None]:
 
 @contextmanager
 def _own_names() -> Iterator[None]:
-    """Say `ways` for the data module's `test_ways`, and so on, in what is refused."""
+    """Replace `test_ways` of the data module by `ways`, and so on, in error messages."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`lightning_meta.fit`: in Python what the command `lightning-meta fit` does."""
+"""`lightning_meta.fit`: the command `lightning-meta fit` as a Python function."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
 from lightning_meta.run.wandb_logger import belonging_to
 
-# What other libraries, and the command, call otherwise.
+# Names of these arguments in other libraries and in the command.
 MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
 
 
@@ -47,44 +47,45 @@ def fit(
     logger: Logger | Sequence[Logger] = (),
     **trainer: Any,
 ) -> Run:
-    """Train a module, keep its best and last checkpoints, test the best, and leave a run directory.
+    """Train a module, keep its best and last checkpoints, test the best, and write a run directory.
 
-    The directory `<runs>/<name>/<version>/` holds what a run of the command `lightning-meta fit` holds: `config.yaml`,
+    The directory `<runs>/<name>/<version>/` contains the same files as after `lightning-meta fit`: `config.yaml`,
     `metrics.csv`, `checkpoints/`, `results.json`, `predictions.npz`, `per_task.csv` and `figures/`. `load` and the
     commands read it::
 
-        lightning.seed_everything(0)  # before the module is made, as that draws its weights
+        lightning.seed_everything(0)  # before the module is created, which draws its weights
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
         run = lm.fit(lm.ProtoNet(lm.nn.Conv4(in_channels=1)), data, name="mine", max_steps=200)
         model = lm.load(run.directory)
 
-    Ctrl-C lets the step end, writes the last checkpoint and raises KeyboardInterrupt. SIGTERM does the same and raises
+    Ctrl-C finishes the step, writes the last checkpoint and raises KeyboardInterrupt. SIGTERM does the same and raises
     SystemExit with status 143. A line on stderr says how to resume.
 
     In `config.yaml`, an object that cannot be described by its class and arguments, such as a network of torch or a
-    callback, is `{instance: <its class>}`. A file without one runs again by `lightning-meta fit --config`.
+    callback, is `{instance: <its class>}`. If the file has none, `lightning-meta fit --config` can repeat the run.
 
     Args:
-        module: What is trained.
-        data: Its data.
-        name: Name of the run; `run`, or that of the resumed run, by default.
+        module: The module to train.
+        data: The data module.
+        name: Name of the run; by default `run`, or the name of the resumed run.
         runs: Folder of all runs.
-        seed: Seeds all generators before training begins, which is after the weights were drawn. By default the current
-            random state is used. If you call `lightning.seed_everything(n)` before making the module, the run is that
-            of the command with `seed_everything: n`. A resumed run has its own seed.
+        seed: Seed of all random generators, set before training begins, that is after the weights were drawn. By
+            default the current random state is used. If you call `lightning.seed_everything(n)` before creating the
+            module, the run is the same as that of the command with `seed_everything: n`. A resumed run keeps its seed.
         resume: A checkpoint or a run directory to resume, such as `runs/mine/0`; `last` is the newest run of this name.
-        allow_changes: Whether a resumed run may change what the numbers mean, as a learning rate does: from there on.
-        checkpoint: Chooses the best checkpoint; by default it monitors `val/accuracy`, or `val/score` of several tasks.
-            For regression by a meta-learner give `RunCheckpoint("val/mse")`.
-        callbacks: Further callbacks.
-        logger: Further loggers. A `WandbLogger` is replaced by one that belongs to the run directory.
+        allow_changes: Whether a resumed run may change options that affect the results, such as the learning rate. The
+            new values apply from the resumed step on.
+        checkpoint: The callback that chooses the best checkpoint; by default it monitors `val/accuracy`, or `val/score`
+            for several tasks. For regression with a meta-learner, use `RunCheckpoint("val/mse")`.
+        callbacks: Additional callbacks.
+        logger: Additional loggers. A `WandbLogger` is replaced by one that belongs to the run directory.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `max_steps`.
 
     Returns:
         The run directory and the test metrics.
 
     Raises:
-        UserError: A mistake of the user's; a run without a checkpoint leaves nothing behind.
+        UserError: The input is wrong; the directory of a run without a checkpoint is deleted.
         NonFiniteLossError: The loss became NaN or infinite; the last good checkpoint is kept.
     """
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""The end of a test of several ways and shots: its files, and a table."""
+"""Write and print the results of a test of several ways and shots."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def write_grid(directory: Path, found: Sequence[Evaluation], about: Mapping[str,
     """Write `grid.csv`, `per_task_<N>way_<K>shot.csv`, `figures/shot_and_way.png`, then `results.json`.
 
     Args:
-        directory: Where to.
+        directory: The folder to write to.
         found: The evaluations.
-        about: What else to note; plain data.
+        about: Further entries of `results.json`; plain data.
     """
     for each in found:
         ways = f"{each.ways}way_" if each.ways else ""
@@ -33,7 +33,7 @@ def write_grid(directory: Path, found: Sequence[Evaluation], about: Mapping[str,
     write_points(points, metric, directory / "grid.csv")
     try:
         save_figure(draw_points(points, metric), directory / "figures" / "shot_and_way.png")
-    finally:  # a picture that fails costs no results
+    finally:  # results are written even if the figure fails
         write_results(directory, {}, {"grid": [_plain(each) for each in found], **about})
 
 

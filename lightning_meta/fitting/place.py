@@ -1,4 +1,4 @@
-"""Where a run lies, and the checkpoint that it is resumed from."""
+"""The location of a run, and the checkpoint from which it is resumed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lightning_meta.run.record import seed_of
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run lies.
+    """The location of a run.
 
     Attributes:
         runs: The folder of all runs.
-        name: The run's name.
-        logger: Owns the run directory.
-        checkpoint: What the run is resumed from; None for a new run.
+        name: The name of the run.
+        logger: The logger that owns the run directory.
+        checkpoint: The checkpoint to resume from; None for a new run.
     """
 
     runs: str
@@ -32,24 +32,24 @@ class Place:
     checkpoint: Path | None = None
 
     def seed(self) -> Any:
-        """The `seed_everything` of the resumed run; True, which is any, where nothing says it."""
+        """The `seed_everything` of the resumed run; True, which means any seed, if it is not known."""
         return True if self.checkpoint is None else seed_of(self.checkpoint)
 
 
 def find_place(
     runs: str, name: str | None, resume: str | None, say: Naming = as_argument, default: str = "run"
 ) -> Place:
-    """Find the run directory to resume, or the folder of a new one, which is claimed later.
+    """Find the run directory to resume, or the folder of a new run, whose directory is created later.
 
     Args:
         runs: The folder of all runs.
-        name: The run's name; None where none was given.
-        resume: A checkpoint, a run directory, or `last`: the newest run of the name.
-        say: What an error calls an argument.
-        default: The name where none was given.
+        name: The name of the run; None for the default.
+        resume: A checkpoint, a run directory, or `last`, the newest run of this name.
+        say: Formats the name of an argument in the error.
+        default: The default name.
 
     Raises:
-        UserError: The name cannot be one, or there is no such checkpoint.
+        UserError: The name is not valid, or there is no such checkpoint.
     """
     if not runs.strip():
         raise UserError(f"{say('runs')}: name a folder, such as runs")

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, lines in a file."""
+"""The progress of a run: a bar on a terminal, lines in a file."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ PERIOD = 30.0  # seconds from one line to the next
 
 
 def progress_bar() -> ProgressBar:
-    """The bar where output goes to a terminal or a notebook; lines where it goes to a file or a pipe."""
+    """A bar if the output is a terminal or a notebook; lines if it is a file or a pipe."""
     console = Console()
     return Bar() if console.is_terminal or console.is_jupyter else Lines()
 
 
 class Bar(RichProgressBar):
-    """Lightning's progress bar without the number of the run, which has its own place in the summary."""
+    """Lightning's progress bar without the version number of the run, which the summary shows."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The metrics shown next to the bar."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
@@ -33,7 +33,7 @@ class Bar(RichProgressBar):
 
 
 class Lines(ProgressBar):
-    """A line every half minute: the step, what was logged for the bar, and about how long training still takes."""
+    """A line every half minute: the step, the metrics of the progress bar, and the estimated remaining time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ class Lines(ProgressBar):
         self._on = True
 
     def disable(self) -> None:
-        """Print no more; Lightning calls it on all ranks but the first."""
+        """Stop printing; Lightning calls this on all ranks except the first."""
         self._on = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; a resumed run counts from the step that it goes on from."""
+        """Start the clock; a resumed run counts from the step at which it was resumed."""
         self._began, self._first_step = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Say the step, and the time left where the end is known."""
+        """Print the step, and the remaining time if the last step is known."""
         if not self._is_time():
             return
         step, total = trainer.global_step, trainer.estimated_stepping_batches
@@ -77,7 +77,7 @@ class Lines(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Say how much of the validation tasks is done."""
+        """Print the progress of validation."""
         self._say_share("validation", batch_idx, trainer.num_val_batches[dataloader_idx])
 
     def on_test_batch_end(
@@ -89,7 +89,7 @@ class Lines(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Say how much of the test tasks is done."""
+        """Print the progress of testing."""
         self._say_share("test", batch_idx, trainer.num_test_batches[dataloader_idx])
 
     def _say_share(self, stage: str, batch: int, total: float) -> None:
@@ -105,7 +105,7 @@ class Lines(ProgressBar):
 
 
 def in_words(seconds: float) -> str:
-    """A time, rounded: `45 s`, `12 min`, `3.5 h`."""
+    """A rounded duration: `45 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

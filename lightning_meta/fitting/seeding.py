@@ -1,4 +1,4 @@
-"""The seed of a run that is made in Python, and whether its weights are of it."""
+"""The seed of a run started in Python, and whether its weights were drawn with that seed."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from lightning_meta.fitting.checks import check_seed
 from lightning_meta.fitting.place import Place
 
 SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
-# Stands before that number once a run has drawn from the seed. The number stays one to all that read it, and only
-# seeding again, with the same seed as well, takes the sign away.
+# Prefix of that number after a run has drawn from the seed. "+1" still parses as a number, and only seeding again, with
+# any seed, removes the prefix.
 USED = "+"
 
 _log = logging.getLogger(__name__)
 
 
 def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
-    """Set the seed where there is a reason to.
+    """Seed the random generators, unless the current random state is to be used.
 
     Args:
-        seed: As given; None where none was.
-        place: Where the run lies.
+        seed: The `seed` of `fit`; None if it was not given.
+        place: Location of the run.
 
     Returns:
-        The seed of the run, and what must be said of it in `config.yaml`.
+        The seed of the run, and a comment about it for `config.yaml`.
 
     Raises:
-        UserError: It is none.
+        UserError: The seed is not a whole number, or out of range.
     """
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise UserError(f"seed: expected a whole number, got {seed!r}")
@@ -47,14 +47,14 @@ def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
         again = place.checkpoint is None and before.startswith(USED)
         return int(before), "# The weights were drawn after an earlier run with this seed.\n" if again else ""
     if seed is None and place.checkpoint is None:
-        _log.warning("the weights were drawn without a seed: call lightning.seed_everything before the module is made")
+        _log.warning("the weights were drawn without a seed: call lightning.seed_everything before creating the module")
     used = int(seed_everything(seed or 0, workers=True, verbose=False))
     drawn = place.checkpoint is not None or before == str(used)
     return used, "" if drawn else "# The weights were drawn before this seed was set.\n"
 
 
 def note_use_of_seed() -> None:
-    """Note that the generators are no longer where the seed put them: weights drawn from now on are not of the seed."""
+    """Mark the seed as used: weights drawn from now on do not follow from the seed alone."""
     seed = os.environ.get(SEED, "")
     if seed and not seed.startswith(USED):
         os.environ[SEED] = USED + seed

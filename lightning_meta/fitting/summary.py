@@ -1,4 +1,4 @@
-"""The end of a run or a test: its figures and results, and a short table."""
+"""Write the figures and results of a run or test, and print a short table."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ MOST_TASKS, MOST_STEPS = 25, 12  # rows that fit on a screen together with the o
 
 
 def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[str, Any]) -> None:
-    """Write the figures, then `results.json`: a directory that has results is whole.
+    """Write the figures, then `results.json`, so that a directory with results is complete.
 
     Args:
         directory: The run directory.
-        metrics: What was logged in testing, by name.
-        about: What else to note; plain data.
+        metrics: Logged test metrics by name.
+        about: Further entries of `results.json`; plain data.
     """
     try:
         write_figures(directory, {**about, **metrics})
-    except Exception:  # a picture that fails costs no results
+    except Exception:  # results are written even if a figure fails
         write_results(directory, metrics, about)
         raise
     write_results(directory, metrics, about)
 
 
 def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str = "") -> None:
-    """Print the test score, with its 95 % interval over drawn tasks or each named task's, and the run directory.
+    """Print the run directory and the test score: with its 95 % interval over drawn tasks, or for each named task.
 
     Args:
-        metrics: What was logged in testing, by name.
+        metrics: Logged test metrics by name.
         directory: The run directory.
-        conditions: What a test task is, in words; "" where the tasks have names.
+        conditions: Description of a test task; "" if the tasks have names.
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
@@ -76,13 +76,13 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
 
 
 def _named_tasks(file: Path) -> list[dict[str, str]]:
-    """The row of each named task of a test; none where tasks were drawn."""
+    """The row of each named task of a test; empty if the tasks were drawn."""
     columns, rows = read_table(file) if file.is_file() else ([], [])
     return [dict(zip(columns, values, strict=True)) for values in rows] if "metric" in columns else []
 
 
 def _over(metrics: Mapping[str, float], metric: str) -> str:
-    """How many tasks a mean is over."""
+    """The number of tasks over which a metric is averaged, in words."""
     known, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
     if known is None or tasks is None or known == tasks:
         return ", mean over tasks"

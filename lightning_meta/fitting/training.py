@@ -1,4 +1,4 @@
-"""The life of a run, from its Trainer to its results: what `lightning_meta.fit` and the command do alike."""
+"""A run, from its Trainer to its results; shared by `lightning_meta.fit` and the command."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        directory: The run directory; None after `fast_dev_run`, which leaves none.
-        metrics: What was logged in testing, by name, such as `test/accuracy`.
+        directory: The run directory; None after `fast_dev_run`, which writes none.
+        metrics: Logged test metrics by name, such as `test/accuracy`.
     """
 
     directory: Path | None
@@ -61,23 +61,23 @@ class Run:
 
 
 class Training:
-    """A run with its Trainer made, about to begin.
+    """A run whose Trainer has been created and that is ready to start.
 
     Args:
-        module: The model.
-        data: Its data.
-        options: Arguments of `lightning.pytorch.Trainer`, objects made. Loggers that lie in the run directory were made
-            for this place.
-        checkpoint: Keeps the best and the last checkpoint.
-        place: Where the run lies.
-        config: Its configuration as YAML, with the sections of `config.yaml`.
-        allow_changes: Whether a resumed run may change what the numbers mean.
-        began: When the run began, by `time.monotonic`.
-        say: What messages call an argument.
+        module: The module to train.
+        data: The data module.
+        options: Arguments of `lightning.pytorch.Trainer`, already instantiated. Loggers that write to the run directory
+            were created for this `place`.
+        checkpoint: The callback that keeps the best and the last checkpoint.
+        place: Location of the run.
+        config: The configuration as YAML, with the sections of `config.yaml`.
+        allow_changes: Whether a resumed run may change options that affect the results.
+        began: Start time of the run, by `time.monotonic`.
+        say: Formats the name of an argument in messages.
 
     Raises:
-        UserError: This machine lacks an accelerator that is asked for.
-        Exception: What the Trainer refuses.
+        UserError: The requested accelerator is not available.
+        Exception: The Trainer does not accept the options.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class Training:
             The run directory and the test metrics.
 
         Raises:
-            UserError: A mistake of the user's; a run without a checkpoint leaves nothing behind.
+            UserError: The input is wrong; the directory of a run without a checkpoint is deleted.
             NonFiniteLossError: The loss became NaN or infinite; the last good checkpoint is kept.
             Interrupted: Ctrl-C; the last checkpoint is kept.
-            SystemExit: 143 after SIGTERM, 1 where another rank died.
+            SystemExit: 143 after SIGTERM, 1 if another rank died.
         """
         try:
             with _pages(self.trainer), ending_well(self.trainer, self.termination, self.watch):
@@ -155,7 +155,7 @@ class Training:
                 directory.discard()
             raise
         except Exception as error:
-            # A run that never trained, or whose mistake came to light before its first checkpoint, leaves nothing.
+            # A run that never trained, or that failed on wrong input before its first checkpoint, is deleted.
             untrained = trainer.global_step <= self.record.start
             if untrained or (isinstance(error, UserError) and not self._has_trained_checkpoint()):
                 directory.discard()
@@ -183,7 +183,7 @@ class Training:
             error.args = (f"{error}; the last good checkpoint is {self.watch.last}",)
             raise
         except Exception as error:
-            if str(error).lstrip().startswith("`val_check_interval`"):  # data modules of the user's
+            if str(error).lstrip().startswith("`val_check_interval`"):  # raised for custom data modules
                 raise UserError(f"{self.say('trainer.val_check_interval')}: {str(error).strip()}") from error
             resumed = trainer.ckpt_path
             if resumed is None or trainer.global_step > self.record.start:
@@ -193,14 +193,14 @@ class Training:
             raise
 
     def _has_trained_checkpoint(self) -> bool:
-        """Whether the run keeps steps that this process trained."""
+        """Whether the last checkpoint contains steps that this process trained."""
         if not self.directory.claimed:  # by rank 0 alone
             return False
         last = self.directory.directory / "checkpoints" / "last.ckpt"
         return last.is_file() and read_checkpoint(last).get("global_step") != self.record.start
 
     def _test_best(self) -> Path | None:
-        """Test the best checkpoint, the last where nothing was validated; None where a trial run leaves none."""
+        """Test the best checkpoint, or the last if nothing was validated; None after `fast_dev_run`, which has none."""
         trainer = self.trainer
         if getattr(trainer, "fast_dev_run", False):
             trainer.test(self.module, datamodule=self.data, verbose=False)
@@ -211,7 +211,7 @@ class Training:
         trained = trainer.max_steps != 0
         if trained and chosen is not best and self.checkpoint.monitor is not None and trainer.is_global_zero:
             _log.warning(
-                "no validation took place, so the last checkpoint is tested: train for longer or validate sooner"
+                "no validation was run, so the last checkpoint is tested: train for longer or validate earlier"
             )
         trainer.test(self.module, datamodule=self.data, ckpt_path=chosen, verbose=False)
         return chosen
@@ -236,7 +236,7 @@ class Training:
 
 @contextmanager
 def _frozen_on_purpose(module: LightningModule) -> Iterator[None]:
-    """Without Lightning's warning of layers in evaluation mode, where a network is `Frozen`."""
+    """Suppress Lightning's warning about layers in evaluation mode if a network is `Frozen`."""
     with warnings.catch_warnings():
         if any(isinstance(part, FeatureExtractor) and part.frozen for part in module.modules()):
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
@@ -245,7 +245,7 @@ def _frozen_on_purpose(module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def _pages(trainer: Trainer) -> Iterator[None]:
-    """End the pages of a run in W&B however it ends, so that the next run of this process has its own."""
+    """Close the W&B runs however the run ends, so that the next run of this process gets new ones."""
     status = 1
     try:
         yield
@@ -257,7 +257,7 @@ def _pages(trainer: Trainer) -> Iterator[None]:
 
 
 def as_list(value: Any) -> list[Any]:
-    """None as nothing, one as a list of one."""
+    """An empty list for None or a bool, a list of one for a single object."""
     if value is None or isinstance(value, bool):
         return []
     return list(value) if isinstance(value, list | tuple) else [value]

@@ -1,4 +1,4 @@
-"""The best and the last checkpoint of a run, from which it goes on as if it had never stopped."""
+"""The best and the last checkpoint of a run, from which training resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _log = logging.getLogger(__name__)
 class RunCheckpoint(Callback):
     """Keeps `checkpoints/best.ckpt`, by a validation metric, and `checkpoints/last.ckpt`.
 
-    A checkpoint is written in the quiet moment when the next training step is about to begin: the step before it
-    is then complete with its validation, the end of its epoch and its row in `metrics.csv`, even where the three
-    coincide. Resumed from either file, a run ends bit for bit as if it had never stopped, given a train loader
-    that has `state_dict` and `load_state_dict`.
+    A checkpoint is written between two training steps, when the next one is about to begin: validation, the end of the
+    epoch and the row in `metrics.csv` of the previous step are then complete, even if all three coincide. A run resumed
+    from either file gives results that are bit-for-bit identical to those of an uninterrupted run, if the train loader
+    has `state_dict` and `load_state_dict`.
 
-    Stand it first among the callbacks: what the others log for the next step comes after it.
+    It must be the first callback, so that it runs before other callbacks log values for the next step.
 
     Args:
-        monitor: The validation metric that decides which checkpoint is the best: never one where it is NaN, and of
-            equals the one with the lower `val/loss`, else the earlier; None keeps the last one alone.
-        mode: Whether a good metric is large ("max") or small ("min"); by default as its name says, so that losses and
-            errors are small.
-        every_n_steps: Training steps between two writings of the last checkpoint. It is also written before the
+        monitor: The validation metric that decides which checkpoint is the best. NaN is never the best; ties are broken
+            by the lower `val/loss`, then by the earlier step. With None, only the last checkpoint is kept.
+        mode: Whether the metric is to be maximised ("max") or minimised ("min"); by default this follows from its name:
+            losses and errors are minimised.
+        every_n_steps: Number of training steps between two writes of the last checkpoint. It is also written before the
             first step, after every validation and at the end.
     """
 
@@ -68,7 +68,7 @@ class RunCheckpoint(Callback):
 
     @property
     def best_score(self) -> float | None:
-        """The best score so far; None where no validation had one."""
+        """The best score so far; None if no validation had one."""
         return self.best.score
 
     @property
@@ -81,11 +81,11 @@ class RunCheckpoint(Callback):
         return self.best.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score."""
+        """Restore the best score."""
         self.best.load_state_dict(state_dict)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse callbacks whose mode contradicts their metric, and forget an earlier run of another Trainer."""
+        """Refuse callbacks whose mode contradicts their metric, and reset the state of an earlier run."""
         if stage != "fit":
             return
         check_modes(trainer)
@@ -95,7 +95,7 @@ class RunCheckpoint(Callback):
             self.best, self._seconds_before = BestScore(self.mode), 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin at a quiet moment."""
+        """Start the clock and initialise the state between two steps."""
         self._check_best_is_there(trainer)
         self._began = time.monotonic()
         self._step, self.between_steps = trainer.global_step, True
@@ -103,7 +103,7 @@ class RunCheckpoint(Callback):
         self._loaders = _loader_states(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Take up what a checkpoint holds of this moment, or write what is due."""
+        """Restore the state of a resumed run, or write the checkpoints that are due."""
         if self._resumed is not None:
             restore_random_state(self._resumed["random"])
             # Lightning takes every checkpoint for one written within a step, and counts that step again.
@@ -118,7 +118,7 @@ class RunCheckpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note where the loader is: by the quiet moment it has fetched the next batch."""
+        """Store the position of the loader: before the next step it will have fetched the next batch."""
         self.between_steps = trainer.global_step != self._step  # else gradients are being accumulated
         self._step = trainer.global_step
         self._last_due |= self.between_steps and self._step % self.every_n_steps == 0
@@ -137,10 +137,10 @@ class RunCheckpoint(Callback):
                 or "nothing"
             )
             given = f"checkpoint.monitor: {self.monitor!r}"
-            raise UserError(f"{given} is not logged in validation; monitor one of those that are: {logged}")
+            raise UserError(f"{given} is not logged in validation; monitor one of the logged metrics: {logged}")
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
-            _log.warning("checkpoint.mode: %s, as it was given: the worst checkpoint is kept as the best", wrong)
+            _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)
         # Weights that are not finite are not written, so they cannot be the best.
         score = float(trainer.callback_metrics[self.monitor]) if _is_finite(pl_module) else nan
         loss = getattr(pl_module, "tie_breaker", trainer.callback_metrics.get("val/loss", nan))
@@ -152,37 +152,37 @@ class RunCheckpoint(Callback):
         self._seconds_before, self._began = self.seconds, None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep a module that is tested as it is, with `max_steps: 0`."""
+        """Save a module that is tested without training, with `max_steps: 0`."""
         if trainer.max_steps == 0:
             self._loaders = _loader_states(trainer)
             self.write_last(trainer)
 
     def check_scores(self, trainer: Trainer) -> None:
-        """Refuse to call a checkpoint the best where no validation had a score.
+        """Refuse to choose a best checkpoint if no validation had a score.
 
         Raises:
-            NonFiniteLossError: What happened, on every rank.
+            NonFiniteLossError: No validation had a finite score, raised on every rank.
         """
         if self.best.score is None and self.best.validations:
             last = _folder(trainer) / "last.ckpt"
-            kept = f"; the last is kept, {last}" if last.is_file() else ""
+            kept = f"; the last checkpoint is {last}" if last.is_file() else ""
             error = NonFiniteLossError(
                 f"none of {self.best.validations} validations had a finite {self.monitor} and finite weights, "
-                f"so no checkpoint is the best and none was tested{kept}"
+                f"so there is no best checkpoint and none was tested{kept}"
             )
             error.on_all_ranks = True
             raise error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed run needs."""
+        """Add the state that a resumed run needs."""
         if self._quiet is not None:
             checkpoint["quiet_moment"] = self._quiet
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = self._loaders
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Cut `metrics.csv` to the checkpoint, and remember what the first step needs.
+        """Truncate `metrics.csv` to the checkpoint, and keep the state that the first step needs.
 
-        Callbacks come before the loops in reading the checkpoint, so what is changed here is what the loops see.
+        Callbacks read the checkpoint before the loops do, so the loops see the changes made here.
         """
         if trainer.state.fn != "fit":
             return
@@ -200,7 +200,7 @@ class RunCheckpoint(Callback):
             _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
 
     def write_last(self, trainer: Trainer, ended: bool = False) -> None:
-        """Write the last checkpoint now, on all ranks at once, in a quiet moment: where `between_steps` is true."""
+        """Write the last checkpoint now; call it on all ranks, and only while `between_steps` is true."""
         self._last_due = True
         self._write_due(trainer, ended)
 
@@ -232,7 +232,7 @@ class RunCheckpoint(Callback):
             self._quiet = None
 
     def _check_best_is_there(self, trainer: Trainer) -> None:
-        """Begin anew where a run is resumed whose best checkpoint is lost: its score says nothing of any other."""
+        """Forget the best score of a resumed run if its best checkpoint is lost or damaged."""
         file = _folder(trainer) / "best.ckpt"  # asks the other ranks
         if self.best.score is None:
             return
@@ -241,7 +241,7 @@ class RunCheckpoint(Callback):
             return
         if trainer.is_global_zero:
             _log.warning(
-                "%s (%s %g) %s: only validations from here on decide which is the best",
+                "%s (%s %g) %s: the best checkpoint will be chosen from the validations after this step",
                 *(file, self.monitor, self.best.score, lost),
             )
         self.best.forget()
@@ -266,10 +266,10 @@ def _loader_states(trainer: Trainer) -> list[Any]:
 
 
 def _begin_next_step(fit_loop: dict[str, Any], batches: int | float) -> None:
-    """Turn the counters of training that ended into those of training about to go on, so that it can go on.
+    """Change the counters of finished training to those before another step, so that training can resume.
 
-    Lightning ends an epoch wherever training ends. In the middle of one the epoch is still open; after a full one
-    the next has begun.
+    Lightning ends the epoch when training ends. In the middle of an epoch, it must be open again; after a complete
+    epoch, the next one must have begun.
     """
     epoch, batch = fit_loop["epoch_progress"], fit_loop["epoch_loop.batch_progress"]
     for counts in (epoch["total"], epoch["current"]):

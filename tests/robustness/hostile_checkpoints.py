@@ -93,7 +93,7 @@ VALUES: dict[str, Case] = {
     "complex": ("weight", lambda: torch.ones(8, 4) * 1j, f"{NAME} is torch.complex64 in the checkpoint"),
     "float8": ("weight", lambda: torch.ones(8, 4).to(torch.float8_e4m3fn), f"{NAME} is torch.float8_e4m3fn"),
     "uint64": ("weight", lambda: torch.ones(8, 4).to(torch.uint64), f"{NAME} is torch.uint64 in the checkpoint"),
-    "text": ("weight", lambda: "a", f"{NAME} is no tensor in the checkpoint"),
+    "text": ("weight", lambda: "a", f"{NAME} is not a tensor in the checkpoint"),
     "empty": ("weight", lambda: torch.zeros(0, 2**50), f"{NAME} is (0, {2**50}) in the checkpoint"),
     "a key that is no text": ("weights", lambda: {1: torch.ones(2)}, "is not a checkpoint of lightning_meta"),
     "an odd key": ("weights", lambda: {"__class__": torch.ones(2)}, "it has no weights for"),

@@ -87,7 +87,7 @@ def test_it_is_refused_by_the_commands(kind: str, command: str, capsys: pytest.C
     assert main([command, *OPTIONS[command], f"--ckpt_path={file}"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert line in said or "lies in no run directory" in said
+    assert line in said or "is not in a run directory" in said
     assert sorted(Path().rglob("*")) == before
 
 
@@ -170,7 +170,7 @@ def test_a_file_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_device_is_not_a_damaged_file() -> None:
     torch.save(content(), "a.ckpt")
     for device in ("cuda:99", "nonsense", "meta"):
-        with pytest.raises(UserError, match=r"map_location: .* is no device here"):
+        with pytest.raises(UserError, match=r"map_location: .* is not a device of this machine"):
             lightning_meta.load("a.ckpt", map_location=device)
 
 

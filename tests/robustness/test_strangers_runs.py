@@ -230,7 +230,7 @@ def test_results_of_a_test_are_not_written_through_a_link(target: str, capsys: p
     Path("evil/0/tests").symlink_to(target)
     before = set(Path().rglob("*"))
     assert try_out() == 2
-    assert "evil/0/tests is a link, and results would be written to where it leads" in capsys.readouterr().err
+    assert "evil/0/tests is a link, and results would be written to its target" in capsys.readouterr().err
     assert set(Path().rglob("*")) == before
 
 
@@ -241,7 +241,7 @@ def test_every_link_that_leads_out_of_a_run_is_found(place: str, target: str) ->
     link = Path("runs/toy/0") / place
     link.parent.mkdir(parents=True)
     link.symlink_to(link.name if target == "a loop" else Path(target).absolute())
-    with pytest.raises(UserError, match=f"{link}: this link leads out of runs/toy/0"):
+    with pytest.raises(UserError, match=f"{link}: this link points outside runs/toy/0"):
         refuse_links_out(Path("runs/toy/0"))
 
 
@@ -264,7 +264,7 @@ def test_a_strangers_run_that_leads_outside_is_not_gone_on_with(capsys: pytest.C
     (run / "checkpoints").symlink_to((outside / "checkpoints").absolute())
     before = {file: file.stat().st_mtime_ns for file in outside.rglob("*")}
     said = refusal(capsys, "fit", *options, "--trainer.max_steps=4", f"--ckpt_path={run}")
-    assert f"{run / 'checkpoints'}: this link leads out of {run}" in said
+    assert f"{run / 'checkpoints'}: this link points outside {run}" in said
     assert {file: file.stat().st_mtime_ns for file in outside.rglob("*")} == before
 
 

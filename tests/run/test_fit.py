@@ -369,7 +369,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "a metric": ({"checkpoint": "val/acc"}, "checkpoint.monitor: 'val/acc' is not logged in validation"),
     "no validation": (
         {"limit_val_batches": 0},
-        r"limit_val_batches: 0 .* and checkpoint=RunCheckpoint\(monitor=",
+        r"limit_val_batches: 0 .* but checkpoint=RunCheckpoint\(monitor=",
     ),
     "a seed": ({"seed": -1}, "seed: expected 0 to"),
     "a seed that is none": ({"seed": "0"}, "seed: expected a whole number, got '0'"),
