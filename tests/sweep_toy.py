@@ -25,7 +25,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.sweep_toy"])
 
 PRELUDE = """
-import fcntl, json, os, pathlib, random, signal, sys, time
+import fcntl, json, os, pathlib, random, shutil, signal, sys, time
 words = sys.argv[1:]
 given = dict(word[2:].split("=", 1) for word in words if "=" in word)
 pairs = dict(zip(words, words[1:]))
@@ -51,7 +51,7 @@ def finish(value=1.0, metric="val/mse"):
     (run / "results.json").write_text("{}")
 
 def refuse(line):
-    os.rmdir(run)
+    shutil.rmtree(run)
     print("lightning-meta: error: " + line, file=sys.stderr)
     sys.exit(2)
 """
