@@ -30,7 +30,7 @@ class GaussianRegression(Regression):
     def __init__(self, outputs: int, target_mean: Sequence[float] = (), target_scale: Sequence[float] = ()) -> None:
         super().__init__(outputs)
         self._of_mean = StandardisedRegression(target_mean, target_scale) if target_scale else Regression(outputs)
-        self._units = tuple(target_scale)
+        self._target_scale = tuple(target_scale)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The negative log likelihood of each target: `(M, 2 outputs)` and `(M, outputs)` to `(M,)`."""
@@ -44,8 +44,8 @@ class GaussianRegression(Regression):
 
     def readable(self, outputs: Tensor) -> Tensor:
         """Means and standard deviations in the units of the targets, `(..., 2 outputs)`."""
-        if not self._units:
+        if not self._target_scale:
             return outputs
         mean, deviation = at_least_float32(outputs).chunk(2, -1)
         means = self._of_mean.readable(mean)
-        return torch.cat([means, (deviation * deviation.new_tensor(self._units)).to(means)], -1)
+        return torch.cat([means, (deviation * deviation.new_tensor(self._target_scale)).to(means)], -1)

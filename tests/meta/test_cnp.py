@@ -70,7 +70,8 @@ def by_hand(module: lm.CNP, support: Examples, x: Tensor) -> tuple[Tensor, Tenso
             h = (weight @ h + bias).clamp_min(0)
         encoded.append(module.last.weight @ h + module.last.bias)
     r = sum(encoded[1:], encoded[0]) / len(encoded)
-    hidden, last = module.decoder[0].layers[0][0], module.decoder[1]  # type: ignore[index]
+    hidden: Any = module.decoder[0].layers[0][0]  # type: ignore[index]
+    last: Any = module.decoder[1]
     rows = [last.weight @ (hidden.weight @ torch.cat([r, a]) + hidden.bias).clamp_min(0) + last.bias for a in x]
     mean, rho = torch.stack(rows).chunk(2, -1)
     return mean, 0.2 + 0.8 * (1 + rho.exp()).log()
@@ -125,7 +126,7 @@ def test_predictions_and_errors_of_stored_tasks_are_in_the_units_of_the_targets(
     assert metrics["test/loss"] == pytest.approx(-density.sum(-1).mean(), rel=1e-3)
     task = data.datasets["test"][1]
     found = module.predictor(task.support.x[0], task.support.y[0])(task.query.x[0])
-    np.testing.assert_allclose(found, stored["output"][1], rtol=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(found, stored["output"][1], rtol=1e-4)
 
 
 def test_gaussian_regression_is_the_density_of_scipy() -> None:
