@@ -36,6 +36,7 @@ from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
 from .meta.boil import BOIL as BOIL
+from .meta.cnp import CNP as CNP
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.maml import MAML as MAML
 from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus

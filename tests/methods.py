@@ -19,6 +19,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(
         conv4(), inner_lr=0.1, inner_steps=2, multi_step_loss_steps=3, batch_norm="inductive", **options
@@ -39,6 +40,16 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "SoftKMeans": lambda **options: lm.SoftKMeans(conv4(), **options),
     "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
+# Those of them that learn regression alone, from sine waves in place of images.
+OF_SINES = {"CNP"}
+
+
+def sines() -> lm.EpisodicDataModule:
+    return lm.EpisodicDataModule(
+        lm.sources.Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4
+    )
+
+
 # Methods for the three tasks of `toys.sums`.
 MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "CGC": lambda **options: lm.CGC(MLP(4, (8,)), **options),

@@ -28,13 +28,11 @@ from lightning_meta.cli import main
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.sweep.file import read_sweep
 from lightning_meta.configuration import import_class, public_path
-from lightning_meta.data import EpisodicDataModule
 from lightning_meta.describing import fixed_options
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn import MLP
 from lightning_meta.run import RunLogger
-from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import toys
 from lightning_meta.weightings import Weighting
 from tests import methods
@@ -269,13 +267,9 @@ def test_a_method_says_how_to_run_it(
     ]
 
 
-def sines() -> EpisodicDataModule:
-    return EpisodicDataModule(Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4)
-
-
 LOGGING: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-    **{name: (make, toys.pictures) for name, make in methods.META.items()},
-    "MAML of regression": (lambda: MAML(MLP(1, (8,)), inner_steps=1), sines),
+    **{n: (make, methods.sines if n in methods.OF_SINES else toys.pictures) for n, make in methods.META.items()},
+    "MAML of regression": (lambda: MAML(MLP(1, (8,)), inner_steps=1), methods.sines),
     **{name: (make, toys.sums) for name, make in methods.MULTI_TASK.items()},
     **{
         cls.__name__: (partial(methods.MULTI_TASK["MultiHead"], weighting=methods.weighting(cls)), toys.sums)

@@ -161,6 +161,10 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; the backbone has `self.feature_size` features."""
 
+    def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
+        """The shape of what the backbone is given: one input, unless a method makes something else of examples."""
+        return episodes.input_shape
+
     def check_episodes(self, episodes: EpisodeSpec) -> None:
         """Refuse episodes of another kind than those that the module was made for.
 
@@ -207,7 +211,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
         shape, dtype = self.spec.input_shape, self.spec.input_dtype
-        self.feature_size = output_size(self.backbone, shape, dtype)
+        self.feature_size = output_size(self.backbone, self.backbone_input_shape(self.spec), dtype)
         frozen = frozen_part(self.backbone)
         if frozen is not None and len(shape) == IMAGE_DIMS:  # features are told from images by their dimensions
             made = shape_after(frozen, shape, input_dtype=dtype)

@@ -32,14 +32,18 @@ class Picture(Callback, ABC):
     file: str
     """Name of the picture under `figures/`, without its suffix."""
 
+    regression = False
+    """Whether it draws regression, in place of classes."""
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot be drawn, before training starts."""
         data = getattr(trainer, "datamodule", None)
         name = type(self).__name__
         if not isinstance(pl_module, MetaModule) or not isinstance(data, EpisodicDataModule):
             raise UserError(f"trainer.callbacks: {name} draws meta-learners on an EpisodicDataModule; leave it out")
-        if data.spec is not None and data.spec.task != "classification":
-            raise UserError(f"trainer.callbacks: {name} draws classes, and these tasks are regression; leave it out")
+        drawn, others = ("regression", "classes") if self.regression else ("classes", "regression")
+        if data.spec is not None and (data.spec.task == "regression") != self.regression:
+            raise UserError(f"trainer.callbacks: {name} draws {drawn}, and these tasks are {others}; leave it out")
         self.check(pl_module, None if data.spec is None else data.spec.input_shape)
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:

@@ -2,6 +2,7 @@ from .cifar import CIFARFS as CIFARFS
 from .cifar import FC100 as FC100
 from .cifar100 import CIFAR100 as CIFAR100
 from .dataset import FromDataset as FromDataset
+from .gaussian_process import GaussianProcess as GaussianProcess
 from .glyphs import Glyphs as Glyphs
 from .image_folder import ImageFolder as ImageFolder
 from .labelled_table import LabelledTable as LabelledTable

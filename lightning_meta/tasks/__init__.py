@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
+from lightning_meta.tasks.gaussian import GaussianRegression
 from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.specs import EpisodeSpec, TaskName, TasksSpec
 from lightning_meta.tasks.standardised import StandardisedRegression
@@ -13,6 +14,7 @@ __all__ = [
     "Binary",
     "Classification",
     "EpisodeSpec",
+    "GaussianRegression",
     "Multilabel",
     "NumberFeature",
     "Regression",

@@ -21,8 +21,9 @@ from lightning_meta.batches import SPLITS, Episode, Split
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
 from lightning_meta.data.loader import as_is
 from lightning_meta.data.pool import Pool
+from lightning_meta.data.source import TaskGenerator
 from lightning_meta.errors import UserError
-from lightning_meta.sources import CIFARFS, FC100, Glyphs, Omniglot, Sinusoid
+from lightning_meta.sources import CIFARFS, FC100, GaussianProcess, Glyphs, Omniglot, Sinusoid
 
 UNLIKELY = 1e-6  # a p-value for fixed seeds, so tests do not flicker
 
@@ -42,7 +43,7 @@ def tasks_of_rows() -> Pool:
 
 
 def episodes(
-    tasks: Pool | Sinusoid | None = None,
+    tasks: Pool | TaskGenerator | None = None,
     shape: EpisodeShape = EpisodeShape(5, 2, 3),  # noqa: B008 - a tuple
     meta_batch_size: int = 4,
     seed: int = 0,
@@ -73,8 +74,12 @@ def one(batch: Episode, t: int) -> Episode:
 # A pure function
 
 
-@pytest.mark.parametrize("tasks", [ragged(), tasks_of_rows(), Sinusoid()], ids=["pool", "rows", "sinusoid"])
-def test_a_task_is_the_same_alone_and_in_any_company_and_order(tasks: Pool | Sinusoid) -> None:
+@pytest.mark.parametrize(
+    "tasks",
+    [ragged(), tasks_of_rows(), Sinusoid(), GaussianProcess()],
+    ids=["pool", "rows", "sinusoid", "gaussian process"],
+)
+def test_a_task_is_the_same_alone_and_in_any_company_and_order(tasks: Pool | TaskGenerator) -> None:
     dataset = episodes(tasks)
     whole = dataset.__getitems__([8, 9, 10, 11])
     backwards = episodes(tasks).__getitems__([11, 10, 9, 8])

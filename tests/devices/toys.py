@@ -204,5 +204,9 @@ MULTI: dict[str, tuple[Callable[[], MultiTaskModule], str]] = {
 }
 
 # Methods that are not listed above, as `tests/methods.py` makes them.
-META |= {name: (make, "noisy pictures") for name, make in methods.META.items() if name not in META}
+META |= {
+    name: (make, "sine waves" if name in methods.OF_SINES else "noisy pictures")
+    for name, make in methods.META.items()
+    if name not in META
+}
 MULTI |= {name: (make, "own sets") for name, make in methods.MULTI_TASK.items() if name not in MULTI}

@@ -12,7 +12,7 @@ from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 from lightning_meta.weightings import DBMTL, FAMO, PCGrad, TorchJD
-from tests.methods import META, MULTI_TASK, conv4
+from tests.methods import META, MULTI_TASK, OF_SINES, conv4, sines
 
 
 def conformance(name: str) -> type:
@@ -20,7 +20,8 @@ def conformance(name: str) -> type:
     base, make = (MetaModuleTests, META[name]) if name in META else (MultiTaskModuleTests, MULTI_TASK[name])
     # Baseline's batch statistics are those of each rank's share, see README.
     tolerance = {"tolerance": 1e-9} if name == "Baseline" else {}
-    return type(f"Test{name}", (base,), {"make": lambda self: make(), "__module__": __name__, **tolerance})
+    data = {"make_data": lambda self: sines()} if name in OF_SINES else {}
+    return type(f"Test{name}", (base,), {"make": lambda self: make(), "__module__": __name__, **tolerance, **data})
 
 
 for _name in (*META, *MULTI_TASK):

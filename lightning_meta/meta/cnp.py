@@ -1,0 +1,119 @@
+"""Conditional neural processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import below_one, widths
+from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.meta.base import MetaModule, Outcome
+from lightning_meta.nn.mlp import MLP
+from lightning_meta.nn.normalization import task_norms
+from lightning_meta.nn.stateless import own_buffers, stateless_call
+from lightning_meta.tasks import EpisodeSpec, GaussianRegression, Task
+
+
+class CNP(MetaModule):
+    r"""Predict a normal distribution from the mean representation of the support set (Garnelo et al., ICML 2018).
+
+    $$r = \frac1K \sum_{i=1}^{K} h_\theta(x_i, y_i), \qquad (\mu, \rho) = g_\theta(x, r), \qquad
+      s = s_{\min} + (1 - s_{\min})\, \mathrm{softplus}(\rho)$$
+
+    and the loss is the mean of $-\log N(y; \mu, s^2)$ over support and query examples (equations 1 to 3, section 2.2;
+    https://arxiv.org/abs/1807.01613). A black box: what learns a task is a network, without gradient steps, and the
+    prediction does not depend on the order of the support set. It is for regression; any number of examples is served.
+
+    At a glance:
+        - Shared: an encoder h and a decoder g.
+        - Own: r, the mean representation of the support set.
+        - New task: encode and average.
+
+    Run it:
+        `python scripts/fit.py --config configs/cnp_gaussian_process.yaml`, without a download.
+
+    Logged:
+        - `val/loss`, `test/loss`: the negative log likelihood of a query target, in nats, the mean over queries and
+          tasks. Of stored data it is that of the standardised target.
+        - `train/loss`: the same over support and query examples together, which is what is minimised.
+        - `val/mse`, `test/mse`, `train/mse`: of μ on the query set.
+
+        The rest, and what the intervals are over, is said at `MetaModule`. Predictions are `(M, 2 outputs)`: μ of all
+        dimensions, then s, both in the units of the targets.
+
+    Deviations:
+        - Section 2.2, equation 3: as in the paper's code, the loss in training is over the support set and further
+          examples, here the query set. Evaluation is on the query set alone.
+        - Section 2.2: weights start from torch's initialisation. That s is at least s_min, and that the dimensions of a
+          target are independent given r, is as in the paper's code.
+
+    Args:
+        backbone: The encoder below its last layer: of `(x, y)` side by side, so that it has as many inputs as x and y
+            together. A linear layer of the same width follows.
+        decoder: Widths of the hidden layers of g, which takes r and x side by side.
+        least_deviation: s_min in [0, 1): 0.1 in the paper's code. Below it the targets cannot be known.
+        **options: Those of `MetaModule`.
+    """
+
+    inner_gradients = False
+    needs_images = True  # the encoder takes y as well, so that no features can be kept
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        decoder: Sequence[int] = (128, 128),
+        least_deviation: float = 0.1,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        widths(decoder=decoder)
+        below_one(least_deviation=least_deviation)
+        self.decoder_widths, self.least_deviation = tuple(decoder), least_deviation
+        if task_norms(self.backbone):
+            raise UserError("backbone: CNP encodes each example alone; use layer normalisation in place of batch norm")
+
+    def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
+        """x and y side by side; a target that is no number is refused."""
+        if episodes.task != "regression":
+            raise UserError("CNP predicts real targets; for classification use ProtoNet")
+        return (math.prod(episodes.input_shape) + episodes.outputs,)
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the encoder's last layer and the decoder."""
+        width, inputs = self.feature_size, math.prod(episodes.input_shape)
+        self.last = nn.Linear(width, width)
+        last = self.decoder_widths[-1] if self.decoder_widths else width + inputs
+        layers: list[nn.Module] = [MLP(width + inputs, self.decoder_widths)] if self.decoder_widths else []
+        self.decoder = nn.Sequential(*layers, nn.Linear(last, 2 * episodes.outputs))
+
+    @property
+    def task(self) -> Task:
+        """Negative log likelihood and mean squared error."""
+        return GaussianRegression(self.spec.outputs, self.spec.target_mean, self.spec.target_scale)
+
+    def adapt(self, support: Examples, ways: int) -> Tensor:
+        """r, `(F,)`."""
+        pairs = torch.cat([support.x.flatten(1), support.y.to(support.x.dtype)], 1)
+        features, _ = stateless_call(self.backbone, own_buffers(self.backbone), pairs, "stored")
+        encoded: Tensor = self.last(features)
+        return at_least_float32(encoded).mean(0).to(encoded.dtype)
+
+    def predict(self, state: Tensor, x: Tensor) -> Tensor:
+        """μ and s, `(M, 2 outputs)`."""
+        x = x.flatten(1)
+        decoded = self.decoder(torch.cat([state.expand(len(x), -1), x.to(state.dtype)], 1))
+        mean, rho = at_least_float32(decoded).chunk(2, -1)
+        return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The negative log likelihood of support and query targets, given the support set."""
+        outputs = self.predict(self.adapt(support, ways), torch.cat([support.x, query.x]))
+        loss = self.task.loss(outputs, torch.cat([support.y, query.y]))
+        return Outcome(loss, outputs[len(support.x) :], query.y, {})

@@ -1,0 +1,51 @@
+"""Real targets with a normal distribution as the prediction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.tasks.regression import Regression
+from lightning_meta.tasks.standardised import StandardisedRegression
+
+
+class GaussianRegression(Regression):
+    r"""Real targets, a prediction being the mean μ and the standard deviation s of a normal distribution.
+
+    $$L = \sum_d \tfrac12 \left(\frac{y_d - \mu_d}{s_d}\right)^2 + \log s_d + \tfrac12 \log 2\pi$$
+
+    Predictions are `(..., 2 outputs)`: the means of all dimensions, then their standard deviations. The score is the
+    mean squared error of the means.
+
+    Args:
+        outputs: The dimension of a target.
+        target_mean: Of targets that are learned in standard units, one number a dimension; empty where they are not.
+        target_scale: Their standard deviation.
+    """
+
+    def __init__(self, outputs: int, target_mean: Sequence[float] = (), target_scale: Sequence[float] = ()) -> None:
+        super().__init__(outputs)
+        self._of_mean = StandardisedRegression(target_mean, target_scale) if target_scale else Regression(outputs)
+        self._target_scale = tuple(target_scale)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The negative log likelihood of each target: `(M, 2 outputs)` and `(M, outputs)` to `(M,)`."""
+        mean, deviation = at_least_float32(outputs).chunk(2, -1)
+        distance = (targets.to(mean.dtype) - mean) / deviation
+        return (distance.square() / 2 + deviation.log() + math.log(2 * math.pi) / 2).sum(-1)
+
+    def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean squared error of the means: `(..., M, 2 outputs)` and `(..., M, outputs)` to `(...)`."""
+        return self._of_mean.score(outputs.chunk(2, -1)[0], targets)
+
+    def readable(self, outputs: Tensor) -> Tensor:
+        """Means and standard deviations in the units of the targets, `(..., 2 outputs)`."""
+        if not self._target_scale:
+            return outputs
+        mean, deviation = at_least_float32(outputs).chunk(2, -1)
+        means = self._of_mean.readable(mean)
+        return torch.cat([means, (deviation * deviation.new_tensor(self._target_scale)).to(means)], -1)
