@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -53,6 +54,15 @@ class Common(dict[str, Tensor]):
 
 class Consecutive(dict[str, Tensor]):
     """Rows of tasks that lie one task after the other: all inputs of a batch, each of one task."""
+
+
+def _flattened(rows: dict[str, Tensor]) -> tuple[list[Tensor], list[str]]:
+    return list(rows.values()), list(rows)
+
+
+# Pytrees would take a derived dictionary for a single value.
+register_pytree_node(Common, _flattened, lambda rows, names: Common(zip(names, rows, strict=True)))
+register_pytree_node(Consecutive, _flattened, lambda rows, names: Consecutive(zip(names, rows, strict=True)))
 
 
 class TaskBatch(NamedTuple):

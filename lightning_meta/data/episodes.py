@@ -267,6 +267,8 @@ def capped_counts(rooms: Tensor, queries: int) -> Tensor:
     counts = rooms.clamp(max=queries)
     spare = rooms - counts
     lacking = rooms.shape[-1] * queries - counts.sum(-1, keepdim=True)
+    if (spare.sum(-1, keepdim=True) < lacking).any():
+        raise ValueError(f"{rooms.sum(-1).min()} examples are left for {rooms.shape[-1] * queries} queries")
     taken_before = spare.cumsum(-1) - spare
     return counts + (lacking - taken_before).clamp(min=0).minimum(spare)
 
@@ -316,14 +318,16 @@ def check_pool(
             + f"give the {split} split {ways} classes or more, {more_classes()}"
         )
     if shape.small_classes == "cap":
+        # Of fewer classes the smallest leave less room on average, so the smallest way decides.
+        fewest = shape.ways if isinstance(shape.ways, int) else shape.ways[0]
         rooms = pool.sizes[classes % len(pool.names)] - (shape.needed() - 1)
-        least = int(rooms.sort().values[:ways].sum())
-        if least < ways * shape.queries:
+        least = int(rooms.sort().values[:fewest].sum())
+        if least < fewest * shape.queries:
             raise UserError(
-                f"{test}queries: {shape.queries} a class make {ways * shape.queries} queries a task, but the {ways} "
-                f"smallest classes of the {split} split have {least} examples beside their support examples; ask for "
-                f"at most {least // ways}"
-                + ("" if least >= ways else f", which is too few: give small_classes skip, or fewer {test}shots")
+                f"{test}queries: {shape.queries} a class make {fewest * shape.queries} queries a task, but the "
+                f"{fewest} smallest classes of the {split} split have {least} examples beside their support examples; "
+                f"ask for at most {least // fewest}"
+                + ("" if least >= fewest else f", which is too few: give small_classes skip, or fewer {test}shots")
             )
         return
     if shape.small_classes == "skip":

@@ -190,7 +190,7 @@ class EpisodicDataModule(SourceDataModule):
         """The accuracy of guessing in a test task, in (0, 1); None in regression, and where tasks are listed."""
         ways = self.test_shape.ways
         listed = self.test_task_list is not None
-        return None if self.makes_tasks or listed or not isinstance(ways, int) else 1 / ways
+        return None if self.regression or listed or not isinstance(ways, int) else 1 / ways
 
     def prepare_data(self) -> None:
         """Download and decode, once per machine."""

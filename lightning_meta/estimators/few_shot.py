@@ -24,6 +24,7 @@ from lightning_meta.estimators.needed import (
     check_consistent_length,
     check_is_fitted,
     column_or_1d,
+    forget,
     validate_data,
 )
 from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, prediction_sets
@@ -117,8 +118,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         whole(1, image_size=self.image_size, batch_size=self.batch_size)
         if y is None:
             raise UserError("FewShotClassifier requires y to be passed, but the target y is None")
-        for name in ("n_features_in_", "feature_names_in_", "quantile_", "temperature_"):  # of an earlier fit
-            self.__dict__.pop(name, None)
+        forget(self)
         self.of_images_ = are_images(X)
         if self.of_images_:
             check_consistent_length(X, y)
@@ -139,6 +139,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             text = f"logistic: a slope of {rest:.1g} per example remains; standardise the features, or raise penalty"
             warnings.warn(text, ConvergenceWarning, stacklevel=2)
         return self
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "head_") or hasattr(self, "predictor_")
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """The logits `(M, N)`; with two classes `(M,)`, that of the second minus that of the first.
@@ -201,7 +204,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
                 "predict_set: call calibrate(X, y) first, with labelled examples that were not learned from"
             )
         probabilities = torch.from_numpy(self._logits(X)).softmax(1)
-        sets: NDArray[np.bool_] = prediction_sets(probabilities, torch.tensor(self.quantile_)).numpy()
+        quantile = torch.tensor(self.quantile_, dtype=probabilities.dtype)
+        sets: NDArray[np.bool_] = prediction_sets(probabilities, quantile).numpy()
         return sets
 
     def abstain(self, X: Any, threshold: float) -> NDArray[np.bool_]:

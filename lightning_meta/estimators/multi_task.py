@@ -28,10 +28,11 @@ from lightning_meta.estimators.needed import (
     check_classification_targets,
     check_consistent_length,
     check_is_fitted,
+    forget,
     r2_score,
     validate_data,
 )
-from lightning_meta.estimators.training import Arrays, held_out_rows, quiet, train
+from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.linear import Linear
@@ -100,6 +101,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
             UserError: An option, a target without a single label, or too few rows.
         """
         cls = self._checked()
+        forget(self)
         if y is None:
             raise UserError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         X = self._read_features(X, reset=True)
@@ -134,7 +136,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         train_set = part(~held)
         source = Arrays(dict(zip(names, tasks, strict=True)), train_set, part(held) if held.any() else train_set)
         data = MultiTaskDataModule(source, batch_size=self.batch_size, seed=seed)
-        with quiet(), seeded_generators(torch.device("cpu"), seed):
+        with quiet(), seeded_generators(device_of(self.accelerator), seed):
             module = self._module(cls, X.shape[1])
             patience = self.patience if self.early_stopping else None
             self.n_iter_ = train(
@@ -199,6 +201,9 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
                 for name, y in module.selected_outputs(batch).items():
                     parts[name].append(check_outputs(y))
         return [(module.spec.tasks[name], torch.cat(of)) for name, of in parts.items()]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "module_")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

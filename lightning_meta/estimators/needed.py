@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning_meta.errors import UserError
 
 try:
@@ -32,6 +34,13 @@ __all__ = [
     "check_consistent_length",
     "check_is_fitted",
     "column_or_1d",
+    "forget",
     "r2_score",
     "validate_data",
 ]
+
+
+def forget(estimator: Any) -> None:
+    """Drop what an earlier fit has learned, so that a fit that fails leaves nothing of either."""
+    for name in [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]:
+        delattr(estimator, name)

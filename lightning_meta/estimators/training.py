@@ -11,6 +11,7 @@ from math import inf, isnan
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from numpy.typing import NDArray
 
@@ -22,6 +23,12 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.tasks import Task
 
 TALKATIVE = ("lightning_meta", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where a Trainer's accelerator computes, for its random generator."""
+    on_cuda = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
+    return torch.device("cuda" if on_cuda else "cpu")
 
 
 class Arrays(TaskSource):

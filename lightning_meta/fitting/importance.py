@@ -84,7 +84,7 @@ def permutation_importance(
         One for each task and column.
 
     Raises:
-        UserError: The model or the data are of no table, or of different ones.
+        UserError: The model or the data are of no table, of different ones, or of one that is divided in another way.
     """
     instance("module", module, MultiTaskModule)
     instance("data", data, MultiTaskDataModule)
@@ -97,6 +97,11 @@ def permutation_importance(
         raise UserError("permutation_importance: expected a model and data of a lightning_meta.sources.Table")
     if table.inputs != data.spec.table.inputs or module.names != test.names or not isinstance(test.inputs, Tensor):
         raise UserError("permutation_importance: the data has other columns or tasks than those of training; give its")
+    if table.features != data.spec.table.features:
+        raise UserError(
+            "permutation_importance: the rows are not divided or scaled as in training; give the table of training, "
+            "with the same division"
+        )
     x = test.inputs
     before = _losses(module, x, test, batch_size)
     found: dict[tuple[str, str], list[float]] = {(n, f.name): [] for n in before for f in table.features}

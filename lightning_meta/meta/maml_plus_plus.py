@@ -129,8 +129,10 @@ class MAMLPlusPlus(GradientBasedLearner):
         self._multi_step_loss = step < self.multi_step_loss_steps
         self.first_order = self._always_first_order or step < self.first_order_steps
         if self._multi_step_loss:
-            weights = step_weights(self.inner_steps, step / self.multi_step_loss_steps)
-            self.step_weights.copy_(torch.tensor(weights, dtype=self.step_weights.dtype))
+            *others, last = step_weights(self.inner_steps, step / self.multi_step_loss_steps)
+            self.step_weights.fill_(last)  # no copy from the CPU, for which a GPU would wait
+            if others:
+                self.step_weights[:-1].fill_(others[0])
         super().on_train_batch_start(batch, batch_idx)
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:

@@ -27,7 +27,7 @@ class Hold:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._lock = FileLock(directory / LOCK, blocking=False)
+        self._lock = FileLock(directory / LOCK, blocking=False, fallback_to_soft=False)
         if not directory.is_dir():  # which filelock would make
             return
         try:

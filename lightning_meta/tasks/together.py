@@ -121,7 +121,8 @@ def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> T
         mean, scale = standards.unsqueeze(2)
         of_tasks: Tensor = (targets.view(len(counts), counts[0], targets.shape[1]) - mean) / scale
         return of_tasks.view_as(targets)
-    mean, scale = standards.repeat_interleave(torch.tensor(counts, device=targets.device), 1)
+    repeats = torch.tensor(counts, device=targets.device)
+    mean, scale = standards.repeat_interleave(repeats, 1, output_size=len(targets))
     of_rows: Tensor = (targets - mean) / scale
     return of_rows
 

@@ -67,6 +67,8 @@ class Outcome:
             return "not judged (another protocol)"
         if len({record.data for record in self.records}) > 1:
             return "not judged (seeds differ in their data)"
+        if len({record.revision for record in self.records}) > 1:
+            return "not judged (seeds are of different revisions)"
         if len(self.records) < JUDGED_FROM:
             return f"not judged ({len(self.records)} of {JUDGED_FROM} seeds)"
         return verdict(self.mean, self.half_width, self.figure)

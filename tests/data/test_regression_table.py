@@ -172,6 +172,12 @@ def test_missing_features_targets_and_small_tasks(tmp_path: Path, caplog: pytest
     assert sum(int((pool.x[:, 1] == 0).sum()) for pool in pools.values()) == 1
 
 
+def test_nobody_guesses_a_number(tmp_path: Path) -> None:
+    data = episodic(machines(write(tmp_path / "table.csv", table())))
+    assert data.test_conditions.endswith("-shot")
+    assert data.test_chance is None
+
+
 def test_several_targets(tmp_path: Path) -> None:
     source = machines(write(tmp_path / "t.csv", table()), targets=["output", "b"])
     data = episodic(source)

@@ -140,6 +140,17 @@ def test_what_the_classes_cannot_fill_is_refused(shape: EpisodeShape, said: str)
         EpisodeDataset(ragged(), "train", shape, 4, 4, 0)
 
 
+def test_the_smallest_way_decides_whether_capped_classes_have_room() -> None:
+    sizes = torch.tensor([2, 2, 100, 100, 100])
+    names = tuple("abcde")
+    pool = Pool(torch.arange(int(sizes.sum())), sizes, names, names)
+    EpisodeDataset(pool, "train", EpisodeShape(5, 1, 15, small_classes="cap"), 4, 4, 0)
+    with pytest.raises(
+        UserError, match=r"^queries: 15 .* 30 queries a task, but the 2 smallest .* have 2 .* at most 1$"
+    ):
+        EpisodeDataset(pool, "train", EpisodeShape((2, 5), 1, 15, small_classes="cap"), 4, 4, 0)
+
+
 def few(**options: Any) -> lm.EpisodicDataModule:
     class Few(toys.NoisyPictures):
         """One class of each split is small."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_iris, load_wine
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_score
@@ -232,3 +233,22 @@ def test_without_scikit_learn_one_line_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(lm.UserError, match=r"needs scikit-learn 1.6 .*; pip install 'lightning_meta\[sklearn\]'"):
         lm.estimators.__getattr__("FewShotClassifier")
+
+
+def test_equal_examples_are_in_their_sets() -> None:
+    """The quantile is one of their scores: rounding it must not leave them out."""
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        x, y = rng.normal(size=(8, 3)), np.repeat(["a", "b"], 4)
+        own = lm.estimators.FewShotClassifier().fit(x, y)
+        same = np.repeat(rng.normal(size=(1, 3)), 50, 0)
+        own.calibrate(same, ["a"] * 50, error=0.1)
+        assert own.predict_set(same)[:, 0].all()
+
+
+def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
+    own = lm.estimators.FewShotClassifier().fit([[0.0], [1.0]], ["a", "b"])
+    with pytest.raises(lm.UserError, match="at least 2 classes"):
+        own.fit([[0.0], [1.0]], ["c", "c"])
+    with pytest.raises(NotFittedError):
+        own.predict([[0.0]])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import accuracy_score, r2_score
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score
@@ -217,3 +218,12 @@ def test_mistakes_are_one_line_each() -> None:
             MultiTaskRegressor(**options).fit(inputs, targets)
     with pytest.raises(lm.UserError, match="y: column 0 has 1 class, '0'; at least 2 classes"):
         MultiTaskClassifier().fit(x, np.zeros(30, int))
+
+
+def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
+    x, y = rows()
+    regressor = lm.estimators.MultiTaskRegressor(max_epochs=1).fit(x, y)
+    with pytest.raises(lm.UserError, match="no label"):
+        regressor.fit(x, np.full_like(y, np.nan))
+    with pytest.raises(NotFittedError):
+        regressor.predict(x)

@@ -123,5 +123,7 @@ def test_data_of_another_table_are_refused(tmp_path: Path) -> None:
     other = lm.MultiTaskDataModule(Table(tmp_path / "t.csv", {"y": "regression", "z": "binary"}, ["a"]), seed=0)
     with pytest.raises(lm.UserError, match="other columns or tasks than those of training"):
         lm.permutation_importance(module, other)
+    with pytest.raises(lm.UserError, match="not divided or scaled as in training"):
+        lm.permutation_importance(module, made(tmp_path, **TWO, seed=7)[1])
     with pytest.raises(lm.UserError, match="repeats"):
         lm.permutation_importance(module, data, repeats=0)

@@ -27,10 +27,13 @@ from tests import methods
 
 Row = dict[str, Any]
 METHODS: dict[str, Callable[[int], lm.MultiTaskModule]] = {
+    "CGC": lambda inputs: lm.CGC(MLP(inputs, (8,))),
     "Conditioned": lambda inputs: lm.Conditioned(MLP(inputs, (8, 8)), enters="film", at=(1,)),
     "CrossStitch": lambda inputs: lm.CrossStitch(MLP(inputs, (8, 8))),
     "Independent": lambda inputs: lm.Independent(MLP(inputs, (8,)), optimizer=partial(torch.optim.Adam, lr=0.1)),
     "Linear": lambda inputs: lm.Linear(),
+    "LoRA": lambda inputs: lm.LoRA(MLP(inputs, (8, 8))),
+    "MTAN": lambda inputs: lm.MTAN(MLP(inputs, (8, 8))),
     "MixtureOfExperts": lambda inputs: lm.MixtureOfExperts(MLP(inputs, (8,))),
     "MultiHead": lambda inputs: lm.MultiHead(MLP(inputs, (8, 8))),
 }

@@ -58,14 +58,14 @@ class SweepRecord:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are called experimental
         self.space, self.folder = space, folder
         self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
-        self._lock = FileLock(folder / LOCK, timeout=LOCKED)
+        self._lock = FileLock(folder / LOCK, timeout=LOCKED, fallback_to_soft=False)
         folder.mkdir(parents=True, exist_ok=True)
         with self._readable(), self._alone():
             self._storage = _open_storage(folder / DATABASE)
             self._study = _open_study(space, self._storage)
             self._check_space()
-            self._uncertain = {trial.number for trial in self._in("RUNNING")}
-        self._certain_at = time.monotonic() + STALE + 1  # a heartbeat is stored in whole seconds
+        self._uncertain: set[int] | None = None  # trials that ran when this process first found none to run
+        self._certain_at = 0.0
 
     def run_next(self, limit: int, train: Callable[[FrozenTrial], float]) -> bool:
         """Run one trial, first one that was cut off; False where there is none left.
@@ -92,7 +92,11 @@ class SweepRecord:
             self._check_space()
             self._queue_those_cut_off()
             if not self._in("WAITING") and not self._queue_new(limit):
+                if self._uncertain is None:
+                    self._uncertain = {trial.number for trial in self._in("RUNNING")}
+                    self._certain_at = time.monotonic() + STALE + 1  # a heartbeat is stored in whole seconds
                 return False
+            self._uncertain = None
             try:
                 self._study.optimize(objective, n_trials=1, catch=(TrialFailedError,))
             except (AssertionError, ValueError):  # how Optuna refuses the result of a trial that has ended
@@ -102,13 +106,13 @@ class SweepRecord:
         return True
 
     def may_be_cut_off(self) -> list[FrozenTrial]:
-        """Trials that ran when this process began: another process runs them, unless it was killed.
+        """Trials that ran when none was left to begin: another process runs them, unless it was killed.
 
         Empty once that is certain, after `STALE` seconds.
         """
         if time.monotonic() > self._certain_at:
             return []
-        return [trial for trial in self._in("RUNNING") if trial.number in self._uncertain]
+        return [trial for trial in self._in("RUNNING") if trial.number in (self._uncertain or ())]
 
     def number(self, trial: FrozenTrial) -> int:
         """The number of a trial, which it keeps when it is queued again."""
