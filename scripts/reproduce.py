@@ -61,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if not options.seeds >= 1 or not options.hours > 0:
             raise UserError(f"--seeds, --hours: expected numbers above 0, got {options.seeds} and {options.hours}")
+        if options.plan and options.publish:
+            raise UserError("--publish writes into docs/, and --plan only prints; give one of them")
         rows = read_rows(options.table, options.only)
         if options.publish:
             return publish(options.table, options.runs)

@@ -314,7 +314,7 @@ def check_pool(
         raise UserError(
             f"{test}ways: {ways} classes a task were asked for, but the {split} split has {len(classes)}{few}; "
             + (f"ask for at most {len(classes)}, or " if len(classes) > 1 else "")
-            + (f"for fewer {test}shots or {test}queries, or " if left_out else "")
+            + (f"ask for fewer {test}shots or {test}queries, or " if left_out else "")
             + f"give the {split} split {ways} classes or more, {more_classes()}"
         )
     if shape.small_classes == "cap":

@@ -215,6 +215,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             X: Examples like those of `fit`.
             threshold: In [0, 1]; it means what it says after `calibrate`.
         """
+        if not 0 <= threshold <= 1:
+            raise UserError(f"threshold: a probability in [0, 1] is needed, got {threshold}")
         unsure: NDArray[np.bool_] = self.predict_proba(X).max(1) < threshold
         return unsure
 
@@ -265,12 +267,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def _inputs(self, X: Any) -> Tensor:
         """What a meta-learner takes, read from files where need be."""
         shape = self.learner_.spec.input_shape
-        return as_images(X, shape) if self.of_images_ else torch.from_numpy(X).float()
+        return as_images(X, shape) if self.of_images_ else torch.from_numpy(np.array(X)).float()
 
     def _features(self, X: Any) -> Tensor:
         """`(M, F)` float64."""
         if not self.of_images_:
-            return torch.from_numpy(X)
+            return torch.from_numpy(np.array(X))  # a copy: joblib gives arrays that are not writable
         given = self.model
         network = given if isinstance(given, nn.Module) else embedding(str(given), self.image_size)
         size = self.image_size or getattr(network, "image_size", None)

@@ -17,11 +17,16 @@ from lightning_meta.nn.features import IMAGE_DIMS
 
 def are_images(X: Any) -> bool:
     """Whether inputs are images: files in a list, tuple, array or column, or an array of four dimensions."""
+    if isinstance(X, str | PathLike):
+        raise UserError(f"X: expected a list of files, such as [{str(X)!r}], or an array; got one text")
     dims = getattr(X, "ndim", None)
     if dims == IMAGE_DIMS + 1:
         return True
+    if dims == IMAGE_DIMS:
+        raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
     first = X if dims is None or dims == 1 else ()
-    return isinstance(first, Sequence | np.ndarray) and not isinstance(X, str | bytes) and _all_paths(first)
+    first = first.tolist() if hasattr(first, "tolist") else first  # arrays and columns of a DataFrame
+    return isinstance(first, Sequence) and _all_paths(first)
 
 
 def _all_paths(X: Any) -> bool:
@@ -40,7 +45,7 @@ def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
     """
     if getattr(X, "ndim", None) != IMAGE_DIMS + 1:
         return read_images(list(X), [int(n or 0) for n in shape])
-    images = torch.as_tensor(np.asarray(X))
+    images = torch.from_numpy(np.array(X))  # a copy: joblib gives arrays that are not writable
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         raise UserError(f"X: images of shape {tuple(images.shape)}; channels come first: X.transpose(0, 3, 1, 2)")
     if images.dtype == torch.uint8:

@@ -31,7 +31,7 @@ class Predictor:
     Args:
         module: The meta-learner; it is left as it is.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
-        labels: M labels of any kind, or `(M, outputs)` real targets for regression.
+        labels: M labels of any kind, or `(M, outputs)` real targets for regression, `(M,)` of one output.
 
     Attributes:
         classes: The distinct labels, sorted (as text where they have no order); column n of the outputs belongs to
@@ -55,6 +55,8 @@ class Predictor:
         if module.spec.task == "regression":
             assert isinstance(module.dtype, torch.dtype)
             targets = torch.as_tensor(labels)
+            if targets.dim() == 1 and module.spec.outputs == 1:
+                targets = targets.unsqueeze(1)
             if module.spec.target_scale:
                 targets = module.targets(targets.cpu().double())
             elif loses_digits(targets, module.dtype):

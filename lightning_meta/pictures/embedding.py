@@ -82,7 +82,11 @@ class EpisodeEmbedding(Picture):
             axes.plot(*at, marker="*", ms=15, mec="k", mfc=shade, mew=0.8)
             axes.annotate(str(label + 1), at, xytext=(7, 6), textcoords="offset points", fontsize=8, weight="bold")
         x, y = (f"principal component {i + 1} ({100 * share:.0f} % of the variance)" for i, share in enumerate(shares))
-        axes.set(xlabel=x, ylabel=y, title=f"Test task {self.task}: ★ prototypes, filled support, hollow queries")
+        axes.set(
+            xlabel=x,
+            ylabel=y,
+            title=f"{type(module).__name__}, test task {self.task}: ★ prototypes, filled support, hollow queries",
+        )
         axes.set_aspect("equal", adjustable="datalim")
         # By the markers that were drawn: matplotlib's own list leaves out names that begin with "_".
         legend = [f"{n + 1}: {shortened(name)}" for n, name in enumerate(names)]

@@ -58,7 +58,7 @@ class ShotAndWay(Picture):
                 except UserError:
                     left_out.append(f"{ways}-way {shots}-shot")
         write_points(points, "accuracy", folder / "shot_and_way.csv")
-        return draw_points(points, "accuracy", left_out)
+        return draw_points(points, "accuracy", left_out, type(module).__name__)
 
     def _measure(self, module: MetaModule, dataset: Episodes, ways: int, shots: int) -> Point:
         module.check_ways(ways)

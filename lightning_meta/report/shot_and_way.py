@@ -11,7 +11,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from lightning_meta.report.figures import LINES
-from lightning_meta.report.labels import label_of, scale_of
+from lightning_meta.report.labels import About, label_of, scale_of
 from lightning_meta.run.files import replacing
 
 
@@ -52,13 +52,14 @@ def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
         writer.writerows([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)
 
 
-def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = ()) -> Figure:
+def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:
     """Draw the score against shot, a line for each way, with 95 % intervals.
 
     Args:
         points: The scores; of one number of tasks.
         metric: Which score it is.
         left_out: Ways and shots that were not measured, for the title.
+        method: Its name, for the title.
     """
     figure = Figure((6.0, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -83,7 +84,7 @@ def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = 
     per = "of a class " if points and points[0].ways else ""
     axes.set(xlabel=f"support examples {per}(shot)", ylabel=label_of(metric))
     tasks = points[0].tasks if points else 0
-    title = f"Mean and 95 % interval over {tasks} test tasks each"
+    title = About(method).title(f"mean and 95 % interval over {tasks} test tasks each")
     missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []
     axes.set_title("\n".join([title, *missing]), fontsize=8)
     if any(p.ways for p in points):

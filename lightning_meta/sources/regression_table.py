@@ -25,7 +25,7 @@ from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes
 from lightning_meta.sources.table_features import Features, encode, learn_features
-from lightning_meta.sources.table_files import instead_of, read_columns
+from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
 from lightning_meta.sources.table_folder import read_folder
 from lightning_meta.sources.table_rows import columns_in, rows_of
 from lightning_meta.tasks.table import TableSpec
@@ -73,6 +73,8 @@ class RegressionTable(Source):
         categorical: Feature columns to be taken as text although they hold numbers.
         max_categories: The most different texts that a feature may have: more is likely a name or a date.
         leave_out: Columns that are no features, such as other targets, names and notes.
+        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
+        decimal: What stands before the decimals of a number in a CSV file, `.` or `,`.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -94,6 +96,8 @@ class RegressionTable(Source):
         categorical: Sequence[str] = (),
         max_categories: int = 50,
         leave_out: Sequence[str] = (),
+        delimiter: str | None = None,
+        decimal: Decimal = ".",
     ) -> None:
         self.path = Path(path).expanduser()
         names_in_list(features=features, categorical=categorical, leave_out=leave_out)
@@ -103,6 +107,8 @@ class RegressionTable(Source):
         self.features, self.leave_out, self.least_rows = features, tuple(leave_out), least_rows
         self.fractions, self.seed = tuple(fractions), seed
         self.categorical, self.max_categories = tuple(categorical), max_categories
+        self.spelling = Spelling(delimiter, decimal)
+        self.spelling.check("RegressionTable", self.path)
         self._check_options()
 
     def pools(self) -> dict[Split, Pool]:
@@ -131,7 +137,7 @@ class RegressionTable(Source):
         Raises:
             UserError: A column is missing, or a value cannot become an input.
         """
-        made = rows_of(TableSpec(list(self._features), []), (), columns_in(data))
+        made = rows_of(TableSpec(list(self._features), []), (), columns_in(data, spelling=self.spelling))
         for note in made.notes:
             _log.warning("%s", note)
         return made.inputs
@@ -155,13 +161,13 @@ class RegressionTable(Source):
                     f"RegressionTable task_column: {self.path} is no folder; name the column of the tasks, or give a "
                     "folder with a file for each task"
                 )
-            return read_columns(self.path, argument), None
+            return read_columns(self.path, argument, self.spelling), None
         if self.task_column is not None:
             raise UserError(
                 f"RegressionTable task_column={self.task_column}: {self.path} is a folder, whose files are the tasks; "
                 "leave it out, or name one file"
             )
-        return read_folder(self.path, argument)
+        return read_folder(self.path, argument, self.spelling)
 
     @cached_property
     def _columns(self) -> dict[str, Column]:

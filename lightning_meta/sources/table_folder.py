@@ -11,7 +11,7 @@ import numpy as np
 
 from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
-from lightning_meta.sources.table_files import DELIMITERS, read_columns
+from lightning_meta.sources.table_files import DELIMITERS, PLAIN, Spelling, read_columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -34,7 +34,7 @@ class JoinedColumn(Column):
         if len(kinds) > 1:
             (one, a), (other, b), *_ = kinds.items()
             raise UserError(f"{a.where} is of type {one}, but {b.where} of type {other}; give both one type")
-        super().__init__(columns[0].where, _one(arrays), as_text)
+        super().__init__(columns[0].where, _one(arrays), as_text, columns[0].decimal)
         self._parts, self._ends = columns, np.cumsum([len(column.array) for column in columns])
 
     def wrong(self, row: int, problem: str) -> UserError:
@@ -54,12 +54,13 @@ def _one(arrays: Sequence[pyarrow.ChunkedArray]) -> pyarrow.ChunkedArray:
     return chunked_array([chunk for array in arrays for chunk in array.chunks], arrays[0].type)
 
 
-def read_folder(folder: Path, argument: str) -> tuple[dict[str, Column], list[str]]:
+def read_folder(folder: Path, argument: str, spelling: Spelling = PLAIN) -> tuple[dict[str, Column], list[str]]:
     """Read all tables of a folder; hidden files and those of other kinds are passed over.
 
     Args:
         folder: With files named .csv, .tsv or .parquet, all with the same columns in any order.
         argument: What named the folder, as errors begin.
+        spelling: How its CSV files are written.
 
     Returns:
         The columns by name, in the order of the first file; and for each row the name of its file without the suffix.
@@ -78,7 +79,7 @@ def read_folder(folder: Path, argument: str) -> tuple[dict[str, Column], list[st
     names = [file.stem for file in files]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"{argument}{folder}: two files are called {twice!r}; each is a task with a name of its own")
-    tables = [read_columns(file, argument) for file in files]
+    tables = [read_columns(file, argument, spelling) for file in files]
     for file, table in zip(files, tables, strict=True):
         _check_same(files[0], tables[0], file, table)
     rows = [len(next(iter(table.values())).missing) for table in tables]

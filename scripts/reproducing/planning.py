@@ -95,11 +95,11 @@ def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], 
     left = hours
     for name in dict.fromkeys(job.row.name for job in possible):
         whole = [job for job in possible if job.row.name == name]
-        if (cost := sum(job.hours for job in whole)) <= left:
+        if (cost := sum(job.hours for job in whole)) <= left + 1e-9:
             chosen += whole
             left -= cost
     for job in possible:
-        if job not in chosen and job.hours <= left:
+        if job not in chosen and job.hours <= left + 1e-9:  # rounding of what was taken off
             chosen.append(job)
             left -= job.hours
     over = [job for job in possible if job not in chosen]

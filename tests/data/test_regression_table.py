@@ -429,3 +429,26 @@ def test_an_exported_task_predicts_in_the_units_of_the_targets(tmp_path: Path) -
     predictor = module.predictor(episode.support.x[0], episode.support.y[0])
     program = torch.export.load(predictor.export(tmp_path / "task.pt2"))
     torch.testing.assert_close(program.module()(episode.query.x[0]), predictor(episode.query.x[0]))
+
+
+def test_a_folder_of_files_with_semicolons_and_decimal_commas(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("plain", "european")]
+    for folder in folders:
+        folder.mkdir()
+    for machine in range(5):
+        rows = ["speed;flow", *(f"{i};{i},5" if machine else f"{i};{i}" for i in range(8))]  # whole numbers in one file
+        (folders[1] / f"m{machine}.csv").write_text("\n".join(rows) + "\n")
+        plain = [row.replace(",", ".").replace(";", ",") for row in rows]
+        (folders[0] / f"m{machine}.csv").write_text("\n".join(plain) + "\n")
+    sources = [
+        RegressionTable(folders[0], "flow"),
+        RegressionTable(folders[1], "flow", delimiter=";", decimal=","),
+    ]
+    for split in SPLITS:
+        one, other = (source.pools()[split] for source in sources)
+        assert one.y is not None
+        assert other.y is not None
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.y, other.y)
+    with pytest.raises(lm.UserError, match="give delimiter=';'"):
+        RegressionTable(folders[1], "flow").pools()
