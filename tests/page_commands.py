@@ -98,7 +98,7 @@ ELSEWHERE = {
     },
     **{
         f"python scripts/fit.py --config configs/{name}_mini_imagenet.yaml": "its images are not free to ship"
-        for name in ("anil", "boil", "maml", "protonet")
+        for name in ("anil", "boil", "maml", "maml_plus_plus", "protonet")
     },
     "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
 }

@@ -38,7 +38,9 @@ def check_files(folder: Path) -> None:
         if found := re.fullmatch(rf"\.(?P<target>.+){STAGED}", file.name):
             staged[file.parent, found["target"]] += 1
             continue
-        assert file.stat().st_size or file.name == "metrics.csv" or file.suffix == ".log", f"{file} is empty"
+        assert file.stat().st_size or file.name in ("metrics.csv", "run.lock") or file.suffix == ".log", (
+            f"{file} is empty"
+        )
         if file.suffix == ".json":
             json.loads(file.read_text())
         elif file.suffix == ".yaml":
