@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 from lightning_meta.functional.weighted_metrics import auroc
 
+SLACK = 1e-6  # the last digits of a probability depend on what it was computed with: sets are rather too large
 BISECTIONS = 60  # of log β between ±20, to far below float64's rounding
 
 
@@ -69,7 +70,7 @@ def conformal_quantile(probabilities: Tensor, labels: Tensor, error: float) -> T
 
 
 def prediction_sets(probabilities: Tensor, quantile: Tensor) -> Tensor:
-    """The labels whose score 1 − p is at most the quantile.
+    """The labels whose score 1 − p is at most the quantile, or a millionth above it.
 
     Args:
         probabilities: `(M, N)`.
@@ -78,7 +79,7 @@ def prediction_sets(probabilities: Tensor, quantile: Tensor) -> Tensor:
     Returns:
         `(M, N)` bool. A row may hold no label, where none is probable enough.
     """
-    return 1 - probabilities <= quantile
+    return 1 - probabilities <= quantile + SLACK
 
 
 def open_set_auroc(known: Tensor, unknown: Tensor) -> Tensor:

@@ -94,9 +94,9 @@ class CGC(MultiTaskModule):
         """Predict for several tasks; every input runs through all shared experts."""
         shared, *own = self._experts
         features = [expert(x) for expert in shared]
-        outputs = {}
+        outputs, numbers = {}, self.task_numbers
         for name, i in rows.items():
-            task, of_task = self.names.index(name), x[i]
+            task, of_task = numbers[name], x[i]
             both = [f[i] for f in features] + [expert(of_task) for expert in own[task]]
             outputs[name] = self.heads[task](mixed(self.gates[task], of_task, both))
         return outputs

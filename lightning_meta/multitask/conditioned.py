@@ -112,8 +112,10 @@ class Conditioned(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks, each input with the descriptor of its task."""
         counts = [len(i) for i in rows.values()]
-        numbers = torch.tensor([self.names.index(name) for name in rows], device=x.device)
-        z = self.descriptors[numbers].repeat_interleave(torch.tensor(counts, device=x.device), 0)
+        places = self.task_numbers
+        numbers = torch.tensor([places[name] for name in rows], device=x.device)
+        repeats = torch.tensor(counts, device=x.device)
+        z = self.descriptors[numbers].repeat_interleave(repeats, 0, output_size=sum(counts))
         outputs = self.conditioned(x[torch.cat(list(rows.values()))], z).split(counts)
         return {name: y[:, : self.spec.tasks[name].outputs] for name, y in zip(rows, outputs, strict=True)}
 

@@ -87,5 +87,6 @@ class CrossStitch(MultiTaskModule):
             h = torch.stack([of[stage](c) for of, c in zip(self.backbone, columns, strict=True)])  # type: ignore[index]
             mixed = torch.einsum("cij,jmcs->imcs", alpha, h.flatten(3) if h.dim() > 3 else h.unsqueeze(3))
             columns = list(mixed.reshape(h.shape).unbind())
-        order = {name: self.names.index(name) for name in rows}
+        numbers = self.task_numbers
+        order = {name: numbers[name] for name in rows}
         return {name: self.heads[i](columns[i][rows[name]]) for name, i in order.items()}

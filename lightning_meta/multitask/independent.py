@@ -124,7 +124,7 @@ class Independent(MultiTaskModule):
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks, each with its own network."""
-        numbers = {name: i for i, name in enumerate(self.spec.tasks)}
+        numbers = self.task_numbers
         order = {name: numbers[name] for name in rows}
         alike: dict[tuple[int, int], list[str]] = {}
         for name, i in rows.items():

@@ -107,7 +107,8 @@ class Linear(MultiTaskModule):
         x = self.backbone(x)
         for shared in self.shared:
             x = shared(x)
-        return {name: self.heads[self.names.index(name)](x[i]) for name, i in rows.items()}
+        numbers = self.task_numbers
+        return {name: self.heads[numbers[name]](x[i]) for name, i in rows.items()}
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch, by name of the tasks in it; their inputs may differ in shape."""

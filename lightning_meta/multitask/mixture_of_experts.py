@@ -83,9 +83,9 @@ class MixtureOfExperts(MultiTaskModule):
         """Predict for several tasks; every input runs through all experts."""
         assert isinstance(self.backbone, nn.ModuleList)
         features = [expert(x) for expert in self.backbone]
-        outputs = {}
+        outputs, numbers = {}, self.task_numbers
         for name, i in rows.items():
-            task = self.names.index(name)
+            task = numbers[name]
             outputs[name] = self.heads[task](mixed(self.gates[task], x[i], [f[i] for f in features]))
         return outputs
 

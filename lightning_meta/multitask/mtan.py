@@ -100,7 +100,7 @@ class MTAN(MultiTaskModule):
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the backbone sees each input once, f once for each task."""
-        p, attended = x, dict[str, Tensor]()
+        p, attended, numbers = x, dict[str, Tensor](), self.task_numbers
         for j, (first, *others) in enumerate(self._blocks()):
             u = p = first(p)
             for stage in others:
@@ -112,9 +112,9 @@ class MTAN(MultiTaskModule):
             else:
                 seen = {name: u[i] for name, i in rows.items()}
             for name, i in rows.items():
-                attention = self.attention[self.names.index(name)][j]  # type: ignore[index]
+                attention = self.attention[numbers[name]][j]  # type: ignore[index]
                 attended[name] = attention(seen[name]) * p[i]
-        return {name: self.heads[self.names.index(name)](features) for name, features in attended.items()}
+        return {name: self.heads[numbers[name]](features) for name, features in attended.items()}
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's attention, head and stem."""

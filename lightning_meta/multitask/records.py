@@ -123,7 +123,8 @@ class TaskRecords(Metric):
         numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
         counts = torch.tensor(losses.counts, device=of_ids.device)
         tasks = torch.tensor([self.order[name] for name in names], device=of_ids.device)
-        self.task_numbers.append(tasks.repeat_interleave(counts))
+        of_examples = tasks.repeat_interleave(counts, output_size=len(of_ids))  # else a GPU is asked for the sum
+        self.task_numbers.append(of_examples)
         self.ids.append(of_ids)
         self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
         # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.

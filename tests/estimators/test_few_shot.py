@@ -244,6 +244,7 @@ def test_equal_examples_are_in_their_sets() -> None:
         same = np.repeat(rng.normal(size=(1, 3)), 50, 0)
         own.calibrate(same, ["a"] * 50, error=0.1)
         assert own.predict_set(same)[:, 0].all()
+        assert own.predict_set(same[:1])[0, 0]  # one by one, sums are added in another order
 
 
 def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
