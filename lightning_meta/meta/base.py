@@ -6,9 +6,10 @@ import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
@@ -42,9 +43,17 @@ from lightning_meta.nn.stateless import (
     tensors_of,
     untouched,
 )
+from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.tasks import EpisodeSpec
 
 _log = logging.getLogger(__name__)
+
+# Attributes that change between steps and say nothing about what a step computes.
+_NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
+    *("calls", "statistics"),  # of `TaskBatchNorm`, within a pass
+    *("_centred_at", "_loops_told", "_losses", "_stored_groups", "_vectorises", "_visits_chosen", "test_report"),
+    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # notes of `nn.stateless`
+}
 
 
 class Outcome(NamedTuple):
@@ -93,6 +102,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         chunk_size: Tasks that `vmap` takes at a time, which bounds the memory; by default all.
         compile: Compile a whole training step, once for each shape of a meta-batch: half a minute and more at the
             start, then small networks are several times faster. It needs `vmap`, and a C++ compiler on a CPU.
+        graph: `auto` records training and evaluation steps as CUDA graphs, where a GPU waits for a CPU to launch small
+            kernels; `off` does not. A step that cannot be recorded runs as it is, and a line says why. Not yet run on
+            a GPU. See `docs/gpus.md`.
         backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
             than 1 for a pretrained backbone that is not frozen.
         backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
@@ -116,6 +128,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         strategy: Strategy = "auto",
         chunk_size: int | None = None,
         compile: bool = False,
+        graph: Literal["off", "auto"] = "off",
         episodes: EpisodeSpec | None = None,
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
@@ -126,7 +139,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
+        one_of("graph", graph, Literal["off", "auto"])
+        if compile and graph == "auto":
+            raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
+        self.graph, self._graphs = graph, StepGraphs(_NOT_OF_A_STEP)
         self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
         check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)
@@ -277,8 +294,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch."""
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
-            outcome = self.training_loss(self.inputs(batch))
-        loss = outcome.loss.mean()
+            loss, outcome = self._graphed_loss(self.inputs(batch))
         self.check_finite(loss)
         if outcome.buffers:
             follow(self.network, outcome.buffers, partial(self.trainer.strategy.reduce, reduce_op="mean"))
@@ -288,6 +304,15 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 shown = name == "loss"  # beside the metric in validation, which is the one that counts
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
+
+    def _graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
+        """The mean outer loss and what it is made of, by a graph where that was asked for."""
+
+        def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
+            outcome = self.training_loss(batch)
+            return outcome.loss.mean(), outcome
+
+        return mean_loss(batch) if self.graph == "off" else self._graphs.loss(mean_loss, self, batch)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The outer backward pass, which runs after `training_step` has returned."""
@@ -446,8 +471,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
         with self.exact_arithmetic(), untouched(self):
             how = self._way(batch, self._evaluate_on)
-            with exact_derivatives(self.network):
-                return self._evaluate_on(how, batch)
+
+            def evaluate(batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
+                with exact_derivatives(self.network):
+                    return self._evaluate_on(how, batch)
+
+            return evaluate(batch) if self.graph == "off" else self._graphs.values(evaluate, self, batch)
 
     def _evaluate_on(self, how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
         def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor, Tensor]:

@@ -390,6 +390,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""
+        super().on_train_epoch_end()
         self.weighting.end_epoch()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
