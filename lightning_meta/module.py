@@ -124,7 +124,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
-        self._losses = LossWatch()
+        self._loss_watch = LossWatch()
+        self._progress_reads = 0
 
     def take_first_weights(self) -> None:
         """Give the backbone the weights that `backbone_weights` names; a checkpoint that is loaded has its own."""
@@ -393,7 +394,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The loss and the step.
         """
-        self._losses.note(loss, self.global_step)
+        self._loss_watch.note(loss, self.global_step)
         if loss.device.type == "cpu" and world_size() == 1:
             self._check_losses()
 
@@ -408,7 +409,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
         def checked() -> Any:
             result = optimizer_closure() if optimizer_closure else None
-            if self.device.type == "cpu" or self._losses.is_due:
+            if self.device.type == "cpu" or self._loss_watch.is_due:
                 self._check_losses()
             return result
 
@@ -429,9 +430,9 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The first that is not finite, on every rank.
         """
-        if self._losses.is_empty:  # on all ranks alike: each notes the loss of every batch
+        if self._loss_watch.is_empty:  # on all ranks alike: each notes the loss of every batch
             return
-        found, ranks = self._losses.first_bad(), world_size()
+        found, ranks = self._loss_watch.first_bad(), world_size()
         if ranks == 1:
             if found is not None:
                 raise NonFiniteLossError(f"the training loss became {found[1]} at step {found[0]}")
@@ -447,6 +448,18 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {step}")
             error.on_all_ranks = True
             raise error
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimiser steps so far. A step that reads it is not recorded as a graph."""
+        self._progress_reads += 1
+        return super().global_step
+
+    @property
+    def current_epoch(self) -> int:
+        """The number of the epoch. A step that reads it is not recorded as a graph."""
+        self._progress_reads += 1
+        return super().current_epoch
 
     def logs_this_step(self) -> bool:
         """Whether the loggers write this training step. Logging costs more than a small model's step."""

@@ -50,8 +50,17 @@ _log = logging.getLogger(__name__)
 
 # Attributes that change between steps and say nothing about what a step computes.
 _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
-    *("calls", "statistics"),  # of `TaskBatchNorm`, within a pass
-    *("_centred_at", "_loops_told", "_losses", "_stored_groups", "_vectorises", "_visits_chosen", "test_report"),
+    *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
+    *(
+        "_centred_at",
+        "_loops_told",
+        "_loss_watch",
+        "_progress_reads",
+        "_stored_groups",
+        "_vectorises",
+        "_visits_chosen",
+        "test_report",
+    ),
     *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # notes of `nn.stateless`
 }
 

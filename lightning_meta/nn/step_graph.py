@@ -31,6 +31,7 @@ Recorder = Callable[[Callable[[], Any], torch.device], tuple[Any, Callable[[], N
 
 GRAPHS = 8  # that are kept; each holds the memory of a step
 KINDS = 64  # of steps that are told apart before capturing is given up: something changes with every step
+_READS = "_progress_reads"  # an attribute: how often `global_step` and `current_epoch` were read
 COMPARED_EVERY = 1000  # replays from one comparison with the step as it is to the next
 
 
@@ -118,10 +119,15 @@ class StepGraphs:
         trained = [p for p in trained if p.requires_grad]
 
         def whole(*given: Any) -> _Result:
-            with torch.enable_grad(), without_cast_cache(trained[0].device.type):
+            reads = getattr(module, _READS, 0)
+            with torch.enable_grad(), without_cast_cache(_device(given).type):
                 loss, others = step(*given)
-                with without_autocast(loss.device.type):  # as in the Trainer's backward pass
-                    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+            if getattr(module, _READS, 0) != reads:
+                raise NotCapturedError(
+                    "it reads the number of the step or epoch; set an attribute in on_train_batch_start, and read that"
+                )
+            with without_autocast(loss.device.type):  # as in the Trainer's backward pass
+                gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return _Result(loss.detach(), list(gradients), tree_map(_detached, others))
 
         kind = self._kind(parts, trained, inputs)
@@ -240,7 +246,7 @@ class StepGraphs:
         if len(expected) != len(found):
             raise NotCapturedError("the captured step gives other tensors than the step itself")
         for difference, noise, tensor in zip(_differences(expected, found), graph.noise, expected, strict=True):
-            allowed = _tolerance(tensor.dtype) + 10 * noise
+            allowed = _tolerance(tensor) + 10 * noise
             if not difference <= allowed:
                 raise NotCapturedError(
                     f"after {graph.replays} steps the captured step differs by {difference:.1e}, relative to the step "
@@ -322,9 +328,11 @@ def _differences(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float
     return torch.stack(apart).tolist() if apart else []
 
 
-def _tolerance(dtype: torch.dtype) -> float:
+def _tolerance(x: Tensor) -> float:
     """By how much a step may differ from itself: sums of a GPU are not always in the same order."""
-    return {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}.get(dtype, 1e-3)
+    device = x.device.type
+    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}.get(cast, 1e-3)
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
