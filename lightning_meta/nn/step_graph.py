@@ -173,7 +173,7 @@ class StepGraphs:
             self.obstacle = f"the inputs are on {device}, and only CUDA has graphs"
             _log.info("graph: steps run without a CUDA graph: %s", self.obstacle)
             return None
-        reason = _hook(parts, trained)
+        reason = _hook(parts, trained) or (_scaled(device) if trained else "")
         if reason:
             self._give_up(reason)
             return None
@@ -342,6 +342,15 @@ def _parts(module: nn.Module) -> list[nn.Module]:
 
 def _device(inputs: Any) -> torch.device:
     return next(leaf.device for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor))
+
+
+def _scaled(device: torch.device) -> str:
+    """Why a step in mixed float16 is not captured."""
+    if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16:
+        return (
+            "in float16 gradients vanish unless the loss is scaled first, and a graph has taken them before; use bf16"
+        )
+    return ""
 
 
 def _hook(parts: Sequence[nn.Module], trained: Sequence[Tensor]) -> str:
