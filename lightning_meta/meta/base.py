@@ -48,6 +48,8 @@ from lightning_meta.tasks import EpisodeSpec
 
 _log = logging.getLogger(__name__)
 
+Graph = Literal["off", "auto", False]  # YAML reads `off` as False
+
 # Attributes that change between steps and say nothing about what a step computes.
 _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
@@ -137,7 +139,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         strategy: Strategy = "auto",
         chunk_size: int | None = None,
         compile: bool = False,
-        graph: Literal["off", "auto"] = "off",
+        graph: Graph = "off",
         episodes: EpisodeSpec | None = None,
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
@@ -148,6 +150,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
+        graph = "off" if graph is False else graph
         one_of("graph", graph, Literal["off", "auto"])
         if compile and graph == "auto":
             raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")

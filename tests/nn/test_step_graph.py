@@ -9,6 +9,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 import lightning_meta as lm
 from lightning_meta.batches import Examples
+from lightning_meta.cli import main
 from lightning_meta.meta.base import Outcome
 from lightning_meta.nn import MLP, step_graph
 from lightning_meta.nn.step_key import step_key
@@ -215,6 +217,17 @@ def test_options_that_exclude_each_other_are_refused() -> None:
         lm.MAML(MLP(4, (3,)), compile=True, graph="auto")
     with pytest.raises(lm.UserError, match="graph"):
         lm.MAML(MLP(4, (3,)), graph="always")
+
+
+def test_off_means_off_in_yaml_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "off.yaml").write_text("model:\n  class_path: lightning_meta.ProtoNet\n  init_args: {graph: off}\n")
+    config = str(Path(__file__).parents[2] / "configs" / "protonet_glyphs.yaml")
+    for given in (["--config", str(tmp_path / "off.yaml")], ["--model.graph=off"]):
+        with pytest.raises(SystemExit, match="0"):
+            main(["fit", "--config", config, *given, "--print_config"])
+        printed = capsys.readouterr().out
+        assert "graph: false" in printed or "graph: 'off'" in printed
+    assert lm.ProtoNet(MLP(4, (3,)), graph=False).graph == "off"
 
 
 def test_on_a_cpu_there_is_nothing_to_record(caplog: pytest.LogCaptureFixture) -> None:
