@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,10 @@ def load(
     try:
         _refuse_unknown(init_args)
         layout = layout_of(checkpoint)
-        rehearsals = [rehearsal(weights)] if not overrides and _looks_at_no_values(spec) else []
-        for context in (*rehearsals, nullcontext()):  # the module of a rehearsal is forgotten
+        contexts: list[AbstractContextManager[None]] = [nullcontext()]
+        if not overrides and _looks_at_no_values(spec):
+            contexts.insert(0, rehearsal(weights))  # whose module is forgotten
+        for context in contexts:
             with rebuilding(), context:
                 module = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
                 if not isinstance(module, LightningModule):

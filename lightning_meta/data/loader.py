@@ -31,7 +31,7 @@ class ResumableSampler(DistributedSampler[int]):
     """
 
     def __init__(
-        self, dataset: Any, batches: int, share: int, counted_in: dict[str, float], num_replicas: int, rank: int
+        self, dataset: Any, batches: int, share: int, counted_in: Mapping[str, float], num_replicas: int, rank: int
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         self.batches, self.share, self.counted_in = batches, share, counted_in

@@ -48,7 +48,8 @@ def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Resu
         What the function returns, with a leading dimension T.
     """
     if torch.is_inference_mode_enabled():
-        return outside_inference_mode(partial(task_map, function, how), *tasks)
+        outside: Result = outside_inference_mode(partial(task_map, function, how), *tasks)
+        return outside
     if how.strategy == "vmap":
         mapped: Result = vmap(function, randomness="different", chunk_size=how.chunk_size)(*tasks)
         return mapped
