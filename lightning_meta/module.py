@@ -9,7 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
-from lightning_meta.batches import Episode
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
 from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
@@ -35,8 +34,6 @@ from lightning_meta.resuming import check_groups, check_resumed
 from lightning_meta.specifications import marked
 
 _log = logging.getLogger(__name__)
-
-Inputs = TypeVar("Inputs", Tensor, Episode)
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -227,13 +224,10 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         strategy = self.trainer.strategy
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
-    def inputs(self, x: Inputs) -> Inputs:
-        """Stored inputs, or those of an episode, as the network takes them: uint8 images become numbers in [0, 1]."""
+    def inputs(self, x: Tensor) -> Tensor:
+        """Stored inputs as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
-        if isinstance(x, Tensor):
-            return as_input(x, self.dtype)
-        support, query = (part._replace(x=as_input(part.x, self.dtype, leading=2)) for part in (x.support, x.query))
-        return x._replace(support=support, query=query)
+        return as_input(x, self.dtype)
 
     @property
     def lr(self) -> float | None:

@@ -55,6 +55,7 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
     *(
         "_centred_at",
+        "_init_args",
         "_loops_told",
         "_loss_watch",
         "_progress_reads",
@@ -65,6 +66,9 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     ),
     *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # notes of `nn.stateless`
 }
+
+OnTask = Callable[[TaskMap, int, Examples, Examples], Any]
+"""What is done with one task: how tasks are visited, N, the support set, the query set."""
 
 
 class Outcome(NamedTuple):
@@ -183,9 +187,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
         if self.training:
             freeze_evaluated(self.backbone)
-        how = self._way(batch, self._train_on)
+        how = self._way(batch, self._train_on_task)
         with exact_derivatives(self.network):
-            return self._train_on(how, batch)
+            return task_map(partial(self._train_on_task, how, batch.ways), how, batch.support, batch.query)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; the backbone has `self.feature_size` features."""
@@ -306,7 +310,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch."""
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
-            loss, outcome = self._graphed_loss(self.inputs(batch))
+            if self.graph == "off":
+                outcome = self.training_loss(self.inputs(batch))
+                loss = outcome.loss.mean()
+            else:
+                loss, outcome = self.graphed_loss(self.inputs(batch))
         self.check_finite(loss)
         if outcome.buffers:
             follow(self.network, outcome.buffers, partial(self.trainer.strategy.reduce, reduce_op="mean"))
@@ -317,8 +325,8 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
 
-    def _graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
-        """The mean outer loss and what it is made of, by a graph where that was asked for."""
+    def graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
+        """The mean outer loss of a meta-batch and what it is made of, by a graph where `graph` allows it."""
 
         def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
             outcome = self.training_loss(batch)
@@ -388,22 +396,19 @@ class MetaModule(ChecksBatches, Learner, ABC):
             put_buffers(self.network, {name: buffers[name] for name in own if name in buffers})
         return {name: tensor for name, tensor in buffers.items() if name not in own}
 
-    def _train_on(self, how: TaskMap, batch: Episode) -> Outcome:
-        def one_task(support: Examples, query: Examples) -> Outcome:
-            with collected_statistics(self.network) as statistics:
-                outcome = self.task_loss(support, query, batch.ways)
-            buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
-            return outcome._replace(buffers={**statistics, **buffers})
+    def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
+        """`task_loss`, and the statistics of batch normalisation in the same passes."""
+        with collected_statistics(self.network) as statistics:
+            outcome = self.task_loss(support, query, ways)
+        buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
+        return outcome._replace(buffers={**statistics, **buffers})
 
-        outcome: Outcome = task_map(one_task, how, batch.support, batch.query)
-        return outcome
-
-    def _way(self, batch: Episode, run: Callable[[TaskMap, Episode], Any]) -> TaskMap:
+    def _way(self, batch: Episode, run: OnTask) -> TaskMap:
         """How tasks are visited: what was asked for or suits the network, and a loop where `vmap` cannot run it.
 
         Args:
             batch: A meta-batch.
-            run: What is done with tasks; it is tried on two of them before its first run by `vmap`.
+            run: What is done with a task; it is tried on two of them before its first run by `vmap`.
 
         Raises:
             UserError: `vmap` cannot run it, and was asked for by name.
@@ -423,16 +428,17 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
         return how if self._vectorises[self.training] else TaskMap("loop")
 
-    def _obstacle(self, run: Callable[[TaskMap, Episode], Any], batch: Episode) -> str | None:
+    def _obstacle(self, run: OnTask, batch: Episode) -> str | None:
         def trial(how: TaskMap) -> None:
             self._try(run, how, batch)
 
         return obstacle(trial, self, slow_too=self.strategy != "vmap" and not self._compiles)
 
-    def _try(self, run: Callable[[TaskMap, Episode], Any], how: TaskMap, batch: Episode) -> None:
+    def _try(self, run: OnTask, how: TaskMap, batch: Episode) -> None:
         """Run two tasks, and treat their outcome as training does: take its gradient, keep the buffers that it left."""
+        two = first_tasks(batch)
         with exact_derivatives(self.network):
-            result = run(how, first_tasks(batch))
+            result = task_map(partial(run, how, two.ways), how, two.support, two.query)
         if isinstance(result, Outcome):
             self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
             if result.loss.requires_grad:  # outside of the context, as in training: a function mode is off within it
@@ -443,13 +449,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """How training visits tasks; measured, if that was asked for."""
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
         if self._compiles:
-            reason = self._obstacle(self._train_on, batch) if maps else None
+            reason = self._obstacle(self._train_on_task, batch) if maps else None
             if reason is not None:
                 raise UserError(f"compile: it needs vmap, which cannot run the network: {reason}; leave compile out")
             return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         if not maps or self.strategy != "measured" or self.task_map is not None:
             rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)
-            return self._way(batch, self._train_on) if maps else rule
+            return self._way(batch, self._train_on_task) if maps else rule
         trained = [p for p in self.parameters() if p.requires_grad]
 
         def seconds(how: TaskMap) -> float:
@@ -458,7 +464,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
         with untouched(self):
             self.task_map = TaskMap("vmap")
-            if self._way(batch, self._train_on).strategy == "loop" or not self.trainer.is_global_zero:
+            if self._way(batch, self._train_on_task).strategy == "loop" or not self.trainer.is_global_zero:
                 return TaskMap("loop")
             return by_measurement(seconds, len(batch.tasks))
 
@@ -482,24 +488,22 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
         with self.exact_arithmetic(), untouched(self):
-            how = self._way(batch, self._evaluate_on)
+            how = self._way(batch, self._evaluate_task)
 
             def evaluate(batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
                 with exact_derivatives(self.network):
-                    return self._evaluate_on(how, batch)
+                    return task_map(partial(self._evaluate_task, how, batch.ways), how, batch.support, batch.query)
 
             return evaluate(batch) if self.graph == "off" else self._graphs.values(evaluate, self, batch)
 
-    def _evaluate_on(self, how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
-        def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor, Tensor]:
-            scores = []
-            for state in self.trajectory(support, batch.ways):
-                outputs = self.predict(state, query.x)  # those of the last state are kept
-                scores.append(self.task.score(outputs, query.y))
-            return self.task.loss(outputs, query.y), torch.stack(scores), outputs
-
-        found: tuple[Tensor, Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
-        return found
+    def _evaluate_task(
+        self, how: TaskMap, ways: int, support: Examples, query: Examples
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores = []
+        for state in self.trajectory(support, ways):
+            outputs = self.predict(state, query.x)  # those of the last state are kept
+            scores.append(self.task.score(outputs, query.y))
+        return self.task.loss(outputs, query.y), torch.stack(scores), outputs
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         scores.update(batch.tasks, *self._evaluate_tasks(self.inputs(batch)), batch.query.y)

@@ -124,7 +124,7 @@ def step(module: MetaModule, batch: Episode) -> Callable[[], None]:
     def one() -> None:
         optimizer.zero_grad()
         with module.exact_arithmetic():
-            loss, _ = module._graphed_loss(inputs)
+            loss, _ = module.graphed_loss(inputs)
             loss.backward()
         optimizer.step()
 

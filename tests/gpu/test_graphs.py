@@ -140,7 +140,7 @@ def test_an_ordinary_captured_step_does_not_wait(where: str) -> None:
 
     def step() -> None:
         optimizer.zero_grad()
-        module._graphed_loss(inputs)[0].backward()
+        module.graphed_loss(inputs)[0].backward()
         optimizer.step()
 
     for _ in range(4):
