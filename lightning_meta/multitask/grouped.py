@@ -60,22 +60,28 @@ class Grouped(MultiTaskModule):
 
     Args:
         backbone: g; each group has a copy, and all start equal.
-        groups: The names of the tasks of each group; every task is in one.
+        groups: The names of the tasks of each group; every task is in one. By default all are in one group.
         **options: Those of `MultiTaskModule`; the loss of a group is the sum over its tasks, so there is no `weighting`
             but `Equal`.
     """
 
-    def __init__(self, backbone: nn.Module, groups: Sequence[Sequence[str]], **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        groups: Sequence[Sequence[str]] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         if not isinstance(self.weighting, Equal):
             raise UserError(
                 f"weighting: Grouped weights all losses alike, so that no group depends on another; got "
                 f"{type(self.weighting).__name__}, leave it out"
             )
-        self.groups = _checked(groups)
+        self.groups = None if groups is None else _checked(groups)
 
     def build(self, spec: TasksSpec) -> None:
         """Give each group a copy of the backbone and each task a head."""
+        self.groups = [list(spec.tasks)] if self.groups is None else self.groups
         grouped = [name for group in self.groups for name in group]
         if odd := [name for name in grouped if name not in spec.tasks]:
             raise UserError(f"groups: there is no task {odd[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
@@ -91,7 +97,7 @@ class Grouped(MultiTaskModule):
         consecutive = isinstance(rows, Consecutive)
         parts = dict(zip(rows, torch.split(x, [len(i) for i in rows.values()]), strict=True)) if consecutive else {}
         outputs: dict[str, Tensor] = {}
-        for backbone, group in zip(self._copies, self.groups, strict=True):
+        for backbone, group in self._networks():
             if not (names := [name for name in rows if name in group]):
                 continue
             own: dict[str, Tensor] = {name: rows[name] for name in names}
@@ -113,8 +119,10 @@ class Grouped(MultiTaskModule):
         """Clip the gradient of each group by itself."""
         if not gradient_clip_val:
             return
-        for number in range(len(self.groups)):
-            parameters = [p for module in self._of_group(number) for p in module.parameters()]
+        numbers = self.task_numbers
+        for backbone, group in self._networks():
+            own = [module for name in group for module in self.own_modules(numbers[name])]
+            parameters = [p for module in (backbone, *own) for p in module.parameters()]
             if gradient_clip_algorithm == "value":
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:
@@ -122,22 +130,17 @@ class Grouped(MultiTaskModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Leave alone the backbones of groups without a task in any batch since the last step, and absent tasks."""
-        for backbone, group in zip(self._copies, self.groups, strict=True):
+        for backbone, group in self._networks():
             if self._stepped_on.isdisjoint(group):
                 for parameter in backbone.parameters():
                     parameter.grad = None
         super().on_before_optimizer_step(optimizer)
 
-    def _of_group(self, number: int) -> list[nn.Module]:
-        """All modules of a group: its backbone, heads and stems."""
-        numbers = self.task_numbers
-        own = [module for name in self.groups[number] for module in self.own_modules(numbers[name])]
-        return [self._copies[number], *own]
-
-    @property
-    def _copies(self) -> nn.ModuleList:
+    def _networks(self) -> list[tuple[nn.Module, list[str]]]:
+        """The backbone of each group, and the names of its tasks."""
         assert isinstance(self.backbone, nn.ModuleList)
-        return self.backbone
+        assert self.groups is not None
+        return list(zip(self.backbone, self.groups, strict=True))
 
 
 def _checked(groups: Sequence[Sequence[str]]) -> list[list[str]]:
