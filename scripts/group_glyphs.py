@@ -90,6 +90,7 @@ def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Seq
             enable_model_summary=False,
             num_sanity_val_steps=0,
         )
+        assert done.directory is not None
         if run == "all":
             tasks, *matrices = lm.recorded_affinity(done.directory)
             places = itertools.product(range(len(tasks)), repeat=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ def group_gains(affinity: Tensor, groups: Sequence[Iterable[int]]) -> Tensor:
     return gains
 
 
-def _checked(affinity: Tensor) -> NDArray[np.float64]:
+def _checked(affinity: Tensor) -> NDArray[Any]:
     """The affinities with zeros on the diagonal."""
     if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1] or len(affinity) < 2:
         raise UserError(f"affinity: a matrix (T, T) of two tasks or more is needed, got {tuple(affinity.shape)}")
@@ -93,7 +93,7 @@ def _checked(affinity: Tensor) -> NDArray[np.float64]:
     return z.numpy()
 
 
-def _best(z: NDArray[np.float64], most: int) -> list[list[int]]:
+def _best(z: NDArray[Any], most: int) -> list[list[int]]:
     """The best partition. A set of tasks is a number, whose bit t stands for task t."""
     tasks = len(z)
     members = (np.arange(2**tasks)[:, None] >> np.arange(tasks)) & 1
@@ -113,7 +113,8 @@ def _best(z: NDArray[np.float64], most: int) -> list[list[int]]:
         chosen = totals.argmax(1)
         best[1:, whole_set] = totals[np.arange(most), chosen]
         first[1:, whole_set] = group[chosen]
-    found, left = [], 2**tasks - 1
+    found: list[list[int]] = []
+    left = len(gain) - 1
     while left:
         group_of_lowest = int(first[most - len(found), left])
         found.append([t for t in range(tasks) if group_of_lowest >> t & 1])
@@ -121,7 +122,7 @@ def _best(z: NDArray[np.float64], most: int) -> list[list[int]]:
     return found
 
 
-def _merged_and_moved(z: NDArray[np.float64], most: int) -> list[list[int]]:
+def _merged_and_moved(z: NDArray[Any], most: int) -> list[list[int]]:
     """A good partition of many tasks."""
     both = z + z.T
     found = [[t] for t in range(len(z))]
