@@ -26,6 +26,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
 
+GROUPS = 3
+
 
 def ladder(args: Sequence[str]) -> None:
     """Train what is not trained yet, then write the transfer report into `runs/<name>/report/`.
@@ -38,7 +40,7 @@ def ladder(args: Sequence[str]) -> None:
     name = Path(options.config).stem if options.name is None else options.name
     refuse_name("--name", name)
     folder = Path(options.runs) / name
-    grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count)
+    grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
     further = {} if grouped is None else {grouped.name: grouped.model}
     rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further)
     for line in [] if grouped is None else grouped.lines:
@@ -98,7 +100,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="Add a rung of groups of tasks with a network each: those that the affinities propose which this finished "
         "run recorded, or all versions in this folder, such as runs/ladder_glyphs/multi_head.",
     )
-    parser.add_argument("--group_count", type=int, default=3, help="The most groups; the rung is called groups_3.")
+    parser.add_argument(
+        "--group_count", type=int, help=f"The most groups, {GROUPS} by default; the rung is called groups_{GROUPS}."
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
     parser.add_argument(
         "--threads",
@@ -135,8 +139,10 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
         if name in ("model", "model.class_path"):
             raise UserError(f"--{name}: the rungs of the file say which models are trained; choose with --rungs")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("jobs", "threads"):
-        if getattr(options, name) < 1:
+    if options.group_count is not None and options.groups is None:
+        raise UserError("--group_count: name the run whose affinities propose groups, with --groups")
+    for name in ("jobs", "threads", "group_count"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} is at least 1, got {getattr(options, name)}")
     if options.jobs > 1 and options.jobs * options.threads > cores:
         raise UserError(
