@@ -37,7 +37,7 @@ from scipy.stats import spearmanr
 import lightning_meta as lm
 
 SCRIPTS = ("Latin", "Greek", "Cyrillic", "Armenian", "Georgian", "Digit", "Symbol")
-RUN_COLUMNS = ("seed", "run", "group", "task", "accuracy", "loss", "seconds")
+RUN_COLUMNS = ("seed", "run", "group", "task", "train_examples", "accuracy", "loss", "seconds")
 PAIR_COLUMNS = ("seed", "task_i", "task_j", "affinity", "cosine")
 
 
@@ -99,7 +99,8 @@ def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Seq
         with (done.directory / "per_task.csv").open(encoding="utf-8", newline="") as file:
             found = list(csv.DictReader(file))
     of_task = {name: "+".join(group) for group in groups or [options.scripts] for name in group}
-    rows = [(seed, run, of_task[r["task"]], r["task"], r["test"], r["test_loss"], processor.seconds) for r in found]
+    columns = ("task", "train_examples", "test", "test_loss")
+    rows = [(seed, run, of_task[r["task"]], *(r[column] for column in columns), processor.seconds) for r in found]
     append(options.out / "runs.csv", RUN_COLUMNS, rows)
     print(f"seed {seed}, {run}: {processor.seconds:.1f} s of the processor", flush=True)
 
@@ -166,10 +167,14 @@ def report(options: argparse.Namespace, groups: str) -> None:
     print(
         "| predictor | gain of | 42 directed pairs | within a script | 21 pairs |\n| --- | --- | ---: | ---: | ---: |"
     )
+    predictors = {name: recorded(options, name).mean(0) for name in ("affinity", "cosine")}
+    examples = {row["task"]: float(row["train_examples"]) for row in rows}
+    sizes = np.array([examples[name] for name in options.scripts])
+    predictors["training examples of script i"] = np.repeat(sizes[:, None], len(sizes), axis=1)
     for metric in ("accuracy", "loss"):
         true = gains(options, metric)
-        for name in ("affinity", "cosine"):
-            found = correlations(recorded(options, name).mean(0), true.mean(0))
+        for name, predicted in predictors.items():
+            found = correlations(predicted, true.mean(0))
             print(f"| {name} | test {metric} |", " | ".join(f"{value:.2f}" for value in found), "|")
         between = [correlations(a, b) for a, b in itertools.combinations(true, 2)]
         if between:
