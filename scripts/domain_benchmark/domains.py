@@ -117,7 +117,7 @@ class Domain:
     @property
     def version(self) -> str:
         """Eight digits that change with the domain's definition."""
-        content = repr([self.name, self.input_shape, self.settings])
+        content = repr([self.name, self.input_shape, [setting.options for setting in self.settings]])
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

@@ -28,6 +28,7 @@ from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.evaluation import QUIET
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO
+from lightning_meta.run.memory import keep_freed_memory
 from lightning_meta.run.results import write_per_task
 
 NOTED = "measured.json"
@@ -54,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     options = parser.parse_args(args)
+    keep_freed_memory()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
