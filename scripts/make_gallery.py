@@ -2,7 +2,7 @@
 
     python scripts/make_gallery.py
 
-The sentence and the paper are from the docstring. Figures are those of `docs/results.md` and of the CSV files of
+The sentence and the reference are from the docstring. Figures are those of `docs/results.md` and of the CSV files of
 `docs/reproduction/`; this script adds none.
 """
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from make_tables import META, MULTI_TASK, ROOT, first_sentence
+from make_tables import META, MULTI_TASK, ROOT, first_sentence, link
 from reproducing.rows import TABLES, read_rows
 
 from lightning_meta.configuration import public_path
@@ -23,9 +23,8 @@ PAGE = ROOT / "docs" / "gallery.md"
 RESULTS = ROOT / "docs" / "results.md"
 INTRODUCTION = """# Gallery
 
-Each method with its paper, its configurations, and what they reached. The rows are those of [Results](results.md),
-measured as the pages says there, and of [Reproducing published figures](reproduction.md), with the number of seeds.
-Written by `python scripts/make_gallery.py`.
+Each method with its configurations and what they reached. The rows are those of [Results](results.md) and of
+[Reproducing published figures](reproduction.md), which say how they were measured.
 """
 HEADER = ("what", "measured", "published", "conditions")
 
@@ -85,35 +84,35 @@ def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
 
 
 def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:
-    """The figures of the reproductions that were run."""
+    """The figures of the reproductions that were run, each with its configuration, or the class that replaces its."""
     for table in TABLES:
-        configs = {row.name: row.config for row in read_rows(table)}
+        trained = {row.name: row.config for row in read_rows(table)}
+        for row in read_rows(table):
+            for option in row.options:
+                if option.startswith("--model="):
+                    trained[row.name] = option.rpartition(".")[2]
         with (ROOT / "docs" / "reproduction" / f"{table}.csv").open(encoding="utf-8", newline="") as file:
             for line in csv.DictReader(file):
                 if line["seeds"]:
-                    yield [configs[line["row"]]], _reproduced(line)
+                    yield [trained[line["row"]]], _reproduced(line)
 
 
 def _reproduced(line: dict[str, str]) -> Figure:
     unit = f" {line['unit']}" if line["unit"] else ""
+    digits = 2 if unit else 3
 
     def shown(value: str, half_width: str) -> str:
-        if not value:
-            return ""
-        digits = 2 if unit else 3
-        return f"{float(value):.{digits}f}{f' ± {float(half_width):.{digits}f}' if half_width else ''}{unit}"
+        around = f" ± {float(half_width):.{digits}f}" if half_width else ""
+        return f"{float(value):.{digits}f}{around}{unit}"
 
     seeds = len(line["seeds"].split())
-    over = f"{seeds} seed{'' if seeds == 1 else 's'}; interval over {line['interval_over']}"
-    measured = shown(line["measured"], line["half_width"]) or "not finite"
+    conditions = f"{seeds} seed{'' if seeds == 1 else 's'}; {line['protocol']}"
+    if line["half_width"]:
+        conditions += f"; interval over {line['interval_over']}"
+    measured = shown(line["measured"], line["half_width"]) if line["measured"] else "not finite"
     published = f"{line['published']}{unit}" if line["published"] else ""
-    return Figure(
-        f"`{line['row']}`, {line['figure']}",
-        measured,
-        published,
-        f"{over}; {line['protocol']}",
-        "[reproduction](reproduction.md)",
-    )
+    what = f"`{line['row']}`, {line['figure']}"
+    return Figure(what, measured, published, conditions, "[reproduction](reproduction.md)")
 
 
 def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> str:
@@ -122,11 +121,13 @@ def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> s
     Args:
         cls: The method.
         configs: The names of its configurations.
-        of: Figures by the name of a configuration or of a class.
+        of: The figures by the name of a configuration or of a class.
     """
-    parts = [f"## {cls.__name__}", first_sentence(cls)]
-    if link := re.search(r"https?://[^\s)>;,]+", cls.__doc__ or ""):
-        parts.append(f"Paper: <{link[0].rstrip('.')}>")
+    sentence = first_sentence(cls)
+    parts = [f"## {cls.__name__}", f"{link(cls, '../')}: {sentence}"]
+    reference = re.search(r"https?://[^\s)>;,]+", cls.__doc__ or "")
+    if reference and reference[0].rstrip(".") not in sentence:
+        parts.append(f"Reference: <{reference[0].rstrip('.')}>")
     if configs:
         parts.append(f"Configurations: {', '.join(f'`configs/{name}.yaml`' for name in configs)}")
     rows = [figure for name in dict.fromkeys([*configs, cls.__name__]) for figure in of.get(name, [])]
@@ -141,9 +142,8 @@ def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> s
 def gallery() -> str:
     """The page."""
     configs, of = configurations(), figures()
-    groups: list[tuple[str, list[Any]]] = [("meta-learning", META), ("several tasks", MULTI_TASK)]
-    sections = [section(cls, configs.get(public_path(cls), []), of) for _, group in groups for cls in group]
-    return "\n\n".join([INTRODUCTION.rstrip(), *sections, ""])
+    sections = [section(cls, configs.get(public_path(cls), []), of) for cls in (*META, *MULTI_TASK)]
+    return "\n\n".join([INTRODUCTION.rstrip(), *sections]) + "\n"
 
 
 if __name__ == "__main__":

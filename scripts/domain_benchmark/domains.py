@@ -137,42 +137,59 @@ DOMAINS = (
         "Glyphs",
         (1, 28, 28),
         lm.sources.Glyphs,
-        [Setting(1, 10, 600, "", 5)],  # a character has 12 faces
+        [
+            Setting(1, 10, 600, "fbb733580afe653745d23f85813106de1e7f24b25727c2110415ceeb9a19e30f", 5)
+        ],  # a character has 12 faces
     ),
     Domain(
         "omniglot",
         "Omniglot, split of Vinyals",
         (1, 28, 28),
         lm.sources.Omniglot,
-        [Setting(1, 15, 600, "", 5), Setting(1, 5, 600, "", 20)],
+        [
+            Setting(1, 15, 600, "90e1d96709945d5fa5c1cdc0586f7224c1d31705e115cb987086084f2ba63fa7", 5),
+            Setting(1, 5, 600, "5eebef17a1d09f3839eee10d43256e1c8fd330ac408276f8258e5ae63bdade56", 20),
+        ],
     ),
     Domain(
         "omniglot_lake",
         "Omniglot, official split",
         (1, 28, 28),
         lambda: lm.sources.Omniglot("lake"),
-        [Setting(1, 15, 600, "", 5), Setting(1, 5, 600, "", 20)],
+        [
+            Setting(1, 15, 600, "a3acd9bf29b119672951eef9135897b17bbc129e5df36009d3787e2e05217c90", 5),
+            Setting(1, 5, 600, "3e53319b20133d854e078ba23c3140d10c09866b35756ae27be213588eefca51", 20),
+        ],
     ),
     Domain(
         "cifar_fs",
         "CIFAR-FS",
         (3, 32, 32),
         lm.sources.CIFARFS,
-        [Setting(1, 15, 600, "", 5), Setting(5, 15, 600, "", 5)],
+        [
+            Setting(1, 15, 600, "825c05bc71b48e0c8a2b323e036602bf6ca437a0908c83dce699984798f4f842", 5),
+            Setting(5, 15, 600, "a9994508e6016589e3ab36f0c9e9e7eeb689916b7c5c5575d7985f8f9a5adba2", 5),
+        ],
     ),
     Domain(
         "fc100",
         "FC100",
         (3, 32, 32),
         lm.sources.FC100,
-        [Setting(1, 15, 600, "", 5), Setting(5, 15, 600, "", 5)],
+        [
+            Setting(1, 15, 600, "20292167bc755b8e575ea57a6ac9e60a99256389949873271b0622a8f1b37b97", 5),
+            Setting(5, 15, 600, "b6c21bb8874d940f57faf47e0ce821d9f55da3df664ce4c15fc9ca7ea459b424", 5),
+        ],
     ),
     Domain(
         "mini_imagenet",
         "mini-ImageNet",
         (3, 84, 84),
         lambda: lm.sources.MiniImageNet(_in_data_folder("mini_imagenet")),
-        [Setting(1, 15, 600, "", 5), Setting(5, 15, 600, "", 5)],
+        [
+            Setting(1, 15, 600, "481008db83bf529ec876b364e8f9c1f727e020dbc7f85b4c4bd6263b63ce84e6", 5),
+            Setting(5, 15, 600, "df406dbe147ea79d2f5a80c8acba317101434bc4a5caed63980f2b10909e2c54", 5),
+        ],
         needs=["mini_imagenet/images"],
     ),
     Domain(
@@ -180,18 +197,26 @@ DOMAINS = (
         "Sine waves",
         (1,),
         lm.sources.Sinusoid,
-        [Setting(5, 100, 1000, ""), Setting(10, 100, 1000, "")],
+        [
+            Setting(5, 100, 1000, "d665c978022e8a9cebef13d8d0d2450c327510e78b0381078de0194a6dccf8ad"),
+            Setting(10, 100, 1000, "ca14fae0f7ef8be3c2f8b701a7a75f6517e815d111b9b3abb1e45d2d66623632"),
+        ],
         unit="",
     ),
     Domain(
-        "gaussian_process", "Gaussian process", (1,), lm.sources.GaussianProcess, [Setting(10, 50, 1000, "")], unit=""
+        "gaussian_process",
+        "Gaussian process",
+        (1,),
+        lm.sources.GaussianProcess,
+        [Setting(10, 50, 1000, "4e1ec1114122ba2f34ebad550ba7950df12eb420f835ce1647afee5ccec671f7")],
+        unit="",
     ),
     Domain(
         "parkinsons",
         "Parkinson's, total UPDRS of a new person",
         (16,),
         lm.sources.ParkinsonsFewShot,
-        [Setting(10, 80, 800, "")],
+        [Setting(10, 80, 800, "47ce3b91f7b5299b3a6f8d620cddc7081a01621a7e2e0f2841bd2f356ac005c2")],
         unit="points²",
     ),
     Domain(
@@ -199,7 +224,7 @@ DOMAINS = (
         "Landmine, probability of a mine in a new field",
         (9,),
         _landmine,
-        [Setting(20, 80, 600, "")],
+        [Setting(20, 80, 600, "2f3adce935ac7fdaeeeccba1bcc3b274f7f9b557aaf46ce36bc11a381561c581")],
         needs=["tables/landmine.csv"],
         unit="",
     ),
