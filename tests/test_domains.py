@@ -22,6 +22,7 @@ from reproducing.page import with_parts
 from reproducing.storing import RunFolder
 
 import lightning_meta as lm
+from lightning_meta.testing.toys import NoisyPictures
 
 ENTRIES = sorted((domains.ROOT / "scripts" / "entries").glob("*.py"))
 BY_NAME = {domain.name: domain for domain in DOMAINS}
@@ -40,7 +41,7 @@ BUILD = "import lightning_meta as lm\ndef build(domain):\n    return lm.MAML(dom
         ("steps = 3\n", "it has no function build"),
         (
             "def build(domain):\n    return 3\n",
-            "build returned a int for sinusoid; expected a lightning_meta.MetaModule",
+            "build returned a int for sinusoid; expected a lightning_meta.Meta",
         ),
         ("def build(domain):\n    return domain.nothing\n", r"mine\.py:2: build fails for sinusoid: AttributeError"),
         (f"STEPS = 'many'\n{BUILD}", "STEPS is 'many'; expected a number of training steps"),
@@ -156,19 +157,19 @@ def test_a_training_and_its_tests_are_done_once_and_resumed(maml: Entry, tmp_pat
     assert (again["score"], again["half"]) == (pytest.approx(expected.score), pytest.approx(expected.interval))
 
 
-def test_listed_tasks_are_those_that_are_drawn_and_another_number_of_ways_is_a_reason(
-    maml: Entry, tmp_path: Path
-) -> None:
+def test_listed_tasks_are_those_that_are_drawn_and_another_number_of_ways_is_a_reason(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(BUILD.replace("backbone()", "backbone(width=4)"))
     maml = read_entry(tmp_path / "mine.py")
-    few = replace(BY_NAME["glyphs"], settings=[Setting(1, 2, 20, "", 5), Setting(1, 2, 20, "", 3)])
-    folder = folder_of(tmp_path, maml, few, 1, 1)
-    measure(maml, few, folder, 0, 1, "cpu")
-    five, three = results_of(folder, maml, few, 0, 1)
-    (drawn,) = lm.evaluate(lm.load(folder / "0"), few.data(few.settings[0], lm.sources.Glyphs()), accelerator="cpu")
-    assert float(five.score) == pytest.approx(100 * drawn.score)
-    assert five.episodes == hashlib.sha256((folder / "tasks_5-way_1-shot.csv").read_bytes()).hexdigest()
-    assert three.problem.startswith("ways: this MAML has a head for 5 ways")
+    settings = [Setting(1, 2, 20, "", 5), Setting(1, 2, 20, "", 3)]
+    pictures = replace(BY_NAME["glyphs"], input_shape=(1, 16, 16), source=NoisyPictures, settings=settings)
+    folder = folder_of(tmp_path, maml, pictures, 0, 1)
+    measure(maml, pictures, folder, 0, 1, "cpu")
+    five, three = measured(folder)["tests"].values()
+    drawn = pictures.data(settings[0], NoisyPictures())
+    (expected,) = lm.evaluate(lm.load(folder / "0"), drawn, accelerator="cpu")
+    assert five["score"] == pytest.approx(expected.score)
+    assert five["episodes"] == hashlib.sha256((folder / "tasks_5-way_1-shot.csv").read_bytes()).hexdigest()
+    assert three["problem"].startswith("ways: this MAML has a head for 5 ways")
 
 
 def test_data_that_are_not_there_are_a_reason(maml: Entry, tmp_path: Path) -> None:

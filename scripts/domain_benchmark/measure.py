@@ -24,6 +24,7 @@ import lightning_meta as lm
 from domain_benchmark.domains import Domain, Setting, named
 from domain_benchmark.entry import Entry, read_entry
 from domain_benchmark.episodes import episodes_sha256
+from lightning_meta.data.source import Source
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.evaluation import QUIET
 from lightning_meta.loading import find_checkpoint
@@ -85,7 +86,9 @@ def measure(entry: Entry, domain: Domain, folder: Path, steps: int, seed: int, a
     """
     source = domain.source()
     try:
-        domain.data(domain.settings[0], source).prepare_data()
+        if isinstance(source, Source):
+            source.prepare()
+            source.pools()  # some read their files only now
     except UserError as error:
         note(folder, problem=f"data not at hand: {' '.join(str(error).split())}")
         return
@@ -168,7 +171,9 @@ def test(
     runner = Trainer(**{**QUIET, **trainer}, plugins=[AtomicCheckpointIO()])
     began = time.monotonic()
     try:
-        runner.test(module, datamodule=data, ckpt_path=find_checkpoint(run), verbose=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # callbacks of training
+            runner.test(module, datamodule=data, ckpt_path=find_checkpoint(run), verbose=False)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
     seconds = time.monotonic() - began
