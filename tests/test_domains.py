@@ -19,6 +19,7 @@ from domain_benchmark.results import Result, finished, folder_of, merged, result
 from make_gallery import PAGE as GALLERY
 from make_gallery import figures, gallery
 from reproducing.page import with_parts
+from reproducing.rows import TABLES, read_rows
 from reproducing.storing import RunFolder
 
 import lightning_meta as lm
@@ -251,3 +252,12 @@ def test_the_gallery_is_what_docstrings_and_results_make() -> None:
     assert "96.03 ± 0.46 %" in {figure.measured for figure in of["protonet_glyphs"]}
     assert len(of["protonet_omniglot"]) == 3  # two rows continue the first
     assert [figure.measured for figure in of["Conditioned"]] == ["0.947 ± 0.025"]
+
+
+def test_every_configuration_of_the_results_has_a_row_or_is_listed_without_one() -> None:
+    text = (domains.ROOT / "docs" / "reproduction.md").read_text().partition("## Figures that do not come from here")[2]
+    rows = {row.config for table in TABLES for row in read_rows(table)}
+    configs = {path.stem for path in (domains.ROOT / "configs").glob("*.yaml")}
+    shown = {name for name in figures() if name in configs}
+    assert len(shown) > 20
+    assert not [name for name in shown - rows if name not in text and not name.startswith("ladder_")]

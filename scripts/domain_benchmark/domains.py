@@ -137,9 +137,8 @@ DOMAINS = (
         "Glyphs",
         (1, 28, 28),
         lm.sources.Glyphs,
-        [
-            Setting(1, 10, 600, "fbb733580afe653745d23f85813106de1e7f24b25727c2110415ceeb9a19e30f", 5)
-        ],  # a character has 12 faces
+        # A character has 12 faces: 1 + 10 of them.
+        [Setting(1, 10, 600, "fbb733580afe653745d23f85813106de1e7f24b25727c2110415ceeb9a19e30f", 5)],
     ),
     Domain(
         "omniglot",

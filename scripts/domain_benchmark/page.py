@@ -56,9 +56,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
     missing = [[*_what(result), result.problem] for result in results if not result.score]
     found = [
         Table("Scores", ["tasks", "chance", *methods], scores),
-        Table(
-            "Training and test", ["tasks", "method", "steps", "trained numbers", "training", "test", "seed"], details
-        ),
+        Table("Training and test", ["tasks", "method", "steps", "parameters", "training", "test", "seed"], details),
         Table("Versions", ["method", "versions", "machine"], [row for row in how if any(row[1:])]),
         Table("Tasks", ["tasks", "number", "queries", "sha256 of the tasks", "sha256 of the examples"], tasks),
         Table("Not run", ["tasks", "method", "reason"], missing),
