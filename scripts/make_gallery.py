@@ -80,7 +80,8 @@ def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
         if named or "the same" not in cells[0]:
             names = named[:1]
         if names and tuple(cells) != HEADER:
-            yield names, Figure(*cells, "[results](results.md)")
+            what, measured, published, conditions = cells
+            yield names, Figure(what, measured, published, conditions, "[results](results.md)")
 
 
 def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:

@@ -19,13 +19,13 @@ from domain_benchmark.results import Result, finished, folder_of, merged, result
 from make_gallery import PAGE as GALLERY
 from make_gallery import figures, gallery
 from reproducing.page import with_parts
-from reproducing.rows import TABLES, read_rows
+from reproducing.rows import ROOT, TABLES, read_rows
 from reproducing.storing import RunFolder
 
 import lightning_meta as lm
 from lightning_meta.testing.toys import NoisyPictures
 
-ENTRIES = sorted((domains.ROOT / "scripts" / "entries").glob("*.py"))
+ENTRIES = sorted((ROOT / "scripts" / "entries").glob("*.py"))
 BY_NAME = {domain.name: domain for domain in DOMAINS}
 
 
@@ -189,7 +189,7 @@ def test_the_command_runs_what_it_can_and_names_the_rest(
 ) -> None:
     monkeypatch.setenv("LIGHTNING_META_DATA", str(tmp_path))  # without a table
     (tmp_path / "wrong.py").write_text(f"{BUILD}def training(domain):\n    return {{'meta_batch_size': 'many'}}\n")
-    options = [str(tmp_path / "wrong.py"), str(domains.ROOT / "scripts" / "entries" / "nearest_mean.py")]
+    options = [str(tmp_path / "wrong.py"), str(ROOT / "scripts" / "entries" / "nearest_mean.py")]
     options += ["--only", "sinusoid", "landmine", "--device", "cpu", "--runs", str(tmp_path / "results")]
     assert domains.main(options) == 1
     said = capsys.readouterr().out
@@ -243,7 +243,7 @@ def test_the_published_page_is_what_its_results_make() -> None:
 
 def test_the_method_on_the_page_is_the_shipped_file() -> None:
     (shown,) = re.findall(r"^```python\n(.*?)^```$", domains.PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    assert shown == (domains.ROOT / "scripts" / "entries" / "nearest_mean.py").read_text()
+    assert shown == (ROOT / "scripts" / "entries" / "nearest_mean.py").read_text()
 
 
 def test_the_gallery_is_what_docstrings_and_results_make() -> None:
@@ -255,9 +255,9 @@ def test_the_gallery_is_what_docstrings_and_results_make() -> None:
 
 
 def test_every_configuration_of_the_results_has_a_row_or_is_listed_without_one() -> None:
-    text = (domains.ROOT / "docs" / "reproduction.md").read_text().partition("## Figures that do not come from here")[2]
+    text = (ROOT / "docs" / "reproduction.md").read_text().partition("## Figures that do not come from here")[2]
     rows = {row.config for table in TABLES for row in read_rows(table)}
-    configs = {path.stem for path in (domains.ROOT / "configs").glob("*.yaml")}
+    configs = {path.stem for path in (ROOT / "configs").glob("*.yaml")}
     shown = {name for name in figures() if name in configs}
     assert len(shown) > 20
     assert not [name for name in shown - rows if name not in text and not name.startswith("ladder_")]
