@@ -117,7 +117,7 @@ class Benchmark:
         """What the folder holds of these methods and domains, and why the rest is missing."""
         lines = []
         for entry, domain in self.jobs:
-            steps, why = self._steps(entry), self.problems.get((entry.name, domain.name), "")
+            steps, why = self._steps(entry), self.problems.get((entry.name, domain.name)) or _lacks(domain)
             lines += results_of(self._folder(entry, domain), entry, domain, steps, self.seed, why)
         return lines
 
@@ -132,8 +132,8 @@ class Benchmark:
             place, folder = (entry.name, domain.name), self._folder(entry, domain)
             if place in self.problems or finished(folder, domain):
                 continue
-            if missing := domain.missing():
-                why = f"data not at hand: needs {missing} in LIGHTNING_META_DATA"
+            if why := _lacks(domain):
+                pass
             elif time.monotonic() > deadline:
                 why = "the time was over"
             else:
@@ -192,6 +192,11 @@ def publish(results: Sequence[Result]) -> int:
 def published() -> str:
     """What the page shows of the published results."""
     return markdown(read_lines(PUBLISHED, Result))
+
+
+def _lacks(domain: Domain) -> str:
+    missing = domain.missing()
+    return f"data not at hand: needs {missing} in LIGHTNING_META_DATA" if missing else ""
 
 
 def _said(result: Result) -> str:

@@ -196,7 +196,9 @@ def test_the_command_runs_what_it_can_and_names_the_rest(
     assert "wrong on Sine waves, 5 examples: not run: failed: meta_batch_size" in said
     shown = (tmp_path / "results" / "domains.html").read_text()
     assert "needs tables/landmine.csv in LIGHTNING_META_DATA" in shown
-    assert re.search(r"<td>Sine waves, 5 examples</td><td></td><td>not run</td><td>\d+\.\d+ ± \d+\.\d+</td>", shown)
+    assert re.search(
+        r"<td>Sine waves, 5 examples</td><td>MSE ↓</td><td></td><td>not run</td><td>\d+\.\d+ ± \d+\.\d+</td>", shown
+    )
     assert domains.main([*options[1:]]) == 0  # the failed method is left out, and nothing is left to do
     assert "0 steps" not in capsys.readouterr().out
     assert (tmp_path / "results" / "domains.html").is_file()
@@ -214,7 +216,7 @@ def result_of(method: str = "mine", **options: str) -> Result:
 def test_the_page_shows_scores_conditions_and_reasons() -> None:
     lines = [result_of(), result_of("other", score="", episodes="", problem="needs <files>")]
     shown = {table.title: table.rows for table in tables(lines)}
-    assert shown["Scores"] == [["Glyphs, 5-way 1-shot", "20 %", "61.3 ± 0.8 %", "not run"]]
+    assert shown["Scores"] == [["Glyphs, 5-way 1-shot", "accuracy ↑", "20 %", "61.3 ± 0.8 %", "not run"]]
     assert shown["Training and test"][0][2:6] == ["30 (shortened, of 2,000)", "", "90 s", "4 s"]
     assert shown["Not run"] == [["Glyphs, 5-way 1-shot", "other", "needs <files>"]]
     assert "not the tasks" not in shown["Tasks"][0][3]

@@ -40,13 +40,16 @@ def tables(results: Sequence[Result]) -> list[Table]:
         cells = {result.method: _score(result) for result in there}
         about, of_setting = setting_of(there[0])
         chance = f"{100 / of_setting.ways:.3g} %" if of_setting.ways else ""
-        what = [f"{about.title}, {setting}", chance]
-        scores.append([*what, *(cells.get(method, "") for method in methods)])
+        what = f"{about.title}, {setting}"
+        metric = "MSE ↓" if about.regression else "accuracy ↑"
+        scores.append([what, metric, chance, *(cells.get(method, "") for method in methods)])
         queries = f"{of_setting.queries} a class" if of_setting.ways else str(of_setting.queries)
-        row = [what[0], str(of_setting.tasks), queries, _all(there, lambda r: r.episodes[:16])]
-        if of_setting.sha256 and any(r.episodes and r.episodes != of_setting.sha256 for r in there):
-            row[-1] += f" (not the tasks of the benchmark, {of_setting.sha256[:16]})"
-        tasks.append([*row, _all(there, lambda r: r.data[:16]) or "tasks are made"])
+        drawn = {r.episodes for r in there if r.episodes}
+        shown = of_setting.sha256[:16]
+        if others := sorted(drawn - {of_setting.sha256}):
+            shown = f"{others[0][:16]} (not the tasks of the benchmark, {shown})"
+        examples = _all(there, lambda r: r.data[:16]) or ("tasks are made" if drawn else "")
+        tasks.append([what, str(of_setting.tasks), queries, shown, examples])
     ran = [result for result in results if result.score]
     details = [[*_what(r), _steps(r), r.parameters, _time(r.train_seconds), _time(r.test_seconds), r.seed] for r in ran]
     how = [
@@ -55,7 +58,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
     ]
     missing = [[*_what(result), result.problem] for result in results if not result.score]
     found = [
-        Table("Scores", ["tasks", "chance", *methods], scores),
+        Table("Scores", ["tasks", "metric", "chance", *methods], scores),
         Table("Training and test", ["tasks", "method", "steps", "parameters", "training", "test", "seed"], details),
         Table("Versions", ["method", "versions", "machine"], [row for row in how if any(row[1:])]),
         Table("Tasks", ["tasks", "number", "queries", "sha256 of the tasks", "sha256 of the examples"], tasks),
