@@ -147,5 +147,10 @@ def gallery() -> str:
     return "\n\n".join([INTRODUCTION.rstrip(), *sections]) + "\n"
 
 
-if __name__ == "__main__":
+def write_gallery() -> None:
+    """Write the page."""
     PAGE.write_text(gallery(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_gallery()

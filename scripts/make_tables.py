@@ -2,6 +2,7 @@
 
 A table stands between two comments, `<!-- methods -->` and `<!-- /methods -->`; what is between them is replaced. Its
 cells are the section `At a glance:` of each docstring, or the first sentence. `docs/conf.py` has the pages made here.
+`docs/gallery.md` is written as well, by `make_gallery.py`.
 """
 
 from __future__ import annotations
@@ -145,5 +146,8 @@ def link(cls: type, up: str = "") -> str:
 
 
 if __name__ == "__main__":
+    from make_gallery import write_gallery  # which reads this module
+
+    write_gallery()
     for shown in TABLES:
         (ROOT / shown).write_text(with_tables(shown))
