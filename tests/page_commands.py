@@ -74,6 +74,14 @@ ELSEWHERE = {
             "multi_task --publish",
         )
     },
+    **{
+        f"python scripts/domains.py scripts/entries/{options}": "minutes; test_domains.py runs it and its parts"
+        for options in (
+            "nearest_mean.py scripts/entries/protonet.py",
+            "maml.py --only sinusoid parkinsons --steps 500",
+            "nearest_mean.py --only glyphs",
+        )
+    },
     "pip install 'lightning_meta[pretrained]'": "an extra of a release",
     **{
         f"python scripts/{command}": "test_photos.py runs it"
