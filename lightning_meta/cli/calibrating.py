@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,9 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
     return path
 
 
-def read_calibration(run: Path, ckpt_path: str, module: MetaModule, ways: int, shots: int) -> Calibration:
+def read_calibration(
+    run: Path, ckpt_path: str, module: MetaModule, ways: int, shots: int, options: Mapping[str, Any]
+) -> Calibration:
     """The calibration of a run for tasks of these ways and shots.
 
     Args:
@@ -66,36 +70,38 @@ def read_calibration(run: Path, ckpt_path: str, module: MetaModule, ways: int, s
         module: As loaded, with the options of the command.
         ways: N.
         shots: K.
+        options: Those of the command that the module was loaded with, by name; None where they were left out.
 
     Raises:
         UserError: There is none, it is of other weights or options, or it is damaged.
     """
-    path, least = (
-        file_of(run, ways, shots),
-        f"test --ckpt_path {ckpt_path} --calibrate 0.9 --ways {ways} --shots {shots}",
-    )
+    path = file_of(run, ways, shots)
+    shown = f"lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9 --ways {ways} --shots {shots}"
+    command = f"`{' '.join([shown, *(f'--{name} {value}' for name, value in options.items() if value is not None)])}`"
     if not path.is_file():
         known = sorted(file.stem.removeprefix("calibration_") for file in run.glob("calibration_*way_*shot.json"))
         others = f" (only for {', '.join(known)})" if known else ""
         raise UserError(
             f"--calibrated: {run} is not calibrated for the {ways} classes with {shots} images each of --support"
-            f"{others}; run `lightning-meta {least}`"
+            f"{others}; run {command}"
         )
     try:
         check_regular(path)
         stored = json.loads(read_text(path))
-        kinds = Calibration.__annotations__
-        values = {name: stored[name] for name in Calibration._fields}
-        numbers = {name: int(v) if kinds[name] == "int" else float(v) for name, v in values.items()}
-        calibration = Calibration(**numbers)  # type: ignore[arg-type]
-        if calibration.temperature <= 0 or (calibration.ways, calibration.shots) != (ways, shots):
+        values = {name: float(stored[name]) for name in Calibration._fields}
+        shares = values["coverage"], values["quantile"], values["threshold"]
+        if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
             raise ValueError("its numbers are none of a calibration")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no calibration, or is damaged ({error}); run `lightning-meta {least}`") from error
+        sizes = int(values.pop("ways")), int(values.pop("shots")), int(values.pop("tasks"))
+        calibration = Calibration(*sizes, **values)
+        if sizes[:2] != (ways, shots):
+            raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
     for name, now in _identity(module).items():
         if stored.get(name) != now:
             then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
-            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by `lightning-meta {least}`")
+            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
     return calibration
 
 
