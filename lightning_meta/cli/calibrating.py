@@ -88,7 +88,7 @@ def read_calibration(
     try:
         check_regular(path)
         stored = json.loads(read_text(path))
-        values = {name: float(stored[name]) for name in Calibration._fields}
+        values: dict[str, Any] = {name: float(stored[name]) for name in Calibration._fields}
         shares = values["coverage"], values["quantile"], values["threshold"]
         if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
             raise ValueError("its numbers are none of a calibration")

@@ -313,5 +313,6 @@ def embedding(name: str, image_size: int | None) -> nn.Module:
     """
     from lightning_meta.nn.pretrained import Pretrained
 
-    network: nn.Module = Pretrained(name, image_size)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs, too
+    network = Pretrained(name, image_size)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs, too
+    return network

@@ -158,7 +158,9 @@ def task_logits(
             f"batch_norm: {name} predicts the queries of a task together, and what is sure of one depends "
             f"on the others; {hint}"
         )
-    given = {name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None}
+    given: dict[str, Any] = {
+        name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None
+    }
     for least, name in ((2, "ways"), (1, "shots"), (1, "queries")):
         whole(least, **{name: given.get(name)})
     shape = data.test_shape._replace(dirichlet=None, support_dirichlet=None, **given)
