@@ -48,7 +48,8 @@ def test_a_stranger_is_a_query_of_another_task_and_class() -> None:
     assert known.all()
     assert not (made[:, 0] == classes).any()
     assert made[:, 0, 0].tolist()[:2] == [3, 3]  # of the next task that has one
-    alone = lm.Episode(*(part._replace(x=part.x[:2], y=part.y[:2]) for part in batch[:2]), 3, batch.tasks, classes[:2])
+    two = lm.Examples(x[:2], y[:2])
+    alone = lm.Episode(two, two, 3, torch.arange(2), classes[:2])
     assert not strangers(alone)[1].any()
 
 

@@ -218,7 +218,7 @@ def _write(
     predictor: Predictor,
     batches: Iterator[tuple[list[Path], Tensor]],
     counts: Counter[str],
-    calibration: Calibration | None,
+    calibration: Calibration | None = None,
 ) -> int:
     """Write the rows, count labels, and return how many images are abstained from."""
     writer, classes, without = csv.writer(out), predictor.classes, 0
