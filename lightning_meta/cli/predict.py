@@ -225,8 +225,10 @@ def _write(
     sure = [] if calibration is None else ["set", "abstained"]
     writer.writerow(["file", "label", "margin", *sure, *(f"p({name})" for name in classes)])
     for files, images in batches:
-        outputs = predictor.outputs(images).cpu()
-        probabilities = outputs.softmax(-1) if calibration is None else calibration.probabilities(outputs)
+        if calibration is None:
+            probabilities = predictor.probabilities(images).cpu()
+        else:
+            probabilities = calibration.probabilities(predictor.outputs(images).cpu())
         two = probabilities.topk(2).values
         margins = (two[:, 0] - two[:, 1]).tolist()
         cells: list[list[str]] = [[] for _ in files]
