@@ -21,6 +21,8 @@ from .data.source import TaskSource as TaskSource
 from .data.task_set import TaskSet as TaskSet
 from .errors import NonFiniteLossError as NonFiniteLossError
 from .errors import UserError as UserError
+from .fitting.calibration import Calibrated as Calibrated
+from .fitting.calibration import calibrate as calibrate
 from .fitting.evaluation import Evaluation as Evaluation
 from .fitting.evaluation import evaluate as evaluate
 from .fitting.fit import fit as fit
@@ -38,6 +40,7 @@ from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
 from .meta.boil import BOIL as BOIL
+from .meta.calibration import Calibration as Calibration
 from .meta.cnp import CNP as CNP
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.maml import MAML as MAML

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -414,3 +416,86 @@ def test_images_whose_light_and_dark_are_not_those_of_training_are_told_once(
         assert said.count("lightning-meta: warning: ") == said.count("they seem to be") == bool(told)
         assert told in said
         assert right not in said
+
+
+def calibrate(run: Path, *options: str) -> int:
+    quiet = "--trainer.enable_progress_bar=false"
+    return main(["test", "--ckpt_path", str(run), "--calibrate", "0.8", "--tasks", "30", quiet, *options])
+
+
+@pytest.fixture
+def run(trained: Path) -> Path:
+    """A copy of the run of ProtoNet, where a calibration of one test is not another's."""
+    shutil.copytree(trained / "protonet" / "0", "runs/protonet/0")
+    return Path("runs/protonet/0")
+
+
+def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predict(run, "--calibrated") == 2
+    said = capsys.readouterr().err
+    command = f"lightning-meta test --ckpt_path {run} --calibrate 0.9 --ways 3 --shots 2"
+    assert f"not calibrated for the 3 classes with 2 images each of --support; run `{command}`" in said
+    assert calibrate(run) == 0
+    said = capsys.readouterr().out
+    assert "test tasks, other classes" in said
+    assert "calibration_3way_2shot.json" in said
+    stored = json.loads((run / "calibration_3way_2shot.json").read_text())
+    assert (stored["split"], stored["ways"], stored["shots"], stored["tasks"]) == ("val", 3, 2, 30)
+    assert predict(run, "--calibrated") == 0
+    assert "images: no class is probable enough" in capsys.readouterr().out
+    rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
+    assert list(rows[0]) == ["file", "label", "margin", "set", "abstained", "p(left)", "p(right)", "p(top)"]
+    model = load(run)
+    shape = model.spec.input_shape
+    outputs = model.predictor(*read_labelled("support", shape)).outputs(read_images(image_files(["query"]), shape))
+    p = (outputs.double() / stored["temperature"]).softmax(-1)
+    for row, of_row in zip(rows, p.tolist(), strict=True):
+        by_name = dict(zip(("left", "right", "top"), of_row, strict=True))
+        assert [float(row[f"p({name})"]) for name in by_name] == pytest.approx(of_row, abs=1e-6)
+        assert json.loads(row["set"]) == [name for name, v in by_name.items() if 1 - v <= stored["quantile"] + 1e-6]
+        assert row["abstained"] == str(max(of_row) < stored["threshold"] - 1e-6).lower()
+
+
+def test_a_calibration_that_does_not_fit_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrate(run, "--tasks=4") == 0
+    file = run / "calibration_3way_2shot.json"
+    text = file.read_text()
+
+    def refused(said: str, *options: str) -> None:
+        capsys.readouterr()
+        assert predict(run, "--calibrated", *options) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+        assert not Path("predictions.csv").exists()
+
+    refused("was made with batch_norm running, and not inductive", "--batch_norm=inductive")
+    file.write_text('{"ways": NaN}')
+    refused("is no calibration, or is damaged")
+    file.write_text(json.dumps({**json.loads(text), "weights": "none of these"}))
+    refused("was made with other weights; calibrate again by `lightning-meta test")
+    file.rename(run / "calibration_3way_5shot.json")
+    refused("(only for 3way_5shot); run `lightning-meta test")
+    Path("support/left/1.png").unlink()
+    refused("classes with the same number of images, those of --support have 1 to 2")
+
+
+def test_what_cannot_be_calibrated_is_refused_in_one_line(
+    run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(run / "checkpoints" / "best.ckpt", "alone.ckpt")
+    config = f"--config={run / 'config.yaml'}"
+    for where, options, said in (
+        (run, ["--ways=2,3"], "--ways: --calibrate is for one number of ways and shots"),
+        (run, ["--ways=5"], "--ways: 5 classes a task were asked for, but the val split has 4"),
+        (run, ["--calibrate=1"], "--calibrate: a share above 0 and below 1 is needed, such as 0.9; got 1"),
+        (Path("alone.ckpt"), [config], "--calibrate: alone.ckpt is not in a run directory"),
+        (trained / "maml" / "0", [], "--batch_norm: MAML predicts the queries of a task together"),
+        (trained / "ptmap" / "0", [], "PTMAP predicts the queries of a task together"),
+    ):
+        capsys.readouterr()
+        assert calibrate(where, *options) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert not list(run.glob("calibration*"))

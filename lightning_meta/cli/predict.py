@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import warnings
 from collections import Counter
@@ -20,6 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightning_meta.cells import as_cells
+from lightning_meta.cli.calibrating import read_calibration
 from lightning_meta.cli.predict_options import check, make_parser
 from lightning_meta.cli.predict_rows import predict_rows
 from lightning_meta.cli.trained import load_trained
@@ -27,9 +29,11 @@ from lightning_meta.data.images import image_files, labelled_files, read_images
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule, Predictor
+from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import export
 from lightning_meta.meta.held_out import HeldOut, held_out
 from lightning_meta.nn.likeness import InputWarning
+from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.labels_file import files_of_table
 
@@ -51,13 +55,14 @@ def predict(args: Sequence[str]) -> None:
     in_table = config.labels is not None
     files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
     queries = None if config.query is None else image_files(config.query)  # before the slow part
+    calibration = _calibration(config, model, Counter(labels)) if config.calibrated else None
     with _told(config.invert):
         images = read_images(files, model.spec.input_shape, config.invert)
         predictor = Predictor(model, images, labels)
         left_out = held_out(model, images, labels)
         _tell_held_out(left_out, Counter(labels))
         if queries is not None:
-            _label(config, model, predictor, queries, Counter(labels), left_out)
+            _label(config, model, predictor, queries, Counter(labels), left_out, calibration)
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
         print(f"exported to {export(predictor, config.export, invert=config.invert)}")
 
@@ -79,6 +84,7 @@ def _label(
     queries: Sequence[Path],
     support: Counter[str],
     left_out: HeldOut | None,
+    calibration: Calibration | None,
 ) -> None:
     """Write the table of the query images, and show how many of each class there are."""
     together = predictor.depends_on_company
@@ -93,15 +99,18 @@ def _label(
             f"more than --batch_size {config.batch_size}; give --batch_norm inductive, or a larger --batch_size"
         )
     counts: Counter[str] = Counter()
+    abstained = 0
     skipped: list[str] = []
     try:
         with replacing(Path(config.out)) as out:
-            _write(out, predictor, _batches(queries, model, config, skipped), counts)
+            abstained = _write(out, predictor, _batches(queries, model, config, skipped), counts, calibration)
             if not counts:
                 raise UserError(f"--query: none of {len(queries)} images can be read; the first: {skipped[0]}")
     except OSError as error:
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
     _show(predictor, support, left_out, counts)
+    if calibration is not None:
+        print(f"{abstained} of {counts.total()} images: no class is probable enough (column abstained)")
     if skipped:
         print(f"{len(skipped)} images could not be read:")
     for line in skipped:
@@ -189,19 +198,54 @@ def _batches(
             yield readable, torch.cat(images)
 
 
+def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) -> Calibration:
+    """The stored calibration for tasks like that of the support images."""
+    run = run_directory_of(find_checkpoint(config.ckpt_path))
+    if run is None:
+        raise UserError(f"--calibrated: {config.ckpt_path} is not in a run directory, where a calibration is stored")
+    least, most = min(support.values()), max(support.values())
+    if least != most:
+        raise UserError(
+            f"--calibrated: a calibration is for classes with the same number of images, those of --support have "
+            f"{least} to {most}; leave out all but {least} of each"
+        )
+    options = {"steps": config.steps, "batch_norm": config.batch_norm}
+    return read_calibration(run, config.ckpt_path, model, len(support), most, options)
+
+
 def _write(
-    out: IO[Any], predictor: Predictor, batches: Iterator[tuple[list[Path], Tensor]], counts: Counter[str]
-) -> None:
-    writer = csv.writer(out)
-    writer.writerow(["file", "label", "margin", *(f"p({name})" for name in predictor.classes)])
+    out: IO[Any],
+    predictor: Predictor,
+    batches: Iterator[tuple[list[Path], Tensor]],
+    counts: Counter[str],
+    calibration: Calibration | None = None,
+) -> int:
+    """Write the rows, count labels, and return how many images are abstained from."""
+    writer, classes, without = csv.writer(out), predictor.classes, 0
+    sure = [] if calibration is None else ["set", "abstained"]
+    writer.writerow(["file", "label", "margin", *sure, *(f"p({name})" for name in classes)])
     for files, images in batches:
-        probabilities = predictor.probabilities(images).cpu()
+        if calibration is None:
+            probabilities = predictor.probabilities(images).cpu()
+        else:
+            probabilities = calibration.probabilities(predictor.outputs(images).cpu())
         two = probabilities.topk(2).values
         margins = (two[:, 0] - two[:, 1]).tolist()
-        for file, row, margin in zip(files, probabilities.tolist(), margins, strict=True):
-            label = predictor.classes[row.index(max(row))]
+        cells: list[list[str]] = [[] for _ in files]
+        if calibration is not None:
+            sets, abstained = calibration.sets(probabilities).tolist(), calibration.abstained(probabilities).tolist()
+            cells = [[_as_list(classes, held), str(no).lower()] for held, no in zip(sets, abstained, strict=True)]
+            without += sum(abstained)
+        for file, row, margin, of_set in zip(files, probabilities.tolist(), margins, cells, strict=True):
+            label = classes[row.index(max(row))]
             counts[label] += 1
-            writer.writerow(as_cells([str(file), label, *map(ROUNDED.format, (margin, *row))]))
+            writer.writerow(as_cells([str(file), label, ROUNDED.format(margin), *of_set, *map(ROUNDED.format, row)]))
+    return without
+
+
+def _as_list(classes: Sequence[str], held: Sequence[bool]) -> str:
+    """The labels of a set as a JSON list, since a label may hold any separator."""
+    return json.dumps([name for name, inside in zip(classes, held, strict=True) if inside], ensure_ascii=False)
 
 
 def _show(predictor: Predictor, support: Counter[str], left_out: HeldOut | None, counts: Counter[str]) -> None:

@@ -13,7 +13,7 @@ from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.meta.export import FORMATS
 
-OF_IMAGES = ("support", "labels", "query", "export", "batch_norm", "steps", "invert", "skip_unreadable")
+OF_IMAGES = ("support", "labels", "query", "export", "batch_norm", "steps", "invert", "skip_unreadable", "calibrated")
 """Options that a table has no use for."""
 
 
@@ -84,6 +84,12 @@ def make_parser() -> ArgumentParser:
         action="store_true",
         help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
     )
+    parser.add_argument(
+        "--calibrated",
+        action="store_true",
+        help="Also write the columns set, the labels that an image may have, and abstained, whether none is probable "
+        "enough; `test --calibrate` must have been run for as many classes and images of each as --support has.",
+    )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
     parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
@@ -115,6 +121,8 @@ def check(config: Namespace) -> None:
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
     elif config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
+    if config.calibrated and config.query is None:
+        raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))
     if not Path(config.out).absolute().parent.is_dir():
         raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")

@@ -81,6 +81,9 @@ Test a trained model, on its own test tasks or on others.
   --steps S             Inner steps, for methods with an inner loop.
   --batch_norm WHICH    transductive, inductive or running: the statistics that
                         normalise query examples.
+  --calibrate SHARE     Do not test, but learn from validation tasks how sure it
+                        is: sets of labels that hold the label of this share of
+                        images, which predict can then write.
   --config FILE         Other data than the run's own; --trust if the run names
                         classes of yours.
   --seed_everything N   Seed of all generators; by default the run's.

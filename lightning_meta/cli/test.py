@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta.checks import instance
+from lightning_meta.cli.calibrating import print_calibration, write_calibration
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
@@ -21,6 +22,7 @@ from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, 
 from lightning_meta.configuration import lies_in, real_path
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.calibration import TASKS, calibrate_by
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
@@ -43,7 +45,7 @@ TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "dete
 
 
 def test(args: Sequence[str]) -> None:
-    """Test a trained model, and write the results under `tests/` in its run directory.
+    """Test a trained model, and write the results under `tests/` in its run directory; or calibrate it.
 
     Args:
         args: The options.
@@ -58,7 +60,6 @@ def test(args: Sequence[str]) -> None:
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = _instantiated(parser, config)
-    logger = RunLogger(run if run else Path("runs"), "tests")
     options = made["trainer"].as_dict()
     callbacks = [progress_bar()] if options["enable_progress_bar"] is not False else []
     try:
@@ -66,6 +67,11 @@ def test(args: Sequence[str]) -> None:
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
     given = [name for name in OF_DATA if config[name] is not None]
+    if config.calibrate is not None:
+        assert run is not None
+        _calibrate(config, trainer, module, made["data"], run)
+        return
+    logger = RunLogger(run if run else Path("runs"), "tests")
     found: list[Evaluation] = []
     with naming_options(config, {n: f"--{name}" for name in given for n in (name, OF_DATA[name])}):
         if _is_grid(config):
@@ -91,6 +97,18 @@ def test(args: Sequence[str]) -> None:
     about |= test_facts(made["data"])
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory, getattr(made["data"], "test_conditions", ""))
+
+
+def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
+    """Learn how sure the model is from validation tasks, and store it in the run directory."""
+    instance("--ckpt_path", module, MetaModule)
+    instance("--data", data, EpisodicDataModule)
+    sizes = {name: config[name] for name in ("ways", "shots", "queries")}
+    options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
+    with naming_options(config, {**options, "batch_norm": "--batch_norm"}):
+        found = calibrate_by(trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes)
+    if trainer.is_global_zero:
+        print_calibration(found, write_calibration(run, module, found))
 
 
 def _is_grid(config: Namespace) -> bool:
@@ -144,6 +162,13 @@ def make_parser() -> LightningArgumentParser:
         type=Literal["transductive", "inductive", "running"] | None,
         help="Which statistics normalise query examples.",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=float | None,
+        help="Instead of a test: learn from validation tasks how sure the model is of tasks with these ways and shots, "
+        "so that this share of images, such as 0.9, has its label in its set; measure it on test tasks; and store it "
+        "in the run directory for `predict --calibrated`.",
+    )
     parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
     parser.add_lightning_class_args(Trainer, "trainer")
@@ -182,6 +207,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     check_trainer(config.trainer, "test", as_option)
     for name in ("ways", "shots"):
         config[name] = _numbers(f"--{name}", config[name])
+    if config.calibrate is not None:
+        _check_calibrate(config, run)
     drawn = [name for name in DRAWN if config[name] is not None]
     if drawn and config.task_list is not None:
         raise UserError(f"--{drawn[0]}: --task_list determines the tasks; leave one of the two out")
@@ -195,6 +222,16 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         print(f"tasks are drawn because of --{drawn[0]}; the task list of the run, {own}, is not used")
         config.data.init_args.test_task_list = None
     return config, checkpoint
+
+
+def _check_calibrate(config: Namespace, run: Path | None) -> None:
+    """Refuse what cannot be calibrated, before the model is loaded."""
+    if run is None:
+        raise UserError(f"--calibrate: {config.ckpt_path} is not in a run directory, where the calibration is stored")
+    if config.task_list is not None:
+        raise UserError("--calibrate: its tasks are drawn; leave --task_list out")
+    if several := next((name for name in ("ways", "shots") if isinstance(config[name], list)), None):
+        raise UserError(f"--{several}: --calibrate is for one number of ways and shots; calibrate each by itself")
 
 
 def _without_augmentation(data: Any) -> Any:

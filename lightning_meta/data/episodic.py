@@ -335,17 +335,20 @@ class EpisodicDataModule(SourceDataModule):
         write_task_list(Path(file), dataset, self.source.example_names("test"))
 
     @contextmanager
-    def testing(self, shape: EpisodeShape, tasks: int, largest: EpisodeShape) -> Iterator[None]:
+    def testing(
+        self, shape: EpisodeShape, tasks: int, largest: EpisodeShape | None, split: Split = "test"
+    ) -> Iterator[None]:
         """Draw test tasks of another shape for a while; pools that were read stay.
 
         Args:
             shape: Theirs.
             tasks: How many.
             largest: A shape that the test split must be able to fill as well, refused before the first task.
+            split: `val` for validation tasks in their place.
         """
         changed = {
             "test_shape": shape,
-            "evaluation_tasks": {**self.evaluation_tasks, "test": tasks},
+            "evaluation_tasks": {**self.evaluation_tasks, split: tasks},
             "test_task_list": None,
             "_largest_test_shape": largest,
         }
@@ -355,7 +358,7 @@ class EpisodicDataModule(SourceDataModule):
             yield
         finally:
             self.__dict__.update(before)
-            self.datasets.pop("test", None)  # these are not the tasks that it draws otherwise
+            self.datasets.pop(split, None)  # these are not the tasks that it draws otherwise
 
     @cached_property
     def _hash_of_examples(self) -> str:

@@ -122,7 +122,7 @@ def evaluate_by(
     tasks: int | None,
 ) -> list[Evaluation]:
     """The same as `evaluate`, with a given Trainer."""
-    with _without_predictions(module), _own_names():
+    with _without_predictions(module), own_names():
         if ways is None and shots is None and queries is None and tasks is None:
             return [_tested(trainer, module, data)]
         if data.test_task_list is not None:
@@ -192,7 +192,7 @@ def _without_predictions(module: MetaModule) -> Iterator[None]:
 
 
 @contextmanager
-def _own_names() -> Iterator[None]:
+def own_names() -> Iterator[None]:
     """Replace `test_ways` of the data module by `ways`, and so on, in error messages."""
     try:
         yield

@@ -49,7 +49,7 @@ def conformal_quantile(probabilities: Tensor, labels: Tensor, error: float) -> T
     $k = \lceil (n + 1)(1 - \alpha) \rceil$ (split conformal prediction: Vovk, Gammerman and Shafer, Algorithmic
     Learning in a Random World, 2005). If a new example is exchangeable with these, its set holds its label with a
     probability of at least 1 − α, and of at most 1 − α + 1 / (n + 1) where no two scores are equal. The examples of a
-    task are more alike than those of several: for new tasks take one example of each task, and n counts tasks.
+    task are more alike than those of several: for new tasks see `hierarchical_quantile`.
 
     Args:
         probabilities: `(n, N)` of examples that were not learned from.
@@ -62,11 +62,33 @@ def conformal_quantile(probabilities: Tensor, labels: Tensor, error: float) -> T
     Raises:
         UserError: α is no such share.
     """
+    return hierarchical_quantile(1 - probabilities.gather(1, labels[:, None]), error)
+
+
+def hierarchical_quantile(scores: Tensor, error: float) -> Tensor:
+    r"""The score that a new example of a new task exceeds with a probability of at most α, from examples of n tasks.
+
+    Of the n M scores the k-th smallest is taken, $k = \lceil (n + 1)(1 - \alpha) M \rceil$: each task has the weight
+    1 / (n + 1), its M examples share it, and the rest stands for the new task. The examples of a task need not be
+    independent; it is enough that tasks, and the examples in a task, are exchangeable (hierarchical conformal
+    prediction: Lee, Barber and Willett, Distribution-free inference with hierarchical data,
+    https://arxiv.org/abs/2306.06342). With M = 1 it is split conformal prediction.
+
+    Args:
+        scores: `(n, M)`, larger ones of examples that fit their label less.
+        error: α, in (0, 1).
+
+    Returns:
+        A scalar; infinity where n is so small that k > n M.
+
+    Raises:
+        UserError: α is no such share.
+    """
     if not 0 < error < 1:
         raise UserError(f"error: a share above 0 and below 1, got {error}")
-    scores = 1 - probabilities.gather(1, labels[:, None])[:, 0]
-    rank = math.ceil((len(scores) + 1) * (1 - error) - 1e-9)  # (9 + 1)(1 - 0.1) is 9, whatever its rounding
-    return scores.sort().values[rank - 1] if rank <= len(scores) else scores.new_tensor(torch.inf)
+    tasks, examples = scores.shape
+    rank = math.ceil((tasks + 1) * (1 - error) * examples - 1e-9)  # (9 + 1)(1 - 0.1) is 9, whatever its rounding
+    return scores.flatten().sort().values[rank - 1] if rank <= scores.numel() else scores.new_tensor(torch.inf)
 
 
 def prediction_sets(probabilities: Tensor, quantile: Tensor) -> Tensor:

@@ -17,12 +17,10 @@ from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.meta.export import AdaptedModel, export
 from lightning_meta.meta.learner import Learner
-from lightning_meta.nn.features import are_ids
+from lightning_meta.nn.features import are_ids, images_at_once
 from lightning_meta.nn.frozen import frozen_part
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, untouched
-
-BATCH = 64  # images that a frozen backbone is given at once
 
 
 class Predictor:
@@ -166,7 +164,7 @@ def in_features(module: Learner, x: Tensor) -> Tensor:
     frozen = frozen_part(module.backbone)
     if frozen is None or frozen.passes is None or getattr(module, "needs_images", False):
         return x
-    return torch.cat([frozen(part) for part in x.split(BATCH)])
+    return torch.cat([frozen(part) for part in x.split(images_at_once(x.device))])
 
 
 @contextmanager

@@ -109,3 +109,12 @@ def output_size(network: nn.Module, input_shape: Sequence[int], input_dtype: str
             "a backbone gives one row of features an input, so let it flatten or average its last map"
         )
     return features[0]
+
+
+def images_at_once(device: torch.device) -> int:
+    """How many images a network is given at once where no gradients are kept.
+
+    The activations of more than a few do not fit a processor's cache: EfficientNet-Lite0 takes three times as long for
+    40 images at once as for 8 and 8.
+    """
+    return 8 if device.type == "cpu" else 64

@@ -10,7 +10,13 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from lightning_meta.errors import UserError
-from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, open_set_auroc, prediction_sets
+from lightning_meta.functional.conformal import (
+    conformal_quantile,
+    fit_temperature,
+    hierarchical_quantile,
+    open_set_auroc,
+    prediction_sets,
+)
 
 
 def drawn(count: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,6 +70,25 @@ def test_sets_hold_the_label_as_often_as_was_asked_for(scale: float) -> None:
         covered.append(float(sets.gather(1, labels[49:, None]).double().mean()))
     mean, error = np.mean(covered), np.std(covered) / 300**0.5
     assert 0.9 - 3 * error < mean < 0.92 + 3 * error
+
+
+@pytest.mark.parametrize(("tasks", "examples", "error"), [(9, 4, 0.1), (19, 3, 0.1), (5, 7, 0.3), (8, 2, 0.1)])
+def test_the_quantile_of_tasks_is_that_of_weighted_scores(tasks: int, examples: int, error: float) -> None:
+    """Each score weighs 1 / ((n + 1) M), and infinity 1 / (n + 1)."""
+    scores = torch.rand(tasks, examples, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    values = np.append(np.sort(scores.numpy().ravel()), np.inf)
+    weights = np.append(np.full(tasks * examples, 1 / ((tasks + 1) * examples)), 1 / (tasks + 1))
+    expected = values[np.argmax(weights.cumsum() >= 1 - error - 1e-12)]
+    assert float(hierarchical_quantile(scores, error)) == expected
+
+
+def test_examples_of_a_task_may_be_alike() -> None:
+    """Scores of a task share a large part, so that its examples are worth hardly more than one."""
+    g = torch.Generator().manual_seed(0)
+    scores = torch.randn(2000, 20, 1, generator=g) + 0.3 * torch.randn(2000, 20, 10, generator=g)  # 19 tasks and a new
+    within = [(s[19] <= hierarchical_quantile(s[:19], 0.1)).double().mean() for s in scores]
+    error = float(torch.stack(within).std()) / 2000**0.5
+    assert 0.9 - 3 * error < float(torch.stack(within).mean()) < 0.95 + 3 * error
 
 
 def test_a_share_of_errors_is_between_0_and_1() -> None:

@@ -1,0 +1,237 @@
+"""`lightning_meta.calibrate`: learn from tasks of a split how sure a trained meta-learner is."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+
+from lightning_meta.batches import Episode, Examples, Split
+from lightning_meta.checks import instance, whole
+from lightning_meta.data import EpisodicDataModule
+from lightning_meta.errors import UserError, one_of
+from lightning_meta.fitting.checks import check_machine, check_trainer
+from lightning_meta.fitting.evaluation import QUIET, own_names
+from lightning_meta.import_paths import reason
+from lightning_meta.meta import MetaModule
+from lightning_meta.meta.calibration import Calibration, TaskLogits
+from lightning_meta.meta.scores import TaskScores
+from lightning_meta.run.naming import naming_arguments
+
+TASKS = 1000
+OF_TEMPERATURE = 5  # one task in addition for so many: what is learned from it is independent of the others
+
+
+class Calibrated(NamedTuple):
+    """A calibration, and what it came to.
+
+    Attributes:
+        calibration: Learned from validation tasks.
+        measured: By split what `Calibration.measure` says: of `val` on the tasks of the calibration, of `test` on as
+            many tasks of the test split, whose classes are others.
+    """
+
+    calibration: Calibration
+    measured: dict[str, dict[str, float | None]]
+
+
+def calibrate(
+    module: MetaModule,
+    data: EpisodicDataModule,
+    *,
+    coverage: float = 0.9,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+    tasks: int = TASKS,
+    **trainer: Any,
+) -> Calibrated:
+    """Learn from validation tasks how sure a meta-learner is of new ones.
+
+    A calibration is for tasks of these ways and shots. Its guarantee is about tasks of the validation classes: what
+    it comes to for other classes is measured on the test split::
+
+        model = lm.load("runs/protonet_glyphs/0")
+        data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
+        calibration, measured = lm.calibrate(model, data, ways=5, shots=1)
+        measured["test"]["coverage"]  # near 0.9; no promise
+        logits = model.predictor(images, labels).outputs(new_images)  # of 5 classes with one image each
+        calibration.sets(calibration.probabilities(logits))  # (M, 5) bool
+
+    Args:
+        module: The meta-learner.
+        data: Draws the tasks.
+        coverage: 1 − α, in (0, 1): the share of examples whose set holds their label.
+        ways: N; that of validation tasks by default.
+        shots: K; that of validation tasks by default.
+        queries: Q, query examples of a class; that of validation tasks by default.
+        tasks: n; a fifth of them are drawn in addition, for the temperature.
+        **trainer: Arguments of `lightning.pytorch.Trainer`, such as `devices`.
+
+    Returns:
+        The calibration, and what was measured.
+
+    Raises:
+        UserError: Regression; predictions that depend on the other queries; a split that is too small.
+    """
+    with naming_arguments():
+        instance("module", module, MetaModule)
+        instance("data", data, EpisodicDataModule)
+        check_trainer(trainer, "test")
+        check_machine(trainer)
+        try:
+            runner = Trainer(**{**QUIET, **trainer})
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise UserError(reason(error)) from error
+        return calibrate_by(
+            runner, module, data, coverage=coverage, ways=ways, shots=shots, queries=queries, tasks=tasks
+        )
+
+
+def calibrate_by(
+    trainer: Trainer,
+    module: MetaModule,
+    data: EpisodicDataModule,
+    *,
+    coverage: float,
+    ways: int | None,
+    shots: int | None,
+    queries: int | None,
+    tasks: int,
+) -> Calibrated:
+    """The same as `calibrate`, with a given Trainer."""
+    if not 0 < coverage < 1:
+        raise UserError(f"coverage: a share above 0 and below 1 is needed, such as 0.9; got {coverage}")
+    whole(1, tasks=tasks)
+    sizes = {"ways": ways, "shots": shots, "queries": queries}
+    more = max(1, tasks // OF_TEMPERATURE)
+    found = task_logits(trainer, module, data, "val", tasks + more, **sizes)
+    n = len(found.logits) - more
+    then = TaskLogits(found.logits[:n], found.labels[:n], found.strangers)
+    first = TaskLogits(found.logits[n:], found.labels[n:], found.strangers[:0])
+    shape = data.test_shape
+    calibration = Calibration.of(shape.shots if shots is None else shots, coverage, first, then)  # type: ignore[arg-type]
+    test = task_logits(trainer, module, data, "test", tasks, **sizes)
+    return Calibrated(calibration, {"val": calibration.measure(then), "test": calibration.measure(test)})
+
+
+def task_logits(
+    trainer: Trainer,
+    module: MetaModule,
+    data: EpisodicDataModule,
+    split: Split,
+    tasks: int,
+    ways: int | None = None,
+    shots: int | None = None,
+    queries: int | None = None,
+) -> TaskLogits:
+    """What a meta-learner says of the queries of balanced tasks, the same at any number of ranks.
+
+    Args:
+        trainer: What runs it.
+        module: The meta-learner.
+        data: Draws the tasks.
+        split: `val` or `test`.
+        tasks: n.
+        ways: N.
+        shots: K.
+        queries: Q.
+
+    Returns:
+        Logits on the CPU, in the order of the tasks' numbers.
+
+    Raises:
+        UserError: Regression, predictions that depend on the other queries, or a split that is too small.
+    """
+    one_of("split", split, Split)
+    if data.regression:
+        raise UserError("data: regression tasks have no classes that could be told apart; calibrate a classifier")
+    if module.transductive:
+        name, hint = type(module).__name__, "choose an inductive method"
+        if not module.uses_query_set:
+            hint = "give batch_norm inductive"
+        raise UserError(
+            f"batch_norm: {name} predicts the queries of a task together, and what is sure of one depends "
+            f"on the others; {hint}"
+        )
+    given: dict[str, Any] = {
+        name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None
+    }
+    for least, name in ((2, "ways"), (1, "shots"), (1, "queries")):
+        whole(least, **{name: given.get(name)})
+    shape = data.test_shape._replace(dirichlet=None, support_dirichlet=None, **given)
+    assert isinstance(shape.ways, int)
+    if module.episodes is not None:
+        module.check_ways(shape.ways)
+    if not module.ready_to_build:  # it would store the shape of these tasks
+        module = copy.deepcopy(module)
+    recorder = _Recorder()
+    trainer.callbacks.append(recorder)  # type: ignore[attr-defined]  # Lightning makes it a list
+    try:
+        with own_names(), data.testing(shape, tasks, None, split):
+            run = trainer.test if split == "test" else trainer.validate
+            run(module, datamodule=data, verbose=False)
+    finally:
+        trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
+    assert recorder.table is not None
+    outputs, targets = recorder.table.outputs.double(), recorder.table.targets.long()
+    return TaskLogits(outputs[:, :-1], targets[:, :-1], outputs[targets[:, -1] == 0, -1])
+
+
+class _Recorder(Callback):
+    """Notes the logits of each task's queries, and of an example of none of its classes, over all ranks."""
+
+    def __init__(self) -> None:
+        self.scores = TaskScores(keep_outputs=True)
+        self.table: Any = None
+
+    def record(self, trainer: Trainer, module: MetaModule, batch: Episode) -> None:
+        """Predict a batch of tasks."""
+        x, known = strangers(batch)
+        count = batch.query.y.shape[1]
+        y = torch.cat([batch.query.y, torch.zeros_like(batch.query.y[:, :1])], 1)  # the stranger has no label
+        with trainer.precision_plugin.forward_context():
+            query = Examples(torch.cat([batch.query.x, x], 1), y)
+            outputs = module.predict_step(batch._replace(query=query), 0)
+        y[:, count] = torch.where(known, 0, -1)
+        nothing = outputs.new_zeros(len(y))
+        self.scores.to(module.device).update(batch.tasks, nothing, nothing.unsqueeze(1), outputs, y)
+
+    def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        """After validation tasks."""
+        self.record(trainer, pl_module, batch)
+
+    def on_test_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        """After test tasks."""
+        self.record(trainer, pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Gather the tasks of all ranks."""
+        self.table = self.scores.compute()
+
+    on_test_epoch_end = on_validation_epoch_end
+
+
+def strangers(batch: Episode) -> tuple[Tensor, Tensor]:
+    """For each task a query of another task of the batch, of a class that the task does not have.
+
+    Args:
+        batch: T tasks of N classes.
+
+    Returns:
+        Inputs `(T, 1, *input_shape)`, and whether there is such a query, `(T,)` bool; else the input is any.
+    """
+    assert batch.classes is not None
+    tasks, count = batch.query.y.shape
+    class_of = batch.classes.gather(1, batch.query.y).flatten()  # (T M,)
+    # The queries of the next task come first, so that not all tasks meet the same one.
+    turns = torch.arange(tasks * count, device=class_of.device).unsqueeze(0)
+    order = (turns + count * torch.arange(1, tasks + 1, device=class_of.device).unsqueeze(1)) % (tasks * count)
+    strange = (class_of[order].unsqueeze(-1) != batch.classes.unsqueeze(1)).all(-1)  # (T, T M)
+    first = strange.int().argmax(1, keepdim=True)
+    x = batch.query.x.flatten(0, 1)[order.gather(1, first)]
+    return x, strange.any(1)
