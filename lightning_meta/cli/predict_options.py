@@ -11,7 +11,7 @@ from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.cli.trust import HELP
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
-from lightning_meta.meta.export import FORMATS
+from lightning_meta.run.programs import FORMATS
 
 OF_IMAGES = ("support", "labels", "query", "export", "batch_norm", "steps", "invert", "skip_unreadable")
 """Options that a table has no use for."""

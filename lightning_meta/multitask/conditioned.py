@@ -114,8 +114,11 @@ class Conditioned(MultiTaskModule):
         counts = [len(i) for i in rows.values()]
         places = self.task_numbers
         numbers = torch.tensor([places[name] for name in rows], device=x.device)
-        repeats = torch.tensor(counts, device=x.device)
-        z = self.descriptors[numbers].repeat_interleave(repeats, 0, output_size=sum(counts))
+        z = self.descriptors[numbers]
+        if len(set(counts)) == 1:  # as in an exported program
+            z = z.repeat_interleave(counts[0], 0)
+        else:
+            z = z.repeat_interleave(torch.tensor(counts, device=x.device), 0, output_size=sum(counts))
         outputs = self.conditioned(x[torch.cat(list(rows.values()))], z).split(counts)
         return {name: y[:, : self.spec.tasks[name].outputs] for name, y in zip(rows, outputs, strict=True)}
 

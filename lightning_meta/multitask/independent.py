@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any, Literal
 
@@ -219,10 +219,9 @@ class Independent(MultiTaskModule):
         """Make room for what the weights of the best mean predict."""
         self.records["joint"] = TaskRecords(self.spec.tasks).to(self.device)
 
-    def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Predictions of each task's best weights."""
-        with self.weights("selected"):
-            return self.outputs(batch)
+    def selected_weights(self) -> AbstractContextManager[None]:
+        """A context with each task's best weights."""
+        return self.weights("selected")
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions of each task's best weights, and on the test split those of the best mean."""
