@@ -346,8 +346,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         for name, i in batch.rows.items():
             x = inputs[name][i] if isinstance(inputs, dict) else inputs[i]
             parts.append(self.stems[numbers[name]](self.inputs(x)))
-            rows[name] = torch.arange(start, start + len(i), device=x.device)
-            start += len(i)
+            rows[name] = torch.arange(start, start + i.shape[0], device=x.device)
+            start += i.shape[0]
         return torch.cat(parts), Consecutive(rows)
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:

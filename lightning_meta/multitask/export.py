@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import TaskBatch
+from lightning_meta.batches import Common, TaskBatch
 from lightning_meta.checks import names_in_list
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.table_encoder import TableEncoder
@@ -32,7 +32,8 @@ class ServedTasks(nn.Module):
     Args:
         module: What is copied.
         tasks: The tasks that it predicts for.
-        apart: Whether each input runs by itself, under `vmap`, so that a method may look at how many rows a task has.
+        apart: Whether each input runs by itself, under `vmap`: for a method that asks how many rows a task has, which may
+            be any number in an exported program.
     """
 
     def __init__(self, module: MultiTaskModule, tasks: Sequence[str], apart: bool) -> None:
@@ -52,7 +53,7 @@ class ServedTasks(nn.Module):
         return {name: self.module.spec.tasks[name].for_classes(outputs[name]) for name in self._tasks}
 
     def _outputs(self, x: Tensor) -> dict[str, Tensor]:
-        rows = {name: torch.arange(x.shape[0], device=x.device) for name in self._tasks}
+        rows = Common({name: torch.arange(x.shape[0], device=x.device) for name in self._tasks})
         inputs = dict.fromkeys(self._tasks, x) if len(self.module.stems) else x
         return self.module.selected_outputs(TaskBatch(inputs, {}, rows, {}))
 
@@ -109,14 +110,14 @@ def export(
             "codes": torch.zeros(EXAMPLES, len(encoder.texts), dtype=torch.int64),
         }
         about |= _of_table(encoder, spec.table)
-        made = [partial(ServedTable, module, chosen, apart, spec.table) for apart in (True, False)]
+        made = [partial(ServedTable, module, chosen, apart, spec.table) for apart in (False, True)]
     else:
         shape = spec.input_shapes[chosen[0]]
         dtype = chosen_dtype(dtype, served_dtypes(shape, spec.input_dtypes.get(chosen[0], "")))
         example = {"x": torch.zeros(EXAMPLES, *shape, dtype=dtype)}
         before, within = image_steps(shape, dtype)
         about |= {"input_shape": list(shape), "input": INPUTS[dtype], "before": before, "within": within}
-        made = [partial(ServedTasks, module, chosen, apart) for apart in (True, False)]
+        made = [partial(ServedTasks, module, chosen, apart) for apart in (False, True)]
     about["tasks"] = [_of_task(task, spec.tasks[task], spec.table) for task in chosen]
     names = [f"prediction_{i}" for i in range(len(chosen))]
     write_program(path, [partial(_on_cpu, make) for make in made], example, about, name, outputs=names)

@@ -126,6 +126,8 @@ class Independent(MultiTaskModule):
         """Predict for several tasks, each with its own network."""
         numbers = self.task_numbers
         order = {name: numbers[name] for name in rows}
+        if torch.compiler.is_compiling():  # an exported program, in which numbers of rows are symbols
+            return {name: self._one(order[name], name, x[i]) for name, i in rows.items()}
         alike: dict[tuple[int, int], list[str]] = {}
         for name, i in rows.items():
             alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
