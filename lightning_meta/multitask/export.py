@@ -32,8 +32,8 @@ class ServedTasks(nn.Module):
     Args:
         module: What is copied.
         tasks: The tasks that it predicts for.
-        apart: Whether each input runs by itself, under `vmap`: for a method that asks how many rows a task has, which may
-            be any number in an exported program.
+        apart: Whether each input runs by itself, under `vmap`: for a method that asks how many rows a task has, of
+            which an exported program may have any number.
     """
 
     def __init__(self, module: MultiTaskModule, tasks: Sequence[str], apart: bool) -> None:
