@@ -67,7 +67,7 @@ def _number(row: Mapping[str, str | None], number: int, column: Mapping[str, Any
     value = _as_float(text, about)
     if value is None or not math.isfinite(value):
         raise ValueError(f"row {number}: column {column['column']!r} is {text!r}; expected a finite number")
-    return value - column["offset"]
+    return float(value - column["offset"])
 
 
 def _code(

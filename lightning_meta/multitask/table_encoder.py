@@ -46,6 +46,14 @@ class TableEncoder(nn.Module):
         texts: Those of texts.
     """
 
+    mean: Tensor
+    scale: Tensor
+    missing_input: Tensor
+    constant: Tensor
+    column: Tensor
+    place: Tensor
+    order: Tensor
+
     def __init__(self, spec: TableSpec) -> None:
         super().__init__()
         self.numbers = [f for f in spec.features if isinstance(f, NumberFeature)]
@@ -83,9 +91,9 @@ class TableEncoder(nn.Module):
             ]
             units = torch.stack(columns, 1)
         units = torch.where(missing | self.constant, self.missing_input, units)
-        one_hot = codes.index_select(1, self.column) == self.place
-        parts = (units, missing, one_hot, codes == MISSING)
-        return torch.cat([part.float() for part in parts], 1).index_select(1, self.order)
+        one_hot = codes.index_select(1, self.column).eq(self.place)
+        parts = [units.float(), missing.float(), one_hot.float(), codes.eq(MISSING).float()]
+        return torch.cat(parts, 1).index_select(1, self.order)
 
     def _order(self, spec: TableSpec) -> list[int]:
         """Where each of the D inputs lies among units, missing numbers, one-hot texts and missing texts."""

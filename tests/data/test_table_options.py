@@ -174,7 +174,7 @@ MANY, FEW = [f"{i},5" for i in range(200)], ["1", "2,5"] * 100
 def test_numbers_with_another_decimal_mark_are_named(
     columns: dict[str, list[str]], options: Any, said: str, tmp_path: Path
 ) -> None:
-    path = comma_table(tmp_path, **columns)
+    path = comma_table(tmp_path, ".csv", **columns)
     hint = r".*; all values are numbers with ',' before the decimals: if they are, give decimal=','$"
     with pytest.raises(UserError, match=f"({said}){hint}"):
         Table(path, delimiter=";", **options).sets()
