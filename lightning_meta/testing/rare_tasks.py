@@ -21,7 +21,7 @@ class RareTasks(TaskSource):
 
     The inputs x are standard normal. The features h are even functions of x, so a linear model has an AUROC of ½. Where
     the tasks are related, all of them use the same directions $w_k$, so that a method that shares a network finds them
-    from the labels of all tasks; else each task has its own. The intercept $b_t$ gives a task its share of positives. ::
+    from the labels of all tasks; else each task has its own. The intercept $b_t$ sets the share of positives. ::
 
         data = lm.MultiTaskDataModule(lm.testing.RareTasks(tasks=100), batch_size=100)
 
