@@ -1,11 +1,12 @@
 """Rows of a CSV file as the inputs of an exported model. This file needs numpy alone: copy it to where the model runs.
 
->>> import csv, json, onnxruntime
->>> session = onnxruntime.InferenceSession("model.onnx")
->>> about = json.loads(session.get_modelmeta().custom_metadata_map["lightning_meta.json"])
->>> with open("new.csv", newline="", encoding="utf-8-sig") as file:
-...     inputs = inputs_of(csv.DictReader(file, delimiter=about["delimiter"]), about)
->>> predictions = dict(zip([task["name"] for task in about["tasks"]], session.run(None, inputs)))
+With ONNX::
+
+    session = onnxruntime.InferenceSession("model.onnx")
+    about = json.loads(session.get_modelmeta().custom_metadata_map["lightning_meta.json"])
+    with open("new.csv", newline="", encoding="utf-8-sig") as file:
+        inputs = inputs_of(csv.DictReader(file, delimiter=about["delimiter"]), about)
+    predictions = dict(zip([task["name"] for task in about["tasks"]], session.run(None, inputs)))
 """
 
 from __future__ import annotations
