@@ -16,6 +16,7 @@ import yaml
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, read_ladder
+from lightning_meta.cli.ladder.groups import against_the_ends, grouped_rung
 from lightning_meta.cli.ladder.jobs import run_in_processes
 from lightning_meta.cli.ladder.linear import marked
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
@@ -24,6 +25,8 @@ from lightning_meta.cli.signals import StoppedBySignal
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
+
+GROUPS = 3
 
 
 def ladder(args: Sequence[str]) -> None:
@@ -37,7 +40,11 @@ def ladder(args: Sequence[str]) -> None:
     name = Path(options.config).stem if options.name is None else options.name
     refuse_name("--name", name)
     folder = Path(options.runs) / name
-    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit)
+    grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
+    further = {} if grouped is None else {grouped.name: grouped.model}
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further)
+    for line in [] if grouped is None else grouped.lines:
+        print(line, flush=True)
     runs = plan(rungs)
     waiting = []
     for number, run in enumerate(runs, 1):
@@ -64,6 +71,10 @@ def ladder(args: Sequence[str]) -> None:
         beside_linear = marked(done)
         if beside_linear is not None:
             report = replace(report, notes=(*report.notes, *beside_linear.lines))
+        if grouped is not None:
+            models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
+            lines = [*grouped.lines, *against_the_ends(grouped.name, models, done)]
+            report = replace(report, notes=(*report.notes, *lines))
         show_report(report, folder / "report", options.wandb_project)
         if beside_linear is not None:
             beside_linear.show()
@@ -83,6 +94,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
     parser.add_argument("--seeds", type=_list, help="Instead of the file's, such as '[1, 2, 3]'.")
     parser.add_argument("--rungs", type=_list, help="Only these, such as '[independent, multi_head]'.")
+    parser.add_argument(
+        "--groups",
+        metavar="RUN",
+        help="Add a rung of groups of tasks with a network each: those that the affinities propose which this finished "
+        "run recorded, or all versions in this folder, such as runs/ladder_glyphs/multi_head.",
+    )
+    parser.add_argument(
+        "--group_count", type=int, help=f"The most groups, {GROUPS} by default; the rung is called groups_{GROUPS}."
+    )
     parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
     parser.add_argument(
         "--threads",
@@ -119,8 +139,10 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
         if name in ("model", "model.class_path"):
             raise UserError(f"--{name}: the rungs of the file say which models are trained; choose with --rungs")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("jobs", "threads"):
-        if getattr(options, name) < 1:
+    if options.group_count is not None and options.groups is None:
+        raise UserError("--group_count: name the run whose affinities propose groups, with --groups")
+    for name in ("jobs", "threads", "group_count"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} is at least 1, got {getattr(options, name)}")
     if options.jobs > 1 and options.jobs * options.threads > cores:
         raise UserError(

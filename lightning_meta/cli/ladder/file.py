@@ -44,7 +44,12 @@ class Ladder:
 
 
 def read_ladder(
-    file: str, folder: Path, seeds: Sequence[int] | None, rungs: Sequence[str] | None, options: Sequence[str]
+    file: str,
+    folder: Path,
+    seeds: Sequence[int] | None,
+    rungs: Sequence[str] | None,
+    options: Sequence[str],
+    further: Mapping[str, dict[str, Any]] | None = None,
 ) -> Ladder:
     """Read a ladder, and check the configuration of every rung.
 
@@ -54,6 +59,7 @@ def read_ladder(
         seeds: Instead of the file's.
         rungs: Those to train; by default all.
         options: Options of `fit` that hold for every rung.
+        further: Rungs beside those of the file, which are trained whatever `rungs` says.
 
     Raises:
         UserError: The file is not a ladder, or `fit` would refuse a rung.
@@ -72,6 +78,11 @@ def read_ladder(
     if rungs is not None and not chosen:
         raise UserError(f"--rungs: name at least one of {', '.join(known)}")
     baseline = content.get("baseline", next(iter(known), None))
+    for rung, model in (further or {}).items():
+        if rung in known:
+            raise UserError(f"{file}, rungs.{rung}: --groups adds a rung of this name; give that of the file another")
+        known[rung] = model
+        chosen.append(rung)
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
     common = _mapping(file, models, "init_args")
