@@ -61,7 +61,7 @@ def test_what_cannot_be_is_refused(name: str, value: float) -> None:
 @pytest.mark.slow
 def test_a_shared_network_finds_what_a_linear_model_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    source = RareTasks(tasks=40, rows=2000, missing=0.5)
+    source = RareTasks(tasks=20, rows=2000, missing=0.5)
     scores = {}
     optimizer = partial(torch.optim.AdamW, lr=0.003, weight_decay=0.01)
     for module in (lm.Linear(), lm.MultiHead(MLP(10, (32, 32)), optimizer=optimizer)):
