@@ -32,6 +32,7 @@ from lightning_meta.meta import MetaModule, Predictor
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import export
 from lightning_meta.meta.held_out import HeldOut, held_out
+from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn.likeness import InputWarning
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
@@ -48,8 +49,12 @@ def predict(args: Sequence[str]) -> None:
     """
     config = make_parser().parse_args(list(args))
     check(config)
-    if config.table is not None:
-        predict_rows(config, _on_device(config, _loaded(config)))
+    if config.table is not None or config.support is None:
+        model = _on_device(config, _loaded(config))
+        if config.table is not None:
+            predict_rows(config, model)
+        if config.export is not None:
+            _export_tasks(config, model)
         return
     model = _meta_learner(config)
     in_table = config.labels is not None
@@ -65,6 +70,16 @@ def predict(args: Sequence[str]) -> None:
             _label(config, model, predictor, queries, Counter(labels), left_out, calibration)
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
         print(f"exported to {export(predictor, config.export, invert=config.invert)}")
+
+
+def _export_tasks(config: Namespace, model: Any) -> None:
+    """Export a model of named tasks, which has nothing to learn first."""
+    if not isinstance(model, MultiTaskModule):
+        raise UserError(
+            f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
+            "images, of which the learned task is exported"
+        )
+    print(f"exported to {model.export(config.export)}")
 
 
 def _tell_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
@@ -153,7 +168,7 @@ def _meta_learner(config: Namespace) -> MetaModule:
     if not isinstance(model, MetaModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} has fixed tasks and does not learn new ones; "
-            "give --table for new rows of the table that it was trained on"
+            "give --table for new rows of the table that it was trained on, or --export alone"
         )
     if model.spec.task != "classification":
         raise UserError(

@@ -11,9 +11,9 @@ from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
 from lightning_meta.cli.trust import HELP
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
-from lightning_meta.meta.export import FORMATS
+from lightning_meta.run.programs import FORMATS
 
-OF_IMAGES = ("support", "labels", "query", "export", "batch_norm", "steps", "invert", "skip_unreadable", "calibrated")
+OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable", "calibrated")
 """Options that a table has no use for."""
 
 
@@ -68,7 +68,8 @@ def make_parser() -> ArgumentParser:
         "--export",
         type=str | None,
         help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
-        "else it does to an image, or says must be done first.",
+        "else it does to an image, or says must be done first; or a model of named tasks, with how it reads a table, "
+        "for which neither --support nor --table is needed.",
     )
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
@@ -112,14 +113,15 @@ def check(config: Namespace) -> None:
     """
     if config.batch_size < 1:
         raise UserError(f"--batch_size is at least 1, got {config.batch_size}")
+    of_images = next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None)
     if config.table is not None:
-        if given := next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None):
-            raise UserError(f"--{given}: rows of --table have none; leave it out")
+        if of_images is not None:
+            raise UserError(f"--{of_images}: rows of --table have none; leave it out")
     elif given := next((n for n in ("delimiter", "decimal") if getattr(config, n) is not None), None):
         raise UserError(f"--{given}: it is of --table, which is not given; leave it out")
-    elif config.support is None:
+    elif config.support is None and (config.export is None or of_images is not None):
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
-    elif config.query is None and config.export is None:
+    elif config.support is not None and config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
     if config.calibrated and config.query is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
@@ -142,6 +144,7 @@ def _check_export(config: Namespace) -> None:
         raise UserError(f"--export {config.export}: there is no folder {path.parent}")
     if path.is_dir():
         raise UserError(f"--export {config.export}: this is a folder; name a file in it")
-    if config.query is not None and path.absolute() == Path(config.out).absolute():
+    predicts = config.query is not None or config.table is not None
+    if predicts and path.absolute() == Path(config.out).absolute():
         raise UserError(f"--export {config.export}: --out names the same file; give each its own")
     refuse_existing("--export", [path], config.overwrite)

@@ -20,16 +20,18 @@ from lightning_meta.cli.parsing import mistake_in
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.configuration import lies_in, real_path
-from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import TASKS, calibrate_by
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
+from lightning_meta.fitting.importance import permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
+from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.reading import is_number, refuse_link
 from lightning_meta.run import RunLogger
 from lightning_meta.run.differences import undescribed
@@ -60,6 +62,8 @@ def test(args: Sequence[str]) -> None:
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
     made = _instantiated(parser, config)
+    if config.importance:
+        _check_importance(module, made["data"])
     options = made["trainer"].as_dict()
     callbacks = [progress_bar()] if options["enable_progress_bar"] is not False else []
     try:
@@ -97,6 +101,19 @@ def test(args: Sequence[str]) -> None:
     about |= test_facts(made["data"])
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory, getattr(made["data"], "test_conditions", ""))
+    if config.importance:
+        permutation_importance(module, made["data"], seed=config.seed_everything, out=logger.directory)
+        print(f"how much each column is used: {logger.directory / 'importance.csv'}")
+
+
+def _check_importance(module: Any, data: Any) -> None:
+    """Refuse to permute columns where there are none, before anything is computed."""
+    if not isinstance(module, MultiTaskModule) or not isinstance(data, MultiTaskDataModule):
+        raise UserError(
+            f"--importance: {type(module).__name__} has no named tasks on the columns of a table; leave it out"
+        )
+    if module.spec.table is None:
+        raise UserError("--importance: the model was not trained on a lightning_meta.sources.Table; leave it out")
 
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
@@ -168,6 +185,11 @@ def make_parser() -> LightningArgumentParser:
         help="Instead of a test: learn from validation tasks how sure the model is of tasks with these ways and shots, "
         "so that this share of images, such as 0.9, has its label in its set; measure it on test tasks; and store it "
         "in the run directory for `predict --calibrated`.",
+    )
+    parser.add_argument(
+        "--importance",
+        action="store_true",
+        help="Also permute each column of a table in turn, and write by how much the loss of each task grows.",
     )
     parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -181,8 +183,13 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return {}
 
     def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Predictions for a batch in testing and predicting: those of the weights at hand."""
-        return self.outputs(batch)
+        """Predictions for a batch in testing and predicting: those of the selected weights."""
+        with self.selected_weights():
+            return self.outputs(batch)
+
+    def selected_weights(self) -> AbstractContextManager[None]:
+        """A context in which the module has the weights that testing and predicting use: by default those at hand."""
+        return nullcontext()
 
     def on_improved(self, improved: Improved) -> None:
         """Called in training after a validation, with what it is the best of so far."""
@@ -339,8 +346,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         for name, i in batch.rows.items():
             x = inputs[name][i] if isinstance(inputs, dict) else inputs[i]
             parts.append(self.stems[numbers[name]](self.inputs(x)))
-            rows[name] = torch.arange(start, start + len(i), device=x.device)
-            start += len(i)
+            rows[name] = torch.arange(start, start + i.shape[0], device=x.device)
+            start += i.shape[0]
         return torch.cat(parts), Consecutive(rows)
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
@@ -534,6 +541,41 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         from lightning_meta.multitask.table_predictions import predict_table
 
         return predict_table(self, data, batch_size, delimiter=delimiter, decimal=decimal)
+
+    def export(self, file: str | Path, dtype: torch.dtype | None = None, tasks: Sequence[str] | None = None) -> Path:
+        """Write the model to a file that needs nothing of this package: `.pt2`, by `torch.export`, or `.onnx`.
+
+        The function in it runs on the CPU, for any number M of inputs, with the weights that a test uses. For each task
+        it returns numbers in the unit of the target, `(M, outputs)`; the probabilities of classes, `(M, N)`, or of
+        labels; or the probability of yes, `(M,)`. In `.pt2` they are a dictionary by name of the task, in `.onnx` a
+        list in the order of the tasks.
+
+        A model of a `Table` takes its cells: `numbers` `(M, numbers)` float64, NaN where missing, and `codes`
+        `(M, texts)` int64, the place of each text in its column's list, −1 where it is missing, −2 where no training
+        row has it. Scaling, missing values and texts become inputs within the function, as in training.
+        `lightning_meta.multitask.exported_rows.inputs_of` makes both of the rows of a CSV file, with numpy alone. Where
+        a column names each row's task, the function predicts every task for every row. Other models take inputs `x`
+        `(M, *input_shape)`.
+
+        What a reader must know lies in the file: in `.pt2` as the extra file `lightning_meta.json`, in `.onnx` as the
+        metadata `lightning_meta.json`: the columns, their texts, and for each task its name, target, unit and classes.
+
+        Args:
+            file: Where to; a file that is there is replaced once the new one is whole.
+            dtype: Of the inputs that are not a table's: float32, images in [0, 1], or uint8, images in [0, 255]; int64
+                for ids. By default float32, or int64 where the model learned from ids.
+            tasks: The tasks that it predicts for, whose inputs are of one shape; all by default.
+
+        Returns:
+            The file.
+
+        Raises:
+            UserError: Another suffix or dtype, tasks of different inputs, a package that is missing, or an operator
+                that cannot be exported.
+        """
+        from lightning_meta.multitask.export import export
+
+        return export(self, file, dtype, tasks)
 
     def _likeness(self, task: str) -> Likeness:
         if task not in self._likenesses:

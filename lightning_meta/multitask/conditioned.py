@@ -12,6 +12,7 @@ from lightning_meta.checks import whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.together import equally_many
 from lightning_meta.nn.conditioning import Add, Concatenate, Entry, FiLM, Gate, widened
 from lightning_meta.nn.features import output_size, shape_after, zeros_like_inputs
 from lightning_meta.nn.heads import make_head, seeded
@@ -111,11 +112,14 @@ class Conditioned(MultiTaskModule):
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks, each input with the descriptor of its task."""
-        counts = [len(i) for i in rows.values()]
+        counts = [i.shape[0] for i in rows.values()]
         places = self.task_numbers
         numbers = torch.tensor([places[name] for name in rows], device=x.device)
-        repeats = torch.tensor(counts, device=x.device)
-        z = self.descriptors[numbers].repeat_interleave(repeats, 0, output_size=sum(counts))
+        z = self.descriptors[numbers]
+        if equally_many(counts):
+            z = z.unsqueeze(1).expand(-1, counts[0], -1).flatten(0, 1)
+        else:
+            z = z.repeat_interleave(torch.tensor(counts, device=x.device), 0, output_size=sum(counts))
         outputs = self.conditioned(x[torch.cat(list(rows.values()))], z).split(counts)
         return {name: y[:, : self.spec.tasks[name].outputs] for name, y in zip(rows, outputs, strict=True)}
 

@@ -95,7 +95,7 @@ class Grouped(MultiTaskModule):
         """Predict for several tasks, each group with its own backbone."""
         heads = dict(zip(self.spec.tasks, self.heads, strict=True))
         consecutive = isinstance(rows, Consecutive)
-        parts = dict(zip(rows, torch.split(x, [len(i) for i in rows.values()]), strict=True)) if consecutive else {}
+        parts = dict(zip(rows, torch.split(x, [i.shape[0] for i in rows.values()]), strict=True)) if consecutive else {}
         outputs: dict[str, Tensor] = {}
         for backbone, group in self._networks():
             if not (names := [name for name in rows if name in group]):

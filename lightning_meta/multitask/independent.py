@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from typing import Any, Literal
 
@@ -126,6 +126,8 @@ class Independent(MultiTaskModule):
         """Predict for several tasks, each with its own network."""
         numbers = self.task_numbers
         order = {name: numbers[name] for name in rows}
+        if torch.compiler.is_compiling():  # an exported program, in which numbers of rows are symbols
+            return {name: self._one(order[name], name, x[i]) for name, i in rows.items()}
         alike: dict[tuple[int, int], list[str]] = {}
         for name, i in rows.items():
             alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
@@ -219,10 +221,9 @@ class Independent(MultiTaskModule):
         """Make room for what the weights of the best mean predict."""
         self.records["joint"] = TaskRecords(self.spec.tasks).to(self.device)
 
-    def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Predictions of each task's best weights."""
-        with self.weights("selected"):
-            return self.outputs(batch)
+    def selected_weights(self) -> AbstractContextManager[None]:
+        """A context with each task's best weights."""
+        return self.weights("selected")
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions of each task's best weights, and on the test split those of the best mean."""

@@ -110,7 +110,7 @@ class LoRA(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; an input runs through the backbone once for each task that it belongs to."""
         numbers = self.task_numbers
-        tasks, counts = [numbers[name] for name in rows], [len(i) for i in rows.values()]
+        tasks, counts = [numbers[name] for name in rows], [i.shape[0] for i in rows.values()]
         with self._updated(tasks, counts):
             features = self.backbone(x[torch.cat(list(rows.values()))]).split(counts)
         return {name: self.heads[i](f) for name, i, f in zip(rows, tasks, features, strict=True)}

@@ -106,7 +106,7 @@ class MTAN(MultiTaskModule):
             for stage in others:
                 p = stage(p)
             if j:  # all tasks at once: batch normalisation in f is theirs together
-                counts = [len(i) for i in rows.values()]
+                counts = [i.shape[0] for i in rows.values()]
                 brought = self.between[j - 1](torch.cat([attended[name] for name in rows])).split(counts)
                 seen = {n: torch.cat([u[i], f], 1) for (n, i), f in zip(rows.items(), brought, strict=True)}
             else:

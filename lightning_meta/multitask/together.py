@@ -27,7 +27,7 @@ def rows_of(features: Tensor, rows: Mapping[str, Tensor], apart: bool = False) -
     """
     if isinstance(rows, Common):
         return [features] * len(rows)
-    counts = [len(i) for i in rows.values()]
+    counts = [i.shape[0] for i in rows.values()]  # `len` would fix them in an exported program
     if isinstance(rows, Consecutive):
         return torch.split(features, counts)
     if apart or not features.requires_grad:
@@ -49,7 +49,7 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str,
     Returns:
         For each task, `(n_i, outputs_i)`.
     """
-    several = len(heads) >= FEWEST and len({len(i) for i in rows.values()}) == 1
+    several = len(heads) >= FEWEST and equally_many([i.shape[0] for i in rows.values()])
     layers = _equal_layers(heads) if several else None
     if layers is None:
         return [head(own) for head, own in zip(heads, rows_of(features, rows), strict=True)]
@@ -66,6 +66,11 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str,
         else:
             x = F.relu(x)
     return x.unbind()
+
+
+def equally_many(counts: Sequence[int]) -> bool:
+    """Whether tasks have equally many rows; in an exported program these are symbols, which no set takes."""
+    return all(count == counts[0] for count in counts)
 
 
 def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:

@@ -163,7 +163,7 @@ class Column:
             UserError: A row holds text, or infinity.
         """
         if self.first_text is not None:
-            raise self.wrong(self.first_text, "expected a number")
+            raise self.wrong(self.first_text, f"expected a number{self.hint}")
         values = self._values
         if values is None:  # numbers to Python that Arrow does not read
             texts, codes = self._texts
@@ -267,6 +267,16 @@ class Column:
     def classes(self) -> list[str]:
         """The different labels, numbers by value and text by code point."""
         return sorted(self.coded.texts, key=Decimal) if self.first_text is None else sorted(self.coded.texts)
+
+    @property
+    def hint(self) -> str:
+        """How to read texts of a CSV file that are numbers with the other mark before decimals; "" for other texts."""
+        other = "." if self.decimal == "," else ","
+        spelled = Column(self.where, self.array, decimal=other)
+        of_csv = self.as_text is not None
+        if not of_csv or self.first_text is None or not all(map(spelled._is_number, self._texts.texts)):
+            return ""
+        return f"; all values are numbers with {other!r} before the decimals: if they are, give decimal={other!r}"
 
     def shown(self, row: int) -> str:
         """A value in a message."""

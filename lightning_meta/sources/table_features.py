@@ -152,15 +152,18 @@ def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
 def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categories: int) -> list[str]:
     if column.mixed and not stated:
         assert column.first_text is not None
-        raise column.wrong(column.first_text, "other rows hold numbers; mend it, or name the column in `categorical`")
+        said = f"other rows hold numbers; mend it, or name the column in `categorical`{column.hint}"
+        raise column.wrong(column.first_text, said)
     coded = column.coded
     used = np.bincount(coded.codes[train] + 1, minlength=len(coded.texts) + 1)[1:]
     texts = sorted(text for text, count in zip(coded.texts, used, strict=True) if count)
     if len(texts) > max_categories:
         raise UserError(
             f"{column.where} has {len(texts)} different texts in training rows, such as {texts[0]!r}; leave it out of "
-            f"the features, or raise max_categories ({max_categories})"
+            f"the features, or raise max_categories ({max_categories}){column.hint}"
         )
+    if not stated and (hint := column.hint):
+        _log.warning("%s is text, such as %r%s", column.where, texts[0], hint)
     return texts
 
 

@@ -73,7 +73,9 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
             f"binary, multiclass or regression"
         )
     if kind is None and target.classes is None and column.first_text is not None and column.mixed:
-        raise column.wrong(column.first_text, "other rows hold numbers; mend it, or state multiclass")
+        raise column.wrong(column.first_text, f"other rows hold numbers; mend it, or state multiclass{column.hint}")
+    if kind is None and target.classes is None and column.hint:
+        raise UserError(f"{column.where} is text, so its kind is unclear; state multiclass{column.hint}")
     if kind is None:
         text = target.classes is not None or column.first_text is not None
         kind = "multiclass" if text else "regression"

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from sklearn.preprocessing import QuantileTransformer
 
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS
 from lightning_meta.cli.main import main
+from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
 from lightning_meta.sources import LabelledTable, Table
 from lightning_meta.sources.table_features import CHUNK
@@ -142,3 +145,50 @@ def test_new_rows_are_read_and_scaled_as_those_of_training(tmp_path: Path) -> No
     with out.open(newline="") as file:
         written = [float(row["y"]) for row in csv.DictReader(file)]
     np.testing.assert_allclose(np.array(written)[order], wanted.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def comma_table(folder: Path, suffix: str = ".csv", **columns: list[str]) -> Path:
+    """Numbers with a comma before their decimals, in a file with semicolons; and a target of whole numbers."""
+    rows = {"y": [str(i % 9) for i in range(200)], "w": [str(i) for i in range(200)], **columns}
+    path = folder / f"comma{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.table(rows), path)
+        return path
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=";").writerows([list(rows), *zip(*rows.values(), strict=True)])
+    return path
+
+
+MANY, FEW = [f"{i},5" for i in range(200)], ["1", "2,5"] * 100
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "said"),
+    [
+        ({"x": MANY}, {"targets": {"y": "regression"}}, ".* 120 different texts in training rows.*"),
+        ({"x": FEW}, {"targets": {"y": "regression"}}, "column 'x', row 2 is '2,5': other rows hold numbers"),
+        ({"x": MANY}, {"targets": {"x": "regression"}}, "column 'x', row 1 is '0,5': expected a number"),
+        ({"x": MANY}, {"targets": {"x": None}}, "column 'x' is text, so its kind is unclear; state multiclass"),
+    ],
+)
+def test_numbers_with_another_decimal_mark_are_named(
+    columns: dict[str, list[str]], options: Any, said: str, tmp_path: Path
+) -> None:
+    path = comma_table(tmp_path, ".csv", **columns)
+    hint = r".*; all values are numbers with ',' before the decimals: if they are, give decimal=','$"
+    with pytest.raises(UserError, match=f"({said}){hint}"):
+        Table(path, delimiter=";", **options).sets()
+    Table(path, delimiter=";", decimal=",", **options).sets()
+
+
+def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They may be meant as text, unlike those of a file in which no option would help."""
+    options: Any = {"targets": {"y": "regression"}, "delimiter": ";"}
+    table = Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), **options)
+    assert table.input_names == ["w", "x=0,5", "x=2,5"]
+    assert "column 'x' is text, such as '0,5'; all values are numbers with ',' before the decimals" in caplog.text
+    caplog.clear()
+    Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), categorical=["x"], **options).sets()
+    with pytest.raises(UserError, match=r"expected a number$"):
+        Table(comma_table(tmp_path, ".parquet", x=MANY), {"x": "regression"}).sets()
+    assert "decimals" not in caplog.text

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import lightning_meta as lm
+from lightning_meta.cli.main import main
 from lightning_meta.functional.random_bits import choose, key, name_key
 from lightning_meta.nn import MLP
 from lightning_meta.sources import Table
@@ -42,6 +43,7 @@ def made(folder: Path, **options: Any) -> tuple[lm.MultiHead, lm.MultiTaskDataMo
     return lm.MultiHead(MLP(5, (8,)), tasks=data.spec), data
 
 
+ROOT = Path(__file__).parents[2]
 TWO: dict[str, Any] = {"targets": {"y": "regression", "z": "binary"}}
 
 
@@ -127,3 +129,28 @@ def test_data_of_another_table_are_refused(tmp_path: Path) -> None:
         lm.permutation_importance(module, made(tmp_path, **TWO, seed=7)[1])
     with pytest.raises(lm.UserError, match="repeats"):
         lm.permutation_importance(module, data, repeats=0)
+
+
+@pytest.mark.slow
+def test_the_command_tests_and_permutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The figures of the command are those of the function; a model of images has no columns."""
+    monkeypatch.chdir(tmp_path)
+    made(tmp_path, **TWO)
+    options = [f"--data.source.path={tmp_path / 't.csv'}", "--data.source.targets={y: regression, z: binary}"]
+    options += ["--data.source.features=[a, b, kind]", "--model.backbone.in_features=5"]
+    options += ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false"]
+    config = ROOT / "configs" / "multi_head_table.yaml"
+    assert main(["fit", "--config", str(config), *options]) == 0, capsys.readouterr().err
+    (run,) = Path("runs").glob("*/0")
+    capsys.readouterr()
+    assert main(["test", "--ckpt_path", str(run), "--importance", "--trainer.enable_progress_bar=false"]) == 0
+    (table,) = run.glob("tests/*/importance.csv")
+    assert f"how much each column is used: {table}" in capsys.readouterr().out
+    assert table.with_suffix(".png").stat().st_size > 0
+    with table.open(newline="") as file:
+        found = {(row["task"], row["column"]): float(row["loss_increase"]) for row in csv.DictReader(file)}
+    data = lm.MultiTaskDataModule(Table("t.csv", features=["a", "b", "kind"], **TWO), seed=0)
+    expected = lm.permutation_importance(lm.load(run), data, seed=1)  # the run's
+    assert found == pytest.approx({(f.task, f.column): f.mean for f in expected}, rel=1e-6)

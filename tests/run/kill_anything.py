@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from lightning_meta.meta.export import METADATA
+from lightning_meta.run.programs import METADATA
 from tests.run.moments import Moment, drawn, killed, measured
 from tests.run.test_resume import MODEL, SCHEDULES, fingerprint
 from tests.run.whole import check_files, check_run, rows_of

@@ -1,0 +1,176 @@
+"""A function of tensors as a file that needs nothing of this package."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.errors import UserError
+from lightning_meta.nn.features import IMAGE_DIMS, are_ids
+from lightning_meta.run.files import replacing
+
+FORMATS = (".pt2", ".onnx")
+METADATA = "lightning_meta.json"
+MOST = 1 << 20  # inputs at once
+INPUTS = {
+    torch.float32: "float32; images in [0, 1]",
+    torch.uint8: "uint8; images in [0, 255]",
+    torch.int64: "int64; ids",
+}
+
+
+def check_target(path: Path) -> None:
+    """Refuse a file that cannot be exported to.
+
+    Raises:
+        UserError: Another suffix, a folder, or a folder that is not there.
+    """
+    if path.suffix not in FORMATS:
+        raise UserError(f"{path}: a file ending in {' or '.join(FORMATS)} is needed to export to")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent}: there is no such folder to export to")
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; name a file to export to")
+
+
+def write_program(
+    path: Path,
+    makers: Sequence[Callable[[], nn.Module]],
+    example: Mapping[str, Tensor],
+    about: Mapping[str, Any],
+    name: str,
+    fewest: int = 1,
+    outputs: Sequence[str] | None = None,
+) -> None:
+    """Write a module as a program, once it is whole.
+
+    Args:
+        path: Where to, `.pt2` or `.onnx`.
+        makers: Make the module in evaluation mode, on the CPU; where there are several, their modules compute the same,
+            and the first that the exporter takes is written.
+        example: The arguments by name, `(M, ...)` each.
+        about: What the reader must know, plain data.
+        name: What errors call the module.
+        fewest: The least M that the program takes.
+        outputs: The names of the outputs in `.onnx`.
+
+    Raises:
+        UserError: A package that is missing, or an operator that cannot be exported.
+    """
+    content, reasons = b"", list[Exception]()
+    with _quiet():
+        for make in makers:
+            try:
+                content = _content(path, make(), example, json.dumps(about), fewest, outputs)
+                break
+            except UserError:
+                raise
+            except Exception as error:  # whatever the exporters raise for what they do not know
+                reasons.append(error)
+    if not content:
+        reason = " ".join(str(reasons[0]).split())[:200]
+        raise UserError(f"{path}: {name} cannot be exported: {reason}") from reasons[0]
+    with replacing(path, "wb") as out:
+        out.write(content)
+
+
+def _content(
+    path: Path,
+    model: nn.Module,
+    example: Mapping[str, Tensor],
+    about: str,
+    fewest: int,
+    outputs: Sequence[str] | None,
+) -> bytes:
+    count = torch.export.Dim("inputs", min=fewest, max=MOST)
+    shapes = {name: {0: count} for name in example}
+    tensors = tuple(example.values())
+    program = torch.export.export(model, tensors, dynamic_shapes=shapes, strict=False)
+    return _pt2(program, about) if path.suffix == ".pt2" else _onnx(program, tensors, about, outputs)
+
+
+def served_dtypes(input_shape: Sequence[int], input_dtype: str) -> list[torch.dtype]:
+    """The dtypes of inputs that can be exported, that of most use first.
+
+    Args:
+        input_shape: The shape of one input.
+        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+    """
+    if are_ids(input_shape, input_dtype):
+        return [torch.int64]
+    return [torch.float32, torch.uint8] if len(input_shape) == IMAGE_DIMS else [torch.float32]
+
+
+def chosen_dtype(dtype: torch.dtype | None, served: Sequence[torch.dtype]) -> torch.dtype:
+    """The dtype that was asked for, or else the first.
+
+    Raises:
+        UserError: It is not among those that can be exported.
+    """
+    if dtype is not None and dtype not in served:
+        raise UserError(f"dtype: {' or '.join(map(str, served))} inputs can be exported, got {dtype}")
+    return served[0] if dtype is None else dtype
+
+
+def image_steps(input_shape: Sequence[int], dtype: torch.dtype, invert: bool = False) -> tuple[list[str], list[str]]:
+    """What is done to an image file before the function, as `read_images` does it, and within; nothing to ids."""
+    if len(input_shape) != IMAGE_DIMS or dtype == torch.int64:
+        return [], []
+    channels, height, width = input_shape
+    before: list[str] = []
+    within: list[str] = []
+    if channels in (1, 3) and height == width:
+        before = [
+            "decode the file and turn it upright by its EXIF orientation",
+            "convert it to grey: 0.299 R + 0.587 G + 0.114 B" if channels == 1 else "convert it to RGB, without alpha",
+            f"resize it to {width} x {height} pixels by Pillow's LANCZOS, whatever its proportions, in 8 bits",
+            "lay it out channels first",
+        ]
+    (within if dtype == torch.uint8 else before).append("divide by 255")
+    return before, within + (["turn dark into light: 1 - x"] if invert else [])
+
+
+def _pt2(program: Any, about: str) -> bytes:
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA: about})
+    return file.getvalue()
+
+
+def _onnx(program: Any, example: tuple[Tensor, ...], about: str, outputs: Sequence[str] | None) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("onnx and onnxscript are not installed; pip install 'lightning_meta[export]'") from error
+    made = torch.onnx.export(program, example, dynamo=True, verbose=False, output_names=outputs)
+    assert made is not None
+    model = made.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA, about
+    return bytes(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' remarks on themselves: where they fail, they print the whole graph."""
+    exporters = [logging.getLogger(name) for name in ("torch.fx", "torch.onnx", "onnxscript", "onnx_ir")]
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    levels = [(log, log.level) for log in (*exporters, shapes)]
+    for log, _ in levels:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in levels:
+            log.setLevel(level)
