@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -14,16 +14,18 @@ from jsonargparse import ArgumentError
 
 from lightning_meta.cli.config_text import check_yaml
 from lightning_meta.cli.fit import MetaCLI, fit_options
+from lightning_meta.cli.ladder.search import TUNED, Search, read_search
 from lightning_meta.cli.messages import one_line
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
 from lightning_meta.reading import read_yaml
 from lightning_meta.run.names import refuse_name
+from lightning_meta.weightings import Aggregator, Equal, GradientWeighting
 
-KEYS = ("seeds", "baseline", "shared", "model", "rungs")
+KEYS = ("seeds", "baseline", "shared", "model", "tune", "rungs")
 OF_THE_LADDER = ("config", "seed_everything", "name", "runs", "ckpt_path")
-FOLDERS = ("report", "configs", "logs")
+FOLDERS = ("report", "configs", "logs", "trials", TUNED)
 
 
 @dataclass(frozen=True)
@@ -35,16 +37,27 @@ class Ladder:
         baseline: The rung that the others are compared with.
         seeds: One run of every rung for each.
         rungs: By name, the whole configuration of `fit`, which differs in `model` alone.
+        search: What every rung searches before; None where nothing is.
+        trials: By rung that searches, the configuration of each of its trials, without weights of its losses.
+        weights: By rung, where the weights of its sum come from: `TUNED`, or the rung that they are read off.
     """
 
     folder: Path
     baseline: str
     seeds: tuple[int, ...]
     rungs: Mapping[str, dict[str, Any]]
+    search: Search | None = None
+    trials: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_ladder(
-    file: str, folder: Path, seeds: Sequence[int] | None, rungs: Sequence[str] | None, options: Sequence[str]
+    file: str,
+    folder: Path,
+    seeds: Sequence[int] | None,
+    rungs: Sequence[str] | None,
+    options: Sequence[str],
+    trials: int | None = None,
 ) -> Ladder:
     """Read a ladder, and check the configuration of every rung.
 
@@ -54,6 +67,7 @@ def read_ladder(
         seeds: Instead of the file's.
         rungs: Those to train; by default all.
         options: Options of `fit` that hold for every rung.
+        trials: Of each rung that searches, instead of the file's.
 
     Raises:
         UserError: The file is not a ladder, or `fit` would refuse a rung.
@@ -74,13 +88,79 @@ def read_ladder(
     baseline = content.get("baseline", next(iter(known), None))
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
-    common = _mapping(file, models, "init_args")
-    parsed = {}
+    search = read_search(f"{file}, tune", content["tune"], trials) if "tune" in content else None
+    if search is None and trials is not None:
+        raise UserError(f"--trials: {file} has no tune; nothing is searched")
+    weights = _weights(file, {rung: known[rung] for rung in chosen}, search)
+    common, parsed, searched = _mapping(file, models, "init_args"), {}, {}
     for rung in chosen:
-        model = _model(file, rung, known[rung], common)
-        config = {**shared, "model": model}
-        parsed[rung] = _parsed(file, folder, rung, config, _options_of(model["class_path"], options))
-    return Ladder(folder, baseline, seeds, parsed)
+        model = _model(file, rung, _of_source(known, rung, weights), common)
+        config, of_rung = {**shared, "model": model}, _options_of(model["class_path"], options)
+        parsed[rung] = _parsed(file, folder, rung, config, of_rung)
+        if rung in weights:
+            _check_weighted(file, rung, parsed[rung])
+        if search is not None and weights.get(rung, TUNED) == TUNED:
+            searched[rung] = tuple(_trials(file, folder, rung, config, of_rung, search))
+    for rung, source in weights.items():
+        if source != TUNED:
+            _check_source(file, rung, source, parsed[source])
+    return Ladder(folder, baseline, seeds, parsed, search, searched, weights)
+
+
+def _weights(file: str, rungs: Mapping[str, Any], search: Search | None) -> dict[str, str]:
+    """Where the weights of rungs come from that do not say them."""
+    found = {rung: model["weights"] for rung, model in rungs.items() if isinstance(model, dict) and "weights" in model}
+    for rung, source in found.items():
+        where = f"{file}, rungs.{rung}.weights"
+        if source != TUNED and len(rungs[rung]) > 1:
+            raise UserError(f"{where}: the model is that of {source}; leave out what else stands here")
+        if search is None:
+            raise UserError(f"{where}: {file} has no tune, which says how many trials each rung has; add it")
+        if source != TUNED and (source not in rungs or source in found):
+            others = [name for name in rungs if name not in found]
+            raise UserError(
+                f"{where}: expected {TUNED}, or the rung to read them off ({', '.join(others)}), got {source!r}"
+            )
+    return found
+
+
+def _of_source(rungs: Mapping[str, Any], rung: str, weights: Mapping[str, str]) -> Any:
+    """A rung as it stands in the file; one whose weights are read off another has the other's model."""
+    source = weights.get(rung, TUNED)
+    model = rungs[rung] if source == TUNED else rungs[source]
+    args = model.get("init_args") if isinstance(model, dict) else None
+    if source == TUNED or not isinstance(args, dict):
+        return model
+    return {**model, "init_args": {name: value for name, value in args.items() if name != "weighting"}}
+
+
+def _check_weighted(file: str, rung: str, config: Mapping[str, Any]) -> None:
+    """Refuse weights of a rung that has a weighting already, or takes none."""
+    args = config["model"]["init_args"]
+    if args.get("weighting", "none") is not None:
+        raise UserError(
+            f"{file}, rungs.{rung}.weights: leave out model.weighting, and take a model with a weighting, such as "
+            "lightning_meta.MultiHead"
+        )
+
+
+def _check_source(file: str, rung: str, source: str, config: Mapping[str, Any]) -> None:
+    """Refuse to read weights off a rung that logs none."""
+    weighting = config["model"]["init_args"].get("weighting")
+    kind = Equal if weighting is None else import_class(weighting["class_path"])
+    if issubclass(kind, Equal) or (issubclass(kind, Aggregator) and not issubclass(kind, GradientWeighting)):
+        raise UserError(f"{file}, rungs.{rung}.weights: {source} logs no weights to read off ({kind.__name__})")
+
+
+def _trials(
+    file: str, folder: Path, rung: str, config: dict[str, Any], options: Sequence[str], search: Search
+) -> Iterator[dict[str, Any]]:
+    """The configurations of a rung's trials; of one that has none of the searched options, the first alone."""
+    for number in range(search.trials):
+        settings = [f"--{name}={value}" for name, value in search.settings(number).items()]
+        taken = _options_of(config["model"]["class_path"], settings)
+        if not number or taken:
+            yield _parsed(file, folder / "trials", f"{rung}_trial_{number}", config, [*options, *taken])
 
 
 class _Parsed(MetaCLI):
@@ -142,7 +222,7 @@ def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[
     refuse_name(f"{file}, rungs", rung)
     if not isinstance(model, dict) or "class_path" not in model:
         raise UserError(f"{file}, rungs.{rung}: expected class_path and init_args, got {model!r}")
-    if odd := [k for k in model if k not in ("class_path", "init_args")]:
+    if odd := [k for k in model if k not in ("class_path", "init_args", "weights")]:
         raise UserError(
             f"{file}, rungs.{rung}.{odd[0]}: a rung sets its model alone; data, budget and selection rule are the same "
             "for all and stand under shared"

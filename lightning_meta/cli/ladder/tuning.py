@@ -1,0 +1,150 @@
+"""The search of a ladder: trials of its rungs, each rung's best, and the ladder that has their settings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_meta.cli.ladder.file import Ladder
+from lightning_meta.cli.ladder.plan import PlannedRun, plan
+from lightning_meta.cli.ladder.search import TUNED, WEIGHT, Search, mean_weights
+from lightning_meta.cli.sweep.trial import reached
+from lightning_meta.errors import UserError
+from lightning_meta.modes import known_mode
+from lightning_meta.reading import read_yaml
+from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import numbers_of, read_table
+
+FAILED = "failed.yaml"  # in the folder of a trial whose training failed: the configuration that it failed with
+
+Configs = dict[str, list[dict[str, Any]]]  # of the trials of each rung
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search of a rung found.
+
+    Attributes:
+        trial: The number of the best trial.
+        settings: Its values by the options' names; empty for the file's own.
+        weights: Those of the sum by task; empty where a rung has a weighting of its own.
+        steps: The training steps of all trials.
+    """
+
+    trial: int
+    settings: Mapping[str, Any]
+    weights: Mapping[str, float] = field(default_factory=dict)
+    steps: int = 0
+
+
+def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], None]) -> tuple[Ladder, dict[str, Found]]:
+    """Search, and return the ladder with the best settings of each rung.
+
+    Args:
+        ladder: With rungs as they stand in the file.
+        search: Its search.
+        train: Trains those of some trials that are not trained yet.
+
+    Raises:
+        UserError: No trial of a rung has a result, or no weights can be read off it.
+    """
+    configs: Configs = {rung: list(of) for rung, of in ladder.trials.items()}
+    sums = [rung for rung in configs if ladder.weights.get(rung) == TUNED]
+    # The weights of a sum need the names of the tasks, which its first trial knows.
+    train(_planned(ladder, search, {rung: of[:1] if rung in sums else of for rung, of in configs.items()}))
+    weights: dict[str, list[dict[str, float]]] = {}
+    for rung in sums:
+        tasks = _tasks(_planned(ladder, search, {rung: configs[rung][:1]})[0])
+        weights[rung] = [search.weights(number, tasks) for number in range(len(configs[rung]))]
+        later = zip(configs[rung][1:], weights[rung][1:], strict=True)
+        configs[rung] = [configs[rung][0], *(_weighted(config, of) for config, of in later)]
+    if sums:
+        train(_planned(ladder, search, {rung: configs[rung] for rung in sums}))
+    rungs, found = {}, {}
+    for rung, config in ladder.rungs.items():
+        source = ladder.weights.get(rung, rung)
+        searched = rung if source == TUNED else source
+        runs = _planned(ladder, search, {searched: configs[searched]})
+        best = _best(searched, runs)
+        of = weights[rung][best] if rung in sums else {} if searched == rung else _read_off(searched, runs[best])
+        chosen = configs[searched][best]
+        rungs[rung] = {**(_weighted(chosen, of) if of else chosen), **{key: config[key] for key in ("name", "runs")}}
+        found[rung] = Found(best, search.settings(best), of, sum(map(steps_of, runs)))
+    return replace(ladder, rungs=rungs), found
+
+
+def note_failure(run: PlannedRun, reason: str) -> None:
+    """Note that the training of a trial failed, so that it is not tried again with the same configuration."""
+    with replacing(run.root / FAILED) as file:
+        file.write(run.file.read_text(encoding="utf-8"))
+
+
+def has_failed(run: PlannedRun) -> bool:
+    """Whether the training of a trial failed."""
+    note = run.root / FAILED
+    return note.is_file() and note.read_bytes() == run.file.read_bytes()
+
+
+def steps_of(run: PlannedRun) -> int:
+    """The training steps of a run; 0 where it has no results."""
+    if run.directory is None or not run.finished:
+        return 0
+    return int(json.loads((run.directory / "results.json").read_text(encoding="utf-8"))["steps"])
+
+
+def _planned(ladder: Ladder, search: Search, configs: Mapping[str, Sequence[dict[str, Any]]]) -> list[PlannedRun]:
+    """Trials as the runs of a ladder with one seed, those of a rung in order."""
+    rungs = {config["name"]: config for of in configs.values() for config in of}
+    return plan(Ladder(ladder.folder / "trials", ladder.baseline, (search.seed,), rungs))
+
+
+def _tasks(run: PlannedRun) -> list[str]:
+    if run.directory is None or not run.finished:
+        raise UserError(
+            f"{run.title}: training failed with the file's own settings, so that the tasks are not known; lower the "
+            "learning rate"
+        )
+    header, rows = read_table(run.directory / "per_task.csv", ["task"])
+    return [row[header.index("task")] for row in rows]
+
+
+def _weighted(config: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
+    """A configuration with fixed weights."""
+    weighting = {"class_path": "lightning_meta.weightings.Fixed", "init_args": {"weights": dict(weights)}}
+    model = config["model"]
+    return {**config, "model": {**model, "init_args": {**model["init_args"], "weighting": weighting}}}
+
+
+def _best(rung: str, runs: Sequence[PlannedRun]) -> int:
+    """The number of the trial with the best validation; of equal ones the first."""
+    scores = [_score(run) for run in runs]
+    if max(scores) == -math.inf:
+        raise UserError(f"{rung}: none of its {len(runs)} trials has a result; see the logs of the ladder")
+    return scores.index(max(scores))
+
+
+def _score(run: PlannedRun) -> float:
+    """The best value of the monitored metric, a large one is good; -inf where training failed."""
+    if run.directory is None or not run.finished:
+        return -math.inf
+    monitor = read_yaml(run.directory / "config.yaml")["checkpoint"]
+    mode = monitor["mode"] or known_mode(str(monitor["monitor"])) or "min"
+    try:
+        value = reached(run.directory, monitor["monitor"], mode == "max")
+    except FloatingPointError:
+        return -math.inf
+    return value if mode == "max" else -value
+
+
+def _read_off(rung: str, run: PlannedRun) -> dict[str, float]:
+    assert run.directory is not None
+    file = run.directory / "metrics.csv"
+    names, rows = read_table(file)
+    columns = dict(zip(names, zip(*rows, strict=True), strict=False))
+    weights = mean_weights({n: numbers_of(file, n, of) for n, of in columns.items() if n.startswith(WEIGHT)})
+    if missing := [task for task in _tasks(run) if task not in weights]:
+        raise UserError(f"{file}: {rung} logged no weight of task {missing[0]!r}; lower --trainer.log_every_n_steps")
+    return weights
