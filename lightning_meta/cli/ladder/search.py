@@ -83,9 +83,10 @@ def read_search(where: str, content: Any, trials: int | None) -> Search:
         raise UserError(f"{where}: expected {', '.join(KEYS)}, got {got}")
     number = content.get("trials") if trials is None else trials
     if type(number) is not int or number < 2:
+        option = f"{where}.trials" if trials is None else "--trials"
         raise UserError(
-            f"{f'{where}.trials' if trials is None else '--trials'}: expected a whole number of at least 2, as the first "
-            f"trial has the file's own settings; got {number!r}"
+            f"{option}: expected a whole number of at least 2, as the first trial has the file's own settings; got "
+            f"{number!r}"
         )
     seed = content.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**32:

@@ -49,10 +49,8 @@ def method_verdicts(methods: Sequence[MethodTransfer]) -> list[MethodVerdict]:
     tested = np.isfinite(p)
     corrected = np.full(len(p), np.nan)
     corrected[tested] = holm(p[tested])
-    return [
-        _verdict(m, float(of), (1 - LEVEL) / max(int(tested.sum()), 1))
-        for m, of in zip(methods, corrected, strict=True)
-    ]
+    alpha = (1 - LEVEL) / max(int(tested.sum()), 1)
+    return [_verdict(method, float(of), alpha) for method, of in zip(methods, corrected, strict=True)]
 
 
 def _verdict(method: MethodTransfer, p_holm: float, alpha: float) -> MethodVerdict:
