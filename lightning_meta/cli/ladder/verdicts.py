@@ -80,8 +80,8 @@ class Verdicts:
     @property
     def lines(self) -> list[str]:
         """What the table comes to, for the report."""
-        others = [row.verdict for row in self.rows if row.verdict is not None]
-        better = [of.method for of in others if of.verdict == "better"]
+        others = {row.rung: row.verdict.verdict for row in self.rows if row.verdict is not None}
+        better = [rung for rung, verdict in others.items() if verdict == "better"]
         beat = f"{' and '.join(better)} beat{'s' * (len(better) == 1)}" if better else "no method is shown to beat"
         steps = {row.rung: row.steps for row in self.rows}
         budget = f"At {steps[self.baseline]:,} training steps for each method, trials included"
@@ -147,7 +147,7 @@ def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[
         if run.directory is not None:
             text = (run.directory / "results.json").read_text(encoding="utf-8")
             of_rungs[run.rung].append(json.loads(text))
-    by_name = {of.method: of for of in method_verdicts(report.methods)}
+    by_name = method_verdicts({of.method: of.for_method for of in report.methods})
     rows = []
     for rung, results in of_rungs.items():
         steps = sum(of["steps"] for of in results)
