@@ -84,15 +84,15 @@ def in_this_process(trained: list[str]) -> Callable[..., None]:
         jobs: int,
         threads: int,
         logs: Path,
-        failed: Callable[[PlannedRun, str], None] | None = None,
+        failed: Callable[[PlannedRun], None] | None = None,
     ) -> None:
         for _, run in runs:
             trained.append(run.title)
             try:
                 fit(run.arguments)
-            except NonFiniteLossError as error:
+            except NonFiniteLossError:
                 assert failed is not None
-                failed(run, str(error))
+                failed(run)
 
     return train
 
@@ -107,6 +107,7 @@ def rows_of(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_every_rung_is_trained_with_the_best_of_its_trials(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +155,7 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
     assert not trained
 
 
+@pytest.mark.slow
 def test_a_trial_whose_training_fails_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
     monkeypatch.setattr(command, "run_in_processes", in_this_process(trained))
@@ -266,6 +268,12 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         with_rungs(read_off={"weights": "cagrad", "class_path": "lightning_meta.MultiHead"}),
         [],
         "rungs.read_off.weights: the model is that of cagrad; leave out what else stands here",
+    ),
+    "weights of no name": (with_rungs(read_off={"weights": ["cagrad"]}), [], "got ['cagrad']"),
+    "no metric": (
+        {"shared": {**LADDER["shared"], "checkpoint": {"monitor": None}}},
+        [],
+        "toy.yaml, tune: set shared.checkpoint.monitor",
     ),
     "weights of a rung that is left out": ({}, ["--rungs=[tuned_sum, read_off]"], "to read them off"),
 }

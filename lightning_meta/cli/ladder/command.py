@@ -131,7 +131,7 @@ def _train(
     runs: Sequence[PlannedRun],
     options: argparse.Namespace,
     apart: bool,
-    failed: Callable[[PlannedRun, str], None] | None = None,
+    failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
     """Train what is not trained yet.
 

@@ -97,6 +97,10 @@ def read_ladder(
         model = _model(file, rung, _of_source(known, rung, weights), common)
         config, of_rung = {**shared, "model": model}, _options_of(model["class_path"], options)
         parsed[rung] = _parsed(file, folder, rung, config, of_rung)
+        if search is not None and parsed[rung]["checkpoint"]["monitor"] is None:
+            raise UserError(
+                f"{file}, tune: set shared.checkpoint.monitor, the validation metric by which trials are compared"
+            )
         if rung in weights:
             _check_weighted(file, rung, parsed[rung])
         if search is not None and weights.get(rung, TUNED) == TUNED:
@@ -116,7 +120,7 @@ def _weights(file: str, rungs: Mapping[str, Any], search: Search | None) -> dict
             raise UserError(f"{where}: the model is that of {source}; leave out what else stands here")
         if search is None:
             raise UserError(f"{where}: {file} has no tune, which says how many trials each rung has; add it")
-        if source != TUNED and (source not in rungs or source in found):
+        if source != TUNED and (not isinstance(source, str) or source not in rungs or source in found):
             others = [name for name in rungs if name not in found]
             raise UserError(
                 f"{where}: expected {TUNED}, or the rung to read them off ({', '.join(others)}), got {source!r}"

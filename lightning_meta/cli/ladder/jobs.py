@@ -18,7 +18,7 @@ def run_in_processes(
     jobs: int,
     threads: int,
     logs: Path,
-    failed: Callable[[PlannedRun, str], None] | None = None,
+    failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
     """Train runs in child processes, at most so many at a time; what they print goes to a file each.
 
@@ -27,8 +27,7 @@ def run_in_processes(
         jobs: How many run at once.
         threads: Of each.
         logs: The folder of the files.
-        failed: Takes note of a run whose training failed, as by a loss that is not finite, and why; by default it is an
-            error.
+        failed: Takes note of a run whose training failed, as by a loss that is not finite; by default it is an error.
 
     Raises:
         UserError: One failed. Those beside it are stopped, and can be gone on with.
@@ -47,9 +46,8 @@ def run_in_processes(
             process = children.next_ended()
             run, log, began = active.pop(process)
             if process.returncode == 1 and failed is not None and last_line(log).startswith(ERROR):
-                reason = last_line(log).removeprefix(ERROR)
-                failed(run, reason)
-                print(f"{run.title}: failed: {reason}", flush=True)
+                failed(run)
+                print(f"{run.title} failed: {last_line(log).removeprefix(ERROR)}", flush=True)
                 continue
             if process.returncode:
                 raise UserError(f"{run.title}: {last_line(log).removeprefix(ERROR)} (see {log})")

@@ -13,7 +13,7 @@ from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.ladder.search import TUNED, WEIGHT, Search, mean_weights
 from lightning_meta.cli.sweep.trial import reached
 from lightning_meta.errors import UserError
-from lightning_meta.modes import known_mode
+from lightning_meta.modes import mode_of
 from lightning_meta.reading import read_yaml
 from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import numbers_of, read_table
@@ -69,14 +69,16 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
         searched = rung if source == TUNED else source
         runs = _planned(ladder, search, {searched: configs[searched]})
         best = _best(searched, runs)
-        of = weights[rung][best] if rung in sums else {} if searched == rung else _read_off(searched, runs[best])
-        chosen = configs[searched][best]
-        rungs[rung] = {**(_weighted(chosen, of) if of else chosen), **{key: config[key] for key in ("name", "runs")}}
+        chosen, of = configs[searched][best], weights[rung][best] if rung in sums else {}
+        if searched != rung:
+            of = _read_off(searched, runs[best])
+            chosen = _weighted(chosen, of)
+        rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
         found[rung] = Found(best, search.settings(best), of, sum(map(steps_of, runs)))
     return replace(ladder, rungs=rungs), found
 
 
-def note_failure(run: PlannedRun, reason: str) -> None:
+def note_failure(run: PlannedRun) -> None:
     """Note that the training of a trial failed, so that it is not tried again with the same configuration."""
     with replacing(run.root / FAILED) as file:
         file.write(run.file.read_text(encoding="utf-8"))
@@ -131,7 +133,7 @@ def _score(run: PlannedRun) -> float:
     if run.directory is None or not run.finished:
         return -math.inf
     monitor = read_yaml(run.directory / "config.yaml")["checkpoint"]
-    mode = monitor["mode"] or known_mode(str(monitor["monitor"])) or "min"
+    mode = monitor["mode"] or mode_of(str(monitor["monitor"]))
     try:
         value = reached(run.directory, monitor["monitor"], mode == "max")
     except FloatingPointError:
