@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests.multitask.two_task_toy import METHODS, NEAR, STARTS, STEPS, descend, excess, gradients, losses
+from tests.multitask.two_task_toy import NEAR, STARTS, STEPS, descend, excess, gradients, losses
 
 
 def test_losses_and_gradients_are_those_of_the_formula() -> None:
@@ -26,17 +26,15 @@ def test_losses_and_gradients_are_those_of_the_formula() -> None:
 
 
 def test_the_front_lies_between_the_minima() -> None:
-    points = torch.tensor([[-7.0, -8.0], [0.0, -8.3], [7.0, -8.35], [0.0, -7.0], [8.0, -8.3], [5.0, 3.9]])
+    points = torch.tensor([[-7.0, -8.0], [0.0, -8.3], [7.0, -8.35], [0.0, -5.0], [8.0, -8.3], [5.0, 3.9]])
     assert (excess(points) <= NEAR).tolist() == [True, True, True, False, False, False]
 
 
 @pytest.mark.slow
-def test_the_sum_stays_where_gradient_methods_go_on() -> None:
+def test_the_sum_stays_where_mgda_goes_on() -> None:
     hard = STARTS.index((9.0, 9.0))
-    ends, steps = descend("MGDA", [STARTS[hard]])
-    assert excess(ends).item() <= NEAR
-    ends, steps = descend("Adam")
+    ends, steps = descend([*(("Adam", start) for start in STARTS), ("MGDA", STARTS[hard])])
     arrived = (excess(ends) <= NEAR).tolist()
-    assert arrived == [i != hard for i in range(len(STARTS))]
+    assert arrived == [*(i != hard for i in range(len(STARTS))), True]
     assert steps[hard] == STEPS
-    assert set(METHODS) == {"Adam", "MGDA", "PCGrad", "CAGrad"}
+    assert steps[-1] < STEPS / 2

@@ -66,19 +66,22 @@ def excess(x: Tensor) -> Tensor:
     return ((losses(x).unsqueeze(1) - others) / SCALES).amin(-1).amax(-1)
 
 
-def descend(method: str, starts: Sequence[tuple[float, float]] = STARTS) -> tuple[Tensor, list[int]]:
-    """Follow the directions of a method with Adam, from each start until it is on the front.
+def descend(runs: Sequence[tuple[str, tuple[float, float]]]) -> tuple[Tensor, list[int]]:
+    """Follow the directions of methods with Adam, each from its start until it is on the front.
+
+    Args:
+        runs: Names in `METHODS`, each with a start.
 
     Returns:
-        The points where it ends, `(S, 2)`, and the steps taken from each, to the next thousand.
+        The points where they end, `(S, 2)`, and the steps taken by each, to the next thousand.
     """
     torch.manual_seed(0)
-    weightings = [METHODS[method]() for _ in starts]
+    weightings = [METHODS[method]() for method, _ in runs]
     for weighting in weightings:
         weighting.configure({"one": Regression(1), "two": Regression(1)})
-    x, ends, steps = torch.tensor(starts), torch.tensor(starts), [STEPS] * len(starts)
-    active, present = list(range(len(starts))), torch.ones(2, dtype=torch.bool)
-    optimizer = torch.optim.Adam([x], lr=RATE)
+    x = torch.tensor([start for _, start in runs])
+    ends, steps, active = x.clone(), [STEPS] * len(runs), list(range(len(runs)))
+    present, optimizer = torch.ones(2, dtype=torch.bool), torch.optim.Adam([x], lr=RATE)
     for step in range(1, STEPS + 1):
         value, rows = gradients(x)
         directions = rows.sum(1)
@@ -101,10 +104,11 @@ def descend(method: str, starts: Sequence[tuple[float, float]] = STARTS) -> tupl
 
 if __name__ == "__main__":
     print("| method | " + " | ".join(map(str, STARTS)) + " |")
+    print("| --- |" + " ---: |" * len(STARTS))
     for method in METHODS:
-        ends, steps = descend(method)
+        ends, steps = descend([(method, start) for start in STARTS])
         cells = [
-            f"{n:,} steps" if over <= NEAR else f"stays at ({x:.1f}, {y:.1f})"
+            f"{n:,}" if over <= NEAR else f"at ({x:.1f}, {y:.1f})"
             for n, over, (x, y) in zip(steps, excess(ends).tolist(), ends.tolist(), strict=True)
         ]
         print(f"| {method} | " + " | ".join(cells) + " |", flush=True)

@@ -92,23 +92,18 @@ def read_ladder(
     if search is None and trials is not None:
         raise UserError(f"--trials: {file} has no tune; nothing is searched")
     weights = _weights(file, {rung: known[rung] for rung in chosen}, search)
-    common, parsed, searched = _mapping(file, models, "init_args"), {}, {}
+    common, parsed = _mapping(file, models, "init_args"), {}
+    given: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for rung in chosen:
         model = _model(file, rung, _of_source(known, rung, weights), common)
-        config, of_rung = {**shared, "model": model}, _options_of(model["class_path"], options)
+        config, of_rung = given[rung] = {**shared, "model": model}, _options_of(model["class_path"], options)
         parsed[rung] = _parsed(file, folder, rung, config, of_rung)
-        if search is not None and parsed[rung]["checkpoint"]["monitor"] is None:
-            raise UserError(
-                f"{file}, tune: set shared.checkpoint.monitor, the validation metric by which trials are compared"
-            )
-        if rung in weights:
-            _check_weighted(file, rung, parsed[rung])
-        if search is not None and weights.get(rung, TUNED) == TUNED:
-            searched[rung] = tuple(_trials(file, folder, rung, config, of_rung, search))
-    for rung, source in weights.items():
-        if source != TUNED:
-            _check_source(file, rung, source, parsed[source])
-    return Ladder(folder, baseline, seeds, parsed, search, searched, weights)
+    if search is None:
+        return Ladder(folder, baseline, seeds, parsed)
+    _check_searched(file, parsed, weights)
+    searched = [rung for rung in chosen if weights.get(rung, TUNED) == TUNED]
+    of_trials = {rung: tuple(_trials(file, folder, rung, *given[rung], search)) for rung in searched}
+    return Ladder(folder, baseline, seeds, parsed, search, of_trials, weights)
 
 
 def _weights(file: str, rungs: Mapping[str, Any], search: Search | None) -> dict[str, str]:
@@ -138,22 +133,24 @@ def _of_source(rungs: Mapping[str, Any], rung: str, weights: Mapping[str, str]) 
     return {**model, "init_args": {name: value for name, value in args.items() if name != "weighting"}}
 
 
-def _check_weighted(file: str, rung: str, config: Mapping[str, Any]) -> None:
-    """Refuse weights of a rung that has a weighting already, or takes none."""
-    args = config["model"]["init_args"]
-    if args.get("weighting", "none") is not None:
-        raise UserError(
-            f"{file}, rungs.{rung}.weights: leave out model.weighting, and take a model with a weighting, such as "
-            "lightning_meta.MultiHead"
-        )
-
-
-def _check_source(file: str, rung: str, source: str, config: Mapping[str, Any]) -> None:
-    """Refuse to read weights off a rung that logs none."""
-    weighting = config["model"]["init_args"].get("weighting")
-    kind = Equal if weighting is None else import_class(weighting["class_path"])
-    if issubclass(kind, Equal) or (issubclass(kind, Aggregator) and not issubclass(kind, GradientWeighting)):
-        raise UserError(f"{file}, rungs.{rung}.weights: {source} logs no weights to read off ({kind.__name__})")
+def _check_searched(file: str, rungs: Mapping[str, dict[str, Any]], weights: Mapping[str, str]) -> None:
+    """Refuse trials that cannot be compared, weights of a rung that takes none, and those that no rung logs."""
+    for rung, config in rungs.items():
+        if config["checkpoint"]["monitor"] is None:
+            raise UserError(
+                f"{file}, tune: set shared.checkpoint.monitor, the validation metric by which trials are compared"
+            )
+        if rung in weights and config["model"]["init_args"].get("weighting", "none") is not None:
+            raise UserError(
+                f"{file}, rungs.{rung}.weights: leave out model.weighting, and take a model with a weighting, such as "
+                "lightning_meta.MultiHead"
+            )
+        source = weights.get(rung, TUNED)
+        if source != TUNED:
+            weighting = rungs[source]["model"]["init_args"].get("weighting")
+            kind = Equal if weighting is None else import_class(weighting["class_path"])
+            if issubclass(kind, Equal) or (issubclass(kind, Aggregator) and not issubclass(kind, GradientWeighting)):
+                raise UserError(f"{file}, rungs.{rung}.weights: {source} logs no weights to read off ({kind.__name__})")
 
 
 def _trials(
