@@ -106,7 +106,6 @@ ELSEWHERE = {
         for options in (
             "multi_mnist.yaml --jobs 2",
             "landmine.yaml --jobs 2",
-            "landmine.yaml --trials 4 --trainer.max_epochs 20",
         )
     },
     "python -m tests.multitask.two_task_toy": "minutes; test_two_task_toy.py follows two of its methods",

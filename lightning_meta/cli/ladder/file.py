@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -38,7 +40,7 @@ class Ladder:
         seeds: One run of every rung for each.
         rungs: By name, the whole configuration of `fit`, which differs in `model` alone.
         search: What every rung searches before; None where nothing is.
-        trials: By rung that searches, the configuration of each of its trials, without weights of its losses.
+        trials: By rung that searches, what makes the configurations of its trials, without weights of its losses.
         weights: By rung, where the weights of its sum come from: `TUNED`, or the rung that they are read off.
     """
 
@@ -47,7 +49,7 @@ class Ladder:
     seeds: tuple[int, ...]
     rungs: Mapping[str, dict[str, Any]]
     search: Search | None = None
-    trials: Mapping[str, tuple[dict[str, Any], ...]] = field(default_factory=dict)
+    trials: Mapping[str, Callable[[], Iterator[dict[str, Any]]]] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -102,7 +104,11 @@ def read_ladder(
         return Ladder(folder, baseline, seeds, parsed)
     _check_searched(file, parsed, weights)
     searched = [rung for rung in chosen if weights.get(rung, TUNED) == TUNED]
-    of_trials = {rung: tuple(_trials(file, folder, rung, *given[rung], search)) for rung in searched}
+    of_trials = {
+        rung: partial(_trials, file, folder / "trials", parsed[rung], *given[rung], search) for rung in searched
+    }
+    for rung in {parsed[rung]["model"]["class_path"]: rung for rung in reversed(searched)}.values():
+        list(islice(of_trials[rung](), 2))  # a mistake in what is searched is seen in the first drawn trial
     return Ladder(folder, baseline, seeds, parsed, search, of_trials, weights)
 
 
@@ -154,14 +160,20 @@ def _check_searched(file: str, rungs: Mapping[str, dict[str, Any]], weights: Map
 
 
 def _trials(
-    file: str, folder: Path, rung: str, config: dict[str, Any], options: Sequence[str], search: Search
+    file: str,
+    folder: Path,
+    parsed: Mapping[str, Any],
+    config: dict[str, Any],
+    options: Sequence[str],
+    search: Search,
 ) -> Iterator[dict[str, Any]]:
     """The configurations of a rung's trials; of one that has none of the searched options, the first alone."""
-    for number in range(search.trials):
-        settings = [f"--{name}={value}" for name, value in search.settings(number).items()]
-        taken = _options_of(config["model"]["class_path"], settings)
-        if not number or taken:
-            yield _parsed(file, folder / "trials", f"{rung}_trial_{number}", config, [*options, *taken])
+    name = f"{parsed['name']}_trial_{{}}".format
+    yield {**parsed, "name": name(0), "runs": str(folder)}
+    for number in range(1, search.trials):
+        settings = [f"--{option}={value}" for option, value in search.settings(number).items()]
+        if taken := _options_of(config["model"]["class_path"], settings):
+            yield _parsed(file, folder, name(number), config, [*options, *taken])
 
 
 class _Parsed(MetaCLI):

@@ -51,7 +51,7 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
     Raises:
         UserError: No trial of a rung has a result, or no weights can be read off it.
     """
-    configs: Configs = {rung: list(of) for rung, of in ladder.trials.items()}
+    configs: Configs = {rung: list(of()) for rung, of in ladder.trials.items()}
     sums = [rung for rung in configs if ladder.weights.get(rung) == TUNED]
     # The weights of a sum need the names of the tasks, which its first trial knows.
     train(_planned(ladder, search, {rung: of[:1] if rung in sums else of for rung, of in configs.items()}))
