@@ -22,9 +22,10 @@ TUNED = "tuned"  # what stands for weights that are searched; other words name t
 class Search:
     r"""Trials that every rung is given, each a training as long as the ladder's.
 
-    The first trial has the file's own settings, and weights of 1. The others have those drawn here, the same for every
-    rung: a Latin hypercube of the parameters, and for a sum whose weights are tuned $w = T \, \mathrm{softmax}(z)$
-    with $z_i \sim N(0, 1)$.
+    The first trial has the file's own settings. The others have those drawn here, a Latin hypercube of the parameters
+    that is the same for every rung. A sum whose weights are tuned spends the first half of its trials on these, with
+    weights of 1, and the second half on weights $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$, with the best
+    settings of the first.
 
     Attributes:
         trials: How many a rung has.
@@ -41,10 +42,8 @@ class Search:
         return {name: self._value(name, trial) for name in self.parameters} if trial else {}
 
     def weights(self, trial: int, tasks: Iterable[str]) -> dict[str, float]:
-        """The weights of a trial by task, of mean 1."""
+        """The weights that are drawn for a trial by task, of mean 1."""
         names = list(tasks)
-        if not trial:
-            return dict.fromkeys(names, 1.0)
         keys = random_bits.key(self.seed, trial, torch.tensor([random_bits.name_key(name) for name in names]))
         normal = torch.special.ndtri(random_bits.uniform(keys, 1)[:, 0] + 2.0**-54)  # the quantile of 0 is not finite
         return rounded(dict(zip(names, (len(names) * normal.softmax(0)).tolist(), strict=True)))

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 from lightning_meta.cli.ladder.file import Ladder
@@ -51,18 +52,25 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
     Raises:
         UserError: No trial of a rung has a result, or no weights can be read off it.
     """
-    configs: Configs = {rung: list(of()) for rung, of in ladder.trials.items()}
-    sums = [rung for rung in configs if ladder.weights.get(rung) == TUNED]
-    # The weights of a sum need the names of the tasks, which its first trial knows.
-    train(_planned(ladder, search, {rung: of[:1] if rung in sums else of for rung, of in configs.items()}))
+    sums = [rung for rung in ladder.trials if ladder.weights.get(rung) == TUNED]
+    half = (
+        search.trials + 1
+    ) // 2  # of a sum: with weights of 1; the others draw weights for the best settings of these
+    configs: Configs = {rung: list(islice(of(), half if rung in sums else None)) for rung, of in ladder.trials.items()}
+    train(_planned(ladder, search, configs))
+    settings = {rung: [search.settings(number) for number in range(len(of))] for rung, of in configs.items()}
     weights: dict[str, list[dict[str, float]]] = {}
     for rung in sums:
-        tasks = _tasks(_planned(ladder, search, {rung: configs[rung][:1]})[0])
-        weights[rung] = [search.weights(number, tasks) for number in range(len(configs[rung]))]
-        later = zip(configs[rung][1:], weights[rung][1:], strict=True)
-        configs[rung] = [configs[rung][0], *(_weighted(config, of) for config, of in later)]
-    if sums:
-        train(_planned(ladder, search, {rung: configs[rung] for rung in sums}))
+        runs = _planned(ladder, search, {rung: configs[rung]})
+        first = _best(rung, runs)
+        tasks = _tasks(runs[first])
+        weights[rung] = [dict.fromkeys(tasks, 1.0)] * len(runs)
+        for number in range(len(runs), search.trials):
+            weights[rung].append(search.weights(number, tasks))
+            settings[rung].append(settings[rung][first])
+            config = _weighted(configs[rung][first], weights[rung][-1])
+            configs[rung].append({**config, "name": f"{rung}_trial_{number}"})
+    train(_planned(ladder, search, {rung: configs[rung] for rung in sums}))
     rungs, found = {}, {}
     for rung, config in ladder.rungs.items():
         source = ladder.weights.get(rung, rung)
@@ -74,7 +82,7 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
             of = _read_off(searched, runs[best])
             chosen = _weighted(chosen, of)
         rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
-        found[rung] = Found(best, search.settings(best), of, sum(map(steps_of, runs)))
+        found[rung] = Found(best, settings[searched][best], of, sum(map(steps_of, runs)))
     return replace(ladder, rungs=rungs), found
 
 
@@ -104,11 +112,7 @@ def _planned(ladder: Ladder, search: Search, configs: Mapping[str, Sequence[dict
 
 
 def _tasks(run: PlannedRun) -> list[str]:
-    if run.directory is None or not run.finished:
-        raise UserError(
-            f"{run.title}: training failed with the file's own settings, so that the tasks are not known; lower the "
-            "learning rate"
-        )
+    assert run.directory is not None
     header, rows = read_table(run.directory / "per_task.csv", ["task"])
     return [row[header.index("task")] for row in rows]
 
