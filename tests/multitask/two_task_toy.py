@@ -8,7 +8,7 @@ https://arxiv.org/abs/2110.14048), figure 2 and appendix. The five starts, and t
 are those of Navon et al., Multi-Task Learning as a Bargaining Game (ICML 2022, https://arxiv.org/abs/2202.01017),
 figure 1. Adam with a rate of 0.001, 50,000 steps.
 
-`python -m tests.multitask.two_task_toy` prints the table of `docs/multi_task.md` in about three minutes.
+`python -m tests.multitask.two_task_toy` prints the table of `docs/multi_task.md` in about five minutes.
 """
 
 from __future__ import annotations
