@@ -30,6 +30,8 @@ from .fitting.training import Run as Run
 from .functional.inner_optimizers import InnerAdam as InnerAdam
 from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer
 from .functional.inner_optimizers import InnerSGD as InnerSGD
+from .functional.task_groups import TaskGroups as TaskGroups
+from .functional.task_groups import task_groups as task_groups
 from .loading import load as load
 from .meta.anil import ANIL as ANIL
 from .meta.base import MetaModule as MetaModule
@@ -60,12 +62,15 @@ from .multitask.cgc import CGC as CGC
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch
 from .multitask.gradient_conflict import GradientConflict as GradientConflict
+from .multitask.grouped import Grouped as Grouped
 from .multitask.independent import Independent as Independent
 from .multitask.linear import Linear as Linear
 from .multitask.lora import LoRA as LoRA
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
+from .report.task_affinity import TaskAffinity as TaskAffinity
+from .report.task_affinity import recorded_affinity as recorded_affinity
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger
 

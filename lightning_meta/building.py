@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import is_dataclass
@@ -91,14 +91,24 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
     if key == "function_path":
         if isinstance(found, type) or not _returns(found, torch.nn.Module):
             raise UserError(f"{path} is no function that says that it returns a torch.nn.Module")
-        return _call(path, found, init_args)
-    if not isinstance(found, type):
+    elif not isinstance(found, type):
         raise UserError(f"{path} is not a class")
-    if not _describable(found):
+    elif not _describable(found):
         raise UserError(f"{path} is not a part of a model: expected a module, an optimiser, a schedule or a task")
-    if issubclass(found, FACTORIES):
+    elif issubclass(found, FACTORIES):
         return functools.partial(found, **init_args)
-    return _call(path, found, init_args)
+    try:
+        instance = found(**init_args)
+    except UserError:
+        raise
+    except Exception as error:  # torch checks its arguments by errors of every kind
+        raise UserError(f"{path} cannot be built: {reason(error)}") from error
+    if isinstance(instance, torch.nn.Module):
+        if key == "function_path":
+            remember(instance, init_args, found)
+        elif "_init_args" not in instance.__dict__:
+            remember(instance, init_args)
+    return instance
 
 
 def _check_passed(path: str, found: Any, allow: tuple[Any, ...]) -> None:
@@ -117,21 +127,6 @@ def _check_passed(path: str, found: Any, allow: tuple[Any, ...]) -> None:
             f"{path} is neither a part of a model nor a function that says that it returns one; if you trust it, load "
             f"the checkpoint in Python with load(..., allow=[{path.rpartition('.')[2]}]), the object and not its name"
         )
-
-
-def _call(path: str, make: Callable[..., Any], init_args: dict[str, Any]) -> Any:
-    try:
-        instance = make(**init_args)
-    except UserError:
-        raise
-    except Exception as error:  # torch checks its arguments by errors of every kind
-        raise UserError(f"{path} cannot be built: {reason(error)}") from error
-    if isinstance(instance, torch.nn.Module):
-        if not isinstance(make, type):
-            remember(instance, init_args, make)
-        elif "_init_args" not in instance.__dict__:
-            remember(instance, init_args)
-    return instance
 
 
 def _find(path: str, allow: tuple[Any, ...]) -> Any:

@@ -39,15 +39,22 @@ class RemembersArguments:
         except TypeError:
             return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
         bound.apply_defaults()
-        given = _flat(bound)
+        own = dict(list(bound.arguments.items())[1:])  # without `self`
+        further: dict[str, Any] = {}  # those of `**kwargs`; `*args` cannot be named
+        for parameter in bound.signature.parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                further = own.pop(parameter.name)
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                own.pop(parameter.name, None)
         options = options_of(cls)
-        for name in sorted(fixed_options(cls) & given.keys() - bound.arguments.keys()):
+        for name in sorted(fixed_options(cls) & further.keys()):
             raise UserError(f"{name}: {cls.__name__} sets it itself; leave it out")
+        given = {**own, **further}
         for name, value in given.items():
             if name in options and value is not options[name].default:
                 _check_plain(name, value, options[name].annotation)
         inherited = {n: p.default for n, p in options.items() if p.default is not p.empty and n not in given}
-        remember(instance, {**given, **inherited})
+        instance.__dict__["_init_args"] = {**given, **inherited}
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
@@ -66,7 +73,7 @@ class Described(RemembersArguments):
 
     def update_init_args(self, **init_args: Any) -> None:
         """Remember arguments that were filled in after construction, before parameters were made."""
-        remember(self, {**getattr(self, "_init_args", {}), **init_args})
+        self.__dict__["_init_args"] = {**self.__dict__.get("_init_args", {}), **init_args}
 
 
 def remember(instance: Any, init_args: Mapping[str, Any], function: Callable[..., Any] | None = None) -> None:
@@ -145,21 +152,14 @@ def _describe_instance(value: Any) -> Any:
         init_args = {}
     if init_args is None:
         return {"instance": public_path(cls)}
-    if "_function" in known:
-        made_by = known["_function"]
-        return {"function_path": public_path(made_by), "init_args": _describe_arguments(made_by, init_args)}
-    return {"class_path": public_path(cls), "init_args": _describe_arguments(cls.__init__, init_args)}
-
-
-def _describe_arguments(make: Callable[..., Any], init_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor or a function, without those that nobody can describe and that are defaults."""
+    key, made_by = ("function_path", known["_function"]) if "_function" in known else ("class_path", cls)
     described = describe(init_args)
-    unknown = [name for name, spec in described.items() if marked(spec, "instance")]
-    parameters = inspect.signature(make).parameters if unknown else {}
-    for name in unknown:
-        if name in parameters and parameters[name].default is init_args[name]:
-            del described[name]
-    return described  # type: ignore[no-any-return]
+    if unknown := [name for name, spec in described.items() if marked(spec, "instance")]:
+        parameters = inspect.signature(cls.__init__ if made_by is cls else made_by).parameters
+        for name in unknown:  # what nobody can describe may be left out where it is the default
+            if name in parameters and parameters[name].default is init_args[name]:
+                del described[name]
+    return {key: public_path(made_by), "init_args": described}
 
 
 def refuse_unknown(owner: Any) -> None:
@@ -209,18 +209,6 @@ def fixed_options(cls: type, below: type = object) -> frozenset[str]:
     """The options that the constructors between a class and one of its bases set themselves."""
     between = cls.__mro__[: cls.__mro__.index(below)]
     return frozenset(name for parent in between for name in vars(parent).get("fixed_options", ()))
-
-
-def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """The arguments by name, without `self`, those of `**kwargs` laid out; `*args` cannot be named."""
-    flat: dict[str, Any] = {}
-    for name, value in list(bound.arguments.items())[1:]:
-        kind = bound.signature.parameters[name].kind
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            flat.update(value)
-        elif kind is not inspect.Parameter.VAR_POSITIONAL:
-            flat[name] = value
-    return flat
 
 
 def _unnamed(bound: inspect.BoundArguments) -> str:

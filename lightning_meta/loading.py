@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.finite import check_numbers
 from lightning_meta.migration import fits_dtype, layout_of, renamed_weights, take_precision, with_losses
 from lightning_meta.reading import check_regular
-from lightning_meta.rehearsal import rehearse
+from lightning_meta.rehearsal import rehearsal
 from lightning_meta.resuming import ANEW, first_weights_of
 from lightning_meta.run.checkpoint_io import read_checkpoint
 
@@ -67,23 +68,20 @@ def load(
         raise UserError(f"{file} is not a checkpoint of lightning_meta, or is damaged")
     init_args = {**stored, **overrides}
     allow = tuple(allow)
-
-    def make() -> tuple[Any, dict[str, Any]]:
-        made = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
-        if not isinstance(made, LightningModule):
-            raise UserError(f"{spec['class_path']} is not a LightningModule")
-        made.configure_model()  # creates the parts that depend on the data, from the stored description
-        fitting = with_losses(renamed_weights(weights, made) if layout == 1 else weights)
-        check_weights(made, fitting, file)
-        return made, fitting
-
     try:
         _refuse_unknown(init_args)
         layout = layout_of(checkpoint)
-        with rebuilding():
-            if not overrides and _looks_at_no_values(spec):
-                rehearse(make, weights)
-            module, weights = make()
+        contexts: list[AbstractContextManager[None]] = [nullcontext()]
+        if not overrides and _looks_at_no_values(spec):
+            contexts.insert(0, rehearsal(weights))  # whose module is forgotten
+        for context in contexts:
+            with rebuilding(), context:
+                module = build({"class_path": spec["class_path"], "init_args": init_args}, allow)
+                if not isinstance(module, LightningModule):
+                    raise UserError(f"{spec['class_path']} is not a LightningModule")
+                module.configure_model()  # creates the parts that depend on the data, from the stored description
+                fitting = with_losses(renamed_weights(weights, module) if layout == 1 else weights)
+                check_weights(module, fitting, file)
     except UntrustedClassError as error:
         raise UntrustedClassError(error.path, f"{file}: ") from error
     except MisfitError:
@@ -96,9 +94,9 @@ def load(
                 f"{name}: it sets the first weights of a new {type(module).__name__}, and the weights of {file} would "
                 "replace them; leave it out, or create a new module with it"
             )
-    check_numbers(module, weights, file)
-    take_precision(module, weights)
-    module.load_state_dict(weights)
+    check_numbers(module, fitting, file)
+    take_precision(module, fitting)
+    module.load_state_dict(fitting)
     module.to(map_location).eval()
     if take_state := getattr(module, "take_state", None):  # of modules of this package
         take_state(spec)

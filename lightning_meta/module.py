@@ -9,8 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from math import isfinite
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
-from lightning_meta.batches import Episode
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
 from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
+from lightning_meta.loss_watch import LossWatch
 from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_precision
 from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import as_input
@@ -35,8 +34,6 @@ from lightning_meta.resuming import check_groups, check_resumed
 from lightning_meta.specifications import marked
 
 _log = logging.getLogger(__name__)
-
-Inputs = TypeVar("Inputs", Tensor, Episode)
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -124,7 +121,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
         self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
-        self._bad_loss = 0.0  # of this rank, since the last step; NaN or infinite
+        self._loss_watch = LossWatch()
+        self._progress_reads = 0
 
     def take_first_weights(self) -> None:
         """Give the backbone the weights that `backbone_weights` names; a checkpoint that is loaded has its own."""
@@ -226,13 +224,10 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         strategy = self.trainer.strategy
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
-    def inputs(self, x: Inputs) -> Inputs:
-        """Stored inputs, or those of an episode, as the network takes them: uint8 images become numbers in [0, 1]."""
+    def inputs(self, x: Tensor) -> Tensor:
+        """Stored inputs as the network takes them: uint8 images become numbers in [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
-        if isinstance(x, Tensor):
-            return as_input(x, self.dtype)
-        support, query = (part._replace(x=as_input(part.x, self.dtype, leading=2)) for part in (x.support, x.query))
-        return x._replace(support=support, query=query)
+        return as_input(x, self.dtype)
 
     @property
     def lr(self) -> float | None:
@@ -353,7 +348,12 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         return module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how the module was made, so that it loads by path alone."""
+        """Store how the module was made, so that it loads by path alone.
+
+        Raises:
+            NonFiniteLossError: The weights came from a loss that was not finite.
+        """
+        self._check_losses()
         described = describe(self)
         if marked(described, "class_path"):  # the run that the first weights were taken from may be gone by then
             described["init_args"].pop("backbone_weights", None)
@@ -380,17 +380,17 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         take_precision(self, weights)
 
     def check_finite(self, loss: Tensor) -> None:
-        """Stop training where its loss is not finite; with several ranks, all of them after the backward pass.
+        """Stop training where its loss is not finite: at once on a CPU, within `loss_watch.EVERY` steps elsewhere.
+
+        With several ranks all of them stop after the backward pass. Before a checkpoint is written, and before a
+        validation, all losses so far are looked at.
 
         Raises:
             NonFiniteLossError: The loss and the step.
         """
-        value = loss.item()
-        if isfinite(value):
-            return
-        if world_size() == 1:
-            raise NonFiniteLossError(f"the training loss became {value} at step {self.global_step}")
-        self._bad_loss = value
+        self._loss_watch.note(loss, self.global_step)
+        if loss.device.type == "cpu" and world_size() == 1:
+            self._check_losses()
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -403,21 +403,57 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
         def checked() -> Any:
             result = optimizer_closure() if optimizer_closure else None
-            self._compare_losses()
+            if self.device.type == "cpu" or self._loss_watch.is_due:
+                self._check_losses()
             return result
 
-        super().optimizer_step(epoch, batch_idx, optimizer, checked if world_size() > 1 else optimizer_closure)
+        super().optimizer_step(epoch, batch_idx, optimizer, checked)
 
-    def _compare_losses(self) -> None:
-        """Ask all ranks, whatever gradients this one has: some may be its own alone, or sparse, or none."""
-        losses = torch.zeros(world_size(), device=self.device)
-        losses[torch.distributed.get_rank()] = self._bad_loss
-        torch.distributed.all_reduce(losses)
-        for rank, loss in enumerate(losses.tolist()):
-            if loss:
-                error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {self.global_step}")
-                error.on_all_ranks = True
-                raise error
+    def on_validation_start(self) -> None:
+        """Look at the losses of training so far."""
+        if self.trainer.state.fn == "fit":
+            self._check_losses()
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the losses of the epoch."""
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        """Look at the losses that were noted; with several ranks all must call it.
+
+        Raises:
+            NonFiniteLossError: The first that is not finite, on every rank.
+        """
+        if self._loss_watch.is_empty:  # on all ranks alike: each notes the loss of every batch
+            return
+        found, ranks = self._loss_watch.first_bad(), world_size()
+        if ranks == 1:
+            if found is not None:
+                raise NonFiniteLossError(f"the training loss became {found[1]} at step {found[0]}")
+            return
+        # Whatever gradients this rank has: some may be its own alone, or sparse, or none.
+        of_ranks = torch.zeros(ranks, 2, dtype=torch.float64, device=self.device)
+        if found is not None:
+            of_ranks[torch.distributed.get_rank()] = torch.tensor([found[0] + 1, found[1]], dtype=torch.float64)
+        torch.distributed.all_reduce(of_ranks)
+        bad = [(int(step) - 1, rank, loss) for rank, (step, loss) in enumerate(of_ranks.tolist()) if step]
+        if bad:
+            step, rank, loss = min(bad)
+            error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {step}")
+            error.on_all_ranks = True
+            raise error
+
+    @property
+    def global_step(self) -> int:
+        """The number of optimiser steps so far. A step that reads it is not recorded as a graph."""
+        self._progress_reads += 1
+        return super().global_step
+
+    @property
+    def current_epoch(self) -> int:
+        """The number of the epoch. A step that reads it is not recorded as a graph."""
+        self._progress_reads += 1
+        return super().current_epoch
 
     def logs_this_step(self) -> bool:
         """Whether the loggers write this training step. Logging costs more than a small model's step."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,11 +61,11 @@ class _WithoutMemory(TorchDispatchMode):
         return made
 
 
-def rehearse(make: Callable[[], Any], weights: Mapping[str, Any]) -> None:
-    """Make a module without memory, and forget it.
+@contextmanager
+def rehearsal(weights: Mapping[str, Any]) -> Iterator[None]:
+    """Within the context a module, of parts that look at no values, is made without memory; it cannot be used.
 
     Args:
-        make: Makes the module, of parts that look at no values, and compares its weights.
         weights: What the module is for; they bound how large it may be.
 
     Raises:
@@ -73,7 +73,7 @@ def rehearse(make: Callable[[], Any], weights: Mapping[str, Any]) -> None:
     """
     try:
         with _silent(), _WithoutMemory(weights), META:
-            make()
+            yield
     except UserError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 A table stands between two comments, `<!-- methods -->` and `<!-- /methods -->`; what is between them is replaced. Its
 cells are the section `At a glance:` of each docstring, or the first sentence. `docs/conf.py` has the pages made here.
+`docs/gallery.md` is written as well, by `make_gallery.py`.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
     for cls in classes:
         cells = at_a_glance(cls)
         if next(iter(columns.values())) in cells:
-            rows.append([_link(cls), *(cells.get(label, "").replace("|", r"\|") for label in columns.values())])
+            rows.append([link(cls), *(cells.get(label, "").replace("|", r"\|") for label in columns.values())])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -79,7 +80,7 @@ def tables() -> dict[str, str]:
     of_new = {"how a new task is learned": "New task"}
     few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
     several = {"tasks": "Tasks", "held out for validation and test": "Held out", "comes from": "From"}
-    sentences = [f"- {_link(cls)}: {first_sentence(cls)}" for cls in WEIGHTINGS]
+    sentences = [f"- {link(cls)}: {first_sentence(cls)}" for cls in WEIGHTINGS]
     return {
         "multi-task methods": table("method", shares, MULTI_TASK),
         "meta-learning methods": table("method", shares, META),
@@ -134,10 +135,19 @@ def _directives(classes: set[type]) -> str:
     return "```{eval-rst}\n" + "\n\n".join(f".. autoclass:: {public_path(cls)}" for cls in ordered) + "\n```"
 
 
-def _link(cls: type) -> str:
-    return f"[`{cls.__name__}`]({cls.__module__.replace('.', '/')}.py)"
+def link(cls: type, up: str = "") -> str:
+    """A link to the file of a class.
+
+    Args:
+        cls: The class.
+        up: What leads from the page to the top folder.
+    """
+    return f"[`{cls.__name__}`]({up}{cls.__module__.replace('.', '/')}.py)"
 
 
 if __name__ == "__main__":
+    from make_gallery import write_gallery  # which reads this module
+
+    write_gallery()
     for shown in TABLES:
         (ROOT / shown).write_text(with_tables(shown))

@@ -55,6 +55,7 @@ MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "CGC": lambda **options: lm.CGC(MLP(4, (8,)), **options),
     "Conditioned": lambda **options: lm.Conditioned(MLP(4, (8, 8)), **options),
     "CrossStitch": lambda **options: lm.CrossStitch(MLP(4, (8, 8)), **options),
+    "Grouped": lambda **options: lm.Grouped(MLP(4, (8, 8)), [["sum", "sign"], ["largest"]], **options),
     "Independent": lambda **options: lm.Independent(MLP(4, (8,)), **options),
     "Linear": lambda **options: lm.Linear(**options),
     "LoRA": lambda **options: lm.LoRA(MLP(4, (8, 8)), rank=2, **options),

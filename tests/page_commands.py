@@ -63,6 +63,7 @@ ELSEWHERE = {
     "sphinx-build docs build/docs": "test_docs.py builds the pages",
     "sphinx-build -W docs build/docs": "test_docs.py builds the pages",
     "python scripts/build_learn2learn.py": "downloads learn2learn",
+    "python scripts/group_glyphs.py": "minutes; test_group_glyphs.py runs it, more briefly",
     "python scripts/make_tables.py": "rewrites the README; test_docs.py compares what it would write",
     **{
         f"python scripts/reproduce.py --table {options}": "test_reproduce.py runs a row, and compares the page"
@@ -71,6 +72,14 @@ ELSEWHERE = {
             "multi_task --only linear_enb multi_head_enb --seeds 3",
             "few_shot --publish",
             "multi_task --publish",
+        )
+    },
+    **{
+        f"python scripts/domains.py scripts/entries/{options}": "minutes; test_domains.py runs it and its parts"
+        for options in (
+            "nearest_mean.py scripts/entries/protonet.py",
+            "maml.py --only sinusoid parkinsons --steps 500",
+            "nearest_mean.py --only glyphs",
         )
     },
     "pip install 'lightning_meta[pretrained]'": "an extra of a release",

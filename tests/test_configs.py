@@ -88,6 +88,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options |= {"data.init_args.batches_per_epoch": 2, "data.init_args.train_subset": 5}
     if "sources.Glyphs" in config.read_text() and "MultiTask" in config.read_text():
         options["data.init_args.tasks"] = "[Greek, Armenian]"
+    if "lightning_meta.Grouped" in config.read_text():
+        options["model.init_args.groups"] = "[[Greek], [Armenian]]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
     if "ChannelNormalized" in config.read_text():

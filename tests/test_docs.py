@@ -17,7 +17,6 @@ from typing import Any
 
 import lightning
 import pytest
-import reproduce
 import torch
 import yaml
 from make_tables import META, MULTI_TASK, SOURCES, TABLES, WEIGHTINGS, at_a_glance, with_classes, with_tables
@@ -90,8 +89,8 @@ def parsed(command: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
             parsed(shlex.join(["python", "scripts/fit.py", *read_sweep(given.config).options, *of_fit]), capsys)
         else:
             parser.parse_args(options)
-    elif name == "reproduce":
-        reproduce.arguments(options)
+    elif name in ("reproduce", "domains"):
+        importlib.import_module(name).arguments(options)
     else:
         assert not options, f"no test knows the options of {name}"
     return {}

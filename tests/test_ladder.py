@@ -240,6 +240,9 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a model on the line": ({}, ["--model=x"], "--model: the rungs of the file say which models are trained"),
     "no jobs": ({}, ["--jobs=0"], "--jobs is at least 1"),
     "too many jobs": ({}, ["--jobs=9999"], "--jobs 9999 with --threads 1 needs 9999 cores"),
+    "no groups": ({}, ["--groups=runs/x", "--group_count=0"], "--group_count is at least 1, got 0"),
+    "a count without groups": ({}, ["--group_count=2"], "--group_count: name the run whose affinities propose groups"),
+    "groups of no run": ({}, ["--groups=runs/x"], "--groups: runs/x: there is no such run directory"),
     "jobs of text": ({}, ["--jobs=x"], "--jobs"),
 }
 

@@ -102,7 +102,8 @@ class MetaCLI(LightningCLI):
         with parsing():
             self.config_text = self.parser.dump(self.config, skip_unset=False)
         self.place.logger.hold()  # before anything is written into it
-        configured, self.config = self.config, log_into_run(self.config.clone(), self.place.logger)
+        configured, self.config = self.config, self.config.clone()
+        log_into_run(self.config.trainer, self.place.logger)
         if self.place.checkpoint is not None and "backbone_weights" in self.config.model.init_args:
             self.config.model.init_args.backbone_weights = None  # the checkpoint holds them
         try:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_meta
 from lightning_meta.cli.options import Place, as_options
-from lightning_meta.configuration import remember
+from lightning_meta.configuration import RemembersArguments, remember
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.training import as_list
 from lightning_meta.import_paths import import_object
@@ -52,11 +52,16 @@ def with_save_dir(args: Sequence[str]) -> list[str]:
     return given
 
 
-def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
-    """Send loggers that name no folder of their own into the run directory, which is claimed for them."""
-    if config["trainer"].get("fast_dev_run"):  # the Trainer puts a logger that writes nothing in the place of all
-        return config
-    for logger in as_list(config["trainer"].get("logger")):
+def log_into_run(trainer: Namespace, run: RunLogger) -> None:
+    """Send loggers that name no folder of their own into the run directory, which is claimed for them.
+
+    Args:
+        trainer: The options of the Trainer; those of its loggers are changed in place.
+        run: The run directory.
+    """
+    if trainer.get("fast_dev_run"):  # the Trainer puts a logger that writes nothing in the place of all
+        return
+    for logger in as_list(trainer.get("logger")):
         if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
             continue
         kind = logger.class_path.rpartition(".")[2]
@@ -67,16 +72,14 @@ def log_into_run(config: Namespace, run: RunLogger) -> Namespace:
         if kind == "WandbLogger":
             logger.class_path = f"{WandbRunLogger.__module__}.{WandbRunLogger.__qualname__}"
             logger.init_args = Namespace(continued(logger.init_args.as_dict(), run))
-    return config
 
 
 def remember_networks(config: Any) -> None:
-    """Let the parser note how each network is made, so that a checkpoint can store it.
+    """Let the parser note how each network is made that does not remember it, so that a checkpoint can store it.
 
     Args:
         config: What is about to be made.
     """
-    add_instantiator(_remembering, torch.nn.Module)  # type: ignore[arg-type]
     waiting = [config]
     while waiting:
         value = waiting.pop()
@@ -86,18 +89,21 @@ def remember_networks(config: Any) -> None:
             waiting += value
         if isinstance(value, Namespace) and "class_path" in value:
             try:
-                function = import_object(str(value.class_path))
+                make = import_object(str(value.class_path))
             except UserError:  # the parser says it where it makes the object
                 continue
-            if isinstance(function, FunctionType):  # not found by the class above
-                add_instantiator(_remembering, function, subclasses=False)  # type: ignore[arg-type]
+            if isinstance(make, type):
+                forgets = issubclass(make, torch.nn.Module) and not issubclass(make, RemembersArguments)
+            else:
+                forgets = isinstance(make, FunctionType)
+            if forgets:
+                add_instantiator(_remembering, make, subclasses=False)  # type: ignore[arg-type]
 
 
 def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
     made = make(*args, **init_args)
-    of_class = isinstance(make, type)
-    if isinstance(made, torch.nn.Module) and not (of_class and "_init_args" in made.__dict__):
-        remember(made, init_args, None if of_class else make)
+    if isinstance(made, torch.nn.Module):
+        remember(made, init_args, None if isinstance(make, type) else make)
     return made
 
 

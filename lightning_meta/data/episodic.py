@@ -252,9 +252,10 @@ class EpisodicDataModule(SourceDataModule):
         """
         if self.trainer is None:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        number = self._number_of(batch)  # before it leaves the CPU
+        augmentation = self.augmentation if self.trainer.training and isinstance(batch, Episode) else None
+        number = 0 if augmentation is None else self._number_of(batch)  # before it leaves the CPU
         batch = self.trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
-        return self._augmented(batch, number) if self.trainer.training else batch
+        return batch if augmentation is None else augmented(batch, augmentation, self.train_seed, number)
 
     def training_images(self, most: int) -> Tensor:
         """Images of the training split, spread evenly over its classes; not augmented.
@@ -285,8 +286,9 @@ class EpisodicDataModule(SourceDataModule):
         Returns:
             The same tasks; the batch itself where there is no augmentation.
         """
-        made: Episode = self._augmented(batch, self._number_of(batch))
-        return made
+        if self.augmentation is None:
+            return batch
+        return augmented(batch, self.augmentation, self.train_seed, self._number_of(batch))
 
     def fingerprint(self) -> str:
         """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
@@ -301,15 +303,9 @@ class EpisodicDataModule(SourceDataModule):
         contents["test"] += [value for name, value in self.provenance().items() if name.endswith("sha256")]
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
-    def _number_of(self, batch: Any) -> int:
+    def _number_of(self, batch: Episode) -> int:
         """The number of its first task, which seeds a user's module. Only a pool on the accelerator is waited for."""
-        by_user = isinstance(self.augmentation, nn.Module) and isinstance(batch, Episode)
-        return int(batch.tasks[0]) if by_user else 0
-
-    def _augmented(self, batch: Any, number: int) -> Any:
-        if self.augmentation is None or not isinstance(batch, Episode):
-            return batch
-        return augmented(batch, self.augmentation, self.train_seed, number)
+        return int(batch.tasks[0]) if isinstance(self.augmentation, nn.Module) else 0
 
     def provenance(self) -> dict[str, str]:
         """What identifies listed test tasks: their file, its sha256, and that of the images which it brings itself."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,29 +12,30 @@ from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
 
 
-class ResumableSampler(DistributedSampler[int], ABC):
+class ResumableSampler(DistributedSampler[int]):
     """Training batches counted over the whole run: epoch e of B batches holds those from e*B to (e+1)*B - 1.
 
     Every epoch draws anew. It is a `DistributedSampler` so that Lightning leaves it in place and tells it the epoch.
+    Batch b is W times `share` items of the dataset from number b * W * share on, of which rank r takes the r-th share.
+
+    Args:
+        dataset: One epoch of items.
+        batches: B.
+        share: How many items of the dataset a rank takes for a batch.
+        counted_in: What else the numbers are counted in, by name of the option: it may not change in a resume.
+        num_replicas: W.
+        rank: r.
 
     Attributes:
-        batches: B.
         next: The number of the next batch.
-        share: How many items of the dataset this rank takes for a batch.
-        counted_in: What else the numbers are counted in, by name of the option: it may not change in a resume.
     """
 
-    share: int
-    counted_in: dict[str, float]
-
-    def __init__(self, dataset: Any, batches: int, num_replicas: int, rank: int) -> None:
+    def __init__(
+        self, dataset: Any, batches: int, share: int, counted_in: Mapping[str, float], num_replicas: int, rank: int
+    ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        self.batches = batches
+        self.batches, self.share, self.counted_in = batches, share, counted_in
         self.next = 0
-
-    @abstractmethod
-    def items(self, batch: int) -> range:
-        """What this rank takes of a batch."""
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless a resumed run is already within it."""
@@ -46,7 +46,8 @@ class ResumableSampler(DistributedSampler[int], ABC):
         """This rank's items, from the next batch to the end of its epoch."""
         end = (self.next // self.batches + 1) * self.batches
         for batch in range(self.next, end):
-            yield from self.items(batch)
+            first = (batch * self.num_replicas + self.rank) * self.share
+            yield from range(first, first + self.share)
 
     def __len__(self) -> int:
         return self.batches * self.share
@@ -66,15 +67,10 @@ class TrainSampler(ResumableSampler):
 
     def __init__(self, dataset: Episodes, num_replicas: int, rank: int) -> None:
         size = dataset.meta_batch_size
-        super().__init__(dataset, len(dataset) // size, num_replicas, rank)
         check_shared(size, num_replicas)
-        self.share = size // num_replicas
-        self.counted_in = {"meta_batch_size": size, "meta_batches_per_epoch": self.batches}
-
-    def items(self, batch: int) -> range:
-        """The numbers of this rank's tasks."""
-        first = (batch * self.num_replicas + self.rank) * self.share
-        return range(first, first + self.share)
+        batches = len(dataset) // size
+        counted_in = {"meta_batch_size": size, "meta_batches_per_epoch": batches}
+        super().__init__(dataset, batches, size // num_replicas, counted_in, num_replicas, rank)
 
 
 def check_shared(meta_batch_size: int, ranks: int) -> None:
@@ -103,15 +99,9 @@ class TaskBatchSampler(ResumableSampler):
         counted_in: The options that decide what a batch holds.
     """
 
-    share = 1
-
     def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
-        super().__init__(dataset, len(dataset), dataset.ranks, dataset.rank)
-        self.counted_in = {**counted_in, "batches_per_epoch": self.batches}
-
-    def items(self, batch: int) -> range:
-        """The number of the batch."""
-        return range(batch, batch + 1)
+        batches = len(dataset)
+        super().__init__(dataset, batches, 1, {**counted_in, "batches_per_epoch": batches}, num_replicas=1, rank=0)
 
 
 class FirstBatches(DistributedSampler[int], SequentialSampler):
@@ -128,8 +118,7 @@ class FirstBatches(DistributedSampler[int], SequentialSampler):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
-        for batch in range(self.sampler.batches):
-            yield from self.sampler.items(batch)
+        return iter(self.sampler)  # which nobody tells the epoch
 
     def __len__(self) -> int:
         return len(self.sampler)

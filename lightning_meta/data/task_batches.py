@@ -42,13 +42,13 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """This rank's share of a batch; a task may have an empty one."""
-        ids = self.ids(batch)
-        return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
+        return self.__getitems__([batch])
 
     def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
-        """One batch, drawn at once by tensor indexing."""
+        """This rank's share of the one batch that is named, drawn at once by tensor indexing."""
         (batch,) = batches
-        return self[batch]
+        ids = self.ids(batch)
+        return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 
     def share(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
         """Every W-th labelled example of the whole, so that ranks have equally many to within one."""

@@ -134,8 +134,9 @@ class DrawnInputs(TaskBatches):
         """The labelled examples of a whole batch, by name of the tasks in it."""
         return self._labelled(self._order(batch), 0, 1)
 
-    def __getitem__(self, batch: int) -> TaskBatch:
-        """This rank's share: every W-th input, with all its targets."""
+    def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
+        """This rank's share of a batch: every W-th input, with all its targets."""
+        (batch,) = batches
         return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:

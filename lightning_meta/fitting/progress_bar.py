@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
 PERIOD = 30.0  # seconds from one line to the next
+NEW_METRICS = 0.5  # seconds from one reading of the bar's metrics to the next
 
 
 def progress_bar() -> ProgressBar:
@@ -22,11 +23,18 @@ def progress_bar() -> ProgressBar:
 class Bar(RichProgressBar):
     """Lightning's progress bar without the version number of the run, which the summary shows."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._metrics: dict[str, Any] = {}
+        self._read = -math.inf
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics shown next to the bar."""
-        metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        """The metrics shown next to the bar, read twice a second at most: a GPU has to finish its work for them."""
+        now = time.monotonic()
+        if now - self._read > NEW_METRICS or not trainer.training:
+            self._metrics, self._read = super().get_metrics(trainer, pl_module), now
+            self._metrics.pop("v_num", None)
+        return dict(self._metrics)
 
     def _get_train_description(self, current_epoch: int) -> str:
         return super()._get_train_description(current_epoch).replace("/-2", "")  # where only steps are counted

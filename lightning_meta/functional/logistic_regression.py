@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_meta.functional.precision import in_float32
+from lightning_meta.functional.prototypes import one_hot
 
 NEWTON_STEPS, GRADIENT_STEPS = 10, 10
 """Of Newton's method, and of conjugate gradients within each: 8 and 8 are enough where classes lie far apart."""
@@ -37,7 +38,7 @@ def logistic_regression(features: Tensor, labels: Tensor, ways: int) -> tuple[Te
     """
     mean = features.mean(0)
     centred = features - mean  # then A and b hardly depend on each other
-    problem = _Problem(centred, F.one_hot(labels, ways).T.to(features.dtype))
+    problem = _Problem(centred, one_hot(labels, ways).T.to(features.dtype))
     unknowns, logits = problem.start, torch.zeros_like(problem.targets)
     for _ in range(NEWTON_STEPS):
         step, change = problem.newton_step(unknowns, logits)

@@ -70,6 +70,13 @@ def without_autocast(device: str) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False) if autocast else nullcontext()
 
 
+def without_cast_cache(device: str) -> AbstractContextManager[object]:
+    """A context in which autocast, if it is on, keeps no casts of weights for later calls."""
+    if not (_has_autocast(device) and torch.is_autocast_enabled(device)):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
+
+
 @functools.cache
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)

@@ -12,6 +12,15 @@ from torch.nn import functional as F
 from lightning_meta.functional.precision import in_float32
 
 
+def one_hot(labels: Tensor, ways: int) -> Tensor:
+    """Whether an example is of a class: `(M,)` labels in [0, N) to `(M, N)` bool.
+
+    `F.one_hot` reads the largest label, so that it can be neither recorded nor traced. Here nothing is read, and a
+    label out of range is of no class.
+    """
+    return labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)
+
+
 @in_float32
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     r"""The mean feature of each class (Snell et al. 2017, equation 1).
@@ -26,7 +35,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     Returns:
         `(N, D)`.
     """
-    members = F.one_hot(labels, ways).to(features.dtype)
+    members = one_hot(labels, ways).to(features.dtype)
     return members.T @ features / members.sum(0).unsqueeze(-1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -46,13 +47,12 @@ def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Resu
     Returns:
         What the function returns, with a leading dimension T.
     """
-    if how.strategy == "loop":
-        looped: Result = outside_inference_mode(_loop, function, *tasks)
-        return looped
-    return outside_inference_mode(vmap(function, randomness="different", chunk_size=how.chunk_size), *tasks)
-
-
-def _loop(function: Callable[..., Result], *tasks: Any) -> Result:
+    if torch.is_inference_mode_enabled():
+        outside: Result = outside_inference_mode(partial(task_map, function, how), *tasks)
+        return outside
+    if how.strategy == "vmap":
+        mapped: Result = vmap(function, randomness="different", chunk_size=how.chunk_size)(*tasks)
+        return mapped
     count = len(tree_leaves(tasks)[0])
     results = [function(*tree_map(lambda leaf, t=t: leaf[t], tasks)) for t in range(count)]
     stacked: Result = tree_map(lambda *leaves: torch.stack(leaves), *results)

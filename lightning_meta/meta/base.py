@@ -6,9 +6,10 @@ import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
@@ -42,9 +43,32 @@ from lightning_meta.nn.stateless import (
     tensors_of,
     untouched,
 )
+from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.tasks import EpisodeSpec
 
 _log = logging.getLogger(__name__)
+
+Graph = Literal["off", "auto", False]  # YAML reads `off` as False
+
+# Attributes that change between steps and say nothing about what a step computes.
+_NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
+    *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
+    *(
+        "_centred_at",
+        "_init_args",
+        "_loops_told",
+        "_loss_watch",
+        "_progress_reads",
+        "_stored_groups",
+        "_vectorises",
+        "_visits_chosen",
+        "test_report",
+    ),
+    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # notes of `nn.stateless`
+}
+
+OnTask = Callable[[TaskMap, int, Examples, Examples], Any]
+"""What is done with one task: how tasks are visited, N, the support set, the query set."""
 
 
 class Outcome(NamedTuple):
@@ -93,6 +117,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         chunk_size: Tasks that `vmap` takes at a time, which bounds the memory; by default all.
         compile: Compile a whole training step, once for each shape of a meta-batch: half a minute and more at the
             start, then small networks are several times faster. It needs `vmap`, and a C++ compiler on a CPU.
+        graph: `auto` records training and evaluation steps as CUDA graphs, where a GPU waits for a CPU to launch small
+            kernels; `off` does not. A step that cannot be recorded runs as it is, and a line says why. Not yet run on
+            a GPU. See `docs/gpus.md`.
         backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
             than 1 for a pretrained backbone that is not frozen.
         backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
@@ -116,6 +143,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         strategy: Strategy = "auto",
         chunk_size: int | None = None,
         compile: bool = False,
+        graph: Graph = "off",
         episodes: EpisodeSpec | None = None,
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
@@ -126,7 +154,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
+        graph = "off" if graph is False else graph
+        one_of("graph", graph, Literal["off", "auto"])
+        if compile and graph == "auto":
+            raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
+        self.graph, self._graphs = graph, StepGraphs(_NOT_OF_A_STEP)
         self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
         check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)
@@ -154,9 +187,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The outer losses of a meta-batch: `task_loss` mapped over its tasks."""
         if self.training:
             freeze_evaluated(self.backbone)
-        how = self._way(batch, self._train_on)
+        how = self._way(batch, self._train_on_task)
         with exact_derivatives(self.network):
-            return self._train_on(how, batch)
+            return task_map(partial(self._train_on_task, how, batch.ways), how, batch.support, batch.query)
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the parameters that depend on the episodes; the backbone has `self.feature_size` features."""
@@ -277,8 +310,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """The mean outer loss of a meta-batch."""
         freeze_evaluated(self.backbone)
         with self.exact_arithmetic():
-            outcome = self.training_loss(self.inputs(batch))
-        loss = outcome.loss.mean()
+            if self.graph == "off":
+                outcome = self.training_loss(self.inputs(batch))
+                loss = outcome.loss.mean()
+            else:
+                loss, outcome = self.graphed_loss(self.inputs(batch))
         self.check_finite(loss)
         if outcome.buffers:
             follow(self.network, outcome.buffers, partial(self.trainer.strategy.reduce, reduce_op="mean"))
@@ -288,6 +324,15 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 shown = name == "loss"  # beside the metric in validation, which is the one that counts
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
+
+    def graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
+        """The mean outer loss of a meta-batch and what it is made of, by a graph where `graph` allows it."""
+
+        def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
+            outcome = self.training_loss(batch)
+            return outcome.loss.mean(), outcome
+
+        return mean_loss(batch) if self.graph == "off" else self._graphs.loss(mean_loss, self, batch)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """The outer backward pass, which runs after `training_step` has returned."""
@@ -351,22 +396,19 @@ class MetaModule(ChecksBatches, Learner, ABC):
             put_buffers(self.network, {name: buffers[name] for name in own if name in buffers})
         return {name: tensor for name, tensor in buffers.items() if name not in own}
 
-    def _train_on(self, how: TaskMap, batch: Episode) -> Outcome:
-        def one_task(support: Examples, query: Examples) -> Outcome:
-            with collected_statistics(self.network) as statistics:
-                outcome = self.task_loss(support, query, batch.ways)
-            buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
-            return outcome._replace(buffers={**statistics, **buffers})
+    def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
+        """`task_loss`, and the statistics of batch normalisation in the same passes."""
+        with collected_statistics(self.network) as statistics:
+            outcome = self.task_loss(support, query, ways)
+        buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
+        return outcome._replace(buffers={**statistics, **buffers})
 
-        outcome: Outcome = task_map(one_task, how, batch.support, batch.query)
-        return outcome
-
-    def _way(self, batch: Episode, run: Callable[[TaskMap, Episode], Any]) -> TaskMap:
+    def _way(self, batch: Episode, run: OnTask) -> TaskMap:
         """How tasks are visited: what was asked for or suits the network, and a loop where `vmap` cannot run it.
 
         Args:
             batch: A meta-batch.
-            run: What is done with tasks; it is tried on two of them before its first run by `vmap`.
+            run: What is done with a task; it is tried on two of them before its first run by `vmap`.
 
         Raises:
             UserError: `vmap` cannot run it, and was asked for by name.
@@ -386,16 +428,17 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
         return how if self._vectorises[self.training] else TaskMap("loop")
 
-    def _obstacle(self, run: Callable[[TaskMap, Episode], Any], batch: Episode) -> str | None:
+    def _obstacle(self, run: OnTask, batch: Episode) -> str | None:
         def trial(how: TaskMap) -> None:
             self._try(run, how, batch)
 
         return obstacle(trial, self, slow_too=self.strategy != "vmap" and not self._compiles)
 
-    def _try(self, run: Callable[[TaskMap, Episode], Any], how: TaskMap, batch: Episode) -> None:
+    def _try(self, run: OnTask, how: TaskMap, batch: Episode) -> None:
         """Run two tasks, and treat their outcome as training does: take its gradient, keep the buffers that it left."""
+        two = first_tasks(batch)
         with exact_derivatives(self.network):
-            result = run(how, first_tasks(batch))
+            result = task_map(partial(run, how, two.ways), how, two.support, two.query)
         if isinstance(result, Outcome):
             self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
             if result.loss.requires_grad:  # outside of the context, as in training: a function mode is off within it
@@ -406,13 +449,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
         """How training visits tasks; measured, if that was asked for."""
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
         if self._compiles:
-            reason = self._obstacle(self._train_on, batch) if maps else None
+            reason = self._obstacle(self._train_on_task, batch) if maps else None
             if reason is not None:
                 raise UserError(f"compile: it needs vmap, which cannot run the network: {reason}; leave compile out")
             return TaskMap("vmap", self.task_map.chunk_size if self.task_map else None, compile=True)
         if not maps or self.strategy != "measured" or self.task_map is not None:
             rule = self.task_map or by_rule(self.network, self.inner_gradients, batch)
-            return self._way(batch, self._train_on) if maps else rule
+            return self._way(batch, self._train_on_task) if maps else rule
         trained = [p for p in self.parameters() if p.requires_grad]
 
         def seconds(how: TaskMap) -> float:
@@ -421,7 +464,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
         with untouched(self):
             self.task_map = TaskMap("vmap")
-            if self._way(batch, self._train_on).strategy == "loop" or not self.trainer.is_global_zero:
+            if self._way(batch, self._train_on_task).strategy == "loop" or not self.trainer.is_global_zero:
                 return TaskMap("loop")
             return by_measurement(seconds, len(batch.tasks))
 
@@ -445,20 +488,22 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
         """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
         with self.exact_arithmetic(), untouched(self):
-            how = self._way(batch, self._evaluate_on)
-            with exact_derivatives(self.network):
-                return self._evaluate_on(how, batch)
+            how = self._way(batch, self._evaluate_task)
 
-    def _evaluate_on(self, how: TaskMap, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
-        def one_task(support: Examples, query: Examples) -> tuple[Tensor, Tensor, Tensor]:
-            scores = []
-            for state in self.trajectory(support, batch.ways):
-                outputs = self.predict(state, query.x)  # those of the last state are kept
-                scores.append(self.task.score(outputs, query.y))
-            return self.task.loss(outputs, query.y), torch.stack(scores), outputs
+            def evaluate(batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
+                with exact_derivatives(self.network):
+                    return task_map(partial(self._evaluate_task, how, batch.ways), how, batch.support, batch.query)
 
-        found: tuple[Tensor, Tensor, Tensor] = task_map(one_task, how, batch.support, batch.query)
-        return found
+            return evaluate(batch) if self.graph == "off" else self._graphs.values(evaluate, self, batch)
+
+    def _evaluate_task(
+        self, how: TaskMap, ways: int, support: Examples, query: Examples
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scores = []
+        for state in self.trajectory(support, ways):
+            outputs = self.predict(state, query.x)  # those of the last state are kept
+            scores.append(self.task.score(outputs, query.y))
+        return self.task.loss(outputs, query.y), torch.stack(scores), outputs
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         scores.update(batch.tasks, *self._evaluate_tasks(self.inputs(batch)), batch.query.y)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
+from lightning_meta.batches import Episode, Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.tf32 import full_float32, tf32_requested
-from lightning_meta.module import Inputs, TrainedModule
+from lightning_meta.module import TrainedModule
+from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.tasks import EpisodeSpec, StandardisedRegression, Task, task_named
+
+Inputs = TypeVar("Inputs", Tensor, Episode)
 
 
 class Learner(TrainedModule, ABC):
@@ -61,11 +64,13 @@ class Learner(TrainedModule, ABC):
 
     def inputs(self, x: Inputs) -> Inputs:
         """Stored inputs, or an episode, as the network takes them; real targets of stored data in standard units."""
-        made = super().inputs(x)
-        if isinstance(made, Tensor):
-            return made
-        support, query = (part._replace(y=self.targets(part.y)) for part in (made.support, made.query))
-        return made._replace(support=support, query=query)
+        if isinstance(x, Tensor):
+            return super().inputs(x)
+        assert isinstance(self.dtype, torch.dtype)
+        support, query = (
+            Examples(as_input(part.x, self.dtype, leading=2), self.targets(part.y)) for part in (x.support, x.query)
+        )
+        return x._replace(support=support, query=query)
 
     def targets(self, y: Tensor) -> Tensor:
         """Labels as they are; real targets of stored data in standard units."""

@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive
-from lightning_meta.functional.prototypes import cosine_similarity
+from lightning_meta.functional.prototypes import cosine_similarity, one_hot
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
 
@@ -63,7 +62,7 @@ class MatchingNet(MetricLearner):
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
         """The features `(K, F)` of the support set, and which class each is of: `(K, N)` booleans."""
-        return {"keys": support.x, "members": F.one_hot(support.y, ways).bool()}
+        return {"keys": support.x, "members": one_hot(support.y, ways)}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
         """The logarithm of the attention that each class receives, `(M, N)`."""

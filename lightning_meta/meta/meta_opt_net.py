@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive
 from lightning_meta.functional.precision import at_least_float32, in_float32
+from lightning_meta.functional.prototypes import one_hot
 from lightning_meta.functional.ridge import ridge
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
@@ -74,7 +74,7 @@ class MetaOptNet(MetricLearner):
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
         """W `(F, N)`."""
         penalty = support.x.new_tensor(self.penalty)
-        return {"weight": ridge(support.x, F.one_hot(support.y, ways), penalty)}
+        return {"weight": ridge(support.x, one_hot(support.y, ways), penalty)}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
         """γ f(x)ᵀ W, `(M, N)`."""

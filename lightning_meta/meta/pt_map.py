@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import squared_euclidean, unit_length
+from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
 from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
@@ -99,7 +98,7 @@ class PTMAP(ClassifierLearner):
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The transformed features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": self.transformed(support.x), "members": F.one_hot(support.y, ways)}
+        return {"features": self.transformed(support.x), "members": one_hot(support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """The logarithms of the probabilities `(M, N)` of all queries, none below 1e-6."""

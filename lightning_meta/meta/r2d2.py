@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive
 from lightning_meta.functional.precision import at_least_float32, in_float32
+from lightning_meta.functional.prototypes import one_hot
 from lightning_meta.functional.ridge import ridge
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
@@ -74,7 +74,7 @@ class R2D2(MetricLearner):
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
         """W `(F, N)`."""
-        return {"weight": ridge(support.x, F.one_hot(support.y, ways), self.log_penalty.exp())}
+        return {"weight": ridge(support.x, one_hot(support.y, ways), self.log_penalty.exp())}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
         """α f(x)ᵀ W + β, `(M, N)`."""

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import class_means, squared_euclidean
+from lightning_meta.functional.prototypes import class_means, one_hot, squared_euclidean
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
 
@@ -104,5 +103,5 @@ def refined(query: Tensor, prototypes: Tensor, support: Tensor, labels: Tensor, 
         `(N, F)`.
     """
     assigned = (-squared_euclidean(query, prototypes) / temperature).softmax(-1)
-    weights = torch.cat([F.one_hot(labels, len(prototypes)).to(assigned.dtype), assigned])
+    weights = torch.cat([one_hot(labels, len(prototypes)).to(assigned.dtype), assigned])
     return weights.T @ torch.cat([support, query]) / weights.sum(0).unsqueeze(-1)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import squared_euclidean, unit_length
+from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
 from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.all_classes import ClassifierLearner
 from lightning_meta.nn.stateless import Tensors
@@ -86,7 +85,7 @@ class TIM(ClassifierLearner):
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": F.one_hot(support.y, ways)}
+        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""

@@ -390,6 +390,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""
+        super().on_train_epoch_end()
         self.weighting.end_epoch()
 
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
@@ -469,7 +470,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         table, values = self._report("test", self.records["test"])
         self._warn("test", self._floor_line(table))
         self.log_dict({**values, "test/tasks": float(len(self.names))})
-        beside = {stage: self._computed(records) for stage, records in self.records.items() if stage != "test"}
+        beside = {stage: records.compute() for stage, records in self.records.items() if stage != "test"}
+        for records in self.records.values():
+            records.reset()
         directory = self.trainer.log_dir  # asks the other ranks
         shares = gradient_shares(directory) if directory else {}
         self.test_report = {
@@ -605,16 +608,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtype = self.spec.input_dtypes.get(name, "")
         return shape_after(self._stems_by_name[name], shape, f"stems.{name}", dtype)
 
-    @staticmethod
-    def _computed(records: TaskRecords) -> RecordTable:
-        table: RecordTable = records.compute()
-        records.reset()
-        return table
-
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
         """The predictions for a split, and what is logged of them."""
         self._parts = []
-        table, tasks = self._computed(records), self.spec.tasks
+        table, tasks = records.compute(), self.spec.tasks
+        records.reset()
         ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
         scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": loss for name, loss in table.ranked_losses().items()}

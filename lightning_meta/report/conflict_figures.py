@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -12,10 +11,9 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from lightning_meta.errors import UserError
 from lightning_meta.report.figures import SIZE
 from lightning_meta.report.saving import save_figure
-from lightning_meta.run.gradient_table import PAIRS, SHARES, read_rows
+from lightning_meta.run.gradient_table import PAIRS, mean_pairs
 
 # From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
 COLOURS = "cividis"
@@ -40,8 +38,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     directory = Path(directory)
     if not (directory / PAIRS).is_file():
         return []
-    names, means, conflicts = _means(directory)
-    cosines, affinity = means
+    names, (cosines, affinity), conflicts = mean_pairs(directory)
     apart = ~np.eye(len(names), dtype=bool)
     if not np.isfinite(cosines[apart]).any():
         return []
@@ -61,30 +58,6 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     for name, figure in figures.items():
         save_figure(figure, folder / name)
     return [folder / name for name in figures]
-
-
-def _means(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
-    """The tasks, `(2, T, T)` mean cosine and affinity, and by step the share of pairs in conflict."""
-    names = list(dict.fromkeys(name for _, name, _, _ in read_rows(directory / SHARES)))
-    place = {name: i for i, name in enumerate(names)}
-    sums, counts = np.zeros((2, 2, len(names), len(names)))
-    pairs: Counter[int] = Counter()
-    conflicts: Counter[int] = Counter()
-    for step, first, second, *values in read_rows(directory / PAIRS):
-        if not {first, second} <= place.keys():
-            raise UserError(
-                f"{directory / PAIRS} is damaged: {SHARES} does not name the tasks {first!r} and {second!r}"
-            )
-        i, j = place[first], place[second]
-        for k, value in enumerate(map(float, values)):
-            if np.isfinite(value):
-                sums[k, i, j] += value
-                counts[k, i, j] += 1
-        if i < j and np.isfinite(cosine := float(values[0])):
-            pairs[int(step)] += 1
-            conflicts[int(step)] += cosine < 0
-    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
-    return names, means, {step: conflicts[step] / count for step, count in pairs.items()}
 
 
 def _clustered(cosines: np.ndarray) -> list[int]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
@@ -80,3 +82,38 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
     for _, name, _, share in read_rows(file) if file.is_file() else ():
         shares[name] += [] if math.isnan(float(share)) else [float(share)]
     return {name: sum(values) / len(values) if values else math.nan for name, values in shares.items()}
+
+
+def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
+    """What was recorded of every two tasks, as means over the measurements of a run that had both.
+
+    Args:
+        directory: The run directory.
+
+    Returns:
+        The tasks; their mean cosines and affinities, `(2, T, T)`, NaN for two tasks that were never in a batch
+        together; and by step the share of pairs in conflict.
+
+    Raises:
+        UserError: The files are missing or damaged.
+    """
+    names = list(dict.fromkeys(name for _, name, _, _ in read_rows(directory / SHARES)))
+    place = {name: i for i, name in enumerate(names)}
+    sums, counts = np.zeros((2, 2, len(names), len(names)))
+    pairs: Counter[int] = Counter()
+    conflicts: Counter[int] = Counter()
+    for step, first, second, *values in read_rows(directory / PAIRS):
+        if not {first, second} <= place.keys():
+            raise UserError(
+                f"{directory / PAIRS} is damaged: {SHARES} does not name the tasks {first!r} and {second!r}"
+            )
+        i, j = place[first], place[second]
+        for k, value in enumerate(map(float, values)):
+            if np.isfinite(value):
+                sums[k, i, j] += value
+                counts[k, i, j] += 1
+        if i < j and np.isfinite(cosine := float(values[0])):
+            pairs[int(step)] += 1
+            conflicts[int(step)] += cosine < 0
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    return names, means, {step: conflicts[step] / count for step, count in pairs.items()}

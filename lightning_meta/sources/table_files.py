@@ -122,27 +122,21 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     What float64 cannot hold as the file spells it is text, too. A message or a category needs the cells of a column of
     numbers as they stand: then the column is read once more.
     """
-    from pyarrow import ArrowException
+    from pyarrow import ArrowException, ArrowInvalid, types
 
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(filter(None, csv.reader(file, delimiter=spelling.delimiter or ",")), [])
     _check_header(path, header)
-    try:
-        return _columns_of_csv(path, spelling, header)
-    except ArrowException as error:
-        if (divider := _other_delimiter(header)) is None:
-            raise
-        raise UserError(f"{path}: its columns are divided by {divider!r}; give delimiter={divider!r}") from error
-
-
-def _columns_of_csv(path: Path, spelling: Spelling, header: list[str]) -> dict[str, Column]:
-    from pyarrow import ArrowInvalid, types
-
     read = partial(_arrow_csv, path, spelling)
     try:
         table = read(dict(zip(header, _first_types(path, spelling, len(header)), strict=True)))
     except ArrowInvalid:  # a cell far below is of another type; or the file is damaged, which text shows better
-        table = _by_all_rows(read, header)
+        try:
+            table = _by_all_rows(read, header)
+        except ArrowException as error:
+            if (divider := _other_delimiter(header)) is None:
+                raise
+            raise UserError(f"{path}: its columns are divided by {divider!r}; give delimiter={divider!r}") from error
     _check_header(path, table.column_names)
     text = [
         name

@@ -12,6 +12,7 @@ import torch
 from benchmarks import peers, work
 from benchmarks.augmentation import augmentation
 from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation, sklearn_evaluation
+from benchmarks.graphs import graphs
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
 from benchmarks.row import Row, Setting
@@ -95,6 +96,7 @@ STEP = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
 import torch
+from benchmarks.graphs import graphs
 from benchmarks.images import steps
 from lightning_meta.run.memory import keep_freed_memory
 threads, work, side, memory = sys.argv[1:]
@@ -145,6 +147,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "evaluation": evaluation,
     "augmentation": augmentation,
     "logistic": logistic,
+    "graphs": graphs,
     "imports": imports,
     "processes": processes,
 }

@@ -79,7 +79,7 @@ def training_step(module: MetaModule, batch: Callable[[], Episode], device: torc
 
     def step() -> float:
         optimizer.zero_grad()
-        loss = module.training_loss(module.inputs(moved(batch(), device))).loss.mean()
+        loss, _ = module.graphed_loss(module.inputs(moved(batch(), device)))
         loss.backward()
         optimizer.step()
         return loss.item()

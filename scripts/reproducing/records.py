@@ -6,12 +6,16 @@ import csv
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from lightning_meta.cells import as_cell, as_text
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import replacing
 from reproducing.rows import Figure, Row
 from reproducing.storing import Stored
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Record:
     data: str
 
 
-COLUMNS = [field.name for field in fields(Record)]
+Line = TypeVar("Line", bound="DataclassInstance")
 
 
 def collect(runs: Path, rows: Iterable[Row]) -> list[Record]:
@@ -118,18 +122,33 @@ def read_records(file: Path) -> list[Record]:
     Raises:
         UserError: It has other columns.
     """
-    if not file.is_file():
-        return []
-    with file.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        if reader.fieldnames != COLUMNS:
-            raise UserError(f"{file}: expected the columns {', '.join(COLUMNS)}; remove the file, or restore it")
-        return [Record(**{name: as_text(cell) for name, cell in line.items()}) for line in reader]
+    return read_lines(file, Record)
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
     """Write them, a line each."""
+    write_lines(file, Record, records)
+
+
+def read_lines(file: Path, kind: type[Line]) -> list[Line]:
+    """The lines of a CSV file as instances of a dataclass of texts; none where the file is not there.
+
+    Raises:
+        UserError: It has other columns.
+    """
+    if not file.is_file():
+        return []
+    columns = [field.name for field in fields(kind)]
+    with file.open(encoding="utf-8", newline="") as stream:
+        reader = csv.DictReader(stream)
+        if reader.fieldnames != columns:
+            raise UserError(f"{file}: expected the columns {', '.join(columns)}; remove the file, or restore it")
+        return [kind(**{name: as_text(cell) for name, cell in line.items()}) for line in reader]
+
+
+def write_lines(file: Path, kind: type[Line], lines: Iterable[Line]) -> None:
+    """Write instances of a dataclass of texts, a line each."""
     with replacing(file) as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(stream, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()
-        writer.writerows({name: as_cell(value) for name, value in asdict(record).items()} for record in records)
+        writer.writerows({name: as_cell(value) for name, value in asdict(line).items()} for line in lines)

@@ -22,6 +22,7 @@ End = Literal["finished", "held", "out of time", "failed"]
 GRACE = 60.0  # seconds that a process has to write its last checkpoint
 POLL = 0.1  # seconds
 ACCELERATOR = {"cpu": "cpu", "gpu": "cuda"}
+CLI = ["-m", "lightning_meta.cli"]
 
 
 def run(stored: Stored, device: Device, machine: str, deadline: float, begin: Callable[[], None]) -> End:
@@ -64,7 +65,7 @@ def _train_and_test(stored: Stored, device: Device, claim: Claim, deadline: floa
         if stored.run is not None:
             place = [f"--ckpt_path={stored.run}"]
         command = ["fit", *stored.row.arguments(stored.seed), *place, *common]
-        if (end := _child(command, claim, log, deadline)) != "finished":
+        if (end := child(CLI + command, claim, log, deadline)) != "finished":
             return end
     assert stored.run is not None
     for figure in stored.row.figures:
@@ -72,7 +73,7 @@ def _train_and_test(stored: Stored, device: Device, claim: Claim, deadline: floa
             continue
         before = versions(stored.run / "tests")
         command = ["test", f"--ckpt_path={stored.run}", *figure.test, *common]
-        if (end := _child(command, claim, log, deadline)) != "finished":
+        if (end := child(CLI + command, claim, log, deadline)) != "finished":
             return end
         (made,) = set(versions(stored.run / "tests")) - set(before)  # nobody else tests a run that is held
         stored.note_test(stored.run / "tests" / str(made), figure)
@@ -102,12 +103,21 @@ def terminated_like_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) -> End:
+def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) -> End:
+    """Run Python in a process of its own, which is stopped as by SIGTERM when the time is over.
+
+    Args:
+        arguments: Those of Python, such as `-m` and a module.
+        claim: The lock of its folder, which the process gets as well.
+        log: The file that its output is appended to.
+        deadline: By `time.monotonic`.
+    """
+    paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lightning_meta.cli", *arguments],
+            [sys.executable, *arguments],
             cwd=ROOT,  # whose revision is noted
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

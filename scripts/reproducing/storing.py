@@ -16,18 +16,15 @@ NOTE = "reproduce.json"
 LAST = "checkpoints/last.ckpt"
 
 
-class Stored:
-    """The folder of one row and seed.
+class RunFolder:
+    """A folder in which `fit` makes a run directory, and another one if the first could not be resumed.
 
     Args:
-        runs: The folder of all tables.
-        row: The row.
-        seed: The seed.
+        folder: The folder.
     """
 
-    def __init__(self, runs: Path, row: Row, seed: int) -> None:
-        self.row, self.seed = row, seed
-        self.folder = runs.resolve() / row.table / row.name / row.version / f"seed_{seed}"
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @property
     def run(self) -> Path | None:
@@ -43,6 +40,48 @@ class Stored:
     def trained(self) -> bool:
         """Whether `fit` has ended."""
         return self.run is not None and (self.run / "results.json").is_file()
+
+    @property
+    def seconds(self) -> float:
+        """How long `fit` took, in all its processes; 0 where it has not ended."""
+        if self.run is None or not self.trained:
+            return 0.0
+        return float(read_json(self.run / "results.json")["wall_time_s"])
+
+    @property
+    def machines(self) -> list[str]:
+        """Where it was run, in words."""
+        return list(self._noted["machines"])
+
+    @property
+    def spent(self) -> float:
+        """The seconds of all its processes, from their start to their end, but for those whose runner was killed."""
+        return max(self.seconds, float(self._noted["seconds"]))
+
+    def note(self, machine: str, seconds: float = 0.0) -> None:
+        """Note where it is run, and for how long it was."""
+        known = self._noted
+        machines = list(dict.fromkeys([*known["machines"], machine]))
+        write_json(self.folder / NOTE, {"machines": machines, "seconds": known["seconds"] + seconds})
+
+    @property
+    def _noted(self) -> dict[str, Any]:
+        noted = read_json(self.folder / NOTE) if (self.folder / NOTE).is_file() else {}
+        return {"machines": [], "seconds": 0.0, **noted}
+
+
+class Stored(RunFolder):
+    """The folder of one row and seed.
+
+    Args:
+        runs: The folder of all tables.
+        row: The row.
+        seed: The seed.
+    """
+
+    def __init__(self, runs: Path, row: Row, seed: int) -> None:
+        super().__init__(runs.resolve() / row.table / row.name / row.version / f"seed_{seed}")
+        self.row, self.seed = row, seed
 
     @property
     def finished(self) -> bool:
@@ -63,58 +102,34 @@ class Stored:
             return 0.0
         return min(0.95, float(at["global_step" if unit == "steps" else "epoch"]) / max(1, number))
 
-    @property
-    def seconds(self) -> float:
-        """How long `fit` took, in all its processes; 0 where it has not ended."""
-        return float(_read(self.run / "results.json")["wall_time_s"]) if self.trained and self.run is not None else 0.0
-
     def results(self, figure: Figure) -> dict[str, Any] | None:
         """The `results.json` that a figure stands in; None where it was not made yet."""
         if not self.trained or self.run is None:
             return None
         directory = self.run if not figure.test else self.test_of(figure)
-        return None if directory is None else _read(directory / "results.json")
+        return None if directory is None else read_json(directory / "results.json")
 
     def test_of(self, figure: Figure) -> Path | None:
         """The directory of the test of a figure."""
         tests = Path() if self.run is None else self.run / "tests"
         for version in versions(tests):
             note = tests / str(version) / NOTE
-            if note.is_file() and _read(note).get("test") == list(figure.test):
+            if note.is_file() and read_json(note).get("test") == list(figure.test):
                 return tests / str(version)
         return None
 
     def note_test(self, directory: Path, figure: Figure) -> None:
         """Note which figure a test is of."""
-        _write(directory / NOTE, {"test": list(figure.test)})
-
-    @property
-    def machines(self) -> list[str]:
-        """Where it was run, in words."""
-        return list(self._noted["machines"])
-
-    @property
-    def spent(self) -> float:
-        """The seconds of all its processes, from their start to their end, but for those whose runner was killed."""
-        return max(self.seconds, float(self._noted["seconds"]))
-
-    def note(self, machine: str, seconds: float = 0.0) -> None:
-        """Note where it is run, and for how long it was."""
-        known = self._noted
-        machines = list(dict.fromkeys([*known["machines"], machine]))
-        _write(self.folder / NOTE, {"machines": machines, "seconds": known["seconds"] + seconds})
-
-    @property
-    def _noted(self) -> dict[str, Any]:
-        noted = _read(self.folder / NOTE) if (self.folder / NOTE).is_file() else {}
-        return {"machines": [], "seconds": 0.0, **noted}
+        write_json(directory / NOTE, {"test": list(figure.test)})
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a file holds."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
 
-def _write(file: Path, content: dict[str, Any]) -> None:
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write an object; the file is whole at any time."""
     with replacing(file) as stream:
         json.dump(content, stream)

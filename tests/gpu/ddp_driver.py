@@ -22,8 +22,10 @@ from lightning_meta.nn import MLP
 from tests.ddp_driver import STEPS, data, modules, sgd
 from tests.devices.toys import Tasks, multi_task
 from tests.gpu.card import accelerator
+from tests.nn.recorder import recorded
 
 NAMES = ("protonet", "protonet_inductive", "maml", "maml_inductive")
+GRAPHS = ("protonet_graph", "maml_graph")  # the same, by graphs
 
 
 class Shared(DDPStrategy):
@@ -64,8 +66,11 @@ def main(folder: Path, mode: str, where: str, precision: str) -> None:
     device = torch.device("cuda", 0) if where == "cuda" else torch.device("cpu")
     torch.backends.cudnn.allow_tf32 = False  # its rounding depends on how many examples a rank has
     noted: dict[str, Any] = {}
-    for name in NAMES:
-        module = modules()[name]
+    for name in (*NAMES, *GRAPHS):
+        module = modules()[name.removesuffix("_graph")]
+        if name in GRAPHS:
+            module.graph = "auto"
+            module = module if where == "cuda" else recorded(module)
         torch.manual_seed(0)  # the head of MAML is made in `fit`
         runs = trainer(mode, device, precision, folder, max_steps=STEPS)
         runs.fit(module, datamodule=data())
@@ -73,6 +78,7 @@ def main(folder: Path, mode: str, where: str, precision: str) -> None:
         noted[name] = {"state": on_the_cpu(module), "test": tested, "device": str(runs.strategy.root_device)}
         noted[name]["backend"] = torch.distributed.get_backend() if torch.distributed.is_initialized() else None
         noted[name]["world"] = runs.world_size
+        noted[name]["replays"] = module._graphs.replays
     torch.manual_seed(0)
     several = MultiHead(MLP(4, (8,)), optimizer=sgd)
     runs = trainer(mode, device, precision, folder, max_steps=STEPS)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.gpu.card import SLOW_ON_CPU
-from tests.gpu.ddp_driver import NAMES
+from tests.gpu.ddp_driver import GRAPHS, NAMES
 from tests.meta.oracles import relative_error
 from tests.ranks import run_driver
 
@@ -53,6 +53,17 @@ def test_two_ranks_that_share_a_device_train_as_one_process(where: str, precisio
             assert rank[name]["device"].startswith(where)
             assert rank[name]["test"]["test/tasks"] == 9
             assert rank[name]["test"]["test/loss"] == pytest.approx(one[name]["test"]["test/loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("where", SLOW_ON_CPU)
+def test_ranks_that_play_graphs_train_as_one_process_that_does_not(where: str, precision: str, ran: Any) -> None:
+    (one,), two = ran("one", where, precision), ran("gloo", where, precision)
+    for name in GRAPHS:
+        for rank in (one, *two):
+            assert rank[name]["replays"] > 2, name
+            error = relative_error(weights(rank[name]["state"]), weights(one[name.removesuffix("_graph")]["state"]))
+            assert error < BOUNDS[precision], f"{name}: {error:.1e}"
 
 
 @pytest.mark.parametrize("precision", BOUNDS)

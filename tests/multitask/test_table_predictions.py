@@ -30,6 +30,7 @@ METHODS: dict[str, Callable[[int], lm.MultiTaskModule]] = {
     "CGC": lambda inputs: lm.CGC(MLP(inputs, (8,))),
     "Conditioned": lambda inputs: lm.Conditioned(MLP(inputs, (8, 8)), enters="film", at=(1,)),
     "CrossStitch": lambda inputs: lm.CrossStitch(MLP(inputs, (8, 8))),
+    "Grouped": lambda inputs: lm.Grouped(MLP(inputs, (8, 8)), [["price", "grade"], ["sold"]]),
     "Independent": lambda inputs: lm.Independent(MLP(inputs, (8,)), optimizer=partial(torch.optim.Adam, lr=0.1)),
     "Linear": lambda inputs: lm.Linear(),
     "LoRA": lambda inputs: lm.LoRA(MLP(inputs, (8, 8))),

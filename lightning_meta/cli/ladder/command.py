@@ -16,6 +16,7 @@ import yaml
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, read_ladder
+from lightning_meta.cli.ladder.groups import against_the_ends, grouped_rung
 from lightning_meta.cli.ladder.jobs import run_in_processes
 from lightning_meta.cli.ladder.linear import marked
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
@@ -26,6 +27,8 @@ from lightning_meta.cli.signals import StoppedBySignal
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
+
+GROUPS = 3
 
 
 def ladder(args: Sequence[str]) -> None:
@@ -39,7 +42,11 @@ def ladder(args: Sequence[str]) -> None:
     name = Path(options.config).stem if options.name is None else options.name
     refuse_name("--name", name)
     folder = Path(options.runs) / name
-    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, options.trials)
+    grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
+    further = {} if grouped is None else {grouped.name: grouped.model}
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further, options.trials)
+    for line in [] if grouped is None else grouped.lines:
+        print(line, flush=True)
     found: dict[str, Found] = {}
     apart = rungs.search is not None  # in processes of their own, whose memory is theirs alone
     try:
@@ -59,6 +66,10 @@ def ladder(args: Sequence[str]) -> None:
         beside_linear, at_equal_budget = marked(done), verdicts(report, done, found) if found else None
         beside = [table for table in (beside_linear, at_equal_budget) if table is not None]
         report = replace(report, notes=(*report.notes, *(line for table in beside for line in table.lines)))
+        if grouped is not None:
+            models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
+            lines = [*grouped.lines, *against_the_ends(grouped.name, models, done)]
+            report = replace(report, notes=(*report.notes, *lines))
         show_report(report, folder / "report", options.wandb_project)
         for table in beside:
             table.show()
@@ -80,6 +91,15 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
     parser.add_argument("--seeds", type=_list, help="Instead of the file's, such as '[1, 2, 3]'.")
     parser.add_argument("--rungs", type=_list, help="Only these, such as '[independent, multi_head]'.")
+    parser.add_argument(
+        "--groups",
+        metavar="RUN",
+        help="Add a rung of groups of tasks with a network each: those that the affinities propose which this finished "
+        "run recorded, or all versions in this folder, such as runs/ladder_glyphs/multi_head.",
+    )
+    parser.add_argument(
+        "--group_count", type=int, help=f"The most groups, {GROUPS} by default; the rung is called groups_{GROUPS}."
+    )
     parser.add_argument("--trials", type=int, help="Of each rung that searches, instead of the file's tune.trials.")
     parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
     parser.add_argument(
@@ -117,8 +137,10 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
         if name in ("model", "model.class_path"):
             raise UserError(f"--{name}: the rungs of the file say which models are trained; choose with --rungs")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for name in ("jobs", "threads"):
-        if getattr(options, name) < 1:
+    if options.group_count is not None and options.groups is None:
+        raise UserError("--group_count: name the run whose affinities propose groups, with --groups")
+    for name in ("jobs", "threads", "group_count"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name} is at least 1, got {getattr(options, name)}")
     if options.jobs > 1 and options.jobs * options.threads > cores:
         raise UserError(

@@ -59,6 +59,7 @@ def read_ladder(
     seeds: Sequence[int] | None,
     rungs: Sequence[str] | None,
     options: Sequence[str],
+    further: Mapping[str, dict[str, Any]] | None = None,
     trials: int | None = None,
 ) -> Ladder:
     """Read a ladder, and check the configuration of every rung.
@@ -69,6 +70,7 @@ def read_ladder(
         seeds: Instead of the file's.
         rungs: Those to train; by default all.
         options: Options of `fit` that hold for every rung.
+        further: Rungs beside those of the file, which are trained whatever `rungs` says.
         trials: Of each rung that searches, instead of the file's.
 
     Raises:
@@ -88,6 +90,11 @@ def read_ladder(
     if rungs is not None and not chosen:
         raise UserError(f"--rungs: name at least one of {', '.join(known)}")
     baseline = content.get("baseline", next(iter(known), None))
+    for rung, model in (further or {}).items():
+        if rung in known:
+            raise UserError(f"{file}, rungs.{rung}: --groups adds a rung of this name; give that of the file another")
+        known[rung] = model
+        chosen.append(rung)
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
     search = read_search(f"{file}, tune", content["tune"], trials) if "tune" in content else None

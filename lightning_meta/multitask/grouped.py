@@ -1,0 +1,156 @@
+"""Task grouping: a backbone for each group of tasks, and a head for each task."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_meta.batches import Common, Consecutive
+from lightning_meta.errors import UserError
+from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.together import predictions
+from lightning_meta.nn.features import output_size
+from lightning_meta.tasks import TasksSpec
+from lightning_meta.weightings import Equal
+
+
+class Grouped(MultiTaskModule):
+    r"""Groups of tasks with a network each: $f_i(x) = h(g(x; \theta_{G(i)}); \theta_i)$ for task i of group G(i).
+
+    Fifty et al., Efficiently Identifying Task Groupings for Multi-Task Learning (NeurIPS 2021), section 1;
+    Standley et al., Which Tasks Should Be Learned Together in Multi-task Learning? (ICML 2020), section 3.
+
+    Each group trains as `MultiHead` on its tasks alone does (`tasks: [...]` in the data module): its batches, the start
+    of its backbone and heads, its batch normalisation, its gradient clipping and its steps do not depend on the other
+    groups. A single group is `MultiHead`, and a group for each task is `Independent`. Every task has as many examples a
+    step as it has with either, so a comparison of the three has an equal budget.
+
+    That takes as many batches an epoch, `batches_per_epoch`, and a network without dropout, whose random numbers the
+    groups draw one after the other; and where tasks share inputs, that no label is missing, as every group sees all
+    inputs then.
+
+    `task_groups` proposes groups, and `ladder --groups RUN` trains what it proposes.
+
+    At a glance:
+        - Shared: a backbone in each group.
+        - Own: a head.
+        - New task: train a head on the backbone of a group.
+
+    Run it:
+        `python scripts/fit.py --config configs/grouped_glyphs.yaml`; with groups of recorded affinities, as a rung
+        beside methods that share all or nothing: `docs/multi_task.md`.
+
+    Logged:
+        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, with the weights of the best `val/score`: one
+          checkpoint for all groups.
+        - `test/score`: their mean.
+        - `train/loss`: the sum over tasks.
+
+        The rest is said at `MultiTaskModule`.
+
+    Deviations:
+        - From the papers: a task is in one group. Theirs may train a task in several networks, and take it from one.
+        - From a training of each group by itself: one epoch is selected for all groups, by the mean over all tasks, as
+          `MultiHead` selects it.
+
+    Args:
+        backbone: g; each group has a copy, and all start equal.
+        groups: The names of the tasks of each group; every task is in one. By default all are in one group.
+        **options: Those of `MultiTaskModule`; the loss of a group is the sum over its tasks, so there is no `weighting`
+            but `Equal`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        groups: Sequence[Sequence[str]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        if not isinstance(self.weighting, Equal):
+            raise UserError(
+                f"weighting: Grouped weights all losses alike, so that no group depends on another; got "
+                f"{type(self.weighting).__name__}, leave it out"
+            )
+        self.groups = None if groups is None else _checked(groups)
+
+    def build(self, spec: TasksSpec) -> None:
+        """Give each group a copy of the backbone and each task a head."""
+        self.groups = [list(spec.tasks)] if self.groups is None else self.groups
+        grouped = [name for group in self.groups for name in group]
+        if odd := [name for name in grouped if name not in spec.tasks]:
+            raise UserError(f"groups: there is no task {odd[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
+        if missing := [name for name in spec.tasks if name not in grouped]:
+            raise UserError(f"groups: task {missing[0]!r} is in none; every task is in one, alone if need be")
+        features = output_size(self.backbone, self.input_shape, self.input_dtype)
+        self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in self.groups)
+        self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
+
+    def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Predict for several tasks, each group with its own backbone."""
+        heads = dict(zip(self.spec.tasks, self.heads, strict=True))
+        consecutive = isinstance(rows, Consecutive)
+        parts = dict(zip(rows, torch.split(x, [len(i) for i in rows.values()]), strict=True)) if consecutive else {}
+        outputs: dict[str, Tensor] = {}
+        for backbone, group in self._networks():
+            if not (names := [name for name in rows if name in group]):
+                continue
+            own: dict[str, Tensor] = {name: rows[name] for name in names}
+            if consecutive:
+                own = Consecutive(own)
+                features = backbone(torch.cat([parts[name] for name in names]))
+            else:
+                own = Common(own) if isinstance(rows, Common) else own
+                features = backbone(x)
+            outputs |= zip(names, predictions([heads[name] for name in names], features, own), strict=True)
+        return {name: outputs[name] for name in rows}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient of each group by itself."""
+        if not gradient_clip_val:
+            return
+        numbers = self.task_numbers
+        for backbone, group in self._networks():
+            own = [module for name in group for module in self.own_modules(numbers[name])]
+            parameters = [p for module in (backbone, *own) for p in module.parameters()]
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave alone the backbones of groups without a task in any batch since the last step, and absent tasks."""
+        for backbone, group in self._networks():
+            if self._stepped_on.isdisjoint(group):
+                for parameter in backbone.parameters():
+                    parameter.grad = None
+        super().on_before_optimizer_step(optimizer)
+
+    def _networks(self) -> list[tuple[nn.Module, list[str]]]:
+        """The backbone of each group, and the names of its tasks."""
+        assert isinstance(self.backbone, nn.ModuleList)
+        assert self.groups is not None
+        return list(zip(self.backbone, self.groups, strict=True))
+
+
+def _checked(groups: Sequence[Sequence[str]]) -> list[list[str]]:
+    right = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups)
+    for group in groups if right else [""]:
+        if isinstance(group, str) or not isinstance(group, Sequence) or not len(group):
+            raise UserError(f"groups: expected lists of names of tasks, such as [[a, b], [c]], got {groups!r}")
+    for name, count in Counter(name for group in groups for name in group).items():
+        if not isinstance(name, str):
+            raise UserError(f"groups: expected names of tasks, got {name!r}")
+        if count > 1:
+            raise UserError(f"groups: task {name!r} is in {count} places; a task is in one group")
+    return [list(group) for group in groups]

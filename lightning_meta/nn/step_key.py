@@ -1,0 +1,71 @@
+"""What a training step reads besides its inputs: a graph that was captured keeps it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+_PLAIN = (bool, int, float, complex, str, type(None), torch.dtype, torch.device)
+_OF_EVERY_MODULE = frozenset(nn.Module().__dict__) - {"training"}
+_LARGE = 64  # entries of a list or dictionary that are compared one by one
+
+Key = tuple[Hashable, ...]
+
+
+def step_key(parts: Iterable[nn.Module], inputs: Any, ignored: frozenset[str]) -> Key:
+    """Two steps with the same key run the same operations on the same memory, as far as can be told from outside.
+
+    Args:
+        parts: The modules that the step runs, each once.
+        inputs: A pytree of its inputs; what is no tensor in it is a constant of the graph.
+        ignored: Names of attributes that change from step to step without changing what is computed.
+
+    Returns:
+        Of the inputs, the shapes, strides and types; of the modules, the modes, the plain attributes such as a rate or
+        a number of steps, and where parameters and buffers lie and whether they are trained; and torch's own switches.
+    """
+    leaves, structure = tree_flatten(inputs)
+    return (
+        str(structure),
+        *(_kind(leaf) if isinstance(leaf, Tensor) else _plain(leaf) for leaf in leaves),
+        *(_state(part, ignored) for part in parts),
+        *_switches(next((leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)), "cpu")),
+    )
+
+
+def _kind(x: Tensor) -> Key:
+    return tuple(x.shape), x.stride(), x.dtype, x.device, x.requires_grad
+
+
+def _place(x: Tensor | None) -> Key:
+    return () if x is None else (x.data_ptr(), tuple(x.shape), x.dtype, x.requires_grad)
+
+
+def _state(part: nn.Module, ignored: frozenset[str]) -> Key:
+    own = part.__dict__
+    tensors = [*own["_parameters"].values(), *own["_buffers"].values()]
+    plain = [(n, _plain(v)) for n, v in own.items() if n not in _OF_EVERY_MODULE and n not in ignored]
+    return (*(_place(tensor) for tensor in tensors), *plain)
+
+
+def _plain(value: Any) -> Hashable:
+    """A value that tells whether an attribute has changed; of an object that is not plain, which object it is."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return _place(value)
+    if isinstance(value, list | tuple) and len(value) <= _LARGE:
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, Mapping) and len(value) <= _LARGE:
+        return tuple((str(k), _plain(v)) for k, v in value.items())
+    return id(value)
+
+
+def _switches(device: str) -> Key:
+    autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    return autocast, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), deterministic

@@ -1,0 +1,156 @@
+"""Write `docs/gallery.md`, a section for each method with its configurations and what they reached.
+
+    python scripts/make_gallery.py
+
+The sentence and the reference are from the docstring. Figures are those of `docs/results.md` and of the CSV files of
+`docs/reproduction/`; this script adds none.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from make_tables import META, MULTI_TASK, ROOT, first_sentence, link
+from reproducing.rows import TABLES, read_rows
+
+from lightning_meta.configuration import public_path
+from lightning_meta.reading import read_yaml
+
+PAGE = ROOT / "docs" / "gallery.md"
+RESULTS = ROOT / "docs" / "results.md"
+INTRODUCTION = """# Gallery
+
+Each method with its configurations and what they reached. The rows are those of [Results](results.md) and of
+[Reproducing published figures](reproduction.md), which say how they were measured.
+"""
+HEADER = ("what", "measured", "published", "conditions")
+
+
+class Figure(NamedTuple):
+    """A row of a table, as it stands there.
+
+    Attributes:
+        what: The configuration and the metric.
+        measured: What was measured.
+        published: What was published; "" if nothing was.
+        conditions: How it was measured.
+        source: The page that it is from, as a link.
+    """
+
+    what: str
+    measured: str
+    published: str
+    conditions: str
+    source: str
+
+
+def configurations() -> dict[str, list[str]]:
+    """By the path of a class, the names of the configurations that train it."""
+    found: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "configs").glob("*.yaml")):
+        content = read_yaml(file)
+        rungs = content.get("rungs", {}).values()
+        models = [content.get("model", {}), *rungs]
+        for path in dict.fromkeys(str(model["class_path"]) for model in models if "class_path" in model):
+            found.setdefault(path, []).append(file.stem)
+    return found
+
+
+def figures() -> dict[str, list[Figure]]:
+    """By the name of a configuration or of a class, the figures that belong to it."""
+    found: dict[str, list[Figure]] = {}
+    for names, figure in [*_of_results(), *_of_reproductions()]:
+        for name in names:
+            found.setdefault(name, []).append(figure)
+    return found
+
+
+def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
+    """The rows of the tables of results that name a configuration or a class, and those that continue them."""
+    names: Sequence[str] = ()
+    for line in RESULTS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) != len(HEADER):
+            names = ()
+            continue
+        named = re.findall(r"`(\w+)`", cells[0])
+        if named or "the same" not in cells[0]:
+            names = named[:1]
+        if names and tuple(cells) != HEADER:
+            what, measured, published, conditions = cells
+            yield names, Figure(what, measured, published, conditions, "[results](results.md)")
+
+
+def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:
+    """The figures of the reproductions that were run, each with its configuration, or the class that replaces its."""
+    for table in TABLES:
+        trained = {row.name: row.config for row in read_rows(table)}
+        for row in read_rows(table):
+            for option in row.options:
+                if option.startswith("--model="):
+                    trained[row.name] = option.rpartition(".")[2]
+        with (ROOT / "docs" / "reproduction" / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+            for line in csv.DictReader(file):
+                if line["seeds"]:
+                    yield [trained[line["row"]]], _reproduced(line)
+
+
+def _reproduced(line: dict[str, str]) -> Figure:
+    unit = f" {line['unit']}" if line["unit"] else ""
+    digits = 2 if unit else 3
+
+    def shown(value: str, half_width: str) -> str:
+        around = f" ± {float(half_width):.{digits}f}" if half_width else ""
+        return f"{float(value):.{digits}f}{around}{unit}"
+
+    seeds = len(line["seeds"].split())
+    conditions = f"{seeds} seed{'' if seeds == 1 else 's'}; {line['protocol']}"
+    if line["half_width"]:
+        conditions += f"; interval over {line['interval_over']}"
+    measured = shown(line["measured"], line["half_width"]) if line["measured"] else "not finite"
+    published = f"{line['published']}{unit}" if line["published"] else ""
+    what = f"`{line['row']}`, {line['figure']}"
+    return Figure(what, measured, published, conditions, "[reproduction](reproduction.md)")
+
+
+def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> str:
+    """The section of a method.
+
+    Args:
+        cls: The method.
+        configs: The names of its configurations.
+        of: The figures by the name of a configuration or of a class.
+    """
+    sentence = first_sentence(cls)
+    parts = [f"## {cls.__name__}", f"{link(cls, '../')}: {sentence}"]
+    reference = re.search(r"https?://[^\s)>;,]+", cls.__doc__ or "")
+    if reference and reference[0].rstrip(".") not in sentence:
+        parts.append(f"Reference: <{reference[0].rstrip('.')}>")
+    if configs:
+        parts.append(f"Configurations: {', '.join(f'`configs/{name}.yaml`' for name in configs)}")
+    rows = [figure for name in dict.fromkeys([*configs, cls.__name__]) for figure in of.get(name, [])]
+    if rows:
+        lines: list[Sequence[str]] = [[*HEADER, "from"], ["---"] * (len(HEADER) + 1), *rows]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    else:
+        parts.append("No figure of it is published here.")
+    return "\n\n".join(parts)
+
+
+def gallery() -> str:
+    """The page."""
+    configs, of = configurations(), figures()
+    sections = [section(cls, configs.get(public_path(cls), []), of) for cls in (*META, *MULTI_TASK)]
+    return "\n\n".join([INTRODUCTION.rstrip(), *sections]) + "\n"
+
+
+def write_gallery() -> None:
+    """Write the page."""
+    PAGE.write_text(gallery(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_gallery()
