@@ -110,6 +110,14 @@ ELSEWHERE = {
         for name in ("anil", "boil", "maml", "maml_plus_plus", "protonet")
     },
     "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
+    **{
+        f"python scripts/ladder.py --config configs/ladder_weightings_{options}": "test_ladder_search.py runs one"
+        for options in (
+            "multi_mnist.yaml --jobs 2",
+            "landmine.yaml --jobs 2",
+        )
+    },
+    "python -m tests.multitask.two_task_toy": "minutes; test_two_task_toy.py follows two of its methods",
 }
 """What is not run by the test of commands, and why."""
 

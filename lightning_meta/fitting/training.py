@@ -29,6 +29,7 @@ from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.config_file import SaveConfig
+from lightning_meta.run.memory import peak_memory
 from lightning_meta.run.monitors import MonitorCheck
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.progress import check_progress, restoring_error
@@ -221,6 +222,8 @@ class Training:
         about = {"seed": self.seed, "checkpoint": str(tested.relative_to(directory))}
         about |= {"steps": self.trainer.global_step, "wall_time_s": round(self.record.seconds, 2)}
         about |= {"train_time_s": round(self.checkpoint.seconds, 2)}
+        if (peak := peak_memory(self.trainer.strategy.root_device)) is not None:
+            about |= {"peak_memory_mb": peak}
         if report := getattr(self.module, "test_report", None):
             write_report(directory, report)
         about |= {**test_facts(self.data), **facts(self.module, self.data, self.trainer)}

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import torch
+
 SHARE = 8  # a process keeps at most an eighth of the memory that it may use
 
 # glibc's names and numbers, from malloc.h, and how many blocks it maps by default.
@@ -57,6 +59,24 @@ def _grow_heap(size: int) -> bool:
     # A forked worker needs nothing of what is kept; what it shared would be copied when its parent writes to it.
     os.register_at_fork(after_in_child=lambda: libc.malloc_trim(0))
     return all(taken) and block is not None
+
+
+def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
+    """The most memory in use so far, in MB of 2^20 bytes; None where it is not known.
+
+    Args:
+        device: Of a GPU, the memory of the tensors of this process on it; else that of the whole process, as Linux
+            counts it, with its libraries and data.
+        root: Where `proc` is.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    try:  # not getrusage, which begins with the memory of the process that started this one
+        lines = (root / "proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("VmHWM:")]  # in kB
+    return round(int(sizes[0]) / 1024, 1) if sizes else None
 
 
 def memory_limit(root: Path = Path("/")) -> int:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from lightning_meta.run import memory
-from lightning_meta.run.memory import keep_freed_memory, memory_limit
+from lightning_meta.run.memory import keep_freed_memory, memory_limit, peak_memory
 
 STEPS = """
 import resource, torch
@@ -154,3 +155,16 @@ def test_the_limits_of_the_process_count() -> None:
     code += f"resource.setrlimit(resource.RLIMIT_DATA, ({GIB // 2}, resource.getrlimit(resource.RLIMIT_DATA)[1]))\n"
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] != GIB // 2
     assert printed_by(code + "print(memory_limit())") == [str(GIB // 2)]
+
+
+def test_the_peak_of_a_process_is_what_linux_counts(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    assert peak_memory(cpu, tmp_path) is None
+    status = tmp_path / "proc" / "self" / "status"
+    status.parent.mkdir(parents=True)
+    status.write_text("Name:\tpython\nVmPeak:\t 9000 kB\nVmHWM:\t 2560 kB\nVmRSS:\t 1024 kB\n")
+    assert peak_memory(cpu, tmp_path) == 2.5
+    if sys.platform.startswith("linux"):
+        peak = peak_memory(cpu)
+        assert peak is not None
+        assert 50 < peak < memory_limit() / 2**20  # torch alone takes more than 50 MB

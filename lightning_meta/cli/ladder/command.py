@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from lightning_meta.cli.ladder.groups import against_the_ends, grouped_rung
 from lightning_meta.cli.ladder.jobs import run_in_processes
 from lightning_meta.cli.ladder.linear import marked
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
+from lightning_meta.cli.ladder.tuning import Found, has_failed, note_failure, tuned
+from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.cli.signals import StoppedBySignal
 from lightning_meta.errors import UserError
@@ -42,22 +44,15 @@ def ladder(args: Sequence[str]) -> None:
     folder = Path(options.runs) / name
     grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
     further = {} if grouped is None else {grouped.name: grouped.model}
-    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further)
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further, options.trials)
     for line in [] if grouped is None else grouped.lines:
         print(line, flush=True)
-    runs = plan(rungs)
-    waiting = []
-    for number, run in enumerate(runs, 1):
-        line = f"run {number} of {len(runs)}: {run.title}"
-        if run.finished:
-            print(f"{line}, finished before", flush=True)
-        else:
-            waiting.append((line + (f", goes on in {run.directory}" if run.directory else ""), run))
+    found: dict[str, Found] = {}
+    apart = rungs.search is not None  # in processes of their own, whose memory is theirs alone
     try:
-        if options.jobs == 1:
-            _run_here(waiting, options.threads)
-        else:
-            run_in_processes(waiting, options.jobs, options.threads, folder / "logs")
+        if rungs.search is not None:
+            rungs, found = tuned(rungs, rungs.search, lambda trials: _train(trials, options, apart, note_failure))
+        _train(plan(rungs), options, apart)
     except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
@@ -68,16 +63,18 @@ def ladder(args: Sequence[str]) -> None:
     baseline = [run.directory for run in done if run.directory and run.rung == rungs.baseline]
     if others:
         report = compare(others, baseline)
-        beside_linear = marked(done)
-        if beside_linear is not None:
-            report = replace(report, notes=(*report.notes, *beside_linear.lines))
+        beside_linear, at_equal_budget = marked(done), verdicts(report, done, found) if found else None
+        beside = [table for table in (beside_linear, at_equal_budget) if table is not None]
+        report = replace(report, notes=(*report.notes, *(line for table in beside for line in table.lines)))
         if grouped is not None:
             models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
             lines = [*grouped.lines, *against_the_ends(grouped.name, models, done)]
             report = replace(report, notes=(*report.notes, *lines))
         show_report(report, folder / "report", options.wandb_project)
-        if beside_linear is not None:
-            beside_linear.show()
+        for table in beside:
+            table.show()
+        if at_equal_budget is not None:
+            at_equal_budget.write(folder / "report")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -89,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
         "as --trainer.max_steps=1000.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="The ladder: seeds, baseline, shared, model and rungs.")
+    parser.add_argument("--config", metavar="FILE", help="The ladder: seeds, baseline, shared, model, tune and rungs.")
     parser.add_argument("--name", help="Name of the ladder; by default the config file's.")
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
     parser.add_argument("--seeds", type=_list, help="Instead of the file's, such as '[1, 2, 3]'.")
@@ -103,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--group_count", type=int, help=f"The most groups, {GROUPS} by default; the rung is called groups_{GROUPS}."
     )
+    parser.add_argument("--trials", type=int, help="Of each rung that searches, instead of the file's tune.trials.")
     parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
     parser.add_argument(
         "--threads",
@@ -149,6 +147,36 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
             f"--jobs {options.jobs} with --threads {options.threads} needs {options.jobs * options.threads} cores, and "
             f"there are {cores}; more at a time would only be slower"
         )
+
+
+def _train(
+    runs: Sequence[PlannedRun],
+    options: argparse.Namespace,
+    apart: bool,
+    failed: Callable[[PlannedRun], None] | None = None,
+) -> None:
+    """Train what is not trained yet.
+
+    Args:
+        runs: In order.
+        options: Of the command.
+        apart: Whether each run is a process of its own even where one trains at a time.
+        failed: Takes note of a trial whose training failed; by default that is an error.
+    """
+    waiting = []
+    for number, run in enumerate(runs, 1):
+        line = f"run {number} of {len(runs)}: {run.title}"
+        if run.finished:
+            print(f"{line}, finished before", flush=True)
+        elif failed is not None and has_failed(run):
+            print(f"{line}, failed before", flush=True)
+        else:
+            waiting.append((line + (f", goes on in {run.directory}" if run.directory else ""), run))
+    if options.jobs == 1 and not apart:
+        _run_here(waiting, options.threads)
+    elif waiting:
+        logs = waiting[0][1].root.parent / "logs"
+        run_in_processes(waiting, options.jobs, options.threads, logs, failed)
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -14,16 +16,18 @@ from jsonargparse import ArgumentError
 
 from lightning_meta.cli.config_text import check_yaml
 from lightning_meta.cli.fit import MetaCLI, fit_options
+from lightning_meta.cli.ladder.search import TUNED, Search, read_search
 from lightning_meta.cli.messages import one_line
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
 from lightning_meta.reading import read_yaml
 from lightning_meta.run.names import refuse_name
+from lightning_meta.weightings import Aggregator, Equal, GradientWeighting
 
-KEYS = ("seeds", "baseline", "shared", "model", "rungs")
+KEYS = ("seeds", "baseline", "shared", "model", "tune", "rungs")
 OF_THE_LADDER = ("config", "seed_everything", "name", "runs", "ckpt_path")
-FOLDERS = ("report", "configs", "logs")
+FOLDERS = ("report", "configs", "logs", "trials", TUNED)
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,18 @@ class Ladder:
         baseline: The rung that the others are compared with.
         seeds: One run of every rung for each.
         rungs: By name, the whole configuration of `fit`, which differs in `model` alone.
+        search: What every rung searches before; None where nothing is.
+        trials: By rung that searches, what makes the configurations of its trials, without weights of its losses.
+        weights: By rung, where the weights of its sum come from: `TUNED`, or the rung that they are read off.
     """
 
     folder: Path
     baseline: str
     seeds: tuple[int, ...]
     rungs: Mapping[str, dict[str, Any]]
+    search: Search | None = None
+    trials: Mapping[str, Callable[[], Iterator[dict[str, Any]]]] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_ladder(
@@ -50,6 +60,7 @@ def read_ladder(
     rungs: Sequence[str] | None,
     options: Sequence[str],
     further: Mapping[str, dict[str, Any]] | None = None,
+    trials: int | None = None,
 ) -> Ladder:
     """Read a ladder, and check the configuration of every rung.
 
@@ -60,6 +71,7 @@ def read_ladder(
         rungs: Those to train; by default all.
         options: Options of `fit` that hold for every rung.
         further: Rungs beside those of the file, which are trained whatever `rungs` says.
+        trials: Of each rung that searches, instead of the file's.
 
     Raises:
         UserError: The file is not a ladder, or `fit` would refuse a rung.
@@ -85,13 +97,90 @@ def read_ladder(
         chosen.append(rung)
     if not isinstance(baseline, str) or baseline not in chosen:
         raise UserError(f"{file}, baseline: {baseline!r} is none of the rungs to train ({', '.join(chosen)})")
-    common = _mapping(file, models, "init_args")
-    parsed = {}
+    search = read_search(f"{file}, tune", content["tune"], trials) if "tune" in content else None
+    if search is None and trials is not None:
+        raise UserError(f"--trials: {file} has no tune; nothing is searched")
+    weights = _weights(file, {rung: known[rung] for rung in chosen}, search)
+    common, parsed = _mapping(file, models, "init_args"), {}
+    given: dict[str, tuple[dict[str, Any], list[str]]] = {}
     for rung in chosen:
-        model = _model(file, rung, known[rung], common)
-        config = {**shared, "model": model}
-        parsed[rung] = _parsed(file, folder, rung, config, _options_of(model["class_path"], options))
-    return Ladder(folder, baseline, seeds, parsed)
+        model = _model(file, rung, _of_source(known, rung, weights), common)
+        config, of_rung = given[rung] = {**shared, "model": model}, _options_of(model["class_path"], options)
+        parsed[rung] = _parsed(file, folder, rung, config, of_rung)
+    if search is None:
+        return Ladder(folder, baseline, seeds, parsed)
+    _check_searched(file, parsed, weights)
+    searched = [rung for rung in chosen if weights.get(rung, TUNED) == TUNED]
+    of_trials = {
+        rung: partial(_trials, file, folder / "trials", parsed[rung], *given[rung], search) for rung in searched
+    }
+    for rung in {parsed[rung]["model"]["class_path"]: rung for rung in reversed(searched)}.values():
+        list(islice(of_trials[rung](), 2))  # a mistake in what is searched is seen in the first drawn trial
+    return Ladder(folder, baseline, seeds, parsed, search, of_trials, weights)
+
+
+def _weights(file: str, rungs: Mapping[str, Any], search: Search | None) -> dict[str, str]:
+    """Where the weights of rungs come from that do not say them."""
+    found = {rung: model["weights"] for rung, model in rungs.items() if isinstance(model, dict) and "weights" in model}
+    for rung, source in found.items():
+        where = f"{file}, rungs.{rung}.weights"
+        if source != TUNED and len(rungs[rung]) > 1:
+            raise UserError(f"{where}: the model is that of {source}; leave out what else stands here")
+        if search is None:
+            raise UserError(f"{where}: {file} has no tune, which says how many trials each rung has; add it")
+        if source != TUNED and (not isinstance(source, str) or source not in rungs or source in found):
+            others = [name for name in rungs if name not in found]
+            raise UserError(
+                f"{where}: expected {TUNED}, or the rung to read them off ({', '.join(others)}), got {source!r}"
+            )
+    return found
+
+
+def _of_source(rungs: Mapping[str, Any], rung: str, weights: Mapping[str, str]) -> Any:
+    """A rung as it stands in the file; one whose weights are read off another has the other's model."""
+    source = weights.get(rung, TUNED)
+    model = rungs[rung] if source == TUNED else rungs[source]
+    args = model.get("init_args") if isinstance(model, dict) else None
+    if source == TUNED or not isinstance(args, dict):
+        return model
+    return {**model, "init_args": {name: value for name, value in args.items() if name != "weighting"}}
+
+
+def _check_searched(file: str, rungs: Mapping[str, dict[str, Any]], weights: Mapping[str, str]) -> None:
+    """Refuse trials that cannot be compared, weights of a rung that takes none, and those that no rung logs."""
+    for rung, config in rungs.items():
+        if config["checkpoint"]["monitor"] is None:
+            raise UserError(
+                f"{file}, tune: set shared.checkpoint.monitor, the validation metric by which trials are compared"
+            )
+        if rung in weights and config["model"]["init_args"].get("weighting", "none") is not None:
+            raise UserError(
+                f"{file}, rungs.{rung}.weights: leave out model.weighting, and take a model with a weighting, such as "
+                "lightning_meta.MultiHead"
+            )
+        source = weights.get(rung, TUNED)
+        if source != TUNED:
+            weighting = rungs[source]["model"]["init_args"].get("weighting")
+            kind = Equal if weighting is None else import_class(weighting["class_path"])
+            if issubclass(kind, Equal) or (issubclass(kind, Aggregator) and not issubclass(kind, GradientWeighting)):
+                raise UserError(f"{file}, rungs.{rung}.weights: {source} logs no weights to read off ({kind.__name__})")
+
+
+def _trials(
+    file: str,
+    folder: Path,
+    parsed: Mapping[str, Any],
+    config: dict[str, Any],
+    options: Sequence[str],
+    search: Search,
+) -> Iterator[dict[str, Any]]:
+    """The configurations of a rung's trials; of one that has none of the searched options, the first alone."""
+    name = f"{parsed['name']}_trial_{{}}".format
+    yield {**parsed, "name": name(0), "runs": str(folder)}
+    for number in range(1, search.trials):
+        settings = [f"--{option}={value}" for option, value in search.settings(number).items()]
+        if taken := _options_of(config["model"]["class_path"], settings):
+            yield _parsed(file, folder, name(number), config, [*options, *taken])
 
 
 class _Parsed(MetaCLI):
@@ -153,7 +242,7 @@ def _model(file: str, rung: str, model: Any, common: Mapping[str, Any]) -> dict[
     refuse_name(f"{file}, rungs", rung)
     if not isinstance(model, dict) or "class_path" not in model:
         raise UserError(f"{file}, rungs.{rung}: expected class_path and init_args, got {model!r}")
-    if odd := [k for k in model if k not in ("class_path", "init_args")]:
+    if odd := [k for k in model if k not in ("class_path", "init_args", "weights")]:
         raise UserError(
             f"{file}, rungs.{rung}.{odd[0]}: a rung sets its model alone; data, budget and selection rule are the same "
             "for all and stand under shared"

@@ -44,6 +44,11 @@ class PlannedRun:
         return f"{self.rung}, seed {self.seed}"
 
     @property
+    def root(self) -> Path:
+        """The folder of the rung's run directories."""
+        return self.file.parent.parent / self.rung
+
+    @property
     def arguments(self) -> list[str]:
         """The options of `fit` that begin it, or go on with it."""
         return ["--config", str(self.file), *([] if self.directory is None else ["--ckpt_path", str(self.directory)])]

@@ -21,7 +21,7 @@ from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.cli.signals import Signals, StoppedBySignal, heeding
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
-from lightning_meta.cli.sweep.trial import OtherMetricError, reached, run_trial
+from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import UserError
 from lightning_meta.run.names import refuse_name
@@ -157,7 +157,7 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
     print(f"{title}: {given}", flush=True)
     try:
         run_trial(place, _options(space, trial.params), signals)
-        value = reached(place, space.metric, space.maximize)
+        value = reached(place / RUN, space.metric, space.maximize)
     except FloatingPointError as error:
         record.fail(trial, str(error))
         print(f"{title} failed: {error}", flush=True)
@@ -181,7 +181,7 @@ def _show(record: SweepRecord, file: Path) -> None:
             str(record.number(trial)), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters)
         )
     Console(markup=False).print(table)
-    best = f"the best run: {record.place(ranking[0]) / '0'}" if ranking else "no trial has a result"
+    best = f"the best run: {record.place(ranking[0]) / RUN}" if ranking else "no trial has a result"
     print(f"{best}; all trials: {file}")
 
 

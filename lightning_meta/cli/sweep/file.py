@@ -92,7 +92,7 @@ def read_sweep(file: str | Path) -> Sweep:
     name, goal = _metric(f"{file}, metric", content.get("metric"))
     if not all(isinstance(option, str) for option in content["parameters"]):
         raise UserError(f"{file}, parameters: their names are options of fit, got {[*content['parameters']]}")
-    parameters = {option: _parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
+    parameters = {option: read_parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
     settable = {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP)
     for option in parameters:
         if option.partition(".")[0] not in settable:
@@ -126,7 +126,16 @@ def _metric(where: str, metric: Any) -> tuple[str, str]:
     return name, goal
 
 
-def _parameter(where: str, spec: Any) -> Parameter:
+def read_parameter(where: str, spec: Any) -> Parameter:
+    """Read what one option may be.
+
+    Args:
+        where: How an error begins.
+        spec: `value`, `values`, or `min` and `max` with a `distribution`.
+
+    Raises:
+        UserError: What is wrong with it.
+    """
     if not isinstance(spec, dict):
         raise UserError(f"{where}: expected value, values, or min and max; got {spec!r}")
     if "value" in spec or "values" in spec:

@@ -49,15 +49,20 @@ def run_trial(folder: Path, options: Sequence[str], signals: Signals) -> None:
     _check_status(status, folder / LOG, signals)
 
 
-def reached(folder: Path, metric: str, maximize: bool) -> float:
+def reached(run: Path, metric: str, maximize: bool) -> float:
     """The best value of a validation metric in a finished run.
+
+    Args:
+        run: Its directory.
+        metric: The logged name.
+        maximize: Whether a good value is large.
 
     Raises:
         OtherMetricError: Only other metrics were logged.
         UserError: None was, or the file is damaged.
         FloatingPointError: It was never finite.
     """
-    file = folder / RUN / "metrics.csv"
+    file = run / "metrics.csv"
     columns, rows = read_table(file) if file.is_file() else ([], [])
     values = dict(zip(columns, zip(*rows, strict=True), strict=False))
     logged = sorted(name for name, column in values.items() if any(column) and name.startswith("val/"))

@@ -140,6 +140,16 @@ def _t(values: np.ndarray) -> _Mean:
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if df > 0 else math.nan
     if not error > 1e-12 * abs(mean):  # one number, or all equal but for rounding
         return _Mean(mean, math.nan, math.nan, math.nan, math.nan)
-    quantile = float(stdtrit(df, (1 + LEVEL) / 2))
-    half, smallest = quantile * error, float(nctdtrinc(df, 1 - POWER, quantile)) * error
-    return _Mean(mean, mean - half, mean + half, smallest, float(2 * stdtr(df, -abs(mean) / error)))
+    half, p = float(stdtrit(df, (1 + LEVEL) / 2)) * error, float(2 * stdtr(df, -abs(mean) / error))
+    return _Mean(mean, mean - half, mean + half, smallest_shown(error, df), p)
+
+
+def smallest_shown(error: float, df: int, alpha: float = 1 - LEVEL) -> float:
+    """The smallest true difference that a t test shows with a chance of `POWER`.
+
+    Args:
+        error: The standard error of the mean difference.
+        df: Degrees of freedom.
+        alpha: The chance of a false verdict.
+    """
+    return float(nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2))) * error
