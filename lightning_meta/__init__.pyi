@@ -31,13 +31,16 @@ from .functional.inner_optimizers import InnerAdam as InnerAdam
 from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer
 from .functional.inner_optimizers import InnerSGD as InnerSGD
 from .loading import load as load
+from .meta.alpha_tim import AlphaTIM as AlphaTIM
 from .meta.anil import ANIL as ANIL
 from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
+from .meta.bd_cspn import BDCSPN as BDCSPN
 from .meta.boil import BOIL as BOIL
 from .meta.cnp import CNP as CNP
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
+from .meta.laplacian_shot import LaplacianShot as LaplacianShot
 from .meta.maml import MAML as MAML
 from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus
 from .meta.matching_net import MatchingNet as MatchingNet

@@ -16,10 +16,13 @@ def conv4() -> Conv4:
 
 # Meta-learners for the images of `toys.pictures`. `options` are further options of the method.
 META: dict[str, Callable[..., lm.MetaModule]] = {
+    "AlphaTIM": lambda **options: lm.AlphaTIM(MLP(256, (8,)), steps=10, step_size=0.01, **options),
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "BDCSPN": lambda **options: lm.BDCSPN(MLP(256, (8,)), **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
+    "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(
         conv4(), inner_lr=0.1, inner_steps=2, multi_step_loss_steps=3, batch_norm="inductive", **options
