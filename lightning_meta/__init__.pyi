@@ -39,6 +39,7 @@ from .meta.baseline import Baseline as Baseline
 from .meta.bd_cspn import BDCSPN as BDCSPN
 from .meta.boil import BOIL as BOIL
 from .meta.cnp import CNP as CNP
+from .meta.feat import FEAT as FEAT
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.laplacian_shot import LaplacianShot as LaplacianShot
 from .meta.maml import MAML as MAML

@@ -22,6 +22,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
     "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
+    "FEAT": lambda **options: lm.FEAT(conv4(), **options),
     "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(

@@ -85,6 +85,26 @@ def test_laplacian_shot_has_its_assignments(shots: int) -> None:
 
 
 @pytest.mark.parametrize("shots", [1, 5])
+def test_feat_has_its_prototypes(shots: int) -> None:
+    """It adds no biases to queries, keys and values either; its scores are distances, not squared."""
+    from easyfsl.modules import MultiHeadAttention
+
+    torch.manual_seed(0)
+    module = lm.FEAT(nn.Flatten(), temperature=1.0, episodes=SPEC).double()
+    attention = MultiHeadAttention(1, 16, 16, 16).double().eval()
+    pairs = {"w_qs": module.query, "w_ks": module.key, "w_vs": module.value, "fc": module.output}
+    with torch.no_grad():
+        attention.layer_norm.weight.copy_(torch.rand(16))
+        for theirs, ours in {**pairs, "layer_norm": module.norm}.items():
+            ours.load_state_dict(getattr(attention, theirs).state_dict())
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        expected = of_peer(easyfsl.FEAT(attention_module=attention), support, query)
+        found = module.predict(module.adapt(support, 5), query)
+        torch.testing.assert_close(-(-found).sqrt(), expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
 def test_matching_networks_without_context_have_its_attention(shots: int) -> None:
     """It leaves queries at their length and adds 1e-6 to probabilities: here they are of length 1."""
 
