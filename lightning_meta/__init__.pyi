@@ -38,6 +38,7 @@ from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
 from .meta.bd_cspn import BDCSPN as BDCSPN
 from .meta.boil import BOIL as BOIL
+from .meta.cavia import CAVIA as CAVIA
 from .meta.cnp import CNP as CNP
 from .meta.feat import FEAT as FEAT
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner

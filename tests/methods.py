@@ -21,6 +21,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "BDCSPN": lambda **options: lm.BDCSPN(MLP(256, (8,)), **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "CAVIA": lambda **options: lm.CAVIA(MLP(4, (8,)), context_size=3, inner_lr=0.1, inner_steps=2, **options),
     "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
     "FEAT": lambda **options: lm.FEAT(conv4(), **options),
     "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
@@ -44,8 +45,8 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "SoftKMeans": lambda **options: lm.SoftKMeans(conv4(), **options),
     "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
-# Those of them that learn regression alone, from sine waves in place of images.
-OF_SINES = {"CNP"}
+# Those of them that take vectors, from sine waves in place of images.
+OF_SINES = {"CAVIA", "CNP"}
 
 
 def sines() -> lm.EpisodicDataModule:
