@@ -42,6 +42,7 @@ from .meta.cavia import CAVIA as CAVIA
 from .meta.cnp import CNP as CNP
 from .meta.feat import FEAT as FEAT
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
+from .meta.imaml import IMAML as IMAML
 from .meta.laplacian_shot import LaplacianShot as LaplacianShot
 from .meta.maml import MAML as MAML
 from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus

@@ -24,6 +24,9 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "CAVIA": lambda **options: lm.CAVIA(MLP(4, (8,)), context_size=3, inner_lr=0.1, inner_steps=2, **options),
     "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
     "FEAT": lambda **options: lm.FEAT(conv4(), **options),
+    "IMAML": lambda **options: lm.IMAML(
+        conv4(), inner_lr=0.1, inner_steps=3, solver_steps=2, batch_norm="inductive", **options
+    ),
     "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(

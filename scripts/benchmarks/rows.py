@@ -64,15 +64,14 @@ def methods(setting: Setting) -> Iterator[Row]:
     """
     if peers.peer("easyfsl") is None:
         return
-    pool = features()
+    pool, on_cpu = features(), setting.device.type == "cpu"
+    clock, kind = (time.process_time, "processor time") if on_cpu else (time.perf_counter, "time")
     for name in ["BDCSPN"] if setting.short else OTHERS:
         here, there = min(TASKS, 10 * OTHERS[name] if OTHERS[name] < 100 else TASKS), OTHERS[name]
         ours = our_evaluation(pool, setting.device, getattr(meta, name), tasks=here)
         theirs = easyfsl_evaluation(pool, setting.device, name, there)
-        took = side_by_side(
-            {"ours": ours, "easyfsl": theirs}, setting.device, min(setting.repeats, 3), 0, time.process_time
-        )
-        note = f"processor time, of {here} tasks here and {there} there; accuracies {ours():.2f}, {theirs():.2f}"
+        took = side_by_side({"ours": ours, "easyfsl": theirs}, setting.device, min(setting.repeats, 3), 0, clock)
+        note = f"{kind}, of {here} tasks here and {there} there; accuracies {ours():.2f}, {theirs():.2f}"
         scaled = [
             Timing(*(TASKS / count * s for s in took[side])) for side, count in (("ours", here), ("easyfsl", there))
         ]
