@@ -56,7 +56,6 @@ def test_with_a_network_it_is_the_slope_of_the_loss_of_solved_tasks(batch_norm: 
     options = {"regularisation": 3.0, "inner_lr": 0.15, "inner_steps": 45, "solver_steps": 25}
     module, batch = made(backbone, spec, batch_norm=batch_norm, **options), episodes(spec, tasks=2, shots=3)
     found = gradient(module.meta_batch_loss(batch).loss.mean(), module)
-    parameters = list(module.parameters())
     module.solver_steps = 0  # which the value of the loss does not depend on
     torch.manual_seed(5)
     directions = [torch.randn_like(p) for p in module.parameters()]
