@@ -122,9 +122,25 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
     Returns:
         `(N, F)`.
     """
-    prototypes = members.T.to(support.dtype) @ support / members.sum(0).unsqueeze(-1)
+    features, cosines, members = labelled(query, support, members)
+    return (scale * cosines).masked_fill(members == 0, -math.inf).softmax(0).T @ features
+
+
+@in_float32
+def labelled(query: Tensor, support: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries labelled by the nearest class mean of the support set.
+
+    Args:
+        query: `(M, F)`.
+        support: `(K, F)`.
+        members: Which class each support example is of, one-hot `(K, N)`.
+
+    Returns:
+        Of support and query set together, in this order: features `(K + M, F)`, cosines with the class means
+        `(K + M, N)`, and classes, one-hot `(K + M, N)`.
+    """
+    means = members.T.to(support.dtype) @ support / members.sum(0).unsqueeze(-1)
     features = torch.cat([support, query])
-    cosines = cosine_similarity(features, prototypes)
-    nearest = F.one_hot(cosines[len(support) :].argmax(-1), len(prototypes))
-    outside = torch.cat([members, nearest]) == 0
-    return (scale * cosines).masked_fill(outside, -math.inf).softmax(0).T @ features
+    cosines = cosine_similarity(features, means)
+    nearest = F.one_hot(cosines[len(support) :].argmax(-1), len(means))
+    return features, cosines, torch.cat([members, nearest])

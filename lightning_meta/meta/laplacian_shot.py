@@ -14,7 +14,7 @@ from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean, unit_length
 from lightning_meta.meta.all_classes import ClassifierLearner
-from lightning_meta.meta.bd_cspn import rectified, refuse_one_query, shifted
+from lightning_meta.meta.bd_cspn import labelled, refuse_one_query, shifted
 from lightning_meta.nn.stateless import Tensors
 
 
@@ -31,11 +31,17 @@ class LaplacianShot(ClassifierLearner):
 
     $$y_j \propto \exp(-a_j), \quad\text{then}\quad y_j \propto \exp\Big(-a_j + \lambda \sum_k w_{jk} y_k\Big)$$
 
-    until they no longer change. The prototypes are those of `BDCSPN`, from queries that are shifted to the mean of the
-    support set. The network is a classifier of all training classes, or that of another run. Any way is served.
+    until they no longer change. Before that, as in `BDCSPN`, queries are shifted to the mean of the support set and
+    labelled by the nearest class mean $\bar x_n$ by the cosine; with $X_n$ the support examples of class n and the
+    queries of that label,
 
-    **Transductive, and assumes balance** for the shift and the prototypes, as `BDCSPN` does; the Laplacian term does
-    not. A predictor refuses one query alone.
+    $$m_n = \frac{1}{|X_n|} \sum_{i \in X_n} p_{in} x_i, \qquad
+      p_{in} = \mathrm{softmax}_n(\varepsilon \cos(x_i, \bar x_n))$$
+
+    The network is a classifier of all training classes, or that of another run. Any way is served.
+
+    **Transductive, and assumes balance** for the shift, as `BDCSPN` does; the Laplacian term does not. A predictor
+    refuses one query alone.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -57,8 +63,7 @@ class LaplacianShot(ClassifierLearner):
 
     Deviations:
         - Features have length 1, but are not centred by the mean of the training classes first.
-        - The weights of rectified prototypes add up to 1, as in the paper of `BDCSPN`; in the authors' code they are
-          probabilities of classes.
+        - Support examples count for their own class in the prototypes; in the authors' code for the predicted one.
         - There are always `steps` updates; the authors stop once the bound changes by less than 1e-6 of it.
         - λ is fixed; the authors choose it from 0.1 to 1.5 on validation classes, for each number of shots.
 
@@ -67,7 +72,7 @@ class LaplacianShot(ClassifierLearner):
         regularisation: λ, at least 0.
         neighbours: Nearest neighbours of each query, at least 1; the authors' k = 3 counts the query itself.
         steps: Updates of the assignments.
-        scale: ε > 0 of the rectified prototypes.
+        scale: ε > 0 of the prototypes; 10 in the authors' code.
         **options: Those of `MetaModule`.
     """
 
@@ -96,7 +101,9 @@ class LaplacianShot(ClassifierLearner):
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
         query = shifted(unit_length(self.features(x)), state["features"])
-        prototypes = rectified(query, state["features"], state["members"], self.scale)
+        features, cosines, members = labelled(query, state["features"], state["members"])
+        weights = (self.scale * cosines).softmax(-1) * members
+        prototypes = weights.T @ features / members.sum(0).unsqueeze(-1)
         affinity = nearest_neighbours(query, self.neighbours)
         return bound_updates(squared_euclidean(query, prototypes), affinity, self.regularisation, self.steps)
 

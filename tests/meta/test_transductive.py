@@ -315,31 +315,33 @@ def test_alpha_tim_keeps_more_of_an_imbalance_than_tim() -> None:
 # BD-CSPN and LaplacianShot
 
 
-def prototypes_of_numpy(z_s: Array, y: Array, z_q: Array, epsilon: float) -> Array:
-    """Section 3 of Liu et al., with all queries; the shifted ones are not changed in place."""
+def prototypes_of_numpy(z_s: Array, y: Array, z_q: Array, epsilon: float, over_classes: bool) -> Array:
+    """Section 3 of Liu et al. with all queries, or as the code of Ziko et al. has it; queries are shifted already."""
 
     def cosine(a: Array, b: Array) -> float:
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    z_q = z_q + z_s.mean(0) - z_q.mean(0)
     p = [z_s[y == n].mean(0) for n in range(3)]
     labels = [int(np.argmax([cosine(x, p_n) for p_n in p])) for x in z_q]
     rows = []
     for n in range(3):
         members = [*z_s[y == n], *(x for x, label in zip(z_q, labels, strict=True) if label == n)]
-        w = softmax(np.array([epsilon * cosine(x, p[n]) for x in members]))
+        if over_classes:
+            w = [softmax(np.array([epsilon * cosine(x, p_n) for p_n in p]))[n] / len(members) for x in members]
+        else:
+            w = list(softmax(np.array([epsilon * cosine(x, p[n]) for x in members])))
         rows.append(sum(w_i * x for w_i, x in zip(w, members, strict=True)))
     return np.stack(rows)
 
 
 @pytest.mark.parametrize("shots", [1, 4])
 @pytest.mark.parametrize("method", [lm.BDCSPN, lm.LaplacianShot])
-def test_prototypes_are_rectified_as_by_liu_2020(method: Callable[..., Any], shots: int) -> None:
+def test_bd_cspn_and_laplacian_shot_are_those_of_their_papers(method: Callable[..., Any], shots: int) -> None:
     module = made(method, scale=7.0)
     support, query = one_task(shots)
     z_s, z_q = (F.normalize(module.backbone(part.x).detach(), dim=-1).numpy() for part in (support, query))
-    p = prototypes_of_numpy(z_s, support.y.numpy(), z_q, 7.0)
     z_q = z_q + z_s.mean(0) - z_q.mean(0)
+    p = prototypes_of_numpy(z_s, support.y.numpy(), z_q, 7.0, method is lm.LaplacianShot)
     if method is lm.BDCSPN:
         lengths = np.linalg.norm(z_q, axis=1, keepdims=True) * np.linalg.norm(p, axis=1)
         expected = 7.0 * z_q @ p.T / lengths
