@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,12 +11,12 @@ import torch
 
 from benchmarks import peers, work
 from benchmarks.augmentation import augmentation
-from benchmarks.evaluation import TASKS, easyfsl_evaluation, features, our_evaluation, sklearn_evaluation
+from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation, sklearn_evaluation
 from benchmarks.images import maml, protonet, sampling
-from benchmarks.measure import Timing, peak_memory, side_by_side
+from benchmarks.measure import Timing, peak_memory
+from benchmarks.methods import evaluations, method_steps
 from benchmarks.row import Row, Setting
 from benchmarks.sine import sine
-from lightning_meta import meta
 from lightning_meta.meta import RFS
 
 
@@ -50,32 +49,6 @@ def evaluation(setting: Setting) -> Iterator[Row]:
         check_close_accuracies(*(float(function()) for function in contestants.values()))  # type: ignore[arg-type]
     took = setting._replace(repeats=3, seconds=0).compare(contestants)
     yield Row("evaluating 1000 ProtoNet tasks from embeddings", took["ours"], "easyfsl", took.get("easyfsl"), 20.0)
-
-
-OTHERS = {"SimpleShot": 1000, "FEAT": 1000, "BDCSPN": 200, "LaplacianShot": 200, "TIM": 20, "PTMAP": 4}
-"""Methods that easyfsl has as well, and of how many tasks its time is taken."""
-
-
-def methods(setting: Setting) -> Iterator[Row]:
-    """1000 tasks of other methods, 5-way 1-shot 15 queries, from stored embeddings; transductive ones are slow there.
-
-    Each side has its defaults, so the work differs: TIM descends there and alternates here, PT-MAP's plans are found by
-    Sinkhorn's iteration there and by Newton's method here. Both accuracies are noted.
-    """
-    if peers.peer("easyfsl") is None:
-        return
-    pool, on_cpu = features(), setting.device.type == "cpu"
-    clock, kind = (time.process_time, "processor time") if on_cpu else (time.perf_counter, "time")
-    for name in ["BDCSPN"] if setting.short else OTHERS:
-        here, there = min(TASKS, 10 * OTHERS[name] if OTHERS[name] < 100 else TASKS), OTHERS[name]
-        ours = our_evaluation(pool, setting.device, getattr(meta, name), tasks=here)
-        theirs = easyfsl_evaluation(pool, setting.device, name, there)
-        took = side_by_side({"ours": ours, "easyfsl": theirs}, setting.device, min(setting.repeats, 3), 0, clock)
-        note = f"{kind}, of {here} tasks here and {there} there; accuracies {ours():.2f}, {theirs():.2f}"
-        scaled = [
-            Timing(*(TASKS / count * s for s in took[side])) for side, count in (("ours", here), ("easyfsl", there))
-        ]
-        yield Row(f"evaluating 1000 {name} tasks from embeddings", scaled[0], "easyfsl", scaled[1], None, note)
 
 
 def logistic(setting: Setting) -> Iterator[Row]:
@@ -171,7 +144,8 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "sampling": sampling,
     "memory": memory,
     "evaluation": evaluation,
-    "methods": methods,
+    "methods": evaluations,
+    "steps": method_steps,
     "augmentation": augmentation,
     "logistic": logistic,
     "imports": imports,
