@@ -12,18 +12,19 @@ from torch.nn import functional as F
 from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import squared_euclidean, unit_length
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.functional.prototypes import squared_euclidean
 from lightning_meta.meta.bd_cspn import labelled, refuse_one_query, shifted
+from lightning_meta.meta.simple_shot import SimpleShot
 from lightning_meta.nn.stateless import Tensors
 
 
-class LaplacianShot(ClassifierLearner):
+class LaplacianShot(SimpleShot):
     r"""Assign queries to the nearest prototypes, with a Laplacian term that neighbouring queries get the same class.
 
     Ziko, Dolz, Granger and Ben Ayed, Laplacian Regularized Few-Shot Learning (ICML 2020,
-    https://arxiv.org/abs/2006.15486). With features x of length 1, prototypes $m_n$ and squared distances
-    $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of queries lower
+    https://arxiv.org/abs/2006.15486). With the features x of `SimpleShot`, which are centred by the training classes and
+    of length 1, prototypes $m_n$ and squared distances $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of
+    queries lower
 
     $$\sum_j y_j^\top a_j + \tfrac{\lambda}{2} \sum_{j, k} w_{jk} \lVert y_j - y_k \rVert^2$$
 
@@ -44,7 +45,7 @@ class LaplacianShot(ClassifierLearner):
     refuses one query alone.
 
     At a glance:
-        - Shared: features θ of a classifier of all training classes.
+        - Shared: features θ of a classifier of all training classes, and their mean.
         - Own: prototypes and the assignment of all queries.
         - New task: embed, rectify prototypes, update assignments of neighbours.
 
@@ -62,7 +63,7 @@ class LaplacianShot(ClassifierLearner):
         The rest, and what the intervals are over, is said at `MetaModule`.
 
     Deviations:
-        - Features have length 1, but are not centred by the mean of the training classes first.
+        - The centre of the training classes is that of `SimpleShot`, over at most 2000 images.
         - Support examples count for their own class in the prototypes; in the authors' code for the predicted one.
         - There are always `steps` updates; the authors stop once the bound changes by less than 1e-6 of it.
         - λ is fixed; the authors choose it from 0.1 to 1.5 on validation classes, for each number of shots.
@@ -96,11 +97,11 @@ class LaplacianShot(ClassifierLearner):
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
         """The features of the support set, of length 1, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": F.one_hot(support.y, ways)}
+        return {"features": self.scaled_features(support.x), "members": F.one_hot(support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        query = shifted(unit_length(self.features(x)), state["features"])
+        query = shifted(self.scaled_features(x), state["features"])
         features, cosines, members = labelled(query, state["features"], state["members"])
         weights = (self.scale * cosines).softmax(-1) * members
         prototypes = weights.T @ features / members.sum(0).unsqueeze(-1)
