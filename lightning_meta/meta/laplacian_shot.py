@@ -22,8 +22,8 @@ class LaplacianShot(SimpleShot):
     r"""Assign queries to the nearest prototypes, with a Laplacian term that neighbouring queries get the same class.
 
     Ziko, Dolz, Granger and Ben Ayed, Laplacian Regularized Few-Shot Learning (ICML 2020,
-    https://arxiv.org/abs/2006.15486). With the features x of `SimpleShot`, which are centred by the training classes and
-    of length 1, prototypes $m_n$ and squared distances $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of
+    https://arxiv.org/abs/2006.15486). With the features x of `SimpleShot`, centred by the training classes and of
+    length 1, prototypes $m_n$ and squared distances $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of
     queries lower
 
     $$\sum_j y_j^\top a_j + \tfrac{\lambda}{2} \sum_{j, k} w_{jk} \lVert y_j - y_k \rVert^2$$
