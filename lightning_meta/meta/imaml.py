@@ -91,8 +91,15 @@ class IMAML(GradientBasedLearner):
         **options: Any,
     ) -> None:
         positive(regularisation=regularisation)
-        inner = _Proximal(regularisation)
-        super().__init__(backbone, first_order=True, inner_optimizer=inner, inner_steps=inner_steps, **options)
+        super().__init__(
+            backbone,
+            first_order=True,
+            inner_optimizer=_Proximal(regularisation),
+            inner_parameters=None,
+            recompute=False,
+            inner_steps=inner_steps,
+            **options,
+        )
         whole(0, solver_steps=solver_steps)
         self.regularisation, self.solver_steps = regularisation, solver_steps
 
@@ -127,7 +134,8 @@ class IMAML(GradientBasedLearner):
         theta = dict(self.network.named_parameters())
         # Its derivative is the gradient; its value is 0.
         pull = _dot({name: theta[name] - theta[name].detach() for name in gradient}, gradient)
-        return outcome._replace(loss=outcome.loss + pull)
+        meta_loss: Outcome = outcome._replace(loss=outcome.loss + pull)
+        return meta_loss
 
 
 def conjugate_gradients(system: Callable[[Tensors], Tensors], right: Tensors, steps: int) -> Tensors:
