@@ -53,15 +53,15 @@ class AlphaTIM(ClassifierLearner):
         The rest, and what the intervals are over, is said at `MetaModule`.
 
     Deviations:
-        - α and the weights of the loss are fixed at the defaults of the authors' code; the paper tunes α on validation
-          classes. There, too, the cross-entropy is Shannon's.
+        - α is the same for any number of shots; the authors' code, tuned on validation classes, has 2 for one shot and 7
+          for five or more. The cross-entropy is Shannon's, as there.
         - Probabilities below 1e-12 count as that in the entropies; the authors add 1e-12.
 
     Args:
         backbone: The network f.
         steps: Steps of Adam.
         step_size: Its rate, > 0.
-        alpha: α > 0; 1 is Shannon's entropy.
+        alpha: α > 0; 1 is Shannon's entropy. The authors have 7 with five shots.
         temperature: τ > 0.
         support_weight: λ > 0 of the support set's cross-entropy.
         entropy_weight: μ, at least 0, of the conditional entropy.
@@ -75,7 +75,7 @@ class AlphaTIM(ClassifierLearner):
         backbone: nn.Module,
         steps: int = 1000,
         step_size: float = 0.0001,
-        alpha: float = 5.0,
+        alpha: float = 2.0,
         temperature: float = 15.0,
         support_weight: float = 1.0,
         entropy_weight: float = 1.0,

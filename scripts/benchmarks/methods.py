@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from benchmarks import peers, work
 from benchmarks.evaluation import TASKS, easyfsl_evaluation, features, our_evaluation
@@ -68,7 +69,7 @@ def method_steps(setting: Setting) -> Iterator[Row]:
     }
     for name, (batch, ours, other) in works.items():
         steps: dict[str, Callable[[], object]] = {
-            side: work.training_step(module.train().to(device), lambda batch=batch: batch, device)
+            side: work.training_step(module.train().to(device), partial(work.moved, batch, device), device)
             for side, module in (("ours", ours), ("other", other))
         }
         took = side_by_side(steps, device, setting.repeats, setting.seconds, clock)

@@ -306,7 +306,8 @@ def test_alpha_tim_keeps_more_of_an_imbalance_than_tim() -> None:
     query = centres[y] + 0.35 * torch.randn(32, 8, generator=generator, dtype=torch.float64)
     support = Examples(centres, torch.arange(4))
     shares = {}
-    for method, options in ((lm.TIM, {}), (lm.AlphaTIM, {"steps": 200, "step_size": 0.01})):
+    for method in (lm.TIM, lm.AlphaTIM):
+        options: dict[str, Any] = {} if method is lm.TIM else {"steps": 200, "step_size": 0.01}
         module = method(torch.nn.Identity(), episodes=EpisodeSpec("classification", (8,), 4, 10), **options)
         shares[method] = float((module.predict(module.adapt(support, 4), query).argmax(-1) == 0).double().mean())
     assert shares[lm.TIM] < shares[lm.AlphaTIM] <= 26 / 32 + 1e-9
@@ -351,7 +352,7 @@ def test_bd_cspn_and_laplacian_shot_are_those_of_their_papers(method: Callable[.
         expected = 7.0 * z_q @ p.T / lengths
     else:  # algorithm 1 of Ziko et al.
         a = np.array([[((x - p_n) ** 2).sum() for p_n in p] for x in z_q])
-        near = [sorted(range(len(z_q)), key=lambda k, x=x: ((x - z_q[k]) ** 2).sum())[1:3] for x in z_q]
+        near = [np.argsort(((x - z_q) ** 2).sum(1))[1:3] for x in z_q]
         assignments = [softmax(-a_j) for a_j in a]
         for _ in range(20):
             assignments = [softmax(-a_j + 0.7 * sum(assignments[k] for k in j)) for a_j, j in zip(a, near, strict=True)]
