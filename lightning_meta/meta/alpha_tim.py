@@ -53,8 +53,8 @@ class AlphaTIM(ClassifierLearner):
         The rest, and what the intervals are over, is said at `MetaModule`.
 
     Deviations:
-        - α is the same for any number of shots; the authors' code, tuned on validation classes, has 2 for one shot and 7
-          for five or more. The cross-entropy is Shannon's, as there.
+        - α is the same for any number of shots; the authors, who tuned it on validation classes, have 2 for one shot
+          and 7 for five or more. The cross-entropy is Shannon's, as in their code.
         - Probabilities below 1e-12 count as that in the entropies; the authors add 1e-12.
 
     Args:
