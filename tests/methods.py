@@ -16,10 +16,18 @@ def conv4() -> Conv4:
 
 # Meta-learners for the images of `toys.pictures`. `options` are further options of the method.
 META: dict[str, Callable[..., lm.MetaModule]] = {
+    "AlphaTIM": lambda **options: lm.AlphaTIM(MLP(256, (8,)), steps=10, step_size=0.01, **options),
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "BDCSPN": lambda **options: lm.BDCSPN(MLP(256, (8,)), **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
+    "CAVIA": lambda **options: lm.CAVIA(MLP(4, (8,)), context_size=3, inner_lr=0.1, inner_steps=2, **options),
     "CNP": lambda **options: lm.CNP(MLP(2, (8,)), decoder=(8,), **options),
+    "FEAT": lambda **options: lm.FEAT(conv4(), **options),
+    "IMAML": lambda **options: lm.IMAML(
+        conv4(), inner_lr=0.1, inner_steps=3, solver_steps=2, batch_norm="inductive", **options
+    ),
+    "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(
         conv4(), inner_lr=0.1, inner_steps=2, multi_step_loss_steps=3, batch_norm="inductive", **options
@@ -40,8 +48,8 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "SoftKMeans": lambda **options: lm.SoftKMeans(conv4(), **options),
     "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
-# Those of them that learn regression alone, from sine waves in place of images.
-OF_SINES = {"CNP"}
+# Those of them that take vectors, from sine waves in place of images.
+OF_SINES = {"CAVIA", "CNP"}
 
 
 def sines() -> lm.EpisodicDataModule:

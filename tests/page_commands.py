@@ -6,7 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
-from tests.test_configs import EMBEDDED, NEEDS_DATA, briefly
+from tests.test_configs import EMBEDDED, MINI_IMAGENET, NEEDS_DATA, briefly
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -107,7 +107,7 @@ ELSEWHERE = {
     },
     **{
         f"python scripts/fit.py --config configs/{name}_mini_imagenet.yaml": "its images are not free to ship"
-        for name in ("anil", "boil", "maml", "maml_plus_plus", "protonet")
+        for name in MINI_IMAGENET
     },
     "python scripts/ladder.py --config configs/ladder_omniglot.yaml": "three methods on 50 alphabets: minutes",
     **{

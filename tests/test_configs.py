@@ -34,6 +34,7 @@ PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
 OF_EACH_KIND = {"protonet_omniglot", "multi_head_parkinsons"}  # the published data that run by default
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
+MINI_IMAGENET = ["alpha_tim", "anil", "bd_cspn", "boil", "feat", "laplacian_shot", "maml", "maml_plus_plus", "protonet"]
 BY_DEFAULT = {"protonet_glyphs", "maml_sinusoid", "rfs_glyphs", "multi_head_glyphs", "tim_glyphs"}  # of the embedded
 
 
@@ -41,7 +42,7 @@ def test_some_run_without_a_download() -> None:
     assert OF_EACH_KIND <= NEEDS_DATA
     assert BY_DEFAULT <= EMBEDDED
     assert {"maml_omniglot", "multi_head_parkinsons"} <= NEEDS_DATA
-    mini_imagenet = {f"{method}_mini_imagenet" for method in ("anil", "boil", "maml", "maml_plus_plus", "protonet")}
+    mini_imagenet = {f"{method}_mini_imagenet" for method in MINI_IMAGENET}
     assert {
         "protonet_image_folder",
         "protonet_table",

@@ -73,6 +73,16 @@ class MetricLearner(MetaModule, ABC):
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
         """Logits `(M, N)` of query features `(M, F)`, given what `summarise` returned."""
 
+    def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
+        """The loss of one training task, a scalar: the cross-entropy of the query set, unless a method adds to it.
+
+        Args:
+            summary: What `summarise` returned.
+            query: `x` are features `(M, F)`, `y` labels `(M,)`.
+            outputs: Their logits `(M, N)`.
+        """
+        return self.task.loss(outputs, query.y)
+
     def adapt(self, support: Examples, ways: int) -> dict[str, Any]:
         """What `summarise` returns, and under "statistics" those that the support set was normalised by."""
         features, buffers = self._embed(support.x, _SUPPORT[self.batch_norm])
@@ -101,7 +111,8 @@ class MetricLearner(MetaModule, ABC):
             own = own_buffers(self.backbone)
             buffers = {name: tensor for name, tensor in buffers.items() if name in own}
         outputs = self.logits(state, features)
-        return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
+        loss = self.outer_loss(state, Examples(features, query.y), outputs)
+        return Outcome(loss, outputs, query.y, buffers)
 
     @property
     def transductive(self) -> bool:

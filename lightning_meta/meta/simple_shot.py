@@ -113,7 +113,8 @@ class SimpleShot(ClassifierLearner):
             return
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "training_images"):
-            raise UserError("SimpleShot centres features by the training classes: fit it with an EpisodicDataModule")
+            name = type(self).__name__
+            raise UserError(f"{name} centres features by the training classes: fit it with an EpisodicDataModule")
         total = torch.zeros_like(self.centre)
         images = data.training_images(MOST_IMAGES)
         with evaluating(self), self.trainer.precision_plugin.forward_context():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +32,10 @@ def features() -> Pool:
 
 
 def our_evaluation(
-    pool: Pool, device: torch.device, method: type[MetaModule] = ProtoNet, shots: int = 1
+    pool: Pool, device: torch.device, method: type[MetaModule] = ProtoNet, shots: int = 1, tasks: int = TASKS
 ) -> Callable[[], float]:
-    """The mean accuracy over 1000 tasks, by meta-batches of 500."""
+    """The mean accuracy over tasks, by default 1000, by meta-batches of 500 or fewer."""
+    chunk = min(CHUNK, tasks)
     module = method(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0, CLASSES)).eval()
     module.to(device)
     pool = pool.to(device)
@@ -42,10 +44,10 @@ def our_evaluation(
         return module.predict(module.adapt(support, 5), x)
 
     def evaluate() -> float:
-        draw = drawn(pool, CHUNK, EpisodeShape(5, shots, 15))
+        draw = drawn(pool, chunk, EpisodeShape(5, shots, 15))
         accuracies = []
         with torch.inference_mode():
-            for _ in range(TASKS // CHUNK):
+            for _ in range(tasks // chunk):
                 batch = module.inputs(draw())
                 outputs = task_map(one_task, TaskMap("vmap"), batch.support, batch.query.x)
                 accuracies.append((outputs.argmax(-1) == batch.query.y).float().mean())
@@ -72,11 +74,21 @@ def sklearn_evaluation(pool: Pool, shots: int) -> Callable[[], float]:
     return evaluate
 
 
-def easyfsl_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
+def easyfsl_method(name: str) -> Any:
+    """A method of easyfsl on embeddings, by its name there, with its defaults."""
+    peers.peer("easyfsl")
+    from easyfsl import methods, modules
+
+    options = {"attention_module": modules.MultiHeadAttention(1, SIZE, SIZE, SIZE)} if name == "FEAT" else {}
+    return getattr(methods, name)(nn.Identity(), **options)
+
+
+def easyfsl_evaluation(
+    pool: Pool, device: torch.device, name: str = "PrototypicalNetworks", tasks: int = TASKS
+) -> Callable[[], float]:
     """The same by easyfsl's own sampler, data set of features and `evaluate`."""
     peers.peer("easyfsl")
     from easyfsl.datasets import FeaturesDataset
-    from easyfsl.methods import PrototypicalNetworks
     from easyfsl.samplers import TaskSampler
     from easyfsl.utils import evaluate
 
@@ -87,12 +99,12 @@ def easyfsl_evaluation(pool: Pool, device: torch.device) -> Callable[[], float]:
         """Its constructor passes torch's an argument that current releases refuse."""
 
         def __init__(self) -> None:
-            self.n_way, self.n_shot, self.n_query, self.n_tasks = 5, 1, 15, TASKS
+            self.n_way, self.n_shot, self.n_query, self.n_tasks = 5, 1, 15, tasks
             self.items_per_label: dict[int, list[int]] = {}
             for item, label in enumerate(labels):
                 self.items_per_label.setdefault(label, []).append(item)
 
     sampler = Sampler()
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
-    model = PrototypicalNetworks(nn.Identity()).to(device)
+    model = easyfsl_method(name).to(device)
     return lambda: float(evaluate(model, loader, device=str(device), use_tqdm=False))

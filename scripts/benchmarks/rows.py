@@ -15,6 +15,7 @@ from benchmarks.evaluation import easyfsl_evaluation, features, our_evaluation, 
 from benchmarks.graphs import graphs
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
+from benchmarks.methods import evaluations, method_steps
 from benchmarks.row import Row, Setting
 from benchmarks.sine import sine
 from lightning_meta.meta import RFS
@@ -145,6 +146,8 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "sampling": sampling,
     "memory": memory,
     "evaluation": evaluation,
+    "methods": evaluations,
+    "steps": method_steps,
     "augmentation": augmentation,
     "logistic": logistic,
     "graphs": graphs,

@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 import lightning_meta as lm
 from lightning_meta.batches import Examples
+from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.meta.bd_cspn import rectified, shifted
+from lightning_meta.meta.laplacian_shot import bound_updates, nearest_neighbours
 from lightning_meta.meta.pt_map import EPSILON, transport_and_means
 from lightning_meta.tasks import EpisodeSpec
 
@@ -50,6 +53,55 @@ def test_pt_map_has_its_plan(shots: int) -> None:
         members = F.one_hot(support.y, 5)
         found = transport_and_means(support.x + EPSILON, members, query + EPSILON, 10, 0.2, 10.0)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)  # it stops at a change of 1e-6
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_bd_cspn_has_its_prototypes(shots: int) -> None:
+    """Its ε is 1. It compares queries with them that are not shifted, so accuracies agree, not logits."""
+    module = lm.BDCSPN(nn.Identity(), scale=1.0, episodes=SPEC)
+    right, of_theirs = [], []
+    for seed in range(20):
+        support, query = one_task(seed, shots, noise=0.9)
+        peer = easyfsl.BDCSPN()
+        predicted = of_peer(peer, support, query).argmax(-1)
+        found = rectified(shifted(query, support.x), support.x, F.one_hot(support.y, 5), 1.0)
+        torch.testing.assert_close(found, peer.prototypes.double(), atol=1e-7, rtol=0)
+        y = torch.arange(5).repeat_interleave(15)
+        of_theirs.append(float((predicted == y).double().mean()))
+        right.append(float((module.predict(module.adapt(support, 5), query).argmax(-1) == y).double().mean()))
+    assert sum(right) / 20 > sum(of_theirs) / 20 - 0.005
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_laplacian_shot_has_its_assignments(shots: int) -> None:
+    """From queries that are not shifted, as it leaves them, and in float32, which its affinities are of."""
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        support, query = support._replace(x=support.x.float()), query.float()
+        expected = of_peer(easyfsl.LaplacianShot(), support, query)
+        prototypes = rectified(shifted(query, support.x), support.x, F.one_hot(support.y, 5), 1.0)
+        found = bound_updates(squared_euclidean(query, prototypes), nearest_neighbours(query, 2), 0.7, 20)
+        torch.testing.assert_close(found.softmax(-1), expected, atol=1e-3, rtol=0)  # it stops at 1e-6 of its bound
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_feat_has_its_prototypes(shots: int) -> None:
+    """It adds no biases to queries, keys and values either; its scores are distances, not squared."""
+    from easyfsl.modules import MultiHeadAttention
+
+    torch.manual_seed(0)
+    module = lm.FEAT(nn.Flatten(), temperature=1.0, episodes=SPEC).double()
+    attention = MultiHeadAttention(1, 16, 16, 16).double().eval()
+    pairs = {"w_qs": module.query, "w_ks": module.key, "w_vs": module.value, "fc": module.output}
+    with torch.no_grad():
+        attention.layer_norm.weight.copy_(torch.rand(16))
+        for theirs, ours in {**pairs, "layer_norm": module.norm}.items():
+            ours.load_state_dict(getattr(attention, theirs).state_dict())
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        expected = of_peer(easyfsl.FEAT(attention_module=attention), support, query)
+        found = module.predict(module.adapt(support, 5), query)
+        torch.testing.assert_close(-(-found).sqrt(), expected, atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("shots", [1, 5])

@@ -1,8 +1,9 @@
-"""Soft k-means, PT-MAP and TIM against their equations, written once more in NumPy, one example at a time."""
+"""Transductive methods against their equations, written once more in NumPy, one example at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import lightning_meta as lm
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.functional.span import in_their_span
+from lightning_meta.meta.alpha_tim import loss_gradient
+from lightning_meta.meta.laplacian_shot import bound_updates, nearest_neighbours
 from lightning_meta.meta.pt_map import balanced, power_transform, transport_and_means
 from lightning_meta.meta.tim import informative_weights
 from lightning_meta.nn import MLP
@@ -24,6 +27,7 @@ from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import episodes, roughen, task
 
 SPEC = EpisodeSpec("classification", (6,), 3, 10)
+ITERATED = [lm.TIM, partial(lm.AlphaTIM, steps=50, step_size=0.01), lm.BDCSPN, lm.LaplacianShot]
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -245,6 +249,151 @@ def test_tim_lowers_the_loss_that_it_is_named_for() -> None:
     assert losses[0] - losses[-1] > 0.02
 
 
+# α-TIM
+
+
+def alpha_tim_loss(
+    w: Tensor, support: Tensor, y: Tensor, query: Tensor, alpha: float, tau: float, lam: float, mu: float
+) -> Tensor:
+    """The loss of section 4 of Veilleux et al."""
+
+    def entropy(p: Tensor) -> Tensor:
+        return -(p * p.log()).sum(-1) if alpha == 1 else (1 - (p**alpha).sum(-1)) / (alpha - 1)
+
+    logits = [-tau / 2 * (part.unsqueeze(1) - w).square().sum(-1) for part in (support, query)]
+    p = logits[1].softmax(-1)
+    return lam * F.cross_entropy(logits[0], y) - entropy(p.mean(0)) + mu * entropy(p).mean()
+
+
+@pytest.mark.parametrize(("shots", "alpha"), [(1, 5.0), (5, 2.0), (2, 0.6), (1, 1.0)])
+def test_alpha_tim_is_adam_on_the_loss_of_veilleux_2021(shots: int, alpha: float) -> None:
+    options = {"temperature": 9.0, "support_weight": 0.3, "entropy_weight": 0.7}
+    module = made(lm.AlphaTIM, steps=40, step_size=0.01, alpha=alpha, **options)
+    support, query = one_task(shots)
+    z_s, z_q = (F.normalize(module.backbone(part.x).detach(), dim=-1) for part in (support, query))
+    w = torch.stack([z_s[support.y == n].mean(0) for n in range(3)]).requires_grad_()
+    optimizer = torch.optim.Adam([w], lr=0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        alpha_tim_loss(w, z_s, support.y, z_q, alpha, *options.values()).backward()
+        optimizer.step()
+    expected = -4.5 * (z_q.unsqueeze(1) - w).square().sum(-1)
+    found = module.predict(module.adapt(support, 3), query.x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)  # Adam magnifies gradients that are nearly 0
+
+
+def test_alpha_tim_is_tim_as_alpha_approaches_1() -> None:
+    """Its gradient has a limit there, and that vanishes where TIM's alternation converges."""
+    generator = torch.Generator().manual_seed(1)
+    z = F.normalize(torch.randn(20, 6, generator=generator, dtype=torch.float64), dim=-1)
+    support, members, query = z[:4], torch.eye(4, dtype=torch.float64), z[4:]
+    settings = support, members, query
+    limit = loss_gradient(z[:4], *settings, 1.0, 15.0, 0.1, 0.1)
+    for apart in (1e-3, -1e-3):
+        near = loss_gradient(z[:4], *settings, 1 + apart, 15.0, 0.1, 0.1)
+        assert 0 < (near - limit).abs().max() < 20 * abs(apart) * limit.abs().max()
+    start, end = (
+        loss_gradient(informative_weights(*settings, n, 15.0, 0.1, 0.1), *settings, 1.0, 15.0, 0.1, 0.1).norm()
+        for n in (0, 2000)
+    )
+    assert end < 0.02 * start
+
+
+def test_alpha_tim_keeps_more_of_an_imbalance_than_tim() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(8, dtype=torch.float64)[:4]
+    y = torch.tensor([0] * 26 + [1, 1, 2, 2, 3, 3])
+    query = centres[y] + 0.35 * torch.randn(32, 8, generator=generator, dtype=torch.float64)
+    support = Examples(centres, torch.arange(4))
+    shares = {}
+    for method in (lm.TIM, lm.AlphaTIM):
+        options: dict[str, Any] = {} if method is lm.TIM else {"steps": 200, "step_size": 0.01}
+        module = method(torch.nn.Identity(), episodes=EpisodeSpec("classification", (8,), 4, 10), **options)
+        shares[method] = float((module.predict(module.adapt(support, 4), query).argmax(-1) == 0).double().mean())
+    assert shares[lm.TIM] < shares[lm.AlphaTIM] <= 26 / 32 + 1e-9
+
+
+# BD-CSPN and LaplacianShot
+
+
+def prototypes_of_numpy(z_s: Array, y: Array, z_q: Array, epsilon: float, over_classes: bool) -> Array:
+    """Section 3 of Liu et al. with all queries, or as the code of Ziko et al. has it; queries are shifted already."""
+
+    def cosine(a: Array, b: Array) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    p = [z_s[y == n].mean(0) for n in range(3)]
+    labels = [int(np.argmax([cosine(x, p_n) for p_n in p])) for x in z_q]
+    rows = []
+    for n in range(3):
+        members = [*z_s[y == n], *(x for x, label in zip(z_q, labels, strict=True) if label == n)]
+        if over_classes:
+            w = [softmax(np.array([epsilon * cosine(x, p_n) for p_n in p]))[n] / len(members) for x in members]
+        else:
+            w = list(softmax(np.array([epsilon * cosine(x, p[n]) for x in members])))
+        rows.append(sum(w_i * x for w_i, x in zip(w, members, strict=True)))
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+@pytest.mark.parametrize("method", [lm.BDCSPN, lm.LaplacianShot])
+def test_bd_cspn_and_laplacian_shot_are_those_of_their_papers(method: Callable[..., Any], shots: int) -> None:
+    module = made(method, scale=7.0)
+    support, query = one_task(shots)
+    centre = 0.0
+    if method is lm.LaplacianShot:
+        module.centre.fill_(0.3)
+        centre = 0.3
+    z_s, z_q = (F.normalize(module.backbone(part.x).detach() - centre, dim=-1).numpy() for part in (support, query))
+    z_q = z_q + z_s.mean(0) - z_q.mean(0)
+    p = prototypes_of_numpy(z_s, support.y.numpy(), z_q, 7.0, method is lm.LaplacianShot)
+    if method is lm.BDCSPN:
+        lengths = np.linalg.norm(z_q, axis=1, keepdims=True) * np.linalg.norm(p, axis=1)
+        expected = 7.0 * z_q @ p.T / lengths
+    else:  # algorithm 1 of Ziko et al.
+        a = np.array([[((x - p_n) ** 2).sum() for p_n in p] for x in z_q])
+        near = [np.argsort(((x - z_q) ** 2).sum(1))[1:3] for x in z_q]
+        assignments = [softmax(-a_j) for a_j in a]
+        for _ in range(20):
+            assignments = [softmax(-a_j + 0.7 * sum(assignments[k] for k in j)) for a_j, j in zip(a, near, strict=True)]
+        expected = np.log(np.stack(assignments))
+    found = module.predict(module.adapt(support, 3), query.x)
+    found = found if method is lm.BDCSPN else found.log_softmax(-1)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_bound_updates_lower_the_laplacian_objective() -> None:
+    """Minus the agreement of neighbours, and with the entropy that the bound adds; w is positive definite here."""
+    generator = torch.Generator().manual_seed(2)
+    near = nearest_neighbours(torch.randn(30, 6, generator=generator, dtype=torch.float64), 3)
+    assert near.sum(1).eq(3).all()
+    assert near.diagonal().eq(0).all()
+    affinity = near + near.T
+    affinity = affinity + affinity.sum(1).diag()
+    distances = torch.rand(30, 4, generator=generator, dtype=torch.float64)
+
+    def objective(steps: int) -> float:
+        y = bound_updates(distances, affinity, 0.4, steps).softmax(-1)
+        agreement = (affinity * (y @ y.T)).sum()
+        return float((y * distances).sum() - 0.4 / 2 * agreement - torch.special.entr(y).sum())
+
+    values = [objective(steps) for steps in (0, 1, 3, 20)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] - values[-1] > 1
+
+
+@pytest.mark.parametrize("method", [lm.BDCSPN, lm.LaplacianShot])
+def test_one_query_alone_would_be_shifted_to_the_mean_and_is_refused(method: Callable[..., Any]) -> None:
+    module = made(method)
+    support, query = one_task(2)
+    state = module.adapt(support, 3)
+    torch.testing.assert_close(module.predict(state, query.x[:1]), module.predict(state, query.x[1:2]))
+    predictor = module.predictor(support.x, support.y)
+    with pytest.raises(UserError, match=r"shifts them to the mean of the support set: .* give it more"):
+        predictor(query.x[:1])
+    assert len(predictor(query.x)) == len(query.x)
+
+
 # What they share
 
 
@@ -259,7 +408,7 @@ def test_in_their_span_features_have_the_same_inner_products_in_fewer_dimensions
     assert in_their_span(x[0, :4, :6], x[0, 4:, :6])[1].shape == (5, 6)
 
 
-@pytest.mark.parametrize("method", [lm.SoftKMeans, lm.PTMAP, lm.TIM])
+@pytest.mark.parametrize("method", [lm.SoftKMeans, lm.PTMAP, *ITERATED])
 def test_they_say_that_they_use_the_query_set(method: Callable[..., Any]) -> None:
     module = made(method)
     support, query = one_task(2)
@@ -270,7 +419,7 @@ def test_they_say_that_they_use_the_query_set(method: Callable[..., Any]) -> Non
     assert (among - fewer).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", [lm.PTMAP, lm.TIM])
+@pytest.mark.parametrize("method", [lm.PTMAP, *ITERATED])
 def test_they_are_batched_over_tasks(method: Callable[..., Any]) -> None:
     """A pure function of features: `vmap` over tasks gives what one task after the other does."""
     module = made(method)
@@ -288,7 +437,15 @@ def test_they_are_batched_over_tasks(method: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("method", "option"),
-    [(lm.SoftKMeans, "temperature"), (lm.PTMAP, "rate"), (lm.PTMAP, "power"), (lm.TIM, "support_weight")],
+    [
+        (lm.SoftKMeans, "temperature"),
+        (lm.PTMAP, "rate"),
+        (lm.PTMAP, "power"),
+        (lm.TIM, "support_weight"),
+        (lm.AlphaTIM, "alpha"),
+        (lm.BDCSPN, "scale"),
+        (lm.LaplacianShot, "scale"),
+    ],
 )
 def test_what_must_be_positive_is_refused(method: Callable[..., Any], option: str) -> None:
     with pytest.raises(UserError, match=f"{option}: a positive number is needed"):

@@ -1,0 +1,133 @@
+"""FEAT: prototypes that are adapted to one another by attention."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import not_negative, positive
+from lightning_meta.functional.precision import at_least_float32, in_float32
+from lightning_meta.functional.prototypes import class_means, squared_euclidean
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
+from lightning_meta.tasks import EpisodeSpec
+
+
+class FEAT(MetricLearner):
+    r"""Prototypical networks whose prototypes see one another: a transformer adapts them to the task.
+
+    Ye, Hu, Zhan and Sha, Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions (CVPR 2020,
+    https://arxiv.org/abs/1812.03664, sections 4.2 and 4.3), after their code (https://github.com/Sha-Lab/FEAT). With
+    $C$ `(N, F)` the class means of the support set,
+
+    $$T(C) = \mathrm{LayerNorm}\left(C + W_o\, \mathrm{softmax}\left(\tfrac{1}{\sqrt F} C W_q^\top (C W_k^\top)^\top
+      \right) C W_v^\top + b\right), \qquad p(y = n \mid x) \propto \exp(-\lVert f(x) - T(C)_n \rVert^2 / \tau)$$
+
+    In training the loss is the cross-entropy of the query set plus λ times a contrastive term: support and query
+    examples of each class are adapted together by T, and all of them, as f leaves them, are classified by the means of
+    the adapted ones, with a temperature of its own. The embedding begins as that of a classifier, see
+    `backbone_weights`. Any way is served.
+
+    At a glance:
+        - Shared: an embedding θ and a transformer.
+        - Own: prototypes, adapted to one another.
+        - New task: embed, attend.
+
+    Run it:
+        `python scripts/fit.py --config configs/feat_glyphs.yaml`, from a classifier's network by adding
+        `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data there is `configs/feat_mini_imagenet.yaml`,
+        which was not run here.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; the loss has the contrastive
+          term, which `val/loss` and `test/loss` are without.
+
+        The rest, and what the intervals are over, is said at `MetaModule`.
+
+    Deviations:
+        - No dropout; the authors' code drops attention weights with a probability of 0.1 and the transformer's outputs
+          with 0.5.
+        - The transformer learns as fast as the rest unless `backbone_lr_factor` is set; the authors take 10 times the
+          backbone's rate.
+
+    Args:
+        backbone: The embedding f.
+        temperature: τ > 0.
+        contrast: λ, at least 0, of the contrastive term.
+        contrast_temperature: Its temperature, > 0.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
+            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
+            of the support set for itself and of the query set for itself.
+        **options: Those of `MetricLearner`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        temperature: float = 64.0,
+        contrast: float = 0.1,
+        contrast_temperature: float = 64.0,
+        batch_norm: BatchNorm = "running",
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, batch_norm, **options)
+        positive(temperature=temperature, contrast_temperature=contrast_temperature)
+        not_negative(contrast=contrast)
+        self.temperature, self.contrast, self.contrast_temperature = temperature, contrast, contrast_temperature
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the transformer, of one head and the width of the features."""
+        width = self.feature_size
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.output, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+        for part in (self.query, self.key, self.value, self.output):
+            nn.init.xavier_normal_(part.weight)
+
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """The adapted prototypes `(N, F)`, and for the contrastive term the features of the support set and labels."""
+        prototypes = self.set_to_set(class_means(support.x, support.y, ways))
+        return {"prototypes": prototypes, "features": support.x, "labels": support.y}
+
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Minus the squared distances to the adapted prototypes, over τ, `(M, N)`."""
+        return -squared_euclidean(features, summary["prototypes"]) / self.temperature
+
+    def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
+        """The cross-entropy of the query set, and the contrastive term of support and query set."""
+        loss = self.task.loss(outputs, query.y)
+        if not self.contrast:
+            return loss
+        x, y = torch.cat([summary["features"], query.x]), torch.cat([summary["labels"], query.y])
+        centres = class_means(self.set_to_set(x, y.unsqueeze(-1) == y), y, outputs.shape[-1])
+        return loss + self.contrast * self.task.loss(-squared_euclidean(x, centres) / self.contrast_temperature, y)
+
+    def set_to_set(self, x: Tensor, together: Tensor | None = None) -> Tensor:
+        """T: a set of features `(M, F)`, each adapted to those that it is together with, `(M, M)`; by default all."""
+        weights = [at_least_float32(part.weight) for part in (self.query, self.key, self.value, self.output, self.norm)]
+        biases = [at_least_float32(part.bias) for part in (self.output, self.norm)]
+        return _set_to_set(at_least_float32(x), together, *weights, *biases)
+
+
+@in_float32
+def _set_to_set(
+    x: Tensor,
+    together: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    shift: Tensor,
+) -> Tensor:
+    scores = (x @ query.T) @ (x @ key.T).T / math.sqrt(x.shape[-1])
+    if together is not None:
+        scores = scores.masked_fill(~together, -math.inf)
+    attended = scores.softmax(-1) @ (x @ value.T)
+    return F.layer_norm(x + F.linear(attended, output, bias), x.shape[-1:], scale, shift)
