@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from lightning_meta.modes import Mode
 from lightning_meta.multitask.combining import CombinesGradients, in_order
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
+from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.multitask.tables import (
     as_before,
@@ -146,7 +148,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
-        self._step_gradients = StepGradients()
+        self._step_gradients, self._step_features = StepGradients(), StepFeatures()
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
         self._parts: list[nn.Module] = []  # within an evaluation
@@ -350,10 +352,12 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        of_tasks, outputs = self._losses(batch)
-        losses, present = in_order(of_tasks, list(outputs), self.names)
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
         shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
+        by_features = bool(shared) and isinstance(self.weighting, Aggregator) and self.weighting.rep_grad
+        with self._step_features.recorded() if by_features else nullcontext():
+            of_tasks, outputs = self._losses(batch)
+        losses, present = in_order(of_tasks, list(outputs), self.names)
         weighed = losses.detach().requires_grad_() if shared else losses
         loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)

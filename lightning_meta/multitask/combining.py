@@ -15,6 +15,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
+from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
 from lightning_meta.nn.stateless import untouched
 from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
@@ -29,6 +30,7 @@ class CombinesGradients(TrainedModule, ABC):
 
     weighting: Weighting
     _step_gradients: StepGradients
+    _step_features: StepFeatures
     _stepped_on: set[str]
     _last_batch: TaskBatch | None  # of a step, where the weighting looks at it again
 
@@ -75,19 +77,36 @@ class CombinesGradients(TrainedModule, ABC):
             found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
         return mean_over_ranks(found.rows)
 
+    def shared_features(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Features that all tasks share, on their way to what is a task's own.
+
+        A method whose shared parameters act through such features alone passes them through here in `forward`: then
+        weightings may aggregate gradients by the features (`rep_grad` of `Aggregator`).
+
+        Args:
+            features: `(B, ...)`.
+            rows: By name of the task, `(n_i,)` int64.
+
+        Returns:
+            Features and the rows of each task in them: what was given; in a training step with `rep_grad`, a copy for
+            each task, to differentiate its loss by.
+        """
+        return self._step_features.copies(features, rows) if self._step_features.records else (features, rows)
+
     @property
     def combined_gradients(self) -> Tensor | None:
         """The gradients that an aggregator has combined, `(T, P)`, as `task_gradients` gives them.
 
         They are there between the backward pass and the optimiser's step, as in `on_before_optimizer_step`, and None
-        elsewhere and where the weighting is no aggregator. Where batches are accumulated they are sums over batches.
+        elsewhere, where the weighting is no aggregator, and where it has `rep_grad`. Where batches are accumulated they
+        are sums over batches.
         """
         return self._step_gradients.combined
 
     def on_fit_start(self) -> None:
         """Check that there are shared parameters where the weighting needs them."""
         super().on_fit_start()
-        self._step_gradients.clear()  # of a training that was interrupted
+        self._clear_step()  # of a training that was interrupted
         if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
@@ -107,10 +126,14 @@ class CombinesGradients(TrainedModule, ABC):
             # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
             closure = partial(self._aggregated, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        self._step_gradients.clear()
+        self._clear_step()
         if self._last_batch is not None:
             self._look_again(self._last_batch)
             self._last_batch = None
+
+    def _clear_step(self) -> None:
+        self._step_gradients.clear()
+        self._step_features.clear()
 
     def _look_again(self, batch: TaskBatch) -> None:
         """Tell the weighting the losses after the step; buffers and random states stay as they are."""
@@ -146,13 +169,19 @@ class CombinesGradients(TrainedModule, ABC):
         found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
         weights = found[0].unbind()
         own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
-        of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
-        share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
-        rows = of_tasks.rows / share if share > 1 else of_tasks.rows
-        self._step_gradients.add(rows, means, present, of_tasks.used)
+        scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
+        assert isinstance(self.weighting, Aggregator)
+        if self.weighting.rep_grad:
+            of_batch = torch.stack(list(by_name.values()))
+            of_own = self._step_features.add(of_batch, means, present, self.names, shared, own, scale, share)
+        else:
+            of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, scale)
+            rows = of_tasks.rows / share if share > 1 else of_tasks.rows
+            self._step_gradients.add(rows, means, present, of_tasks.used)
+            of_own = of_tasks.own
         parameters: list[Tensor] = [*shared, *of_weighting]
         gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
-        for weight, of_task, of_parameters in zip(weights, own, of_tasks.own, strict=True):
+        for weight, of_task, of_parameters in zip(weights, own, of_own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
         return loss_with_gradients(objective, parameters, gradients)
@@ -160,11 +189,16 @@ class CombinesGradients(TrainedModule, ABC):
     def _aggregated(self, closure: Callable[[], Any]) -> Any:
         result = closure()
         assert isinstance(self.weighting, Aggregator)
-        direction = self._step_gradients.direction(self.weighting)
+        scale, shared = self._loss_scale(), self.shared_parameters()
+        if self.weighting.rep_grad:
+            direction = self._step_features.direction(self.weighting, shared, scale)
+            used = self._step_features.used
+        else:
+            direction = self._step_gradients.direction(self.weighting)
+            direction = direction if direction is None or scale is None else direction * scale
+            used = self._step_gradients.used
         if direction is not None:
-            scale = self._loss_scale()
-            direction = direction if scale is None else direction * scale
-            write_gradients(self.shared_parameters(), direction, self._step_gradients.used)
+            write_gradients(shared, direction, used)
             if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
                 weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
                 values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}

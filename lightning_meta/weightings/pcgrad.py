@@ -38,6 +38,9 @@ class PCGrad(GradientWeighting):
     Deviations:
         - Algorithm 1 for all parameters θ: only the shared ones are projected; a task's own parameters get the gradient
           of its loss, which no other task's gradient can conflict with.
+
+    Args:
+        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
     """
 
     key: Tensor
