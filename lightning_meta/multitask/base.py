@@ -148,7 +148,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
-        self._step_gradients, self._step_features = StepGradients(), StepFeatures()
+        self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
         self._parts: list[nn.Module] = []  # within an evaluation

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -18,7 +21,13 @@ from lightning_meta.module import TrainedModule
 from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
 from lightning_meta.nn.stateless import untouched
+from lightning_meta.run.memory import memory_limit
 from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
+
+_log = logging.getLogger(__name__)
+
+LARGE = 1e9
+"""Bytes of the tasks' gradients that are worth a warning."""
 
 
 class CombinesGradients(TrainedModule, ABC):
@@ -112,6 +121,8 @@ class CombinesGradients(TrainedModule, ABC):
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
                 f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
             )
+        if isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad:
+            check_matrix(self.weighting, len(self.names), self.shared_parameters(), self.trainer.is_global_zero)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -205,6 +216,39 @@ class CombinesGradients(TrainedModule, ABC):
                 for logger in self.loggers:
                     logger.log_metrics(values, self.global_step)
         return result
+
+
+def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Parameter], speaks: bool = True) -> None:
+    """Say how much memory the gradients of the tasks take, and refuse more than there is.
+
+    Args:
+        aggregator: What combines them.
+        tasks: T.
+        shared: The shared parameters, on the device of training.
+        speaks: Whether this process logs.
+
+    Raises:
+        UserError: There is less memory than the matrix takes, twice.
+    """
+    size = tasks * sum(p.numel() * p.element_size() for p in shared)
+    if not shared:
+        return
+    name = type(aggregator).__name__
+    says = f"weighting: {name} holds the gradients of {tasks} tasks on the shared parameters, {size / 1e6:,.0f} MB"
+    mend = "set rep_grad, which holds those on the features, or take a weighting of the losses"
+    memory = memory_of(shared[0].device)
+    if 2 * size > memory:
+        raise UserError(f"{says}, and a copy of them; {shared[0].device} has {memory / 1e6:,.0f} MB: {mend}")
+    if speaks:
+        large = size > LARGE
+        _log.log(logging.WARNING if large else logging.INFO, "%s%s", says, f"; if that is too much, {mend}" * large)
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a device; infinite where nobody says."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(memory_limit()) if device.type == "cpu" and sys.platform != "win32" else math.inf
 
 
 def in_order(losses: Tensor, present: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:

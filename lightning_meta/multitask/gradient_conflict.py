@@ -45,9 +45,9 @@ class GradientConflict(Callback):
     run without the callback. A module that shares no parameters leaves nothing to record, and no file.
 
     A measurement costs a forward pass and a backward pass for each task in the batch. Where the weighting is an
-    aggregator, which has these gradients anyway, it costs neither, unless batches are accumulated or it has `rep_grad`. The affinity costs a
-    forward pass for each task and one more. Gradients of all tasks are held at once, T·P numbers: 20 MB for 50 tasks
-    and 100 thousand shared parameters.
+    aggregator, which has these gradients anyway, it costs neither, unless batches are accumulated or the gradients are
+    those by features (`rep_grad`). The affinity costs a forward pass for each task and one more. Gradients of all tasks
+    are held at once, T·P numbers: 20 MB for 50 tasks and 100 thousand shared parameters.
 
     Args:
         every_n_steps: k, training steps between two measurements; the first is before the first step.

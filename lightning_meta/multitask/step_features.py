@@ -35,9 +35,13 @@ class StepFeatures:
     Attributes:
         records: Whether a forward pass is recorded.
         used: For each shared parameter, whether the features of the step depend on it.
+
+    Args:
+        method: What the user calls the module.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, method: str) -> None:
+        self._method = method
         self.records = False
         self.used: list[bool] = []
         self.means = StepLosses()
@@ -107,7 +111,10 @@ class StepFeatures:
         """
         copies, self._copies = self._copies, []
         if not copies:
-            raise UserError("weighting: rep_grad needs features that all tasks share, and this method has none")
+            raise UserError(
+                f"weighting: rep_grad needs features that all tasks share, and {self._method} gives each task others; "
+                "leave rep_grad out, or use MultiHead, MixtureOfExperts or CGC"
+            )
         if len(names) > 1 and any(isinstance(c.rows, Consecutive) for c in copies):
             raise UserError(
                 "weighting: rep_grad compares the tasks' gradients by the features of the same inputs, and here each "
@@ -120,8 +127,8 @@ class StepFeatures:
         found = [g if g is None or scale is None else at_least_float32(g) / scale for g in found]
         if any(g is not None for g in found[len(copies) + len(flat) :]):
             raise UserError(
-                "weighting: rep_grad needs features that all shared parameters act through, and here some are used "
-                "behind them; leave rep_grad out"
+                "weighting: rep_grad needs features that all shared parameters act through, and some of "
+                f"{self._method} are used behind them; leave rep_grad out"
             )
         self.means.add(means, present)
         for c, gradient in zip(copies, found, strict=False):

@@ -58,8 +58,8 @@ class TorchJD(Aggregator):
     Args:
         aggregator: Any aggregator of `torchjd.aggregation`. `PCD` takes the first task as its primary objective.
         preference: The weight of every task, by its name, for aggregators that take a `pref_vector`.
-        rep_grad: Whether the gradients are those by the shared features; see `weightings.Aggregator`. `ExcessMTL`, which
-            keeps sums for each parameter, does not take them.
+        rep_grad: Whether the gradients are those by the shared features; see `weightings.Aggregator`. Not for
+            `ExcessMTL`, which keeps sums for each parameter.
 
     Raises:
         UserError: It is no aggregator, needs more than the gradients of a step, or takes no preference or `rep_grad`.
