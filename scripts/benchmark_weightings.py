@@ -29,6 +29,7 @@ from rich.table import Table
 import lightning_meta as lm
 from lightning_meta import weightings
 from lightning_meta.batches import SPLITS
+from lightning_meta.run.memory import keep_freed_memory
 from lightning_meta.tasks import Classification
 from lightning_meta.weightings import TorchJD, Weighting
 
@@ -44,6 +45,10 @@ METHODS: dict[str, Callable[[int], Weighting]] = {
     "CAGrad": lambda tasks: weightings.CAGrad(),
     "torchjd UPGrad": lambda tasks: TorchJD(jd.UPGrad()),
     "torchjd NashMTL": lambda tasks: TorchJD(jd.NashMTL(tasks)),
+    "PCGrad, rep_grad": lambda tasks: weightings.PCGrad(rep_grad=True),
+    "MGDA, rep_grad": lambda tasks: weightings.MGDA(rep_grad=True),
+    "CAGrad, rep_grad": lambda tasks: weightings.CAGrad(rep_grad=True),
+    "torchjd UPGrad, rep_grad": lambda tasks: TorchJD(jd.UPGrad(), rep_grad=True),
 }
 
 
@@ -98,6 +103,7 @@ def measured(method: str, tasks: int, steps: int) -> tuple[float, float]:
     if child == 0:
         try:
             torch.set_num_threads(1)
+            keep_freed_memory()  # as the commands do
             os.write(write, json.dumps(seconds(method, tasks, steps)).encode())
             os._exit(0)
         except BaseException as error:

@@ -353,8 +353,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
-        shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
-        by_features = bool(shared) and isinstance(self.weighting, Aggregator) and self.weighting.rep_grad
+        own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
+        if isinstance(self.weighting, Aggregator):
+            own = self._own_parameters()
+            shared = [p for p in self._shared_parameters(own) if p.requires_grad]
+            by_features = bool(shared) and self.weighting.rep_grad
         with self._step_features.recorded() if by_features else nullcontext():
             of_tasks, outputs = self._losses(batch)
         losses, present = in_order(of_tasks, list(outputs), self.names)
@@ -368,7 +371,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self._log_training(loss, means, present, outputs, batch)
         if shared:
             by_name = dict(zip(outputs, of_tasks.unbind(), strict=True))
-            loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
+            loss = self._collect_gradients(loss, weighed, by_name, shared, own, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
         if ranks > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below

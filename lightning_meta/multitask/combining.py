@@ -40,6 +40,7 @@ class CombinesGradients(TrainedModule, ABC):
     weighting: Weighting
     _step_gradients: StepGradients
     _step_features: StepFeatures
+    _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
     _stepped_on: set[str]
     _last_batch: TaskBatch | None  # of a step, where the weighting looks at it again
 
@@ -58,7 +59,7 @@ class CombinesGradients(TrainedModule, ABC):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """θ_sh: the parameters that are trained for all tasks."""
-        return [p for p in self._shared_parameters() if p.requires_grad]
+        return [p for p in self._shared_parameters(self._own_parameters()) if p.requires_grad]
 
     def task_gradients(self, batch: TaskBatch) -> Tensor:
         """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
@@ -116,7 +117,7 @@ class CombinesGradients(TrainedModule, ABC):
         """Check that there are shared parameters where the weighting needs them."""
         super().on_fit_start()
         self._clear_step()  # of a training that was interrupted
-        if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
+        if isinstance(self.weighting, Aggregator) and not self._shared_parameters(self._own_parameters()):
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
                 f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
@@ -154,11 +155,14 @@ class CombinesGradients(TrainedModule, ABC):
         losses, present = in_order(torch.stack(list(by_name.values())), list(by_name), self.names)
         self.weighting.observe_step(mean_over_ranks(losses), present)
 
-    def _shared_parameters(self) -> list[nn.Parameter]:
-        """All shared parameters, frozen ones as well."""
-        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
-        own |= {id(p) for p in self.weighting.parameters()}
-        return [p for p in self.parameters() if id(p) not in own]
+    def _own_parameters(self) -> list[list[nn.Parameter]]:
+        """Those of each task, frozen ones as well."""
+        return [[p for m in self.own_modules(i) for p in m.parameters()] for i in range(len(self.names))]
+
+    def _shared_parameters(self, own: Sequence[Sequence[nn.Parameter]]) -> list[nn.Parameter]:
+        """All shared parameters, frozen ones as well, given those of each task."""
+        others = {id(p) for of_task in own for p in of_task} | {id(p) for p in self.weighting.parameters()}
+        return [p for p in self.parameters() if id(p) not in others]
 
     def _loss_scale(self) -> Tensor | None:
         """The factor by which a gradient scaler multiplies losses, if there is one."""
@@ -172,14 +176,16 @@ class CombinesGradients(TrainedModule, ABC):
         losses: Tensor,
         by_name: Mapping[str, Tensor],
         shared: Sequence[nn.Parameter],
+        own: Sequence[Sequence[nn.Parameter]],
         means: Tensor,
         present: Tensor,
     ) -> Tensor:
         """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
+        self._combined = shared
         of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
         found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
         weights = found[0].unbind()
-        own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
+        own = [[p for p in of_task if p.requires_grad] for of_task in own]
         scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
         assert isinstance(self.weighting, Aggregator)
         if self.weighting.rep_grad:
@@ -200,7 +206,7 @@ class CombinesGradients(TrainedModule, ABC):
     def _aggregated(self, closure: Callable[[], Any]) -> Any:
         result = closure()
         assert isinstance(self.weighting, Aggregator)
-        scale, shared = self._loss_scale(), self.shared_parameters()
+        scale, shared = self._loss_scale(), self._combined
         if self.weighting.rep_grad:
             direction = self._step_features.direction(self.weighting, shared, scale)
             used = self._step_features.used

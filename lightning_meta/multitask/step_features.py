@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_meta.batches import Common, Consecutive
 from lightning_meta.errors import UserError
-from lightning_meta.functional.precision import at_least_float32, without_autocast
+from lightning_meta.functional.precision import all_finite, at_least_float32, without_autocast
 from lightning_meta.functional.ranks import columns_of_ranks, sum_over_ranks, world_size
 from lightning_meta.multitask.step_gradients import StepLosses, combined
 from lightning_meta.weightings import Aggregator
@@ -135,7 +135,8 @@ class StepFeatures:
             if gradient is None:
                 gradient = torch.zeros_like(c.of_tasks)
             self._features.append(c.features)
-            self._gradients.append(_by_task(at_least_float32(gradient) / share, c, names))
+            wide = at_least_float32(gradient)
+            self._gradients.append(_by_task(wide / share if share > 1 else wide, c, names))
         of_own = iter(found[len(copies) : len(copies) + len(flat)])
         return [[next(of_own) for _ in parameters] for parameters in own]
 
@@ -158,9 +159,11 @@ class StepFeatures:
         """
         if not self._gradients:
             return None
-        gradients, own = columns_of_ranks(torch.cat(self._gradients, 1) / world_size())
+        here, ranks = self._gradients, world_size()
+        of_rank = torch.cat(here, 1) if len(here) > 1 else here[0]
+        gradients, own = columns_of_ranks(of_rank / ranks if ranks > 1 else of_rank)
         features, self._features, self._gradients = self._features, [], []
-        if not gradients.isfinite().all():
+        if not all_finite(gradients):
             self.used = [True] * len(shared)
             return torch.cat([p.new_full((p.numel(),), torch.nan) for p in shared])
         direction = combined(aggregator, gradients, self.means, "feature")[own]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.functional.precision import all_finite
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.weightings import Aggregator
 from lightning_meta.weightings.aggregator import check_shape
@@ -117,7 +118,7 @@ class StepGradients:
             return None
         gradients = mean_over_ranks(self._gradients)
         self._gradients, self.combined = None, gradients
-        if not gradients.isfinite().all():
+        if not all_finite(gradients):
             return gradients.sum(0)
         return combined(aggregator, gradients, self.means, "shared parameter")
 
