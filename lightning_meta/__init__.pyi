@@ -66,6 +66,7 @@ from .multitask.lora import LoRA as LoRA
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
+from .multitask.ple import PLE as PLE
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger
 

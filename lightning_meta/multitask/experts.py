@@ -51,5 +51,5 @@ def new_gate(width: int, experts: int, seed: int) -> nn.Linear:
 
 
 def mixed(gate: nn.Module, x: Tensor, features: Tensor) -> Tensor:
-    """Features of E experts, `(M, E, F)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, F)`."""
-    return torch.einsum("me,mef->mf", gate(x.flatten(1)).softmax(-1), features)
+    """Features of E experts, `(M, E, ...)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, ...)`."""
+    return torch.einsum("me,me...->m...", gate(x.flatten(1)).softmax(-1), features)
