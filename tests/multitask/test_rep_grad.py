@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -18,9 +19,8 @@ from lightning_meta.batches import TaskBatch
 from lightning_meta.errors import UserError
 from lightning_meta.multitask import (
     CGC,
-    Conditioned,
+    PLE,
     CrossStitch,
-    LoRA,
     MixtureOfExperts,
     MultiHead,
     MultiTaskModule,
@@ -86,8 +86,12 @@ def distance(one: nn.Module, other: nn.Module) -> float:
 # What a step is
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("accumulated", [1, 2])
+def slow(cases: Iterable[Any], quick: Sequence[Any]) -> list[Any]:
+    """Cases of a test, of which some are in the default suite."""
+    return [pytest.param(*case, marks=() if case in quick else pytest.mark.slow) for case in cases]
+
+
+@pytest.mark.parametrize(("method", "accumulated"), slow(product(METHODS, (1, 2)), [("multi_head", 2), ("cgc", 1)]))
 def test_the_sum_of_the_gradients_trains_as_equal_does(method: str, accumulated: int) -> None:
     options = {"accumulate_grad_batches": accumulated, "gradient_clip_val": 0.5}
     given = {"trainer": options, "backbone": network(), "optimizer": partial(SGD, momentum=0.9, weight_decay=0.1)}
@@ -108,8 +112,7 @@ AGGREGATORS: dict[str, tuple[Callable[[], Aggregator], Callable[[Tensor], Tensor
 }
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(("name", "accumulated"), slow(product(AGGREGATORS, (1, 2)), [("CAGrad", 2), ("UPGrad", 1)]))
 def test_a_step_sends_what_is_made_of_the_features_gradients_back_through_the_backbone(
     name: str, accumulated: int
 ) -> None:
@@ -191,7 +194,7 @@ def test_the_matrix_has_a_row_for_each_task_and_the_losses_are_those_of_the_step
 # Precision
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "32-true"])
+@pytest.mark.parametrize("precision", slow(product(["bf16-mixed", "bf16-true", "32-true"]), [("bf16-mixed",)]))
 def test_it_trains_in_any_precision_and_the_aggregator_sees_float32(precision: str) -> None:
     torch.manual_seed(0)
     weighting = Sum()
@@ -217,6 +220,7 @@ def in_float16(weighting: Aggregator | None) -> tuple[MultiHead, list[float]]:
     return module, scales
 
 
+@pytest.mark.slow
 def test_a_scaler_skips_steps_and_the_aggregator_sees_finite_gradients() -> None:
     weighting = Sum()
     (one, scales), (other, expected) = in_float16(weighting), in_float16(None)
@@ -232,6 +236,7 @@ def test_a_scaler_skips_steps_and_the_aggregator_sees_finite_gradients() -> None
 # Tools around training
 
 
+@pytest.mark.slow
 def test_conflicts_are_still_measured_by_the_shared_parameters(tmp_path: Any) -> None:
     options = {"callbacks": [GradientConflict(1, affinity=False)], "default_root_dir": tmp_path}
     train(MultiHead, DATA["missing labels"](), 3, weighting=PCGrad(rep_grad=True), trainer=options)
@@ -239,6 +244,7 @@ def test_conflicts_are_still_measured_by_the_shared_parameters(tmp_path: Any) ->
     assert {line.split(",")[0] for line in lines[1:]} == {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_a_learned_weight_counts_for_the_heads_as_well() -> None:
     weighting = GradNorm(lr=0.5, rep_grad=True)
     module = train(MultiHead, DATA["missing labels"](), 3, weighting=weighting, backbone=network())
@@ -263,9 +269,8 @@ class Behind(MultiHead):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
+        (PLE, DATA["missing labels"], "rep_grad needs features that all tasks share, and PLE gives each task others"),
         (CrossStitch, DATA["missing labels"], "rep_grad needs features that all tasks share, and CrossStitch gives"),
-        (Conditioned, DATA["missing labels"], "rep_grad needs features that all tasks share, and Conditioned gives"),
-        (LoRA, DATA["missing labels"], "rep_grad needs features that all tasks share, and LoRA gives"),
         (MultiHead, data, "here each task has inputs of its own"),
         (Behind, DATA["missing labels"], "some of Behind are used behind them"),
     ],
@@ -275,6 +280,7 @@ def test_where_there_is_nothing_to_differentiate_by_it_is_refused(method: Any, g
         train(method, given(), 1, weighting=PCGrad(rep_grad=True))
 
 
+@pytest.mark.slow
 def test_stems_are_refused() -> None:
     stems = {name: MLP(4, (4,)) for name in NAMES}
     with pytest.raises(UserError, match="here each task has inputs of its own"):
