@@ -123,8 +123,8 @@ class StepFeatures:
         flat = [p for parameters in own for p in parameters]
         with without_autocast(losses.device.type):
             total = losses.sum() if scale is None else losses.sum() * scale
-            found = torch.autograd.grad(total, [*(c.of_tasks for c in copies), *flat, *shared], allow_unused=True)
-        found = [g if g is None or scale is None else at_least_float32(g) / scale for g in found]
+            scaled = torch.autograd.grad(total, [*(c.of_tasks for c in copies), *flat, *shared], allow_unused=True)
+        found = [g if g is None or scale is None else at_least_float32(g) / scale for g in scaled]
         if any(g is not None for g in found[len(copies) + len(flat) :]):
             raise UserError(
                 "weighting: rep_grad needs features that all shared parameters act through, and some of "

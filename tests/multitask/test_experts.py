@@ -103,7 +103,12 @@ def ple_of_one(module: Any, name: str, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("stages", [1, 2])
 def test_ple_is_its_equations(stages: int) -> None:
-    options = {"backbone": MLP(4, (6, 5, 7)), "shared_experts": 2, "own_experts": 2, "stages_per_level": stages}
+    options: dict[str, Any] = {
+        "backbone": MLP(4, (6, 5, 7)),
+        "shared_experts": 2,
+        "own_experts": 2,
+        "stages_per_level": stages,
+    }
     module, x = made(PLE, spec_of(), **options), inputs()
     assert len(module.backbone) == (3 if stages == 1 else 2)
     found = module(x, ROWS)
@@ -132,8 +137,8 @@ def test_what_is_a_tasks_own_in_ple_has_no_gradient_of_another_task() -> None:
 
 
 def test_ple_of_one_level_is_cgc() -> None:
-    spec, x, network = spec_of(), inputs(), {"backbone": MLP(4, (6,))}
-    ours, cgc = made(PLE, spec, shared_experts=2, **network), made(CGC, spec, shared_experts=2, **network)
+    spec, x = spec_of(), inputs()
+    ours, cgc = (made(method, spec, backbone=MLP(4, (6,)), shared_experts=2) for method in (PLE, CGC))
     for mine, theirs in zip(ours.backbone[0], cgc.backbone, strict=True):
         for expert, other in zip(mine, theirs, strict=True):
             other.load_state_dict(dict(zip(other.state_dict(), expert.state_dict().values(), strict=True)))

@@ -94,7 +94,11 @@ def slow(cases: Iterable[Any], quick: Sequence[Any]) -> list[Any]:
 @pytest.mark.parametrize(("method", "accumulated"), slow(product(METHODS, (1, 2)), [("multi_head", 2), ("cgc", 1)]))
 def test_the_sum_of_the_gradients_trains_as_equal_does(method: str, accumulated: int) -> None:
     options = {"accumulate_grad_batches": accumulated, "gradient_clip_val": 0.5}
-    given = {"trainer": options, "backbone": network(), "optimizer": partial(SGD, momentum=0.9, weight_decay=0.1)}
+    given: dict[str, Any] = {
+        "trainer": options,
+        "backbone": network(),
+        "optimizer": partial(SGD, momentum=0.9, weight_decay=0.1),
+    }
     weighting = Sum()
     one = train(METHODS[method], DATA["missing labels"](), 5, weighting=weighting, **given)
     other = train(METHODS[method], DATA["missing labels"](), 5, **{**given, "backbone": network()})
@@ -175,10 +179,8 @@ def test_one_forward_and_one_backward_pass_go_through_the_backbone() -> None:
 
 def test_the_matrix_has_a_row_for_each_task_and_the_losses_are_those_of_the_step() -> None:
     watch, weighting = Watch(), Sum()
-    module = train(
-        *(MultiHead, DATA["missing labels"](), 2),
-        **{"weighting": weighting, "backbone": network(), "trainer": {"callbacks": [watch]}},
-    )
+    given: dict[str, Any] = {"weighting": weighting, "backbone": network(), "trainer": {"callbacks": [watch]}}
+    module = train(MultiHead, DATA["missing labels"](), 2, **given)
     for batch, state, (gradients, losses, present) in zip(watch.batches, watch.states, weighting.seen, strict=True):
         module.load_state_dict(state, strict=False)
         module.train()
