@@ -78,6 +78,7 @@ from .multitask.lora import LoRA as LoRA
 from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
+from .multitask.ple import PLE as PLE
 from .report.task_affinity import TaskAffinity as TaskAffinity
 from .report.task_affinity import recorded_affinity as recorded_affinity
 from .run.checkpoints import RunCheckpoint as RunCheckpoint

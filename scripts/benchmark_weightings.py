@@ -4,7 +4,7 @@
 
 All tasks have a label for every image, as in CelebA. Each case trains in a process of its own by a Trainer on one
 thread; time is the median processor time of a step after the first two, memory the peak of the process beyond that of
-`Equal`.
+`Equal`, and that of the T x P or T x N·F gradients that an aggregator combines.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ from rich.table import Table
 import lightning_meta as lm
 from lightning_meta import weightings
 from lightning_meta.batches import SPLITS
+from lightning_meta.nn.features import output_size
+from lightning_meta.run.memory import keep_freed_memory
 from lightning_meta.tasks import Classification
-from lightning_meta.weightings import TorchJD, Weighting
+from lightning_meta.weightings import Aggregator, TorchJD, Weighting
+
+BATCH = 64
 
 METHODS: dict[str, Callable[[int], Weighting]] = {
     "Equal": lambda tasks: weightings.Equal(),
@@ -44,14 +48,18 @@ METHODS: dict[str, Callable[[int], Weighting]] = {
     "CAGrad": lambda tasks: weightings.CAGrad(),
     "torchjd UPGrad": lambda tasks: TorchJD(jd.UPGrad()),
     "torchjd NashMTL": lambda tasks: TorchJD(jd.NashMTL(tasks)),
+    "PCGrad, rep_grad": lambda tasks: weightings.PCGrad(rep_grad=True),
+    "MGDA, rep_grad": lambda tasks: weightings.MGDA(rep_grad=True),
+    "CAGrad, rep_grad": lambda tasks: weightings.CAGrad(rep_grad=True),
+    "torchjd UPGrad, rep_grad": lambda tasks: TorchJD(jd.UPGrad(), rep_grad=True),
 }
 
 
 class Labels(lm.TaskSource):
     """Random images, and a random label for each of T tasks."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, size: int) -> None:
+        self.count, self.size = count, size
 
     def tasks(self) -> dict[str, lm.tasks.Task]:
         """T classifications of two classes."""
@@ -60,7 +68,7 @@ class Labels(lm.TaskSource):
     def sets(self) -> dict[Any, lm.TaskSet]:
         """The same images in each split."""
         generator = torch.Generator().manual_seed(0)
-        x = torch.randint(256, (256, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        x = torch.randint(256, (256, 3, self.size, self.size), generator=generator, dtype=torch.uint8)
         y = {name: torch.randint(2, (256,), generator=generator) for name in self.tasks()}
         everyone = {name: torch.ones(256, dtype=torch.bool) for name in y}
         return {split: lm.TaskSet.of_columns(x, y, everyone) for split in SPLITS}
@@ -77,10 +85,20 @@ class Clock(lightning.Callback):
         self.times.append(time.process_time())
 
 
-def seconds(method: str, tasks: int, steps: int) -> float:
-    """The median time of a step."""
+def held(module: lm.MultiHead, size: int) -> int:
+    """The bytes of the gradients that an aggregator combines, in float32; 0 for other weightings."""
+    if not isinstance(module.weighting, Aggregator):
+        return 0
+    columns = sum(p.numel() for p in module.shared_parameters())
+    if module.weighting.rep_grad:
+        columns = BATCH * output_size(module.backbone, (3, size, size), "uint8")
+    return 4 * len(module.names) * columns
+
+
+def seconds(method: str, tasks: int, steps: int, size: int) -> tuple[float, int]:
+    """The median time of a step, and the bytes of `held`."""
     lightning.seed_everything(0, verbose=False)
-    data = lm.MultiTaskDataModule(Labels(tasks), batch_size=64, batches_per_epoch=steps)
+    data = lm.MultiTaskDataModule(Labels(tasks, size), batch_size=BATCH, batches_per_epoch=steps)
     network = lm.nn.Conv4(in_channels=3, width=64, downsample="stride")
     module, clock = lm.MultiHead(network, weighting=METHODS[method](tasks)), Clock()
     quiet: dict[str, Any] = dict.fromkeys(
@@ -88,17 +106,19 @@ def seconds(method: str, tasks: int, steps: int) -> float:
     )
     options: dict[str, Any] = {"limit_val_batches": 0, "callbacks": [clock], "accelerator": "cpu"}
     lightning.Trainer(max_steps=steps, **options, **quiet).fit(module, datamodule=data)
-    return statistics.median(b - a for a, b in zip(clock.times[1:], clock.times[2:], strict=False))
+    times = zip(clock.times[1:], clock.times[2:], strict=False)
+    return statistics.median(b - a for a, b in times), held(module, size)
 
 
-def measured(method: str, tasks: int, steps: int) -> tuple[float, float]:
-    """Seconds a step, and the peak memory in MB, of a process of its own."""
+def measured(method: str, tasks: int, steps: int, size: int) -> tuple[float, float, float]:
+    """Seconds a step, the peak memory and that of the gradients that are combined in MB, of a process of its own."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             torch.set_num_threads(1)
-            os.write(write, json.dumps(seconds(method, tasks, steps)).encode())
+            keep_freed_memory()  # as the commands do
+            os.write(write, json.dumps(seconds(method, tasks, steps, size)).encode())
             os._exit(0)
         except BaseException as error:
             print(error, file=sys.stderr)
@@ -109,7 +129,8 @@ def measured(method: str, tasks: int, steps: int) -> tuple[float, float]:
     os.close(read)
     if status:
         raise SystemExit(f"{method} failed at {tasks} tasks")
-    return json.loads(said), usage.ru_maxrss / 1024
+    time_of, gradients = json.loads(said)
+    return time_of, usage.ru_maxrss / 1024, gradients / 1e6
 
 
 def main(args: list[str] | None = None) -> int:
@@ -117,6 +138,7 @@ def main(args: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 40], help="numbers of tasks")
     parser.add_argument("--steps", type=int, default=12, help="steps of each case, at least 4")
+    parser.add_argument("--size", type=int, default=32, help="pixels of an image's side")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which; Equal is first")
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -126,10 +148,11 @@ def main(args: list[str] | None = None) -> int:
     for method in dict.fromkeys(["Equal", *options.methods]):
         cells = []
         for tasks in options.tasks:
-            time_of, memory = measured(method, tasks, options.steps)
+            time_of, memory, gradients = measured(method, tasks, options.steps, options.size)
             first = base.setdefault(tasks, (time_of, memory))
             ms = f" ({1000 * time_of:.0f} ms)" if method == "Equal" else ""
-            cells.append(f"{time_of / first[0]:.2f} x{ms}, {memory - first[1]:+.0f} MB")
+            of_gradients = f" ({gradients:.1f} MB of gradients)" if gradients else ""
+            cells.append(f"{time_of / first[0]:.2f} x{ms}, {memory - first[1]:+.0f} MB{of_gradients}")
         table.add_row(method, *cells)
     Console(width=120).print(table)
     return 0

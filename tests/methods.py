@@ -71,6 +71,7 @@ MULTI_TASK: dict[str, Callable[..., lm.MultiTaskModule]] = {
     # Batch statistics are those of each rank's share, which two ranks would see.
     "MTAN": lambda **options: lm.MTAN(MLP(4, (8, 8)), batch_norm=False, **options),
     "MultiHead": lambda **options: lm.MultiHead(MLP(4, (8, 8)), **options),
+    "PLE": lambda **options: lm.PLE(MLP(4, (8, 8)), **options),
 }
 # Arguments of the weightings that need some, for the tasks of `toys.sums`.
 WEIGHTINGS: dict[str, dict[str, Any]] = {"Fixed": {"weights": {"sum": 1.0, "largest": 2.0, "sign": 0.5}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,3 +24,22 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total
+
+
+def columns_of_ranks(matrix: Tensor) -> tuple[Tensor, slice]:
+    """The matrices of all ranks side by side, on each of them, and where this rank's columns lie; without gradients.
+
+    Args:
+        matrix: `(R, C)`, with the same R on all ranks; the ranks wait for each other.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return matrix.detach(), slice(None)
+    rank = dist.get_rank()
+    widths = torch.zeros(ranks, dtype=torch.int64, device=matrix.device)
+    widths[rank] = matrix.shape[1]
+    ends = sum_over_ranks(widths).cumsum(0).tolist()
+    own = slice(ends[rank] - matrix.shape[1], ends[rank])
+    whole = matrix.new_zeros(len(matrix), ends[-1])
+    whole[:, own] = matrix.detach()
+    return sum_over_ranks(whole), own  # widths may differ, which not every backend can gather

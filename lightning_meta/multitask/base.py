@@ -27,6 +27,7 @@ from lightning_meta.modes import Mode
 from lightning_meta.multitask.combining import CombinesGradients, in_order
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
+from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.multitask.tables import (
     as_before,
@@ -148,7 +149,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
         self._at_floor = ""  # a line on tasks that were at their floor in the best validation
-        self._step_gradients = StepGradients()
+        self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
         self._parts: list[nn.Module] = []  # within an evaluation
@@ -357,10 +358,15 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        of_tasks, outputs = self._losses(batch)
-        losses, present = in_order(of_tasks, list(outputs), self.names)
         # With an aggregator the objective only says how the losses count for the tasks' own parameters.
-        shared = self.shared_parameters() if isinstance(self.weighting, Aggregator) else []
+        own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
+        if isinstance(self.weighting, Aggregator):
+            own = self._own_parameters()
+            shared = [p for p in self._shared_parameters(own) if p.requires_grad]
+            by_features = bool(shared) and self.weighting.rep_grad
+        with self._step_features.recorded() if by_features else nullcontext():
+            of_tasks, outputs = self._losses(batch)
+        losses, present = in_order(of_tasks, list(outputs), self.names)
         weighed = losses.detach().requires_grad_() if shared else losses
         loss: Tensor = self.weighting(weighed, present)
         self.check_finite(loss)
@@ -371,7 +377,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self._log_training(loss, means, present, outputs, batch)
         if shared:
             by_name = dict(zip(outputs, of_tasks.unbind(), strict=True))
-            loss = self._collect_gradients(loss, weighed, by_name, shared, means, present)
+            loss = self._collect_gradients(loss, weighed, by_name, shared, own, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
         if ranks > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import switch, whole
@@ -93,11 +94,12 @@ class CGC(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all shared experts."""
         shared, *own = self._experts
-        features = [expert(x) for expert in shared]
+        features, places = self.shared_features(torch.stack([expert(x) for expert in shared], 1), rows)
         outputs, numbers = {}, self.task_numbers
         for name, i in rows.items():
             task, of_task = numbers[name], x[i]
-            both = [f[i] for f in features] + [expert(of_task) for expert in own[task]]
+            of_own = [expert(of_task).unsqueeze(1) for expert in own[task]]
+            both = torch.cat([features[places[name]], *of_own], 1)
             outputs[name] = self.heads[task](mixed(self.gates[task], of_task, both))
         return outputs
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,9 +18,16 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.functional.task_gradients import loss_with_gradients, task_gradients
 from lightning_meta.module import TrainedModule
+from lightning_meta.multitask.step_features import StepFeatures
 from lightning_meta.multitask.step_gradients import StepGradients, write_gradients
 from lightning_meta.nn.stateless import untouched
+from lightning_meta.run.memory import memory_limit
 from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
+
+_log = logging.getLogger(__name__)
+
+LARGE = 1e9
+"""Bytes of the tasks' gradients that are worth a warning."""
 
 
 class CombinesGradients(TrainedModule, ABC):
@@ -29,6 +39,8 @@ class CombinesGradients(TrainedModule, ABC):
 
     weighting: Weighting
     _step_gradients: StepGradients
+    _step_features: StepFeatures
+    _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
     _stepped_on: set[str]
     _last_batch: TaskBatch | None  # of a step, where the weighting looks at it again
 
@@ -47,7 +59,7 @@ class CombinesGradients(TrainedModule, ABC):
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """θ_sh: the parameters that are trained for all tasks."""
-        return [p for p in self._shared_parameters() if p.requires_grad]
+        return [p for p in self._shared_parameters(self._own_parameters()) if p.requires_grad]
 
     def task_gradients(self, batch: TaskBatch) -> Tensor:
         """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
@@ -75,24 +87,43 @@ class CombinesGradients(TrainedModule, ABC):
             found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
         return mean_over_ranks(found.rows)
 
+    def shared_features(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Features that all tasks share, on their way to what is a task's own.
+
+        A method whose shared parameters act through such features alone passes them through here in `forward`: then
+        weightings may aggregate gradients by the features (`rep_grad` of `Aggregator`).
+
+        Args:
+            features: `(B, ...)`.
+            rows: By name of the task, `(n_i,)` int64.
+
+        Returns:
+            Features and the rows of each task in them: what was given; in a training step with `rep_grad`, a copy for
+            each task, to differentiate its loss by.
+        """
+        return self._step_features.copies(features, rows) if self._step_features.records else (features, rows)
+
     @property
     def combined_gradients(self) -> Tensor | None:
         """The gradients that an aggregator has combined, `(T, P)`, as `task_gradients` gives them.
 
         They are there between the backward pass and the optimiser's step, as in `on_before_optimizer_step`, and None
-        elsewhere and where the weighting is no aggregator. Where batches are accumulated they are sums over batches.
+        elsewhere, where the weighting is no aggregator, and where it has `rep_grad`. Where batches are accumulated they
+        are sums over batches.
         """
         return self._step_gradients.combined
 
     def on_fit_start(self) -> None:
         """Check that there are shared parameters where the weighting needs them."""
         super().on_fit_start()
-        self._step_gradients.clear()  # of a training that was interrupted
-        if isinstance(self.weighting, Aggregator) and not self._shared_parameters():
+        self._clear_step()  # of a training that was interrupted
+        if isinstance(self.weighting, Aggregator) and not self._shared_parameters(self._own_parameters()):
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
                 f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
             )
+        if isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad:
+            check_matrix(self.weighting, len(self.names), self.shared_parameters(), self.trainer.is_global_zero)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -107,10 +138,14 @@ class CombinesGradients(TrainedModule, ABC):
             # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
             closure = partial(self._aggregated, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
-        self._step_gradients.clear()
+        self._clear_step()
         if self._last_batch is not None:
             self._look_again(self._last_batch)
             self._last_batch = None
+
+    def _clear_step(self) -> None:
+        self._step_gradients.clear()
+        self._step_features.clear()
 
     def _look_again(self, batch: TaskBatch) -> None:
         """Tell the weighting the losses after the step; buffers and random states stay as they are."""
@@ -120,11 +155,14 @@ class CombinesGradients(TrainedModule, ABC):
         losses, present = in_order(torch.stack(list(by_name.values())), list(by_name), self.names)
         self.weighting.observe_step(mean_over_ranks(losses), present)
 
-    def _shared_parameters(self) -> list[nn.Parameter]:
-        """All shared parameters, frozen ones as well."""
-        own = {id(p) for i in range(len(self.names)) for m in self.own_modules(i) for p in m.parameters()}
-        own |= {id(p) for p in self.weighting.parameters()}
-        return [p for p in self.parameters() if id(p) not in own]
+    def _own_parameters(self) -> list[list[nn.Parameter]]:
+        """Those of each task, frozen ones as well."""
+        return [[p for m in self.own_modules(i) for p in m.parameters()] for i in range(len(self.names))]
+
+    def _shared_parameters(self, own: Sequence[Sequence[nn.Parameter]]) -> list[nn.Parameter]:
+        """All shared parameters, frozen ones as well, given those of each task."""
+        others = {id(p) for of_task in own for p in of_task} | {id(p) for p in self.weighting.parameters()}
+        return [p for p in self.parameters() if id(p) not in others]
 
     def _loss_scale(self) -> Tensor | None:
         """The factor by which a gradient scaler multiplies losses, if there is one."""
@@ -138,21 +176,29 @@ class CombinesGradients(TrainedModule, ABC):
         losses: Tensor,
         by_name: Mapping[str, Tensor],
         shared: Sequence[nn.Parameter],
+        own: Sequence[Sequence[nn.Parameter]],
         means: Tensor,
         present: Tensor,
     ) -> Tensor:
         """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
+        self._combined = shared
         of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
         found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
         weights = found[0].unbind()
-        own = [[p for m in self.own_modules(i) for p in m.parameters() if p.requires_grad] for i in range(len(weights))]
-        of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, self._loss_scale())
-        share = self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
-        rows = of_tasks.rows / share if share > 1 else of_tasks.rows
-        self._step_gradients.add(rows, means, present, of_tasks.used)
+        own = [[p for p in of_task if p.requires_grad] for of_task in own]
+        scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
+        assert isinstance(self.weighting, Aggregator)
+        if self.weighting.rep_grad:
+            of_batch = torch.stack(list(by_name.values()))
+            of_own = self._step_features.add(of_batch, means, present, self.names, shared, own, scale, share)
+        else:
+            of_tasks = task_gradients([by_name.get(n) for n in self.names], shared, own, scale)
+            rows = of_tasks.rows / share if share > 1 else of_tasks.rows
+            self._step_gradients.add(rows, means, present, of_tasks.used)
+            of_own = of_tasks.own
         parameters: list[Tensor] = [*shared, *of_weighting]
         gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
-        for weight, of_task, of_parameters in zip(weights, own, of_tasks.own, strict=True):
+        for weight, of_task, of_parameters in zip(weights, own, of_own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
         return loss_with_gradients(objective, parameters, gradients)
@@ -160,17 +206,55 @@ class CombinesGradients(TrainedModule, ABC):
     def _aggregated(self, closure: Callable[[], Any]) -> Any:
         result = closure()
         assert isinstance(self.weighting, Aggregator)
-        direction = self._step_gradients.direction(self.weighting)
+        scale, shared = self._loss_scale(), self._combined
+        if self.weighting.rep_grad:
+            direction = self._step_features.direction(self.weighting, shared, scale)
+            used = self._step_features.used
+        else:
+            direction = self._step_gradients.direction(self.weighting)
+            direction = direction if direction is None or scale is None else direction * scale
+            used = self._step_gradients.used
         if direction is not None:
-            scale = self._loss_scale()
-            direction = direction if scale is None else direction * scale
-            write_gradients(self.shared_parameters(), direction, self._step_gradients.used)
+            write_gradients(shared, direction, used)
             if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
                 weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
                 values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}
                 for logger in self.loggers:
                     logger.log_metrics(values, self.global_step)
         return result
+
+
+def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Parameter], speaks: bool = True) -> None:
+    """Say how much memory the gradients of the tasks take, and refuse more than there is.
+
+    Args:
+        aggregator: What combines them.
+        tasks: T.
+        shared: The shared parameters, on the device of training.
+        speaks: Whether this process logs.
+
+    Raises:
+        UserError: There is less memory than the matrix takes, twice.
+    """
+    size = tasks * sum(p.numel() * p.element_size() for p in shared)
+    if not shared:
+        return
+    name = type(aggregator).__name__
+    says = f"weighting: {name} holds the gradients of {tasks} tasks on the shared parameters, {size / 1e6:,.0f} MB"
+    mend = "set rep_grad, which holds those on the features, or take a weighting of the losses"
+    memory = memory_of(shared[0].device)
+    if 2 * size > memory:
+        raise UserError(f"{says}, and a copy of them; {shared[0].device} has {memory / 1e6:,.0f} MB: {mend}")
+    if speaks:
+        large = size > LARGE
+        _log.log(logging.WARNING if large else logging.INFO, "%s%s", says, f"; if that is too much, {mend}" * large)
+
+
+def memory_of(device: torch.device) -> float:
+    """Bytes of a device; infinite where nobody says."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return float(memory_limit()) if device.type == "cpu" and sys.platform != "win32" else math.inf
 
 
 def in_order(losses: Tensor, present: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:

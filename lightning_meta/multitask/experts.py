@@ -50,7 +50,6 @@ def new_gate(width: int, experts: int, seed: int) -> nn.Linear:
         return nn.Linear(width, experts, bias=False)
 
 
-def mixed(gate: nn.Module, x: Tensor, features: Sequence[Tensor]) -> Tensor:
-    """Features of E experts, each `(M, F)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, F)`."""
-    weights = gate(x.flatten(1)).softmax(-1)
-    return torch.einsum("me,mef->mf", weights, torch.stack(list(features), dim=1))
+def mixed(gate: nn.Module, x: Tensor, features: Tensor) -> Tensor:
+    """Features of E experts, `(M, E, ...)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, ...)`."""
+    return torch.einsum("me,me...->m...", gate(x.flatten(1)).softmax(-1), features)

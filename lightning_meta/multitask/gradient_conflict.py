@@ -45,9 +45,9 @@ class GradientConflict(Callback):
     run without the callback. A module that shares no parameters leaves nothing to record, and no file.
 
     A measurement costs a forward pass and a backward pass for each task in the batch. Where the weighting is an
-    aggregator, which has these gradients anyway, it costs neither, unless batches are accumulated. The affinity costs a
-    forward pass for each task and one more. Gradients of all tasks are held at once, T·P numbers: 20 MB for 50 tasks
-    and 100 thousand shared parameters.
+    aggregator, which has these gradients anyway, it costs neither, unless batches are accumulated or the gradients are
+    those by features (`rep_grad`). The affinity costs a forward pass for each task and one more. Gradients of all tasks
+    are held at once, T·P numbers: 20 MB for 50 tasks and 100 thousand shared parameters.
 
     Args:
         every_n_steps: k, training steps between two measurements; the first is before the first step.
@@ -100,7 +100,8 @@ class GradientConflict(Callback):
         self._step = step
         module: Any = pl_module
         weighting = getattr(module, "weighting", None)
-        if isinstance(weighting, Aggregator) and trainer.accumulate_grad_batches == 1:
+        combines = isinstance(weighting, Aggregator) and not weighting.rep_grad
+        if combines and trainer.accumulate_grad_batches == 1:
             self._waiting = batch, own_random_state()  # that the step begins with
         elif module.shared_parameters():
             with _buffers_kept(module), self._as_in_the_step(trainer, module):

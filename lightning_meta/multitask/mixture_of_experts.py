@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_meta.checks import switch, whole
@@ -82,11 +83,11 @@ class MixtureOfExperts(MultiTaskModule):
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; every input runs through all experts."""
         assert isinstance(self.backbone, nn.ModuleList)
-        features = [expert(x) for expert in self.backbone]
+        features, own = self.shared_features(torch.stack([expert(x) for expert in self.backbone], 1), rows)
         outputs, numbers = {}, self.task_numbers
         for name, i in rows.items():
             task = numbers[name]
-            outputs[name] = self.heads[task](mixed(self.gates[task], x[i], [f[i] for f in features]))
+            outputs[name] = self.heads[task](mixed(self.gates[task], x[i], features[own[name]]))
         return outputs
 
     def own_modules(self, task: int) -> list[nn.Module]:

@@ -75,10 +75,11 @@ class MultiHead(MultiTaskModule):
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predict for several tasks; the shared part sees each input once."""
-        features = self.backbone(x)
+        features, rows = self.shared_features(self.backbone(x), rows)
         of_all = dict(zip(self.spec.tasks, self.heads, strict=True))
         heads = [of_all[name] for name in rows]
-        apart = isinstance(self.weighting, Aggregator)  # it differentiates each task's loss by itself
+        # With most aggregators each task's loss is differentiated by itself.
+        apart = isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad
         if len(self.branches):
             branches = dict(zip(self.spec.tasks, self.branches, strict=True))
             own = zip(rows, rows_of(features, rows, apart), strict=True)

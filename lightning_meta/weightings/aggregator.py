@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lightning_meta.checks import switch
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks import Task
@@ -24,6 +25,15 @@ class Aggregator(Weighting, ABC):
 
     A step takes a backward pass for each task in the batch, and holds T·P numbers for P shared parameters.
 
+    With `rep_grad` the gradients are those by the shared features of every input of the step, as in MGDA-UB (Sener and
+    Koltun 2018, https://arxiv.org/abs/1810.04650, section 3.3): the direction is the one gradient that is sent back
+    through what is shared. A step takes one backward pass, as `Equal` does, and holds T·N·F numbers for N inputs of F
+    features. A weighted sum of the gradients is the same weighted sum by θ_sh; the weights differ, as inner products
+    are those of the features' gradients. The N inputs are those of all ranks and all accumulated batches, whose graphs
+    are held until the step, as in one large batch. It needs a method whose shared parameters act through features that
+    all tasks share (`MultiHead`, `MixtureOfExperts` and `CGC`), and tasks with inputs in common: tasks that share none
+    have inner products of 0.
+
     Run it:
         By its name, like any weighting; it needs a module that shares parameters:
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
@@ -35,9 +45,17 @@ class Aggregator(Weighting, ABC):
     `GradientWeighting` instead. State belongs in buffers, so that a resumed run continues exactly. All ranks call
     `direction` with the same numbers, and must get the same answer: draw random numbers with
     `lightning_meta.functional.random_bits` from a key and the number of the step.
+
+    Args:
+        rep_grad: Whether the gradients are those by the shared features, and not by the shared parameters.
     """
 
     own_weight: Tensor
+
+    def __init__(self, rep_grad: bool = False) -> None:
+        super().__init__()
+        switch(rep_grad=rep_grad)
+        self.rep_grad = rep_grad
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
         """Make buffers; a method with state of its own calls this one, too."""
@@ -52,7 +70,8 @@ class Aggregator(Weighting, ABC):
         """What the optimiser is given as the gradient of the shared parameters.
 
         Args:
-            gradients: The gradient of each task's loss, `(T, P)`; 0 for a task that is absent. All are finite.
+            gradients: The gradient of each task's loss, `(T, P)`; 0 for a task that is absent. All are finite. With
+                `rep_grad`, P counts the features of all inputs of the step, and differs from step to step.
             losses: The mean loss of each task over the batches of the step that had it, `(T,)`; 0 for an absent task.
             present: Which tasks were in any batch of the step, `(T,)` bool.
 
@@ -83,10 +102,13 @@ class GradientWeighting(Aggregator, ABC):
         `train/weight/<task>`: $w_i$ of the step, of each task that was in one of its batches.
 
     To write one, implement `weigh`.
+
+    Args:
+        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, rep_grad: bool = False) -> None:
+        super().__init__(rep_grad)
         self.applied = torch.zeros(0)  # the weights of the last step, for the log
 
     @abstractmethod

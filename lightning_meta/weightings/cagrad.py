@@ -36,13 +36,14 @@ class CAGrad(GradientWeighting):
 
     Args:
         c: The radius of the ball, at least 0; below 1 training still converges to a stationary point of the mean loss.
+        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
 
     Raises:
         UserError: c is below 0.
     """
 
-    def __init__(self, c: float = 0.5) -> None:
-        super().__init__()
+    def __init__(self, c: float = 0.5, rep_grad: bool = False) -> None:
+        super().__init__(rep_grad)
         not_negative(c=c)
         self.c = c
 

@@ -44,6 +44,7 @@ class GradNorm(GradientWeighting):
     Args:
         alpha: α, at least 0: the larger, the more weight goes to tasks that train slowly.
         lr: Learning rate of the weights.
+        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
 
     Raises:
         UserError: α is below 0, or the rate is not above 0.
@@ -52,8 +53,8 @@ class GradNorm(GradientWeighting):
     w: Tensor
     first: Tensor
 
-    def __init__(self, alpha: float = 1.5, lr: float = 0.025) -> None:
-        super().__init__()
+    def __init__(self, alpha: float = 1.5, lr: float = 0.025, rep_grad: bool = False) -> None:
+        super().__init__(rep_grad)
         not_negative(alpha=alpha)
         positive(lr=lr)
         self.alpha, self.lr = alpha, lr

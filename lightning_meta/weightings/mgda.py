@@ -30,6 +30,10 @@ class MGDA(GradientWeighting):
     Deviations:
         - Equation 3: multiplied by T, so that the weights sum to T.
         - Algorithm 2, Frank-Wolfe: the minimum is found exactly, by an active-set method.
+
+    Args:
+        rep_grad: Whether the gradients are those by the shared features, which is MGDA-UB (section 3.3); see
+            `Aggregator`.
     """
 
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:

@@ -38,6 +38,9 @@ class PCGrad(GradientWeighting):
     Deviations:
         - Algorithm 1 for all parameters θ: only the shared ones are projected; a task's own parameters get the gradient
           of its loss, which no other task's gradient can conflict with.
+
+    Args:
+        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
     """
 
     key: Tensor
@@ -57,7 +60,7 @@ class PCGrad(GradientWeighting):
         """
         wide = at_least_float32(gradients)
         # The square of a small norm underflows, so the rows are scaled: algorithm 1 does not depend on their sizes.
-        size = torch.linalg.vector_norm(wide, torch.inf, dim=1)
+        size = wide.abs().amax(1)
         # Beside a gradient 1e36 times larger, one counts as zero: its weight would overflow.
         vanishes = size <= size.max() / 1e36
         unit = wide / torch.where(vanishes, torch.inf, size).unsqueeze(1)

@@ -27,6 +27,9 @@ NEED_MORE = {
 }
 """By class of torchjd, why it is refused."""
 
+KEEP_COLUMNS = ("ExcessMTLWeighting",)
+"""Classes of torchjd that keep numbers for each column of the matrix from step to step."""
+
 
 class TorchJD(Aggregator):
     r"""Aggregates the tasks' gradients by an aggregator of the library torchjd.
@@ -55,18 +58,27 @@ class TorchJD(Aggregator):
     Args:
         aggregator: Any aggregator of `torchjd.aggregation`. `PCD` takes the first task as its primary objective.
         preference: The weight of every task, by its name, for aggregators that take a `pref_vector`.
+        rep_grad: Whether the gradients are those by the shared features; see `weightings.Aggregator`. Not for
+            `ExcessMTL`, which keeps sums for each parameter.
 
     Raises:
-        UserError: It is no aggregator, needs more than the gradients of a step, or takes no preference.
+        UserError: It is no aggregator, needs more than the gradients of a step, or takes no preference or `rep_grad`.
     """
 
     key: Tensor
     step: Tensor
     preferred: Tensor
 
-    def __init__(self, aggregator: nn.Module, preference: dict[str, float] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, aggregator: nn.Module, preference: dict[str, float] | None = None, rep_grad: bool = False
+    ) -> None:
+        super().__init__(rep_grad)
         check_aggregator(aggregator)
+        if rep_grad and any(type(part).__name__ in KEEP_COLUMNS for part in aggregator.modules()):
+            raise UserError(
+                f"rep_grad: {type(aggregator).__name__} of torchjd keeps numbers for each shared parameter, and a step "
+                "has other features than the last; leave rep_grad out, or take another aggregator"
+            )
         if preference is not None:
             check_weights("preference", preference)
             if not hasattr(aggregator, "pref_vector"):

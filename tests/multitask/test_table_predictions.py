@@ -37,6 +37,7 @@ METHODS: dict[str, Callable[[int], lm.MultiTaskModule]] = {
     "MTAN": lambda inputs: lm.MTAN(MLP(inputs, (8, 8))),
     "MixtureOfExperts": lambda inputs: lm.MixtureOfExperts(MLP(inputs, (8,))),
     "MultiHead": lambda inputs: lm.MultiHead(MLP(inputs, (8, 8))),
+    "PLE": lambda inputs: lm.PLE(MLP(inputs, (8, 8))),
 }
 FEATURES = ("area", "style", "floor")
 

@@ -17,14 +17,16 @@ from torchjd import Stateful
 from torchjd.linalg import Matrix
 
 import lightning_meta as lm
+from lightning_meta.batches import SPLITS
 from lightning_meta.configuration import build, describe
+from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.functional import random_bits
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask import MultiHead
 from lightning_meta.tasks import Regression, Task
 from lightning_meta.weightings import TorchJD
-from tests.multitask.toys import data, train, trainer
+from tests.multitask.toys import Given, data, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:You are solving a parameterized problem that is not DPP")
 
@@ -219,6 +221,30 @@ def test_half_precision_is_widened(precision: str) -> None:
     trainer(2, precision=precision).fit(module, datamodule=data())
     assert seen[-2:] == [torch.float32, torch.float32]
     assert all(p.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.slow
+@every_aggregator
+@pytest.mark.parametrize("rep_grad", [False, True])
+def test_every_aggregator_trains_in_mixed_precision(name: str, rep_grad: bool) -> None:
+    if name == "ExcessMTL" and rep_grad:
+        pytest.skip("it is refused")
+    options = {**OPTIONS.get(name, {}), **({"n_tasks": 3} if name == "NashMTL" else {})}
+    if name == "NashMTL" and sys.version_info >= (3, 13):
+        pytest.skip("its solver, ecos, has no wheel for Python 3.13")
+    made_with = {"weights": torch.tensor([1.0, 2.0, 0.5])} if name == "Constant" else options
+    torch.manual_seed(0)
+    module = MultiHead(lm.nn.MLP(4, (8,)), weighting=TorchJD(getattr(jd, name)(**made_with), rep_grad=rep_grad))
+    before = [p.detach().clone() for p in module.backbone.parameters()]
+    x = torch.randn(24, 4)
+    columns = {str(i): x[:, i : i + 1] for i in range(3)}
+    everyone = dict.fromkeys(columns, torch.ones(24, dtype=torch.bool))
+    sets = dict.fromkeys(SPLITS, TaskSet.of_columns(x, columns, everyone))
+    given = lm.MultiTaskDataModule(Given({name: Regression() for name in columns}, sets), batch_size=8)
+    trainer(2, precision="bf16-mixed").fit(module, datamodule=given)
+    after = list(module.backbone.parameters())
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in after)
+    assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
 def test_every_argument_of_torchjd_can_be_read_back() -> None:

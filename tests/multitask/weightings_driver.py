@@ -36,6 +36,13 @@ THEIRS = (
     *("MGDA", "NashMTL", "PCD", "PCGrad", "Random", "Sum", "TrimmedMean", "UPGrad"),
 )
 KRUM = "Krum"  # of three tasks at least
+BY_FEATURES: dict[str, Callable[[], Weighting]] = {
+    **{
+        f"{name}, rep_grad": partial(getattr(weightings, name), rep_grad=True)
+        for name in ("CAGrad", "GradNorm", "MGDA", "PCGrad")
+    },
+    "torchjd UPGrad, rep_grad": lambda: TorchJD(jd.UPGrad(), rep_grad=True),
+}
 
 
 def of_torchjd(name: str) -> Weighting:
@@ -47,6 +54,7 @@ MADE: dict[str, Callable[[], Weighting]] = {
     "Fixed": lambda: Fixed(dict.fromkeys(ddp_driver.TASKS, 0.5)),
     **{f"torchjd {name}": partial(of_torchjd, name) for name in THEIRS},
     f"torchjd {KRUM}": lambda: TorchJD(jd.Krum(0)),
+    **BY_FEATURES,
 }
 
 
@@ -58,7 +66,8 @@ def run(world: int, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
             noted = ddp_driver.train(world, folder, name, "all tasks")
         else:
             options = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
-            noted = ddp_driver.train(world, folder, name, "some tasks", **options)
+            drawn = "missing labels" if name in BY_FEATURES else "some tasks"
+            noted = ddp_driver.train(world, folder, name, drawn, **options)
         found[name] = {k: t for k, t in noted["state"].items() if k != "key"}
     return found
 
