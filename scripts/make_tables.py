@@ -74,16 +74,45 @@ def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+FAMILIES = (
+    "an embedding, trained on tasks",
+    "an initialisation, adapted by gradient steps",
+    "features of a classifier of all training classes",
+    "features or an embedding; the query set is predicted as a whole (transductive)",
+    "an encoder and a decoder (black box)",
+)
+
+
+def family(cls: type[lm.MetaModule]) -> str:
+    """What a meta-learner shares, in words for the map; how it predicts, where that is unusual."""
+    if cls.uses_query_set:
+        return FAMILIES[3]
+    if issubclass(cls, lm.GradientBasedLearner):
+        return FAMILIES[1]
+    if issubclass(cls, lm.MetricLearner):
+        return FAMILIES[0]
+    return FAMILIES[4] if cls is lm.CNP else FAMILIES[2]
+
+
+def families() -> str:
+    """The meta-learners by what they share, as a table."""
+    found: dict[str, list[str]] = {name: [] for name in FAMILIES}
+    for cls in META:
+        found[family(cls)].append(link(cls))
+    rows = [f"| {name} | {', '.join(methods)} |" for name, methods in found.items()]
+    return "\n".join(["| shared | methods |", "| --- | --- |", *rows])
+
+
 def tables() -> dict[str, str]:
     """All tables, by the name in their comments; links are relative to the top folder."""
     shares = {"shared": "Shared", "the task's own": "Own"}
-    of_new = {"how a new task is learned": "New task"}
+    of_new = {**shares, "how a new task is learned": "New task"}
     few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
     several = {"tasks": "Tasks", "held out for validation and test": "Held out", "comes from": "From"}
     sentences = [f"- {link(cls)}: {first_sentence(cls)}" for cls in WEIGHTINGS]
     return {
         "multi-task methods": table("method", shares, MULTI_TASK),
-        "meta-learning methods": table("method", shares, META),
+        "meta-learning methods": families(),
         "new multi-task tasks": table("method", of_new, MULTI_TASK),
         "new meta-learning tasks": table("method", of_new, META),
         "few-shot sources": table("source", few_shot, SOURCES),
