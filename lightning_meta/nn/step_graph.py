@@ -88,7 +88,8 @@ class StepGraphs:
     def __init__(self, ignored: frozenset[str] = frozenset(), recorder: Recorder | None = None) -> None:
         self.ignored, self.recorder = ignored, recorder
         self.obstacle = ""  # why steps are not captured any more
-        self._told = False
+        self._told = self._told_device = False
+        self._places: tuple[int, ...] = ()  # of the parameters that the graphs read
         self._kinds: dict[Key, _Captured | None] = {}
 
     @property
@@ -170,13 +171,20 @@ class StepGraphs:
             return None
         device = _device(inputs)
         if self.recorder is None and device.type != "cuda":
-            self.obstacle = f"the inputs are on {device}, and only CUDA has graphs"
-            _log.info("graph: steps run without a CUDA graph: %s", self.obstacle)
+            if not self._told_device:
+                self._told_device = True
+                _log.info(
+                    "graph: steps run without a CUDA graph: the inputs are on %s, and only CUDA has graphs", device
+                )
             return None
         reason = _hook(parts, trained) or (_scaled(device) if trained else "")
         if reason:
             self._give_up(reason)
             return None
+        places = tuple(p.data_ptr() for part in parts for p in part._parameters.values() if p is not None)
+        if places != self._places:
+            self._kinds.clear()  # weights that moved hardly come back
+            self._places = places
         key = step_key(parts, inputs, self.ignored)
         if key in self._kinds:
             if self._kinds[key] is None and self.captured >= GRAPHS:

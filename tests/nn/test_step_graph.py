@@ -126,7 +126,8 @@ def test_parameters_that_move_are_recorded_anew() -> None:
             for p in self.parameters():
                 p.data = p.data.clone()
 
-    assert same(lambda **options: Moving(MLP(256, (8,)), **options))._graphs.captured > 2
+    # More often than graphs are kept: those of weights that are gone make room.
+    assert same(lambda **options: Moving(MLP(256, (8,)), **options), max_epochs=12)._graphs.captured == 1
 
 
 @pytest.mark.filterwarnings("ignore:You.re using the WeightAveraging")
