@@ -284,6 +284,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             UserError: The run to resume has another optimiser, or checkpoints could not be loaded.
         """
         self._check_description()
+        self._loss_watch = LossWatch()  # without the losses of a training that was interrupted
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
             self._stored_groups = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import measure_coverage
 import numpy as np
 import pytest
@@ -93,6 +95,15 @@ def test_sets_of_new_tasks_of_the_same_classes_hold_the_label_within_a_point(way
     same, _ = measure_coverage.measured(val, task_logits(trainer, module, data, "test", 1000), shots, 0.9, 5)
     assert np.mean([each["coverage"] for each in same]) == pytest.approx(0.9, abs=0.01)
     assert np.mean([each["abstained"] for each in same]) == pytest.approx(0.1, abs=0.01)
+
+
+def test_predictions_that_are_not_finite_are_refused() -> None:
+    class Wrong(lm.ProtoNet):
+        def predict(self, state: Any, x: torch.Tensor) -> torch.Tensor:
+            return super().predict(state, x) / 0
+
+    with pytest.raises(UserError, match="predictions for 8 of 8 tasks of the val split are NaN or infinite"):
+        lm.calibrate(Wrong(nn.Flatten()), lm.EpisodicDataModule(Noisy(), 3, 1, 5), tasks=7, accelerator="cpu")
 
 
 def test_regression_is_refused() -> None:

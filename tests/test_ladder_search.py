@@ -248,6 +248,7 @@ def searching(name: str) -> dict[str, Any]:
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "one trial": ({}, ["--trials=1"], "--trials: expected a whole number of at least 2"),
     "trials of text": ({"tune": {**LADDER["tune"], "trials": "x"}}, [], "tune.trials: expected a whole number of at"),
+    "a seed of the ladder": ({"tune": {**LADDER["tune"], "seed": 2}}, [], "tune.seed: 2 is one of the ladder's seeds"),
     "nothing to search": ({"tune": {"trials": 3}}, [], "tune.parameters: name what every rung searches"),
     "data to search": (searching("data.batch_size"), [], "data.batch_size: only options of the model are searched"),
     "an unknown option": (searching("model.lrr"), [], "rung tuned_sum_trial_1: --model.lrr: there is no such"),

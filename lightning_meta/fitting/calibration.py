@@ -154,8 +154,9 @@ def task_logits(
         name, hint = type(module).__name__, "choose an inductive method"
         if not module.uses_query_set:
             hint = "give batch_norm inductive"
+        argument = "module" if module.uses_query_set else "batch_norm"
         raise UserError(
-            f"batch_norm: {name} predicts the queries of a task together, and what is sure of one depends "
+            f"{argument}: {name} predicts the queries of a task together, and what is sure of one depends "
             f"on the others; {hint}"
         )
     given: dict[str, Any] = {
@@ -179,6 +180,11 @@ def task_logits(
         trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
     assert recorder.table is not None
     outputs, targets = recorder.table.outputs.double(), recorder.table.targets.long()
+    if bad := int((~outputs.isfinite()).flatten(1).any(1).sum()):
+        raise UserError(
+            f"module: its predictions for {bad} of {len(outputs)} tasks of the {split} split are NaN or infinite, so "
+            "nothing can be said of how sure they are; train anew, or adapt with a smaller inner_lr or fewer steps"
+        )
     return TaskLogits(outputs[:, :-1], targets[:, :-1], outputs[targets[:, -1] == 0, -1])
 
 

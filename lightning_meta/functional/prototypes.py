@@ -29,7 +29,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
     Args:
         features: `(M, D)`.
-        labels: `(M,)` in [0, N), in any order, each class at least once.
+        labels: `(M,)` in [0, N), in any order, each class at least once; others are left out.
         ways: N.
 
     Returns:

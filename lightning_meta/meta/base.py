@@ -55,6 +55,8 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
     *(
         "_centred_at",
+        "_compiled",
+        "_graphs",
         "_init_args",
         "_loops_told",
         "_loss_watch",

@@ -6,7 +6,7 @@ import copy
 from abc import ABC
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,9 @@ class GradientBasedLearner(MetaModule, ABC):
         self._random = True  # until `_note_draws` knows better
         self._sequences: dict[tuple[str, ...], nn.Sequential] = {}  # no registered modules: each is listed once
 
+    second_derivatives: ClassVar[bool] = False
+    """Whether a method takes second derivatives of the support loss although its inner loop has none."""
+
     def make_parts(self) -> None:
         """Make the head, and refuse names in `inner_parameters` that there are not."""
         super().make_parts()
@@ -133,7 +136,7 @@ class GradientBasedLearner(MetaModule, ABC):
             return stateless_call(self.network, {**adapted, **own_buffers(self.network)}, x, "batch")[0]
 
         with self.exact_arithmetic(), untouched(self):
-            check_derivatives(forward, adapted, self.first_order)
+            check_derivatives(forward, adapted, self.first_order and not self.second_derivatives)
             if self.recompute:
                 check_replays(forward, adapted, module=self.network)
 

@@ -12,6 +12,7 @@ from torch.func import grad, grad_and_value
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
+from lightning_meta.errors import UserError
 from lightning_meta.functional.inner_optimizers import InnerOptimizer, State
 from lightning_meta.meta.base import Outcome
 from lightning_meta.meta.gradient_based import GradientBasedLearner
@@ -68,7 +69,8 @@ class IMAML(GradientBasedLearner):
 
     Deviations:
         - λ is fixed; the paper can learn it, too. The Hessian-free inner solver is not there.
-        - Conjugate gradients stop where the curvature is not positive, which can be where λ is small.
+        - Conjugate gradients stop where the curvature is not positive, which can be where λ is small; if that is in the
+          first step, the gradient is the first-order one.
 
     Args:
         backbone: The network below the head.
@@ -81,6 +83,7 @@ class IMAML(GradientBasedLearner):
     """
 
     fixed_options = ("first_order", "inner_optimizer", "inner_parameters", "recompute")
+    second_derivatives = True
 
     def __init__(
         self,
@@ -102,6 +105,20 @@ class IMAML(GradientBasedLearner):
         )
         whole(0, solver_steps=solver_steps)
         self.regularisation, self.solver_steps = regularisation, solver_steps
+
+    def on_fit_start(self) -> None:
+        """Refuse a backbone that draws random numbers: every product with the Hessian would be of another loss.
+
+        Raises:
+            UserError: It has dropout, for one.
+        """
+        super().on_fit_start()
+        self._note_draws()
+        if self._draws():
+            raise UserError(
+                "backbone: it draws random numbers in training, as dropout does, and the system that IMAML solves must "
+                "not change on the way; give a network without"
+            )
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The query loss as a number, with the implicit gradient as its gradient in θ."""
@@ -144,7 +161,8 @@ def conjugate_gradients(system: Callable[[Tensors], Tensors], right: Tensors, st
     Args:
         system: v to A v, tensors by name.
         right: b by name.
-        steps: How many; fewer count where b is reached, or the curvature vᵀ A v is not positive.
+        steps: How many; fewer count where b is reached, or the curvature vᵀ A v is not positive. Where it is not in the
+            first, the answer is b (as Steihaug 1983 has it).
 
     Returns:
         x by name.
@@ -153,10 +171,12 @@ def conjugate_gradients(system: Callable[[Tensors], Tensors], right: Tensors, st
     residual = along = right
     left = _dot(residual, residual)
     going = left > 0
-    for _ in range(steps):
+    for number in range(steps):
         image = system(along)
         curvature = _dot(along, image)
         going = going & (curvature > 0) & (left > 0)
+        if number == 0:
+            solution = {name: torch.where(going, 0.0, b) for name, b in right.items()}
         rate = torch.where(going, left / torch.where(going, curvature, 1.0), 0.0)
         solution = {name: x + rate * along[name] for name, x in solution.items()}
         residual = {name: r - rate * image[name] for name, r in residual.items()}

@@ -122,6 +122,11 @@ class CombinesGradients(TrainedModule, ABC):
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
                 f"{type(self).__name__} shares none; use Equal, or a module that shares a backbone"
             )
+        if isinstance(self.weighting, Aggregator) and self.weighting.rep_grad and len(getattr(self, "stems", ())):
+            raise UserError(
+                "weighting: rep_grad needs features that all that is trained below them is shared by, and stems are a "
+                "task's own; leave rep_grad out"
+            )
         if isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad:
             check_matrix(self.weighting, len(self.names), self.shared_parameters(), self.trainer.is_global_zero)
 

@@ -83,7 +83,9 @@ def _code(
         value = _as_float(text, about)
         if WHOLE.fullmatch(text):
             text = str(int(text))
-        elif value is not None and math.isfinite(value):
+        elif value is not None and not math.isfinite(value):
+            raise ValueError(f"row {number}: column {column['column']!r} is {text!r}; expected a finite number or text")
+        elif value is not None:
             text = f"{value:.0f}" if value == round(value) else repr(value)
     return places.get(text, UNSEEN) if text else MISSING
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -52,17 +53,35 @@ def _state(part: nn.Module, ignored: frozenset[str]) -> Key:
     return (*(_place(tensor) for tensor in tensors), *plain)
 
 
-def _plain(value: Any) -> Hashable:
-    """A value that tells whether an attribute has changed; of an object that is not plain, which object it is."""
+def _plain(value: Any, depth: int = 2) -> Hashable:
+    """A value that tells whether an attribute has changed; of an object, which it is and its plain attributes."""
     if isinstance(value, _PLAIN):
         return value
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, Tensor):
         return _place(value)
     if isinstance(value, list | tuple) and len(value) <= _LARGE:
-        return tuple(_plain(v) for v in value)
+        return tuple(_plain(v, depth) for v in value)
+    if isinstance(value, set | frozenset) and len(value) <= _LARGE:
+        return frozenset(_plain(v, depth) for v in value)
     if isinstance(value, Mapping) and len(value) <= _LARGE:
-        return tuple((str(k), _plain(v)) for k, v in value.items())
-    return id(value)
+        return tuple((str(k), _plain(v, depth)) for k, v in value.items())
+    inner = {} if depth == 0 or isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
+    return _Same(value), tuple((n, _plain(v, depth - 1)) for n, v in inner.items() if len(inner) <= _LARGE)
+
+
+class _Same:
+    """An object by which it is, and not by what it is equal to; kept, so that no other can lie in its place."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _switches(device: str) -> Key:

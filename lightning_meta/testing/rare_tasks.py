@@ -32,7 +32,8 @@ class RareTasks(TaskSource):
         features: K, how many features a task depends on.
         positives: The share of positive labels, in (0, 1).
         missing: The probability that a row has no label for a task, in [0, 1).
-        strength: s, the standard deviation of the logits, about; the larger, the better a task can be predicted.
+        strength: s > 0; the logits have a standard deviation of about 0.6 s, and the larger it is, the better a task
+            can be predicted.
         related: Whether the tasks share the directions w.
         seed: Draws other tasks and rows.
 

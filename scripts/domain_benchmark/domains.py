@@ -116,8 +116,8 @@ class Domain:
 
     @property
     def version(self) -> str:
-        """Eight digits that change with the domain's definition."""
-        content = repr([self.name, self.input_shape, [setting.options for setting in self.settings]])
+        """Eight digits that change with the domain's inputs and fixed tasks."""
+        content = repr([self.name, self.input_shape, [(s.options, s.sha256) for s in self.settings]])
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 

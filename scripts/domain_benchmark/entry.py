@@ -47,9 +47,18 @@ class Entry:
         return int(getattr(self.module, "STEPS", STEPS))
 
     def version(self, domain: Domain, steps: int, seed: int) -> str:
-        """Eight digits that change with the file, the domain, the steps or the seed."""
+        """Eight digits that change with the file, what it imports beside it, the domain, the steps or the seed."""
         content = f"{domain.version} {steps} {seed}\n".encode() + self.file.read_bytes()
-        return hashlib.sha256(content).hexdigest()[:8]
+        return hashlib.sha256(content + b"".join(file.read_bytes() for file in self._beside())).hexdigest()[:8]
+
+    def _beside(self) -> list[Path]:
+        """The files of modules that were imported from the folder of the method, other methods left out."""
+        folder, found = self.file.resolve().parent, set[Path]()
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and not name.startswith("entry_") and Path(file).resolve().parent == folder:
+                found.add(Path(file).resolve())
+        return sorted(found - {self.file.resolve()})
 
     def build(self, domain: Domain) -> lm.MetaModule | None:
         """A new module for a domain; None if the method does not apply to it.

@@ -169,11 +169,11 @@ def test(
     run = RunFolder(folder).run
     assert run is not None
     runner = Trainer(**{**QUIET, **trainer}, plugins=[AtomicCheckpointIO()])
-    began = time.monotonic()
+    checkpoint, began = find_checkpoint(run), time.monotonic()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")  # callbacks of training
-            runner.test(module, datamodule=data, ckpt_path=find_checkpoint(run), verbose=False)
+            runner.test(module, datamodule=data, ckpt_path=checkpoint, verbose=False)
     except UserError as error:
         return {"problem": " ".join(str(error).split())}
     seconds = time.monotonic() - began

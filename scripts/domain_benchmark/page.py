@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from reproducing.planning import duration
 
+from domain_benchmark.measure import STEPS_OF_AN_EPOCH
 from domain_benchmark.results import Result, setting_of
 
 
@@ -121,7 +123,8 @@ def _score(result: Result) -> str:
 
 def _steps(result: Result) -> str:
     steps, planned = int(result.steps), int(result.planned)
-    return f"{steps:,} (shortened, of {planned:,})" if steps < planned else f"{steps:,}"
+    rounded = math.ceil(planned / STEPS_OF_AN_EPOCH)  # less may be missing, as validations are evenly spread
+    return f"{steps:,} (shortened, of {planned:,})" if planned - steps >= max(rounded, 1) else f"{steps:,}"
 
 
 def _time(seconds: str) -> str:

@@ -47,6 +47,23 @@ def test_the_failed_step_is_named_at_the_end_of_the_epoch() -> None:
     assert fails(4, max_epochs=9) == 6  # three steps an epoch
 
 
+def test_losses_of_a_training_that_was_interrupted_are_forgotten() -> None:
+    class Interrupted(Fails):
+        def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            super().optimizer_step(*args, **kwargs)
+            if self.at == 0:
+                raise MemoryError
+
+    module = Interrupted(0)
+    with accelerator():
+        with pytest.raises(MemoryError):
+            trainer(limit_val_batches=0, max_epochs=1).fit(module, pictures())
+        module.at = -1
+        for p in module.parameters():
+            p.data.fill_(0.01)
+        trainer(limit_val_batches=0, max_epochs=1).fit(module, pictures())
+
+
 def test_a_long_epoch_is_looked_at_now_and_then() -> None:
     data = pictures()
     data.meta_batches_per_epoch = 3 * EVERY

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
 from lightning_meta.meta.imaml import conjugate_gradients
 from lightning_meta.tasks import EpisodeSpec
+from lightning_meta.testing.toys import pictures
 from tests.meta.oracles import episodes, gradient, relative_error, roughen, task
 
 REGRESSION = EpisodeSpec("regression", (2,), 2)
@@ -85,8 +87,17 @@ def test_conjugate_gradients_solve_a_system_and_stop_where_it_is_not_positive() 
     matrix, b = root @ root.T + torch.eye(6, dtype=torch.float64), torch.arange(6.0, dtype=torch.float64)
     x = conjugate_gradients(lambda v: {"a": matrix @ v["a"]}, {"a": b}, 20)["a"]
     torch.testing.assert_close(x, torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-9)
-    stopped = conjugate_gradients(lambda v: {"a": -v["a"]}, {"a": b}, 5)["a"]
-    assert not stopped.any()
+    first_order = conjugate_gradients(lambda v: {"a": -v["a"]}, {"a": b}, 5)["a"]
+    assert torch.equal(first_order, b)
+    assert not conjugate_gradients(lambda v: v, {"a": b}, 0)["a"].any()
+    assert not conjugate_gradients(lambda v: v, {"a": 0 * b}, 3)["a"].any()
+
+
+def test_a_backbone_that_draws_is_refused() -> None:
+    """Each product with the Hessian would be of another loss."""
+    module = lm.IMAML(nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.Dropout(0.5)), inner_lr=0.1)
+    with pytest.raises(UserError, match="it draws random numbers in training"):
+        L.Trainer(fast_dev_run=1, accelerator="cpu", logger=False).fit(module, pictures())
 
 
 @pytest.mark.parametrize("option", ["first_order", "inner_optimizer", "inner_parameters", "recompute"])

@@ -8,11 +8,13 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
@@ -179,11 +181,8 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_one_line_says_why(
     assert module._graphs.obstacle in lines[0]
 
 
-def test_a_number_that_the_key_does_not_see_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_number_that_the_key_does_not_see_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
     """It would be frozen without a word."""
-    monkeypatch.setattr(step_graph, "COMPARED_EVERY", 4)
     calls = {"count": 0}
 
     class Hidden(lm.ProtoNet):
@@ -196,7 +195,7 @@ def test_a_number_that_the_key_does_not_see_is_noticed(
             return outcome._replace(loss=outcome.loss * calls["count"])
 
     module = fitted(lambda **options: Hidden(MLP(256, (8,)), **options), "auto")
-    assert "after 4 steps the captured step differs by" in module._graphs.obstacle
+    assert "after 1 steps the captured step differs by" in module._graphs.obstacle
     assert module._graphs.obstacle in caplog.text
 
 
@@ -241,12 +240,18 @@ def test_on_a_cpu_there_is_nothing_to_record(caplog: pytest.LogCaptureFixture) -
 # Keys.
 
 
+@dataclass
+class Settings:
+    rate: float = 1.0
+
+
 class Part(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(2))
         self.register_buffer("mean", torch.zeros(2))
         self.steps, self.rates, self.names, self.mask = 5, [0.1, 0.2], {"a": 1.0}, torch.ones(2)
+        self.kinds, self.share, self.settings = {1, 2}, np.float32(0.5), Settings()
 
 
 CHANGES: dict[str, Callable[[Part], object]] = {
@@ -257,6 +262,10 @@ CHANGES: dict[str, Callable[[Part], object]] = {
     "frozen": lambda part: part.requires_grad_(False),
     "parameter": lambda part: setattr(part.weight, "data", torch.ones(2)),
     "buffer": lambda part: setattr(part, "mean", torch.zeros(2)),
+    "set": lambda part: part.kinds.add(3),
+    "number of NumPy": lambda part: setattr(part, "share", np.float32(0.25)),
+    "attribute of an object": lambda part: setattr(part.settings, "rate", 2.0),
+    "another object": lambda part: setattr(part, "settings", Settings()),
     "kept tensor": lambda part: setattr(part, "mask", torch.ones(2)),
 }
 

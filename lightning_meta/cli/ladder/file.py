@@ -100,6 +100,11 @@ def read_ladder(
     search = read_search(f"{file}, tune", content["tune"], trials) if "tune" in content else None
     if search is None and trials is not None:
         raise UserError(f"--trials: {file} has no tune; nothing is searched")
+    if search is not None and search.seed in seeds:
+        raise UserError(
+            f"{file}, tune.seed: {search.seed} is one of the ladder's seeds, whose run would repeat the trial that was "
+            "chosen; give another"
+        )
     weights = _weights(file, {rung: known[rung] for rung in chosen}, search)
     common, parsed = _mapping(file, models, "init_args"), {}
     given: dict[str, tuple[dict[str, Any], list[str]]] = {}

@@ -87,10 +87,11 @@ class Verdicts:
         budget = f"At {steps[self.baseline]:,} training steps for each method, trials included"
         if len(set(steps.values())) > 1:
             budget = f"At unequal budgets ({', '.join(f'{rung} {n:,}' for rung, n in steps.items())} training steps)"
+        tested = sum(row.verdict is not None and math.isfinite(row.verdict.p_holm) for row in self.rows)
         return [
             f"{budget}, {beat} {self.baseline}.",
-            f"Verdicts over seeds are corrected for {len(others)} methods (Holm's procedure at 5 %); an interval is of "
-            "one method alone.",
+            f"Verdicts over seeds are corrected for {tested} method{'s' * (tested != 1)} (Holm's procedure at 5 %); an "
+            "interval is of one method alone.",
         ]
 
     def show(self) -> None:
