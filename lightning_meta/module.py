@@ -59,7 +59,7 @@ def _refuse_unknown_option(cls: type, given: Mapping[str, Any], error: TypeError
     name = next((name for name in given if f"unexpected keyword argument '{name}'" in str(error)), None)
     if name is None:
         return
-    close = difflib.get_close_matches(name, options_of(cls), n=1)
+    close = [other for other in difflib.get_close_matches(name, options_of(cls), n=1) if other != name]
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"{name}: there is no such option of {cls.__name__}{hint}") from error
 

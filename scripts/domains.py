@@ -158,7 +158,7 @@ class Benchmark:
             end = child(command, claim, folder / "log.txt", deadline)
         if end == "out of time":
             return "the time was over; the same command resumes"
-        return f"failed: {last_line(folder / 'log.txt')} (see log.txt)" if end == "failed" else ""
+        return f"failed: {last_line(folder / 'log.txt')} (see {folder / 'log.txt'})" if end == "failed" else ""
 
     def _folder(self, entry: Entry, domain: Domain) -> Path:
         return folder_of(self.runs, entry, domain, self._steps(entry), self.seed)

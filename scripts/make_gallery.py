@@ -71,10 +71,14 @@ def figures() -> dict[str, list[Figure]]:
 def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
     """The rows of the tables of results that name a configuration or a class, and those that continue them."""
     names: Sequence[str] = ()
+    header: tuple[str, ...] = ()
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if len(cells) != len(HEADER):
-            names = ()
+        if not line.startswith("|"):
+            header, names = (), ()
+            continue
+        header = header or tuple(cells)
+        if header != HEADER:
             continue
         named = re.findall(r"`(\w+)`", cells[0])
         if named or "the same" not in cells[0]:
@@ -136,7 +140,10 @@ def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> s
         lines: list[Sequence[str]] = [[*HEADER, "from"], ["---"] * (len(HEADER) + 1), *rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     else:
-        parts.append("No figure of it is published here.")
+        parts.append(
+            "No full training of it is reported here; [results](results.md) and [evaluation](evaluation.md) may say "
+            "what it costs."
+        )
     return "\n\n".join(parts)
 
 

@@ -57,6 +57,7 @@ ELSEWHERE = {
     "pytest -s -m slow tests/multitask/test_weightings_ddp.py": "part of this suite",
     "pytest -s tests/test_lightning_tools.py": "part of this suite",
     "pytest -m gpu": "needs a card",
+    "scripts/gpu.sh FOLDER": "needs a card",
     "ruff check .": ".ci/run",
     "ruff format --check .": ".ci/run",
     "mypy": ".ci/run",

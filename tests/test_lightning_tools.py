@@ -35,7 +35,7 @@ from lightning_meta.cli import main
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, Baseline, ProtoNet
-from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead
+from lightning_meta.multitask import Conditioned, CrossStitch, Grouped, Independent, MixtureOfExperts, MultiHead
 from tests import methods
 from tests.devices.toys import EPISODES, MULTI_TASK
 
@@ -100,6 +100,7 @@ MORE = [
     _family("Baseline", lambda **o: Baseline(Net(), head_steps=3, **o), episodes=True),
     _family("MultiHead, branches", lambda **o: MultiHead(Net(), shared_depth=3, **o), episodes=False),
     _family("MixtureOfExperts", lambda **o: MixtureOfExperts(Net(), 2, **o), episodes=False),
+    _family("Grouped", lambda **o: Grouped(Net(), [["a", "b"], ["c", "d"]], **o), episodes=False),
     _family("CrossStitch", lambda **o: CrossStitch(Net(), **o), episodes=False),
     _family("Conditioned", lambda **o: Conditioned(Net(), **o), episodes=False),
 ]

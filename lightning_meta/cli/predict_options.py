@@ -123,6 +123,10 @@ def check(config: Namespace) -> None:
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
     elif config.support is not None and config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
+    if config.calibrated and config.export is not None:
+        raise UserError(
+            "--calibrated: an exported file gives probabilities that are not calibrated; leave one of both out"
+        )
     if config.calibrated and config.query is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))

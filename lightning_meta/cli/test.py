@@ -118,11 +118,13 @@ def _check_importance(module: Any, data: Any) -> None:
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
     """Learn how sure the model is from validation tasks, and store it in the run directory."""
-    instance("--ckpt_path", module, MetaModule)
-    instance("--data", data, EpisodicDataModule)
+    if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
+        raise UserError(
+            f"--calibrate: {type(module).__name__} is no few-shot classifier, and only these are calibrated"
+        )
     sizes = {name: config[name] for name in ("ways", "shots", "queries")}
     options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
-    with naming_options(config, {**options, "batch_norm": "--batch_norm"}):
+    with naming_options(config, {**options, "batch_norm": "--batch_norm", "module": "--calibrate"}):
         found = calibrate_by(trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes)
     if trainer.is_global_zero:
         print_calibration(found, write_calibration(run, module, found))

@@ -504,8 +504,18 @@ class MetaModule(ChecksBatches, Learner, ABC):
         scores = []
         for state in self.trajectory(support, ways):
             outputs = self.predict(state, query.x)  # those of the last state are kept
+            self._check_outputs(outputs, query, ways)
             scores.append(self.task.score(outputs, query.y))
         return self.task.loss(outputs, query.y), torch.stack(scores), outputs
+
+    def _check_outputs(self, outputs: Tensor, query: Examples, ways: int) -> None:
+        """Refuse scores of a wrong shape, which a loss may take: those of more classes than the task has."""
+        expected = (len(query.y), ways)
+        if ways and outputs.shape != expected:
+            raise UserError(
+                f"{type(self).__name__}.predict returned {tuple(outputs.shape)}; expected {expected}: a score for each "
+                "query and class"
+            )
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         scores.update(batch.tasks, *self._evaluate_tasks(self.inputs(batch)), batch.query.y)

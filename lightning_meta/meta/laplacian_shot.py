@@ -31,7 +31,7 @@ class LaplacianShot(SimpleShot):
 
     $$y_j \propto \exp(-a_j), \quad\text{then}\quad y_j \propto \exp\Big(-a_j + \lambda \sum_k w_{jk} y_k\Big)$$
 
-    until they no longer change. Before that, as in `BDCSPN`, queries are shifted to the mean of the support set and
+    for `steps` updates. Before that, as in `BDCSPN`, queries are shifted to the mean of the support set and
     labelled by the nearest class mean $\bar x_n$ by the cosine; with $X_n$ the support examples of class n and the
     queries of that label,
 

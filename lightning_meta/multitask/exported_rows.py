@@ -42,6 +42,12 @@ def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]
     numbers, codes = list[list[float]](), list[list[int]]()
     places = [{text: place for place, text in enumerate(column["texts"])} for column in about["texts"]]
     for number, row in enumerate(rows, 1):
+        if None in row or None in row.values():
+            header = [name for name in row if name is not None]
+            raise ValueError(
+                f"row {number} has {'more' if None in row else 'fewer'} cells than the header has names: "
+                f"{', '.join(header)}; a wrong delimiter can be the reason"
+            )
         numbers.append([_number(row, number, column, about) for column in about["numbers"]])
         pairs = zip(about["texts"], places, strict=True)
         codes.append([_code(row, number, column, known, about) for column, known in pairs])

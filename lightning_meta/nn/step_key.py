@@ -58,7 +58,8 @@ def _plain(value: Any, depth: int = 2) -> Hashable:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.generic):
-        return value.item()
+        item: Hashable = value.item()
+        return item
     if isinstance(value, Tensor):
         return _place(value)
     if isinstance(value, list | tuple) and len(value) <= _LARGE:

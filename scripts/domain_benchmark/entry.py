@@ -56,7 +56,12 @@ class Entry:
         folder, found = self.file.resolve().parent, set[Path]()
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
-            if file and not name.startswith("entry_") and Path(file).resolve().parent == folder:
+            if (
+                file
+                and Path(file).is_file()
+                and not name.startswith("entry_")
+                and Path(file).resolve().parent == folder
+            ):
                 found.add(Path(file).resolve())
         return sorted(found - {self.file.resolve()})
 

@@ -16,6 +16,7 @@ from lightning_meta.meta import MAML, Baseline, MetaModule, ProtoNet
 from lightning_meta.multitask import (
     Conditioned,
     CrossStitch,
+    Grouped,
     Independent,
     MixtureOfExperts,
     MultiHead,
@@ -198,6 +199,7 @@ MULTI: dict[str, tuple[Callable[[], MultiTaskModule], str]] = {
     "Conditioned": (lambda: Conditioned(MLP(4, (8, 8)), at=(0, 1)), "shared inputs"),
     "Conditioned, film": (lambda: Conditioned(MLP(4, (8,)), "embedding", "film", (1,)), "own sets"),
     "CrossStitch": (lambda: CrossStitch(MLP(4, (8, 8))), "missing labels"),
+    "Grouped": (lambda: Grouped(MLP(4, (8,)), [["a", "b"], ["c", "d"]]), "own sets"),
     "MixtureOfExperts": (lambda: MixtureOfExperts(MLP(4, (8,)), 2), "own sets"),
     "Independent": (lambda: Independent(MLP(4, (8,)), strategy="vmap"), "own sets"),
     "Independent, loop": (lambda: Independent(MLP(4, (8,)), strategy="loop"), "missing labels"),

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_meta import load
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.nn import Conv4
+from lightning_meta.meta import ProtoNet
+from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset
+from lightning_meta.testing.toys import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -73,3 +77,16 @@ def test_readme_method_learns_and_loads(tmp_path: Path) -> None:
     again = load(path, allow=[method])
     (after,) = trainer.test(again, datamodule=episodes, verbose=False)
     assert after == before
+
+
+def test_scores_of_a_wrong_shape_are_refused_before_training() -> None:
+    """A loss takes scores of more classes than the task has, and accuracy is only low."""
+
+    class AllFeatures(ProtoNet):
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    runs = L.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(UserError, match=r"AllFeatures.predict returned \(9, 8\); expected \(9, 3\): a score for each"):
+        runs.fit(AllFeatures(MLP(256, (8,))), pictures())
+    assert runs.global_step == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -327,3 +328,11 @@ def test_the_reader_reads_a_file_as_predict_table_does() -> None:
     assert (about["delimiter"], about["decimal"], about["task_column"]) == (";", ",", "who")
     of_rows = [found[row["who"]][i, 0] for i, row in enumerate(new)]
     np.testing.assert_allclose(of_rows, module.predict_table("t.csv")["y"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("row", "what"), [("1,2,3", "more"), ("1", "fewer")])
+def test_a_row_of_another_length_than_the_header_is_refused(row: str, what: str) -> None:
+    """As where a decimal comma is read as a delimiter; the next cells would be read as other columns."""
+    rows = csv.DictReader(io.StringIO(f"area,rooms\n{row}\n"))
+    with pytest.raises(ValueError, match=f"row 1 has {what} cells than the header has names: area, rooms"):
+        inputs_of(rows, {"numbers": [], "texts": [], "missing": [], "decimal": "."})

@@ -78,7 +78,9 @@ def left(run: str | Path) -> dict[str, Any]:
     return {
         "files": sorted(str(file.relative_to(run)) for file in run.rglob("*")),
         "tables": [(run / name).read_text() for name in ("metrics.csv", "per_task.csv")],
-        "results": {k: v for k, v in results.items() if not k.endswith("time_s") and k != "git_revision"},
+        "results": {
+            k: v for k, v in results.items() if not k.endswith("time_s") and k not in ("git_revision", "peak_memory_mb")
+        },
         **bits,
     }
 

@@ -84,7 +84,9 @@ def fingerprint(run: Path) -> dict[str, Any]:
     files = {file.name: file.read_text() for file in sorted(run.glob("*.csv"))}
     results = json.loads((run / "results.json").read_text())
     # Nor the commit: tests run while their repository is worked in.
-    results = {k: v for k, v in results.items() if not k.endswith("time_s") and k != "git_revision"}
+    results = {
+        k: v for k, v in results.items() if not k.endswith("time_s") and k not in ("git_revision", "peak_memory_mb")
+    }
     checkpoints = {}
     for name in ("best", "last"):
         checkpoint = read_checkpoint(run / "checkpoints" / f"{name}.ckpt")
