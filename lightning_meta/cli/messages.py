@@ -169,7 +169,7 @@ def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
     close = [n for n in names if n.lower() == name.lower()]
     close = close or difflib.get_close_matches(name, list(by_last.values()), n=1, cutoff=0.75)
     close = close or [by_last[n] for n in difflib.get_close_matches(last, list(by_last), n=1, cutoff=0.6)]
-    return f"; did you mean {prefix}{close[0]}?" if close and close[0] not in (name, last) else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _type(text: str) -> str:
