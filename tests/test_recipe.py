@@ -157,8 +157,9 @@ def test_a_method_a_weighting_and_their_rows_are_all_that_it_takes(tmp_path: Pat
         return done.stdout
 
     run("scripts/make_tables.py")
-    nearest = "| [`Nearest`](lightning_meta/meta/nearest.py) | an embedding θ | class means |"
-    assert nearest in (tmp_path / "README.md").read_text()
+    assert "[`Nearest`](lightning_meta/meta/nearest.py)" in (tmp_path / "README.md").read_text()
+    nearest = "| [`Nearest`](../lightning_meta/meta/nearest.py) | an embedding θ | class means |"
+    assert nearest in (tmp_path / "docs" / "methods.md").read_text()
     halves = "- [`Halves`](../lightning_meta/weightings/halves.py): Half of each loss."
     assert halves in (tmp_path / "docs" / "multi_task.md").read_text()
     whole = ("tests/test_public_api.py", "tests/test_docs.py", "tests/test_configs.py")
