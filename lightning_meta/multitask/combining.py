@@ -124,8 +124,8 @@ class CombinesGradients(TrainedModule, ABC):
             )
         if isinstance(self.weighting, Aggregator) and self.weighting.rep_grad and len(getattr(self, "stems", ())):
             raise UserError(
-                "weighting: rep_grad needs features that all that is trained below them is shared by, and stems are a "
-                "task's own; leave rep_grad out"
+                "weighting: rep_grad trains only what all tasks share below the features, and stems are a task's own; "
+                "leave rep_grad out"
             )
         if isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad:
             check_matrix(self.weighting, len(self.names), self.shared_parameters(), self.trainer.is_global_zero)

@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_meta.multitask.exported_rows import MISSING
 from lightning_meta.sources.scaling import EDGE
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
-
-MISSING, UNSEEN = -1, -2
-"""The codes of a text that is missing, and of one that no training row has."""
 
 # Wichura, Algorithm AS 241: PPND16, Applied Statistics 37 (1988): numerators and denominators, highest power first.
 CENTRE = (
@@ -68,6 +66,8 @@ class TableEncoder(nn.Module):
         for i, feature in enumerate(self.numbers):
             if feature.quantiles:
                 self.register_buffer(f"quantiles_{i}", torch.tensor(feature.quantiles, dtype=torch.float64))
+                # NumPy's, whose last digits scikit-learn has; a buffer, so that it lies where the rows do.
+                self.register_buffer(f"levels_{i}", torch.from_numpy(np.linspace(0, 1, len(feature.quantiles))))
         pairs = [(i, place) for i, feature in enumerate(self.texts) for place in range(len(feature.texts))]
         self.register_buffer("column", torch.tensor([i for i, _ in pairs], dtype=torch.int64))
         self.register_buffer("place", torch.tensor([place for _, place in pairs], dtype=torch.int64))
@@ -78,7 +78,8 @@ class TableEncoder(nn.Module):
 
         Args:
             numbers: `(M, numbers)` float64 less each feature's offset, NaN where missing.
-            codes: `(M, texts)` int64, the place of each text in its feature's; `MISSING` or `UNSEEN`.
+            codes: `(M, texts)` int64, the place of each text in its feature's; `MISSING` or
+                `exported_rows.UNSEEN`.
 
         Returns:
             `(M, D)` float32.
@@ -112,8 +113,8 @@ class TableEncoder(nn.Module):
     def _share(self, i: int, x: Tensor) -> Tensor:
         """The share of training numbers below x, or Φ⁻¹ of it: `sources.scaling.scaled` without a search."""
         quantiles: Tensor = getattr(self, f"quantiles_{i}")
+        levels: Tensor = getattr(self, f"levels_{i}")
         count, normal = len(quantiles), self.numbers[i].normal
-        levels = torch.from_numpy(np.linspace(0, 1, count))
         slopes = levels.diff() / quantiles.diff()  # infinite between equal quantiles, where nothing lies
         up = ((quantiles <= x.unsqueeze(1)).sum(1) - 1).clamp(0, count - 2)
         down = (quantiles < x.unsqueeze(1)).sum(1).clamp(1, count - 1)

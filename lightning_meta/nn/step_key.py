@@ -53,8 +53,14 @@ def _state(part: nn.Module, ignored: frozenset[str]) -> Key:
     return (*(_place(tensor) for tensor in tensors), *plain)
 
 
-def _plain(value: Any, depth: int = 2) -> Hashable:
-    """A value that tells whether an attribute has changed; of an object, which it is and its plain attributes."""
+def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
+    """A value that tells whether an attribute has changed; of an object, which it is and its plain attributes.
+
+    Args:
+        value: The attribute's.
+        depth: To which the attributes of objects are looked at.
+        nested: To which containers are; one may hold itself.
+    """
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, np.generic):
@@ -62,12 +68,12 @@ def _plain(value: Any, depth: int = 2) -> Hashable:
         return item
     if isinstance(value, Tensor):
         return _place(value)
-    if isinstance(value, list | tuple) and len(value) <= _LARGE:
-        return tuple(_plain(v, depth) for v in value)
-    if isinstance(value, set | frozenset) and len(value) <= _LARGE:
-        return frozenset(_plain(v, depth) for v in value)
-    if isinstance(value, Mapping) and len(value) <= _LARGE:
-        return tuple((str(k), _plain(v, depth)) for k, v in value.items())
+    small = isinstance(value, list | tuple | set | frozenset | Mapping) and nested > 0 and len(value) <= _LARGE
+    if small and isinstance(value, Mapping):
+        return tuple((str(k), _plain(v, depth, nested - 1)) for k, v in value.items())
+    if small:
+        found = (_plain(v, depth, nested - 1) for v in value)
+        return frozenset(found) if isinstance(value, set | frozenset) else tuple(found)
     inner = {} if depth == 0 or isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
     return _Same(value), tuple((n, _plain(v, depth - 1)) for n, v in inner.items() if len(inner) <= _LARGE)
 

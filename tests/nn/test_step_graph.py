@@ -281,6 +281,13 @@ def test_a_key_tells_what_a_step_reads(change: str) -> None:
     del kept
 
 
+def test_a_list_that_holds_itself_has_a_key() -> None:
+    part = Part()
+    part.rates.append(part.rates)  # type: ignore[arg-type]
+    key = step_key([part], (torch.ones(2),), frozenset())
+    assert hash(key) == hash(step_key([part], (torch.ones(2),), frozenset()))
+
+
 def test_a_key_tells_inputs_and_switches_apart() -> None:
     part, x = Part(), torch.ones(4, 2)
     before = step_key([part], (x, 5), frozenset())
