@@ -174,7 +174,8 @@ def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 def _type(text: str) -> str:
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
-    text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: " or ".join(m[1].split(", ")), text)
+    # False stands beside texts for `off`, which YAML reads so.
+    text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: m[1].removesuffix(", False").replace(", ", " or "), text)
     text = re.sub(r"\b(?:[a-z_]+\.)+([A-Z]\w*)", r"\1", text)
     text = text.replace("NoneType", "null")
     return re.sub(r", (?![^\[(]*[\])])", " or ", text)
