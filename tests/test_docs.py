@@ -237,7 +237,7 @@ def test_help_lists_and_explains_every_option(method: type, capsys: pytest.Captu
     assert not [name for name in fixed if f"--model.{name} " in text]
     for name in names - fixed:
         explained = next(found for c in family if (found := _explained(c, name)))
-        shown = re.search(rf"--model\.{name} [^(]*?{re.escape(explained[:30])}", text)
+        shown = re.search(rf"--model\.{name}[ ,][^(]*?{re.escape(explained[:30])}", text)
         assert shown, f"--model.{name}: {explained}"
 
 

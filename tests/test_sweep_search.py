@@ -9,6 +9,8 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,15 +133,24 @@ def test_no_connection_outlives_the_search(failure: bool, monkeypatch: pytest.Mo
     assert not [name for name in names if name.endswith("study.db")]
 
 
+@contextmanager
+def storage() -> Iterator[Any]:
+    """The study of the sweep, whose connections are closed at the end."""
+    opened = optuna.storages.RDBStorage(f"sqlite:///{FOLDER}/study.db")
+    try:
+        yield opened
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
+
+
 def test_a_trial_that_was_cut_off_before_its_values_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     assert search("--trials=1", space=RANDOM) == 0
-    storage = optuna.storages.RDBStorage(f"sqlite:///{FOLDER}/study.db")
-    study = optuna.load_study(study_name="sweep", storage=storage)
-    study.ask()
-    study.ask({RATE: optuna.distributions.FloatDistribution(0.01, 0.1)})
-    storage.remove_session()
-    storage.engine.dispose()
+    with storage() as shared:
+        study = optuna.load_study(study_name="sweep", storage=shared)
+        study.ask()
+        study.ask({RATE: optuna.distributions.FloatDistribution(0.01, 0.1)})
     assert search("--trials=3", space=RANDOM) == 0
     assert_whole(RANDOM, 3, [])
 
@@ -353,8 +364,8 @@ def test_a_damaged_or_foreign_study_is_refused_in_one_line(
     assert search() == 2
     assert one_line(capsys).endswith("or give this sweep another --name")
     file.unlink()
-    optuna.create_study(study_name="sweep", storage=f"sqlite:///{file}").add_trial(optuna.create_trial(value=1.0))
-    gc.collect()
+    with storage() as foreign:
+        optuna.create_study(study_name="sweep", storage=foreign).add_trial(optuna.create_trial(value=1.0))
     assert search() == 2
     assert "is not the study of a sweep" in one_line(capsys)
     file.unlink()
@@ -371,15 +382,14 @@ def test_a_trial_that_another_process_takes_over_is_not_run_twice(monkeypatch: p
     read = sweep_trial.reached
 
     def pause_for_long(place: Path, *options: Any) -> float:
-        study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{FOLDER}/study.db")
-        if len(study.trials) == 1:
-            study.tell(0, state=optuna.trial.TrialState.FAIL)  # as another process does after a minute
-        study._storage.remove_session()
+        with storage() as shared:
+            study = optuna.load_study(study_name="sweep", storage=shared)
+            if len(study.trials) == 1:
+                study.tell(0, state=optuna.trial.TrialState.FAIL)  # as another process does after a minute
         return read(place, *options)
 
     monkeypatch.setattr(sweep_command, "reached", pause_for_long)
     assert search("--trials=1") == 0
-    gc.collect()
     assert len(starts()) == 1
     assert [(row["trial"], row["state"], row["val/mse"]) for row in table()] == [("0", "complete", "3.0")]
 
