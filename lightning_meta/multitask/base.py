@@ -39,6 +39,7 @@ from lightning_meta.multitask.tables import (
     mean_of_known,
     rows_of_tasks,
 )
+from lightning_meta.nn.categories import take_columns
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
@@ -237,6 +238,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtypes = set(self.spec.input_dtypes.values())
         return dtypes.pop() if len(dtypes) == 1 and not self._stems_by_name else ""
 
+    @property
+    def input_codes(self) -> list[int]:
+        """For each of the backbone's inputs how many codes it has, 0 for a number; empty behind stems."""
+        return [] if self._stems_by_name else self.spec.codes
+
     def head(
         self, name: str, features: int, hidden: Sequence[int] | None = None, dropout: float | None = None
     ) -> nn.Module:
@@ -301,6 +307,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def check_data(self, spec: TasksSpec) -> None:
         """Refuse other tasks, and warn of inputs that differ."""
         check_same_tasks(self.spec, spec)
+        if spec.codes != self.spec.codes:
+            raise UserError(
+                f"the data's inputs have {spec.codes} codes of categories, those of training {self.spec.codes} (0 is a "
+                "number); give the table of training, or use predict_table, which encodes as in training"
+            )
         for name in self.names:
             warning = self._likeness(name).compare(spec.input_statistics.get(name, ()))
             if warning and self.trainer.is_global_zero:
@@ -316,6 +327,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                     f"stems: expected one for each task, {', '.join(names)}; got {list(self._stems_by_name)}"
                 )
             self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
+        stems = {f"stems.{name}": stem for name, stem in self._stems_by_name.items()}
+        take_columns(stems or {"backbone": self.backbone}, self.spec.codes)
         super().make_parts()
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
@@ -587,7 +600,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if task not in self._likenesses:
             spec = self.spec
             known = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
-            self._likenesses[task] = Likeness(spec.input_shapes[task], *known)
+            coded = [i for i, codes in enumerate(spec.codes) if codes]
+            self._likenesses[task] = Likeness(spec.input_shapes[task], *known, coded)
         return self._likenesses[task]
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
