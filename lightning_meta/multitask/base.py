@@ -46,8 +46,9 @@ from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, parts_of, untouched
+from lightning_meta.nn.tabular_mlp import TabularMLP
 from lightning_meta.run.gradient_table import gradient_shares
-from lightning_meta.tasks import TasksSpec
+from lightning_meta.tasks import TasksSpec, TextFeature
 from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
 
@@ -413,6 +414,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             names = [repr(feature.name) for feature in self.spec.table.features]
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
             _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+            one_hot = [f.name for f in self.spec.table.features if isinstance(f, TextFeature) and not f.coded]
+            if one_hot and any(isinstance(module, TabularMLP) for module in self.modules()):
+                _log.warning("TabularMLP embeds no column %r: give the Table categories: codes", one_hot[0])
 
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +52,8 @@ class CategoryEmbedding(nn.Module):
         check_precision(x.dtype, self.columns)
         parts = [x[:, of] for of in self.numbers]
         for i in self.coded:
-            parts.append(
-                nn.functional.embedding(codes_of(x[:, i], self.columns[i]), self.get_parameter(f"embedding_{i}"))
-            )
+            weight: Tensor = getattr(self, f"embedding_{i}")  # under `vmap` no parameter
+            parts.append(nn.functional.embedding(codes_of(x[:, i], self.columns[i]), weight))
         if x.shape[1] > len(self.columns):
             parts.append(x[:, len(self.columns) :])
         return torch.cat(parts, 1)
@@ -94,7 +95,7 @@ def embedding_size(categories: int) -> int:
     Howard and Gugger, fastai: A Layered API for Deep Learning, Information 11 (2020),
     https://docs.fast.ai/tabular.model.html, `emb_sz_rule`.
     """
-    return min(600, max(1, round(1.6 * categories**0.56)))
+    return min(600, max(1, round(1.6 * math.pow(categories, 0.56))))
 
 
 def codes_of(x: Tensor, codes: int) -> Tensor:
@@ -116,7 +117,8 @@ def take_columns(networks: Mapping[str, nn.Module], columns: Sequence[int]) -> N
         UserError: There are codes, and a network would take them for numbers.
     """
     for option, network in networks.items():
-        takers = [part for part in network.modules() if callable(getattr(part, "take_columns", None))]
+        parts: list[Any] = list(network.modules())
+        takers = [part for part in parts if callable(getattr(part, "take_columns", None))]
         for part in takers:
             part.take_columns(columns)
         if any(columns) and not takers:

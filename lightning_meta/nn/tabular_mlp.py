@@ -56,15 +56,18 @@ class TabularMLP(Described, nn.Module):
             UserError: The layers were made for other columns.
         """
         if self.columns is not None:
-            if self.columns != tuple(columns):
+            if columns and self.columns != tuple(columns):
                 raise UserError(
                     f"columns: the network was made for {list(self.columns)}, and the table has {list(columns)} (codes "
                     "of each input, 0 for a number); leave columns out, or give the table of training"
                 )
             return
-        check_columns(columns)
         if not columns:
-            raise UserError("columns: TabularMLP needs one input at least, got none")
+            raise UserError(
+                "TabularMLP takes its inputs from a lightning_meta.sources.Table, and the data is none; use MLP, or "
+                "give columns"
+            )
+        check_columns(columns)
         self.columns = tuple(columns)
         self.update_init_args(columns=list(columns))
         with seeded(self._seed):

@@ -100,7 +100,7 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
         column = columns[feature.name]
         count, first = len(column.missing), int(column.missing.argmax())
         if lost := int(column.missing.sum()):
-            becomes = "a category of its own" if _coded(feature) else "none of the texts of training"
+            becomes = "a category of their own" if _coded(feature) else "none of the texts of training"
             if isinstance(feature, NumberFeature):
                 becomes = "the training median" if feature.quantiles else "the training mean"
             yield (
