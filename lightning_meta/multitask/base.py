@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_meta.backbone_rate import as_groups, groups_of
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Consecutive, TaskBatch
+from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
@@ -329,11 +330,23 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 )
             self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
         stems = {f"stems.{name}": stem for name, stem in self._stems_by_name.items()}
+        waits = self._waits_for_columns
         take_columns(stems or {"backbone": self.backbone}, self.spec.codes)
+        if waits and self.backbone_weights is not None:
+            super().take_first_weights()
         super().make_parts()
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
         self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
+
+    def take_first_weights(self) -> None:
+        """As of every module; a network that has no layers before it knows its columns takes the weights then."""
+        if is_rebuilt() or not self._waits_for_columns:
+            super().take_first_weights()
+
+    @property
+    def _waits_for_columns(self) -> bool:
+        return any(isinstance(part, TabularMLP) and part.columns is None for part in self.backbone.modules())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""

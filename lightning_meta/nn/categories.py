@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
+from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.tasks.table import FIRST, UNSEEN
 
 
@@ -118,9 +119,15 @@ def take_columns(networks: Mapping[str, nn.Module], columns: Sequence[int]) -> N
     """
     for option, network in networks.items():
         parts: list[Any] = list(network.modules())
+        before = {id(parameter) for parameter in network.parameters()}
         takers = [part for part in parts if callable(getattr(part, "take_columns", None))]
         for part in takers:
             part.take_columns(columns)
+        for part in parts:
+            if isinstance(part, FeatureExtractor) and part.frozen:  # what was made just now is frozen, too
+                part.train(part.training)
+                for parameter in part.parameters():
+                    parameter.requires_grad_(parameter.requires_grad and id(parameter) in before)
         if any(columns) and not takers:
             raise UserError(
                 f"{option}: {type(network).__name__} would take the codes of categories for numbers; use "

@@ -20,7 +20,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.fitting.importance import permutation_importance
 from lightning_meta.multitask.exported_rows import inputs_of
 from lightning_meta.multitask.table_encoder import TableEncoder
-from lightning_meta.nn import MLP, TabularMLP
+from lightning_meta.nn import MLP, Frozen, TabularMLP
 from lightning_meta.nn.categories import embedding_size
 from lightning_meta.sources import Table
 from lightning_meta.sources.table_rows import columns_in, rows_of
@@ -28,7 +28,6 @@ from tests import methods
 from tests.multitask.test_export import check_equal, new_rows, predicted
 from tests.multitask.test_table_predictions import FEATURES, houses, read, table, write
 from tests.multitask.toys import trainer
-from tests.ranks import run_driver
 
 METHODS: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "CGC": lambda **options: lm.CGC(TabularMLP((8,)), **options),
@@ -44,6 +43,7 @@ METHODS: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "PLE": lambda **options: lm.PLE(TabularMLP((8, 8)), **options),
 }
 BY_DEFAULT = {"MultiHead", "Conditioned", "MixtureOfExperts"}
+EXPORTED = ("Conditioned", "Independent", "Linear", "PLE")
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def test_the_network_is_a_plain_one_in_torch() -> None:
             self.layers = nn.Sequential(nn.Linear(3 + 5, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU())
 
         def forward(self, numbers: Tensor, codes: Tensor) -> Tensor:
-            return self.layers(torch.cat([numbers, self.first(codes[:, 0]), self.second(codes[:, 1])], 1))  # type: ignore[no-any-return]
+            return self.layers(torch.cat([numbers, self.first(codes[:, 0]), self.second(codes[:, 1])], 1))
 
     plain = Plain().double()
     with torch.no_grad():
@@ -129,8 +129,8 @@ def test_the_network_is_a_plain_one_in_torch() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
     x[:, 1] = 0  # no such text in training
     unseen = network(x)
-    for other in (-1, 6, 1e9):
-        x[:, 1] = other
+    for code in (-1, 6, 1e9):
+        x[:, 1] = code
         assert torch.equal(network(x), unseen)
 
 
@@ -163,7 +163,7 @@ def test_every_method_learns_embeddings_and_its_checkpoint_predicts_as_it_did(me
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "file"), [*((m, "model.pt2") for m in METHODS), ("MultiHead", "model.onnx")])
+@pytest.mark.parametrize(("method", "file"), [*((m, "model.pt2") for m in EXPORTED), ("MultiHead", "model.onnx")])
 def test_an_exported_model_predicts_the_same_of_unseen_and_missing_texts(method: str, file: str) -> None:
     module = trained(METHODS[method], data_of())
     new = write(Path("new.csv"), new_rows(), leave_out=("price", "sold", "grade"))
@@ -189,7 +189,7 @@ def test_gates_see_codes_as_one_hot() -> None:
     data.setup("fit")
     made = lm.MixtureOfExperts(TabularMLP((8,)), tasks=data.spec)
     x = inputs(data)[:20]
-    (one_hot, linear) = made.gates[0].children()  # type: ignore[union-attr]
+    (one_hot, linear) = made.gates[0].children()
     texts = [nn.functional.one_hot(x[:, i].long(), 5)[:, 2:] for i in (2, 3)]
     torch.testing.assert_close(one_hot(x), torch.cat([x[:, :2], *texts], 1))
     assert linear.weight.shape == (4, 2 + 3 + 3)
@@ -252,6 +252,22 @@ def test_what_would_take_codes_for_numbers_is_refused() -> None:
         trained(lambda **options: lm.MultiHead(TabularMLP((8,), columns=[0, 7]), **options), data)
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_it_starts_from_the_backbone_of_a_run_and_stays_so_where_it_is_frozen() -> None:
+    first = trained(METHODS["MultiHead"], data_of())
+    first.trainer.save_checkpoint("model.ckpt")
+    expected = first.backbone.state_dict()
+    for frozen in (False, True):
+        torch.manual_seed(1)
+        network = Frozen(TabularMLP((8, 8))) if frozen else TabularMLP((8, 8))
+        made = lm.MultiHead(network, backbone_weights="model.ckpt", optimizer=partial(torch.optim.SGD, lr=0.0 + frozen))
+        trainer(2, limit_val_batches=0).fit(made, datamodule=data_of())
+        found = made.backbone.network if isinstance(made.backbone, Frozen) else made.backbone
+        assert all(torch.equal(weight, expected[name]) for name, weight in found.state_dict().items())
+        assert all(p.requires_grad != frozen for p in found.parameters())
+        assert sum(p.numel() for p in made.parameters() if p.requires_grad) > 0
+
+
 def test_a_table_with_other_texts_is_refused() -> None:
     module = trained(METHODS["MultiHead"], data_of())
     rows = [row | {"style": "mid" if row["style"] == "old" else row["style"]} for row in houses()]
@@ -304,18 +320,3 @@ def test_embeddings_learn_what_each_of_200_texts_means() -> None:
     module = lm.MultiHead(TabularMLP((32,)), optimizer=partial(torch.optim.Adam, lr=0.01))
     run = lm.fit(module, data, max_epochs=20, enable_progress_bar=False)
     assert run.metrics["test/r2/y"] > 0.97
-
-
-@pytest.mark.slow
-def test_two_ranks_train_as_one_process(tmp_path: Path) -> None:
-    states = {}
-    for world in (1, 2):
-        folder = tmp_path / str(world)
-        folder.mkdir()
-        run_driver("tests.multitask.embedding_driver", folder, world)
-        states[world] = [torch.load(folder / f"rank_{rank}.pt") for rank in range(world)]
-    (one,) = states[1]
-    assert any("embedding_" in name for name in one)
-    for state in states[2]:
-        for name, weight in state.items():
-            torch.testing.assert_close(weight, one[name], rtol=0, atol=1e-12)
