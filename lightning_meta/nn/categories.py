@@ -19,7 +19,7 @@ from lightning_meta.tasks.table import FIRST, UNSEEN
 class CategoryEmbedding(nn.Module):
     r"""$[x_{\text{numbers}}; E_1[c_1]; \dots; E_k[c_k]]$: an embedding of each code, behind the numbers.
 
-    Guo and Berkhahn, Entity Embeddings of Categorical Variables (2016), equation 4, https://arxiv.org/abs/1604.06737.
+    Guo and Berkhahn, Entity Embeddings of Categorical Variables (2016), https://arxiv.org/abs/1604.06737.
 
     Entries start as $\mathcal{N}(0, 1/d)$, so that a column counts as much as one standardised number; those of an
     unseen and of a missing text start at 0. Any number that is no code of the column counts as an unseen text.

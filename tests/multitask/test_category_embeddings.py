@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[..., lm.MultiTaskModule]] = {
     "PLE": lambda **options: lm.PLE(TabularMLP((8, 8)), **options),
 }
 BY_DEFAULT = {"MultiHead", "Conditioned", "MixtureOfExperts"}
-EXPORTED = ("Conditioned", "Independent", "Linear", "PLE")
+EXPORTED = ("Conditioned", "Independent", "PLE")
 
 
 @pytest.fixture(autouse=True)
