@@ -48,6 +48,7 @@ def test_some_run_without_a_download() -> None:
         "protonet_table",
         "maml_table",
         "multi_head_table",
+        "multi_head_table_embeddings",
         "photos",
         *mini_imagenet,
     } == NEEDS_FILES

@@ -138,7 +138,7 @@ class MultiTaskDataModule(SourceDataModule):
             train.counts,
             descriptors,
             train.input_dtypes,
-            train.input_statistics,
+            train.statistics_without([] if table is None else [i for i, codes in enumerate(table.codes) if codes]),
             table,
         )
         self.sets = {split: self.placed(data) for split, data in sets.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_meta.batches import Common, Consecutive, Examples, TaskBatch, dtype_name
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
-from lightning_meta.nn.likeness import SAMPLE, input_statistics
+from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
 
 _MOST_JOINED = 10_000_000  # examples of all tasks; a gather for each task costs little where they have so many
 
@@ -161,11 +161,20 @@ class TaskSet:
     @property
     def input_statistics(self) -> dict[str, tuple[float, ...]]:
         """Range and brightness of the inputs, by task."""
+        return self.statistics_without(())
+
+    def statistics_without(self, coded: Sequence[int]) -> dict[str, tuple[float, ...]]:
+        """The same of some inputs.
+
+        Args:
+            coded: The places of those that are left out, the codes of categories.
+        """
         inputs = self.inputs
         found = {}
         for name, rows in self.rows.items():
             few = rows[:: max(1, len(rows) // SAMPLE)]
-            found[name] = input_statistics((inputs[name] if isinstance(inputs, dict) else inputs)[few])
+            sample = (inputs[name] if isinstance(inputs, dict) else inputs)[few]
+            found[name] = input_statistics(without(sample, coded) if coded else sample)
         return found
 
     def to(self, device: torch.device | str) -> TaskSet:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_meta.backbone_rate import as_groups, groups_of
 from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Consecutive, TaskBatch
+from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
@@ -39,14 +40,16 @@ from lightning_meta.multitask.tables import (
     mean_of_known,
     rows_of_tasks,
 )
+from lightning_meta.nn.categories import take_columns
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
 from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, parts_of, untouched
+from lightning_meta.nn.tabular_mlp import TabularMLP
 from lightning_meta.run.gradient_table import gradient_shares
-from lightning_meta.tasks import TasksSpec
+from lightning_meta.tasks import TasksSpec, TextFeature
 from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
 
@@ -237,6 +240,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtypes = set(self.spec.input_dtypes.values())
         return dtypes.pop() if len(dtypes) == 1 and not self._stems_by_name else ""
 
+    @property
+    def input_codes(self) -> list[int]:
+        """For each of the backbone's inputs how many codes it has, 0 for a number; empty behind stems."""
+        return [] if self._stems_by_name else self.spec.codes
+
     def head(
         self, name: str, features: int, hidden: Sequence[int] | None = None, dropout: float | None = None
     ) -> nn.Module:
@@ -301,6 +309,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def check_data(self, spec: TasksSpec) -> None:
         """Refuse other tasks, and warn of inputs that differ."""
         check_same_tasks(self.spec, spec)
+        if spec.codes != self.spec.codes:
+            raise UserError(
+                f"the data's inputs have {spec.codes} codes of categories, those of training {self.spec.codes} (0 is a "
+                "number); give the table of training, or use predict_table, which encodes as in training"
+            )
         for name in self.names:
             warning = self._likeness(name).compare(spec.input_statistics.get(name, ()))
             if warning and self.trainer.is_global_zero:
@@ -316,10 +329,24 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                     f"stems: expected one for each task, {', '.join(names)}; got {list(self._stems_by_name)}"
                 )
             self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
+        stems = {f"stems.{name}": stem for name, stem in self._stems_by_name.items()}
+        waits = self._waits_for_columns
+        take_columns(stems or {"backbone": self.backbone}, self.spec.codes)
+        if waits and self.backbone_weights is not None:
+            super().take_first_weights()
         super().make_parts()
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
         self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
+
+    def take_first_weights(self) -> None:
+        """As of every module; a network that has no layers before it knows its columns takes the weights then."""
+        if is_rebuilt() or not self._waits_for_columns:
+            super().take_first_weights()
+
+    @property
+    def _waits_for_columns(self) -> bool:
+        return any(isinstance(part, TabularMLP) and part.columns is None for part in self.backbone.modules())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All parameters; those of the weighting apart, without weight decay."""
@@ -400,6 +427,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             names = [repr(feature.name) for feature in self.spec.table.features]
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
             _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+            one_hot = [f.name for f in self.spec.table.features if isinstance(f, TextFeature) and not f.coded]
+            if one_hot and any(isinstance(module, TabularMLP) for module in self.modules()):
+                _log.warning("TabularMLP embeds no column %r: give the Table categories: codes", one_hot[0])
 
     def on_train_epoch_end(self) -> None:
         """Tell the weighting."""
@@ -587,7 +617,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         if task not in self._likenesses:
             spec = self.spec
             known = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
-            self._likenesses[task] = Likeness(spec.input_shapes[task], *known)
+            coded = [i for i, codes in enumerate(spec.codes) if codes]
+            self._likenesses[task] = Likeness(spec.input_shapes[task], *known, coded)
         return self._likenesses[task]
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:

@@ -88,7 +88,9 @@ class CGC(MultiTaskModule):
         ]
         self.backbone = nn.ModuleList([nn.ModuleList(shared), *own])  # the shared experts, then those of each task
         experts = self.shared_experts + self.own_experts
-        self.gates = nn.ModuleList(new_gate(width, experts, int(key(self.key, k, 1))) for k in names.values())
+        self.gates = nn.ModuleList(
+            new_gate(width, experts, int(key(self.key, k, 1)), self.input_codes) for k in names.values()
+        )
         self.heads = nn.ModuleList(self.head(name, features) for name in names)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,6 +88,11 @@ class Conditioned(MultiTaskModule):
         self.entries = nn.ModuleDict()
         for place in self.at:
             check_depth("at", place, self.backbone, stages)
+        if 0 in self.at and self.enters != "concatenate" and any(self.input_codes):
+            raise UserError(
+                f"at: z cannot enter codes of categories by {self.enters}, got at {list(self.at)}; let it enter behind "
+                "their embeddings, at 1 or later, or by concatenate"
+            )
         for place in range(len(stages) + 1):
             flat = False
             channels = shape[0]

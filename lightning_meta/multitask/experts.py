@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
+from lightning_meta.nn.categories import OneHot
 from lightning_meta.nn.features import are_ids
 from lightning_meta.nn.fresh import fresh
 from lightning_meta.nn.heads import seeded
@@ -44,10 +45,20 @@ def expert_like(network: nn.Module, seed: int, same_start: bool) -> nn.Module:
     return copy.deepcopy(network) if same_start else fresh(network, seed)
 
 
-def new_gate(width: int, experts: int, seed: int) -> nn.Linear:
-    """W of $\\mathrm{softmax}(W x)$, `(experts, width)`; the values depend on the seed alone."""
+def new_gate(width: int, experts: int, seed: int, columns: Sequence[int] = ()) -> nn.Module:
+    """W of $\\mathrm{softmax}(W x)$, `(experts, width)`; the values depend on the seed alone.
+
+    Args:
+        width: Numbers in an input, laid out flat.
+        experts: E.
+        seed: Decides the values.
+        columns: For each input how many codes it has, 0 for a number: the gate sees codes as one-hot.
+    """
     with seeded(seed):
-        return nn.Linear(width, experts, bias=False)
+        if not any(columns):
+            return nn.Linear(width, experts, bias=False)
+        one_hot = OneHot(columns)
+        return nn.Sequential(one_hot, nn.Linear(one_hot.out_features, experts, bias=False))
 
 
 def mixed(gate: nn.Module, x: Tensor, features: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.linear_models import Labelled, linear_models
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.tables import mean_of_known
-from lightning_meta.nn.features import are_ids, as_input
+from lightning_meta.nn.categories import OneHot
+from lightning_meta.nn.features import are_ids, as_input, output_size
 from lightning_meta.tasks import TasksSpec
 
 STRENGTHS = tuple(10.0 ** (1 - i) for i in range(6))
@@ -76,12 +77,14 @@ class Linear(MultiTaskModule):
 
     def __init__(self, pooled: bool = False, tasks: TasksSpec | None = None) -> None:
         # The weights are at the optimum when training begins; steps leave them there.
-        super().__init__(nn.Flatten(), optimizer=partial(torch.optim.SGD, lr=0.0), tasks=tasks)
+        super().__init__(OneHot(), optimizer=partial(torch.optim.SGD, lr=0.0), tasks=tasks)
         self.pooled = pooled
 
     def build(self, spec: TasksSpec) -> None:
         """Make the weights, which are 0 until training begins."""
         sizes = {name: torch.Size(shape).numel() for name, shape in spec.input_shapes.items()}
+        if any(spec.codes):
+            sizes = dict.fromkeys(sizes, output_size(self.backbone, self.input_shape))
         for name, shape in spec.input_shapes.items():
             if are_ids(shape, spec.input_dtypes.get(name, "")):
                 raise UserError(f"task {name!r}: a linear model has no use for ids, such as tokens; leave Linear out")
@@ -162,7 +165,7 @@ class Linear(MultiTaskModule):
 
     def _rows(self, data: TaskSet, name: str) -> Labelled:
         inputs = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs
-        x = as_input(inputs[data.rows[name]].cpu(), torch.float64).flatten(1)
+        x = self.backbone(as_input(inputs[data.rows[name]].cpu(), torch.float64))
         weights = None if data.weights is None else data.weights[name].cpu().double()
         return Labelled(self.spec.tasks[name], x, data.targets[name].cpu(), weights)
 

@@ -76,7 +76,7 @@ class MixtureOfExperts(MultiTaskModule):
         others = [expert_like(self.backbone, int(key(self.key, e)), same) for e in range(1, self.number)]
         self.backbone = nn.ModuleList([self.backbone, *others])
         self.gates = nn.ModuleList(
-            new_gate(width, self.number, int(key(self.key, name_key(name), 1))) for name in spec.tasks
+            new_gate(width, self.number, int(key(self.key, name_key(name), 1)), self.input_codes) for name in spec.tasks
         )
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 

@@ -90,6 +90,7 @@ class PLE(MultiTaskModule):
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         first, same = self.backbone, self.same_start or self.backbone_weights is not None
         widths, shape, dtype = list[int](), self.input_shape, self.input_dtype
+        columns = self.input_codes
         for level in self._cut(first):
             widths.append(math.prod(shape))
             shape, dtype = shape_after(level, shape, input_dtype=dtype), ""
@@ -108,11 +109,15 @@ class PLE(MultiTaskModule):
         )
         chosen, every = (self.shared_experts + count * self.own_experts for count in (1, len(names)))
         self.gates = nn.ModuleList(
-            nn.ModuleList(new_gate(width, chosen, int(key(self.key, k, 1, j))) for j, width in enumerate(widths))
+            nn.ModuleList(
+                new_gate(width, chosen, int(key(self.key, k, 1, j)), () if j else columns)
+                for j, width in enumerate(widths)
+            )
             for k in names.values()
         )
         self.shared_gates = nn.ModuleList(
-            new_gate(width, every, int(key(self.key, 0, 1, j))) for j, width in enumerate(widths[:-1])
+            new_gate(width, every, int(key(self.key, 0, 1, j)), () if j else columns)
+            for j, width in enumerate(widths[:-1])
         )
         self.heads = nn.ModuleList(self.head(name, features) for name in names)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.multitask.exported_rows import MISSING
+from lightning_meta.multitask.exported_rows import MISSING, UNSEEN
 from lightning_meta.sources.scaling import EDGE
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
@@ -68,7 +68,8 @@ class TableEncoder(nn.Module):
                 self.register_buffer(f"quantiles_{i}", torch.tensor(feature.quantiles, dtype=torch.float64))
                 # NumPy's, whose last digits scikit-learn has; a buffer, so that it lies where the rows do.
                 self.register_buffer(f"levels_{i}", torch.from_numpy(np.linspace(0, 1, len(feature.quantiles))))
-        pairs = [(i, place) for i, feature in enumerate(self.texts) for place in range(len(feature.texts))]
+        one_hot = [(i, feature) for i, feature in enumerate(self.texts) if not feature.coded]
+        pairs = [(i, place) for i, feature in one_hot for place in range(len(feature.texts))]
         self.register_buffer("column", torch.tensor([i for i, _ in pairs], dtype=torch.int64))
         self.register_buffer("place", torch.tensor([place for _, place in pairs], dtype=torch.int64))
         self.register_buffer("order", torch.tensor(self._order(spec), dtype=torch.int64))
@@ -93,21 +94,26 @@ class TableEncoder(nn.Module):
             units = torch.stack(columns, 1)
         units = torch.where(missing | self.constant, self.missing_input, units)
         one_hot = codes.index_select(1, self.column).eq(self.place)
-        parts = [units.float(), missing.float(), one_hot.float(), codes.eq(MISSING).float()]
+        coded = codes - UNSEEN  # 0 for an unseen text, 1 for a missing one, 2 for the first
+        parts = [units.float(), missing.float(), one_hot.float(), codes.eq(MISSING).float(), coded.float()]
         return torch.cat(parts, 1).index_select(1, self.order)
 
     def _order(self, spec: TableSpec) -> list[int]:
-        """Where each of the D inputs lies among units, missing numbers, one-hot texts and missing texts."""
-        numbers, ones = len(self.numbers), sum(len(feature.texts) for feature in self.texts)
+        """Where each of the D inputs lies among units, missing numbers, one-hot texts, missing texts and codes."""
+        numbers, ones = len(self.numbers), len(self.column)
         number, text, one, order = 0, 0, 2 * numbers, list[int]()
         for feature in spec.features:
             if isinstance(feature, NumberFeature):
                 order += [number, *([numbers + number] if feature.indicator else [])]
                 number += 1
             else:
-                order += [*range(one, one + len(feature.texts))]
-                order += [2 * numbers + ones + text] if feature.indicator else []
-                one, text = one + len(feature.texts), text + 1
+                if feature.coded:
+                    order.append(2 * numbers + ones + len(self.texts) + text)
+                else:
+                    order += [*range(one, one + len(feature.texts))]
+                    order += [2 * numbers + ones + text] if feature.indicator else []
+                    one += len(feature.texts)
+                text += 1
         return order
 
     def _share(self, i: int, x: Tensor) -> Tensor:

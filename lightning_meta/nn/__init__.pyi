@@ -8,5 +8,6 @@ from .normalization import per_task as per_task
 from .normalization import statistics_from as statistics_from
 from .pretrained import Pretrained as Pretrained
 from .resnet12 import ResNet12 as ResNet12
+from .tabular_mlp import TabularMLP as TabularMLP
 
 __all__: list[str]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
+from lightning_meta.nn.categories import CategoryEmbedding
 
 Entry = Literal["concatenate", "add", "film", "gate"]
 
@@ -99,6 +100,8 @@ def widened(stage: nn.Module, extra: int, option: str) -> tuple[nn.Module, bool]
     """
     stage = copy.deepcopy(stage)
     for parent_name, layer in stage.named_modules():
+        if isinstance(layer, CategoryEmbedding):  # it passes further columns on
+            continue
         if isinstance(layer, nn.Linear | nn.Conv2d):
             if isinstance(layer, nn.Linear):
                 wide: nn.Module = nn.Linear(layer.in_features + extra, layer.out_features, layer.bias is not None)

@@ -41,7 +41,7 @@ def input_statistics(x: Tensor) -> tuple[float, ...]:
         The least and the largest number, for images in uint8 0 and 1; then the mean over inputs of their own mean (for
         an image, its brightness) and the standard deviation of that. Empty for ids, and where a number is not finite.
     """
-    if not len(x) or are_ids(x.shape[1:], str(x.dtype).removeprefix("torch.")) or x.is_complex():
+    if not x.numel() or are_ids(x.shape[1:], str(x.dtype).removeprefix("torch.")) or x.is_complex():
         return ()
     stored = x[:: -(-len(x) // SAMPLE)]
     sample = as_input(stored, torch.float32).flatten(1)
@@ -51,6 +51,12 @@ def input_statistics(x: Tensor) -> tuple[float, ...]:
     return statistics if all(map(torch.isfinite, torch.tensor(statistics))) else ()
 
 
+def without(x: Tensor, coded: Sequence[int]) -> Tensor:
+    """Inputs `(n, D)` without those at some places."""
+    chosen = set(coded)
+    return x[:, [i for i in range(x.shape[1]) if i not in chosen]]
+
+
 class Likeness:
     """Refuses inputs that a network was not trained for, and warns once of each way in which others are unlike.
 
@@ -58,9 +64,13 @@ class Likeness:
         input_shape: The shape of one training input.
         input_dtype: The dtype of stored training inputs; "" where nobody said so.
         statistics: What `input_statistics` said of them; empty where nobody said so, as in older checkpoints.
+        coded: The places of inputs that are codes of categories, whose range says nothing.
     """
 
-    def __init__(self, input_shape: Sequence[int], input_dtype: str, statistics: Sequence[float]) -> None:
+    def __init__(
+        self, input_shape: Sequence[int], input_dtype: str, statistics: Sequence[float], coded: Sequence[int] = ()
+    ) -> None:
+        self.coded = list(coded)
         self.shape, self.dtype, self.statistics = tuple(input_shape), input_dtype, tuple(statistics)
         self._warned: set[str] = set()
 
@@ -79,6 +89,10 @@ class Likeness:
             raise UserError("inputs hold NaN or infinity; predictions of them mean nothing: mend or leave them out")
         if are_ids(self.shape, self.dtype):
             return
+        if self.coded:
+            x = without(x, self.coded)
+            if not x.numel():
+                return
         low, high = (float(v) for v in x.aminmax())
         if len(self.shape) == IMAGE_DIMS:
             self._check_images(x, low, high)

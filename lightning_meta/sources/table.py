@@ -20,7 +20,7 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
-from lightning_meta.sources.table_features import Scaling, encode_parts, learn_features
+from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
 from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
@@ -47,8 +47,10 @@ class Table(TaskSource):
     Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
     the training mean; or, by `scaling`, they are replaced by their quantiles, and a missing one by the median. Features
     of text become one input of 0 or 1 for each of the texts in the training rows; a missing text, or one not seen
-    there, is 0 in all of them. A number that is the same in all training rows is an input of 0. Parquet's booleans are
-    numbers, 0 or 1, and its dates text such as 2026-01-31; in CSV files both are text.
+    there, is 0 in all of them. With `categories: codes` they become one input each, which `nn.TabularMLP` embeds: 0 for
+    a text not seen there, 1 for a missing one, 2 and more for the others in sorted order. A number that is the same in
+    all training rows is an input of 0. Parquet's booleans are numbers, 0 or 1, and its dates text such as 2026-01-31;
+    in CSV files both are text.
 
     Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
 
@@ -97,6 +99,9 @@ class Table(TaskSource):
             scikit-learn does without subsampling, for columns with long tails.
         delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
         decimal: What stands before the decimals of its numbers, a point or a comma.
+        categories: How texts become inputs: `one_hot`; or as `codes`, for a backbone that embeds them, such as
+            `nn.TabularMLP`. Of columns with hundreds of texts codes take less memory. `Linear` and gates by the inputs
+            see them as one-hot.
 
     Raises:
         UserError: Options that do not go together, or a file or column that is not as they say.
@@ -121,6 +126,7 @@ class Table(TaskSource):
         scaling: Scaling = "standard",
         delimiter: str | None = None,
         decimal: Decimal = ".",
+        categories: Categories = "one_hot",
     ) -> None:
         self.path = Path(path).expanduser()
         if not isinstance(targets, Mapping):
@@ -132,6 +138,7 @@ class Table(TaskSource):
         self.time_column, self.leave_out = time_column, tuple(leave_out)
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
         self.weights, self.scaling, self.spelling = weights, scaling, Spelling(delimiter, decimal)
+        self.categories = categories
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
@@ -232,6 +239,7 @@ class Table(TaskSource):
             self.max_categories,
             self.missing_indicators,
             self.scaling,
+            self.categories,
         )
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
@@ -296,6 +304,7 @@ class Table(TaskSource):
     def _check_options(self) -> None:
         self.spelling.check("Table", self.path)
         one_of("Table scaling", self.scaling, Scaling)
+        one_of("Table categories", self.categories, Categories)
         if not self.targets:
             raise UserError("Table targets: expected the name of one target column at least")
         for name, target in self.targets.items():

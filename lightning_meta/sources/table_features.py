@@ -14,11 +14,12 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.scaling import Standardiser, quantiles_of, scaled
-from lightning_meta.tasks.table import NumberFeature, TextFeature
+from lightning_meta.tasks.table import FIRST, NumberFeature, TextFeature
 
 _log = logging.getLogger(__name__)
 
 Scaling = Literal["standard", "quantile_normal", "quantile_uniform"]
+Categories = Literal["one_hot", "codes"]
 Features = Sequence[NumberFeature | TextFeature]
 CHUNK = 2048  # rows whose inputs stay in the processor's cache while they are filled column by column
 
@@ -30,6 +31,7 @@ def learn_features(
     max_categories: int,
     indicators: bool,
     scaling: Scaling = "standard",
+    categories: Categories = "one_hot",
 ) -> Features:
     """Learn on training rows how columns become inputs.
 
@@ -40,6 +42,7 @@ def learn_features(
         max_categories: The most different training texts of a column.
         indicators: Whether a column that misses training values gets an input that says where.
         scaling: How numbers become inputs.
+        categories: How texts become inputs.
 
     Returns:
         One for each column, in their order.
@@ -56,7 +59,8 @@ def learn_features(
         indicator = indicators and bool(missing.any())
         if name in categorical or column.first_text is not None:
             texts = _texts(column, train, name in categorical, max_categories)
-            features.append(TextFeature(name, texts, column.first_text is None, indicator))
+            coded = categories == "codes"  # of which one says that a text is missing
+            features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded))
         else:
             features.append(_number(name, column, train, indicator, scaling))
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
@@ -110,8 +114,11 @@ def encode_parts(columns: Mapping[str, Column], features: Features, parts: Seque
                         here[:, at] = np.where(np.isnan(units), feature.missing_input, units)
                 else:
                     place = places[feature.name][of_chunk]
-                    known = np.flatnonzero(place >= 0)
-                    here[known, at + place[known]] = 1.0
+                    if feature.coded:
+                        here[:, at] = np.where(place >= 0, place + FIRST, columns[feature.name].missing[of_chunk])
+                    else:
+                        known = np.flatnonzero(place >= 0)
+                        here[known, at + place[known]] = 1.0
                 at += len(feature.inputs)
                 if feature.indicator:
                     here[:, at - 1] = columns[feature.name].missing[of_chunk]

@@ -100,7 +100,7 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
         column = columns[feature.name]
         count, first = len(column.missing), int(column.missing.argmax())
         if lost := int(column.missing.sum()):
-            becomes = "none of the texts of training"
+            becomes = "a category of their own" if _coded(feature) else "none of the texts of training"
             if isinstance(feature, NumberFeature):
                 becomes = "the training median" if feature.quantiles else "the training mean"
             yield (
@@ -118,14 +118,18 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
 
 
 def _far(spec: TableSpec, columns: Mapping[str, Column], inputs: Tensor, limit: float) -> Iterator[str]:
-    for at, name in enumerate(spec.inputs):
+    for at, (name, codes) in enumerate(zip(spec.inputs, spec.codes, strict=True)):
         far = (inputs[:, at].abs() > limit).numpy()
-        if far.any():  # a number: the other inputs are 0 or 1
+        if far.any() and not codes:  # a number: the other inputs are 0 or 1
             row = int(far.argmax())
             yield (
                 f"column {name!r}: {int(far.sum())} of {len(far)} values are more than {FAR} times as far from the "
                 f"mean as any input in training, the first in row {row + 1}, {columns[name].shown(row)}"
             )
+
+
+def _coded(feature: NumberFeature | TextFeature) -> bool:
+    return isinstance(feature, TextFeature) and feature.coded
 
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:

@@ -61,3 +61,8 @@ class TasksSpec:
     input_dtypes: Mapping[str, str] = field(default_factory=dict)
     input_statistics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     table: TableSpec | None = None
+
+    @property
+    def codes(self) -> list[int]:
+        """For each input of a table how many codes it has, 0 for a number; empty where there is no table."""
+        return [] if self.table is None else self.table.codes

@@ -10,6 +10,9 @@ from typing import Any
 
 from lightning_meta.errors import UserError
 
+UNSEEN, FIRST = 0, 2
+"""Codes of a column of text: of a text that no training row has, and of the first one; 1 is a missing text."""
+
 
 @dataclass(frozen=True)
 class NumberFeature:
@@ -59,25 +62,33 @@ class NumberFeature:
 class TextFeature:
     """A column of text: an input of 0 or 1 for each text of the training rows, all 0 for another or a missing one.
 
+    Coded it is one input: 0 for another text, 1 for a missing one, 2 for the first text, 3 for the second, ...
+
     Attributes:
         name: The column.
         texts: Those of the training rows, sorted.
         of_numbers: Whether the column held numbers, so that 1 and 1.0 are the same text.
         indicator: Whether one more input says where the text is missing.
+        coded: Whether its input is a code.
     """
 
     name: str
     texts: Sequence[str]
     of_numbers: bool = False
     indicator: bool = False
+    coded: bool = False
 
     def __post_init__(self) -> None:
-        _check_types(self, name=str, of_numbers=bool, indicator=bool)
+        _check_types(self, name=str, of_numbers=bool, indicator=bool, coded=bool)
         object.__setattr__(self, "texts", _texts(f"column {self.name!r}", self.texts))
+        if self.coded and self.indicator:
+            raise UserError(f"column {self.name!r}: a code says where the text is missing, and needs no indicator")
 
     @property
     def inputs(self) -> list[str]:
         """The names of its inputs."""
+        if self.coded:
+            return [self.name]
         return [*(f"{self.name}={t}" for t in self.texts), *([f"{self.name} is missing"] if self.indicator else [])]
 
 
@@ -132,6 +143,15 @@ class TableSpec:
     def inputs(self) -> list[str]:
         """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
         return [name for feature in self.features for name in feature.inputs]
+
+    @property
+    def codes(self) -> list[int]:
+        """For each of the D inputs how many codes it has, of unseen and missing texts too; 0 for a number."""
+        found: list[int] = []
+        for feature in self.features:
+            coded = isinstance(feature, TextFeature) and feature.coded
+            found += [len(feature.texts) + FIRST] if coded else [0] * len(feature.inputs)  # type: ignore[union-attr]
+        return found
 
 
 def _check_types(owner: Any, **kinds: type) -> None:

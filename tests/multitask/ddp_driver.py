@@ -22,7 +22,8 @@ from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, TabularMLP
+from lightning_meta.sources import Table
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 from lightning_meta.weightings import DBMTL, FAMO, DynamicWeightAverage, PCGrad, TorchJD, Uncertainty, Weighting
 from tests.multitask.toys import Given, trainer
@@ -220,6 +221,20 @@ def validate(folder: Path, kind: str, state: dict[str, Tensor]) -> dict[str, flo
     return dict(found)
 
 
+def train_embeddings(world: int, folder: Path) -> dict[str, Tensor]:
+    """The weights after some steps on a table whose categories are codes; some of them are on one rank alone."""
+    rows = [f"{i % 7 - 3},{'pqrstuvw'[i * i % 8]},{i * i % 11},{'yes' if i % 3 else 'no'}" for i in range(60)]
+    file = folder / f"table_{os.environ.get('LOCAL_RANK', '0')}.csv"
+    file.write_text("\n".join(["a,town,y,z", *rows]))
+    source = Table(file, {"y": "regression", "z": "binary"}, categories="codes")
+    torch.manual_seed(0)
+    module = MultiHead(TabularMLP((8,)), optimizer=adam)
+    strategy = {"devices": world, "strategy": "ddp" if world > 1 else "auto", "limit_val_batches": 0}
+    data = MultiTaskDataModule(source, batch_size=6, seed=0)
+    trainer(STEPS, folder, precision="64-true", **strategy).fit(module, datamodule=data)
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
 def run(world: int, folder: Path) -> dict[str, Any]:
     noted: dict[str, Any] = {"train": {}, "evaluate": {}}
     for name in TRAINED:
@@ -238,6 +253,7 @@ def run(world: int, folder: Path) -> dict[str, Any]:
     one = MultiTaskDataModule(pictures(), evaluation_batch_size=100, seed=0)  # the second rank has nothing to do
     noted["evaluate"]["one batch"] = evaluate(world, folder, MultiHead(network(Conv4)), one)
     noted["fit"] = fit_with_running_statistics(world, folder)
+    noted["embeddings"] = train_embeddings(world, folder)
     return noted
 
 

@@ -62,6 +62,12 @@ def test_weights_and_state_after_five_steps_of_adam_are_those_of_one_process(
         assert distance(found, expected) < 1e-12
 
 
+def test_embeddings_of_categories_after_five_steps_are_those_of_one_process(one: dict[str, Any], two: Ranks) -> None:
+    assert any("embedding_" in name for name in one["embeddings"])
+    for rank in two:
+        assert distance(rank["embeddings"], one["embeddings"]) < 1e-12
+
+
 @pytest.mark.parametrize("name", TRAINED)
 def test_ranks_have_shares_of_the_same_batches(one: dict[str, Any], two: Ranks, name: str) -> None:
     whole, shares = one["train"][name], [rank["train"][name] for rank in two]

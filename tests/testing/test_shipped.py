@@ -8,7 +8,7 @@ from torchjd.aggregation import GradVac
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.multitask import MultiHead, MultiTaskModule
-from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12
+from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12, TabularMLP
 from lightning_meta.sources import Sinusoid
 from lightning_meta.testing import BackboneTests, EpisodicDataModuleTests, MetaModuleTests, MultiTaskModuleTests, toys
 from lightning_meta.weightings import DBMTL, FAMO, PCGrad, TorchJD
@@ -82,6 +82,13 @@ class TestMLP(BackboneTests):
 
     def make(self) -> nn.Module:
         return MLP(5, (8, 8))
+
+
+class TestTabularMLP(BackboneTests):
+    input_shape = (5,)
+
+    def make(self) -> nn.Module:
+        return TabularMLP((8, 8), columns=(0, 4, 0, 0, 7))
 
 
 class TestResNet12WithDropBlock(BackboneTests):
