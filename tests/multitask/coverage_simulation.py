@@ -1,6 +1,6 @@
-"""How often sets and intervals hold the label, where its distribution is known: `python -m tests.multitask.coverage_simulation`.
+"""How often sets and intervals hold the label, where its distribution is known.
 
-Rows have two numbers x. Their targets are a number, normal with a deviation that grows with x, a class of three and yes
+`python -m tests.multitask.coverage_simulation` prints the table of docs/multi_task.md. Rows have two numbers x. Their targets are a number, normal with a deviation that grows with x, a class of three and yes
 or no, both with known probabilities; a fifth of the labels is missing. A network is trained on 200 rows, its epoch is
 chosen by n validation rows, and the calibration is learned from these rows, or from n others. Coverage is exact for
 each of 10,000 new rows: the probability that the label lies in their set or interval.
@@ -40,11 +40,8 @@ def write(path: Path, x: Numbers, split: list[str], rng: np.random.Generator) ->
     """Draw labels, and write a table."""
     mean, deviation, classes, yes = distributions(x)
     drawn = (classes.cumsum(1) < rng.random((len(x), 1))).sum(1)
-    columns = {
-        "number": rng.normal(mean, deviation),
-        "class": [f"c{c}" for c in drawn],
-        "yes": rng.random(len(x)) < yes,
-    }
+    columns = {"number": rng.normal(mean, deviation), "class": [f"c{c}" for c in drawn]}
+    columns["yes"] = rng.random(len(x)) < yes
     missing = rng.random((3, len(x))) < 0.2
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -59,9 +56,7 @@ def covered(found: dict[str, NDArray[np.object_]], x: Numbers) -> dict[str, floa
     low, high = ((found[f"{end}(number)"] - mean) / deviation / math.sqrt(2) for end in ("lower", "upper"))
     inside = (torch.erf(torch.from_numpy(high)) - torch.erf(torch.from_numpy(low))) / 2
     of_class = [sum(p[int(c[1])] for c in labels) for p, labels in zip(classes, found["set(class)"], strict=True)]
-    of_yes = [
-        sum(p if c == "True" else 1 - p for c in labels) for p, labels in zip(yes, found["set(yes)"], strict=True)
-    ]
+    of_yes = [sum({"True": p, "False": 1 - p}[c] for c in s) for p, s in zip(yes, found["set(yes)"], strict=True)]
     return {"number": float(inside.mean()), "class": float(np.mean(of_class)), "yes": float(np.mean(of_yes))}
 
 
@@ -81,7 +76,7 @@ def simulated(seed: int, rows: int, folder: Path) -> tuple[dict[str, float], dic
     torch.manual_seed(seed)
     module = lm.MultiHead(MLP(2, (32, 32)), optimizer=lambda params: torch.optim.Adam(params, lr=0.01))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    run = lm.fit(module, chose, name=f"{seed}", root=folder, max_epochs=15, **quiet)
+    run = lm.fit(module, chose, name=f"{seed}", runs=folder, max_epochs=15, **quiet)
     assert run.directory is not None
     model, x = lm.load(run.directory), rng.normal(size=(NEW, 2))
     found = []
@@ -93,7 +88,7 @@ def simulated(seed: int, rows: int, folder: Path) -> tuple[dict[str, float], dic
 
 
 def main() -> None:
-    """Print the table of docs/multi_task.md."""
+    """Print the table."""
     logging.disable()
     warnings.simplefilter("ignore")
     print("| validation rows | divisions | number | class | yes | number, others | class, others | yes, others |")
