@@ -1,19 +1,22 @@
 """How often sets and intervals hold the label, where its distribution is known.
 
-`python -m tests.multitask.coverage_simulation` prints the table of docs/multi_task.md. Rows have two numbers x. Their targets are a number, normal with a deviation that grows with x, a class of three and yes
-or no, both with known probabilities; a fifth of the labels is missing. A network is trained on 200 rows, its epoch is
-chosen by n validation rows, and the calibration is learned from these rows, or from n others. Coverage is exact for
-each of 10,000 new rows: the probability that the label lies in their set or interval.
+`python -m tests.multitask.coverage_simulation` prints the table of docs/multi_task.md. Rows have two numbers x. Their
+targets are a number, normal with a deviation that grows with |x|, a class of three, and yes or no, with known
+probabilities; a fifth of the labels is missing. A network is trained on 200 rows, its epoch is chosen by validation rows
+with n labels of each target, and the calibration is learned from these rows, or from as many others. Coverage is exact
+for each of 10,000 new rows: the probability that the label lies in the set or interval.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
-import sys
 import tempfile
 import warnings
+from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +77,7 @@ def simulated(seed: int, rows: int, folder: Path) -> tuple[dict[str, float], dic
         for name in ("table.csv", "swapped.csv")
     )
     torch.manual_seed(seed)
-    module = lm.MultiHead(MLP(2, (32, 32)), optimizer=lambda params: torch.optim.Adam(params, lr=0.01))
+    module = lm.MultiHead(MLP(2, (32, 32)), optimizer=partial(torch.optim.Adam, lr=0.01))
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = lm.fit(module, chose, name=f"{seed}", runs=folder, max_epochs=15, **quiet)
     assert run.directory is not None
@@ -91,12 +94,12 @@ def main() -> None:
     """Print the table."""
     logging.disable()
     warnings.simplefilter("ignore")
-    print("| validation rows | divisions | number | class | yes | number, others | class, others | yes, others |")
+    print("| labels | divisions | number | class | yes | number, others | class, others | yes, others |")
+    print("| ---: " * 8 + "|", flush=True)
     for rows, count in ((1000, 5), (100, 20)):
         found = []
         for seed in range(count):
-            with tempfile.TemporaryDirectory() as folder:
-                sys.stdout.flush()
+            with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
                 found.append(simulated(seed, rows, Path(folder)))
         means = [np.mean([each[i][name] for each in found]) for i in (0, 1) for name in KINDS]
         print(f"| {rows} | {count} | {' | '.join(f'{100 * mean:.1f}' for mean in means)} |", flush=True)
