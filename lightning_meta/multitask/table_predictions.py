@@ -69,6 +69,9 @@ def predict_table(
             "the model does not know how a row becomes inputs: it was trained by an earlier version, or not on a "
             "lightning_meta.sources.Table; train it anew on one"
         )
+    of_tasks = {} if calibration is None else calibration.tasks
+    if calibration is not None and (unknown := next((name for name in module.names if name not in of_tasks), None)):
+        raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
     columns = columns_in(data, argument, _spelling(spec, data, delimiter, decimal))
     reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
     rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
@@ -79,9 +82,6 @@ def predict_table(
         )
     for note in rows.notes:
         _log.warning("%s", note)
-    of_tasks = {} if calibration is None else calibration.tasks
-    if calibration is not None and (unknown := next((name for name in module.names if name not in of_tasks), None)):
-        raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
     outputs = outputs_of(module, rows, batch_size)
     predictions: Predictions = {}
     if spec.task_column:
