@@ -124,7 +124,7 @@ def columns_for(
     if not target.classes:
         unit = f" [{target.unit}]" if target.unit else ""
         numbers = task.readable(outputs)[:, 0].cpu()
-        columns = {f"{target.name}{unit}": numbers.numpy()}
+        columns: Predictions = {f"{target.name}{unit}": numbers.numpy()}
         if isinstance(calibration, NumberCalibration):
             for name, radius in (("lower", -calibration.radius), ("upper", calibration.radius)):
                 columns[f"{name}({target.name}){unit}"] = (numbers + radius).numpy()
@@ -135,7 +135,7 @@ def columns_for(
         label = (outputs[:, 0] > 0).long()  # as accuracy has it: a probability of ½ may be rounded
     else:
         label = outputs.argmax(1)
-    columns: Predictions = {target.name: np.array(target.classes, dtype=object)[label.cpu().numpy()]}
+    columns = {target.name: np.array(target.classes, dtype=object)[label.cpu().numpy()]}
     if isinstance(calibration, LabelCalibration):
         logits = class_logits(task, outputs.cpu())
         probabilities = calibration.probabilities(logits).float()

@@ -18,6 +18,7 @@ import warnings
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ def simulated(seed: int, rows: int, folder: Path) -> tuple[dict[str, float], dic
     )
     torch.manual_seed(seed)
     module = lm.MultiHead(MLP(2, (32, 32)), optimizer=partial(torch.optim.Adam, lr=0.01))
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: Any = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     run = lm.fit(module, chose, name=f"{seed}", runs=folder, max_epochs=15, **quiet)
     assert run.directory is not None
     model, x = lm.load(run.directory), rng.normal(size=(NEW, 2))

@@ -160,13 +160,14 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Path, capsys: pytest.Capt
     assert not file.exists()
     assert main([*calibrate, "0.9"]) == 0
     text, model = json.loads(file.read_text()), lm.load(run)
-    for changed in (
+    damages: list[dict[str, Any]] = [
         {"tasks": {**text["tasks"], "price": {"labels": 9, "radius": float("nan")}}},
         {"tasks": {**text["tasks"], "sold": text["tasks"]["price"]}},
         {"tasks": {"price": text["tasks"]["price"]}},
         {"coverage": 2},
         {"tasks": []},
-    ):
+    ]
+    for changed in damages:
         file.write_text(json.dumps({**text, **changed}))
         with pytest.raises(UserError, match="is no calibration, or is damaged"):
             read_table_calibration(run, str(run), model)
