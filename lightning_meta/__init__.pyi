@@ -28,6 +28,8 @@ from .fitting.evaluation import evaluate as evaluate
 from .fitting.fit import fit as fit
 from .fitting.importance import Importance as Importance
 from .fitting.importance import permutation_importance as permutation_importance
+from .fitting.table_calibration import CalibratedTable as CalibratedTable
+from .fitting.table_calibration import calibrate_table as calibrate_table
 from .fitting.training import Run as Run
 from .functional.inner_optimizers import InnerAdam as InnerAdam
 from .functional.inner_optimizers import InnerOptimizer as InnerOptimizer
@@ -67,6 +69,7 @@ from .meta.simple_shot import SimpleShot as SimpleShot
 from .meta.soft_k_means import SoftKMeans as SoftKMeans
 from .meta.tim import TIM as TIM
 from .multitask.base import MultiTaskModule as MultiTaskModule
+from .multitask.calibration import TableCalibration as TableCalibration
 from .multitask.cgc import CGC as CGC
 from .multitask.conditioned import Conditioned as Conditioned
 from .multitask.cross_stitch import CrossStitch as CrossStitch

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "pip install 'lightning_meta[sklearn,pretrained]'": "extras of a release",
     "pytest": "this is it",
     "python -m tests.report.verdict_simulation": "test_transfer_verdicts.py runs it, more briefly",
+    "python -m tests.multitask.coverage_simulation": "a minute; test_table_calibration.py runs its first row",
     "pytest -m slow": "this is it",
     'pytest -m "slow or not slow"': "this is it",
     'LIGHTNING_META_FUZZ_SECONDS=900 pytest -m "slow or not slow" tests/robustness/test_fuzz_*.py': "this is it",

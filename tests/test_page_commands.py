@@ -92,7 +92,7 @@ def run(folder: Path, command: str) -> int:
     elif name == "reproduce":
         return reproduce.main(options)
     elif name == "test":
-        options += ["--trainer.enable_progress_bar=false", *([] if "--importance" in options else ["--tasks=2"])]
+        options += ["--trainer.enable_progress_bar=false", *([] if "ladder_table" in command else ["--tasks=2"])]
     if "--trainer.devices" in options:  # the other ranks are this script, started again
         script = [sys.executable, f"scripts/{name}.py", *options]
         env = {name: value for name, value in os.environ.items() if name not in OF_RANKS}

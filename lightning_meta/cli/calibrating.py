@@ -18,6 +18,7 @@ from lightning_meta.fitting.calibration import Calibrated
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import OPTIONS
+from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.files import replacing
 
@@ -52,7 +53,7 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
     calibration, measured = found
     path = file_of(run, calibration.ways, calibration.shots)
     refuse_link(path)
-    about = {"split": "val", **calibration._asdict(), **_identity(module), "measured": measured}
+    about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
     with replacing(path) as file:
         json.dump(about, file, indent=2)
         file.write("\n")
@@ -98,7 +99,7 @@ def read_calibration(
             raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
-    for name, now in _identity(module).items():
+    for name, now in identity(module).items():
         if stored.get(name) != now:
             then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
             raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
@@ -125,7 +126,7 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     print(f"written to {path}")
 
 
-def _identity(module: MetaModule) -> dict[str, Any]:
+def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     """What a calibration holds for: the weights, and options that change predictions."""
     weights = of_weights((name, tensor) for name, tensor in module.state_dict().items() if hasattr(tensor, "dtype"))
     options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}

@@ -13,7 +13,7 @@ from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.run.programs import FORMATS
 
-OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable", "calibrated")
+OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
 """Options that a table has no use for."""
 
 
@@ -89,7 +89,8 @@ def make_parser() -> ArgumentParser:
         "--calibrated",
         action="store_true",
         help="Also write the columns set, the labels that an image may have, and abstained, whether none is probable "
-        "enough; `test --calibrate` must have been run for as many classes and images of each as --support has.",
+        "enough; `test --calibrate` must have been run for as many classes and images of each as --support has. For "
+        "--table: both for each target with classes, and an interval, the columns lower and upper, for each number.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
     parser.add_argument("--trust", action="store_true", help=HELP)
@@ -127,7 +128,7 @@ def check(config: Namespace) -> None:
         raise UserError(
             "--calibrated: an exported file gives probabilities that are not calibrated; leave one of both out"
         )
-    if config.calibrated and config.query is None:
+    if config.calibrated and config.query is None and config.table is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))
     if not Path(config.out).absolute().parent.is_dir():

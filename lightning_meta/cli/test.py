@@ -12,11 +12,12 @@ from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta.checks import instance
-from lightning_meta.cli.calibrating import print_calibration, write_calibration
+from lightning_meta.cli.calibrating import identity, print_calibration, write_calibration
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
+from lightning_meta.cli.table_calibrating import print_table_calibration, write_table_calibration
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.configuration import lies_in, real_path
@@ -29,6 +30,7 @@ from lightning_meta.fitting.grid import print_grid, write_grid
 from lightning_meta.fitting.importance import permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
+from lightning_meta.fitting.table_calibration import calibrate_table_by
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
@@ -117,10 +119,18 @@ def _check_importance(module: Any, data: Any) -> None:
 
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
-    """Learn how sure the model is from validation tasks, and store it in the run directory."""
+    """Learn how sure the model is from validation tasks or rows, and store it in the run directory."""
+    if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
+        about = identity(module)  # before the Trainer converts weights to its precision
+        with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
+            found_of_table = calibrate_table_by(trainer, module, data, config.calibrate)
+        if trainer.is_global_zero:
+            print_table_calibration(found_of_table, write_table_calibration(run, about, found_of_table))
+        return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
         raise UserError(
-            f"--calibrate: {type(module).__name__} is no few-shot classifier, and only these are calibrated"
+            f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and only "
+            "these are calibrated"
         )
     sizes = {name: config[name] for name in ("ways", "shots", "queries")}
     options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
@@ -186,7 +196,8 @@ def make_parser() -> LightningArgumentParser:
         type=float | None,
         help="Instead of a test: learn from validation tasks how sure the model is of tasks with these ways and shots, "
         "so that this share of images, such as 0.9, has its label in its set; measure it on test tasks; and store it "
-        "in the run directory for `predict --calibrated`.",
+        "in the run directory for `predict --calibrated`. For a model of a table: of each target, from validation "
+        "rows, so that this share of rows has its label in its set, or its number in its interval.",
     )
     parser.add_argument(
         "--importance",
@@ -252,6 +263,8 @@ def _check_calibrate(config: Namespace, run: Path | None) -> None:
     """Refuse what cannot be calibrated, before the model is loaded."""
     if run is None:
         raise UserError(f"--calibrate: {config.ckpt_path} is not in a run directory, where the calibration is stored")
+    if config.importance:
+        raise UserError("--importance: --calibrate does not test; leave one of the two out")
     if config.task_list is not None:
         raise UserError("--calibrate: its tasks are drawn; leave --task_list out")
     if several := next((name for name in ("ways", "shots") if isinstance(config[name], list)), None):

@@ -19,6 +19,7 @@ from lightning_meta.checks import not_negative, positive, switch, whole, widths
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
+from lightning_meta.estimators.calibrated import PredictsIntervals, PredictsSets
 from lightning_meta.estimators.needed import (
     BaseEstimator,
     ClassifierMixin,
@@ -212,7 +213,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         return tags
 
 
-class MultiTaskRegressor(RegressorMixin, _MultiTask):  # type: ignore[misc]
+class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type: ignore[misc]
     r"""Regression of one or more targets by a network that tasks share, as far as the method has it.
 
     Inputs and targets are standardised by the training rows. A tenth of the rows is held out: training stops where the
@@ -288,7 +289,7 @@ class MultiTaskRegressor(RegressorMixin, _MultiTask):  # type: ignore[misc]
         return present
 
 
-class MultiTaskClassifier(ClassifierMixin, _MultiTask):  # type: ignore[misc]
+class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: ignore[misc]
     r"""Classification of one or more targets by a network that tasks share, as far as the method has it.
 
     As `MultiTaskRegressor`; training stops by the mean over targets of the accuracy, or of the AUROC where one class

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from numpy.typing import NDArray
@@ -52,6 +52,9 @@ from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec, TextFeature
 from lightning_meta.tasks.together import Losses, LossesTogether
 from lightning_meta.weightings import Aggregator, Equal, Weighting
+
+if TYPE_CHECKING:
+    from lightning_meta.multitask.calibration import TableCalibration
 
 _log = logging.getLogger(__name__)
 
@@ -554,6 +557,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         batch_size: int = 512,
         delimiter: str | None = None,
         decimal: Literal[".", ","] | None = None,
+        calibration: TableCalibration | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Predict for new rows of the kind of table that the model was trained on, which need not be there any more.
 
@@ -565,6 +569,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             batch_size: Rows that are predicted at once.
             delimiter: What divides the columns of a CSV file; by default what did so in training.
             decimal: What stands before the decimals of its numbers; by default what did so in training.
+            calibration: What `lightning_meta.calibrate_table` returned; adds the columns `set(target)`, a tuple of
+                labels, and `abstained(target)` of targets with classes, where `p(target=class)` then has the
+                temperature, and `lower(target)` and `upper(target)` of numbers.
 
         Returns:
             By column, a value for each row, such as `pandas.DataFrame` takes: under the target's name, with its unit in
@@ -576,7 +583,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """
         from lightning_meta.multitask.table_predictions import predict_table
 
-        return predict_table(self, data, batch_size, delimiter=delimiter, decimal=decimal)
+        return predict_table(self, data, batch_size, "data=", delimiter, decimal, calibration)
 
     def export(self, file: str | Path, dtype: torch.dtype | None = None, tasks: Sequence[str] | None = None) -> Path:
         """Write the model to a file that needs nothing of this package: `.pt2`, by `torch.export`, or `.onnx`.

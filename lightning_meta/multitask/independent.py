@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import vmap
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
@@ -289,7 +290,8 @@ class Independent(MultiTaskModule):
                 outputs = networks[0](x)
             return outputs, {name: after[name] for name in buffers}
 
-        with exact_derivatives(self._copies[0]):
+        # Else torch.utils.checkpoint fails later, when the backward pass calls layers outside of vmap.
+        with exact_derivatives(self._copies[0]), disable_saved_tensors_hooks("torch.utils.checkpoint is not for vmap"):
             outputs, moved = vmap(one)(parameters, buffers, x)
         if self.training:  # running statistics have moved
             for i, network in enumerate(networks):

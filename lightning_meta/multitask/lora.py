@@ -99,6 +99,7 @@ class LoRA(MultiTaskModule):
         whole(1, rank=rank)
         positive(alpha=alpha)
         self.rank, self.alpha = rank, alpha
+        self._recomputing = ExitStack()  # within a backward pass, the updates of the forward pass that it goes through
 
     def build(self, spec: TasksSpec) -> None:
         """Make an update of each layer and a head for each task."""
@@ -111,9 +112,13 @@ class LoRA(MultiTaskModule):
         """Predict for several tasks; an input runs through the backbone once for each task that it belongs to."""
         numbers = self.task_numbers
         tasks, counts = [numbers[name] for name in rows], [i.shape[0] for i in rows.values()]
+        self._recomputing.close()  # a backward pass that raised an error has not done so
         with self._updated(tasks, counts):
-            features = self.backbone(x[torch.cat(list(rows.values()))]).split(counts)
-        return {name: self.heads[i](f) for name, i, f in zip(rows, tasks, features, strict=True)}
+            features = self.backbone(x[torch.cat(list(rows.values()))])
+        if features.requires_grad:
+            features.register_hook(partial(self._update_again, tasks, counts))
+        parts = zip(rows, tasks, features.split(counts), strict=True)
+        return {name: self.heads[i](f) for name, i, f in parts}
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's update, head and stem."""
@@ -132,6 +137,12 @@ class LoRA(MultiTaskModule):
                 hook = partial(_add, updates, counts, self.alpha / self.rank)
                 stack.enter_context(self.backbone.get_submodule(name).register_forward_hook(hook))
             yield
+
+    def _update_again(self, tasks: Sequence[int], counts: Sequence[int], gradient: Tensor) -> None:
+        """Called before the backward pass of the backbone: `torch.utils.checkpoint` calls layers again within it."""
+        self._recomputing.close()  # of a later forward pass, whose backward pass comes first
+        self._recomputing.enter_context(self._updated(tasks, counts))
+        torch.autograd.Variable._execution_engine.queue_callback(self._recomputing.close)
 
     def _called(self) -> list[str]:
         """The names of the layers that have updates: those that a forward pass calls.

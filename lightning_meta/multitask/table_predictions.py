@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,12 @@ from torch import Tensor
 from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
+from lightning_meta.multitask.calibration import (
+    LabelCalibration,
+    NumberCalibration,
+    TableCalibration,
+    class_logits,
+)
 from lightning_meta.nn.likeness import check_outputs
 from lightning_meta.nn.stateless import in_evaluation_mode, untouched
 from lightning_meta.tasks import Binary, Task
@@ -38,6 +44,7 @@ def predict_table(
     argument: str = "data=",
     delimiter: str | None = None,
     decimal: Decimal | None = None,
+    calibration: TableCalibration | None = None,
 ) -> Predictions:
     """What `MultiTaskModule.predict_table` returns.
 
@@ -48,6 +55,7 @@ def predict_table(
         argument: What named the path, as errors begin.
         delimiter: What divides the columns of a CSV file; by default as in training.
         decimal: What stands before the decimals of its numbers; by default as in training.
+        calibration: Adds sets, abstention and intervals.
 
     Raises:
         UserError: The model does not know how a row becomes inputs, or the table is not like that of training.
@@ -61,6 +69,9 @@ def predict_table(
             "the model does not know how a row becomes inputs: it was trained by an earlier version, or not on a "
             "lightning_meta.sources.Table; train it anew on one"
         )
+    of_tasks = {} if calibration is None else calibration.tasks
+    if calibration is not None and (unknown := next((name for name in module.names if name not in of_tasks), None)):
+        raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
     columns = columns_in(data, argument, _spelling(spec, data, delimiter, decimal))
     reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
     rows = rows_of(spec, module.names, columns, max(reach, default=np.inf))
@@ -75,11 +86,12 @@ def predict_table(
     predictions: Predictions = {}
     if spec.task_column:
         predictions[spec.task_column] = np.array(_names_of(rows), dtype=object)
-        predictions |= _by_row(spec.targets[0], module.spec.tasks, outputs, rows)
+        predictions |= _by_row(spec.targets[0], module.spec.tasks, outputs, rows, of_tasks)
     else:
         for target in spec.targets:
             if target.name in outputs:
-                predictions |= columns_for(target, module.spec.tasks[target.name], outputs[target.name])
+                of_task = module.spec.tasks[target.name], outputs[target.name], of_tasks.get(target.name)
+                predictions |= columns_for(target, *of_task)
     return predictions
 
 
@@ -96,24 +108,39 @@ def _spelling(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decima
     return Spelling() if path.suffix.lower() == ".parquet" else found
 
 
-def columns_for(target: TableTarget, task: Task, outputs: Tensor) -> Predictions:
+def columns_for(
+    target: TableTarget, task: Task, outputs: Tensor, calibration: LabelCalibration | NumberCalibration | None = None
+) -> Predictions:
     """The columns of one target: numbers in its unit; or the label, and the probability of each class.
+
+    With a calibration also the interval of a number, or the set of labels and whether the model abstains.
 
     Args:
         target: Its names.
         task: Its kind.
         outputs: `(n, outputs)`.
+        calibration: That of the task.
     """
     if not target.classes:
-        name = f"{target.name} [{target.unit}]" if target.unit else target.name
-        return {name: task.readable(outputs)[:, 0].cpu().numpy()}
+        unit = f" [{target.unit}]" if target.unit else ""
+        numbers = task.readable(outputs)[:, 0].cpu()
+        columns: Predictions = {f"{target.name}{unit}": numbers.numpy()}
+        if isinstance(calibration, NumberCalibration):
+            for name, radius in (("lower", -calibration.radius), ("upper", calibration.radius)):
+                columns[f"{name}({target.name}){unit}"] = (numbers + radius).numpy()
+        return columns
     probabilities = task.for_classes(outputs).float().cpu()
     if isinstance(task, Binary):
         probabilities = torch.stack([1 - probabilities, probabilities], 1)
         label = (outputs[:, 0] > 0).long()  # as accuracy has it: a probability of ½ may be rounded
     else:
         label = outputs.argmax(1)
-    columns: Predictions = {target.name: np.array(target.classes, dtype=object)[label.cpu().numpy()]}
+    columns = {target.name: np.array(target.classes, dtype=object)[label.cpu().numpy()]}
+    if isinstance(calibration, LabelCalibration):
+        logits = class_logits(task, outputs.cpu())
+        probabilities = calibration.probabilities(logits).float()
+        columns[f"set({target.name})"] = _labels_in(calibration.sets(logits), target.classes)
+        columns[f"abstained({target.name})"] = calibration.abstained(logits).numpy()
     return columns | {f"p({target.name}={c})": p.numpy() for c, p in zip(target.classes, probabilities.T, strict=True)}
 
 
@@ -144,8 +171,22 @@ def _names_of(rows: Rows) -> list[str]:
     return names
 
 
-def _by_row(target: TableTarget, tasks: Mapping[str, Task], outputs: Mapping[str, Tensor], rows: Rows) -> Predictions:
+def _labels_in(sets: Tensor, classes: Sequence[str]) -> NDArray[Any]:
+    """The labels of each set, a tuple for each row."""
+    labels = np.empty(len(sets), dtype=object)  # NumPy would make a matrix of tuples of one length
+    for row, inside in enumerate(sets.tolist()):
+        labels[row] = tuple(name for name, here in zip(classes, inside, strict=True) if here)
+    return labels
+
+
+def _by_row(
+    target: TableTarget,
+    tasks: Mapping[str, Task],
+    outputs: Mapping[str, Tensor],
+    rows: Rows,
+    calibrations: Mapping[str, LabelCalibration | NumberCalibration],
+) -> Predictions:
     """The columns of the one target, each row from its own task."""
-    parts = [columns_for(target, tasks[name], y) for name, y in outputs.items()]
+    parts = [columns_for(target, tasks[name], y, calibrations.get(name)) for name, y in outputs.items()]
     order = torch.cat(list(rows.of_task.values())).argsort().numpy()
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
