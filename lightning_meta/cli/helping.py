@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
+import json
 import operator
 import re
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -66,9 +69,31 @@ class Parser(LightningArgumentParser):
         """One screen where there is one."""
         return super().format_help(*args) if self._short_help is None else screen(self._short_help)
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:
+        """Parse the options, with `null` as None in the arguments of nested classes, too.
+
+        For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in
+        Python's syntax, which would be read as text.
+        """
+        if self._short_help is None and args is not None:
+            args = [_with_null(arg) for arg in args]
+        parsed: Namespace = super().parse_args(args, *rest, **options)
+        return parsed
+
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
         """Read a configuration, of an earlier version as well."""
         return super()._load_config_parser_mode(renamed(content), *args, **options)
+
+
+def _with_null(option: str) -> str:
+    """Write `--a=None` and `--a={'b': None}` in YAML's syntax."""
+    name, equals, value = option.partition("=")
+    if "None" not in value:
+        return option
+    try:
+        return f"{name}{equals}{json.dumps(ast.literal_eval(value))}"
+    except (SyntaxError, TypeError, ValueError):  # text that contains the word
+        return option
 
 
 class _HelpAll(argparse.Action):

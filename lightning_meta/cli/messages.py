@@ -89,7 +89,7 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
-        return f"expected {_type(found[1])}, got {found[2]}"
+        return f"expected {_type(found[1])}, got {'null' if found[2] == 'None' else found[2]}"
     if refusal.expected and reason.startswith(("Expected", "Import path")):
         return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
