@@ -217,7 +217,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     data = _without_augmentation(stored.get("data"))
     if made := next(undescribed(data, "data"), None):
         raise UserError(
-            f"{file}: {made} was made in Python, and its arguments are not known; name a configuration of the data "
+            f"{file}: {made} was created in Python, and its arguments are unknown; name a configuration of the data "
             "with --config, or test in Python"
         )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
