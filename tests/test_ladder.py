@@ -198,7 +198,7 @@ def test_interrupted_with_jobs_it_leaves_no_process_and_goes_on(stop: signal.Sig
     process.send_signal(stop)
     _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
     logs = list(Path("runs/toy/logs").glob("*.log"))
     assert len(logs) == 2
     for log in logs:  # each child had the time to end well
