@@ -260,7 +260,7 @@ def test_threads_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
 def test_threads_that_cannot_be_are_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curves", "runs/a", "--threads", number]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--threads: a whole number" in line
+    assert "--threads: expected a whole number" in line
 
 
 def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:

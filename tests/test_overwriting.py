@@ -38,7 +38,7 @@ def test_what_is_there_stays(
     assert main(command) == 2
     said = capsys.readouterr().err
     # There are no runs: had it read anything before, it would have said that.
-    assert said.startswith(f"lightning-meta: error: {option}: {name} is there already")
+    assert said.startswith(f"lightning-meta: error: {option}: {name} already exists")
     assert "--overwrite" in said
     assert said.count("\n") == 1
     assert file.is_symlink() if kind == "link" else file.read_text() == "of another run"
