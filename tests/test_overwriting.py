@@ -43,7 +43,7 @@ def test_what_is_there_stays(
     assert said.count("\n") == 1
     assert file.is_symlink() if kind == "link" else file.read_text() == "of another run"
     assert main([*command, "--overwrite"]) == 2
-    assert "there already" not in capsys.readouterr().err
+    assert "already exists" not in capsys.readouterr().err
 
 
 def test_a_table_and_an_export_do_not_share_a_file(

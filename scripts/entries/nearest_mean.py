@@ -1,4 +1,4 @@
-"""What needs no learning: the nearest class mean of raw inputs; in regression, the mean of the support targets."""
+"""Baseline without training: the nearest class mean of raw inputs; in regression, the mean support target."""
 
 from torch import nn
 
