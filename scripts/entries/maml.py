@@ -1,4 +1,4 @@
-"""MAML (Finn et al. 2017): a network that adapts to a task with a few gradient steps."""
+"""MAML (Finn et al. 2017): a network that learns a task by a few gradient steps."""
 
 import lightning_meta as lm
 
@@ -13,5 +13,5 @@ def build(domain):
 
 
 def training(domain):
-    """More tasks per step if the inputs are not images, as these tasks are cheap."""
+    """Many cheap tasks a step where inputs are no images."""
     return {} if domain.images else {"meta_batch_size": 25}

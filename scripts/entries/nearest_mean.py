@@ -1,4 +1,4 @@
-"""Baseline without training: the nearest class mean of raw inputs; in regression, the mean support target."""
+"""What needs no learning: the nearest class mean of raw inputs; in regression, the mean of the support targets."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Prototypical networks (Snell et al. 2017), trained with more classes per task than in the test."""
+"""Prototypical networks (Snell et al. 2017), trained with more classes in a task than tested with."""
 
 import lightning_meta as lm
 
