@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
     assert list(rows) == ["tuned_sum", "cagrad", "read_off"]
     assert {row["steps"] for row in rows.values()} == {"16"}  # 3 trials and a run of 4 steps each
     assert "At 16 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
+    notes = json.loads(Path("runs/toy/report/transfer.json").read_text())["notes"]
+    assert not [note for note in notes if "differ in" in note]  # the rates are tuned
     for rung in ("tuned_sum", "cagrad"):
         best = []
         for number in range(3):

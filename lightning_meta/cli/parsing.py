@@ -139,8 +139,8 @@ def _made(path: str, config: Any) -> Any:
         return config
     if "class_path" not in config:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
-    given = vars(config.get("init_args", Namespace()))
-    arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
+    init_args = vars(config.get("init_args", Namespace()))
+    arguments = {name: _made(f"{path}.{name}", value) for name, value in init_args.items()}
     try:
         cls = import_object(config.class_path)
     except UserError as error:
@@ -150,6 +150,8 @@ def _made(path: str, config: Any) -> Any:
     try:
         return cls(**arguments)
     except UserError as error:
-        raise UserError(as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], given)])) from error
+        raise UserError(
+            as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], init_args)])
+        ) from error
     except Exception as error:
         raise _NotMadeError from error
