@@ -69,7 +69,9 @@ class Parser(LightningArgumentParser):
         """The help; one screen for a command."""
         return super().format_help(*args) if self._short_help is None else screen(self._short_help)
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
+    ) -> Namespace:
         """Parse the options, with `null` as None in the arguments of nested classes, too.
 
         For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in

@@ -77,7 +77,8 @@ def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, lis
     same = grouped.same_rung(ladder)
     if same is None:
         return ladder, grouped.name, grouped.lines
-    rungs, trials = ({k: v for k, v in of.items() if k != grouped.name} for of in (ladder.rungs, ladder.trials))
+    rungs = {rung: config for rung, config in ladder.rungs.items() if rung != grouped.name}
+    trials = {rung: configs for rung, configs in ladder.trials.items() if rung != grouped.name}
     line = f"{grouped.name} is the same as {same}, whose runs are used; no rung is added."
     return replace(ladder, rungs=rungs, trials=trials), same, [*grouped.lines, line]
 
