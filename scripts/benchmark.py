@@ -1,11 +1,11 @@
-"""Measure this package beside other libraries: speed, memory, and how costs grow.
+"""Compare speed and memory of this package with other libraries, and measure how costs scale.
 
     python scripts/benchmark.py --short            # two minutes
     python scripts/benchmark.py --threads 2        # every row, every curve
 
-Both sides of a row do the same work on the same data in the same process, in turn, after a warm-up; where they compute
-a loss, the losses are compared first. A ratio is the median time of the other library over that of this package. Freed
-memory is kept for both sides, as `fit` does for its process; the rows `processes` compare them as they are run.
+Both sides of a row do the same work on the same data in the same process, alternately, after a warm-up. If they compute
+a loss, the script first checks that the losses are equal. A ratio is the median time of the other library divided by
+that of this package. Freed memory is kept for both sides, as in `fit`; the rows `processes` run each side as users do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lightning_meta.run.memory import keep_freed_memory
 
 
 def arguments(args: list[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*ROWS, "scaling"]
     parser.add_argument("--rows", nargs="+", choices=names, default=names, help="what to measure; by default all")
@@ -46,7 +46,7 @@ def arguments(args: list[str] | None) -> argparse.Namespace:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Measure, print, and write; the exit status is 1 where a row could not be measured."""
+    """Measure, print and write; returns 1 if a row could not be measured."""
     options = arguments(args)
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -82,14 +82,16 @@ def main(args: list[str] | None = None) -> int:
 
 
 def table(rows: list[Row], machine: str) -> Table:
-    """The rows as people read them."""
-    made = Table("work", "here", "other", "ratio", "target", "note", title=machine)
+    """Format the rows for the terminal."""
+    formatted = Table("work", "here", "other", "ratio", "target", "note", title=machine)
     for row in rows:
         unit = _bytes if "(bytes)" in row.work else _milliseconds
         theirs = f"{row.peer}: " + ("not installed" if row.theirs is None else unit(row.theirs))
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
-        made.add_row(row.work, unit(row.ours), theirs, ratio, "" if row.target is None else f"{row.target:g}", row.note)
-    return made
+        formatted.add_row(
+            row.work, unit(row.ours), theirs, ratio, "" if row.target is None else f"{row.target:g}", row.note
+        )
+    return formatted
 
 
 def _milliseconds(timing: Timing) -> str:
@@ -101,7 +103,7 @@ def _bytes(timing: Timing) -> str:
 
 
 def write(rows: list[Row], path: Path) -> None:
-    """The rows as CSV: medians and ranges in seconds (in bytes for memory)."""
+    """Write the rows as CSV: medians and ranges in seconds, or bytes for memory."""
     columns = ["work", "ours", "ours_low", "ours_high", "peer", "theirs", "theirs_low", "theirs_high"]
     with replacing(path) as file:
         writer = csv.writer(file)

@@ -1,10 +1,10 @@
-"""Independent networks, all at once or one after the other: the same numbers, and the ratio of their times.
+"""Compare training independent networks together with `vmap` and one after the other in a loop.
 
     python scripts/benchmark_independent.py
 
-Each row trains T networks for a number of steps, batches and optimiser included and Lightning's Trainer left out, by
-`strategy: loop` and `strategy: vmap` in turn, several times; it shows the medians with their spread, the ratio of the
-medians, and the largest difference between the weights in double precision.
+Each row trains T networks without Lightning's Trainer, with `strategy: loop` and `strategy: vmap` alternately, and
+shows the median times with their ranges, the ratio of the medians, and the largest difference between the weights in
+double precision.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 def made(network: Callable[[], nn.Module], shape: tuple[int, ...], tasks: int, strategy: str) -> Independent:
-    """T networks, the same for either strategy."""
+    """T networks with the same initial weights for both strategies."""
     torch.manual_seed(0)
     names = [f"task_{i}" for i in range(tasks)]
     classes: dict[str, Classification] = {name: Classification(10) for name in names}
@@ -44,7 +44,7 @@ def made(network: Callable[[], nn.Module], shape: tuple[int, ...], tasks: int, s
 
 
 def trained(module: Independent, x: Tensor, y: dict[str, Tensor], rows: dict[str, Tensor], steps: int) -> float:
-    """Train, and return the processor seconds of a step."""
+    """Train; returns the processor time of a step in seconds."""
     optimizer = torch.optim.Adam(module.parameters(), lr=0.001, fused=True)
     began = time.process_time()
     for _ in range(steps):
@@ -56,7 +56,7 @@ def trained(module: Independent, x: Tensor, y: dict[str, Tensor], rows: dict[str
 
 
 def data(tasks: int, size: int, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """A batch: inputs, and the labels and rows of each task."""
+    """A batch: inputs, and labels and rows by task."""
     torch.manual_seed(1)
     rows = {f"task_{i}": torch.arange(i * size, (i + 1) * size) for i in range(tasks)}
     return torch.rand(tasks * size, *shape), {name: torch.randint(10, (size,)) for name in rows}, rows
@@ -65,10 +65,10 @@ def data(tasks: int, size: int, shape: tuple[int, ...]) -> tuple[Tensor, dict[st
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50], help="how many networks")
+    parser.add_argument("--tasks", type=int, nargs="+", default=[10, 50], help="numbers of networks")
     parser.add_argument("--batch_size", type=int, default=16, help="examples of each task")
-    parser.add_argument("--steps", type=int, default=10, help="training steps in a measurement")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each strategy, in turn")
+    parser.add_argument("--steps", type=int, default=10, help="training steps per measurement")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each strategy")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -89,11 +89,11 @@ def main() -> None:
             for module in exact:
                 trained(module, x.double(), y, rows, 5)
             weights = [nn.utils.parameters_to_vector(module.parameters()).detach() for module in exact]
-            apart = float((weights[0] - weights[1]).abs().max())
-            ms = [[1000 * seconds for seconds in of] for of in times.values()]
-            shown = [f"{statistics.median(of):.1f} ({min(of):.1f} to {max(of):.1f})" for of in ms]
+            difference = float((weights[0] - weights[1]).abs().max())
+            milliseconds = [[1000 * seconds for seconds in measured] for measured in times.values()]
+            cells = [f"{statistics.median(ms):.1f} ({min(ms):.1f} to {max(ms):.1f})" for ms in milliseconds]
             ratio = statistics.median(times["loop"]) / statistics.median(times["vmap"])
-            table.add_row(name, str(tasks), *shown, f"{ratio:.2f}", f"{apart:.1e}")
+            table.add_row(name, str(tasks), *cells, f"{ratio:.2f}", f"{difference:.1e}")
     Console().print(table)
     print(f"{options.batch_size} examples of each task, {options.threads} thread(s), torch {torch.__version__}")
 

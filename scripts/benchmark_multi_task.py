@@ -1,14 +1,14 @@
-"""What several tasks cost beyond plain torch and plain Lightning: ratios of processor times, in turn in one process.
+"""Measure the overhead of multi-task training over plain torch and plain Lightning, as ratios of processor times.
 
     python scripts/benchmark_multi_task.py
 
-- `steps`: a training step of `MultiHead`, its batch drawn, against a loop of plain torch with the same network and
-  optimiser, whose targets were standardised beforehand. Tasks have rows of their own, or share them.
-- `trainer`: the same under `lightning.Trainer`, against a LightningModule that logs nothing.
-- `validation`: a validation under the Trainer, with its scores, logs and records, against the predictions alone.
-- `strategies`: a step of `Independent` by `loop`, by `vmap`, and by what `auto` chooses.
+- `steps`: a training step of `MultiHead` including its batch, compared with a loop of plain torch with the same network
+  and optimiser, and targets standardised beforehand. Tasks have separate rows, or share them.
+- `trainer`: the same with `lightning.Trainer`, compared with a LightningModule without logging.
+- `validation`: a validation with the Trainer, including scores, logs and records, compared with the predictions alone.
+- `strategies`: a step of `Independent` with `loop`, with `vmap`, and with the choice of `auto`.
 
-The networks are MLPs 64-64 on 16 inputs but in the last part; every task has one real target.
+The networks are MLPs 64-64 on 16 inputs, except in the last part; each task has one real target.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ Batch = list[tuple[Tensor, Tensor]]
 
 
 class Tables(lm.TaskSource):
-    """T regressions on random numbers: a table for each, or one table with T targets.
+    """T regression tasks on random numbers: a table for each, or one table with T targets.
 
     Args:
-        count: T.
+        count: Number of tasks T.
         shared: Whether tasks share their rows.
-        rows: Of each task in each split.
+        rows: Number of rows of each task in each split.
     """
 
     def __init__(self, count: int, shared: bool = False, rows: int = ROWS) -> None:
         self.count, self.shared, self.rows = count, shared, rows
 
     def tasks(self) -> dict[str, lm.tasks.Task]:
-        """T regressions."""
+        """T regression tasks."""
         return {f"task_{i}": Regression(1) for i in range(self.count)}
 
     def sets(self) -> dict[Any, lm.TaskSet]:
-        """Other numbers in each split."""
+        """Different random numbers in each split."""
         return {split: self._set(number) for number, split in enumerate(SPLITS)}
 
     def _set(self, seed: int) -> lm.TaskSet:
@@ -76,10 +76,10 @@ class Tables(lm.TaskSource):
 
 
 class Plain(nn.Module):
-    """What one writes without a library: a backbone, a head for each task, and a loop over them.
+    """The same network in plain torch: a backbone, a head for each task, and a loop over the heads.
 
     Args:
-        module: Whose weights it starts from.
+        module: Module with the initial weights.
     """
 
     def __init__(self, module: lm.MultiHead) -> None:
@@ -91,19 +91,19 @@ class Plain(nn.Module):
             own.load_state_dict({name.removeprefix("0."): value for name, value in head.state_dict().items()})
 
     def loss(self, batch: Batch) -> Tensor:
-        """The sum over tasks of their mean squared errors."""
+        """Sum over tasks of the mean squared errors."""
         if len(batch) > 1:
             features = self.backbone(torch.cat([x for x, _ in batch])).split([len(x) for x, _ in batch])
-            wanted = [y for _, y in batch]
+            targets = [y for _, y in batch]
         else:
             x, y = batch[0]
-            features, wanted = [self.backbone(x)] * len(self.heads), list(y.unsqueeze(-1).unbind(1))
-        losses = [F.mse_loss(head(f), y) for head, f, y in zip(self.heads, features, wanted, strict=True)]
+            features, targets = [self.backbone(x)] * len(self.heads), list(y.unsqueeze(-1).unbind(1))
+        losses = [F.mse_loss(head(f), y) for head, f, y in zip(self.heads, features, targets, strict=True)]
         return torch.stack(losses).sum()
 
 
 class PlainBatches(IterableDataset[Batch]):
-    """Mini-batches of every task without end, targets in standard units: one of T targets where rows are shared."""
+    """Endless mini-batches with standardised targets: one per task, or one with T targets if rows are shared."""
 
     def __init__(self, train: lm.TaskSet, shared: bool) -> None:
         y = torch.stack(list(train.targets.values()))
@@ -120,23 +120,23 @@ class PlainBatches(IterableDataset[Batch]):
 
 
 class PlainLightning(lightning.LightningModule):
-    """The plain network under the Trainer."""
+    """The plain network as a LightningModule."""
 
     def __init__(self, network: Plain) -> None:
         super().__init__()
         self.network = network
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum of the losses."""
+        """Sum of the losses."""
         return self.network.loss(batch)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as of the other."""
+        """Adam with the defaults, as in the other module."""
         return torch.optim.Adam(self.parameters())
 
 
 def parts(tasks: int, shared: bool) -> tuple[lm.MultiHead, lm.MultiTaskDataModule, Plain]:
-    """Both networks, with equal weights."""
+    """Create both networks with equal weights."""
     lightning.seed_everything(0, verbose=False)
     module = lm.MultiHead(lm.nn.MLP(INPUTS, (64, 64)))
     datamodule = lm.MultiTaskDataModule(Tables(tasks, shared), batch_size=BATCH)
@@ -149,7 +149,7 @@ def parts(tasks: int, shared: bool) -> tuple[lm.MultiHead, lm.MultiTaskDataModul
 
 
 def step_of(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule) -> Callable[[], Tensor]:
-    """A training step of the module without a Trainer's loop."""
+    """A training step of the module without the loop of the Trainer."""
     batches, number = datamodule.train_batches(), iter(range(10**9))
     optimizer = module.configure_optimizers()
 
@@ -179,35 +179,35 @@ def plain_step_of(network: Plain, batches: PlainBatches) -> Callable[[], Tensor]
 
 
 def check_same(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule, network: Plain, shared: bool) -> None:
-    """Refuse to time two sides whose losses of one batch differ.
+    """Check that both sides have the same loss on a batch.
 
     Raises:
-        RuntimeError: Both.
+        RuntimeError: The losses differ.
     """
     batch, train = datamodule.train_batches()[0], PlainBatches(datamodule.sets["train"], shared)
     x, y = zip(*train.tables, strict=True)
     ids = list(batch.ids.values())
-    plain = [(x[0][ids[0]], y[0][ids[0]])] if shared else [(x[i][of], y[i][of]) for i, of in enumerate(ids)]
+    plain = [(x[0][ids[0]], y[0][ids[0]])] if shared else [(x[i][rows], y[i][rows]) for i, rows in enumerate(ids)]
     ours, theirs = module.training_step(batch, 0).item(), network.loss(plain).item()
-    if shared:  # another order of the rows
-        ours = sum(of.item() for of in module.task_losses(batch).values())
+    if shared:  # in another order of the rows
+        ours = sum(loss.item() for loss in module.task_losses(batch).values())
     if abs(ours - theirs) > 1e-4 * abs(ours):
         raise RuntimeError(f"the losses of one batch are {ours} here and {theirs} in plain torch")
 
 
 class Clock(lightning.Callback):
-    """The times at which steps ended."""
+    """Records the processor time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.times.append(time.process_time())
 
 
 def seconds_under(fit: Callable[[lightning.Trainer], None], steps: int) -> float:
-    """The time of a step under the Trainer, after the first five."""
+    """Time of a step with the Trainer in seconds, after the first five."""
     clock = Clock()
     options: dict[str, Any] = {"limit_val_batches": 0, "logger": False, "callbacks": [clock], "accelerator": "cpu"}
     fit(lightning.Trainer(max_steps=steps + 5, **options, **QUIET))
@@ -215,7 +215,7 @@ def seconds_under(fit: Callable[[lightning.Trainer], None], steps: int) -> float
 
 
 def steps(table: Table, options: argparse.Namespace) -> None:
-    """Training steps against plain torch."""
+    """Compare training steps with plain torch."""
     for tasks in options.tasks:
         for shared in (False, True):
             module, datamodule, network = parts(tasks, shared)
@@ -229,7 +229,7 @@ def steps(table: Table, options: argparse.Namespace) -> None:
 
 
 def trainer(table: Table, options: argparse.Namespace) -> None:
-    """Training steps under the Trainer against plain Lightning."""
+    """Compare training steps with the Trainer with plain Lightning."""
     for tasks in options.tasks:
         for shared in (False, True):
             taken: dict[str, list[float]] = {"ours": [], "plain": []}
@@ -240,12 +240,12 @@ def trainer(table: Table, options: argparse.Namespace) -> None:
                 plain = PlainLightning(network)
                 taken["ours"].append(seconds_under(lambda t: t.fit(module, datamodule=datamodule), count))  # noqa: B023
                 taken["plain"].append(seconds_under(lambda t: t.fit(plain, loader), count))  # noqa: B023
-            took = {name: Timing.of(of) for name, of in taken.items()}
+            took = {name: Timing.of(seconds) for name, seconds in taken.items()}
             add(table, f"under the Trainer, {tasks} tasks, {kind(shared)}", took["ours"], "Lightning", took["plain"])
 
 
 def validation(table: Table, options: argparse.Namespace) -> None:
-    """A validation against its predictions."""
+    """Compare a validation with its predictions alone."""
     for tasks in options.validated:
         for shared in (False, True):
             module, datamodule, _ = parts(tasks, shared)
@@ -256,7 +256,7 @@ def validation(table: Table, options: argparse.Namespace) -> None:
                 runs.limit_val_batches = 1.0
                 module.trainer = runs
                 loop = runs.fit_loop.epoch_loop.val_loop
-                runs.training = True  # as within a fit
+                runs.training = True  # as in `fit`
                 loop.setup_data()
 
                 def predicted() -> None:
@@ -284,28 +284,28 @@ def validation(table: Table, options: argparse.Namespace) -> None:
 
 
 def strategies(table: Table, options: argparse.Namespace) -> None:
-    """`Independent` by what `auto` chooses, against the other."""
+    """Compare the strategy of `Independent` that `auto` chooses with the other."""
     for name, (network, shape) in NETWORKS.items():
         for tasks in (2, 10, 50):
             modules = {strategy: made(network, shape, tasks, strategy) for strategy in ("vmap", "loop", "auto")}
             chosen = modules["auto"]._strategy_for(tasks, SIZE)
             other = "loop" if chosen == "vmap" else "vmap"
-            given = data(tasks, SIZE, shape)
-            sides = {of: (lambda of=of: trained(modules[of], *given, 1)) for of in ("vmap", "loop")}  # noqa: B023
+            batch = data(tasks, SIZE, shape)
+            sides = {s: (lambda s=s: trained(modules[s], *batch, 1)) for s in ("vmap", "loop")}  # noqa: B023
             took = side_by_side(sides, CPU, options.repeats, options.seconds, time.process_time)
             add(table, f"Independent, {tasks} tasks, {name}, {chosen}", took[chosen], other, took[other])
 
 
 def kind(shared: bool) -> str:
-    """How the tasks' rows lie."""
+    """Description of the tasks' rows."""
     return "rows shared" if shared else "own rows"
 
 
 def add(table: Table, work: str, ours: Timing, peer: str, theirs: Timing) -> None:
-    """A line: milliseconds with their spread, and the ratio of the medians."""
-    shown = [f"{1000 * of.median:.2f} ({1000 * of.low:.2f} to {1000 * of.high:.2f})" for of in (ours, theirs)]
-    table.add_row(work, shown[0], peer, shown[1], f"{ours.median / theirs.median:.2f}")
-    print(work, *shown, f"{ours.median / theirs.median:.2f}", file=sys.stderr, flush=True)
+    """Add a line: milliseconds with their range, and the ratio of the medians."""
+    cells = [f"{1000 * t.median:.2f} ({1000 * t.low:.2f} to {1000 * t.high:.2f})" for t in (ours, theirs)]
+    table.add_row(work, cells[0], peer, cells[1], f"{ours.median / theirs.median:.2f}")
+    print(work, *cells, f"{ours.median / theirs.median:.2f}", file=sys.stderr, flush=True)
 
 
 PARTS: Mapping[str, Callable[[Table, argparse.Namespace], None]] = {
@@ -320,10 +320,12 @@ def main(args: list[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 50], help="numbers of tasks that are trained")
-    parser.add_argument("--validated", nargs="+", type=int, default=[139, 1000], help="those that are validated")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each side, in turn")
-    parser.add_argument("--seconds", type=float, default=0.3, help="what one measurement takes at least")
+    parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 50], help="numbers of tasks for the training")
+    parser.add_argument(
+        "--validated", nargs="+", type=int, default=[139, 1000], help="numbers of tasks for the validation"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each side")
+    parser.add_argument("--seconds", type=float, default=0.3, help="minimum duration of a measurement")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     options = parser.parse_args(args)
     torch.set_num_threads(options.threads)

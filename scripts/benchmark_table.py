@@ -1,4 +1,4 @@
-"""Read a large table: `Table` beside pandas and scikit-learn, time and memory of a process each.
+"""Compare reading a large table with `Table` and with pandas and scikit-learn: time and memory.
 
     python scripts/benchmark_table.py
 
@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-TEXTS, TARGETS = 4, 2  # columns of text and targets; all others are numbers
+TEXTS, TARGETS = 4, 2  # numbers of text columns and targets; the other columns are numbers
 SIDES = ("lightning_meta", "pandas")
 
 
 def make(path: Path, rows: int, columns: int) -> None:
-    """Write a table: numbers of six digits and whole ones, texts of 3 to 12 kinds, 2 % of the values missing."""
+    """Write a table: real and whole numbers, texts with 3 to 12 categories, 2 % of the values missing."""
     import pyarrow
     from pyarrow import csv
 
@@ -52,7 +52,7 @@ def make(path: Path, rows: int, columns: int) -> None:
 
 
 def by_lightning_meta(path: Path) -> list[NDArray[np.float32]]:
-    """The inputs of the splits."""
+    """Read the inputs of the splits with `Table`."""
     from lightning_meta.sources import Table
 
     source = Table(path, {"y": "regression", "label": "binary"})
@@ -60,7 +60,7 @@ def by_lightning_meta(path: Path) -> list[NDArray[np.float32]]:
 
 
 def by_pandas(path: Path) -> list[NDArray[np.float32]]:
-    """The same of a division at random."""
+    """Read and split the table at random with pandas and scikit-learn."""
     import pandas as pd
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
@@ -74,7 +74,7 @@ def by_pandas(path: Path) -> list[NDArray[np.float32]]:
     texts = [name for name in x if name.startswith("text")]
     train, rest = train_test_split(x, train_size=0.6, random_state=0)
     val, test = train_test_split(rest, train_size=0.5, random_state=0)
-    kinds = [sorted(train[name].dropna().unique()) for name in texts]  # a missing text is none of them
+    kinds = [sorted(train[name].dropna().unique()) for name in texts]  # without missing texts
     encoder = OneHotEncoder(categories=kinds, handle_unknown="ignore", sparse_output=False, dtype=np.float32)
     encode = ColumnTransformer(
         [("numbers", make_pipeline(StandardScaler(), SimpleImputer()), numbers), ("texts", encoder, texts)],
@@ -85,7 +85,7 @@ def by_pandas(path: Path) -> list[NDArray[np.float32]]:
 
 
 def measured(side: str, path: Path) -> dict[str, Any]:
-    """Time, memory and moments of one side, in this process."""
+    """Measure time, memory and moments of one side in this process."""
     read: Callable[[Path], list[NDArray[np.float32]]]
     if side == "pandas":
         import pandas as pd  # noqa: F401 - imported before the clock starts
@@ -109,7 +109,7 @@ def measured(side: str, path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the figures of each side and the ratios."""
+    """Print the results of each side and the ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--columns", type=int, default=48)
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--pandas", type=Path, help="a folder with pandas, where the environment has none")
     parser.add_argument("--folder", type=Path, help="keep the table here, and read it where it is there already")
-    parser.add_argument("--read", nargs=2, metavar=("SIDE", "FILE"), help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--read", nargs=2, metavar=("SIDE", "FILE"), help=argparse.SUPPRESS)  # in the child process
     options = parser.parse_args()
     if options.read is not None:
         print(json.dumps(measured(options.read[0], Path(options.read[1]))))

@@ -1,10 +1,10 @@
-"""What weightings and aggregators cost: the time and memory of a training step over those of the plain sum.
+"""Measure the cost of weightings and aggregators: time and memory of a training step relative to the plain sum.
 
     python scripts/benchmark_weightings.py
 
-All tasks have a label for every image, as in CelebA. Each case trains in a process of its own by a Trainer on one
-thread; time is the median processor time of a step after the first two, memory the peak of the process beyond that of
-`Equal`, and that of the T x P or T x N·F gradients that an aggregator combines.
+All tasks have labels for all images, as in CelebA. Each case trains in a child process with a Trainer on one thread.
+Time is the median processor time of a step after the first two. Memory is the peak of the process above that of `Equal`
+and the size of the T x P or T x N·F gradients that an aggregator combines.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ METHODS: dict[str, Callable[[int], Weighting]] = {
 
 
 class Labels(lm.TaskSource):
-    """Random images, and a random label for each of T tasks."""
+    """Random images with a random label for each of T tasks."""
 
     def __init__(self, count: int, size: int) -> None:
         self.count, self.size = count, size
 
     def tasks(self) -> dict[str, lm.tasks.Task]:
-        """T classifications of two classes."""
+        """T binary classification tasks."""
         return {f"task_{i}": Classification(2) for i in range(self.count)}
 
     def sets(self) -> dict[Any, lm.TaskSet]:
@@ -75,18 +75,18 @@ class Labels(lm.TaskSource):
 
 
 class Clock(lightning.Callback):
-    """The processor time at the end of each step."""
+    """Records the processor time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.times.append(time.process_time())
 
 
 def held(module: lm.MultiHead, size: int) -> int:
-    """The bytes of the gradients that an aggregator combines, in float32; 0 for other weightings."""
+    """Size in bytes of the float32 gradients that an aggregator combines; 0 for other weightings."""
     if not isinstance(module.weighting, Aggregator):
         return 0
     columns = sum(p.numel() for p in module.shared_parameters())
@@ -96,7 +96,7 @@ def held(module: lm.MultiHead, size: int) -> int:
 
 
 def seconds(method: str, tasks: int, steps: int, size: int) -> tuple[float, int]:
-    """The median time of a step, and the bytes of `held`."""
+    """The median time of a step, and the result of `held`."""
     lightning.seed_everything(0, verbose=False)
     data = lm.MultiTaskDataModule(Labels(tasks, size), batch_size=BATCH, batches_per_epoch=steps)
     network = lm.nn.Conv4(in_channels=3, width=64, downsample="stride")
@@ -111,7 +111,7 @@ def seconds(method: str, tasks: int, steps: int, size: int) -> tuple[float, int]
 
 
 def measured(method: str, tasks: int, steps: int, size: int) -> tuple[float, float, float]:
-    """Seconds a step, the peak memory and that of the gradients that are combined in MB, of a process of its own."""
+    """Run one case in a child process; returns seconds per step, peak memory in MB and gradient memory in MB."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -125,12 +125,12 @@ def measured(method: str, tasks: int, steps: int, size: int) -> tuple[float, flo
             os._exit(1)
     os.close(write)
     _, status, usage = os.wait4(child, 0)
-    said = os.read(read, 100)
+    result = os.read(read, 100)
     os.close(read)
     if status:
         raise SystemExit(f"{method} failed at {tasks} tasks")
-    time_of, gradients = json.loads(said)
-    return time_of, usage.ru_maxrss / 1024, gradients / 1e6
+    step_time, gradients = json.loads(result)
+    return step_time, usage.ru_maxrss / 1024, gradients / 1e6
 
 
 def main(args: list[str] | None = None) -> int:
@@ -139,7 +139,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 40], help="numbers of tasks")
     parser.add_argument("--steps", type=int, default=12, help="steps of each case, at least 4")
     parser.add_argument("--size", type=int, default=32, help="pixels of an image's side")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which; Equal is first")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="methods to measure, after Equal"
+    )
     options = parser.parse_args(args)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -148,11 +150,11 @@ def main(args: list[str] | None = None) -> int:
     for method in dict.fromkeys(["Equal", *options.methods]):
         cells = []
         for tasks in options.tasks:
-            time_of, memory, gradients = measured(method, tasks, options.steps, options.size)
-            first = base.setdefault(tasks, (time_of, memory))
-            ms = f" ({1000 * time_of:.0f} ms)" if method == "Equal" else ""
-            of_gradients = f" ({gradients:.1f} MB of gradients)" if gradients else ""
-            cells.append(f"{time_of / first[0]:.2f} x{ms}, {memory - first[1]:+.0f} MB{of_gradients}")
+            step_time, memory, gradients = measured(method, tasks, options.steps, options.size)
+            equal_time, equal_memory = base.setdefault(tasks, (step_time, memory))
+            ms = f" ({1000 * step_time:.0f} ms)" if method == "Equal" else ""
+            note = f" ({gradients:.1f} MB of gradients)" if gradients else ""
+            cells.append(f"{step_time / equal_time:.2f} x{ms}, {memory - equal_memory:+.0f} MB{note}")
         table.add_row(method, *cells)
     Console(width=120).print(table)
     return 0

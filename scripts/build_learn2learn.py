@@ -1,11 +1,11 @@
-"""Build learn2learn 0.2.0 into the environment whose Python runs this.
+"""Build and install learn2learn 0.2.0 for the Python that runs this script.
 
     python scripts/build_learn2learn.py
 
-The published release ships C files of an old Cython, and its package builds on no Python from 3.11 on; here its Cython
-sources are translated anew. What it needs for MAML, GBML, task sets and vision models is installed beside it, and
-nothing that this project needs is changed, setuptools excepted (below 81). Tried on Python 3.11; the torchvision that
-imports beside a CPU build of torch has no wheels for 3.12 and later, where torchvision must be there already.
+The published release contains C files of an old Cython and does not build on Python 3.11 or later; this script
+translates its Cython sources again. It also installs the packages for MAML, GBML, task sets and vision models, without
+changing the dependencies of this project except setuptools (below 81). Tested on Python 3.11. The torchvision for a CPU
+build of torch has no wheels for 3.12 and later, where torchvision must be installed beforehand.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CHECK = "import warnings; warnings.simplefilter('ignore'); import learn2learn; p
 
 
 def main() -> int:
-    """Install, build, and import what was built; the exit status is 1 where a step failed."""
+    """Install, build and import; returns 1 if a step failed."""
     if _works():
-        print(f"learn2learn {VERSION} is here already")
+        print(f"learn2learn {VERSION} is already installed")
         return 0
     steps = [("its tools", TOOLS)]
     if importlib.util.find_spec("torchvision") is None:
@@ -34,7 +34,7 @@ def main() -> int:
         if status := _pip(name, *packages):
             return status
     if not _works():
-        print("build_learn2learn: error: it was built, but does not import; its message is above", file=sys.stderr)
+        print("build_learn2learn: error: it was built, but cannot be imported; see the message above", file=sys.stderr)
         return 1
     print(f"learn2learn {VERSION} is built")
     return 0
@@ -44,7 +44,7 @@ def _pip(name: str, *packages: str) -> int:
     print(f"installing {name} ...", flush=True)
     done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages], check=False)
     if done.returncode:
-        print(f"build_learn2learn: error: pip could not install {name}; its message is above", file=sys.stderr)
+        print(f"build_learn2learn: error: pip could not install {name}; see the message above", file=sys.stderr)
     return 1 if done.returncode else 0
 
 

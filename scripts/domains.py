@@ -38,7 +38,7 @@ PAGE = ROOT / "docs" / "domains.md"
 
 
 def arguments(args: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="+", type=Path, metavar="METHOD.py", help="files with build(domain)")
     names = ", ".join(domain.name for domain in DOMAINS)
@@ -53,7 +53,7 @@ def arguments(args: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run, and write the page; the exit status is 1 if a method failed, 2 after a mistake of the user's."""
+    """Run, and write the page; returns 1 if a method failed, 2 after a mistake of the user."""
     options = arguments(args)
     try:
         if not options.hours > 0 or options.seed < 0 or (options.steps or 0) < 0:
@@ -86,10 +86,10 @@ class Benchmark:
     Args:
         entries: The methods.
         domains: The domains.
-        steps: The most training steps; None for those of each method.
+        steps: Largest number of training steps; None for that of each method.
         seed: The seed.
-        runs: The folder of all runs.
-        device: What trains.
+        runs: Folder of all runs.
+        device: Device of the training.
 
     Raises:
         UserError: A method cannot build its module, or the options of its training tasks are wrong.
@@ -114,7 +114,7 @@ class Benchmark:
 
     @property
     def results(self) -> list[Result]:
-        """What the folder holds of these methods and domains, and why the rest is missing."""
+        """Results of these methods and domains in the folder, with reasons for missing ones."""
         lines = []
         for entry, domain in self.jobs:
             steps, why = self._steps(entry), self.problems.get((entry.name, domain.name)) or _lacks(domain)
@@ -122,10 +122,10 @@ class Benchmark:
         return lines
 
     def run(self, hours: float) -> bool:
-        """Run what is missing until the time is over; whether a method failed.
+        """Run the missing methods until the time limit; returns whether a method failed.
 
         Args:
-            hours: The time.
+            hours: Time limit in hours.
         """
         deadline, failed = time.monotonic() + hours * 3600, False
         for entry, domain in self.jobs:
@@ -147,7 +147,7 @@ class Benchmark:
         return failed
 
     def _run(self, entry: Entry, domain: Domain, folder: Path, deadline: float) -> str:
-        """Train and test in a process of its own; why it did not end, "" if it did."""
+        """Train and test in a child process; returns the reason if it did not finish, else ""."""
         options = {"method": entry.file.resolve(), "domain": domain.name, "folder": folder, "seed": self.seed}
         options |= {"steps": self._steps(entry), "accelerator": ACCELERATOR[self.device]}
         command = ["-m", "domain_benchmark.measure", *(f"--{name}={value}" for name, value in options.items())]
@@ -171,8 +171,8 @@ def write(results: Sequence[Result], runs: Path) -> None:
     """Write the page and the CSV file, beside the runs.
 
     Args:
-        results: What they show.
-        runs: The folder.
+        results: Results to write.
+        runs: Folder of the runs.
     """
     write_lines(runs / "domains.csv", Result, results)
     with replacing(runs / "domains.html") as file:
@@ -181,7 +181,7 @@ def write(results: Sequence[Result], runs: Path) -> None:
 
 
 def publish(results: Sequence[Result]) -> int:
-    """Put results into the page of the documentation, beside those of earlier runs."""
+    """Write results into the page of the documentation, together with those of earlier runs."""
     write_lines(PUBLISHED, Result, merged(read_lines(PUBLISHED, Result), results))
     text = with_parts(PAGE, {"domains": published()})
     with replacing(PAGE) as file:
@@ -190,7 +190,7 @@ def publish(results: Sequence[Result]) -> int:
 
 
 def published() -> str:
-    """What the page shows of the published results."""
+    """The parts of the page from the published results."""
     return markdown(read_lines(PUBLISHED, Result))
 
 

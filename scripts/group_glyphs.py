@@ -1,13 +1,14 @@
-"""Do recorded affinities predict which scripts of Glyphs gain from which? Train every pair, and compare.
+"""Test whether recorded affinities predict which scripts of Glyphs help each other, by training every pair.
 
     python scripts/group_glyphs.py
 
-For each seed: all scripts in one network, whose affinities and cosines are recorded; the same without recording, for
-its cost; every script alone and every pair of scripts in a network of its own; and, with the affinities' mean over
-seeds, the groups that they propose. Every network sees as many examples of each of its scripts, and its last weights
-are tested. What is done is kept in `runs.csv` and `pairs.csv`, so the same command goes on where it was stopped.
+Each seed trains all scripts in one network with recording of affinities and cosines, the same without recording to
+measure its cost, every script alone, every pair of scripts, and the groups that the mean affinities over seeds propose.
+All networks see the same number of examples of each script and are tested with their last weights. Finished runs are
+stored in `runs.csv` and `pairs.csv`; run the same command again to resume.
 
-The gain of script j with script i is that of its test accuracy, or the relative fall of its test loss, over j alone.
+The gain of script j with script i is the increase of its test accuracy, or the relative decrease of its test loss,
+compared with training j alone.
 """
 
 from __future__ import annotations
@@ -42,26 +43,26 @@ PAIR_COLUMNS = ("seed", "task_i", "task_j", "affinity", "cosine")
 
 
 class Processor(Callback):
-    """The processor seconds of the training, without what comes before and after it."""
+    """Measures the processor time of the training alone."""
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Note when it begins."""
+        """Record the start."""
         self._began = time.process_time()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Note how long it took."""
+        """Record the duration."""
         self.seconds = time.process_time() - self._began
 
 
 def rounds(scripts: Sequence[str]) -> list[list[list[str]]]:
-    """Every two of an odd number of scripts once, and every script alone once: the rounds of a tournament."""
+    """Rounds of a tournament: each pair of an odd number of scripts once, and each script alone once."""
     count = len(scripts)
     pairs = [[[(r - i) % count, (r + i) % count] for i in range(1, count // 2 + 1)] for r in range(count)]
-    return [[[scripts[r]], *([scripts[i] for i in sorted(pair)] for pair in of)] for r, of in enumerate(pairs)]
+    return [[[scripts[r]], *([scripts[i] for i in sorted(pair)] for pair in drawn)] for r, drawn in enumerate(pairs)]
 
 
 def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Sequence[str]] | None) -> None:
-    """Train one run, and add what it found to the files; nothing where they have it."""
+    """Train one run and append its results to the files, unless they contain it already."""
     if any(row["seed"] == str(seed) and row["run"] == run for row in read(options.out / "runs.csv")):
         return
     lightning.seed_everything(seed, verbose=False)
@@ -72,11 +73,11 @@ def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Seq
         batches_per_epoch=options.steps,
         train_subset=1,
     )
-    made: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "backbone": lm.nn.Conv4(in_channels=1, width=options.width, downsample="stride"),
         "optimizer": partial(torch.optim.Adam, lr=0.001),
     }
-    module = lm.MultiHead(**made) if groups is None else lm.Grouped(**made, groups=groups)
+    module = lm.MultiHead(**arguments) if groups is None else lm.Grouped(**arguments, groups=groups)
     processor, recorder = Processor(), lm.GradientConflict(options.every_n_steps)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         done = lm.fit(
@@ -97,16 +98,16 @@ def train(options: argparse.Namespace, seed: int, run: str, groups: Sequence[Seq
             pairs = [(seed, tasks[i], tasks[j], *(float(m[i, j]) for m in matrices)) for i, j in places]
             append(options.out / "pairs.csv", PAIR_COLUMNS, pairs)
         with (done.directory / "per_task.csv").open(encoding="utf-8", newline="") as file:
-            found = list(csv.DictReader(file))
-    of_task = {name: "+".join(group) for group in groups or [options.scripts] for name in group}
+            results = list(csv.DictReader(file))
+    group_of = {name: "+".join(group) for group in groups or [options.scripts] for name in group}
     columns = ("task", "train_examples", "test", "test_loss")
-    rows = [(seed, run, of_task[r["task"]], *(r[column] for column in columns), processor.seconds) for r in found]
+    rows = [(seed, run, group_of[r["task"]], *(r[column] for column in columns), processor.seconds) for r in results]
     append(options.out / "runs.csv", RUN_COLUMNS, rows)
     print(f"seed {seed}, {run}: {processor.seconds:.1f} s of the processor", flush=True)
 
 
 def read(file: Path) -> list[dict[str, str]]:
-    """The rows of a file; none where there is none."""
+    """Read the rows of a file; empty if it does not exist."""
     if not file.is_file():
         return []
     with file.open(encoding="utf-8", newline="") as rows:
@@ -114,41 +115,41 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def append(file: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Add the rows of a run."""
+    """Append the rows of a run."""
     new = not file.is_file()
     with file.open("a", encoding="utf-8", newline="") as target:
         csv.writer(target).writerows([columns, *rows] if new else rows)
 
 
 def recorded(options: argparse.Namespace, column: str) -> np.ndarray:
-    """What was recorded, `(S, T, T)`, a row for each script that steps."""
+    """The recorded values, `(S, T, T)`, with a row for each script whose step it is."""
     values = {(int(r["seed"]), r["task_i"], r["task_j"]): float(r[column]) for r in read(options.out / "pairs.csv")}
     return np.array([[[values[s, i, j] for j in options.scripts] for i in options.scripts] for s in options.seeds])
 
 
 def gains(options: argparse.Namespace, metric: str) -> np.ndarray:
-    """What script j gains with script i over j alone, `(S, T, T)`; NaN on the diagonal."""
+    """The gain of script j with script i over j alone, `(S, T, T)` in order i, j; NaN on the diagonal."""
     rows = [row for row in read(options.out / "runs.csv") if row["run"].startswith("round")]
     values = {(int(r["seed"]), r["group"], r["task"]): float(r[metric]) for r in rows}
     scripts = options.scripts
-    found = np.full((len(options.seeds), len(scripts), len(scripts)), math.nan)
+    gain = np.full((len(options.seeds), len(scripts), len(scripts)), math.nan)
     for s, (a, b) in itertools.product(range(len(options.seeds)), itertools.permutations(range(len(scripts)), 2)):
         pair = "+".join(scripts[t] for t in sorted((a, b)))
         together, alone = (values[options.seeds[s], group, scripts[b]] for group in (pair, scripts[b]))
-        found[s, a, b] = together - alone if metric == "accuracy" else 1 - together / alone
-    return found
+        gain[s, a, b] = together - alone if metric == "accuracy" else 1 - together / alone
+    return gain
 
 
 def correlations(predicted: np.ndarray, true: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two matrices `(T, T)`: of all (i, j); within each j, their mean; of pairs."""
-    apart, upper = ~np.eye(len(true), dtype=bool), np.triu_indices(len(true), 1)
-    within = [spearman(predicted[apart[:, j], j], true[apart[:, j], j]) for j in range(len(true))]
+    """Spearman's rank correlation of two `(T, T)` matrices: over all (i, j), within each j (mean), and over pairs."""
+    off_diagonal, upper = ~np.eye(len(true), dtype=bool), np.triu_indices(len(true), 1)
+    within = [spearman(predicted[rows, j], true[rows, j]) for j, rows in enumerate(off_diagonal.T)]
     pairs = spearman((predicted + predicted.T)[upper], (true + true.T)[upper])
-    return spearman(predicted[apart], true[apart]), float(np.mean(within)), pairs
+    return spearman(predicted[off_diagonal], true[off_diagonal]), float(np.mean(within)), pairs
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN where all values of one are equal."""
+    """Spearman's rank correlation; NaN if all values of one are equal."""
     return math.nan if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)
 
 
@@ -156,8 +157,8 @@ def report(options: argparse.Namespace, groups: str) -> None:
     """Print the tables.
 
     Args:
-        options: Those of the command.
-        groups: The name of the runs of the proposed groups.
+        options: Options of the command.
+        groups: Name of the runs of the proposed groups.
     """
     rows = [row for row in read(options.out / "runs.csv") if int(row["seed"]) in options.seeds]
     print(
@@ -174,8 +175,8 @@ def report(options: argparse.Namespace, groups: str) -> None:
     for metric in ("accuracy", "loss"):
         true = gains(options, metric)
         for name, predicted in predictors.items():
-            found = correlations(predicted, true.mean(0))
-            print(f"| {name} | test {metric} |", " | ".join(f"{value:.2f}" for value in found), "|")
+            values = correlations(predicted, true.mean(0))
+            print(f"| {name} | test {metric} |", " | ".join(f"{value:.2f}" for value in values), "|")
         between = [correlations(a, b) for a, b in itertools.combinations(true, 2)]
         if between:
             means = np.mean(between, axis=0)
@@ -202,12 +203,12 @@ def report(options: argparse.Namespace, groups: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train what is not trained yet, and print the tables."""
+    """Train the missing runs, and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--out", type=Path, default=Path("runs/group_glyphs"), help="folder of runs.csv and pairs.csv")
     parser.add_argument("--steps", type=int, default=400, help="training steps of every network")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--groups", type=int, default=3, help="the most groups to propose")
+    parser.add_argument("--groups", type=int, default=3, help="largest number of groups")
     parser.add_argument("--width", type=int, default=16, help="channels of Conv4")
     parser.add_argument("--batch_size", type=int, default=32, help="examples of each script in a step")
     parser.add_argument("--every_n_steps", type=int, default=10, help="steps between two measurements")

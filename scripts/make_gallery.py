@@ -1,9 +1,9 @@
-"""Write `docs/gallery.md`, a section for each method with its configurations and what they reached.
+"""Write `docs/gallery.md`, with a section of configurations and results for each method.
 
     python scripts/make_gallery.py
 
-The sentence and the reference are from the docstring. Figures are those of `docs/results.md` and of the CSV files of
-`docs/reproduction/`; this script adds none.
+The sentence and the reference come from the docstring, and the figures from `docs/results.md` and the CSV files of
+`docs/reproduction/`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ HEADER = ("what", "measured", "published", "conditions")
 
 
 class Figure(NamedTuple):
-    """A row of a table, as it stands there.
+    """A row of a table of results.
 
     Attributes:
         what: The configuration and the metric.
-        measured: What was measured.
-        published: What was published; "" if nothing was.
-        conditions: How it was measured.
-        source: The page that it is from, as a link.
+        measured: The measured figure.
+        published: The published figure; "" if there is none.
+        conditions: The conditions of the measurement.
+        source: A link to the page of the row.
     """
 
     what: str
@@ -48,28 +48,28 @@ class Figure(NamedTuple):
 
 
 def configurations() -> dict[str, list[str]]:
-    """By the path of a class, the names of the configurations that train it."""
-    found: dict[str, list[str]] = {}
+    """Names of the configurations that train a class, by the path of the class."""
+    by_class: dict[str, list[str]] = {}
     for file in sorted((ROOT / "configs").glob("*.yaml")):
         content = read_yaml(file)
         rungs = content.get("rungs", {}).values()
         models = [content.get("model", {}), *rungs]
         for path in dict.fromkeys(str(model["class_path"]) for model in models if "class_path" in model):
-            found.setdefault(path, []).append(file.stem)
-    return found
+            by_class.setdefault(path, []).append(file.stem)
+    return by_class
 
 
 def figures() -> dict[str, list[Figure]]:
-    """By the name of a configuration or of a class, the figures that belong to it."""
-    found: dict[str, list[Figure]] = {}
+    """The figures by name of a configuration or class."""
+    by_name: dict[str, list[Figure]] = {}
     for names, figure in [*_of_results(), *_of_reproductions()]:
         for name in names:
-            found.setdefault(name, []).append(figure)
-    return found
+            by_name.setdefault(name, []).append(figure)
+    return by_name
 
 
 def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
-    """The rows of the tables of results that name a configuration or a class, and those that continue them."""
+    """Rows of the tables of results that name a configuration or class, and the rows that continue them."""
     names: Sequence[str] = ()
     header: tuple[str, ...] = ()
     for line in RESULTS.read_text(encoding="utf-8").splitlines():
@@ -89,7 +89,7 @@ def _of_results() -> Iterable[tuple[Sequence[str], Figure]]:
 
 
 def _of_reproductions() -> Iterable[tuple[Sequence[str], Figure]]:
-    """The figures of the reproductions that were run, each with its configuration, or the class that replaces its."""
+    """Figures of the reproductions, each with its configuration, or with the class of its option `--model`."""
     for table in TABLES:
         trained = {row.name: row.config for row in read_rows(table)}
         for row in read_rows(table):
@@ -120,13 +120,13 @@ def _reproduced(line: dict[str, str]) -> Figure:
     return Figure(what, measured, published, conditions, "[reproduction](reproduction.md)")
 
 
-def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> str:
+def section(cls: type, configs: Sequence[str], by_name: dict[str, list[Figure]]) -> str:
     """The section of a method.
 
     Args:
         cls: The method.
-        configs: The names of its configurations.
-        of: The figures by the name of a configuration or of a class.
+        configs: Names of its configurations.
+        by_name: Figures by name of a configuration or class.
     """
     sentence = first_sentence(cls)
     parts = [f"## {cls.__name__}", f"{link(cls, '../')}: {sentence}"]
@@ -135,7 +135,7 @@ def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> s
         parts.append(f"Reference: <{reference[0].rstrip('.')}>")
     if configs:
         parts.append(f"Configurations: {', '.join(f'`configs/{name}.yaml`' for name in configs)}")
-    rows = [figure for name in dict.fromkeys([*configs, cls.__name__]) for figure in of.get(name, [])]
+    rows = [figure for name in dict.fromkeys([*configs, cls.__name__]) for figure in by_name.get(name, [])]
     if rows:
         lines: list[Sequence[str]] = [[*HEADER, "from"], ["---"] * (len(HEADER) + 1), *rows]
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -149,8 +149,8 @@ def section(cls: type, configs: Sequence[str], of: dict[str, list[Figure]]) -> s
 
 def gallery() -> str:
     """The page."""
-    configs, of = configurations(), figures()
-    sections = [section(cls, configs.get(public_path(cls), []), of) for cls in (*META, *MULTI_TASK)]
+    configs, by_name = configurations(), figures()
+    sections = [section(cls, configs.get(public_path(cls), []), by_name) for cls in (*META, *MULTI_TASK)]
     return "\n\n".join([INTRODUCTION.rstrip(), *sections]) + "\n"
 
 

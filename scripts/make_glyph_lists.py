@@ -1,6 +1,6 @@
 """Regenerate the list of characters of Glyphs, with its splits: `python scripts/make_glyph_lists.py`.
 
-The shipped list is the truth: run this only to change the data set, which makes old figures incomparable.
+Run this only to change the data set: results on another list are not comparable with earlier ones.
 From the letters, digits, currency signs and a few more signs that all twelve DejaVu faces draw:
 
 1. Twins, which look the same in every face, are one class. Within a script the later one is dropped; in
@@ -37,7 +37,7 @@ ALIKE, ALIKE_ONCE = 0.07, 0.03
 
 
 def script_of(char: str) -> str | None:
-    """The group of a character, or None where it is not wanted."""
+    """The group of a character; None if it is left out."""
     kind, name = unicodedata.category(char), unicodedata.name(char, "")
     if kind == "Nd":
         return "Digit"
@@ -46,12 +46,12 @@ def script_of(char: str) -> str | None:
     if kind[0] != "L":
         return None
     if unicodedata.normalize("NFKD", char)[0] == " ":
-        return None  # a diacritic that stands alone
+        return None  # a diacritic without a letter
     for text in (name, unicodedata.name(letter_of(char))):
         for script in SCRIPTS[:5]:
             if script.upper() in text.split()[:3]:
                 return script
-    return None  # modifier marks such as the prime: dots and strokes that look like one another
+    return None  # modifier marks such as the prime: dots and strokes that look alike
 
 
 def letter_of(char: str) -> str:
@@ -77,7 +77,7 @@ def base_of(char: str) -> str:
 
 
 def distances(pictures: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distance of each pair of characters, `(C, C)`: mean over faces, and in the face where it is least."""
+    """Distances of all pairs of characters, `(C, C)`: the mean over faces, and the minimum over faces."""
     count = len(pictures)
     mean, least = np.zeros((count, count), np.float32), np.full((count, count), np.inf, np.float32)
     for face in range(pictures.shape[1]):
@@ -96,7 +96,7 @@ def pairs(related: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 
 def join(links: list[tuple[int, int]], count: int) -> list[int]:
-    """The smallest member of the connected component of each of `count` nodes."""
+    """The smallest node of the connected component of each of `count` nodes."""
     parent = list(range(count))
 
     def find(node: int) -> int:
@@ -111,7 +111,7 @@ def join(links: list[tuple[int, int]], count: int) -> list[int]:
 
 
 def deal(members: dict[str, Counter[str]]) -> dict[str, Split]:
-    """A split for each base, given how many characters it has in each script; largest bases first."""
+    """Assign a split to each base from its number of characters in each script, largest bases first."""
     total: Counter[str] = Counter()
     for scripts in members.values():
         total.update(scripts)
@@ -135,7 +135,7 @@ def deal(members: dict[str, Counter[str]]) -> dict[str, Split]:
 
 
 def make() -> list[Character]:
-    """The list, by script and code point."""
+    """The list, sorted by script and code point."""
     shared = set.intersection(*(charmap(face) for face in FACES))
     found = [(SCRIPTS.index(s), code) for code in shared if (s := script_of(chr(code)))]
     codes = [code for _, code in sorted(found)]
@@ -168,7 +168,7 @@ def make() -> list[Character]:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Write the list, or compare with the shipped one."""
+    """Write the list, or compare it with the shipped one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split(":", 1)[0])
     parser.add_argument("--check", action="store_true", help="only say whether the shipped list would change")
     rows = make()

@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/ that list classes, from their docstrings: `python scripts/make_tables.py`.
 
-A table stands between two comments, `<!-- methods -->` and `<!-- /methods -->`; what is between them is replaced. Its
+A table is between two comments, `<!-- methods -->` and `<!-- /methods -->`, and replaces what is there. Its
 cells are the section `At a glance:` of each docstring, or the first sentence. `docs/conf.py` has the pages made here.
 `docs/gallery.md` is written as well, by `make_gallery.py`.
 """
@@ -30,13 +30,13 @@ TABLES = {
 
 
 def public(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
-    """The classes below a base among the public names of a module."""
+    """The public subclasses of a base in a module."""
     values = (getattr(module, name) for name in dir(module))
     return [value for value in values if inspect.isclass(value) and issubclass(value, base)]
 
 
 def shipped(base: type | tuple[type, ...], module: ModuleType = lm) -> list[type]:
-    """Those of them that are methods, and no bases of methods."""
+    """The public methods in a module, without base classes."""
     return [cls for cls in public(base, module) if ABC not in cls.__bases__ and not inspect.isabstract(cls)]
 
 
@@ -47,9 +47,9 @@ SOURCES = shipped((Source, TaskSource, TaskGenerator), lm.sources)
 
 
 def at_a_glance(cls: type) -> dict[str, str]:
-    """The section of this name in a docstring: by label, what it says."""
+    """The entries of a section of a docstring by label."""
     section = re.search(r"^At a glance:\n((?:[ ]+.*\n)+)", f"{inspect.cleandoc(cls.__doc__ or '')}\n", re.MULTILINE)
-    text = re.sub(r"\n(?![ ]+- )[ ]+", " ", section[1] if section else "")  # lines that were broken
+    text = re.sub(r"\n(?![ ]+- )[ ]+", " ", section[1] if section else "")  # joins wrapped lines
     return dict(re.findall(r"^[ ]*- ([^:]+): (.+?)\.?$", text, re.MULTILINE))
 
 
@@ -59,12 +59,12 @@ def first_sentence(cls: type) -> str:
 
 
 def table(first: str, columns: Mapping[str, str], classes: list[type]) -> str:
-    """A table in Markdown, of a row for each class.
+    """A Markdown table with a row for each class.
 
     Args:
-        first: The heading of the column of names.
-        columns: By heading, the label of a cell `At a glance`.
-        classes: Those that lack the first label are left out.
+        first: Heading of the column of names.
+        columns: Labels in the section `At a glance` by heading.
+        classes: The classes; those without the first label are left out.
     """
     rows = [[first, *columns], ["---"] * (1 + len(columns))]
     for cls in classes:
@@ -84,7 +84,7 @@ FAMILIES = (
 
 
 def family(cls: type[lm.MetaModule]) -> str:
-    """What a meta-learner shares, in words for the map; how it predicts, where that is unusual."""
+    """What a meta-learner shares, for the map, and how it predicts if that is unusual."""
     if cls.uses_query_set:
         return FAMILIES[3]
     if issubclass(cls, lm.GradientBasedLearner):
@@ -104,7 +104,7 @@ def families() -> str:
 
 
 def tables() -> dict[str, str]:
-    """All tables, by the name in their comments; links are relative to the top folder."""
+    """All tables by the name in their comments, with links relative to the top folder."""
     shares = {"shared": "Shared", "the task's own": "Own"}
     of_new = {**shares, "how a new task is learned": "New task"}
     few_shot = {"classes (train / val / test)": "Classes", "examples a class": "Examples", "comes from": "From"}
@@ -122,7 +122,7 @@ def tables() -> dict[str, str]:
 
 
 def with_tables(page: str) -> str:
-    """The text of a page with its tables as they should be.
+    """The text of a page with its tables updated.
 
     Args:
         page: A key of `TABLES`.
@@ -140,7 +140,7 @@ def with_tables(page: str) -> str:
 
 
 def with_classes(page: str) -> str:
-    """A page of `docs/`: each `<!-- all: <group> -->` in it becomes directives for the classes of the group."""
+    """A page of `docs/` in which directives for the classes of a group replace `<!-- all: <group> -->`."""
     return re.sub(r"<!-- all: (.+) -->", lambda found: _groups(page)[found[1]], page)
 
 
@@ -159,7 +159,7 @@ def _groups(page: str) -> dict[str, str]:
 
 
 def _directives(classes: set[type]) -> str:
-    # A base comes before what is made of it.
+    # Base classes come before their subclasses.
     ordered = sorted(classes, key=lambda cls: (ABC not in cls.__bases__, len(cls.__mro__), cls.__name__))
     return "```{eval-rst}\n" + "\n\n".join(f".. autoclass:: {public_path(cls)}" for cls in ordered) + "\n```"
 
@@ -169,13 +169,13 @@ def link(cls: type, up: str = "") -> str:
 
     Args:
         cls: The class.
-        up: What leads from the page to the top folder.
+        up: Relative path from the page to the top folder.
     """
     return f"[`{cls.__name__}`]({up}{cls.__module__.replace('.', '/')}.py)"
 
 
 if __name__ == "__main__":
-    from make_gallery import write_gallery  # which reads this module
+    from make_gallery import write_gallery  # imported here, as it imports this module
 
     write_gallery()
     for shown in TABLES:

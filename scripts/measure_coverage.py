@@ -1,7 +1,7 @@
-"""How often prediction sets of trained meta-learners hold the label: `python scripts/measure_coverage.py RUN...`.
+"""Measure the coverage of prediction sets of trained meta-learners: `python scripts/measure_coverage.py RUN...`.
 
-A calibration of 1000 validation tasks is measured on 1000 others of the same classes, the mean over five divisions of
-2000 tasks, and on 1000 test tasks, whose classes are others. The table is that of docs/evaluation.md.
+The calibration on 1000 validation tasks is evaluated on 1000 other tasks of the same classes, as the mean over five
+random splits of 2000 tasks, and on 1000 test tasks of other classes. It makes the table of docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Measured = dict[str, float | None]
 def measured(
     val: TaskLogits, test: TaskLogits, shots: int, coverage: float, count: int
 ) -> tuple[list[Measured], Measured]:
-    """Measure calibrations of n tasks on n others of the same classes, and one on tasks of other classes.
+    """Evaluate calibrations on n tasks of the same classes and on tasks of other classes.
 
     Args:
-        val: 2n tasks, and those for the temperature.
+        val: 2n tasks, followed by the tasks for the temperature.
         test: n tasks of other classes.
-        shots: K.
-        coverage: 1 − α.
-        count: How often the 2n tasks are divided at random.
+        shots: Number of support examples per class.
+        coverage: Requested coverage, 1 − α.
+        count: Number of random splits of the 2n tasks.
 
     Returns:
-        What `Calibration.measure` says, of each division, and of the other classes with the first calibration.
+        The result of `Calibration.measure` for each split, and for the other classes with the first calibration.
     """
     n, same = len(test.logits), []
     first = chosen(val, torch.arange(2 * n, len(val.logits)))
@@ -53,12 +53,12 @@ def measured(
 
 
 def chosen(tasks: TaskLogits, rows: torch.Tensor) -> TaskLogits:
-    """Some of the tasks, with the examples of other classes of all."""
+    """A subset of the tasks, with all examples of other classes."""
     return TaskLogits(tasks.logits[rows], tasks.labels[rows], tasks.strangers)
 
 
 def row(name: str, ways: int, shots: int, same: Sequence[Measured], other: Measured) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
 
     def mean(measure: str) -> float:
         return sum(float(each[measure] or 0) for each in same) / len(same)
@@ -80,24 +80,24 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, default=1000)
     parser.add_argument("--coverage", type=float, default=0.9)
     parser.add_argument("--divisions", type=int, default=5)
-    given = parser.parse_args(args)
-    data = lm.EpisodicDataModule(getattr(lm.sources, given.source)(), queries=given.queries)
+    options = parser.parse_args(args)
+    data = lm.EpisodicDataModule(getattr(lm.sources, options.source)(), queries=options.queries)
     trainer = Trainer(**QUIET, accelerator="cpu")
     print(HEADER)
     print("| --- " * HEADER.count(" | ") + "| --- |")
-    for run in given.runs:
+    for run in options.runs:
         module = lm.load(run)
-        for ways in given.ways:
-            for shots in given.shots:
+        for ways in options.ways:
+            for shots in options.shots:
                 try:
                     module.check_ways(ways)
-                except lm.UserError:  # a head of another number of classes
+                except lm.UserError:  # the head has another number of classes
                     continue
-                n = given.tasks
+                n = options.tasks
                 val = task_logits(trainer, module, data, "val", 2 * n + max(1, n // OF_TEMPERATURE), ways, shots)
                 test = task_logits(trainer, module, data, "test", n, ways, shots)
-                found = measured(val, test, shots, given.coverage, given.divisions)
-                print(row(type(module).__name__, ways, shots, *found), flush=True)
+                results = measured(val, test, shots, options.coverage, options.divisions)
+                print(row(type(module).__name__, ways, shots, *results), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Run shipped configurations beside their published figures, by priority within a time.
+"""Train shipped configurations by priority within a time limit, and compare them with published figures.
 
-    python scripts/reproduce.py --table few_shot --plan --device gpu --hours 1  # what it would run, and nothing else
+    python scripts/reproduce.py --table few_shot --plan --device gpu --hours 1  # only print the plan
     python scripts/reproduce.py --table few_shot --hours 1
     python scripts/reproduce.py --table multi_task --only linear_enb multi_head_enb
 
-Each row is trained once for each seed, in a run directory of its own. What is there is not done again, and what was
-stopped is resumed. Several may run at once in one folder, on several machines: each run is made by one of them. At its
-end every runner collects all that the folder holds.
+Each row is trained once per seed in its own run directory. Finished runs are skipped, and interrupted ones are resumed.
+Several processes can share a folder, also from several machines; each run is trained by one of them. At its end, every
+process collects the results of the whole folder.
 """
 
 from __future__ import annotations
@@ -38,25 +38,27 @@ PAGE = ROOT / "docs" / "reproduction.md"
 
 
 def arguments(args: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", required=True, choices=TABLES, help="which rows")
+    parser.add_argument("--table", required=True, choices=TABLES, help="table of the rows")
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="rows by name; by default all")
-    parser.add_argument("--seeds", type=int, default=3, help="how many seeds of each row, from 1; a verdict needs 3")
-    parser.add_argument("--hours", type=float, default=math.inf, help="stop after so long; by default when all is done")
-    parser.add_argument("--device", choices=("cpu", "gpu"), help="what trains; by default a GPU where there is one")
-    parser.add_argument("--runs", type=Path, default=Path("results"), help="folder of the runs; several may share it")
-    parser.add_argument("--plan", action="store_true", help="print what would be run, and run nothing")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per row, from 1; a verdict needs 3")
+    parser.add_argument("--hours", type=float, default=math.inf, help="time limit in hours; by default none")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="device; by default a GPU if available")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("results"), help="folder of the runs, which several processes can share"
+    )
+    parser.add_argument("--plan", action="store_true", help="only print the plan")
     parser.add_argument(
         "--publish",
         action="store_true",
-        help="put what the folder holds into docs/, and run nothing",
+        help="only write the results of the folder into docs/",
     )
     return parser.parse_args(args)
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run, and write the tables; the exit status is 1 where a run failed, 2 after a mistake of the user's."""
+    """Run, and write the tables; returns 1 if a run failed, 2 after a mistake of the user."""
     options = arguments(args)
     try:
         if not options.seeds >= 1 or not options.hours > 0:
@@ -77,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> int:
             with terminated_like_interrupted():
                 failed = reproduction.run(options.hours)
         except KeyboardInterrupt:
-            print("stopped; the same command resumes", file=sys.stderr)
+            print("stopped; run the same command again to resume", file=sys.stderr)
             failed = None
         write(options.table, read_rows(options.table), options.runs, options.runs)
         return 130 if failed is None else int(failed)
@@ -90,28 +92,28 @@ class Reproduction:
     """Rows to run on this machine.
 
     Args:
-        rows: By priority.
-        seeds: How many of each.
-        runs: The folder of all runs.
-        device: What trains.
+        rows: Rows by priority.
+        seeds: Number of seeds per row.
+        runs: Folder of all runs.
+        device: Device of the training.
     """
 
     def __init__(self, rows: Sequence[Row], seeds: int, runs: Path, device: Device) -> None:
         self.rows, self.seeds, self.runs, self.device = rows, seeds, runs, device
-        self.out: set[tuple[str, int]] = set()  # held by another runner, or failed
+        self.out: set[tuple[str, int]] = set()  # locked by another process, or failed
         self.machine = "" if device == "gpu" and not torch.cuda.is_available() else machine.describe(device)
 
     @property
     def jobs(self) -> list[Job]:
-        """What is missing, by priority; costs are those of finished seeds of this machine where there are any."""
+        """Missing runs by priority, with the measured costs of finished seeds on this machine if there are any."""
         jobs = jobs_of(self.rows, self.seeds, self.device, lambda r, s: Stored(self.runs, r, s).share, self._measured())
         return [job for job in jobs if (job.row.name, job.seed) not in self.out]
 
     def run(self, hours: float) -> bool:
-        """Run until all is done or the time is over; whether a run failed.
+        """Run until all is finished or the time limit is reached; returns whether a run failed.
 
         Args:
-            hours: The time.
+            hours: Time limit in hours.
         """
         deadline, failed = time.monotonic() + hours * 3600, False
         while True:
@@ -124,48 +126,48 @@ class Reproduction:
             stored = Stored(self.runs, job.row, job.seed)
             begins = f"{job.title} {'is resumed' if job.begun else 'begins'}: {duration(job.hours)} ({job.basis})"
             end = run(stored, self.device, self.machine, deadline, partial(print, begins, flush=True))
-            said = {"held": "another runner has it", "out of time": "the time is over; the same command resumes it"}
+            messages = {"held": "another process has it", "out of time": "out of time; the same command resumes it"}
             if end == "finished":
-                said["finished"] = f"done in {time.monotonic() - began:.0f} s: {_figures(stored)}"
+                messages["finished"] = f"done in {time.monotonic() - began:.0f} s: {_figures(stored)}"
             else:
                 self.out.add((job.row.name, job.seed))
             if end == "failed":
                 failed = True
-                said["failed"] = f"failed: {last_line(stored.folder / 'log.txt')} (see {stored.folder / 'log.txt'})"
-            print(f"{job.title}: {said[end]}", flush=True)
+                messages["failed"] = f"failed: {last_line(stored.folder / 'log.txt')} (see {stored.folder / 'log.txt'})"
+            print(f"{job.title}: {messages[end]}", flush=True)
 
     def _measured(self) -> dict[str, float]:
-        """By row, the mean hours of the seeds that this machine ran from their beginning to their end."""
+        """Mean hours per seed by row, over the seeds that this machine trained completely."""
         seconds: dict[str, list[float]] = {}
         for row in self.rows:
             for stored in (Stored(self.runs, row, seed) for seed in range(1, self.seeds + 1)):
                 if stored.trained and stored.machines == [self.machine]:
                     seconds.setdefault(row.name, []).append(stored.spent)
-        return {name: fmean(found) / 3600 for name, found in seconds.items()}
+        return {name: fmean(durations) / 3600 for name, durations in seconds.items()}
 
 
 def write(table: str, rows: Sequence[Row], runs: Path, folder: Path, before: Iterable[Record] = ()) -> None:
-    """Write what a folder of runs holds: a line a seed, a line a figure, and the table of a page.
+    """Write the results of a folder of runs: CSV files by seed and by figure, and the table of a page.
 
     Args:
-        table: The name of the table.
-        rows: All of its rows.
-        runs: The folder of runs.
-        folder: Where to.
-        before: Records of earlier runs, which are kept where there are no new ones.
+        table: Name of the table.
+        rows: All rows of the table.
+        runs: Folder of the runs.
+        folder: Output folder.
+        before: Records of earlier runs, which are kept unless there are new ones.
     """
     records = merged(before, collect(runs, rows), rows)
-    found = outcomes(rows, records)
+    figures = outcomes(rows, records)
     write_records(folder / f"{table}_seeds.csv", records)
-    write_csv(folder / f"{table}.csv", found)
-    if folder != PUBLISHED:  # which has a page
+    write_csv(folder / f"{table}.csv", figures)
+    if folder != PUBLISHED:  # has a page
         with replacing(folder / f"{table}.md") as file:
-            file.write(f"{markdown(table, found)}\n")
+            file.write(f"{markdown(table, figures)}\n")
     print(f"wrote {folder / table}.csv with {len({(r.row, r.figure) for r in records})} measured figures")
 
 
 def publish(table: str, runs: Path) -> int:
-    """Put what a folder holds into the pages, beside what they hold of earlier runs."""
+    """Write the results of a folder into the pages, together with those of earlier runs."""
     before = read_records(PUBLISHED / f"{table}_seeds.csv")
     write(table, read_rows(table), runs, PUBLISHED, before)
     text = with_parts(PAGE, parts())
@@ -175,14 +177,14 @@ def publish(table: str, runs: Path) -> int:
 
 
 def parts() -> dict[str, str]:
-    """What the page shows, by name: the tables of what is published, and the plan of one hour on a GPU."""
-    found = {}
+    """The parts of the page by name: the tables of published runs, and the plan for one hour on a GPU."""
+    content = {}
     for table in TABLES:
         rows = read_rows(table)
-        found[table] = markdown(table, outcomes(rows, read_records(PUBLISHED / f"{table}_seeds.csv")))
+        content[table] = markdown(table, outcomes(rows, read_records(PUBLISHED / f"{table}_seeds.csv")))
     jobs = jobs_of(read_rows("few_shot"), 3, "gpu", lambda row, seed: 0.0)
-    found["plan"] = text_of(plan(jobs, 1.0, lambda row: ", ".join(row.needs)), "gpu", 1.0)
-    return found
+    content["plan"] = text_of(plan(jobs, 1.0, lambda row: ", ".join(row.needs)), "gpu", 1.0)
+    return content
 
 
 def _figures(stored: Stored) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 
 from lightning_meta import UserError
 from lightning_meta.cli import main
+from lightning_meta.cli.options import Place, as_options
 from lightning_meta.data import EpisodeDataset, EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.data.loader import check_shared
@@ -216,3 +217,22 @@ def test_a_constructor_that_forgets_its_base_is_one_line() -> None:
 
     with pytest.raises(UserError, match=r"Forgets: its constructor must call super\(\).__init__\(\)"):
         Forgets(MLP(4))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("x.csv: one column; give delimiter=';'", "x.csv: one column; give --data.source.delimiter ';'"),
+        (r"x.csv: one column; give delimiter='\t'", r"x.csv: one column; give --data.source.delimiter $'\t'"),
+        ("inner_lr: set first_order=True", "--model.inner_lr: set --model.first_order true"),
+        ("use num_workers=0 or pool_on=cpu", "use --data.num_workers 0 or --data.pool_on cpu"),
+        ("seed: give nothing=1, got delimiter=3", "seed: give nothing=1, got delimiter=3"),
+    ],
+)
+def test_suggestions_name_options(said: str, expected: str) -> None:
+    places = [
+        Place("model", "MAML", {"inner_lr": 0.1, "first_order": False}),
+        Place("data", "EpisodicDataModule", {"num_workers": 2, "pool_on": None}),
+        Place("data.source", "Table", {"delimiter": None}),
+    ]
+    assert as_options(said, places) == expected

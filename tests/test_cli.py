@@ -260,7 +260,7 @@ def test_threads_are_those_that_are_asked_for(monkeypatch: pytest.MonkeyPatch) -
 def test_threads_that_cannot_be_are_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["curves", "runs/a", "--threads", number]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--threads: a whole number" in line
+    assert "--threads: expected a whole number" in line
 
 
 def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,6 +269,22 @@ def test_help_and_configuration_are_printed(capsys: pytest.CaptureFixture[str]) 
     assert "inner_lr" in capsys.readouterr().out
     assert main(["--help"]) == 0
     assert main([]) == 2
+
+
+def test_null_is_no_value_at_any_depth(capsys: pytest.CaptureFixture[str]) -> None:
+    of_source = ["delimiter", "init_args.time_column", "features"]
+    options = [f"--data.source.{name}=null" for name in of_source]
+    options += ["--data.source.path=null.csv", "--data.source.weights=None_of_them", "--data.batch_size", "8"]
+    options += ["--data.source.targets={y: null}", "--model.weighting", "null", "--trainer.logger", "null"]
+    with pytest.raises(SystemExit, match="0"):
+        run("fit", "--model=MultiHead", "--data=MultiTaskDataModule", "--data.source=Table", *options, "--print_config")
+    config = yaml.safe_load(capsys.readouterr().out)
+    table = config["data"]["init_args"]["source"]["init_args"]
+    assert [table[name.removeprefix("init_args.")] for name in of_source] == [None] * 3
+    assert (table["path"], table["weights"], table["targets"]) == ("null.csv", "None_of_them", {"y": None})
+    assert config["model"]["init_args"]["weighting"] is config["trainer"]["logger"] is None
+    assert run("fit", "--config=maml.yaml", "--trainer.max_steps=null") == 2
+    assert "--trainer.max_steps: expected int, got null" in capsys.readouterr().err
 
 
 BAD = {

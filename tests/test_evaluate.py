@@ -240,7 +240,7 @@ def test_the_command_takes_a_list(here: Path, capsys: pytest.CaptureFixture[str]
     assert results(newest())["task_list"] == "two.csv"
     capsys.readouterr()
     for option, line in (
-        ("--ways=3", "--ways: --task_list determines the tasks; leave one of the two out"),
+        ("--ways=3", "--ways: --task_list determines the tasks; use one of the two"),
         ("--task_list=none.csv", "--task_list: there is no file or folder none.csv"),
     ):
         assert main([*TEST, "--task_list=two.csv", option]) == 2
@@ -253,8 +253,8 @@ def test_mistakes_of_the_command_are_its_own_options(here: Path, capsys: pytest.
         ("--ways=3,50", "--ways: 50 classes a task were asked for, but the test split has 6"),
         ("--ways=1,3", "--ways: at least 2 is needed, got 1"),
         ("--ways=1", "--ways: a number from 2 up is needed; got 1"),
-        ("--shots=x", "--shots: a whole number is needed, or several, such as 5,20; got 'x'"),
-        ("--shots=1,,2", "--shots: a whole number is needed, or several, such as 5,20; got '1,,2'"),
+        ("--shots=x", "--shots: expected a whole number, or several, such as 5,20; got 'x'"),
+        ("--shots=1,,2", "--shots: expected a whole number, or several, such as 5,20; got '1,,2'"),
         ("--shots=1,50", "--shots + --data.queries: 50 + 4 = 54 examples a class were asked for"),
     ):
         assert main([*TEST, option]) == 2

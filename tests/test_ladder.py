@@ -126,7 +126,7 @@ def test_stopped_in_a_run_it_goes_on_there_to_the_same_end() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 130, done.stderr
-    assert "the same command goes on from here" in done.stderr
+    assert "run the same command again to resume it" in done.stderr
     assert set(runs()) == {("plain", 1)}
     assert climb() == 0
     assert set(runs()) == set(RUNS)
@@ -198,7 +198,7 @@ def test_interrupted_with_jobs_it_leaves_no_process_and_goes_on(stop: signal.Sig
     process.send_signal(stop)
     _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
     logs = list(Path("runs/toy/logs").glob("*.log"))
     assert len(logs) == 2
     for log in logs:  # each child had the time to end well
@@ -210,7 +210,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "a budget of its own": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "trainer": {}}}},
         [],
-        "toy.yaml, rungs.wide.trainer: a rung sets its model alone; data, budget and selection rule are the same",
+        "toy.yaml, rungs.wide.trainer: a rung sets only its model; data, budget and selection rule are the same",
     ),
     "an argument twice": (
         {"rungs": {**LADDER["rungs"], "wide": {"class_path": "tests.ladder_toys.ToyTasks", "init_args": {"lr": 1}}}},
@@ -222,22 +222,22 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "toy.yaml, rung late: --model.wdth: there is no such option of ToyTasks; did you mean width?",
     ),
-    "a model of no rung": ({"model": {"class_path": "x"}}, [], "model.class_path: only init_args stand here"),
+    "a model of no rung": ({"model": {"class_path": "x"}}, [], "model.class_path: only init_args are shared"),
     "a seed in the wrong place": (
         {"shared": {**LADDER["shared"], "seed_everything": 1}},
         [],
         "shared.seed_everything: a ladder sets this itself",
     ),
-    "no rungs": ({"rungs": {}}, [], "baseline: 'plain' is none of the rungs to train"),
-    "an unknown key": ({"seed": 3}, [], "seed is no part of a ladder; expected seeds, baseline"),
-    "a folder for a name": ({"rungs": {"../up": {}}, "baseline": "../up"}, [], "'../up' cannot name a folder"),
+    "no rungs": ({"rungs": {}}, [], "baseline: 'plain' is not one of the rungs to train"),
+    "an unknown key": ({"seed": 3}, [], "seed is not a key of a ladder; expected seeds, baseline"),
+    "a folder for a name": ({"rungs": {"../up": {}}, "baseline": "../up"}, [], "'../up' cannot be the name"),
     "seeds of text": ({"seeds": ["a"]}, [], "expected different whole numbers from 0"),
     "a seed twice": ({}, ["--seeds=[1, 1]"], "expected different whole numbers from 0"),
     "an unknown rung": ({}, ["--rungs=[plain, tall]"], "there is no rung 'tall' in toy.yaml; it has plain, wide"),
-    "without the baseline": ({}, ["--rungs=wide"], "'plain' is none of the rungs to train (wide)"),
+    "without the baseline": ({}, ["--rungs=wide"], "'plain' is not one of the rungs to train (wide)"),
     "an unknown option": ({}, ["--trainer.max_step=3"], "trainer.max_step: there is no such option"),
     "a seed beside seeds": ({}, ["--seed_everything=3"], "--seed_everything: a ladder sets this for each run itself"),
-    "a model on the line": ({}, ["--model=x"], "--model: the rungs of the file say which models are trained"),
+    "a model on the line": ({}, ["--model=x"], "--model: the file says which models are trained"),
     "no jobs": ({}, ["--jobs=0"], "--jobs is at least 1"),
     "too many jobs": ({}, ["--jobs=9999"], "--jobs 9999 with --threads 1 needs 9999 cores"),
     "no groups": ({}, ["--groups=runs/x", "--group_count=0"], "--group_count is at least 1, got 0"),
@@ -262,7 +262,7 @@ def test_mistakes_end_in_one_line_before_anything_is_trained(case: str, capsys: 
 def test_files_that_are_no_ladder(capsys: pytest.CaptureFixture[str]) -> None:
     Path("broken.yaml").write_text("rungs: [")
     Path("single.yaml").write_text("model: x\n")
-    for file, expected in {"none": "cannot be read", "broken": "is no YAML", "single": "is no ladder"}.items():
+    for file, expected in {"none": "cannot be read", "broken": "not valid YAML", "single": "is not a ladder"}.items():
         assert main(["ladder", "--config", f"{file}.yaml"]) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
@@ -278,7 +278,7 @@ def test_a_changed_configuration_of_a_begun_run_is_an_error(capsys: pytest.Captu
         assert climb("--seeds=[1]", option) == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert "runs/toy/plain/0 was begun with another configuration" in said
+        assert "runs/toy/plain/0 was started with another configuration" in said
         assert option.partition("=")[0][2:].rpartition(".")[2] in said
         assert "give the ladder another --name" in said
     assert climb("--seeds=[1]", "--trainer.enable_progress_bar=true") == 0

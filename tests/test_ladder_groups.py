@@ -14,7 +14,9 @@ import yaml
 
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.groups import grouped_rung
+from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.errors import UserError
 from lightning_meta.run.gradient_table import PAIRS, SHARES, append_rows
 
@@ -57,7 +59,7 @@ def recording(run: Path, measurements: list[np.ndarray], names: str = "abc") -> 
     """A finished run with these affinities."""
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("{}")
-    (run / "results.json").write_text("{}")
+    (run / "results.json").write_text('{"steps": 40}')
     for step, z in enumerate(measurements):
         append_rows(run / SHARES, step, [(name, 1.0, 1 / len(names)) for name in names])
         places = [(i, j) for i in range(len(names)) for j in range(len(names)) if np.isfinite(z[i, j])]
@@ -85,7 +87,8 @@ def test_the_proposed_groups_are_those_of_the_recorded_affinities(tmp_path: Path
     recording(tmp_path / "r" / "0", [z])
     rung = grouped_rung(str(tmp_path / "r"), 2)
     assert rung.model == {"class_path": "lightning_meta.Grouped", "init_args": {"groups": [["a", "c"], ["b"]]}}
-    assert rung.lines == ["groups_2, group 1: a (+0.1), c (+0.3)", "groups_2, group 2: b (alone)"]
+    assert rung.lines[:2] == ["groups_2, group 1: a (+0.1), c (+0.3)", "groups_2, group 2: b (alone)"]
+    assert "recorded in 40 training steps of " in rung.lines[2]
 
 
 @pytest.mark.parametrize(
@@ -122,12 +125,41 @@ def test_tasks_that_never_met_and_runs_of_other_tasks_are_refused(tmp_path: Path
         lm.recorded_affinity(tmp_path / "r")
 
 
+def climb_alone(options: list[str], monkeypatch: pytest.MonkeyPatch) -> list[PlannedRun]:
+    """The runs that a ladder would train."""
+    planned: list[PlannedRun] = []
+    monkeypatch.setattr(command, "_train", lambda runs, *_: planned.extend(runs))
+    monkeypatch.setattr(command, "_report", lambda *_: None)
+    monkeypatch.setattr(command, "compare_with_extremes", lambda rung, models, runs: [])
+    assert main(["ladder", "--config", "toy.yaml", "--seeds=[1]", "--groups", "r", *options]) == 0
+    return planned
+
+
+def test_a_single_group_is_the_rung_that_trains_all_tasks_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording(tmp_path / "r" / "0", [np.ones((3, 3))])
+    recording(tmp_path / "r" / "1", [np.ones((3, 3))])
+    assert {run.rung for run in climb_alone([], monkeypatch)} == {"apart", "one"}
+    said = capsys.readouterr().out
+    assert "groups_3: the affinities propose to train all tasks together." in said
+    assert "groups_3 is the same as one, whose runs are used; no rung is added." in said
+    assert "The affinities were recorded in 80 training steps of r, which come on top of the budget" in said
+
+
+def test_a_single_group_is_a_rung_of_its_own_where_no_other_trains_all_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording(tmp_path / "r" / "0", [np.ones((3, 3))])
+    assert {run.rung for run in climb_alone(["--rungs=[apart]"], monkeypatch)} == {"apart", "groups_3"}
+
+
 @pytest.mark.slow
 def test_the_groups_of_a_ladder_are_trained_and_compared_with_both_ends(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ladder", "--config", "toy.yaml"]) == 0, capsys.readouterr().err
-    command = ["ladder", "--config", "toy.yaml", "--groups", "runs/toy/one", "--group_count", "2"]
+    command_line = ["ladder", "--config", "toy.yaml", "--groups", "runs/toy/one", "--group_count", "2"]
     capsys.readouterr()
-    assert main(command) == 0
+    assert main(command_line) == 0
     said = capsys.readouterr().out
     assert said.count("finished before") == 6
     recorded = lm.recorded_affinity("runs/toy/one")
@@ -139,7 +171,7 @@ def test_the_groups_of_a_ladder_are_trained_and_compared_with_both_ends(capsys: 
     for other, what in (("apart", "each alone"), ("one", "all together")):
         (line,) = [note for note in notes if note.startswith(f"groups_2 against {other} ({what}). For the method: ")]
         assert f"{mean_difference('groups_2', other):+.3f}" in line
-    assert main(command) == 0
+    assert main(command_line) == 0
     assert capsys.readouterr().out.count("finished before") == 9
 
 

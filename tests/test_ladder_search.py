@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -121,6 +122,8 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
     assert list(rows) == ["tuned_sum", "cagrad", "read_off"]
     assert {row["steps"] for row in rows.values()} == {"16"}  # 3 trials and a run of 4 steps each
     assert "At 16 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
+    notes = json.loads(Path("runs/toy/report/transfer.json").read_text())["notes"]
+    assert not [note for note in notes if "differ in" in note]  # the rates are tuned
     for rung in ("tuned_sum", "cagrad"):
         best = []
         for number in range(3):
@@ -248,31 +251,35 @@ def searching(name: str) -> dict[str, Any]:
 BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     "one trial": ({}, ["--trials=1"], "--trials: expected a whole number of at least 2"),
     "trials of text": ({"tune": {**LADDER["tune"], "trials": "x"}}, [], "tune.trials: expected a whole number of at"),
-    "a seed of the ladder": ({"tune": {**LADDER["tune"], "seed": 2}}, [], "tune.seed: 2 is one of the ladder's seeds"),
-    "nothing to search": ({"tune": {"trials": 3}}, [], "tune.parameters: name what every rung searches"),
-    "data to search": (searching("data.batch_size"), [], "data.batch_size: only options of the model are searched"),
+    "a seed of the ladder": ({"tune": {**LADDER["tune"], "seed": 2}}, [], "tune.seed: 2 is also a seed of the ladder"),
+    "nothing to search": ({"tune": {"trials": 3}}, [], "tune.parameters: name the options to tune for every rung"),
+    "data to search": (searching("data.batch_size"), [], "data.batch_size: only options of the model can be tuned"),
     "an unknown option": (searching("model.lrr"), [], "rung tuned_sum_trial_1: --model.lrr: there is no such"),
     "an unknown key": ({"tune": {**LADDER["tune"], "budget": 3}}, [], "expected trials, seed, parameters, got budget"),
     "a range upside down": (
         {"tune": {"trials": 3, "parameters": {LR: {"min": 1, "max": 0}}}},
         [],
-        f"tune.parameters.{LR}: min and a larger max are needed",
+        f"tune.parameters.{LR}: expected min and a larger max",
     ),
     "weights and a weighting": (
         with_rungs(tuned_sum={**LADDER["rungs"]["cagrad"], "weights": "tuned"}),
         [],
         "rungs.tuned_sum.weights: leave out model.weighting",
     ),
-    "weights of an unknown rung": (with_rungs(read_off={"weights": "mgda"}), [], "read them off (cagrad), got 'mgda'"),
+    "weights of an unknown rung": (
+        with_rungs(read_off={"weights": "mgda"}),
+        [],
+        "weights are used (cagrad), got 'mgda'",
+    ),
     "weights of a sum": (
         with_rungs(equal={"class_path": "lightning_meta.MultiHead"}, read_off={"weights": "equal"}),
         [],
-        "rungs.read_off.weights: equal logs no weights to read off (Equal)",
+        "rungs.read_off.weights: equal logs no weights (Equal)",
     ),
     "weights of another and a model": (
         with_rungs(read_off={"weights": "cagrad", "class_path": "lightning_meta.MultiHead"}),
         [],
-        "rungs.read_off.weights: the model is that of cagrad; leave out what else stands here",
+        "rungs.read_off.weights: the model is that of cagrad; remove the other keys of read_off",
     ),
     "weights of no name": (with_rungs(read_off={"weights": ["cagrad"]}), [], "got ['cagrad']"),
     "no metric": (
@@ -280,7 +287,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
         [],
         "toy.yaml, tune: set shared.checkpoint.monitor",
     ),
-    "weights of a rung that is left out": ({}, ["--rungs=[tuned_sum, read_off]"], "to read them off"),
+    "weights of a rung that is left out": ({}, ["--rungs=[tuned_sum, read_off]"], "the rung whose mean weights"),
 }
 
 
@@ -299,9 +306,9 @@ def test_without_a_search_nothing_is_tuned(capsys: pytest.CaptureFixture[str]) -
     without = {name: of for name, of in LADDER.items() if name != "tune"}
     Path("toy.yaml").write_text(yaml.safe_dump(without, sort_keys=False))
     assert climb("--trials=3") == 2
-    assert "--trials: toy.yaml has no tune; nothing is searched" in capsys.readouterr().err
+    assert "--trials: toy.yaml has no section tune, so there are no trials" in capsys.readouterr().err
     assert climb() == 2
-    assert "rungs.tuned_sum.weights: toy.yaml has no tune" in capsys.readouterr().err
+    assert "rungs.tuned_sum.weights: toy.yaml has no section tune" in capsys.readouterr().err
 
 
 def test_a_failed_training_is_noted_and_a_refused_one_ends_the_search(

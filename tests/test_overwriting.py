@@ -38,12 +38,12 @@ def test_what_is_there_stays(
     assert main(command) == 2
     said = capsys.readouterr().err
     # There are no runs: had it read anything before, it would have said that.
-    assert said.startswith(f"lightning-meta: error: {option}: {name} is there already")
+    assert said.startswith(f"lightning-meta: error: {option}: {name} already exists")
     assert "--overwrite" in said
     assert said.count("\n") == 1
     assert file.is_symlink() if kind == "link" else file.read_text() == "of another run"
     assert main([*command, "--overwrite"]) == 2
-    assert "there already" not in capsys.readouterr().err
+    assert "already exists" not in capsys.readouterr().err
 
 
 def test_a_table_and_an_export_do_not_share_a_file(

@@ -93,7 +93,7 @@ def test_the_options_of_a_row_are_accepted(
         ({"cost": {"cpu": "1 guessed", "gpu": "1 measured"}}, "cost: expected hours.*got 1 guessed"),
         ({"cost": {"cpu": "1 measured"}}, "cost: expected cpu and gpu, got cpu"),
         ({"figures": []}, "expected one figure or more"),
-        ({"priorty": 1}, "priorty is no part of it"),
+        ({"priorty": 1}, "unknown key priorty"),
     ],
 )
 def test_a_mistake_in_a_row_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_row_is_stopped_resumed_tested_and_not_done_again(
     process = subprocess.Popen([sys.executable, "-c", driver], env=environment, start_new_session=True)
     wait_for(lambda: stored.run is not None, process)
     assert runner.run(1.0) is False  # it is the other's
-    assert "another runner has it" in capsys.readouterr().out
+    assert "another process has it" in capsys.readouterr().out
     process.send_signal(signal.SIGKILL)
     process.wait(LIMIT)
     held = True

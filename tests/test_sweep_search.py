@@ -235,7 +235,7 @@ def test_a_run_that_outlives_its_sweep_is_waited_for(monkeypatch: pytest.MonkeyP
     process.kill()
     ended(process)
     process = started(*OPTIONS, "--trials=1", changed=SOON)
-    wait_for(lambda: "trial_0 still runs by itself" in said())
+    wait_for(lambda: "trial_0 is still running" in said())
     Path("may_end").touch()
     assert ended(process) == 0
     assert [row["val/mse"] for row in table()] == ["7.0"]
@@ -251,7 +251,7 @@ def test_a_signal_ends_the_run_too(number: int, status: int, monkeypatch: pytest
     wait_for((FOLDER / "trial_0/0/ready").is_file)
     os.kill(process.pid or 0, number)
     assert ended(process) == status
-    assert f"stopped by {signal.Signals(number).name}; the same command goes on" in said()
+    assert f"stopped by {signal.Signals(number).name}; run the same command again" in said()
     assert not kill_run(FOLDER / "trial_0")
     stand_in(monkeypatch)
     assert search("--trials=1") == 0
@@ -312,7 +312,7 @@ def test_another_metric_is_read_from_the_run_that_lacked_the_first(
 ) -> None:
     stand_in(monkeypatch, "finish(3.0)")
     assert search("--trials=1", space={**GRID, "metric": {"name": "val/loss", "goal": "minimize"}}) == 2
-    assert "val/loss was never logged; mend the sweep's file: val/mse were" in capsys.readouterr().err
+    assert "val/loss was never logged; name one of val/mse in the sweep's file" in capsys.readouterr().err
     assert search("--trials=1") == 0
     assert len(starts()) == 1
     assert table()[0]["val/mse"] == "3.0"
@@ -407,4 +407,4 @@ def test_a_study_that_another_process_holds_is_waited_for_with_a_bound(
     monkeypatch.setattr(sweep_study, "LOCKED", 0.2)
     with FileLock(FOLDER / "study.lock"):
         assert search() == 2
-    assert "study.lock: waited 0 s for another process of this sweep to let go" in one_line(capsys)
+    assert "study.lock: waited 0 s for another process of this sweep to release the lock" in one_line(capsys)

@@ -1,4 +1,4 @@
-"""`lightning-meta compare`: what sharing did to each task, from the directories of finished runs."""
+"""`lightning-meta compare`: the effect of sharing on each task, from finished runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_meta.report.transfer.writing import FILES
 
 
 def compare(args: Sequence[str]) -> None:
-    """Compare multi-task runs with a baseline: a table, CSV, JSON and pictures.
+    """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures.
 
     Args:
         args: The options.
@@ -26,7 +26,7 @@ def compare(args: Sequence[str]) -> None:
 
 
 def show_report(report: TransferReport, out: Path, wandb_project: str | None) -> None:
-    """Print a report and write it, to W&B too where a project is named."""
+    """Print and write a report, also to W&B if a project is named."""
     print_report(report, rest=out / "transfer.csv")
     write_report(report, out)
     if wandb_project is not None:
@@ -38,8 +38,8 @@ def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
         prog="lightning-meta compare",
-        description="Compare multi-task runs with a baseline, task by task. Runs of one name are one method; they are "
-        "paired with the baseline's by seed.",
+        description="Compare multi-task runs with a baseline, task by task. Runs of the same name are one method, "
+        "paired with the baseline by seed.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -57,5 +57,5 @@ def make_parser() -> ArgumentParser:
 
 
 def compare_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     return list(make_parser().get_defaults().keys())

@@ -1,4 +1,4 @@
-"""`lightning-meta curves`: training curves of several runs in one picture."""
+"""`lightning-meta curves`: training curves of several runs in one figure."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def make_parser() -> ArgumentParser:
     """The options of the command."""
     parser = ArgumentParser(
         prog="lightning-meta curves",
-        description="Draw a metric of several runs against the training step, in one picture.",
+        description="Draw a metric of several runs against the training step, in one figure.",
         exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="A run directory, such as runs/protonet_glyphs/0.")
-    parser.add_argument("--metric", type=str, default="val/accuracy", help="As it is named in metrics.csv.")
-    parser.add_argument("--out", type=str, default="curves.png", help="The picture.")
+    parser.add_argument("--metric", type=str, default="val/accuracy", help="Name of the metric in metrics.csv.")
+    parser.add_argument("--out", type=str, default="curves.png", help="File of the figure.")
     add_overwrite(parser)
     return parser
 
 
 def curves_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     return list(make_parser().get_defaults().keys())

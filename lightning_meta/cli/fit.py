@@ -33,7 +33,7 @@ class MetaCLI(LightningCLI):
     command line.
 
     Args:
-        args: The options.
+        args: Options of the command.
     """
 
     config: Namespace
@@ -43,7 +43,7 @@ class MetaCLI(LightningCLI):
         super().__init__(
             LightningModule,
             LightningDataModule,
-            save_config_callback=None,  # `SaveConfig` takes its place
+            save_config_callback=None,  # replaced by `SaveConfig`
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             parser_kwargs={
@@ -59,17 +59,17 @@ class MetaCLI(LightningCLI):
             run=False,
             parser_class=Parser,
             auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # `Described` remembers the arguments
+            load_from_checkpoint_support=False,  # `Described` stores the arguments
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the run itself."""
+        """Add the options of the run."""
         parser.add_argument("--name", type=str | None, help="Name of the run; by default the name of the config file.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--ckpt_path",
             type=str | None,
-            help="Checkpoint or run directory to resume; `last` is the newest run of this name.",
+            help="Checkpoint or run directory to resume; `last` for the newest run of this name.",
         )
         parser.add_argument(
             "--allow_changes",
@@ -157,7 +157,7 @@ def fit(args: Sequence[str]) -> None:
 
 
 def fit_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(RunCheckpoint, "checkpoint")

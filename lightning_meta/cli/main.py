@@ -1,4 +1,4 @@
-"""From a command line to an exit status."""
+"""Run a command line and return its exit status."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ of the processor; sums depend on their number in the last digits."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command; a mistake of the user's ends in one line on stderr.
+    """Run a command; mistakes of the user are reported in one line on stderr.
 
     Args:
         args: The command and its options; by default those of the process.
 
     Returns:
-        The exit status: 0, 2 after a mistake of the user's, 1 where training itself failed, 130 after Ctrl-C.
+        The exit status: 0, 1 if training failed, 2 after a mistake of the user, 130 after Ctrl-C.
     """
     command, *options = [*(sys.argv[1:] if args is None else args), ""]
     if command not in COMMANDS:
@@ -82,7 +82,7 @@ def main(args: Sequence[str] | None = None) -> int:
     _quieten_lightning()
     _show_log()
     keep_freed_memory()
-    if _trusts_what_is_named(command, options) and (here := str(Path.cwd())) not in sys.path:
+    if _may_import(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
         with using_threads(command, options[:-1]) as rest:
@@ -102,16 +102,16 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as stop:
-        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end of a test
+        if stop.code == 1 and isinstance(stop.__context__, KeyboardInterrupt):  # how Lightning ends a test on Ctrl-C
             return _interrupted()
         raise
     return 0
 
 
-def _trusts_what_is_named(command: str, options: Sequence[str]) -> bool:
-    """Whether modules that lie where the command is run may be imported; not where only a stranger's run names them."""
-    given = {option.partition("=")[0] for option in options}
-    return command not in ("predict", "test") or bool(given & {"--trust", "--config"})
+def _may_import(command: str, options: Sequence[str]) -> bool:
+    """Whether to import modules of the working directory; not if only a stored run, maybe a stranger's, names them."""
+    names = {option.partition("=")[0] for option in options}
+    return command not in ("predict", "test") or bool(names & {"--trust", "--config"})
 
 
 def _interrupted() -> int:
@@ -125,23 +125,23 @@ def _fail(message: str, status: int) -> int:
 
 
 def _show_log() -> None:
-    """Print what this package says of its own choices."""
+    """Print the log of this package to stderr."""
     logger = logging.getLogger("lightning_meta")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stderr)]
 
 
 def _quieten_lightning() -> None:
-    """Silence what Lightning says about itself and its sister products."""
+    """Silence messages and warnings of Lightning that do not apply here."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    # Episodes are drawn by tensor indexing: loader processes do not help.
+    # Episodes are drawn by tensor indexing, so worker processes do not help.
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # What is logged at the end of a stage is the same on every rank already.
+    # Metrics logged at the end of a stage are already equal on all ranks.
     warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
-    # The log interval may well be longer than a short epoch: steps are counted over the whole run.
+    # The log interval may exceed an epoch: steps are counted over the whole run.
     warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-    # Lightning's own use of a deprecated part of torch.
+    # Lightning itself uses a deprecated part of torch.
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
-    # A resumed run goes on in its own directory.
+    # A resumed run writes to its existing directory.
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

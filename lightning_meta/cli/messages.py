@@ -1,7 +1,7 @@
-"""Condense errors of the parser and of Lightning to one clear line.
+"""Condense errors of the parser and of Lightning to one line.
 
-The most frequent mistakes (a wrong name, class or type, a missing option) get messages of this package. Of all other
-errors the innermost or last line is shown, with a reference to `--help`.
+The most frequent mistakes (a wrong name, class or type, a missing option) get messages of this package. For all other
+errors, the innermost or last line is shown, with a reference to `--help`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 
 LONGEST = 400
-EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # by the package
+EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
 
 def one_line(error: BaseException, options: Iterable[str] = (), command: str = "fit") -> str:
@@ -50,10 +50,10 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", refusal.reason):
         key = f"{key}.{found[1]}" if key else found[1]
     option = f"--{key}: " if key else ""
-    if not key and refusal.owner:  # of an object that is made, where no option is named
+    if not key and refusal.owner:  # raised while an object was instantiated, without an option
         option = f"{refusal.owner.rpartition('.')[2]}: "
-    said = _said(refusal, options, command)
-    return f"{option}{said}"[:LONGEST] if said else f"{_passed(option + refusal.reason)}; {_pointer(command)}"
+    message = _message(refusal, options, command)
+    return f"{option}{message}"[:LONGEST] if message else f"{_passed(option + refusal.reason)}; {_pointer(command)}"
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
@@ -63,7 +63,7 @@ def unknown_command(name: str, commands: Iterable[str]) -> str:
     return f"there is no command {name}{meant}"
 
 
-def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
+def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     """A message of this package for the error; None to use the original text."""
     owner, reason = refusal.owner.rpartition(".")[2], refusal.reason
     if found := re.fullmatch(r".*arguments are required: (.*)", reason):
@@ -71,14 +71,16 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", reason):
         if (cls := _class_of(refusal.owner)) is not None and found[1] in fixed_options(cls):
             return f"{owner} sets it itself; leave it out"
-        names, whose = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
+        names, of_owner = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
         meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
-        return f"there is no such option{whose}{meant}"
-    # The second is what lazy_loader says.
-    absent = r"module '(?P<room>[^']+)' has no attribute '(?P<name>[^']+)'|No (?P<lazy>[\w.]+) attribute (?P<of_it>\w+)"
-    if found := re.fullmatch(absent, reason):
-        room, name = found["room"] or found["lazy"], found["name"] or found["of_it"]
-        return f"there is no class {room}.{name}{_meant(name, _classes_of(room))}"
+        return f"there is no such option{of_owner}{meant}"
+    # The second alternative is the message of lazy_loader.
+    missing = (
+        r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'|No (?P<lazy>[\w.]+) attribute (?P<attr>\w+)"
+    )
+    if found := re.fullmatch(missing, reason):
+        module, name = found["module"] or found["lazy"], found["name"] or found["attr"]
+        return f"there is no class {module}.{name}{_meant(name, _classes_of(module))}"
     if found := re.fullmatch(r"No module named '([^']+)'", reason):
         return f"there is no module {found[1]}; install it, run from its folder, or add that folder to PYTHONPATH"
     expected = refusal.expected or _declared(refusal)
@@ -89,7 +91,7 @@ def _said(refusal: Refusal, options: list[str], command: str) -> str | None:
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
-        return f"expected {_type(found[1])}, got {found[2]}"
+        return f"expected {_type(found[1])}, got {'null' if found[2] == 'None' else found[2]}"
     if refusal.expected and reason.startswith(("Expected", "Import path")):
         return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):
@@ -101,17 +103,17 @@ def _missing(refusal: Refusal, names: list[str], options: list[str]) -> str:
     if not refusal.owner:
         missing = " and ".join("RUN" if name == "runs" else f"--{name}" for name in names)  # `compare RUN...`
         return f"{missing} must be given" + ("; name a configuration with --config FILE" if "config" in options else "")
-    # Of a function or a schedule the owner is the class that takes it; the value says which it is.
+    # For a function or a schedule, the owner is the class that takes it; the value names the function or schedule.
     inner = re.match(r"Namespace\(class_path='([\w.]+)'", refusal.value)
     owner = inner[1] if inner and refusal.reason.startswith("Type ") else refusal.owner
-    whose = owner.rpartition(".")[2]
+    name = owner.rpartition(".")[2]
     verb = "is" if len(names) == 1 else "are"
     first = f"--{refusal.key}.{names[0]}"
-    return f"{whose}: {' and '.join(names)} {verb} required; give {first}, or {names[0]} in its init_args"
+    return f"{name}: {' and '.join(names)} {verb} required; give {first}, or {names[0]} in its init_args"
 
 
 def _passed(text: str) -> str:
-    """The message of another library, on one line."""
+    """The message of another library in one line."""
     return " ".join(text.split())[:LONGEST].rstrip(" .;")
 
 
@@ -144,21 +146,22 @@ def of_lightning(error: BaseException, command: str) -> str | None:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Report in one line a configuration that makes the parser itself fail, such as one with `config: false`.
+    """Turn errors inside the parser, such as for `config: false`, into one line.
 
     Raises:
-        UserError: The parser failed; its own `ArgumentError` is not changed.
+        UserError: The parser failed. Its `ArgumentError` is passed on.
     """
     try:
         yield
     except UserError:
         raise
     except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
-        raise UserError(f"the configuration cannot be read ({said}); --print_config shows a valid one") from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+        raise UserError(f"the configuration cannot be read ({reason}); --print_config shows a valid one") from error
 
 
 def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
+    """The end of a message that suggests a similar name; "" without one."""
     names = list(names)
     head, last = name.partition(".")[0], name.rpartition(".")[2]
     heads = {n.partition(".")[0] for n in names}
@@ -174,7 +177,7 @@ def _meant(name: str, names: Iterable[str], prefix: str = "") -> str:
 
 def _type(text: str) -> str:
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
-    # False stands beside texts for `off`, which YAML reads so.
+    # Types with the value "off" also contain False, as YAML 1.1 reads `off` as False.
     text = re.sub(r"typing\.Literal\[([^\]]*)\]", lambda m: m[1].removesuffix(", False").replace(", ", " or "), text)
     text = re.sub(r"\b(?:[a-z_]+\.)+([A-Z]\w*)", r"\1", text)
     text = text.replace("NoneType", "null")
@@ -182,7 +185,7 @@ def _type(text: str) -> str:
 
 
 def _declared(refusal: Refusal) -> str:
-    """The type that a class declares for an option, if the parser does not report it; "" if unknown."""
+    """The declared type of an option that the parser does not report; "" if unknown."""
     module, _, name = refusal.owner.rpartition(".")
     try:
         bases = inspect.getmro(getattr(importlib.import_module(module), name))
@@ -206,15 +209,15 @@ def _class_of(path: str) -> type | None:
     """A class in the configuration; None if it is not a class, such as typing.Callable."""
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return None
-    return found if inspect.isclass(found) else None
+    return cls if inspect.isclass(cls) else None
 
 
 def _classes_of(module: str) -> list[str]:
-    room = importlib.import_module(module)
-    return [name for name in dir(room) if inspect.isclass(getattr(room, name, None))]
+    imported = importlib.import_module(module)
+    return [name for name in dir(imported) if inspect.isclass(getattr(imported, name, None))]
 
 
 def _subclass_names(subtypes: str) -> list[str]:
@@ -222,9 +225,9 @@ def _subclass_names(subtypes: str) -> list[str]:
     names: list[str] = []
     for path in re.findall(r"<class '([\w.]+)'>", subtypes):
         module, _, name = path.rpartition(".")
-        waiting = [getattr(importlib.import_module(module or "builtins"), name, object)]
-        while waiting and waiting[0] is not object and name != "NoneType":
-            cls = waiting.pop()
+        remaining = [getattr(importlib.import_module(module or "builtins"), name, object)]
+        while remaining and remaining[0] is not object and name != "NoneType":
+            cls = remaining.pop()
             names.append(cls.__name__)
-            waiting += cls.__subclasses__()
+            remaining += cls.__subclasses__()
     return names

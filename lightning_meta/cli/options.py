@@ -1,4 +1,4 @@
-"""Arguments by the names that a user of the command line knows: `inner_lr` is `--model.inner_lr` there."""
+"""Translate argument names in messages to options of the command line: `inner_lr` to `--model.inner_lr`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from jsonargparse import Namespace
 
 from lightning_meta.errors import UserError
 
-# How the library begins a message: `inner_lr: ...`, `shots + queries: ...`, `ImageFolder root=x: ...` or
+# Messages of the library begin with `inner_lr: ...`, `shots + queries: ...`, `ImageFolder root=x: ...` or
 # `Glyphs: jitter is 3, ...`.
 _NAME = r"[a-z]\w*(?:\.\w+)*"
 _HEAD = re.compile(
     rf"(?:(?P<owner>[A-Z]\w*):? )?(?P<names>{_NAME}(?:(?:, | \+ | and ){_NAME})*)(?P<rest>(?:[:=]| is ).*)", re.DOTALL
 )
+# A suggestion in Python's syntax: `give delimiter=';'`, `set first_order=True`.
+_SUGGESTION = re.compile(r"\b(give|set|use|with|or) ([a-z]\w*)=('[^']*'|\"[^\"]*\"|[\w.]+)")
 
-OF_FIT = {"resume": "ckpt_path", "seed": "seed_everything"}  # options of the command that Python calls otherwise
+OF_FIT = {"resume": "ckpt_path", "seed": "seed_everything"}  # options that have another name in `lightning_meta.fit`
 
 SECTIONS = ("model", "data", "checkpoint", "trainer")
 
 
 def as_option(name: str, *value: Any) -> str:
-    """An argument of `lightning_meta.fit` as it is typed, with its value where one is shown.
+    """The option for an argument of `lightning_meta.fit`, with its value if one is passed.
 
     >>> as_option("trainer.max_steps"), as_option("resume", "last"), as_option("allow_changes", True)
     ('--trainer.max_steps', '--ckpt_path last', '--allow_changes')
@@ -36,12 +38,12 @@ def as_option(name: str, *value: Any) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the arguments of one object are given.
+    """The options of one object of a configuration.
 
     Attributes:
-        path: Of its options, as `data.source`.
-        owner: The name of its class; "" for a section without one, as `trainer`.
-        arguments: Its arguments and what was given for them.
+        path: Prefix of the options, such as `data.source`.
+        owner: Name of the class; "" for a section without a class, such as `trainer`.
+        arguments: Arguments and their values.
     """
 
     path: str
@@ -50,25 +52,30 @@ class Place:
 
 
 def as_options(text: str, places: list[Place], aliases: Mapping[str, str] | None = None) -> str:
-    """Say options where a message begins with arguments.
+    """Replace argument names by options, at the start of a message and in its suggestions.
+
+    >>> as_options("x.csv: one column; give delimiter=';'", [Place("data.source", "Table", {"delimiter": None})])
+    "x.csv: one column; give --data.source.delimiter ';'"
 
     Args:
         text: The message.
-        places: Where these may be; a name that fits several, or none, stays as it is.
-        aliases: Options that stand for an argument, by its name.
+        places: The objects whose arguments are replaced; a name that fits none, or several, is left unchanged.
+        aliases: Options to use instead, by argument name.
     """
-    found = _HEAD.fullmatch(text)
-    if found is None:
+    aliases = aliases or {}
+    text = _SUGGESTION.sub(lambda match: _suggested(match, places, aliases), text)
+    head = _HEAD.fullmatch(text)
+    if head is None:
         return text
-    options = [_option(name, found["owner"] or "", places, aliases or {}) for name in _names(found["names"])]
+    options = [_option(name, head["owner"] or "", places, aliases) for name in _names(head["names"])]
     if None in options:
         return text
-    said = iter(options)
-    return re.sub(_NAME, lambda m: m[0] if m[0] == "and" else str(next(said)), found["names"]) + found["rest"]
+    remaining = iter(options)
+    return re.sub(_NAME, lambda m: m[0] if m[0] == "and" else str(next(remaining)), head["names"]) + head["rest"]
 
 
 def places_of(config: Namespace) -> list[Place]:
-    """Where the objects of a configuration are given, the model and the data with all that is in them."""
+    """The model, the data and all objects nested in them, the checkpoint section and the Trainer."""
     places: list[Place] = []
     for section in ("model", "data"):
         _collect(section, config.get(section), places)
@@ -81,14 +88,14 @@ def places_of(config: Namespace) -> list[Place]:
 
 @contextmanager
 def naming_options(config: Namespace, aliases: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Say options in place of arguments in what is refused while a command runs.
+    """Replace argument names by options in errors that are raised while a command runs.
 
     Args:
-        config: The command's configuration.
-        aliases: Options that stand for an argument, by its name.
+        config: The configuration of the command.
+        aliases: Options to use instead, by argument name.
 
     Raises:
-        UserError: The same error, in other words.
+        UserError: The same error, with options in its message.
     """
     try:
         yield
@@ -101,21 +108,30 @@ def _names(text: str) -> list[str]:
     return [name for name in re.findall(_NAME, text) if name != "and"]
 
 
+def _suggested(match: re.Match[str], places: list[Place], aliases: Mapping[str, str]) -> str:
+    verb, name, value = match.groups()
+    if (option := _option(name, "", places, aliases)) is None:
+        return match[0]
+    if value.startswith(("'", '"')) and "\\" in value:
+        value = f"${value}"  # the shell's notation for a tab
+    return f"{verb} {option} {value.lower() if value in ('True', 'False') else 'null' if value == 'None' else value}"
+
+
 def _option(name: str, owner: str, places: list[Place], aliases: Mapping[str, str]) -> str | None:
     if name in aliases:
         return aliases[name]
     head, dot, tail = name.partition(".")
-    if head in SECTIONS and dot:  # it is an option already
+    if head in SECTIONS and dot:  # already an option
         return f"--{name}"
-    # The Trainer has arguments of the same names, as `strategy`; those are Lightning's to speak of.
-    for own in (True, False):
-        fitting = [p for p in places if (p.path != "trainer") == own and head in p.arguments]
-        fitting = [p for p in fitting if not owner or p.owner == owner]
-        if len(fitting) > 1:  # an argument that the data fill in is null in the configuration
-            fitting = [p for p in fitting if p.arguments[head] is not None]
-        if len(fitting) == 1:
-            return f"--{fitting[0].path}.{head}{dot}{tail}"
-        if fitting:
+    # Some names, such as `strategy`, are also arguments of the Trainer, whose errors Lightning reports: it comes last.
+    for of_trainer in (False, True):
+        matches = [p for p in places if (p.path == "trainer") == of_trainer and head in p.arguments]
+        matches = [p for p in matches if not owner or p.owner == owner]
+        if len(matches) > 1:  # arguments that are filled in from the data are null in the configuration
+            matches = [p for p in matches if p.arguments[head] is not None]
+        if len(matches) == 1:
+            return f"--{matches[0].path}.{head}{dot}{tail}"
+        if matches:
             return None
     return None
 

@@ -1,4 +1,4 @@
-"""Files that a command would replace: only when it is told to."""
+"""Refuse to replace existing files without `--overwrite`."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from lightning_meta.errors import UserError
 
 def add_overwrite(parser: ArgumentParser) -> None:
     """Add the option `--overwrite`."""
-    parser.add_argument("--overwrite", action="store_true", help="Replace files that are there already.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
 
 
 def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None:
-    """Refuse to replace a file, before anything is computed.
+    """Refuse to replace a file; called before anything is computed.
 
     Args:
         option: The option that names the files, such as "--out".
-        files: What would be written.
-        overwrite: Whether the user gave `--overwrite`.
+        files: The files to be written.
+        overwrite: The value of `--overwrite`.
 
     Raises:
-        UserError: One of the files is there.
+        UserError: One of the files exists.
     """
     for file in files:
-        # Also a link that leads nowhere; of a folder the command itself says that it is no file.
+        # `lexists` includes broken links. A folder is refused by the command itself.
         if not overwrite and os.path.lexists(file) and not file.is_dir():
-            raise UserError(f"{option}: {file} is there already; name another, or give --overwrite to replace it")
+            raise UserError(f"{option}: {file} already exists; name another, or give --overwrite to replace it")

@@ -1,4 +1,4 @@
-"""What the commands share: loggers' folders, remembered arguments, lists of one."""
+"""Helpers of the parsers: folders of loggers, arguments of networks, and mistakes in nested objects."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lightning_meta.import_paths import import_object
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 
-# So that their classes can be named without their path: `--model=ProtoNet`.
+# Imported so that the classes can be named without their path: `--model=ProtoNet`.
 for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
     for _name in _module.__all__:
         getattr(_module, _name)
 
 
 class PlainParser(argparse.ArgumentParser):
-    """The options of a command that passes others on to `fit`; a mistake is a `UserError`."""
+    """Parser of a command that passes unknown options to `fit`; errors are raised as `UserError`."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise it."""
+        """Raise a `UserError`."""
         raise UserError(message)
 
 
@@ -40,26 +40,26 @@ SHORT_FORM = "--trainer.logger"
 
 
 def with_save_dir(args: Sequence[str]) -> list[str]:
-    """Let `--trainer.logger=TensorBoardLogger` stand alone, though its class asks for a folder."""
-    given = list(args)
-    for i, arg in enumerate(given):
+    """Add the required folder to `--trainer.logger=TensorBoardLogger`, which is then set to the run directory."""
+    options = list(args)
+    for i, arg in enumerate(options):
         name, equals, value = arg.partition("=")
-        value = value if equals else (given[i + 1] if i + 1 < len(given) else "")
+        value = value if equals else (options[i + 1] if i + 1 < len(options) else "")
         if name == SHORT_FORM and value.rpartition(".")[2] == "TensorBoardLogger":
-            if not any(a.startswith((f"{SHORT_FORM}.save_dir", f"{SHORT_FORM}.init_args.save_dir")) for a in given):
-                given.insert(i + (1 if equals else 2), f"{SHORT_FORM}.save_dir=")
+            if not any(a.startswith((f"{SHORT_FORM}.save_dir", f"{SHORT_FORM}.init_args.save_dir")) for a in options):
+                options.insert(i + (1 if equals else 2), f"{SHORT_FORM}.save_dir=")
             break
-    return given
+    return options
 
 
 def log_into_run(trainer: Namespace, run: RunLogger) -> None:
-    """Send loggers that name no folder of their own into the run directory, which is claimed for them.
+    """Set the folder of loggers without one to the run directory.
 
     Args:
-        trainer: The options of the Trainer; those of its loggers are changed in place.
-        run: The run directory.
+        trainer: Options of the Trainer; those of its loggers are changed in place.
+        run: Logger of the run directory.
     """
-    if trainer.get("fast_dev_run"):  # the Trainer puts a logger that writes nothing in the place of all
+    if trainer.get("fast_dev_run"):  # the Trainer replaces all loggers by one that writes nothing
         return
     for logger in as_list(trainer.get("logger")):
         if not isinstance(logger, Namespace) or "init_args" not in logger or "save_dir" not in logger.init_args:
@@ -75,22 +75,22 @@ def log_into_run(trainer: Namespace, run: RunLogger) -> None:
 
 
 def remember_networks(config: Any) -> None:
-    """Let the parser note how each network is made that does not remember it, so that a checkpoint can store it.
+    """Let the parser record the arguments of networks that do not store them, so that checkpoints can.
 
     Args:
-        config: What is about to be made.
+        config: The configuration that is about to be instantiated.
     """
-    waiting = [config]
-    while waiting:
-        value = waiting.pop()
+    remaining = [config]
+    while remaining:
+        value = remaining.pop()
         if isinstance(value, Namespace | Mapping):
-            waiting += (vars(value) if isinstance(value, Namespace) else value).values()
+            remaining += (vars(value) if isinstance(value, Namespace) else value).values()
         elif isinstance(value, list):
-            waiting += value
+            remaining += value
         if isinstance(value, Namespace) and "class_path" in value:
             try:
                 make = import_object(str(value.class_path))
-            except UserError:  # the parser says it where it makes the object
+            except UserError:  # reported by the parser when it instantiates the object
                 continue
             if isinstance(make, type):
                 forgets = issubclass(make, torch.nn.Module) and not issubclass(make, RemembersArguments)
@@ -108,17 +108,15 @@ def _remembering(make: Callable[..., Any], *args: Any, **init_args: Any) -> Any:
 
 
 def mistake_in(config: Namespace) -> UserError | None:
-    """The user's mistake in the arguments of a configured object, found by making each object anew, innermost first.
+    """Find the mistake in the arguments of an object by instantiating all objects again, innermost first.
 
-    It is told in options, such as `--data.init_args.shots`.
-
-    The parser, which makes them, says of each alternative of a type why it does not fit, and drops the error itself.
+    The parser itself reports for each alternative of a type why it does not fit, and drops the original error.
 
     Args:
-        config: The whole configuration.
+        config: The complete configuration.
 
     Returns:
-        The error, in which arguments are options; None where no object of this configuration is to blame.
+        The error, with options such as `--data.shots` in its message; None if no object raises a `UserError`.
     """
     try:
         for section, value in vars(config).items():
@@ -131,7 +129,7 @@ def mistake_in(config: Namespace) -> UserError | None:
 
 
 class _NotMadeError(Exception):
-    """An object cannot be made, by no mistake in the words of this package."""
+    """An object cannot be instantiated, for a reason that is not a `UserError`."""
 
 
 def _made(path: str, config: Any) -> Any:
@@ -141,8 +139,8 @@ def _made(path: str, config: Any) -> Any:
         return config
     if "class_path" not in config:
         return Namespace({name: _made(f"{path}.{name}", value) for name, value in vars(config).items()})
-    given = vars(config.get("init_args", Namespace()))
-    arguments = {name: _made(f"{path}.{name}", value) for name, value in given.items()}
+    init_args = vars(config.get("init_args", Namespace()))
+    arguments = {name: _made(f"{path}.{name}", value) for name, value in init_args.items()}
     try:
         cls = import_object(config.class_path)
     except UserError as error:
@@ -152,6 +150,8 @@ def _made(path: str, config: Any) -> Any:
     try:
         return cls(**arguments)
     except UserError as error:
-        raise UserError(as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], given)])) from error
+        raise UserError(
+            as_options(str(error), [Place(path, config.class_path.rpartition(".")[2], init_args)])
+        ) from error
     except Exception as error:
         raise _NotMadeError from error

@@ -1,4 +1,4 @@
-"""What `--help` of `fit` and `test` shows: one screen of what is used most, with the classes that there are."""
+"""The `--help` of `fit` and `test`: one screen with the most used options and the available classes."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ from lightning_meta.import_paths import import_object
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
 
-# Nobody trains with one of these itself; this package's own are known by `ABC`.
+# Base classes of other packages, which are not useful in a configuration; those of this package inherit from `ABC`.
 FRAMEWORK_BASES = (LightningModule, LightningDataModule, Callback, torch.optim.Optimizer)
 
 
 def is_base(path: str) -> bool:
-    """Whether a class is there to be subclassed, and not to be named in a configuration."""
+    """Whether a class is a base class, which a configuration cannot name."""
     try:
         cls = import_object(path)
-    except UserError:  # a class of the user's that has no path
+    except UserError:  # a class without an import path
         return False
     return inspect.isclass(cls) and (cls in FRAMEWORK_BASES or ABC in cls.__bases__ or inspect.isabstract(cls))
 
 
 def names_below(bases: tuple[type, ...], module: ModuleType) -> str:
-    """The public classes of a module that a configuration may name in the place of one of these bases.
+    """List the public subclasses of some base classes.
 
     Args:
-        bases: What they inherit from.
-        module: Such as `lightning_meta.sources`.
+        bases: The base classes.
+        module: The module with the subclasses, such as `lightning_meta.sources`.
 
     Returns:
-        Their names, `ANIL, MAML, ...`.
+        The names, `ANIL, MAML, ...`.
     """
     classes = (getattr(module, name) for name in module.__all__)
-    found = [c for c in classes if inspect.isclass(c) and issubclass(c, bases) and not is_base(public_path(c))]
-    return ", ".join(sorted(c.__name__ for c in found))
+    subclasses = [c for c in classes if inspect.isclass(c) and issubclass(c, bases) and not is_base(public_path(c))]
+    return ", ".join(sorted(c.__name__ for c in subclasses))
 
 
 FIT = """usage: lightning-meta fit --config NAME|FILE [options]
 
 Train a model, keep its best and last checkpoints, and test the best.
 
-  --config NAME|FILE    What is trained; `lightning-meta configs` lists names.
+  --config NAME|FILE    Configuration; `lightning-meta configs` lists the names.
   --name NAME           Name of the run; by default the configuration's.
   --runs FOLDER         Folder of all runs; by default runs.
   --seed_everything N   Seed of all generators; by default 0.
@@ -59,7 +59,7 @@ Train a model, keep its best and last checkpoints, and test the best.
   --threads N           Threads of the processor; by default torch's choice.
   --print_config        Print the whole configuration, and train nothing.
 
-Every option of the configuration can be given behind it:
+All options of the configuration can be set on the command line:
   --model.NAME          such as --model.inner_lr 0.1 or --model ProtoNet
   --data.NAME           such as --data.shots 5 or --data.source.root FOLDER
   --trainer.NAME        such as --trainer.max_steps 1000, --trainer.devices 2,
@@ -81,11 +81,11 @@ Test a trained model, on its own test tasks or on others.
   --steps S             Inner steps, for methods with an inner loop.
   --batch_norm WHICH    transductive, inductive or running: the statistics that
                         normalise query examples.
-  --calibrate SHARE     Do not test, but learn from validation tasks how sure it
-                        is: sets of labels that hold the label of this share of
-                        images, which predict can then write.
-  --config FILE         Other data than the run's own; --trust if the run names
-                        classes of yours.
+  --calibrate SHARE     Instead of a test, calibrate the model on validation
+                        tasks: predict can then write sets of labels that
+                        contain the true label for this share of images.
+  --config FILE         Configuration of other data; --trust if the run names
+                        your own classes.
   --seed_everything N   Seed of all generators; by default the run's.
   --threads N           Threads of the processor; by default torch's choice.
   --data.NAME, --trainer.NAME
@@ -93,13 +93,13 @@ Test a trained model, on its own test tasks or on others.
 
 """
 
-MORE = """lightning-meta {command} --help_all lists every option, the Trainer's too;{of_model}
-lightning-meta {command} --data.help EpisodicDataModule what a data module takes.
+MORE = """lightning-meta {command} --help_all lists all options, including the Trainer's.{of_model}
+lightning-meta {command} --data.help EpisodicDataModule lists those of a data module.
 """
 
 
 def screen(command: str) -> str:
-    """What `--help` prints for `fit` or `test`: it fits on a screen of 80 columns."""
+    """The `--help` of `fit` or `test`, for a screen of 80 columns."""
     if command == "test":
         return f"{TEST}{MORE.format(command='test', of_model='')}"
     lists = {
@@ -108,5 +108,5 @@ def screen(command: str) -> str:
         "Sources": names_below((Source, TaskGenerator, TaskSource), sources),
     }
     lines = [textwrap.fill(f"{name}: {names}", 80, subsequent_indent="  ") for name, names in lists.items()]
-    of_model = "\nlightning-meta fit --model.help MAML what a model takes,"
+    of_model = "\nlightning-meta fit --model.help MAML lists those of a model."
     return f"{FIT}{chr(10).join(lines)}\n\n{MORE.format(command='fit', of_model=of_model)}"

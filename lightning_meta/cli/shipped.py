@@ -1,4 +1,4 @@
-"""`lightning-meta configs`, and `--config NAME`: the configurations that the package ships."""
+"""`lightning-meta configs` and `--config NAME`: the configurations in the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_meta.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"  # in a clone a link to the top-level folder
 NAME = re.compile(r"\w+")
-LONGEST = 100  # letters; a longer name is not looked up as a file, which systems refuse with an error of their own
+LONGEST = 100  # characters; the operating system refuses to look up a much longer file name
 
 
 def shipped() -> dict[str, Path]:
@@ -21,33 +21,33 @@ def shipped() -> dict[str, Path]:
 
 
 def with_shipped(args: Sequence[str]) -> list[str]:
-    """Options in which `--config NAME` names the shipped file, unless there is a file of this name here.
+    """Replace the name in `--config NAME` by the path of the shipped file, unless a file of this name exists.
 
     Args:
         args: The options of a command.
 
     Raises:
-        UserError: There is neither such a file nor such a configuration.
+        UserError: There is neither such a file nor such a shipped configuration.
     """
-    found = list(args)
-    for i, arg in enumerate(found):
-        if arg in ("-c", "--config") and i + 1 < len(found):
-            found[i + 1] = _resolved(found[i + 1])
+    resolved = list(args)
+    for i, arg in enumerate(resolved):
+        if arg in ("-c", "--config") and i + 1 < len(resolved):
+            resolved[i + 1] = _resolve(resolved[i + 1])
         elif arg.startswith(("-c=", "--config=")):
             option, _, value = arg.partition("=")
-            found[i] = f"{option}={_resolved(value)}"
-    return found
+            resolved[i] = f"{option}={_resolve(value)}"
+    return resolved
 
 
-def _resolved(value: str) -> str:
+def _resolve(value: str) -> str:
     if not NAME.fullmatch(value) or (len(value) <= LONGEST and Path(value).is_file()):
         return value  # a path, or the text of a configuration
-    known = shipped()
-    if value in known:
-        return str(known[value])
+    files = shipped()
+    if value in files:
+        return str(files[value])
     if len(value) <= LONGEST and Path(value).exists():
-        return value  # a folder, which is refused as such
-    close = difflib.get_close_matches(value, known, n=3)
+        return value  # a folder, which the command refuses
+    close = difflib.get_close_matches(value, files, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`lightning-meta configs` lists them"
     raise UserError(f"--config: there is no file {value}, and no configuration of this name is shipped; {hint}")
 
@@ -56,35 +56,35 @@ def configs(args: Sequence[str]) -> None:
     """List the shipped configurations, or print one.
 
     Args:
-        args: At most a name.
+        args: A name, or nothing.
 
     Raises:
         UserError: There is no such configuration.
     """
-    known = shipped()
+    files = shipped()
     if {"-h", "--help"} & set(args):
         print(
             "usage: lightning-meta configs [NAME]\n\nList the configurations that `fit --config NAME` and "
             "`ladder --config NAME` take, or print one:\n`lightning-meta configs protonet_glyphs > mine.yaml`"
         )
     elif not args:
-        width = max(map(len, known), default=0)
-        for name, file in known.items():
+        width = max(map(len, files), default=0)
+        for name, file in files.items():
             print(f"{name:<{width}}  {_first_sentence(file)}")
-    elif len(args) == 1 and args[0] in known:
-        print(known[args[0]].read_text(encoding="utf-8"), end="")
+    elif len(args) == 1 and args[0] in files:
+        print(files[args[0]].read_text(encoding="utf-8"), end="")
     else:
         raise UserError(f"configs: expected the name of one shipped configuration, got {' '.join(args)}")
 
 
 def _first_sentence(file: Path) -> str:
-    """What the comment at the top of a configuration begins with."""
+    """The first sentence of the comment at the top of a configuration."""
     lines = file.read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("# ") for line in lines[:4] if line.startswith("# "))
     return re.split(r"(?<!et al)(?<=[a-z\d)])[.:] |\.$", comment)[0]
 
 
 def version() -> str:
-    """The installed version, with those that decide the numbers."""
+    """The installed versions of this package and of those that affect its results."""
     names = ("lightning_meta", "torch", "lightning")
     return ", ".join(f"{name} {metadata.version(name)}" for name in names)

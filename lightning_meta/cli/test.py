@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import check_writable, replacing
 from lightning_meta.run.results import facts, test_facts, write_report
 
-# Options that set an argument of the data module.
+# Options and the arguments of the data module that they set.
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
 OF_DATA |= {"task_list": "test_task_list"}
 DRAWN = ("ways", "shots", "queries", "tasks")
@@ -49,7 +50,7 @@ TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "dete
 
 
 def test(args: Sequence[str]) -> None:
-    """Test a trained model, and write the results under `tests/` in its run directory; or calibrate it.
+    """Test or calibrate a trained model, and write the results under `tests/` in its run directory.
 
     Args:
         args: The options.
@@ -63,29 +64,29 @@ def test(args: Sequence[str]) -> None:
     check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
     module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
-    made = _instantiated(parser, config)
+    objects = _instantiate(parser, config)
     if config.importance:
-        _check_importance(module, made["data"])
-    options = made["trainer"].as_dict()
+        _check_importance(module, objects["data"])
+    options = objects["trainer"].as_dict()
     callbacks = [progress_bar()] if options["enable_progress_bar"] is not False else []
     try:
         trainer = Trainer(**{**options, "logger": False, "callbacks": callbacks, "enable_checkpointing": False})
     except (TypeError, ValueError) as error:
         raise UserError(f"--trainer: {error}") from error
-    given = [name for name in OF_DATA if config[name] is not None]
+    set_options = [name for name in OF_DATA if config[name] is not None]
     if config.calibrate is not None:
         assert run is not None
-        _calibrate(config, trainer, module, made["data"], run)
+        _calibrate(config, trainer, module, objects["data"], run)
         return
     logger = RunLogger(run if run else Path("runs"), "tests")
-    found: list[Evaluation] = []
-    with naming_options(config, {n: f"--{name}" for name in given for n in (name, OF_DATA[name])}):
+    evaluations: list[Evaluation] = []
+    with naming_options(config, {n: f"--{name}" for name in set_options for n in (name, OF_DATA[name])}):
         if _is_grid(config):
             instance("--ckpt_path", module, MetaModule)
-            instance("--data", made["data"], EpisodicDataModule)
-            found = evaluate_by(trainer, module, made["data"], **{name: config[name] for name in DRAWN})
+            instance("--data", objects["data"], EpisodicDataModule)
+            evaluations = evaluate_by(trainer, module, objects["data"], **{name: config[name] for name in DRAWN})
         else:
-            trainer.test(module, datamodule=made["data"], verbose=False)
+            trainer.test(module, datamodule=objects["data"], verbose=False)
     if not trainer.is_global_zero:
         return
     metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
@@ -93,23 +94,23 @@ def test(args: Sequence[str]) -> None:
         file.write(parser.dump(config, skip_unset=False))
     about: dict[str, Any] = {"seed": config.seed_everything, "checkpoint": str(checkpoint)}
     about["wall_time_s"] = round(time.monotonic() - began, 2)
-    about |= facts(module, made["data"], trainer)
-    if found:
-        write_grid(logger.directory, found, about)
-        print_grid(found, logger.directory)
+    about |= facts(module, objects["data"], trainer)
+    if evaluations:
+        write_grid(logger.directory, evaluations, about)
+        print_grid(evaluations, logger.directory)
         return
     if report := getattr(module, "test_report", None):
         write_report(logger.directory, report)
-    about |= test_facts(made["data"])
+    about |= test_facts(objects["data"])
     write_outcome(logger.directory, metrics, about)
-    print_summary(metrics, logger.directory, getattr(made["data"], "test_conditions", ""))
+    print_summary(metrics, logger.directory, getattr(objects["data"], "test_conditions", ""))
     if config.importance:
-        permutation_importance(module, made["data"], seed=config.seed_everything, out=logger.directory)
-        print(f"how much each column is used: {logger.directory / 'importance.csv'}")
+        permutation_importance(module, objects["data"], seed=config.seed_everything, out=logger.directory)
+        print(f"importance of each column: {logger.directory / 'importance.csv'}")
 
 
 def _check_importance(module: Any, data: Any) -> None:
-    """Refuse to permute columns where there are none, before anything is computed."""
+    """Refuse `--importance` without the columns of a table, before anything is computed."""
     if not isinstance(module, MultiTaskModule) or not isinstance(data, MultiTaskDataModule):
         raise UserError(
             f"--importance: {type(module).__name__} has no named tasks on the columns of a table; leave it out"
@@ -119,42 +120,44 @@ def _check_importance(module: Any, data: Any) -> None:
 
 
 def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run: Path) -> None:
-    """Learn how sure the model is from validation tasks or rows, and store it in the run directory."""
+    """Calibrate the model on validation tasks or rows, and store the calibration in the run directory."""
     if isinstance(module, MultiTaskModule) and isinstance(data, MultiTaskDataModule):
         about = identity(module)  # before the Trainer converts weights to its precision
         with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
-            found_of_table = calibrate_table_by(trainer, module, data, config.calibrate)
+            calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
         if trainer.is_global_zero:
-            print_table_calibration(found_of_table, write_table_calibration(run, about, found_of_table))
+            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated))
         return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
         raise UserError(
             f"--calibrate: {type(module).__name__} is neither a few-shot classifier nor a model of a table, and only "
-            "these are calibrated"
+            "these can be calibrated"
         )
     sizes = {name: config[name] for name in ("ways", "shots", "queries")}
     options = {n: f"--{o}" for o, argument in OF_DATA.items() for n in (o, argument)} | {"coverage": "--calibrate"}
     with naming_options(config, {**options, "batch_norm": "--batch_norm", "module": "--calibrate"}):
-        found = calibrate_by(trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes)
+        calibration = calibrate_by(
+            trainer, module, data, coverage=config.calibrate, tasks=config.tasks or TASKS, **sizes
+        )
     if trainer.is_global_zero:
-        print_calibration(found, write_calibration(run, module, found))
+        print_calibration(calibration, write_calibration(run, module, calibration))
 
 
 def _is_grid(config: Namespace) -> bool:
     return any(isinstance(config[name], list) for name in ("ways", "shots"))
 
 
-def _instantiated(parser: LightningArgumentParser, config: Namespace) -> Namespace:
+def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
     check_machine(config.trainer.as_dict(), as_option)
     try:
-        made: Namespace = parser.instantiate(config)
-        return made
+        objects: Namespace = parser.instantiate(config)
+        return objects
     except (TypeError, ValueError) as error:
-        said = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
+        message = str(mistake_in(Namespace(data=config.data)) or one_line(error, command="test"))
         for option, argument in OF_DATA.items():
             if config[option] is not None:
-                said = said.replace(f"--data.{argument}:", f"--{option}:")
-        raise UserError(said) from error
+                message = message.replace(f"--data.{argument}:", f"--{option}:")
+        raise UserError(message) from error
 
 
 def make_parser() -> LightningArgumentParser:
@@ -166,7 +169,9 @@ def make_parser() -> LightningArgumentParser:
         allow_abbrev=False,
         short_help="test",
     )
-    parser.add_argument("--config", type=str | None, help="Configuration; by default that of the run directory.")
+    parser.add_argument(
+        "--config", type=str | None, help="Configuration of the data; by default that of the run directory."
+    )
     parser.add_argument(
         "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is tested) or a checkpoint."
     )
@@ -194,15 +199,15 @@ def make_parser() -> LightningArgumentParser:
     parser.add_argument(
         "--calibrate",
         type=float | None,
-        help="Instead of a test: learn from validation tasks how sure the model is of tasks with these ways and shots, "
-        "so that this share of images, such as 0.9, has its label in its set; measure it on test tasks; and store it "
-        "in the run directory for `predict --calibrated`. For a model of a table: of each target, from validation "
-        "rows, so that this share of rows has its label in its set, or its number in its interval.",
+        help="Instead of a test, calibrate the model on validation tasks with these ways and shots, so that the "
+        "predicted sets contain the true label for this share of images, such as 0.9. The coverage is measured on test "
+        "tasks, and the calibration is stored in the run directory for `predict --calibrated`. A model of a table is "
+        "calibrated on validation rows, one target at a time: sets for classes, intervals for numbers.",
     )
     parser.add_argument(
         "--importance",
         action="store_true",
-        help="Also permute each column of a table in turn, and write by how much the loss of each task grows.",
+        help="Also permute each column of a table in turn, and write the increase of each task's loss.",
     )
     parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
@@ -212,8 +217,8 @@ def make_parser() -> LightningArgumentParser:
 
 
 def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namespace, Path]:
-    """The configuration of the run, overridden by the options; and the checkpoint."""
-    first, _ = _just_paths().parse_known_args(list(args))
+    """The configuration of the run with the options applied, and the checkpoint."""
+    first, _ = _path_parser().parse_known_args(list(args))
     if first.ckpt_path is None:
         if not {"-h", "--help", "--help_all", "--data.help"} & {arg.partition("=")[0] for arg in args}:
             raise UserError("--ckpt_path: name a run directory or a checkpoint, such as runs/protonet_glyphs/0")
@@ -226,14 +231,14 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         raise UserError(f"--config: the configuration of the data was not found ({missing}); give it with --config")
     stored = read_configuration(file)
     data = _without_augmentation(stored.get("data"))
-    if made := next(undescribed(data, "data"), None):
+    if name := next(undescribed(data, "data"), None):
         raise UserError(
-            f"{file}: {made} was made in Python, and its arguments are not known; name a configuration of the data "
+            f"{file}: {name} was created in Python, and its arguments are unknown; name a configuration of the data "
             "with --config, or test in Python"
         )
     trainer = {k: v for k, v in (stored.get("trainer") or {}).items() if k in TRAINER}
     base = {"data": data, "trainer": trainer, "seed_everything": stored.get("seed_everything", 0)}
-    if not first.config and not first.trust:  # a configuration that the user names is trusted like code
+    if not first.config and not first.trust:  # a configuration that the user names is trusted, like code
         base = without_machine(base)
         check_untrusted(base, file)
     with parsing():
@@ -246,7 +251,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
         _check_calibrate(config, run)
     drawn = [name for name in DRAWN if config[name] is not None]
     if drawn and config.task_list is not None:
-        raise UserError(f"--{drawn[0]}: --task_list determines the tasks; leave one of the two out")
+        raise UserError(f"--{drawn[0]}: --task_list determines the tasks; use one of the two")
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:
@@ -254,44 +259,43 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
             if not isinstance(config[option], list):
                 config.data.init_args[argument] = config[option]
     if drawn and (own := config.data.init_args.get("test_task_list")) is not None:
-        print(f"tasks are drawn because of --{drawn[0]}; the task list of the run, {own}, is not used")
+        print(f"tasks are drawn at random because of --{drawn[0]}, without the task list of the run ({own})")
         config.data.init_args.test_task_list = None
     return config, checkpoint
 
 
 def _check_calibrate(config: Namespace, run: Path | None) -> None:
-    """Refuse what cannot be calibrated, before the model is loaded."""
+    """Check the options of a calibration, before the model is loaded."""
     if run is None:
         raise UserError(f"--calibrate: {config.ckpt_path} is not in a run directory, where the calibration is stored")
     if config.importance:
         raise UserError("--importance: --calibrate does not test; leave one of the two out")
     if config.task_list is not None:
-        raise UserError("--calibrate: its tasks are drawn; leave --task_list out")
+        raise UserError("--calibrate: the tasks are drawn at random; leave --task_list out")
     if several := next((name for name in ("ways", "shots") if isinstance(config[name], list)), None):
-        raise UserError(f"--{several}: --calibrate is for one number of ways and shots; calibrate each by itself")
+        raise UserError(f"--{several}: --calibrate takes one number of ways and shots; run it once for each")
 
 
 def _without_augmentation(data: Any) -> Any:
-    """Remove the augmentation of a data module: it is used only in training, and may need another library."""
+    """Remove the augmentation, which is used only in training and may need another package."""
     if not isinstance(data, Mapping) or not lies_in(real_path(str(data.get("class_path"))), ("lightning_meta.data",)):
         return data
-    given = data.get("init_args") or {}
-    return {**data, "init_args": {name: value for name, value in given.items() if name != "augmentation"}}
+    args = data.get("init_args") or {}
+    return {**data, "init_args": {name: value for name, value in args.items() if name != "augmentation"}}
 
 
-def _numbers(option: str, given: int | list[int] | str | None) -> int | list[int] | None:
+def _numbers(option: str, value: int | list[int] | str | None) -> int | list[int] | None:
     """Parse several numbers, `5,20` or `[5, 20]`, to a list; a single number stays a number."""
-    if isinstance(given, str):
-        parts = [part.strip() for part in given.split(",")]
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
         if not all(is_number(part) and len(part) < 10 for part in parts):
-            raise UserError(f"{option}: a whole number is needed, or several, such as 5,20; got {given!r}")
-        given = [int(part) for part in parts]
-    return given[0] if isinstance(given, list) and len(given) == 1 else given
+            raise UserError(f"{option}: expected a whole number, or several, such as 5,20; got {value!r}")
+        value = [int(part) for part in parts]
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _just_paths() -> Any:
-    import argparse
-
+def _path_parser() -> argparse.ArgumentParser:
+    """Parses the options that are needed to find the configuration of the run."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--ckpt_path", nargs="?")
     parser.add_argument("--config")
@@ -300,5 +304,5 @@ def _just_paths() -> Any:
 
 
 def test_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     return list(make_parser().get_defaults().keys())

@@ -1,4 +1,4 @@
-"""`--threads N`, which every command takes."""
+"""The option `--threads N` of all commands."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 
 OPTION = "--threads"
-OWN = ("ladder", "sweep")  # they hand the number on to the runs that they start
+OWN = ("ladder", "sweep")  # commands that pass the number to the runs that they start
 
 
 @contextmanager
 def using_threads(command: str, options: Sequence[str]) -> Iterator[list[str]]:
-    """Let torch use so many threads of the processor while a command runs.
+    """Set torch's number of threads while a command runs.
 
     Args:
-        command: Its name.
-        options: Its options.
+        command: Name of the command.
+        options: Options of the command.
 
     Yields:
-        The other options.
+        The options without `--threads`.
 
     Raises:
-        UserError: No positive whole number.
+        UserError: The value is not a whole number from 1 to 4096.
     """
-    rest, given = list(options), None
+    rest, value = list(options), None
     if command not in OWN:
-        rest, given = _taken(rest)
-    if given is None:
+        rest, value = _split(rest)
+    if value is None:
         yield rest
         return
-    if not is_number(given) or not 1 <= int(given) <= 4096:
-        raise UserError(f"{OPTION}: a whole number from 1 on is needed, got {given!r}")
+    if not is_number(value) or not 1 <= int(value) <= 4096:
+        raise UserError(f"{OPTION}: expected a whole number of at least 1, got {value!r}")
     before = torch.get_num_threads()
-    torch.set_num_threads(int(given))
+    torch.set_num_threads(int(value))
     try:
         yield rest
     finally:
         torch.set_num_threads(before)
 
 
-def _taken(options: list[str]) -> tuple[list[str], str | None]:
-    """The options without `--threads`, and its value; the last one holds."""
+def _split(options: list[str]) -> tuple[list[str], str | None]:
+    """The options without `--threads`, and its last value."""
     rest: list[str] = []
-    given: str | None = None
-    waiting = iter(options)
-    for option in waiting:
+    threads: str | None = None
+    remaining = iter(options)
+    for option in remaining:
         name, equals, value = option.partition("=")
         if name == OPTION:
-            given = value if equals else next(waiting, "")
+            threads = value if equals else next(remaining, "")
         else:
             rest.append(option)
-    return rest, given
+    return rest, threads

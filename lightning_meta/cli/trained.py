@@ -1,4 +1,4 @@
-"""The trained model that a command is given."""
+"""Load the trained model of a command."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
     """Load a model.
 
     Args:
-        checkpoint: The file.
-        trust: Whether classes of any module that it names are imported and built.
-        **options: `steps` and `batch_norm` in place of the stored ones; None leaves those.
+        checkpoint: The checkpoint file.
+        trust: Whether to import and instantiate classes of any module that the checkpoint names.
+        **options: Values of `steps` and `batch_norm` that replace the stored ones; None keeps them.
 
     Raises:
         UserError: The model has no such option, or `lightning_meta.load` refuses.
@@ -39,8 +39,8 @@ def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
             overrides[OF_MODEL[option]] = value
     if options.get("batch_norm") == "running" and init_args["batch_norm"] != "running":
         raise UserError(
-            f"--batch_norm: running statistics were not kept in training with "
-            f"batch_norm={init_args['batch_norm']}; expected transductive or inductive"
+            f"--batch_norm: the model was trained with --model.batch_norm {init_args['batch_norm']}, without running "
+            "statistics; expected transductive or inductive"
         )
     try:
         allow = sorted(set(class_paths(stored))) if trust else ()

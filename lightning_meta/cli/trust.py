@@ -1,8 +1,8 @@
-"""What a run directory may name before its user has said `--trust`.
+"""Check the configuration of a run directory that the user does not trust.
 
-The configuration in a run directory is read for its data. The parser imports what a configuration names, wherever its
-types expect a class or a function, by a class path, by a string, by a file that a string names. So a class is looked
-for in the rooms below alone, and a string is let through only where its type is one of plain values.
+`test` reads the data from the configuration of a run. The parser imports whatever a configuration names where a type
+expects a class or a function: class paths, strings, and files that strings name. Without `--trust`, classes must
+therefore be in the modules below, and strings are accepted only where the type consists of plain values.
 """
 
 from __future__ import annotations
@@ -25,58 +25,63 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import read_yaml
 
 HELP = (
-    "Also import and build the classes of other modules than this package's and torch's that the run names, such as "
-    "a method in a file of your own. This runs their code: give it if the run is yours."
+    "Also import and instantiate classes of other packages that the run names, such as a method in a file of yours. "
+    "This runs their code: use it only for your own runs."
 )
 MEND = "give --trust if the run is yours: it imports what the run names, which runs its code"
 
-# What the numbers depend on is taken from a stranger's run. Devices, strategies and nodes start processes and open
-# ports, as loaders' workers do: these are the user's to choose.
+# Options of the Trainer that affect results are taken from any run. Devices, strategies and nodes, like the workers of
+# loaders, start processes and open ports: the user has to set them.
 OF_NUMBERS = ("precision", "deterministic", "inference_mode")
 ROOMS = ("lightning_meta.data", "lightning_meta.sources", "lightning_meta.integrations.learn2learn")
-KNOWN_METRICS = ("torchmetrics.classification.", "torchmetrics.regression.")  # classes that run no other code
+KNOWN_METRICS = ("torchmetrics.classification.", "torchmetrics.regression.")  # these run no other code
 _CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
 _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
 
 
 def read_configuration(file: Path) -> dict[str, Any]:
-    """The configuration of a run.
+    """Read the configuration of a run.
+
+    Args:
+        file: The file `config.yaml`.
 
     Raises:
-        UserError: The file cannot be read, or does not hold one.
+        UserError: The file cannot be read, or is not a configuration.
     """
     try:
         content = read_yaml(file)
     except (OSError, yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, no such date
-        said = " ".join(str(error).split())
-        raise UserError(f"{file}: this is no configuration ({said}); mend it, or give another with --config") from error
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{file}: this is not a configuration ({reason}); fix it, or give another with --config"
+        ) from error
     sections = [content, *(content.get(name) or {} for name in ("data", "trainer"))] if _named(content) else [content]
     if not all(map(_named, sections)):
-        raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer; mend it")
+        raise UserError(f"{file}: expected a configuration as `fit` writes it, with data and trainer")
     return dict(content)
 
 
 def without_machine(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run without those that say on which machine and in how many processes it goes."""
+    """The options of a run without those that choose devices, nodes and processes."""
     trainer = {name: value for name, value in stored["trainer"].items() if name in OF_NUMBERS}
     return {**stored, "trainer": trainer, "data": _without_workers(stored.get("data"))}
 
 
 def _without_workers(data: Any) -> Any:
-    if not isinstance(data, Mapping) or not isinstance(given := data.get("init_args"), Mapping):
+    if not isinstance(data, Mapping) or not isinstance(args := data.get("init_args"), Mapping):
         return data
-    return {**data, "init_args": {name: value for name, value in given.items() if name != "num_workers"}}
+    return {**data, "init_args": {name: value for name, value in args.items() if name != "num_workers"}}
 
 
 def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
-    """Refuse a configuration by which the parser might import or call what is not this package's.
+    """Refuse a configuration that could make the parser import or call code of other packages.
 
     Args:
         stored: The options `data`, `trainer` and `seed_everything` of a run.
-        file: Where they were read, for the error.
+        file: The file of the configuration, for error messages.
 
     Raises:
-        UserError: What is not let through.
+        UserError: The configuration names other code.
     """
     try:
         _check_object(stored.get("data"), "data")
@@ -88,19 +93,19 @@ def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_object(spec: Any, key: str) -> None:
-    """Check `{"class_path": ..., "init_args": {...}}`, and all that lies in it."""
+    """Check `{"class_path": ..., "init_args": {...}}` and all nested objects."""
     if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
         raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
-    path, given = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
+    path, args = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
     if not lies_in(path, ROOMS):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     cls = import_class(path)
     if not lies_in(cls.__module__, ROOMS):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
-    if not _named(given):
+    if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")
     hints, defaults = _hints(cls), inspect.signature(cls).parameters
-    for name, value in given.items():
+    for name, value in args.items():
         if metric := next(_metrics_by_path({name: value}), None):
             raise UserError(f"{key}.{name} names the metric {metric}, which may be any code")
         if isinstance(value, Mapping) and "class_path" in value:
@@ -112,7 +117,7 @@ def _check_object(spec: Any, key: str) -> None:
 
 
 def _metrics_by_path(value: Any) -> Iterator[str]:
-    """The paths by which metrics are named, at any depth; those of torchmetrics are known to do no harm."""
+    """Class paths of metrics at any depth, without those of torchmetrics, which are safe."""
     if isinstance(value, Mapping):
         metric = value.get("metric")
         if isinstance(metric, str) and "." in metric and not metric.startswith(KNOWN_METRICS):
@@ -125,7 +130,7 @@ def _metrics_by_path(value: Any) -> Iterator[str]:
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    """The types of the arguments of a constructor, inherited ones included."""
+    """The types of a constructor's arguments, including inherited ones."""
     hints: dict[str, Any] = {}
     for parent in inspect.getmro(cls):
         if "__init__" in vars(parent) and parent.__module__.startswith("lightning_meta."):
@@ -134,7 +139,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _is_plain(hint: Any) -> bool:
-    """Whether a type is made of numbers, text and paths, so that no value of it is imported or called."""
+    """Whether a type consists of numbers, text and paths, whose values are never imported or called."""
     if hint in _PLAIN:
         return True
     if isinstance(hint, type) and is_dataclass(hint):
@@ -142,12 +147,12 @@ def _is_plain(hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return True
-    known = origin in _CONTAINERS or (isinstance(origin, type) and issubclass(origin, typing.Collection))
-    return known and all(map(_is_plain, typing.get_args(hint)))
+    container = origin in _CONTAINERS or (isinstance(origin, type) and issubclass(origin, typing.Collection))
+    return container and all(map(_is_plain, typing.get_args(hint)))
 
 
 def _is_harmless(value: Any) -> bool:
-    """Whether an option of the trainer is a number or a name, and neither a path nor code."""
+    """Whether an option of the Trainer is a number or a plain name, not the path of a file or a class."""
     if value is None or isinstance(value, bool | int | float):
         return True
     return isinstance(value, str) and bool(re.fullmatch(r"[\w,-]*", value)) and not Path(value).is_file()

@@ -1,1 +1,1 @@
-"""What `scripts/benchmark.py` measures, a room for each purpose."""
+"""The measurements of `scripts/benchmark.py`, one module for each purpose."""

@@ -1,4 +1,4 @@
-"""What augmentation costs of a training step."""
+"""The cost of augmentation relative to a training step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CLASSES, EACH, SIZE = 64, 100, 32
 
 
 def photographs() -> Pool:
-    """Noise of the size of CIFAR-FS: the time does not depend on what is seen."""
+    """Noise of the size of CIFAR-FS images; the time does not depend on the content."""
     x = torch.randint(0, 256, (CLASSES * EACH, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0))
     names = tuple(f"class {c}" for c in range(CLASSES))
     return Pool(x.byte(), torch.full((CLASSES,), EACH), names, names)
 
 
 def augmentation(setting: Setting) -> Iterator[Row]:
-    """Augmenting a step's images against the whole step, for a small network and a large one."""
+    """Compare augmenting the images of a step with the whole step, for a small and a large network."""
     spec = EpisodeSpec("classification", (3, SIZE, SIZE), 0, CLASSES, "uint8")
     torch.manual_seed(0)
     protonet = ProtoNet(Conv4(3), strategy="vmap", episodes=spec)

@@ -1,4 +1,4 @@
-"""Evaluation on stored embeddings: 64 numbers an example, classes around a mean each."""
+"""Evaluation on embeddings with 64 features, normally distributed around a mean for each class."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def features() -> Pool:
 def our_evaluation(
     pool: Pool, device: torch.device, method: type[MetaModule] = ProtoNet, shots: int = 1, tasks: int = TASKS
 ) -> Callable[[], float]:
-    """The mean accuracy over tasks, by default 1000, by meta-batches of 500 or fewer."""
+    """Mean accuracy over tasks, in meta-batches of up to 500."""
     chunk = min(CHUNK, tasks)
     module = method(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0, CLASSES)).eval()
     module.to(device)
@@ -57,7 +57,7 @@ def our_evaluation(
 
 
 def sklearn_evaluation(pool: Pool, shots: int) -> Callable[[], float]:
-    """The same by the loop of RFS's authors (`meta_eval.py`): scikit-learn's logistic regression for each task."""
+    """The same with the loop of RFS's authors (`meta_eval.py`): scikit-learn's logistic regression for each task."""
     from sklearn.linear_model import LogisticRegression
 
     def evaluate() -> float:
@@ -75,7 +75,7 @@ def sklearn_evaluation(pool: Pool, shots: int) -> Callable[[], float]:
 
 
 def easyfsl_method(name: str) -> Any:
-    """A method of easyfsl on embeddings, by its name there, with its defaults."""
+    """A method of easyfsl for embeddings, by its name there, with its defaults."""
     peers.peer("easyfsl")
     from easyfsl import methods, modules
 
@@ -86,7 +86,7 @@ def easyfsl_method(name: str) -> Any:
 def easyfsl_evaluation(
     pool: Pool, device: torch.device, name: str = "PrototypicalNetworks", tasks: int = TASKS
 ) -> Callable[[], float]:
-    """The same by easyfsl's own sampler, data set of features and `evaluate`."""
+    """The same with the sampler, feature data set and `evaluate` of easyfsl."""
     peers.peer("easyfsl")
     from easyfsl.datasets import FeaturesDataset
     from easyfsl.samplers import TaskSampler
@@ -96,7 +96,7 @@ def easyfsl_evaluation(
     data = FeaturesDataset(labels, pool.x, list(pool.names))
 
     class Sampler(TaskSampler):
-        """Its constructor passes torch's an argument that current releases refuse."""
+        """Replaces the constructor, which passes an argument to torch that current releases refuse."""
 
         def __init__(self) -> None:
             self.n_way, self.n_shot, self.n_query, self.n_tasks = 5, 1, 15, tasks

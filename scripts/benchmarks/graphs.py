@@ -1,4 +1,4 @@
-"""Training steps on a GPU: launched one kernel at a time, compiled, and captured as a CUDA graph."""
+"""Training steps on a GPU: eager, compiled, and captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OMNIGLOT: dict[str, Any] = {"in_channels": 1, "width": 64, "downsample": "stride
 
 
 class Case(NamedTuple):
-    """A setting of a paper; `inner` is the rate and the number of steps, None for ProtoNet."""
+    """A setting of a paper; `inner` is the learning rate and number of steps of the inner loop, None for ProtoNet."""
 
     network: dict[str, Any]
     tasks: int
@@ -39,7 +39,7 @@ class Case(NamedTuple):
     target: float
 
     def make(self, **options: Any) -> MetaModule:
-        """A module for it."""
+        """Create a module for this setting."""
         torch.manual_seed(0)
         channels = self.network["in_channels"]
         if self.inner is None:
@@ -50,10 +50,10 @@ class Case(NamedTuple):
 
     def batch(self, device: torch.device) -> Episode:
         """A meta-batch of noise."""
-        made = work.random_images(self.tasks, self.ways, 1, self.queries, self.side, device)
+        batch = work.random_images(self.tasks, self.ways, 1, self.queries, self.side, device)
         channels = self.network["in_channels"]
-        support, query = (p._replace(x=p.x.repeat(1, 1, channels, 1, 1)) for p in (made.support, made.query))
-        return made._replace(support=support, query=query)
+        support, query = (p._replace(x=p.x.repeat(1, 1, channels, 1, 1)) for p in (batch.support, batch.query))
+        return batch._replace(support=support, query=query)
 
 
 CASES = {
@@ -67,7 +67,7 @@ CASES = {
 
 
 def graphs(setting: Setting) -> Iterator[Row]:
-    """Steps of the engine alone and under the Trainer, in float32 and with TF32; nothing on a CPU."""
+    """Training steps without and with the Trainer, in float32 and with TF32; no rows on a CPU."""
     if setting.device.type != "cuda":
         return
     for tf32 in (False, True):
@@ -116,7 +116,7 @@ def _engine(name: str, case: Case, setting: Setting, tf32: bool) -> Iterator[Row
 
 
 def step(module: MetaModule, batch: Episode) -> Callable[[], None]:
-    """A step of Adam on a meta-batch that lies on the device; nothing is read from it."""
+    """A step of Adam on a meta-batch on the device, without reading results back."""
     optimizer = torch.optim.Adam(module.parameters(), 0.001)
     inputs = module.inputs(batch)
     module.task_map = module._chosen(inputs)
@@ -132,7 +132,7 @@ def step(module: MetaModule, batch: Episode) -> Callable[[], None]:
 
 
 def _busy(function: Callable[[], object]) -> float:
-    """Milliseconds that the kernels of one call take."""
+    """Total kernel time of one call in ms."""
     function()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
@@ -143,7 +143,7 @@ def _busy(function: Callable[[], object]) -> float:
 
 
 class _Clock(L.Callback):
-    """Seconds of a step, after the first hundred."""
+    """Measures the time of a step in seconds, after `warm_up` steps."""
 
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.began, self.seconds = warm_up, 0.0, 0.0

@@ -1,4 +1,4 @@
-"""Training on images, data included, and what the data costs of it."""
+"""Training on images including data, and the share of the data in the time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 def maml(setting: Setting) -> Iterator[Row]:
-    """MAML's training step in the paper's Omniglot setting, data included, and what the data costs of it."""
+    """MAML's training step in the paper's Omniglot setting including data, and the share of the data."""
     source, pool = work.images()
     l2l = peers.peer("learn2learn")
     tasks = 8 if setting.short else 32
@@ -41,7 +41,7 @@ def maml(setting: Setting) -> Iterator[Row]:
     took = setting.compare(contestants)
     what = f"MAML on {source}, Conv4-64 strides, {tasks} tasks 5-way 1-shot, 1 query, 1 step, data included"
     target = None if setting.short else (10.0 if setting.device.type == "cuda" else 1.5)
-    # Operations are those of the loop: torch's counter does not read the grouped convolutions of `vmap` right.
+    # Operations are counted in the loop: torch's counter is wrong for the grouped convolutions of `vmap`.
     work_floor = floor(operations(contestants["loop"]), traffic(contestants["auto"]), setting.device)
     note = f"auto: {modules['auto'].task_map}; {work_floor}"
     yield Row(what, took["auto"], "learn2learn", took.get("learn2learn"), target, note)
@@ -50,12 +50,12 @@ def maml(setting: Setting) -> Iterator[Row]:
 
 
 def graphs_on(device: torch.device) -> Literal["off", "auto"]:
-    """The option `graph`: steps are captured where a device can."""
+    """The option `graph`: capture steps on a GPU."""
     return "auto" if device.type == "cuda" else "off"
 
 
 def protonet_module(device: torch.device) -> ProtoNet:
-    """ProtoNet with its paper's network for Omniglot, in training."""
+    """ProtoNet with the paper's network for Omniglot, in training mode."""
     torch.manual_seed(0)
     spec = EpisodeSpec("classification", (1, 28, 28), 0)
     network = work.conv4(downsample="max_pool", spatial="flatten")
@@ -65,19 +65,19 @@ def protonet_module(device: torch.device) -> ProtoNet:
 def protonet_steps(
     pool: Pool, tasks: int, shape: EpisodeShape, device: torch.device
 ) -> dict[str, Callable[[], object]]:
-    """ProtoNet's data and training steps: `data`, `ours` and, where it is installed, `learn2learn`."""
+    """ProtoNet's data and training steps: `data`, `ours` and, if installed, `learn2learn`."""
     batch, module, l2l = work.drawn(pool, tasks, shape), protonet_module(device), peers.peer("learn2learn")
     made: dict[str, Callable[[], object]] = {"data": batch, "ours": work.training_step(module, batch, device)}
     if l2l is not None:
         ways, examples = shape.largest()
-        given = peers.taskset(l2l, pool, ways, examples)
+        taskset = peers.taskset(l2l, pool, ways, examples)
         shots = examples - shape.queries
-        made["learn2learn"] = peers.protonet_step(peers.own_network(l2l, module), given, tasks, ways, shots, device)
+        made["learn2learn"] = peers.protonet_step(peers.own_network(l2l, module), taskset, tasks, ways, shots, device)
     return made
 
 
 def protonet(setting: Setting) -> Iterator[Row]:
-    """ProtoNet's training episodes, data included, and what the data costs of them."""
+    """ProtoNet's training step including data, and the share of the data."""
     source, pool = work.images()
     for ways, shots, queries, tasks in [(5, 1, 5, 4)] if setting.short else [(60, 1, 5, 1), (5, 1, 5, 4)]:
         contestants = protonet_steps(pool, tasks, EpisodeShape(ways, shots, queries), setting.device)
@@ -90,14 +90,14 @@ def protonet(setting: Setting) -> Iterator[Row]:
 
 
 def steps(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
-    """Training steps, data included: MAML's of the paper's Omniglot setting, ProtoNet's of 60 ways or four tasks of 5.
+    """Training steps including data: MAML on Omniglot as in its paper, or ProtoNet with one 60-way or four 5-way tasks.
 
     Args:
-        name: `MAML`, `60-way` or `5-way`.
-        device: Where.
+        name: The case: `MAML`, `60-way` or `5-way`.
+        device: Device of the training.
 
     Returns:
-        `ours` and, where it is installed, `learn2learn`.
+        The steps `ours` and, if installed, `learn2learn`.
     """
     l2l, (_, pool) = peers.peer("learn2learn"), work.images()
     if name != "MAML":
@@ -113,7 +113,7 @@ def steps(name: str, device: torch.device) -> dict[str, Callable[[], object]]:
 
 
 def sampling(setting: Setting) -> Iterator[Row]:
-    """Drawing and assembling tasks from memory."""
+    """Sampling tasks from memory."""
     _, pool = work.images()
     l2l = peers.peer("learn2learn")
     batch = work.drawn(pool, 32, EpisodeShape(5, 1, 1))

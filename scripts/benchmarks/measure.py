@@ -1,4 +1,4 @@
-"""Times side by side, peak memory, and how a cost grows."""
+"""Alternating time measurements, peak memory, and scaling exponents."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 
 class Timing(NamedTuple):
-    """Seconds of one call: the median of several measurements, the smallest and the largest."""
+    """Time of one call in seconds: median, smallest and largest of several measurements."""
 
     median: float
     low: float
@@ -25,7 +25,7 @@ class Timing(NamedTuple):
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """Of measurements."""
+        """Summarise measurements."""
         return cls(statistics.median(seconds), min(seconds), max(seconds))
 
 
@@ -36,17 +36,17 @@ def side_by_side(
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time functions in turn, each called often enough to be measured, after a warm-up.
+    """Time functions alternately after a warm-up, with enough calls per measurement.
 
     Args:
         contestants: Functions by name.
-        device: What is waited for.
-        repeats: Measurements of each.
-        seconds: What one measurement takes at least.
-        clock: What tells the time; `time.process_time` on a machine that does other work.
+        device: Device to synchronise with.
+        repeats: Number of measurements of each function.
+        seconds: Minimum duration of a measurement in seconds.
+        clock: The clock; `time.process_time` on a machine with other load.
 
     Returns:
-        The time of one call, by name.
+        The time of one call by name.
     """
     calls = {}
     for name, function in contestants.items():
@@ -57,7 +57,7 @@ def side_by_side(
     for _ in range(repeats):
         for name, function in contestants.items():
             taken[name].append(_time(function, calls[name], device, clock))
-    return {name: Timing.of(of) for name, of in taken.items()}
+    return {name: Timing.of(seconds_per_call) for name, seconds_per_call in taken.items()}
 
 
 def _time(
@@ -82,8 +82,7 @@ def _wait_for(device: torch.device) -> None:
 def operations(function: Callable[[], object]) -> int:
     """Floating-point operations of the convolutions and matrix products of one call.
 
-    torch's counter takes a grouped convolution, as `vmap` makes them of weights of one task, for a whole one: count a
-    loop over tasks.
+    torch's counter counts the grouped convolutions of `vmap` like full convolutions: pass a loop over tasks instead.
     """
     with FlopCounterMode(display=False) as counter:
         function()
@@ -91,14 +90,14 @@ def operations(function: Callable[[], object]) -> int:
 
 
 def traffic(function: Callable[[], object]) -> int:
-    """Bytes that the other operations of one call read and write, each of its tensors once."""
+    """Bytes read and written by the other operations of one call, with each tensor of an operation once."""
     with _Traffic() as counter:
         function()
     return counter.bytes
 
 
 class _Traffic(TorchDispatchMode):
-    """Adds up the tensors of all operations but views and those that `operations` counts."""
+    """Adds up the tensor sizes of all operations except views and those that `operations` counts."""
 
     bytes = 0
 
@@ -112,13 +111,13 @@ class _Traffic(TorchDispatchMode):
 
 
 def floor(count: int, moved: int, device: torch.device, size: int = 2048) -> str:
-    """How fast so much work can be, in words: at the rates of a product and of a copy of large matrices.
+    """Describe the shortest possible time, at the measured rates of a product and a copy of large matrices.
 
     Args:
-        count: Floating-point operations, see `operations`.
-        moved: Bytes, see `traffic`. What stays in the processor's caches can be faster.
-        device: Where.
-        size: Rows and columns of the matrices that are multiplied; those that are copied have 16 times the numbers.
+        count: Number of floating-point operations, see `operations`.
+        moved: Number of bytes, see `traffic`; those in the processor's caches can be faster.
+        device: Device of the measurement.
+        size: Rows and columns of the multiplied matrices; copied matrices have 16 times as many elements.
     """
     a, b = torch.rand(size, size, device=device), torch.rand(16, size, size, device=device)
     to = b.clone()
@@ -133,7 +132,7 @@ def floor(count: int, moved: int, device: torch.device, size: int = 2048) -> str
 
 
 def peak_memory(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes of tensors that a function holds at most, beyond those that are there when it begins."""
+    """Peak size in bytes of the tensors that a function allocates."""
     function()
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What other methods than MAML and ProtoNet cost: a training step, and 1000 tasks."""
+"""The cost of methods other than MAML and ProtoNet: a training step, and 1000 test tasks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lightning_meta.nn import MLP
 from lightning_meta.tasks import EpisodeSpec
 
 OTHERS = {"SimpleShot": 1000, "FEAT": 1000, "BDCSPN": 200, "LaplacianShot": 200, "TIM": 20, "PTMAP": 4}
-"""Methods that easyfsl has as well, and of how many tasks its time is taken."""
+"""Methods that easyfsl has as well, with the number of tasks for which it is timed."""
 
 
 def evaluations(setting: Setting) -> Iterator[Row]:
-    """1000 tasks of other methods, 5-way 1-shot 15 queries, from stored embeddings; transductive ones are slow there.
+    """Evaluate 1000 tasks with other methods, 5-way 1-shot with 15 queries, from stored embeddings.
 
-    Each side has its defaults, so the work differs: TIM descends there and alternates here, PT-MAP's plans are found by
-    Sinkhorn's iteration there and by Newton's method here. Both accuracies are noted.
+    Each library uses its defaults, so algorithms differ: TIM uses gradient descent in easyfsl and alternating updates
+    here, PT-MAP uses Sinkhorn's iteration in easyfsl and Newton's method here. The notes give both accuracies.
     """
     if peers.peer("easyfsl") is None:
         return
@@ -44,7 +44,7 @@ def evaluations(setting: Setting) -> Iterator[Row]:
 
 
 def method_steps(setting: Setting) -> Iterator[Row]:
-    """Training steps, drawing of data left out, beside those of the method that each is derived from."""
+    """Training steps without sampling, compared with the method from which each is derived."""
     device = setting.device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     sines, few = work.sinusoids(25, 10, device), work.random_images(4, 5, 1, 5, 28, device)

@@ -1,4 +1,4 @@
-"""The same work by other libraries, as their users write it."""
+"""The same work with other libraries, written as in their examples."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_meta.meta import MetaModule
 
 
 def peer(name: str) -> Any:
-    """A library, or None where it is not installed."""
+    """Import a library; None if it is not installed."""
     if importlib.util.find_spec(name) is None:
         return None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an unmaintained gym, a torchvision without its image library
+        warnings.simplefilter("ignore")  # of an unmaintained gym, and torchvision without its image library
         return importlib.import_module(name)
 
 
 def own_network(l2l: Any, module: MetaModule) -> nn.Module:
-    """learn2learn's own network of four blocks, `OmniglotCNN` or `CNN4Backbone`, with the weights of a module's."""
-    given = dict(module.network.named_parameters())
-    if "head.weight" in given:
-        network = l2l.vision.models.OmniglotCNN(len(given["head.weight"]))
+    """learn2learn's four-block network, `OmniglotCNN` or `CNN4Backbone`, with the weights of our module."""
+    weights = dict(module.network.named_parameters())
+    if "head.weight" in weights:
+        network = l2l.vision.models.OmniglotCNN(len(weights["head.weight"]))
         parts = {"head": network.classifier}
         blocks, prefix = network.base, "backbone.blocks"
     else:
@@ -41,17 +41,18 @@ def own_network(l2l: Any, module: MetaModule) -> nn.Module:
         parts |= {f"{prefix}.{i}.0": block.conv, f"{prefix}.{i}.1": block.normalize}
     with torch.no_grad():
         for name, part in parts.items():
-            part.weight.copy_(given[f"{name}.weight"])
-            part.bias.copy_(given[f"{name}.bias"])
-    made: nn.Module = network.to(next(module.parameters()).device)
-    return made
+            part.weight.copy_(weights[f"{name}.weight"])
+            part.bias.copy_(weights[f"{name}.bias"])
+    network = network.to(next(module.parameters()).device)
+    assert isinstance(network, nn.Module)
+    return network
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def torchopt_losses(network: nn.Module, batch: Episode, steps: int, rate: float, loss: Loss) -> Tensor:
-    """MAML by torchopt's `MetaSGD`: after each task the network is put back where it was."""
+    """MAML with torchopt's `MetaSGD`; the network is restored after each task."""
     torchopt = peer("torchopt")
     inner = torchopt.MetaSGD(network, lr=rate)
     parts = (network, inner)
@@ -67,7 +68,7 @@ def torchopt_losses(network: nn.Module, batch: Episode, steps: int, rate: float,
 
 
 def higher_losses(network: nn.Module, batch: Episode, steps: int, rate: float, loss: Loss) -> Tensor:
-    """MAML by higher's `innerloop_ctx`."""
+    """MAML with higher's `innerloop_ctx`."""
     inner = torch.optim.SGD(network.parameters(), lr=rate)
     losses = []
     for t in range(len(batch.tasks)):
@@ -79,7 +80,7 @@ def higher_losses(network: nn.Module, batch: Episode, steps: int, rate: float, l
 
 
 def maml_losses(learner: Any, batch: Episode, steps: int, loss: Loss) -> Tensor:
-    """The documented loop: clone, adapt, and the query loss of each task."""
+    """MAML with learn2learn's documented loop: clone, adapt, and the query loss of each task."""
     losses = []
     for t in range(len(batch.tasks)):
         clone = learner.clone()
@@ -90,7 +91,7 @@ def maml_losses(learner: Any, batch: Episode, steps: int, loss: Loss) -> Tensor:
 
 
 def taskset(l2l: Any, pool: Pool, ways: int, examples: int) -> Any:
-    """learn2learn's tasks over a pool in memory."""
+    """learn2learn's task set on a pool in memory."""
     labels = torch.repeat_interleave(torch.arange(len(pool.names)), pool.sizes)
     x = pool.x.float() / 255
     data = l2l.data.MetaDataset(TensorDataset(x, labels))
@@ -106,7 +107,7 @@ def taskset(l2l: Any, pool: Pool, ways: int, examples: int) -> Any:
 
 
 def halves(x: Tensor, y: Tensor, ways: int, shots: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A task of learn2learn's, ordered by class, as support and query."""
+    """Split a task of learn2learn, ordered by class, into support and query."""
     examples = len(y) // ways
     support = torch.arange(len(y)) % examples < shots
     return x[support], y[support], x[~support], y[~support]

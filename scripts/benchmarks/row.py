@@ -1,4 +1,4 @@
-"""What one comparison is, and how it is measured."""
+"""A row of the benchmark, and the settings of its measurement."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from benchmarks.measure import Timing, side_by_side
 
 
 class Row(NamedTuple):
-    """One comparison. `ours` and `theirs` are seconds, but for memory, which is in bytes.
+    """One comparison. Times are in seconds, memory is in bytes.
 
     Attributes:
-        work: What was done.
-        ours: By this package.
-        peer: By what else.
-        theirs: Of the peer; None where it is not installed.
-        target: What the ratio theirs / ours should reach; None where nothing was promised.
-        note: What a reader should know.
+        work: Description of the work.
+        ours: Measurement of this package.
+        peer: Name of the other library or variant.
+        theirs: Measurement of the peer; None if it is not installed.
+        target: Target of the ratio theirs / ours; None without one.
+        note: Further remarks.
     """
 
     work: str
@@ -31,18 +31,18 @@ class Row(NamedTuple):
 
     @property
     def ratio(self) -> float | None:
-        """How many times the peer takes what this package takes, by the medians."""
+        """Median of the peer divided by that of this package."""
         return None if self.theirs is None else self.theirs.median / self.ours.median
 
 
 class Setting(NamedTuple):
-    """How to measure.
+    """Settings of the measurements.
 
     Attributes:
-        device: Where.
-        repeats: Measurements of each contestant.
-        seconds: What one measurement takes at least.
-        short: Whether to leave out what takes long.
+        device: Device of the measurements.
+        repeats: Number of measurements of each function.
+        seconds: Minimum duration of one measurement.
+        short: Whether to skip long cases.
     """
 
     device: torch.device
@@ -51,16 +51,16 @@ class Setting(NamedTuple):
     short: bool
 
     def compare(self, contestants: dict[str, Callable[[], object]]) -> dict[str, Timing]:
-        """Time them in turn."""
+        """Time functions alternately."""
         return side_by_side(contestants, self.device, self.repeats, self.seconds)
 
 
 def check_equal(ours: torch.Tensor, theirs: torch.Tensor, what: str) -> None:
-    """Refuse to time two sides that do not do the same.
+    """Check that two sides compute the same.
 
     Raises:
-        RuntimeError: The largest difference.
+        RuntimeError: The two sides differ.
     """
-    apart = float((ours - theirs).detach().abs().max())
-    if apart > 1e-4 * float(ours.detach().abs().max()):
-        raise RuntimeError(f"{what}: the two sides differ by {apart:.1e}")
+    difference = float((ours - theirs).detach().abs().max())
+    if difference > 1e-4 * float(ours.detach().abs().max()):
+        raise RuntimeError(f"{what}: the two sides differ by {difference:.1e}")

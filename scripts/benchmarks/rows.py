@@ -22,7 +22,7 @@ from lightning_meta.meta import RFS
 
 
 def memory(setting: Setting) -> Iterator[Row]:
-    """What 20 inner steps of 5-way tasks hold at most, second order, with recomputation and without."""
+    """Peak memory of 20 second-order inner steps on 5-way tasks, with and without recomputation."""
     steps = 5 if setting.short else 20
     for shots, queries, target in [(5, 15, 4.0)] if setting.short else [(5, 15, 4.0), (1, 5, None)]:
         batch = work.random_images(4, 5, shots, queries, 28, setting.device)
@@ -33,15 +33,15 @@ def memory(setting: Setting) -> Iterator[Row]:
             contestants[str(recompute)] = work.gradient(module, batch)
             peaks[recompute] = float(peak_memory(contestants[str(recompute)], setting.device))
         took = setting._replace(repeats=2, seconds=0).compare(contestants)
-        longer = took["True"].median / took["False"].median
-        note = f"{peaks[True] / 2**20:.0f} of {peaks[False] / 2**20:.0f} MiB; time {longer:.2f}x"
+        slowdown = took["True"].median / took["False"].median
+        note = f"{peaks[True] / 2**20:.0f} of {peaks[False] / 2**20:.0f} MiB; time {slowdown:.2f}x"
         ours, theirs = Timing.of([peaks[True]]), Timing.of([peaks[False]])
         what = f"peak memory of {steps} inner steps, {shots}-shot {queries} queries, recomputed (bytes)"
         yield Row(what, ours, "all kept", theirs, target, note)
 
 
 def evaluation(setting: Setting) -> Iterator[Row]:
-    """1000 ProtoNet tasks, 5-way 1-shot 15 queries, from stored embeddings, sampling included."""
+    """Evaluate 1000 ProtoNet tasks, 5-way 1-shot with 15 queries, from stored embeddings, including sampling."""
     pool = features()
     easyfsl = peers.peer("easyfsl")
     contestants: dict[str, Callable[[], object]] = {"ours": our_evaluation(pool, setting.device)}
@@ -53,7 +53,7 @@ def evaluation(setting: Setting) -> Iterator[Row]:
 
 
 def logistic(setting: Setting) -> Iterator[Row]:
-    """1000 RFS tasks, 5-way 15 queries, from stored embeddings, sampling included."""
+    """Evaluate 1000 RFS tasks, 5-way with 15 queries, from stored embeddings, including sampling."""
     pool = features()
     for shots in [1] if setting.short else [1, 5]:
         contestants: dict[str, Callable[[], object]] = {"ours": our_evaluation(pool, setting.device, RFS, shots)}
@@ -70,19 +70,19 @@ def logistic(setting: Setting) -> Iterator[Row]:
 
 
 def check_close_accuracies(ours: float, theirs: float) -> None:
-    """Refuse to time evaluations of other tasks than the peer's: their means over 1000 tasks are close.
+    """Check that both sides evaluate the same kind of tasks: their mean accuracies over 1000 tasks must be close.
 
     Raises:
-        RuntimeError: Both.
+        RuntimeError: The accuracies differ by more than 0.03.
     """
     if abs(ours - theirs) > 0.03:
         raise RuntimeError(f"evaluation: accuracy {ours:.3f} here and {theirs:.3f} there")
 
 
 def imports(setting: Setting) -> Iterator[Row]:
-    """Seconds of `import lightning`, and after it of all public names of this package, in processes of their own."""
+    """Time of `import lightning`, and then of all public names of this package, in child processes."""
     code = "import time; t = time.perf_counter(); import lightning; u = time.perf_counter(); import lightning_meta; "
-    code += "[getattr(lightning_meta, name) for name in lightning_meta.__all__]; "  # else nothing of it is loaded
+    code += "[getattr(lightning_meta, name) for name in lightning_meta.__all__]; "  # names are loaded lazily
     code += "print(u - t, time.perf_counter() - u)"
     taken = []
     for _ in range(2 if setting.short else 5):
@@ -114,7 +114,7 @@ print((time.perf_counter() - began) / 5)
 
 
 def processes(setting: Setting) -> Iterator[Row]:
-    """Steps on a CPU as users run them, in turn and a process each: freed memory is kept here, as `fit` does it."""
+    """Training steps on a CPU in one process per side, with freed memory kept for this package as in `fit`."""
     if setting.device.type != "cpu":
         return
     for work_name in ["5-way"] if setting.short else ["MAML", "60-way", "5-way"]:

@@ -1,4 +1,4 @@
-"""How the cost of a training step grows with each size, and what inner steps hold in memory."""
+"""How the cost of a training step scales with each size, and peak memory with the inner steps."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 def times(setting: Setting) -> Iterator[Point]:
-    """Milliseconds of MAML's outer gradient: Conv4-32 with strides, 5 queries a class, second order."""
+    """Time of MAML's second-order outer gradient in ms: Conv4-32 with strides, 5 queries per class."""
     for by, sizes in SIZES.items():
         for size in sizes[: 3 if setting.short else None]:
             at = {**BASE, by: size}
@@ -48,7 +48,7 @@ def times(setting: Setting) -> Iterator[Point]:
 
 
 def memory(setting: Setting) -> Iterator[Point]:
-    """MiB that inner steps hold at most: Conv4-32 with strides, 4 tasks, second order."""
+    """Peak memory of second-order inner steps in MiB: Conv4-32 with strides, 4 tasks."""
     for recompute in (False, True):
         for steps in MEMORY_STEPS[: 3 if setting.short else None]:
             module = work.image_maml(
@@ -61,22 +61,22 @@ def memory(setting: Setting) -> Iterator[Point]:
 
 def fitted(points: list[Point]) -> dict[str, tuple[float, float]]:
     """The exponent of each curve and its standard error."""
-    found = {}
+    exponents = {}
     for by in dict.fromkeys(point.by for point in points):
         curves = {point.curve for point in points} if "memory" in by else {None}
         for curve in sorted(curves, key=str):
             on = [point for point in points if point.by == by and curve in (None, point.curve)]
             if len(on) > 2:
                 name = by if curve is None else f"{by}, {curve}"
-                found[name] = exponent([p.size for p in on], [p.value for p in on])
-    return found
+                exponents[name] = exponent([p.size for p in on], [p.value for p in on])
+    return exponents
 
 
 def draw(points: list[Point], file: Path, title: str) -> None:
-    """A panel for each size, both axes logarithmic, the exponent in its title."""
+    """Draw a panel for each size, with logarithmic axes and the exponent in the title."""
     sizes = list(dict.fromkeys(point.by for point in points))
     figure, panels = plt.subplots(2, (len(sizes) + 1) // 2, figsize=(11, 6.5), layout="constrained")
-    found = fitted(points)
+    exponents = fitted(points)
     markers: dict[str, Any] = {}
     for panel, by in zip(panels.flat, sizes, strict=False):
         if "memory" not in by:
@@ -87,9 +87,9 @@ def draw(points: list[Point], file: Path, title: str) -> None:
             style = markers.setdefault(curve, "os^D"[len(markers) % 4])
             line = "--" if curve in ("loop", "recomputed") else "-"
             panel.loglog([p.size for p in on], [p.value for p in on], line, marker=style, color="black", label=curve)
-        powers = ", ".join(f"{fit[0]:.2f} ± {fit[1]:.2f}" for name, fit in found.items() if name.startswith(by))
+        powers = ", ".join(f"{fit[0]:.2f} ± {fit[1]:.2f}" for name, fit in exponents.items() if name.startswith(by))
         memory = "memory" in by
-        own = [f"{fit[0]:.2f} ± {fit[1]:.2f}" for name, fit in found.items() if name == by]
+        own = [f"{fit[0]:.2f} ± {fit[1]:.2f}" for name, fit in exponents.items() if name == by]
         panel.set_title(f"exponent {powers if memory else ', '.join(own)}", fontsize=9)
         panel.set_xlabel(by.removesuffix(", memory"))
         panel.set_ylabel("peak memory, MiB" if memory else "ms a step")

@@ -1,4 +1,4 @@
-"""MAML on sine waves: the engine alone, and what the Trainer adds."""
+"""MAML on sine waves: the outer gradient alone, and the overhead of the Trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lightning_meta.sources import Sinusoid
 
 
 def sine(setting: Setting) -> Iterator[Row]:
-    """MAML's outer gradient on sine tasks, the engine alone, and what the Trainer adds."""
+    """MAML's outer gradient on sine tasks alone, and the overhead of the Trainer."""
     l2l = peers.peer("learn2learn")
     cases = [(25, 1)] if setting.short else [(25, 1), (25, 5), (100, 1), (100, 5)]
     for tasks, steps in cases:
@@ -60,7 +60,7 @@ def _gradient(losses: Callable[[], torch.Tensor], trained: list[torch.nn.Paramet
 
 
 def trainer_overhead(setting: Setting) -> Row:
-    """A sine step by the Trainer against the same step in a bare loop."""
+    """Compare a sine step with the Trainer with the same step in a bare loop."""
     steps = 200
     data = EpisodicDataModule(Sinusoid(), shots=10, queries=10, meta_batch_size=25, meta_batches_per_epoch=steps)
     bare = work.sine_maml(1, False, torch.device("cpu"))

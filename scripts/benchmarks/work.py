@@ -1,4 +1,4 @@
-"""The work that is timed: this package's side."""
+"""The timed work of this package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch import nn
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeDataset, EpisodeShape
-from lightning_meta.functional import TaskMap
 from lightning_meta.meta import MAML, MetaModule
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import Glyphs, Omniglot, Sinusoid
@@ -20,7 +19,7 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 def images() -> tuple[str, Pool]:
-    """The training images and what they are: Omniglot where `LIGHTNING_META_DATA` has it, else the embedded glyphs."""
+    """Name and training images of a source: Omniglot if `LIGHTNING_META_DATA` is set, else the embedded glyphs."""
     source = Omniglot(split="vinyals") if os.environ.get("LIGHTNING_META_DATA") else Glyphs()
     source.prepare()
     return type(source).__name__, source.pools()["train"]
@@ -32,7 +31,7 @@ def conv4(**options: Any) -> nn.Module:
 
 
 def sinusoids(tasks: int, points: int, device: torch.device) -> Episode:
-    """A meta-batch of sine tasks, as many query points as support points."""
+    """A meta-batch of sine tasks, with as many query as support points."""
     data = EpisodeDataset(Sinusoid(), "train", EpisodeShape(0, points, points), tasks, tasks, seed=0)
     return moved(data.__getitems__(range(tasks)), device)
 
@@ -49,7 +48,7 @@ def random_images(tasks: int, ways: int, shots: int, queries: int, size: int, de
 
 
 def moved(batch: Episode, device: torch.device) -> Episode:
-    """A meta-batch on a device."""
+    """Move a meta-batch to a device."""
     support, query = (Examples(part.x.to(device), part.y.to(device)) for part in (batch.support, batch.query))
     return Episode(support, query, batch.ways, batch.tasks.to(device), batch.classes)
 
@@ -71,7 +70,7 @@ def image_maml(ways: int, steps: int, size: int, device: torch.device, **options
 
 
 def training_step(module: MetaModule, batch: Callable[[], Episode], device: torch.device) -> Callable[[], float]:
-    """A step of Adam on a meta-batch that is made anew each time; without the Trainer."""
+    """A step of Adam on a new meta-batch, without the Trainer."""
     optimizer = torch.optim.Adam(module.parameters(), 0.001)
     if module.task_map is None:
         first = batch()
@@ -88,19 +87,13 @@ def training_step(module: MetaModule, batch: Callable[[], Episode], device: torc
 
 
 def gradient(module: MetaModule, batch: Episode) -> Callable[[], object]:
-    """The outer gradient of a meta-batch, the engine alone."""
+    """The outer gradient of a meta-batch, without optimizer and Trainer."""
     parameters = list(module.parameters())
     return lambda: torch.autograd.grad(module.training_loss(batch).loss.mean(), parameters)
 
 
-def loop_of(module: MetaModule) -> MetaModule:
-    """The same module, visiting one task after the other."""
-    module.task_map = TaskMap("loop")
-    return module
-
-
 def drawn(pool: Pool, tasks: int, shape: EpisodeShape) -> Callable[[], Episode]:
-    """New meta-batches from memory."""
+    """Draws new meta-batches from memory."""
     data = EpisodeDataset(pool, "train", shape, tasks, 10**12, seed=0)
     first = iter(range(0, 10**12, tasks))
 

@@ -1,4 +1,4 @@
-"""The domains: where tasks come from, which fixed test tasks a method is scored on, and their hashes."""
+"""The domains: sources of tasks, fixed test tasks, and their hashes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Setting:
     """Fixed test tasks of a domain.
 
     Attributes:
-        shots: K, support examples of a class, or of a task in regression.
-        queries: Q, query examples likewise.
-        tasks: How many.
+        shots: Support examples K per class, or per task in regression.
+        queries: Query examples Q per class, or per task in regression.
+        tasks: Number of tasks.
         sha256: What identifies them, see `episodes.py`; "" if nobody has drawn them yet.
-        ways: N, classes in a task; 0 in regression.
+        ways: Classes N per task; 0 in regression.
     """
 
     shots: int
@@ -38,12 +38,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Such as `5-way 1-shot`."""
+        """Name of the setting, such as `5-way 1-shot`."""
         return f"{self.ways}-way {self.shots}-shot" if self.ways else f"{self.shots} examples"
 
     @property
     def options(self) -> dict[str, int]:
-        """As options of `EpisodicDataModule`."""
+        """The options of `EpisodicDataModule`."""
         options = {"test_shots": self.shots, "test_queries": self.queries, "test_tasks": self.tasks}
         return {**options, "test_ways": self.ways} if self.ways else options
 
@@ -53,13 +53,13 @@ class Domain:
     """A source of tasks, and its test tasks.
 
     Attributes:
-        name: As on the command line.
-        title: As on the page.
-        input_shape: Of one input: `(C, H, W)` of images, `(F,)` of numbers.
-        source: Creates the source.
-        settings: The test tasks. Training tasks are like those of the first, unless a method chooses others.
-        needs: Files below `LIGHTNING_META_DATA` that are not downloaded.
-        unit: Of the score: "%" for accuracy, otherwise that of the squared error.
+        name: Name on the command line.
+        title: Title on the page.
+        input_shape: Shape of one input: `(C, H, W)` for images, `(F,)` for numbers.
+        source: Function that creates the source.
+        settings: Test tasks. Training tasks have the sizes of the first, unless a method chooses others.
+        needs: Files in `LIGHTNING_META_DATA` that are not downloaded automatically.
+        unit: Unit of the score: "%" for accuracy, otherwise that of the squared error.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Domain:
 
     @property
     def regression(self) -> bool:
-        """Whether targets are numbers, so that a task has no classes."""
+        """Whether targets are numbers, without classes."""
         return not self.settings[0].ways
 
     @property
@@ -82,30 +82,30 @@ class Domain:
 
     @property
     def monitor(self) -> str:
-        """The metric that chooses the best checkpoint."""
+        """The metric that selects the best checkpoint."""
         return "val/mse" if self.regression else "val/accuracy"
 
     def backbone(self, width: int = WIDTH) -> nn.Module:
-        """A network of the usual kind for the inputs, with new weights.
+        """A usual network for the inputs, with new weights.
 
         Args:
-            width: Channels of the four convolutions; for inputs that are no images it is an MLP 40-40.
+            width: Channels of the four convolutions; inputs that are not images get an MLP 40-40.
         """
         if self.images:
             return lm.nn.Conv4(in_channels=self.input_shape[0], width=width)
         return lm.nn.MLP(math.prod(self.input_shape), [40, 40])
 
     def missing(self) -> str:
-        """The first file that is needed and not there; "" if all are."""
+        """The first needed file that is missing; "" if there is none."""
         folder = data_folder()
         return next((name for name in self.needs if folder is None or not (folder / name).exists()), "")
 
     def data(self, setting: Setting, source: Any, **options: Any) -> lm.EpisodicDataModule:
-        """The data module that draws the test tasks of a setting; training tasks are like those of the first one.
+        """The data module with the test tasks of a setting; training tasks have the sizes of the first setting.
 
         Args:
             setting: The test tasks.
-            source: What `source` created.
+            source: Result of `source`.
             **options: Further options of the data module, which take precedence.
         """
         first = self.settings[0]
@@ -116,7 +116,7 @@ class Domain:
 
     @property
     def version(self) -> str:
-        """Eight digits that change with the domain's inputs and fixed tasks."""
+        """Eight hexadecimal digits that identify the domain's inputs and fixed tasks."""
         content = repr([self.name, self.input_shape, [(s.options, s.sha256) for s in self.settings]])
         return hashlib.sha256(content.encode()).hexdigest()[:8]
 
@@ -231,7 +231,7 @@ DOMAINS = (
 
 
 def named(names: Sequence[str]) -> list[Domain]:
-    """The domains of these names, in the order of `DOMAINS`; all if there are none.
+    """The domains with these names, in the order of `DOMAINS`; without names all.
 
     Raises:
         UserError: There is no domain of a name.

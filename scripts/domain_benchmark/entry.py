@@ -1,4 +1,4 @@
-"""A method that is entered: one Python file with `build(domain)`."""
+"""An entry of the benchmark: one Python file with `build(domain)`."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ TRAINING = (
     *("ways", "shots", "queries", "meta_batch_size", "rotations", "augmentation", "support_dirichlet"),
     *("small_classes", "num_workers", "pool_on"),
 )
-"""What a method may choose of its training tasks; test tasks are the benchmark's."""
+"""Options of training tasks that a method may set; test tasks are fixed."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A method file that was read.
+    """An imported method file.
 
     Attributes:
-        file: The file.
-        module: What it defines.
+        file: Path of the file.
+        module: The imported module.
     """
 
     file: Path
@@ -43,16 +43,16 @@ class Entry:
 
     @property
     def steps(self) -> int:
-        """How many training steps it asks for in each domain; 0 if it is tested as it is."""
+        """Training steps in each domain; 0 for a method without training."""
         return int(getattr(self.module, "STEPS", STEPS))
 
     def version(self, domain: Domain, steps: int, seed: int) -> str:
-        """Eight digits that change with the file, what it imports beside it, the domain, the steps or the seed."""
+        """Eight hexadecimal digits that identify the file and its imports, the domain, the steps and the seed."""
         content = f"{domain.version} {steps} {seed}\n".encode() + self.file.read_bytes()
         return hashlib.sha256(content + b"".join(file.read_bytes() for file in self._beside())).hexdigest()[:8]
 
     def _beside(self) -> list[Path]:
-        """The files of modules that were imported from the folder of the method, other methods left out."""
+        """Files of the modules that were imported from the folder of the method, without other methods."""
         folder, found = self.file.resolve().parent, set[Path]()
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None)
@@ -80,7 +80,7 @@ class Entry:
         return made
 
     def training(self, domain: Domain) -> Mapping[str, Any]:
-        """Its options of `EpisodicDataModule` for training tasks.
+        """The method's options of `EpisodicDataModule` for training tasks.
 
         Raises:
             UserError: The function fails, or changes something else.
@@ -116,14 +116,14 @@ def read_entry(file: Path) -> Entry:
     """
     if not file.is_file() or file.suffix != ".py":
         raise UserError(f"{file}: a method is entered as a Python file; there is no such file")
-    name = f"entry_{file.stem}"  # which hides no module of another package
+    name = f"entry_{file.stem}"  # does not hide modules of other packages
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # for what looks up the module of a class
+    sys.modules[name] = module  # for code that looks up the module of a class
     if (folder := str(file.resolve().parent)) not in sys.path:
-        sys.path.append(folder)  # it may import what lies beside it
+        sys.path.append(folder)  # it may import files in its folder
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -137,7 +137,7 @@ def read_entry(file: Path) -> Entry:
 
 
 def _line(file: Path, error: Exception) -> str:
-    """Where in the file it happened, as `:12`."""
+    """Line of the error in the file, such as `:12`."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f":{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)

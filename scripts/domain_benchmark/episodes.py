@@ -1,4 +1,4 @@
-"""What identifies fixed test tasks: one sha256, whichever way they come about."""
+"""The sha256 that identifies fixed test tasks, whether drawn or listed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def episodes_sha256(data: lm.EpisodicDataModule, file: Path) -> str:
 
     Args:
         data: The data module.
-        file: Where a list is written, if there is one.
+        file: Output file for the list of tasks, if there is one.
     """
     if not data.regression:
         data.write_test_tasks(file)

@@ -1,4 +1,4 @@
-"""Train a method in one domain and test it, in a process of its own: `python -m domain_benchmark.measure`.
+"""Train and test a method in one domain, as a child process: `python -m domain_benchmark.measure`.
 
 What is done is noted in `measured.json` of the folder, after each step: the training, then each test. A later call
 resumes.
@@ -38,18 +38,18 @@ VAL_TASKS = 200
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """What is noted in a folder: `tests` by the name of a setting, `problem` that stopped it, `data`, `trained`."""
+    """The record of a folder: `tests` by setting, `problem` that stopped it, `data`, `trained`."""
     file = folder / NOTED
     return {"tests": {}, "problem": "", **(read_json(file) if file.is_file() else {})}
 
 
 def note(folder: Path, **more: Any) -> None:
-    """Add to what is noted."""
+    """Add to the record."""
     write_json(folder / NOTED, {**measured(folder), **more})
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Train and test; the exit status is 0 if every test has a score or a reason."""
+    """Train and test; returns 0 if every test has a score or a reason."""
     parser = argparse.ArgumentParser()
     for name, kind in (("method", Path), ("domain", str), ("folder", Path), ("accelerator", str)):
         parser.add_argument(f"--{name}", type=kind, required=True)
@@ -70,15 +70,15 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def measure(entry: Entry, domain: Domain, folder: Path, steps: int, seed: int, accelerator: str) -> None:
-    """Train, unless that is done, then run the tests that are missing.
+    """Train unless finished, then run the missing tests.
 
     Args:
         entry: The method.
         domain: The domain.
-        folder: Where the run directory and `measured.json` go.
-        steps: Training steps, or 0.
-        seed: Of weights and training tasks.
-        accelerator: That of the Trainer.
+        folder: Folder of the run directory and `measured.json`.
+        steps: Number of training steps, or 0.
+        seed: Seed of weights and training tasks.
+        accelerator: Accelerator of the Trainer.
 
     Raises:
         UserError: The method does not fit the domain.
@@ -88,7 +88,7 @@ def measure(entry: Entry, domain: Domain, folder: Path, steps: int, seed: int, a
     try:
         if isinstance(source, Source):
             source.prepare()
-            source.pools()  # some read their files only now
+            source.pools()  # some sources read their files here
     except UserError as error:
         note(folder, problem=f"data not at hand: {' '.join(str(error).split())}")
         return
@@ -115,26 +115,26 @@ def train(
     seed: int,
     trainer: dict[str, Any],
 ) -> None:
-    """Train to the end, or resume; validation tasks are like those of the first test, of other classes.
+    """Train or resume; validation tasks have the sizes of the first test, with other classes.
 
     Args:
-        module: The module, whose weights were drawn.
+        module: The module with initial weights.
         domain: The domain.
         source: Its source.
-        training: The options of training tasks.
-        stored: Where the run directory goes.
-        steps: Training steps, divided evenly between validations.
-        seed: That of the run.
+        training: Options of training tasks.
+        stored: Folder of the run directory.
+        steps: Number of training steps, with evenly spaced validations.
+        seed: Seed of the run.
         trainer: Options of the Trainer.
     """
     epochs = max(1, math.ceil(steps / STEPS_OF_AN_EPOCH))
     epoch = max(1, steps // epochs)
-    few = {"val_tasks": VAL_TASKS, "test_tasks": 2}  # the run's own test; the benchmark's come later
+    few = {"val_tasks": VAL_TASKS, "test_tasks": 2}  # for the test of `fit`; the benchmark runs its tests later
     data = domain.data(domain.settings[0], source, **training, **few, meta_batches_per_epoch=epoch)
     if stored.trained:
         data.prepare_data()
         data.setup("fit")
-        module.episodes = data.spec  # as training had it: its head is not one for the tasks of a test
+        module.episodes = data.spec  # of training: the head does not fit the test tasks
         return
     resume = stored.run
     place = {"runs": stored.folder.parent, "name": stored.folder.name} if resume is None else {"resume": resume}
@@ -148,11 +148,11 @@ def test(
     """Test the best checkpoint on the fixed tasks of a setting.
 
     Args:
-        module: The module, which takes the weights of the checkpoint.
+        module: Module that receives the weights of the checkpoint.
         domain: The domain.
         setting: The tasks.
         source: The domain's source.
-        folder: With the run directory; gets a list of the tasks and `per_task_<setting>.csv`.
+        folder: Folder with the run directory, for the list of tasks and `per_task_<setting>.csv`.
         trainer: Options of the Trainer.
 
     Returns:
@@ -165,7 +165,7 @@ def test(
     if not data.regression:
         data = domain.data(setting, source, test_task_list=listed)
     data.prepare_data()
-    data.setup("test")  # reads, which is not part of the time
+    data.setup("test")  # reading is not part of the time
     run = RunFolder(folder).run
     assert run is not None
     runner = Trainer(**{**QUIET, **trainer}, plugins=[AtomicCheckpointIO()])

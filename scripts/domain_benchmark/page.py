@@ -1,4 +1,4 @@
-"""The page: scores, times and what identifies the tasks, as Markdown and as one HTML file."""
+"""The page with scores, times and hashes of the tasks, as Markdown and as one HTML file."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from domain_benchmark.results import Result, setting_of
 
 
 class Table(NamedTuple):
-    """A table of texts.
+    """A table of strings.
 
     Attributes:
-        title: What it shows.
-        header: A text for each column.
-        rows: Texts likewise.
+        title: Title of the table.
+        header: Heading of each column.
+        rows: Cells of each row.
     """
 
     title: str
@@ -28,10 +28,10 @@ class Table(NamedTuple):
 
 
 def tables(results: Sequence[Result]) -> list[Table]:
-    """The tables of a page: scores, then how they came about, then the tasks.
+    """The tables of a page: scores, conditions and tasks.
 
     Args:
-        results: In the order of the page.
+        results: Results in the order of the page.
     """
     methods = list(dict.fromkeys(result.method for result in results))
     by_place = {result.place: result for result in results}
@@ -90,10 +90,10 @@ th, td { border-bottom: 1px solid #ddd; padding: .3em .8em; text-align: left; ve
 
 
 def page(results: Sequence[Result], remark: str) -> str:
-    """All of it as one HTML file, without scripts.
+    """The page as one HTML file, without scripts.
 
     Args:
-        results: In the order of the page.
+        results: Results in the order of the page.
         remark: A line below the title.
     """
     parts = ["<!DOCTYPE html>", '<html lang="en"><head><meta charset="utf-8"><title>Benchmark of domains</title>']
@@ -123,7 +123,7 @@ def _score(result: Result) -> str:
 
 def _steps(result: Result) -> str:
     steps, planned = int(result.steps), int(result.planned)
-    rounded = math.ceil(planned / STEPS_OF_AN_EPOCH)  # less may be missing, as validations are evenly spread
+    rounded = math.ceil(planned / STEPS_OF_AN_EPOCH)  # rounding, as validations are evenly spaced
     return f"{steps:,} (shortened, of {planned:,})" if planned - steps >= max(rounded, 1) else f"{steps:,}"
 
 
@@ -137,5 +137,5 @@ def _versions(result: Result) -> str:
 
 
 def _all(results: Iterable[Result], of: Callable[[Result], str]) -> str:
-    """What the lines say, each different one once."""
+    """The distinct values of the lines."""
     return "; ".join(dict.fromkeys(said for result in results if (said := of(result))))

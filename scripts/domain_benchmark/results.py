@@ -1,4 +1,4 @@
-"""One line of the benchmark, from the folder that holds it, and the CSV file of all lines."""
+"""Results of the benchmark from folders, and their CSV file."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from domain_benchmark.measure import measured
 
 @dataclass(frozen=True)
 class Result:
-    """A method on the fixed tasks of a setting; empty texts where nothing is known.
+    """The result of a method on the fixed tasks of a setting; unknown fields are "".
 
     Attributes:
-        method: The name of its file.
-        domain: The name of the domain.
-        setting: The name of the setting.
-        tasks: How many there are.
+        method: Name of the method file.
+        domain: Name of the domain.
+        setting: Name of the setting.
+        tasks: Number of tasks.
         metric: `accuracy` in per cent, or `mse`.
-        score: The mean over tasks.
-        half_width: Of its 95 % interval over tasks.
-        problem: Why there is no score.
-        steps: That it was trained for.
-        planned: Steps that the method file asks for.
-        seed: Of weights and training tasks.
-        train_seconds: Time of the training and its validations.
-        test_seconds: Time of the test, without reading data.
+        score: Mean score over tasks.
+        half_width: Half-width of the 95 % interval over tasks.
+        problem: Reason for a missing score.
+        steps: Number of training steps.
+        planned: Number of steps in the method file.
+        seed: Seed of weights and training tasks.
+        train_seconds: Duration of training and validations in seconds.
+        test_seconds: Duration of the test in seconds, without reading data.
         episodes: The sha256 of the tasks.
-        data: The sha256 of the examples; "" if tasks are made.
-        parameters: That are trained.
-        version: Of method file, domain and budget.
-        machine: In words.
-        python: Its version, as the next two.
-        torch: See above.
-        lightning_meta: See above.
-        revision: The commit that was checked out.
+        data: The sha256 of the examples; "" for generated tasks.
+        parameters: Number of trained parameters.
+        version: Version of method file, domain and budget.
+        machine: Description of the machine.
+        python: Version of Python.
+        torch: Version of torch.
+        lightning_meta: Version of this package.
+        revision: Commit of the working tree.
     """
 
     method: str
@@ -67,17 +67,17 @@ class Result:
 
     @property
     def place(self) -> tuple[str, str, str]:
-        """What a later result replaces."""
+        """The key under which a later result replaces this one."""
         return self.method, self.domain, self.setting
 
 
 def folder_of(runs: Path, entry: Entry, domain: Domain, steps: int, seed: int) -> Path:
-    """Where a method is measured in a domain."""
+    """Folder of a method in a domain."""
     return runs.resolve() / "domains" / entry.name / entry.version(domain, steps, seed) / domain.name
 
 
 def finished(folder: Path, domain: Domain) -> bool:
-    """Whether every setting has a score, or a reason that stays."""
+    """Whether every setting has a score or a permanent reason for none."""
     return all(setting.name in measured(folder)["tests"] for setting in domain.settings)
 
 
@@ -85,12 +85,12 @@ def results_of(folder: Path, entry: Entry, domain: Domain, steps: int, seed: int
     """The lines of a method in a domain.
 
     Args:
-        folder: Where it is measured.
+        folder: Folder of the method and domain.
         entry: The method.
         domain: The domain.
-        steps: Training steps.
+        steps: Number of training steps.
         seed: The seed.
-        problem: Why it was not run, if the folder does not say so.
+        problem: Reason for not running, if the folder has none.
     """
     noted, stored = measured(folder), RunFolder(folder)
     of_run: dict[str, str] = {}
@@ -119,11 +119,11 @@ def results_of(folder: Path, entry: Entry, domain: Domain, steps: int, seed: int
 
 
 def merged(old: Iterable[Result], new: Iterable[Result]) -> list[Result]:
-    """Results of both, in the order of domains and then of methods; new ones take the place of old ones.
+    """Merge results in the order of domains and then methods; new ones replace old ones.
 
     Args:
-        old: Those of settings that are no more are dropped.
-        new: A line without a score does not replace one that has one.
+        old: Old results; those of removed settings are dropped.
+        new: New results; one without a score does not replace one with a score.
     """
     by_place = {result.place: result for result in old}
     by_place |= {r.place: r for r in new if r.score or not by_place.get(r.place, r).score}

@@ -1,1 +1,1 @@
-"""What `scripts/reproduce.py` is made of: rows, what fits into the time, running, collecting, and the page."""
+"""Parts of `scripts/reproduce.py`: rows, planning, running, collecting results, and the page."""

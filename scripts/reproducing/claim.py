@@ -1,4 +1,4 @@
-"""One runner at a time for each run, on however many machines that share the folder."""
+"""A lock for each run, so that only one process trains it, also across machines that share the folder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from lightning_meta.errors import UserError
 
 
 class Claim:
-    """Holds a run as a context: `held` says whether this process has it.
+    """Context manager that tries to lock a run; `held` is whether this process has the lock.
 
-    It is a lock of the operating system on a file, so it ends with the processes that have it open, however they end.
-    Child processes get it too (`descriptor`): a training whose runner was killed goes on, and holds on to
-    the run until it ends.
+    The operating system locks a file, and releases it when all processes that have it open have ended. Child processes
+    inherit it (`descriptor`): a training whose parent was killed continues, and keeps the lock until it ends.
 
     Args:
-        folder: The folder of the run, which is made where it is missing.
+        folder: Folder of the run, which is created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,14 +25,14 @@ class Claim:
 
     @property
     def held(self) -> bool:
-        """Whether this process has the run."""
+        """Whether this process has the lock."""
         return self.descriptor >= 0
 
     def __enter__(self) -> Claim:
-        """Try to get it.
+        """Try to get the lock.
 
         Raises:
-            UserError: The folder cannot be written to, or has no locks.
+            UserError: The folder is not writable, or its file system has no locks.
         """
         try:
             import fcntl
@@ -44,17 +43,17 @@ class Claim:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (ImportError, OSError) as error:
             self.__exit__(None, None, None)
-            if not isinstance(error, BlockingIOError):  # that is another runner
-                said = getattr(error, "strerror", None) or error
+            if not isinstance(error, BlockingIOError):  # another process has it
+                reason = getattr(error, "strerror", None) or error
                 raise UserError(
-                    f"--runs: {self._file} cannot be locked ({said}); name a folder that is writable and has locks"
+                    f"--runs: {self._file} cannot be locked ({reason}); name a writable folder that supports locks"
                 ) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give it back; not where a child still has it."""
+        """Release the lock, unless a child process still has it."""
         if self.held:
             os.close(self.descriptor)
             self.descriptor = -1

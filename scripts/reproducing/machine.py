@@ -1,4 +1,4 @@
-"""The machine, in words that a reader of a table understands."""
+"""Description of the machine for the tables."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reproducing.rows import Device
 
 
 def describe(device: Device) -> str:
-    """The processor with its cores and threads, and the GPU where one is used.
+    """Describe the processor with its cores and threads, and the GPU if used.
 
     Args:
-        device: What trains.
+        device: Device of the training.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()

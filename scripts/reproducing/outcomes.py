@@ -1,4 +1,4 @@
-"""What the seeds of a figure add up to: mean, interval and verdict."""
+"""Mean, interval and verdict of a figure over its seeds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Outcome:
     """A figure over its seeds.
 
     Attributes:
-        row: Its row.
+        row: The row.
         figure: The figure.
-        records: One a seed.
+        records: One record per seed.
     """
 
     row: Row
@@ -32,17 +32,17 @@ class Outcome:
 
     @property
     def values(self) -> list[float]:
-        """What each seed measured; NaN where it is not finite."""
+        """The value of each seed; NaN if it is not finite."""
         return [float(record.value or "nan") for record in self.records]
 
     @property
     def mean(self) -> float:
-        """The mean over seeds; NaN without any."""
+        """Mean over seeds; NaN without seeds."""
         return math.fsum(self.values) / len(self.values) if self.values else math.nan
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % interval: over seeds (t, S - 1 degrees of freedom), of one seed over its test tasks."""
+        """Half-width of the 95 % interval over seeds (t, S - 1 degrees of freedom), or over the tasks of one seed."""
         if len(self.values) == 1:
             return float(self.records[0].over_tasks or "nan")
         return mean_and_interval(torch.tensor(self.values, dtype=torch.float64))[1] if self.values else math.nan
@@ -56,7 +56,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """Whether the published figure was reached; "not judged" with the reason where that cannot be said."""
+        """Whether the published figure was reached, or "not judged" with the reason."""
         if not self.records:
             return NOT_RUN
         if self.figure.published is None:
@@ -75,37 +75,39 @@ class Outcome:
 
 
 def verdict(mean: float, half_width: float, figure: Figure) -> str:
-    """Compare the interval over three or more seeds with the published figure, or its interval where that has one.
+    """Compare the interval over three or more seeds with the published figure or its interval.
 
     Args:
-        mean: Over seeds.
-        half_width: Of its interval.
-        figure: With what was published.
+        mean: Mean over seeds.
+        half_width: Half-width of the interval.
+        figure: The figure with its published value.
 
     Returns:
-        "within" where they overlap, "above" where all of the interval is better than published, "below" where it is
-        worse. A good error is small, so that it is "above" where it is smaller. A seed that is not finite is "below".
+        "within" if they overlap, "above" if the whole interval is better than published, "below" if it is worse or a
+        seed is not finite. For errors, smaller is better, and "above" means smaller.
     """
     if figure.published is None:
         return "nothing published"
     if not math.isfinite(mean):
         return "below (not finite)"
     better = (mean - figure.published) * (1 if figure.better == "higher" else -1)
-    if abs(better) <= half_width + (figure.half_width or 0.0) + 1e-9 * abs(figure.published):  # rounding of decimals
+    if abs(better) <= half_width + (figure.half_width or 0.0) + 1e-9 * abs(figure.published):  # tolerance for rounding
         return "within"
     return "above" if better > 0 else "below"
 
 
 def outcomes(rows: Iterable[Row], records: Iterable[Record]) -> list[Outcome]:
-    """Every figure of every row, whether it was run or not.
+    """All figures of all rows, including those that were not run.
 
     Args:
-        rows: In the order of the table.
-        records: Those of other versions of a row are left out.
+        rows: Rows in the order of the table.
+        records: All records; those of other versions of a row are ignored.
     """
-    known = list(records)
+    records = list(records)
     return [
-        Outcome(row, figure, [r for r in known if (r.row, r.version, r.figure) == (row.name, row.version, figure.name)])
+        Outcome(
+            row, figure, [r for r in records if (r.row, r.version, r.figure) == (row.name, row.version, figure.name)]
+        )
         for row in rows
         for figure in row.figures
     ]

@@ -1,4 +1,4 @@
-"""The table of a page, and the same as CSV."""
+"""The table of figures as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ COLUMNS: dict[str, Callable[[Outcome], object]] = {
 }
 
 
-def write_csv(file: Path, found: Iterable[Outcome]) -> None:
+def write_csv(file: Path, figures: Iterable[Outcome]) -> None:
     """Write a line for each figure.
 
     Args:
-        file: Where to.
-        found: The figures.
+        file: Output file.
+        figures: The figures.
     """
     with replacing(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
-        writer.writerows(as_cells(column(outcome) for column in COLUMNS.values()) for outcome in found)
+        writer.writerows(as_cells(column(outcome) for column in COLUMNS.values()) for outcome in figures)
 
 
-def markdown(table: str, found: Sequence[Outcome]) -> str:
-    """The figures that were measured, how, and what was not run.
+def markdown(table: str, figures: Sequence[Outcome]) -> str:
+    """The measured figures with their conditions, and the figures that were not run.
 
     Args:
-        table: Its name.
-        found: The figures.
+        table: Name of the table.
+        figures: The figures.
     """
-    ran = [outcome for outcome in found if outcome.records]
+    ran = [outcome for outcome in figures if outcome.records]
     command = f"python scripts/reproduce.py --table {table} --publish"
-    parts = [f"Made by `{command}` from {len(ran)} measured figures; {len(found) - len(ran)} were not run."]
+    parts = [f"Made by `{command}` from {len(ran)} measured figures; {len(figures) - len(ran)} were not run."]
     if ran:
         rows = [[_name(o), _measured(o), _published(o), o.verdict, _protocol(o)] for o in ran]
         parts.append(_table(["row", "measured", "published", "verdict", "protocol"], rows))
@@ -69,18 +69,18 @@ def markdown(table: str, found: Sequence[Outcome]) -> str:
             for name, o in by_row.items()
         ]
         parts.append(_table(["row", "time of a seed", "machine", "versions", "sha256 of the data"], details))
-    if missing := [o for o in found if o.verdict == NOT_RUN]:
+    if missing := [o for o in figures if o.verdict == NOT_RUN]:
         rows = [[_name(o), _published(o) or "", o.figure.source, o.figure.protocol] for o in missing]
         parts += ["Not run:", _table(["row", "published", "source", "protocol"], rows)]
     return "\n\n".join(parts)
 
 
 def with_parts(page: Path, parts: dict[str, str]) -> str:
-    """The text of a page with what stands between `<!-- name -->` and `<!-- /name -->` replaced.
+    """The text of a page with new content between `<!-- name -->` and `<!-- /name -->`.
 
     Args:
         page: The page.
-        parts: By name, what to put there.
+        parts: New content by name.
 
     Raises:
         UserError: The page lacks the comments.
@@ -149,7 +149,7 @@ def _data(record: Record) -> str:
 
 
 def _all(outcome: Outcome, of: Callable[[Record], str]) -> str:
-    """What the seeds say, each different one once."""
+    """The distinct values over seeds."""
     return "; ".join(dict.fromkeys(of(record) for record in outcome.records))
 
 

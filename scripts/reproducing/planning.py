@@ -1,4 +1,4 @@
-"""Which runs fit into the time, in which order, and why the others do not."""
+"""Choose the runs that fit into the time limit, and say why the others are left out."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from reproducing.rows import Device, Row
 
 @dataclass(frozen=True)
 class Job:
-    """One row with one seed, not finished yet.
+    """A row with a seed that is not finished.
 
     Attributes:
         row: The row.
-        seed: Its `seed_everything`.
-        hours: What it still costs.
-        basis: Where that is known from: "measured" or "estimated".
-        begun: Whether it resumes a run.
+        seed: The value of `seed_everything`.
+        hours: Remaining time in hours.
+        basis: Whether this time is "measured" or "estimated".
+        begun: Whether a run is resumed.
     """
 
     row: Row
@@ -29,17 +29,17 @@ class Job:
 
     @property
     def title(self) -> str:
-        """How it is called in messages."""
+        """Name of the job in messages."""
         return f"{self.row.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run within a time.
+    """The runs within a time limit.
 
     Attributes:
-        jobs: In their order.
-        left_out: By what is left out, the reason.
+        jobs: The chosen runs in order.
+        left_out: Reasons by run or row that is left out.
     """
 
     jobs: Sequence[Job]
@@ -47,7 +47,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """What all of it costs."""
+        """Total time of all runs in hours."""
         return sum(job.hours for job in self.jobs)
 
 
@@ -58,14 +58,14 @@ def jobs_of(
     done: Callable[[Row, int], float],
     measured: Mapping[str, float] | None = None,
 ) -> list[Job]:
-    """The runs that are missing, by priority and seed.
+    """List the missing runs by priority and seed.
 
     Args:
-        rows: In the order of their priority.
-        seeds: How many, from 1.
-        device: Where they are run.
-        done: The share of a run that is done, 1 for a finished one.
-        measured: By row, the hours that a seed of it took on this machine.
+        rows: Rows by priority.
+        seeds: Number of seeds, from 1.
+        device: Device of the runs.
+        done: Returns the finished share of a run, in [0, 1].
+        measured: Measured hours per seed on this machine by row.
     """
     jobs = []
     for row in rows:
@@ -79,15 +79,15 @@ def jobs_of(
 
 
 def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], str] = Row.missing) -> Plan:
-    """Choose what fits into a time.
+    """Choose the runs that fit into a time limit.
 
-    A figure is judged from all its seeds. So the rows whose missing seeds fit together come first, by priority, each as
-    a whole; then single seeds, by priority, fill what remains.
+    A figure is judged over all its seeds. Rows whose missing seeds all fit therefore come first, by priority; single
+    seeds by priority then fill the remaining time.
 
     Args:
-        jobs: By priority.
-        hours: The time.
-        missing: The file that a row lacks, "" where it lacks none.
+        jobs: Runs by priority.
+        hours: Time limit in hours.
+        missing: Returns a file that a row needs and that is missing, or "".
     """
     lacking = {job.row.name: file for job in jobs if (file := missing(job.row))}
     possible = [job for job in jobs if job.row.name not in lacking]
@@ -99,7 +99,7 @@ def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], 
             chosen += whole
             left -= cost
     for job in possible:
-        if job not in chosen and job.hours <= left + 1e-9:  # rounding of what was taken off
+        if job not in chosen and job.hours <= left + 1e-9:  # tolerance for rounding
             chosen.append(job)
             left -= job.hours
     over = [job for job in possible if job not in chosen]
@@ -112,9 +112,9 @@ def text_of(plan: Plan, device: Device, hours: float) -> str:
     """A plan in Markdown.
 
     Args:
-        plan: It.
-        device: Where it is run.
-        hours: The time that it was made for.
+        plan: The plan.
+        device: Device of the runs.
+        hours: Time limit in hours.
     """
     time = "without a limit of time" if math.isinf(hours) else f"of {hours:g} hour{'' if hours == 1 else 's'}"
     lines = [f"Plan {time} on a {device.upper()}: {duration(plan.hours)} in {len(plan.jobs)} runs.", ""]
@@ -139,17 +139,14 @@ def text_of(plan: Plan, device: Device, hours: float) -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours as a reader likes them, such as "1.50 h", "12 min" or "40 s"."""
+    """Format hours, such as "1.50 h", "12 min" or "40 s"."""
     if hours >= 1:
         return f"{hours:.2f} h"
     return f"{60 * hours:.0f} min" if hours >= 0.05 else f"{3600 * hours:.0f} s"
 
 
-_HEADER = "| row | seeds | training | time together | which is | published figures |"
-
-
 def _by_row(left_out: Mapping[str, str]) -> dict[str, str]:
-    """Seeds of one row that are left out for one reason, together."""
+    """Merge the seeds of a row that are left out for the same reason."""
     together: dict[tuple[str, str], list[str]] = {}
     for what, why in left_out.items():
         name, _, seed = what.partition(", seed ")

@@ -1,4 +1,4 @@
-"""What finished runs measured, one record for each figure and seed, and the CSV file that keeps them."""
+"""Results of finished runs, one record per figure and seed, and their CSV file."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ class Record:
     """A figure of one seed.
 
     Attributes:
-        row: The name of its row.
-        version: The row's version that was run.
-        figure: The name of the figure.
+        row: Name of the row.
+        version: Version of the row.
+        figure: Name of the figure.
         seed: The seed.
-        value: What was measured, in the figure's unit; "" where it is not finite.
-        over_tasks: Half-width of its 95 % interval over drawn test tasks; "" where tasks have names.
-        tasks: How many test tasks.
-        hours: That the run took in all, its further tests not included.
-        machine: In words.
-        python: Its version, as the next two.
-        torch: See above.
-        lightning_meta: See above.
-        revision: The commit that was checked out.
-        data: The hash of the examples; "" where tasks are made.
+        value: Measured value in the unit of the figure; "" if it is not finite.
+        over_tasks: Half-width of the 95 % interval over random test tasks; "" for named tasks.
+        tasks: Number of test tasks.
+        hours: Duration of the run in hours, without further tests.
+        machine: Description of the machine.
+        python: Version of Python.
+        torch: Version of torch.
+        lightning_meta: Version of this package.
+        revision: Commit of the working tree.
+        data: Hash of the examples; "" for generated tasks.
     """
 
     row: str
@@ -59,10 +59,10 @@ Line = TypeVar("Line", bound="DataclassInstance")
 
 
 def collect(runs: Path, rows: Iterable[Row]) -> list[Record]:
-    """The records of all runs in a folder that were made of the rows as they are now.
+    """Collect the records of all runs in a folder that belong to the current versions of the rows.
 
     Args:
-        runs: The folder.
+        runs: Folder of the runs.
         rows: The rows.
     """
     records = []
@@ -102,22 +102,22 @@ def _number(value: float | None, scale: float) -> str:
 
 
 def merged(old: Iterable[Record], new: Iterable[Record], rows: Iterable[Row]) -> list[Record]:
-    """Records of both, the new ones in the place of old ones of the same figure and seed.
+    """Merge records; new ones replace old ones of the same figure and seed.
 
     Args:
-        old: Those of other versions of a row are dropped, as of rows and figures that are no more.
-        new: What takes their place.
-        rows: In the order that the records get.
+        old: Old records; those of other versions, and of removed rows and figures, are dropped.
+        new: New records.
+        rows: Rows in the order of the result.
     """
-    known = {(row.name, row.version, figure.name): None for row in rows for figure in row.figures}
-    order = {key: place for place, key in enumerate(known)}
+    current = {(row.name, row.version, figure.name): None for row in rows for figure in row.figures}
+    order = {key: place for place, key in enumerate(current)}
     by_key = {(r.row, r.version, r.figure, int(r.seed)): r for r in (*old, *new)}
     kept = {key: record for key, record in by_key.items() if key[:3] in order}
     return [kept[key] for key in sorted(kept, key=lambda key: (order[key[:3]], key[3]))]
 
 
 def read_records(file: Path) -> list[Record]:
-    """Those of a file; none where it is not there.
+    """Read the records of a file; empty if it does not exist.
 
     Raises:
         UserError: It has other columns.
@@ -126,12 +126,12 @@ def read_records(file: Path) -> list[Record]:
 
 
 def write_records(file: Path, records: Iterable[Record]) -> None:
-    """Write them, a line each."""
+    """Write records, one per line."""
     write_lines(file, Record, records)
 
 
 def read_lines(file: Path, kind: type[Line]) -> list[Line]:
-    """The lines of a CSV file as instances of a dataclass of texts; none where the file is not there.
+    """Read the lines of a CSV file as instances of a dataclass of strings; empty if it does not exist.
 
     Raises:
         UserError: It has other columns.
@@ -147,7 +147,7 @@ def read_lines(file: Path, kind: type[Line]) -> list[Line]:
 
 
 def write_lines(file: Path, kind: type[Line], lines: Iterable[Line]) -> None:
-    """Write instances of a dataclass of texts, a line each."""
+    """Write instances of a dataclass of strings, one per line."""
     with replacing(file) as stream:
         writer = csv.DictWriter(stream, [field.name for field in fields(kind)], lineterminator="\n")
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""The rows of a table: which configuration is trained, which figures of it are shown, and what was published."""
+"""The rows of a table: configurations to train, their figures, and the published values."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ Device = Literal["cpu", "gpu"]
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a trained model.
+    """A test metric of a trained model.
 
     Attributes:
-        name: What is measured, such as "5-way 1-shot".
-        metric: Its name in `results.json`.
-        protocol: Test tasks, queries, classes, as a reader needs them to compare.
-        test: Options of `lightning-meta test`; empty for what `fit` tests itself.
-        unit: "%" for a share between 0 and 1 that is shown in per cent, or "".
-        better: "higher" or "lower".
-        published: The published figure, in the unit; None where there is none.
-        half_width: Of its published 95 % interval; None where none was published.
-        source: Where it was published.
+        name: Name of the figure, such as "5-way 1-shot".
+        metric: Name of the metric in `results.json`.
+        protocol: Test tasks, queries and classes, for comparison.
+        test: Options of `lightning-meta test`; empty for the test of `fit`.
+        unit: "%" for shares in [0, 1] that are shown in per cent, or "".
+        better: Either "higher" or "lower".
+        published: Published value in the unit; None if there is none.
+        half_width: Half-width of the published 95 % interval; None if there is none.
+        source: Source of the published value.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Figure:
 
     @property
     def scale(self) -> float:
-        """What a stored metric is multiplied by."""
+        """Factor from the stored metric to the unit."""
         return 100.0 if self.unit == "%" else 1.0
 
 
@@ -56,17 +56,17 @@ class Row:
     """A model to train, once for each seed.
 
     Attributes:
-        table: The table that it belongs to.
-        name: Its own name.
-        priority: Rows of a smaller one are run first.
-        config: The stem of a file in `configs/`.
-        cost: By device, hours for one seed and whether they were "measured" or "estimated".
-        figures: What is shown of it.
-        options: Further options of `fit`; `{data}` stands for the folder `LIGHTNING_META_DATA`.
-        needs: Files below that folder that nobody can download for the user.
-        deviations: What is not as published.
-        comparable: Whether the published figures were reached by the same protocol and network.
-        shortened: How the training is shorter than the configuration's; such a row is not judged.
+        table: Name of the table.
+        name: Name of the row.
+        priority: Priority; smaller numbers run first.
+        config: Name of a file in `configs/`, without suffix.
+        cost: Hours per seed by device, and whether they were "measured" or "estimated".
+        figures: Figures of the row.
+        options: Further options of `fit`; `{data}` is replaced by the folder `LIGHTNING_META_DATA`.
+        needs: Files in that folder that cannot be downloaded automatically.
+        deviations: Differences from the publication.
+        comparable: Whether the published figures used the same protocol and network.
+        shortened: How the training is shortened; such a row is not judged.
     """
 
     table: str
@@ -83,18 +83,18 @@ class Row:
 
     @property
     def version(self) -> str:
-        """Eight digits that change with what is trained: the configuration and its options."""
+        """Eight hexadecimal digits that identify the configuration and its options."""
         content = [read_yaml(self.file), self.options]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def file(self) -> Path:
-        """The configuration."""
+        """Path of the configuration."""
         return ROOT / "configs" / f"{self.config}.yaml"
 
     @property
     def budget(self) -> tuple[int, str]:
-        """How long training is: a number, and "steps" or "epochs"."""
+        """Length of the training: a number, and "steps" or "epochs"."""
         trainer = dict(read_yaml(self.file)["trainer"])
         for option in self.options:
             name, _, value = option.partition("=")
@@ -105,7 +105,7 @@ class Row:
         )
 
     def arguments(self, seed: int) -> list[str]:
-        """The options of `fit`, but for the folder.
+        """The options of `fit`, without the folder.
 
         Raises:
             UserError: The folder of data sets is needed and not set.
@@ -119,21 +119,21 @@ class Row:
         return [option.replace("{data}", str(folder.resolve())) for option in options]
 
     def missing(self) -> str:
-        """The first needed file that is not there; "" where all are."""
+        """The first needed file that is missing; "" if there is none."""
         folder = data_folder()
         return next((name for name in self.needs if folder is None or not (folder / name).exists()), "")
 
 
 def read_rows(table: str, only: Sequence[str] = (), file: Path | None = None) -> list[Row]:
-    """The rows of a table, by priority.
+    """Read the rows of a table by priority.
 
     Args:
         table: One of `TABLES`.
         only: Names of rows; empty for all.
-        file: By default the one that belongs to the table.
+        file: File of the rows; by default that of the table.
 
     Raises:
-        UserError: The file holds something else, or there is no row of a name.
+        UserError: The file is not valid, or has no row of a name.
     """
     file = file or Path(__file__).with_name(f"{table}.yaml")
     content = read_yaml(file)
@@ -145,7 +145,7 @@ def read_rows(table: str, only: Sequence[str] = (), file: Path | None = None) ->
 
 
 def _row(where: str, table: str, name: str, content: Mapping[str, Any]) -> Row:
-    figures = tuple(_figure(where, figure) for figure in _known(where, Row, content).get("figures") or ())
+    figures = tuple(_figure(where, figure) for figure in _checked_keys(where, Row, content).get("figures") or ())
     if len({figure.name for figure in figures}) < max(1, len(figures)):
         raise UserError(f"{where}: expected one figure or more, of different names")
     cost = {device: _cost(where, str(text)) for device, text in content.get("cost", {}).items()}
@@ -156,7 +156,7 @@ def _row(where: str, table: str, name: str, content: Mapping[str, Any]) -> Row:
 
 
 def _figure(where: str, content: Mapping[str, Any]) -> Figure:
-    figure = Figure(**{**_known(where, Figure, content), "test": tuple(map(str, content.get("test", ())))})
+    figure = Figure(**{**_checked_keys(where, Figure, content), "test": tuple(map(str, content.get("test", ())))})
     if figure.unit not in ("%", "") or figure.better not in ("higher", "lower"):
         raise UserError(f"{where}, {figure.name}: expected the unit % or none, and better higher or lower")
     if figure.published is not None and not figure.source:
@@ -164,10 +164,10 @@ def _figure(where: str, content: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _known(where: str, cls: type, content: Mapping[str, Any]) -> Mapping[str, Any]:
-    known = {field.name for field in fields(cls)} - {"table"}
-    if unknown := [key for key in content if key not in known]:
-        raise UserError(f"{where}: {unknown[0]} is no part of it; expected {', '.join(sorted(known))}")
+def _checked_keys(where: str, cls: type, content: Mapping[str, Any]) -> Mapping[str, Any]:
+    keys = {field.name for field in fields(cls)} - {"table"}
+    if unknown := [key for key in content if key not in keys]:
+        raise UserError(f"{where}: unknown key {unknown[0]}; expected {', '.join(sorted(keys))}")
     return content
 
 

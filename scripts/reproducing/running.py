@@ -1,4 +1,4 @@
-"""Running one row with one seed, in child processes: `lightning-meta fit`, then `test` for its further figures."""
+"""Run a row with a seed in child processes: `lightning-meta fit`, then `test` for further figures."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from reproducing.rows import ROOT, Device
 from reproducing.storing import Stored
 
 End = Literal["finished", "held", "out of time", "failed"]
-GRACE = 60.0  # seconds that a process has to write its last checkpoint
+GRACE = 60.0  # seconds for a process to write its last checkpoint
 POLL = 0.1  # seconds
 ACCELERATOR = {"cpu": "cpu", "gpu": "cuda"}
 CLI = ["-m", "lightning_meta.cli"]
 
 
 def run(stored: Stored, device: Device, machine: str, deadline: float, begin: Callable[[], None]) -> End:
-    """Train, or resume, and test; nothing is done again that is there.
+    """Train or resume, and test; finished parts are skipped.
 
     Args:
-        stored: The folder of the row and seed.
-        device: What trains.
-        machine: In words, to be noted.
-        deadline: By `time.monotonic`: then it is stopped, and can be resumed.
-        begin: Called once, when it is sure that no other runner has it.
+        stored: Folder of the row and seed.
+        device: Device of the training.
+        machine: Description of the machine, which is recorded.
+        deadline: Time of `time.monotonic` at which the run is stopped; it can be resumed.
+        begin: Called once this process has the lock.
 
     Returns:
-        How it ended; "held" where another runner has it.
+        How the run ended; "held" if another process has the lock.
 
     Raises:
         UserError: The folder cannot be used.
@@ -75,20 +75,20 @@ def _train_and_test(stored: Stored, device: Device, claim: Claim, deadline: floa
         command = ["test", f"--ckpt_path={stored.run}", *figure.test, *common]
         if (end := child(CLI + command, claim, log, deadline)) != "finished":
             return end
-        (made,) = set(versions(stored.run / "tests")) - set(before)  # nobody else tests a run that is held
+        (made,) = set(versions(stored.run / "tests")) - set(before)  # no other process tests a locked run
         stored.note_test(stored.run / "tests" / str(made), figure)
     return "finished"
 
 
 def last_line(log: Path) -> str:
-    """What a process that failed said last."""
+    """The last line of the log of a failed process."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return lines[-1].removeprefix("lightning-meta: error: ") if lines else "it failed without a message"
 
 
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM ends a runner and its child as Ctrl-C does."""
+    """Handle SIGTERM like Ctrl-C, also for the child process."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -104,24 +104,24 @@ def terminated_like_interrupted() -> Iterator[None]:
 
 
 def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) -> End:
-    """Run Python in a process of its own, which is stopped as by SIGTERM when the time is over.
+    """Run Python in a child process, which gets SIGTERM at the deadline.
 
     Args:
-        arguments: Those of Python, such as `-m` and a module.
-        claim: The lock of its folder, which the process gets as well.
-        log: The file that its output is appended to.
-        deadline: By `time.monotonic`.
+        arguments: Arguments of Python, such as `-m` and a module.
+        claim: Lock of the folder, which the child process inherits.
+        log: File to which the output is appended.
+        deadline: Time of `time.monotonic`.
     """
     paths = [str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *arguments],
-            cwd=ROOT,  # whose revision is noted
+            cwd=ROOT,  # for the recorded revision
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the runner alone, which passes it on once
+            start_new_session=True,  # Ctrl-C reaches only this process, which passes it on once
             pass_fds=(claim.descriptor,),
         )
         try:
@@ -137,7 +137,7 @@ def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) ->
 def _stop(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
-    process.send_signal(signal.SIGTERM)  # not SIGINT, which is ignored in the background of a script
+    process.send_signal(signal.SIGTERM)  # not SIGINT, which background processes of a shell script ignore
     try:
         process.wait(GRACE)
     except (subprocess.TimeoutExpired, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What is stored of a row and a seed: `<runs>/<table>/<row>/<version>/seed_<n>/`, where `fit` makes a run directory."""
+"""The folder of a row and a seed, `<runs>/<table>/<row>/<version>/seed_<n>/`, with its run directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LAST = "checkpoints/last.ckpt"
 
 
 class RunFolder:
-    """A folder in which `fit` makes a run directory, and another one if the first could not be resumed.
+    """A folder with a run directory of `fit`, or several if one could not be resumed.
 
     Args:
         folder: The folder.
@@ -28,7 +28,7 @@ class RunFolder:
 
     @property
     def run(self) -> Path | None:
-        """The run directory: the newest that has results, else the newest that can be resumed; None where none is."""
+        """The newest run directory with results, else the newest that can be resumed; None if there is none."""
         directories = [self.folder / str(version) for version in reversed(versions(self.folder))]
         for file in ("results.json", LAST):
             for directory in directories:
@@ -38,31 +38,31 @@ class RunFolder:
 
     @property
     def trained(self) -> bool:
-        """Whether `fit` has ended."""
+        """Whether `fit` is finished."""
         return self.run is not None and (self.run / "results.json").is_file()
 
     @property
     def seconds(self) -> float:
-        """How long `fit` took, in all its processes; 0 where it has not ended."""
+        """Duration of `fit` over all its processes in seconds; 0 if it is not finished."""
         if self.run is None or not self.trained:
             return 0.0
         return float(read_json(self.run / "results.json")["wall_time_s"])
 
     @property
     def machines(self) -> list[str]:
-        """Where it was run, in words."""
+        """Descriptions of the machines of the run."""
         return list(self._noted["machines"])
 
     @property
     def spent(self) -> float:
-        """The seconds of all its processes, from their start to their end, but for those whose runner was killed."""
+        """Total duration of all processes in seconds, except those whose parent was killed."""
         return max(self.seconds, float(self._noted["seconds"]))
 
     def note(self, machine: str, seconds: float = 0.0) -> None:
-        """Note where it is run, and for how long it was."""
-        known = self._noted
-        machines = list(dict.fromkeys([*known["machines"], machine]))
-        write_json(self.folder / NOTE, {"machines": machines, "seconds": known["seconds"] + seconds})
+        """Record the machine and the duration."""
+        recorded = self._noted
+        machines = list(dict.fromkeys([*recorded["machines"], machine]))
+        write_json(self.folder / NOTE, {"machines": machines, "seconds": recorded["seconds"] + seconds})
 
     @property
     def _noted(self) -> dict[str, Any]:
@@ -74,7 +74,7 @@ class Stored(RunFolder):
     """The folder of one row and seed.
 
     Args:
-        runs: The folder of all tables.
+        runs: Folder of all tables.
         row: The row.
         seed: The seed.
     """
@@ -85,12 +85,12 @@ class Stored(RunFolder):
 
     @property
     def finished(self) -> bool:
-        """Whether every figure is there."""
+        """Whether all figures have results."""
         return self.trained and all(self.results(figure) is not None for figure in self.row.figures)
 
     @property
     def share(self) -> float:
-        """The share of the training that is done: 1 where all is finished, less where it can be resumed."""
+        """Finished share of the training: 1 if all is finished, less if the run can be resumed."""
         if self.finished:
             return 1.0
         if self.run is None:
@@ -98,19 +98,19 @@ class Stored(RunFolder):
         number, unit = self.row.budget
         try:
             at = read_checkpoint(self.run / LAST)
-        except UserError:  # damaged: `fit` says so, or resumes from the best
+        except UserError:  # damaged: `fit` reports it, or resumes from the best checkpoint
             return 0.0
         return min(0.95, float(at["global_step" if unit == "steps" else "epoch"]) / max(1, number))
 
     def results(self, figure: Figure) -> dict[str, Any] | None:
-        """The `results.json` that a figure stands in; None where it was not made yet."""
+        """The `results.json` with a figure; None if it does not exist yet."""
         if not self.trained or self.run is None:
             return None
         directory = self.run if not figure.test else self.test_of(figure)
         return None if directory is None else read_json(directory / "results.json")
 
     def test_of(self, figure: Figure) -> Path | None:
-        """The directory of the test of a figure."""
+        """Directory of the test of a figure."""
         tests = Path() if self.run is None else self.run / "tests"
         for version in versions(tests):
             note = tests / str(version) / NOTE
@@ -119,17 +119,17 @@ class Stored(RunFolder):
         return None
 
     def note_test(self, directory: Path, figure: Figure) -> None:
-        """Note which figure a test is of."""
+        """Record the figure of a test."""
         write_json(directory / NOTE, {"test": list(figure.test)})
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object that a file holds."""
+    """Read a JSON object."""
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
 
 def write_json(file: Path, content: dict[str, Any]) -> None:
-    """Write an object; the file is whole at any time."""
+    """Write a JSON object atomically."""
     with replacing(file) as stream:
         json.dump(content, stream)

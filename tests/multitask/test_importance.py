@@ -147,7 +147,7 @@ def test_the_command_tests_and_permutes(
     capsys.readouterr()
     assert main(["test", "--ckpt_path", str(run), "--importance", "--trainer.enable_progress_bar=false"]) == 0
     (table,) = run.glob("tests/*/importance.csv")
-    assert f"how much each column is used: {table}" in capsys.readouterr().out
+    assert f"importance of each column: {table}" in capsys.readouterr().out
     assert table.with_suffix(".png").stat().st_size > 0
     with table.open(newline="") as file:
         found = {(row["task"], row["column"]): float(row["loss_increase"]) for row in csv.DictReader(file)}

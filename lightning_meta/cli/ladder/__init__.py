@@ -1,1 +1,1 @@
-"""`lightning-meta ladder`: its file, the runs that it plans, and the processes that train them."""
+"""`lightning-meta ladder`: reads the file, plans the runs, trains them and reports."""

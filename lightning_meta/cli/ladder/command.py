@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import yaml
 
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
-from lightning_meta.cli.ladder.file import OF_THE_LADDER, read_ladder
-from lightning_meta.cli.ladder.groups import against_the_ends, grouped_rung
+from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
+from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.jobs import run_in_processes
-from lightning_meta.cli.ladder.linear import marked
+from lightning_meta.cli.ladder.linear import compare_with_linear
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.ladder.tuning import Found, has_failed, note_failure, tuned
 from lightning_meta.cli.ladder.verdicts import verdicts
@@ -32,49 +32,83 @@ GROUPS = 3
 
 
 def ladder(args: Sequence[str]) -> None:
-    """Train what is not trained yet, then write the transfer report into `runs/<name>/report/`.
+    """Train the runs that are not finished, then write the transfer report into `runs/<name>/report/`.
 
     Args:
         args: The options.
     """
-    options, of_fit = make_parser().parse_known_args(list(args))
-    _check(options, of_fit)
+    options, fit_args = make_parser().parse_known_args(list(args))
+    _check(options, fit_args)
     name = Path(options.config).stem if options.name is None else options.name
     refuse_name("--name", name)
     folder = Path(options.runs) / name
     grouped = None if options.groups is None else grouped_rung(options.groups, options.group_count or GROUPS)
-    further = {} if grouped is None else {grouped.name: grouped.model}
-    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, of_fit, further, options.trials)
-    for line in [] if grouped is None else grouped.lines:
+    extra_rungs = {} if grouped is None else {grouped.name: grouped.model}
+    rungs = read_ladder(options.config, folder, options.seeds, options.rungs, fit_args, extra_rungs, options.trials)
+    notes: list[str] = []
+    if grouped is not None:
+        rungs, grouped_name, notes = _with_groups(rungs, grouped)
+    for line in notes:
         print(line, flush=True)
     found: dict[str, Found] = {}
-    apart = rungs.search is not None  # in processes of their own, whose memory is theirs alone
+    # A search starts many runs: each gets a child process, which frees all memory at its end.
+    separate = rungs.search is not None
     try:
         if rungs.search is not None:
-            rungs, found = tuned(rungs, rungs.search, lambda trials: _train(trials, options, apart, note_failure))
-        _train(plan(rungs), options, apart)
+            rungs, found = tuned(rungs, rungs.search, lambda trials: _train(trials, options, separate, note_failure))
+        _train(plan(rungs), options, separate)
     except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
             raise
-        print("\nthe ladder stopped; the same command goes on from here", file=sys.stderr)
+        print("\nthe ladder was stopped; run the same command again to resume it", file=sys.stderr)
         raise SystemExit(130) from None
-    done = plan(rungs)
-    others = [run.directory for run in done if run.directory and run.rung != rungs.baseline]
-    baseline = [run.directory for run in done if run.directory and run.rung == rungs.baseline]
-    if others:
-        report = compare(others, baseline)
-        beside_linear, at_equal_budget = marked(done), verdicts(report, done, found) if found else None
-        beside = [table for table in (beside_linear, at_equal_budget) if table is not None]
-        report = replace(report, notes=(*report.notes, *(line for table in beside for line in table.lines)))
-        if grouped is not None:
-            models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
-            lines = [*grouped.lines, *against_the_ends(grouped.name, models, done)]
-            report = replace(report, notes=(*report.notes, *lines))
-        show_report(report, folder / "report", options.wandb_project)
-        for table in beside:
-            table.show()
-        if at_equal_budget is not None:
-            at_equal_budget.write(folder / "report")
+    runs = plan(rungs)
+    if grouped is not None:
+        models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
+        notes += compare_with_extremes(grouped_name, models, runs)
+    _report(rungs, runs, found, notes, options.wandb_project)
+
+
+def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, list[str]]:
+    """The ladder, the name of the rung that trains the proposed groups, and what to say about it.
+
+    A single group of all tasks is not trained a second time if another rung trains all tasks together.
+    """
+    same = grouped.same_rung(ladder)
+    if same is None:
+        return ladder, grouped.name, grouped.lines
+    rungs = {rung: config for rung, config in ladder.rungs.items() if rung != grouped.name}
+    trials = {rung: configs for rung, configs in ladder.trials.items() if rung != grouped.name}
+    line = f"{grouped.name} is the same as {same}, whose runs are used; no rung is added."
+    return replace(ladder, rungs=rungs, trials=trials), same, [*grouped.lines, line]
+
+
+def _report(
+    ladder: Ladder, runs: Sequence[PlannedRun], found: Mapping[str, Found], notes: Sequence[str], wandb: str | None
+) -> None:
+    """Compare the rungs with the baseline; print and write the report.
+
+    Args:
+        ladder: The ladder.
+        runs: All runs, finished.
+        found: Result of the search by rung; empty without a search.
+        notes: Further notes of the report.
+        wandb: The W&B project to log to, if any.
+    """
+    others = [run.directory for run in runs if run.directory and run.rung != ladder.baseline]
+    if not others:
+        return
+    baseline = [run.directory for run in runs if run.directory and run.rung == ladder.baseline]
+    report = compare(others, baseline, [] if ladder.search is None else ladder.search.parameters)
+    linear, equal_budget = compare_with_linear(runs), verdicts(report, runs, found) if found else None
+    tables = [table for table in (linear, equal_budget) if table is not None]
+    notes = [*(line for table in tables for line in table.lines), *notes]
+    folder = ladder.folder / "report"
+    show_report(replace(report, notes=(*report.notes, *notes)), folder, wandb)
+    for table in tables:
+        table.show()
+    if equal_budget is not None:
+        equal_budget.write(folder)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,38 +116,40 @@ def make_parser() -> argparse.ArgumentParser:
     parser = PlainParser(
         prog="lightning-meta ladder",
         description="Train several methods on the same data with the same budget over several seeds, then compare "
-        "them. Run again, it goes on where it stopped. Any other option is one of fit's and holds for every rung, such "
-        "as --trainer.max_steps=1000.",
+        "them. Run the same command again to resume. All other options are passed to fit for every rung, such as "
+        "--trainer.max_steps=1000.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="The ladder: seeds, baseline, shared, model, tune and rungs.")
-    parser.add_argument("--name", help="Name of the ladder; by default the config file's.")
+    parser.add_argument("--config", metavar="FILE", help="File with seeds, baseline, shared, model, tune and rungs.")
+    parser.add_argument("--name", help="Name of the ladder; by default that of the config file.")
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
-    parser.add_argument("--seeds", type=_list, help="Instead of the file's, such as '[1, 2, 3]'.")
-    parser.add_argument("--rungs", type=_list, help="Only these, such as '[independent, multi_head]'.")
+    parser.add_argument("--seeds", type=_list, help="Seeds that replace those of the file, such as '[1, 2, 3]'.")
+    parser.add_argument("--rungs", type=_list, help="Only these rungs, such as '[independent, multi_head]'.")
     parser.add_argument(
         "--groups",
         metavar="RUN",
-        help="Add a rung of groups of tasks with a network each: those that the affinities propose which this finished "
-        "run recorded, or all versions in this folder, such as runs/ladder_glyphs/multi_head.",
+        help="Add a rung with one network per group of tasks. The groups follow from the affinities that this finished "
+        "run, or all versions in this folder, recorded, such as runs/ladder_glyphs/multi_head.",
     )
     parser.add_argument(
-        "--group_count", type=int, help=f"The most groups, {GROUPS} by default; the rung is called groups_{GROUPS}."
+        "--group_count",
+        type=int,
+        help=f"Largest number of groups, {GROUPS} by default; the rung is called groups_{GROUPS}.",
     )
-    parser.add_argument("--trials", type=int, help="Of each rung that searches, instead of the file's tune.trials.")
-    parser.add_argument("--jobs", type=int, default=1, help="Train so many runs at a time, in processes of their own.")
+    parser.add_argument("--trials", type=int, help="Trials of each tuned rung; replaces tune.trials of the file.")
+    parser.add_argument("--jobs", type=int, default=1, help="Number of runs to train at a time, in child processes.")
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="Threads of each run. Sums depend on it in their last digits, so it does not follow from --jobs.",
+        help="Threads of each run. Results depend on it in their last digits, so it does not change with --jobs.",
     )
     parser.add_argument("--wandb_project", help="Log the report to this W&B project as well.")
     return parser
 
 
 def ladder_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     return [action.dest for action in make_parser()._actions]
 
 
@@ -125,17 +161,17 @@ def _list(text: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
+def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
     if options.config is None:
         raise UserError("--config: name the ladder's file, such as configs/ladder_glyphs.yaml")
-    names = [option.partition("=")[0].removeprefix("--") for option in of_fit if option.startswith("-")]
+    names = [option.partition("=")[0].removeprefix("--") for option in fit_args if option.startswith("-")]
     for name in names:
         if name == "allow_changes":
-            raise UserError(f"--{name}: a ladder compares runs of one configuration; give it another --name")
+            raise UserError(f"--{name}: a ladder compares runs of one configuration; start another with --name")
         if name in OF_THE_LADDER:
             raise UserError(f"--{name}: a ladder sets this for each run itself; it has --seeds, --name and --runs")
         if name in ("model", "model.class_path"):
-            raise UserError(f"--{name}: the rungs of the file say which models are trained; choose with --rungs")
+            raise UserError(f"--{name}: the file says which models are trained; choose among them with --rungs")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.group_count is not None and options.groups is None:
         raise UserError("--group_count: name the run whose affinities propose groups, with --groups")
@@ -152,16 +188,16 @@ def _check(options: argparse.Namespace, of_fit: Sequence[str]) -> None:
 def _train(
     runs: Sequence[PlannedRun],
     options: argparse.Namespace,
-    apart: bool,
+    separate: bool,
     failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
-    """Train what is not trained yet.
+    """Train the runs that are not finished.
 
     Args:
-        runs: In order.
-        options: Of the command.
-        apart: Whether each run is a process of its own even where one trains at a time.
-        failed: Takes note of a trial whose training failed; by default that is an error.
+        runs: The runs in order.
+        options: Options of the command.
+        separate: Whether to train in child processes even with one job.
+        failed: Called with each run whose training failed, which is an error without it.
     """
     waiting = []
     for number, run in enumerate(runs, 1):
@@ -171,8 +207,8 @@ def _train(
         elif failed is not None and has_failed(run):
             print(f"{line}, failed before", flush=True)
         else:
-            waiting.append((line + (f", goes on in {run.directory}" if run.directory else ""), run))
-    if options.jobs == 1 and not apart:
+            waiting.append((line + (f", resumes in {run.directory}" if run.directory else ""), run))
+    if options.jobs == 1 and not separate:
         _run_here(waiting, options.threads)
     elif waiting:
         logs = waiting[0][1].root.parent / "logs"

@@ -1,4 +1,4 @@
-"""Several runs of a ladder at a time, in processes of their own."""
+"""Train several runs of a ladder at a time, each in a child process."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def run_in_processes(
     logs: Path,
     failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
-    """Train runs in child processes, at most so many at a time; what they print goes to a file each.
+    """Train runs in child processes, whose output goes to one log file each.
 
     Args:
-        runs: What to print when a run begins, and the run.
-        jobs: How many run at once.
-        threads: Of each.
-        logs: The folder of the files.
-        failed: Takes note of a run whose training failed, as by a loss that is not finite; by default it is an error.
+        runs: The runs, each with a line to print when it starts.
+        jobs: Largest number of processes at a time.
+        threads: Threads of each process.
+        logs: Folder of the log files.
+        failed: Called with each run whose training failed, such as by a NaN loss, which is an error without it.
 
     Raises:
-        UserError: One failed. Those beside it are stopped, and can be gone on with.
-        StoppedBySignal: The ladder was told to stop; so are its runs.
+        UserError: A run failed. The other active runs are stopped and can be resumed.
+        StoppedBySignal: A signal stopped the ladder, and with it the active runs.
     """
     logs.mkdir(parents=True, exist_ok=True)
     waiting = list(runs)

@@ -1,11 +1,9 @@
-"""The linear rungs of a ladder: what else does not beat them is marked."""
+"""Compare the rungs of a ladder with its linear models, and mark those that do not beat them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,18 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.cli.ladder.plan import PlannedRun
+from lightning_meta.report.transfer.reading import read_results
 
-SCORE, SECONDS = "test/score", "train_time_s"  # the first is the mean over tasks, each by its metric
+SCORE, SECONDS = "test/score", "train_time_s"  # the score is the mean over tasks of each task's metric
 
 
 @dataclass(frozen=True)
-class Marked:
-    """The rungs of a ladder beside its linear models.
+class LinearComparison:
+    """Scores and training times of all rungs of a ladder that has linear models.
 
     Attributes:
-        scores: By rung, the mean over seeds of `test/score`; a large one is good.
-        seconds: By rung, the mean time that training took.
-        linear: The rungs that are linear models.
+        scores: Mean `test/score` over seeds by rung, higher is better.
+        seconds: Mean training time over seeds by rung.
+        linear: Names of the rungs that are linear models.
     """
 
     scores: Mapping[str, float]
@@ -35,14 +34,14 @@ class Marked:
 
     @property
     def unbeaten(self) -> dict[str, list[str]]:
-        """By name of the other rungs, the linear ones that they do not beat; rungs that beat all are left out."""
+        """The linear rungs that each other rung does not beat; rungs that beat all of them are left out."""
         others = {rung: score for rung, score in self.scores.items() if rung not in self.linear}
-        found = {rung: [n for n in self.linear if score <= self.scores[n]] for rung, score in others.items()}
-        return {rung: linear for rung, linear in found.items() if linear}
+        not_beaten = {rung: [n for n in self.linear if score <= self.scores[n]] for rung, score in others.items()}
+        return {rung: linear for rung, linear in not_beaten.items() if linear}
 
     @property
     def lines(self) -> list[str]:
-        """The marks in a line each, for the report."""
+        """One line per marked rung, for the report."""
         return [
             f"{rung} does not beat {' and '.join(f'{n} ({self.scores[n]:.3f})' for n in linear)}: its {SCORE} is "
             f"{self.scores[rung]:.3f}, mean over seeds."
@@ -61,21 +60,21 @@ class Marked:
         Console().print(table)
 
 
-def marked(runs: Sequence[PlannedRun]) -> Marked | None:
-    """Compare the rungs of a ladder with its linear models; None where it has none.
+def compare_with_linear(runs: Sequence[PlannedRun]) -> LinearComparison | None:
+    """Compare the rungs of a ladder with its linear models.
 
     Args:
-        runs: All runs, finished.
+        runs: All finished runs.
+
+    Returns:
+        The comparison; None without a linear model.
     """
-    results: dict[str, list[dict[str, Any]]] = {}
+    by_rung: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        if run.directory is not None and (of := _results(run.directory)).get(SCORE) is not None:
-            results.setdefault(run.rung, []).append(of)
-    linear = [rung for rung, found in results.items() if all(of.get("solved") for of in found)]
-    scores, seconds = ({r: fmean(of[key] for of in found) for r, found in results.items()} for key in (SCORE, SECONDS))
-    return Marked(scores, seconds, linear) if linear else None
-
-
-def _results(directory: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    return found
+        if run.directory is not None and (results := read_results(run.directory)).get(SCORE) is not None:
+            by_rung.setdefault(run.rung, []).append(results)
+    linear = [rung for rung, seeds in by_rung.items() if all(results.get("solved") for results in seeds)]
+    scores, seconds = (
+        {rung: fmean(results[key] for results in seeds) for rung, seeds in by_rung.items()} for key in (SCORE, SECONDS)
+    )
+    return LinearComparison(scores, seconds, linear) if linear else None

@@ -1,4 +1,4 @@
-"""How far each run of a ladder has come."""
+"""The runs of a ladder and their state: not started, started or finished."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lightning_meta.run.differences import Difference, differences
 from lightning_meta.run.files import replacing
 from lightning_meta.run.logger import versions
 
+# A single run may be resumed with another budget; in a ladder all runs have the same.
 BUDGET = ("trainer.max_", "trainer.min_")
-"""A run may be resumed with another one; a ladder gives all its runs the same."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class PlannedRun:
     """One rung with one seed.
 
     Attributes:
-        rung: Its name.
-        seed: `seed_everything`.
-        file: The whole configuration, as `fit --config` takes it.
-        directory: The run directory, where it was begun.
-        finished: Whether it has its results.
+        rung: Name of the rung.
+        seed: The value of `seed_everything`.
+        file: The complete configuration for `fit --config`.
+        directory: The run directory; None if the run was not started.
+        finished: Whether the run directory has results.
     """
 
     rung: str
@@ -40,7 +40,7 @@ class PlannedRun:
 
     @property
     def title(self) -> str:
-        """How it is called in messages."""
+        """Name of the run in messages."""
         return f"{self.rung}, seed {self.seed}"
 
     @property
@@ -50,31 +50,31 @@ class PlannedRun:
 
     @property
     def arguments(self) -> list[str]:
-        """The options of `fit` that begin it, or go on with it."""
+        """The options of `fit` that start or resume the run."""
         return ["--config", str(self.file), *([] if self.directory is None else ["--ckpt_path", str(self.directory)])]
 
 
 def plan(ladder: Ladder) -> list[PlannedRun]:
-    """The runs of a ladder, seed by seed, with what is there of them already; writes their configurations.
+    """List the runs of a ladder, seed by seed, with their state, and write their configurations.
 
-    A run directory that stopped before its first checkpoint is passed over.
+    Run directories without a checkpoint are ignored.
 
     Raises:
-        UserError: A run was begun with another configuration.
+        UserError: A run was started with another configuration.
     """
     runs = []
-    begun = {rung: _begun(ladder.folder / rung) for rung in ladder.rungs}
+    started = {rung: _started(ladder.folder / rung) for rung in ladder.rungs}
     for seed in ladder.seeds:
         for rung, config in ladder.rungs.items():
             file = ladder.folder / "configs" / f"{rung}_seed_{seed}.yaml"
             config = {**config, "seed_everything": seed}
-            there = [(directory, stored) for directory, stored in begun[rung] if stored.get("seed_everything") == seed]
-            there.sort(key=lambda found: not _finished(found[0]))
-            directory = there[0][0] if there else None
-            if directory is not None and (changed := _changes(there[0][1], config)):
+            same_seed = [(run, stored) for run, stored in started[rung] if stored.get("seed_everything") == seed]
+            same_seed.sort(key=lambda run_and_config: not _finished(run_and_config[0]))
+            directory = same_seed[0][0] if same_seed else None
+            if directory is not None and (changed := _changes(same_seed[0][1], config)):
                 raise UserError(
-                    f"{directory} was begun with another configuration: {changed[0]}; put it back, give the ladder "
-                    f"another --name, or remove {directory}"
+                    f"{directory} was started with another configuration: {changed[0]}; change it back, give the "
+                    f"ladder another --name, or remove {directory}"
                 )
             with replacing(file) as stream:
                 yaml.safe_dump(config, stream, sort_keys=False, allow_unicode=True)
@@ -86,22 +86,23 @@ def _finished(directory: Path) -> bool:
     return all((directory / f).is_file() for f in ("results.json", "per_task.csv", "predictions.npz"))
 
 
-def _begun(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    found = []
+def _started(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Run directories with a checkpoint or results, and their configurations."""
+    runs = []
     for version in versions(root):
         directory = root / str(version)
-        there = any((directory / f).is_file() for f in ("results.json", "checkpoints/last.ckpt"))
-        if there and (directory / "config.yaml").is_file():
+        resumable = any((directory / f).is_file() for f in ("results.json", "checkpoints/last.ckpt"))
+        if resumable and (directory / "config.yaml").is_file():
             try:
                 stored = read_yaml(directory / "config.yaml")
             except (OSError, ValueError, yaml.YAMLError) as error:
                 raise UserError(f"{directory / 'config.yaml'} is damaged; remove {directory}") from error
-            found.append((directory, stored if isinstance(stored, dict) else {}))
-    return found
+            runs.append((directory, stored if isinstance(stored, dict) else {}))
+    return runs
 
 
 def _changes(stored: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
-    """What makes a run another one. The rest, such as the number of workers, takes effect in what is still to train."""
+    """Differences that affect the results. Others, such as the number of workers, are allowed on a resume."""
     return [
         d for d in differences(stored, config) if d.kind in ("meaning", "impossible") or d.option.startswith(BUDGET)
     ]

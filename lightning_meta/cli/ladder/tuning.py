@@ -1,8 +1,7 @@
-"""The search of a ladder: trials of its rungs, each rung's best, and the ladder that has their settings."""
+"""Tune the rungs of a ladder: train the trials, and give each rung the settings of its best trial."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,23 +15,24 @@ from lightning_meta.cli.sweep.trial import reached
 from lightning_meta.errors import UserError
 from lightning_meta.modes import mode_of
 from lightning_meta.reading import read_yaml
+from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import numbers_of, read_table
 
-FAILED = "failed.yaml"  # in the folder of a trial whose training failed: the configuration that it failed with
+FAILED = "failed.yaml"  # the configuration with which the training of a trial failed, in the folder of the trial
 
-Configs = dict[str, list[dict[str, Any]]]  # of the trials of each rung
+Configs = dict[str, list[dict[str, Any]]]  # configurations of the trials by rung
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the search of a rung found.
+    """Result of the search of one rung.
 
     Attributes:
-        trial: The number of the best trial.
-        settings: Its values by the options' names; empty for the file's own.
-        weights: Those of the sum by task; empty where a rung has a weighting of its own.
-        steps: The training steps of all trials.
+        trial: Number of the best trial, from 0.
+        settings: Values of the tuned options; empty for the first trial, which has the settings of the file.
+        weights: Weight of the loss by task; empty for rungs with another weighting.
+        steps: Training steps of all trials.
     """
 
     trial: int
@@ -42,23 +42,25 @@ class Found:
 
 
 def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], None]) -> tuple[Ladder, dict[str, Found]]:
-    """Search, and return the ladder with the best settings of each rung.
+    """Train the trials of all rungs, and return the ladder with the best settings of each rung.
 
     Args:
-        ladder: With rungs as they stand in the file.
-        search: Its search.
-        train: Trains those of some trials that are not trained yet.
+        ladder: The ladder with the settings of the file.
+        search: The search.
+        train: Trains the trials that are not finished.
 
     Raises:
-        UserError: No trial of a rung has a result, or no weights can be read off it.
+        UserError: No trial of a rung has a result, or its weights cannot be read.
     """
+    # Rungs with tuned weights spend half of their trials on the settings, with weights of 1, and the others on weights
+    # with the best of these settings.
     sums = [rung for rung in ladder.trials if ladder.weights.get(rung) == TUNED]
-    half = (
-        search.trials + 1
-    ) // 2  # of a sum: with weights of 1; the others draw weights for the best settings of these
-    configs: Configs = {rung: list(islice(of(), half if rung in sums else None)) for rung, of in ladder.trials.items()}
+    half = (search.trials + 1) // 2
+    configs: Configs = {
+        rung: list(islice(trials(), half if rung in sums else None)) for rung, trials in ladder.trials.items()
+    }
     train(_planned(ladder, search, configs))
-    settings = {rung: [search.settings(number) for number in range(len(of))] for rung, of in configs.items()}
+    settings = {rung: [search.settings(number) for number in range(len(trials))] for rung, trials in configs.items()}
     weights: dict[str, list[dict[str, float]]] = {}
     for rung in sums:
         runs = _planned(ladder, search, {rung: configs[rung]})
@@ -77,55 +79,56 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
         searched = rung if source == TUNED else source
         runs = _planned(ladder, search, {searched: configs[searched]})
         best = _best(searched, runs)
-        chosen, of = configs[searched][best], weights[rung][best] if rung in sums else {}
-        if searched != rung:
-            of = _read_off(searched, runs[best])
-            chosen = _weighted(chosen, of)
+        chosen, task_weights = configs[searched][best], weights[rung][best] if rung in sums else {}
+        if searched != rung:  # the weights that the method of another rung had on average
+            task_weights = _logged_weights(searched, runs[best])
+            chosen = _weighted(chosen, task_weights)
         rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
-        found[rung] = Found(best, settings[searched][best], of, sum(map(steps_of, runs)))
+        found[rung] = Found(best, settings[searched][best], task_weights, sum(map(steps_of, runs)))
     return replace(ladder, rungs=rungs), found
 
 
 def note_failure(run: PlannedRun) -> None:
-    """Note that the training of a trial failed, so that it is not tried again with the same configuration."""
+    """Record that the training of a trial failed, so that the same configuration is not trained again."""
     with replacing(run.root / FAILED) as file:
         file.write(run.file.read_text(encoding="utf-8"))
 
 
 def has_failed(run: PlannedRun) -> bool:
-    """Whether the training of a trial failed."""
+    """Whether the training of a trial failed with its present configuration."""
     note = run.root / FAILED
     return note.is_file() and note.read_bytes() == run.file.read_bytes()
 
 
 def steps_of(run: PlannedRun) -> int:
-    """The training steps of a run; 0 where it has no results."""
+    """Training steps of a run; 0 without results."""
     if run.directory is None or not run.finished:
         return 0
-    return int(json.loads((run.directory / "results.json").read_text(encoding="utf-8"))["steps"])
+    return int(read_results(run.directory)["steps"])
 
 
 def _planned(ladder: Ladder, search: Search, configs: Mapping[str, Sequence[dict[str, Any]]]) -> list[PlannedRun]:
-    """Trials as the runs of a ladder with one seed, those of a rung in order."""
-    rungs = {config["name"]: config for of in configs.values() for config in of}
+    """The trials as runs of a ladder with one seed, in order."""
+    rungs = {config["name"]: config for trials in configs.values() for config in trials}
     return plan(Ladder(ladder.folder / "trials", ladder.baseline, (search.seed,), rungs))
 
 
 def _tasks(run: PlannedRun) -> list[str]:
+    """Names of the tasks of a finished run."""
     assert run.directory is not None
     header, rows = read_table(run.directory / "per_task.csv", ["task"])
     return [row[header.index("task")] for row in rows]
 
 
 def _weighted(config: Mapping[str, Any], weights: Mapping[str, float]) -> dict[str, Any]:
-    """A configuration with fixed weights."""
+    """The configuration with fixed loss weights."""
     weighting = {"class_path": "lightning_meta.weightings.Fixed", "init_args": {"weights": dict(weights)}}
     model = config["model"]
     return {**config, "model": {**model, "init_args": {**model["init_args"], "weighting": weighting}}}
 
 
 def _best(rung: str, runs: Sequence[PlannedRun]) -> int:
-    """The number of the trial with the best validation; of equal ones the first."""
+    """Number of the trial with the best validation score, the first in case of ties."""
     scores = [_score(run) for run in runs]
     if max(scores) == -math.inf:
         raise UserError(f"{rung}: none of its {len(runs)} trials has a result; see the logs of the ladder")
@@ -133,7 +136,7 @@ def _best(rung: str, runs: Sequence[PlannedRun]) -> int:
 
 
 def _score(run: PlannedRun) -> float:
-    """The best value of the monitored metric, a large one is good; -inf where training failed."""
+    """Best value of the monitored metric, negated if lower is better; -inf if training failed."""
     if run.directory is None or not run.finished:
         return -math.inf
     monitor = read_yaml(run.directory / "config.yaml")["checkpoint"]
@@ -145,12 +148,14 @@ def _score(run: PlannedRun) -> float:
     return value if mode == "max" else -value
 
 
-def _read_off(rung: str, run: PlannedRun) -> dict[str, float]:
+def _logged_weights(rung: str, run: PlannedRun) -> dict[str, float]:
+    """The mean weight of each task that a run logged."""
     assert run.directory is not None
     file = run.directory / "metrics.csv"
     names, rows = read_table(file)
     columns = dict(zip(names, zip(*rows, strict=True), strict=False))
-    weights = mean_weights({n: numbers_of(file, n, of) for n, of in columns.items() if n.startswith(WEIGHT)})
+    logged = {name: numbers_of(file, name, column) for name, column in columns.items() if name.startswith(WEIGHT)}
+    weights = mean_weights(logged)
     if missing := [task for task in _tasks(run) if task not in weights]:
         raise UserError(f"{file}: {rung} logged no weight of task {missing[0]!r}; lower --trainer.log_every_n_steps")
     return weights

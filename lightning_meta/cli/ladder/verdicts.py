@@ -1,4 +1,4 @@
-"""The last table of a ladder that searches: cost and verdict of each rung against the baseline at equal budget."""
+"""The last table of a tuned ladder: cost and verdict of each rung against the baseline, at equal budget."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from lightning_meta.cells import as_cells
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
+from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.report.transfer.verdicts import MethodVerdict, method_verdicts
 from lightning_meta.run.files import replacing
 
@@ -28,7 +29,7 @@ COLUMNS = (
     *("rung", "test_score", "delta", "low", "high", "p_holm", "smallest", "verdict"),
     *("ms_per_step", "peak_memory_mb", "steps", "best_trial", "steps_of_trials", "settings", "weights"),
 )
-NAMED_WEIGHTS = 4  # of more tasks, the range of their weights is shown
+NAMED_WEIGHTS = 4  # with more tasks, only the range of the weights is shown
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,13 @@ class Row:
     """One rung; figures are means over seeds.
 
     Attributes:
-        rung: Its name.
-        score: `test/score`.
-        verdict: Against the baseline; None for the baseline.
-        milliseconds: Of training for each step, validation included.
-        memory: The peak of a run in MB; NaN where it is not known.
-        steps: All training steps: those of its trials, and those of its runs.
-        found: What its search found.
+        rung: Name of the rung.
+        score: The test score, `test/score`.
+        verdict: Verdict against the baseline; None for the baseline.
+        milliseconds: Training time per step in ms, including validation.
+        memory: Peak memory of a run in MB; NaN if unknown.
+        steps: Training steps of all trials and runs.
+        found: Result of the search.
     """
 
     rung: str
@@ -55,7 +56,7 @@ class Row:
 
     @property
     def settings(self) -> str:
-        """What the search found, in words."""
+        """The tuned settings and weights as text."""
         settings = [f"{name.rpartition('.')[2]} {value}" for name, value in self.found.settings.items()]
         weights = self.found.weights
         if 0 < len(weights) <= NAMED_WEIGHTS:
@@ -67,11 +68,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """All rungs of a ladder that searches.
+    """All rungs of a tuned ladder.
 
     Attributes:
         baseline: The rung that the others are compared with.
-        rows: One a rung, the baseline's first.
+        rows: One row per rung, that of the baseline first.
     """
 
     baseline: str
@@ -79,7 +80,7 @@ class Verdicts:
 
     @property
     def lines(self) -> list[str]:
-        """What the table comes to, for the report."""
+        """The conclusions, for the report."""
         others = {row.rung: row.verdict.verdict for row in self.rows if row.verdict is not None}
         better = [rung for rung, verdict in others.items() if verdict == "better"]
         beat = f"{' and '.join(better)} beat{'s' * (len(better) == 1)}" if better else "no method is shown to beat"
@@ -103,25 +104,25 @@ class Verdicts:
         table.add_column("found")
         table.add_column("verdict")
         for row in self.rows:
-            of = row.verdict
+            verdict = row.verdict
             change = ["", "", ""]
-            if of is not None:
-                known = math.isfinite(of.low)
-                interval = f"[{of.low:+.4f}, {of.high:+.4f}]" if known else "–"
-                change = [f"{of.mean:+.4f}", interval, f"±{of.smallest:.4f}" if math.isfinite(of.smallest) else "–"]
+            if verdict is not None:
+                interval = f"[{verdict.low:+.4f}, {verdict.high:+.4f}]" if math.isfinite(verdict.low) else "–"
+                smallest = f"±{verdict.smallest:.4f}" if math.isfinite(verdict.smallest) else "–"
+                change = [f"{verdict.mean:+.4f}", interval, smallest]
             memory = f"{row.memory:.0f}" if math.isfinite(row.memory) else "–"
             cells = [row.rung, f"{row.score:.4f}", *change, f"{row.milliseconds:.1f}", memory, row.settings]
-            table.add_row(*map(Text, [*cells, of.verdict if of else "baseline"]))
+            table.add_row(*map(Text, [*cells, verdict.verdict if verdict else "baseline"]))
         console = Console()
         console = console if console.is_terminal else Console(width=max(console.width, 160))
         console.print(table)
         console.print(Text(self.lines[0]))
 
     def write(self, folder: Path) -> None:
-        """Write the table as CSV, with all weights.
+        """Write the table as CSV, with the weights of all tasks.
 
         Args:
-            folder: That of the report.
+            folder: Folder of the report.
         """
         names = ("mean", "low", "high", "p_holm", "smallest", "verdict")
         with replacing(folder / FILE) as file:
@@ -131,34 +132,35 @@ class Verdicts:
                 found = row.found
                 searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
                 figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
-                known = ["" if isinstance(of, float) and not math.isfinite(of) else of for of in figures]
-                writer.writerow(as_cells([row.rung, *known, row.steps, *searched]))
+                cells = [
+                    "" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures
+                ]
+                writer.writerow(as_cells([row.rung, *cells, row.steps, *searched]))
 
 
 def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[str, Found]) -> Verdicts:
-    """The cost and the verdict of each rung.
+    """Compute the cost and the verdict of each rung.
 
     Args:
         report: The comparison of the rungs.
-        runs: All runs, finished.
-        found: What the search of each rung found.
+        runs: All finished runs.
+        found: Result of the search by rung.
     """
-    of_rungs: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *found)}
+    by_rung: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *found)}
     for run in runs:
         if run.directory is not None:
-            text = (run.directory / "results.json").read_text(encoding="utf-8")
-            of_rungs[run.rung].append(json.loads(text))
-    by_name = method_verdicts({of.method: of.for_method for of in report.methods})
+            by_rung[run.rung].append(read_results(run.directory))
+    verdict_of = method_verdicts({method.method: method.for_method for method in report.methods})
     rows = []
-    for rung, results in of_rungs.items():
-        steps = sum(of["steps"] for of in results)
+    for rung, seeds in by_rung.items():
+        steps = sum(results["steps"] for results in seeds)
         rows.append(
             Row(
                 rung,
-                fmean(_number(of, "test/score") for of in results),
-                by_name.get(rung),
-                1000 * sum(of["train_time_s"] for of in results) / max(steps, 1),
-                fmean(_number(of, "peak_memory_mb") for of in results),
+                fmean(_number(results, "test/score") for results in seeds),
+                verdict_of.get(rung),
+                1000 * sum(results["train_time_s"] for results in seeds) / max(steps, 1),
+                fmean(_number(results, "peak_memory_mb") for results in seeds),
                 steps + found[rung].steps,
                 found[rung],
             )

@@ -1,1 +1,1 @@
-"""`lightning-meta sweep`: its file, its trials, and what several processes know of them together."""
+"""`lightning-meta sweep`: reads the file, runs the trials and keeps the study that several processes share."""

@@ -1,4 +1,4 @@
-"""`lightning-meta sweep`: search options of `fit` on this machine, by Optuna."""
+"""`lightning-meta sweep`: search options of `fit` on this machine with Optuna."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 BEST_SHOWN = 10
-DISK = "cannot write ("  # what `fit` says of a full disk begins so
+DISK = "cannot write ("  # start of the message of `fit` about a full disk
 
 
 def sweep(args: Sequence[str]) -> None:
-    """Run trials until there are as many as asked for; then show the best.
+    """Run trials up to the requested number, then print the best.
 
     Args:
         args: The options.
     """
-    config, of_fit = make_parser().parse_known_args(list(args))
+    config, fit_args = make_parser().parse_known_args(list(args))
     if config.config is None:
         raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")
     space = read_sweep(config.config)
-    space = replace(space, options=(*space.options, *_checked(of_fit, space)))
+    space = replace(space, options=(*space.options, *_checked(fit_args, space)))
     grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else math.inf
     trials = config.trials if config.trials is not None else grid
     if trials < 1 or trials == math.inf:
-        raise UserError(f"--trials: say how many to run, at least 1, for method {space.method}; got {config.trials}")
+        raise UserError(
+            f"--trials: expected the number of trials, at least 1, for method {space.method}; got {config.trials}"
+        )
     name = f"sweep_{Path(config.config).stem}" if config.name is None else config.name
     refuse_name("--name", name)
     _check_ends(space)
@@ -56,7 +58,7 @@ def sweep(args: Sequence[str]) -> None:
         try:
             _run_all(record, int(min(trials, grid)), signals)
         except StoppedBySignal as stopped:
-            print(f"\nthe sweep was stopped by {stopped}; the same command goes on from here", file=sys.stderr)
+            print(f"\nthe sweep was stopped by {stopped}; run the same command again to resume it", file=sys.stderr)
             raise SystemExit(128 + stopped.number) from None
         _show(record, record.write_table())
 
@@ -65,45 +67,44 @@ def make_parser() -> PlainParser:
     """The options of the command."""
     parser = PlainParser(
         prog="lightning-meta sweep",
-        description="Search options of fit on this machine, in the space of a file for `wandb sweep`. Several of these "
-        "commands may work on one sweep at once. Each trains on every GPU that it sees: start one for each GPU, with "
-        "CUDA_VISIBLE_DEVICES=0, CUDA_VISIBLE_DEVICES=1 and so on before it. Stopped or killed and started again, it "
-        "goes on where it was. Any other option is one of fit's and holds for every trial, such as "
-        "--trainer.max_steps=1000; it must be the same each time.",
+        description="Search options of fit on this machine, with a file for `wandb sweep`. Several processes can run "
+        "one sweep at the same time. Each trains on all GPUs that it sees: start one per GPU, with "
+        "CUDA_VISIBLE_DEVICES=0, CUDA_VISIBLE_DEVICES=1 and so on before it. Run the same command again to resume a "
+        "sweep that was stopped or killed. All other options are passed to fit for every trial, such as "
+        "--trainer.max_steps=1000; they must be the same each time.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="The sweep, such as configs/sweeps/maml_glyphs.yaml.")
-    parser.add_argument("--trials", type=int, help="Trials in all; of a grid every point by default.")
-    parser.add_argument("--name", help="Name of the sweep; by default sweep_<the file's>.")
+    parser.add_argument("--config", metavar="FILE", help="File of the sweep, such as configs/sweeps/maml_glyphs.yaml.")
+    parser.add_argument("--trials", type=int, help="Total number of trials; by default all points of a grid.")
+    parser.add_argument("--name", help="Name of the sweep; by default sweep_ and the name of the file.")
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
     return parser
 
 
 def sweep_options() -> list[str]:
-    """The names of all options."""
+    """Names of all options."""
     return [action.dest for action in make_parser()._actions]
 
 
-def _checked(of_fit: Sequence[str], space: Sweep) -> Sequence[str]:
-    """Options for every trial, none of which the sweep sets itself, in the short form or in the long one."""
-    own = {_in_short(name) for name in (*space.parameters, *OF_THE_SWEEP)}
-    for option in of_fit:
+def _checked(fit_args: Sequence[str], space: Sweep) -> Sequence[str]:
+    """Check that no option for all trials is one that the sweep sets, in its short or its long form."""
+    own = {_short_form(name) for name in (*space.parameters, *OF_THE_SWEEP)}
+    for option in fit_args:
         name = option.partition("=")[0].removeprefix("--")
-        if option.startswith("-") and _in_short(name) in own:
+        if option.startswith("-") and _short_form(name) in own:
             raise UserError(f"--{name}: the sweep sets this for each trial itself")
-    return of_fit
+    return fit_args
 
 
-def _in_short(name: str) -> str:
-    """`model.inner_lr` for `model.init_args.inner_lr` as well."""
+def _short_form(name: str) -> str:
     return name.replace(".init_args.", ".")
 
 
 def _check_ends(space: Sweep) -> None:
-    """Refuse at once what the parser of `fit` would refuse of every trial: of both ends of the space alike.
+    """Parse the options at both ends of the space, to find mistakes that would end every trial.
 
     Raises:
-        UserError: What it says.
+        UserError: The parser of `fit` gives the same error at both ends.
     """
     first, last = (
         {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
@@ -116,13 +117,13 @@ def _check_ends(space: Sweep) -> None:
 
 def _refusal(options: Sequence[str]) -> str | None:
     try:
-        with redirect_stdout(io.StringIO()), using_threads("fit", options) as of_fit:
-            fit([*of_fit, "--print_config"])
+        with redirect_stdout(io.StringIO()), using_threads("fit", options) as fit_args:
+            fit([*fit_args, "--print_config"])
     except ArgumentError as error:
         return one_line(error, fit_options())
     except UserError as error:
         return str(error)
-    except SystemExit:  # it has printed
+    except SystemExit:  # the end of --print_config
         pass
     return None
 
@@ -132,29 +133,30 @@ def _options(space: Sweep, values: Mapping[str, Any]) -> list[str]:
 
 
 def _run_all(record: SweepRecord, trials: int, signals: Signals) -> None:
-    """Run trials until there are as many as asked for and none was cut off."""
-    told = False
+    """Run trials up to the requested number, including interrupted ones, which are resumed."""
+    reported = False
     while True:
         if record.run_next(trials, lambda trial: _run(record, trial, signals)):
             signals.check()
         elif running := record.may_be_cut_off():
-            if not told:
+            if not reported:
                 numbers = ", ".join(str(record.number(trial)) for trial in running)
                 print(
-                    f"trial {numbers}: another process runs it, or was killed; which, is known in {STALE} s", flush=True
+                    f"trial {numbers}: waiting up to {STALE} s to see if the other process that ran it is still alive",
+                    flush=True,
                 )
-            told = True
+            reported = True
             signals.check(1.0)
         else:
             return
 
 
 def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
-    """Train a trial, or go on with it; what it reached."""
+    """Train or resume a trial; returns the best value of the metric."""
     space, place = record.space, record.place(trial)
     title = f"trial {record.number(trial)}"
-    given = ", ".join(f"{_short(name)} {_shown(value)}" for name, value in trial.params.items())
-    print(f"{title}: {given}", flush=True)
+    settings = ", ".join(f"{_last_part(name)} {_shown(value)}" for name, value in trial.params.items())
+    print(f"{title}: {settings}", flush=True)
     try:
         run_trial(place, _options(space, trial.params), signals)
         value = reached(place / RUN, space.metric, space.maximize)
@@ -163,10 +165,10 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
         print(f"{title} failed: {error}", flush=True)
         raise TrialFailedError from error
     except UserError as error:
-        # Nothing is wrong with the trial: once it is mended, the trial goes on, or the other metric is read.
-        kept = DISK in str(error) or (isinstance(error, OtherMetricError) and not record.ranking())
-        if kept or record.refuse(trial, str(error).replace(str(place), "")):
-            raise UserError(f"{title} ({given}): {error}") from error
+        # A full disk or a wrong name of the metric are no fault of the trial, which can be resumed after the fix.
+        resumable = DISK in str(error) or (isinstance(error, OtherMetricError) and not record.ranking())
+        if resumable or record.refuse(trial, str(error).replace(str(place), "")):
+            raise UserError(f"{title} ({settings}): {error}") from error
         print(f"{title} was refused: {error}", flush=True)
         raise TrialFailedError from error
     print(f"{title}: {space.metric} {value:.4g}", flush=True)
@@ -175,7 +177,7 @@ def _run(record: SweepRecord, trial: FrozenTrial, signals: Signals) -> float:
 
 def _show(record: SweepRecord, file: Path) -> None:
     space, ranking = record.space, record.ranking()
-    table = Table("trial", space.metric, *(_short(name) for name in space.parameters))
+    table = Table("trial", space.metric, *(_last_part(name) for name in space.parameters))
     for trial in ranking[:BEST_SHOWN]:
         table.add_row(
             str(record.number(trial)), f"{trial.value:.4g}", *(_shown(trial.params[n]) for n in space.parameters)
@@ -185,7 +187,7 @@ def _show(record: SweepRecord, file: Path) -> None:
     print(f"{best}; all trials: {file}")
 
 
-def _short(name: str) -> str:
+def _last_part(name: str) -> str:
     return name.rpartition(".")[2]
 
 

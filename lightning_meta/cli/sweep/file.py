@@ -1,4 +1,4 @@
-"""A sweep's file, in the format of `wandb sweep`: the search space, the metric, and the command of a run."""
+"""Read the file of a sweep, in the format of `wandb sweep`: search space, metric and command of a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
-from lightning_meta.cli.config_text import check_yaml
+from lightning_meta.cli.config_text import read_config
 from lightning_meta.cli.fit import fit_options
 from lightning_meta.errors import UserError
 from lightning_meta.modes import contradiction, known_mode
-from lightning_meta.reading import read_yaml
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +25,13 @@ OF_THE_SWEEP = ("name", "runs", "ckpt_path")
 
 @dataclass(frozen=True)
 class Parameter:
-    """What one option of `fit` may be: one of some values, or a number of a range.
+    """Search space of one option of `fit`: a list of values, or a range of numbers.
 
     Attributes:
         values: The choices; empty for a range.
-        low: The smallest number of the range.
-        high: The largest.
-        log: Whether the logarithm is uniform.
+        low: Lower end of the range, inclusive.
+        high: Upper end of the range, inclusive.
+        log: Whether the logarithm is distributed uniformly.
         whole: Whether the numbers are integers.
     """
 
@@ -50,11 +47,11 @@ class Sweep:
     """A search over options of `fit`.
 
     Attributes:
-        method: How the next values are chosen: `grid`, `random` or `bayes`.
-        metric: The validation metric that decides, by its logged name.
-        maximize: Whether a good metric is large.
-        parameters: By the option's name without its hyphens.
-        options: What every run is given besides; without loggers, which W&B's agents need and a search here does not.
+        method: The search method: `grid`, `random` or `bayes`.
+        metric: Logged name of the validation metric to optimise.
+        maximize: Whether higher values of the metric are better.
+        parameters: Search space by option, without leading hyphens.
+        options: Options of every run, without loggers, which only W&B's agents need.
     """
 
     method: str
@@ -65,76 +62,72 @@ class Sweep:
 
 
 def read_sweep(file: str | Path) -> Sweep:
-    """Read a sweep's file.
+    """Read the file of a sweep.
+
+    Args:
+        file: Path of the YAML file.
 
     Raises:
-        UserError: What is wrong with it, or what only W&B itself can do.
+        UserError: The file is not valid, or needs a feature that only W&B has.
     """
     path = Path(file)
-    if path.exists():
-        check_yaml(path)
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"--config: there is no file {file}; sweeps are in configs/sweeps")
-    try:
-        content = read_yaml(path)
-    except UserError as error:
-        raise UserError(f"--config: {error}") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: {' '.join(str(error).split())}") from error
+    content = read_config(path)
     if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
-        raise UserError(f"{file} is not a sweep: it has no parameters; a configuration is run by scripts/fit.py")
+        raise UserError(f"{file} is not a sweep: it has no parameters; run a configuration with lightning-meta fit")
     method = content.get("method")
     if not isinstance(method, str) or method not in METHODS:
-        raise UserError(f"{file}, method: one of {', '.join(METHODS)} is needed, got {method!r}")
+        raise UserError(f"{file}, method: expected one of {', '.join(METHODS)}, got {method!r}")
     if "early_terminate" in content:
-        raise UserError(f"{file}, early_terminate: only W&B does that; leave it out to run the sweep here")
-    _only(str(file), content, KEYS)
+        raise UserError(f"{file}, early_terminate: only W&B does that; remove it to run the sweep here")
+    _check_keys(str(file), content, KEYS)
     name, goal = _metric(f"{file}, metric", content.get("metric"))
     if not all(isinstance(option, str) for option in content["parameters"]):
-        raise UserError(f"{file}, parameters: their names are options of fit, got {[*content['parameters']]}")
+        raise UserError(f"{file}, parameters: expected options of fit, got {[*content['parameters']]}")
     parameters = {option: read_parameter(f"{file}, {option}", spec) for option, spec in content["parameters"].items()}
-    settable = {known.partition(".")[0] for known in fit_options()} - set(OF_THE_SWEEP)
+    settable = {name.partition(".")[0] for name in fit_options()} - set(OF_THE_SWEEP)
     for option in parameters:
         if option.partition(".")[0] not in settable:
-            raise UserError(f"{file}, {option}: fit has no such option that a sweep may set")
+            raise UserError(f"{file}, {option}: fit has no such option, or a sweep cannot set it")
         if method == "grid" and not parameters[option].values:
             raise UserError(f"{file}, {option}: a grid needs values, not a range")
     return Sweep(method, name, goal == "maximize", parameters, _options(str(file), content.get("command")))
 
 
-def _only(where: str, given: Mapping[Any, Any], known: set[str]) -> None:
-    """Refuse what would be ignored."""
-    if unknown := [str(key) for key in given if key not in known]:
-        raise UserError(f"{where}: {', '.join(sorted(known))} are understood here, got {', '.join(unknown)}")
+def _check_keys(where: str, content: Mapping[Any, Any], keys: set[str]) -> None:
+    """Refuse unknown keys, which would be ignored."""
+    if unknown := [str(key) for key in content if key not in keys]:
+        raise UserError(f"{where}: expected {', '.join(sorted(keys))}, got {', '.join(unknown)}")
 
 
 def _metric(where: str, metric: Any) -> tuple[str, str]:
     if not isinstance(metric, dict):
         raise UserError(
-            f"{where}: a name and a goal are needed, as in {{name: val/accuracy, goal: maximize}}, got {metric!r}"
+            f"{where}: expected a name and a goal, as in {{name: val/accuracy, goal: maximize}}, got {metric!r}"
         )
-    _only(where, metric, {"name", "goal"})
+    _check_keys(where, metric, {"name", "goal"})
     name, goal = metric.get("name"), metric.get("goal")
-    if goal is None and isinstance(name, str) and (mode := known_mode(name)):  # W&B would minimise
-        raise UserError(f"{where}: a goal is needed, and for {name} it is {mode}imize")
+    if goal is None and isinstance(name, str) and (mode := known_mode(name)):  # W&B's default is to minimise
+        raise UserError(f"{where}: the goal is missing; for {name} it is {mode}imize")
     if not isinstance(name, str) or not name.startswith("val/") or goal not in ("maximize", "minimize"):
         raise UserError(
-            f"{where}: a name such as val/accuracy and a goal, maximize or minimize, are needed, got {metric}"
+            f"{where}: expected a name such as val/accuracy, and a goal, maximize or minimize; got {metric}"
         )
     if wrong := contradiction(name, goal[:3]):
-        _log.warning("%s: %simize, as it was given: the worst run is called the best", where, wrong)
+        _log.warning("%s: the goal is to %simize, which ranks the worst run first", where, wrong)
     return name, goal
 
 
 def read_parameter(where: str, spec: Any) -> Parameter:
-    """Read what one option may be.
+    """Read the search space of one option.
 
     Args:
-        where: How an error begins.
-        spec: `value`, `values`, or `min` and `max` with a `distribution`.
+        where: File and option, for error messages.
+        spec: A mapping with `value`, `values`, or `min` and `max` with a `distribution`.
 
     Raises:
-        UserError: What is wrong with it.
+        UserError: The search space is not valid.
     """
     if not isinstance(spec, dict):
         raise UserError(f"{where}: expected value, values, or min and max; got {spec!r}")
@@ -145,30 +138,30 @@ def read_parameter(where: str, spec: Any) -> Parameter:
 
 def _choice(where: str, spec: Mapping[str, Any]) -> Parameter:
     key = "value" if "value" in spec else "values"
-    _only(where, spec, {key, "distribution"})
+    _check_keys(where, spec, {key, "distribution"})
     if str(spec.get("distribution", "constant")) not in LIST:
-        raise UserError(f"{where}, distribution: {key} has none but {' or '.join(sorted(LIST))}, got {spec}")
+        raise UserError(f"{where}, distribution: expected {' or '.join(sorted(LIST))} with {key}, got {spec}")
     values = [spec["value"]] if key == "value" else spec["values"]
     if not isinstance(values, list) or not values or not all(isinstance(v, int | float | str) for v in values):
-        raise UserError(f"{where}: {key} is made of numbers, words or booleans, got {spec[key]!r}")
+        raise UserError(f"{where}: {key} must be numbers, text or booleans, got {spec[key]!r}")
     if twice := [value for i, value in enumerate(values) if value in values[:i]]:
-        raise UserError(f"{where}: each of values once, got {twice[0]!r} again")
+        raise UserError(f"{where}: values must differ, got {twice[0]!r} again")
     return Parameter(tuple(values))
 
 
 def _range(where: str, spec: Mapping[str, Any]) -> Parameter:
-    _only(where, spec, {"min", "max", "distribution"})
+    _check_keys(where, spec, {"min", "max", "distribution"})
     low, high = spec.get("min"), spec.get("max")
     if not _is_number(low) or not _is_number(high) or not low < high:
-        raise UserError(f"{where}: min and a larger max are needed, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
+        raise UserError(f"{where}: expected min and a larger max, got {low!r} and {high!r} (write 0.0001, not 1e-4)")
     whole = isinstance(low, int) and isinstance(high, int)
     kind = spec.get("distribution", "int_uniform" if whole else "uniform")
     if not isinstance(kind, str) or kind not in RANGE:
-        raise UserError(f"{where}, distribution: {', '.join(sorted(RANGE))} can be run here, got {kind}")
+        raise UserError(f"{where}, distribution: expected one of {', '.join(sorted(RANGE))}, got {kind}")
     if kind == "int_uniform" and not whole:
-        raise UserError(f"{where}: whole numbers are needed as min and max of int_uniform, got {low} and {high}")
+        raise UserError(f"{where}: expected whole numbers as min and max of int_uniform, got {low} and {high}")
     if kind == "log_uniform_values" and low <= 0:
-        raise UserError(f"{where}: min is positive where the logarithm is uniform, got {low}")
+        raise UserError(f"{where}: expected min > 0 with log_uniform_values, got {low}")
     return Parameter((), low, high, kind == "log_uniform_values", kind == "int_uniform")
 
 
@@ -177,24 +170,24 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def _options(file: str, command: Any) -> tuple[str, ...]:
-    """What the command says beyond the program and the place of the parameters."""
+    """The options in the command, beside the program and the placeholder of the parameters."""
     if not isinstance(command, list):
-        raise UserError(f"{file}, command: a list is needed that names the configuration, --config=FILE")
+        raise UserError(f"{file}, command: expected a list that contains --config=FILE")
     words = [str(word) for word in command]
     if "${program}" not in words or "${args}" not in words:
-        raise UserError(f"{file}, command: ${{program}} and, after it, ${{args}} are needed; dotted names are options")
+        raise UserError(f"{file}, command: expected ${{program}} and then ${{args}}; dotted names are options")
     after = [word for word in words[words.index("${program}") + 1 :] if word != "${args}"]
     if any(word.startswith("--ckpt_path") for word in after):
-        raise UserError(f"{file}, command: --ckpt_path is each run's own; leave it out")
+        raise UserError(f"{file}, command: --ckpt_path differs for each run; remove it")
     return tuple(_without_loggers(after))
 
 
 def _without_loggers(words: Iterable[str]) -> Iterator[str]:
-    """Leave out what W&B's agents need, as one word or two."""
-    dropping = False
+    """Remove the logger options, written as `--a=b` or as two words."""
+    drop = False
     for word in words:
         if word.startswith("-"):
             name = word.partition("=")[0].rstrip("+")
-            dropping = name == LOGGER or name.startswith(f"{LOGGER}.")
-        if not dropping:
+            drop = name == LOGGER or name.startswith(f"{LOGGER}.")
+        if not drop:
             yield word

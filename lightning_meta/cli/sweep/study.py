@@ -1,7 +1,7 @@
 """The record of a sweep: an Optuna study that several processes share.
 
-Optuna chooses the values, keeps the trials and notices by their heartbeats which were cut off; those are queued again.
-A lock lets one process at a time take a trial, so that there are as many as asked for.
+Optuna chooses the values, stores the trials, and detects interrupted ones by their heartbeats; these are queued again.
+Under a lock, only one process at a time takes a trial, so that their number does not exceed the requested one.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 DATABASE, TABLE, LOCK, STUDY = "study.db", "trials.csv", "study.lock", "sweep"
-BEGUN = "begun"  # what a trial is marked with once it has its values
-HEARTBEAT = 10  # seconds between two signs of life of a trial
-STALE = 60  # seconds without one after which a trial was cut off
-LOCKED = 120.0  # seconds to wait for the study, which is held for moments
+BEGUN = "begun"  # user attribute of a trial whose values have been drawn
+HEARTBEAT = 10  # seconds between two heartbeats of a trial
+STALE = 60  # seconds without a heartbeat after which a trial counts as interrupted
+LOCKED = 120.0  # seconds to wait for the lock, which is normally held for milliseconds
 
 
 class TrialFailedError(Exception):
-    """A trial has no result, which has been noted; the next can be run."""
+    """A trial has no result, which is recorded; the sweep continues with the next one."""
 
 
 class SweepRecord:
-    """The trials of a sweep: which there are, what they reached, and which is next.
+    """The trials of a sweep, their results and the next trial.
 
     Args:
-        space: What is searched.
-        folder: Where the record and all runs are kept.
+        space: The search space.
+        folder: Folder of the study and of all runs.
 
     Raises:
-        UserError: Optuna is not installed, the study is damaged, or it is that of another search.
+        UserError: Optuna is not installed, or the study is damaged or belongs to another sweep.
     """
 
     def __init__(self, space: Sweep, folder: Path) -> None:
@@ -54,8 +54,8 @@ class SweepRecord:
             import optuna
         except ImportError as error:
             raise UserError("optuna is not installed; pip install 'lightning_meta[sweep]'") from error
-        optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # a trial that fails is reported by the command
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are called experimental
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # the command itself reports failed trials
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are marked as experimental
         self.space, self.folder = space, folder
         self._retry = optuna.storages.RetryHeartbeatStaleTrialCallback()
         self._lock = FileLock(folder / LOCK, timeout=LOCKED, fallback_to_soft=False)
@@ -64,16 +64,16 @@ class SweepRecord:
             self._storage = _open_storage(folder / DATABASE)
             self._study = _open_study(space, self._storage)
             self._check_space()
-        self._uncertain: set[int] | None = None  # trials that ran when this process first found none to run
+        self._uncertain: set[int] | None = None  # trials that were running when this process first found none to run
         self._certain_at = 0.0
 
     def run_next(self, limit: int, train: Callable[[FrozenTrial], float]) -> bool:
-        """Run one trial, first one that was cut off; False where there is none left.
+        """Run one trial, interrupted ones first; False if none is left.
 
         Args:
-            limit: How many trials there are to be in all.
-            train: Runs a trial and returns what it reached. An error that it was not told of by `fail` or `refuse`
-                leaves the trial to be gone on with.
+            limit: Total number of trials.
+            train: Runs a trial and returns the value of its metric. After an error that was not recorded with `fail`
+                or `refuse`, the trial is resumed later.
         """
         reached: list[int] = []
 
@@ -83,14 +83,14 @@ class SweepRecord:
                 _suggest(trial, name, parameter)
             self._show_alive(number)
             trial.set_user_attr(BEGUN, number)
-            self._lock.release()  # from here on its heartbeats tell other processes that it runs
+            self._lock.release()  # from now on, the heartbeats show other processes that the trial is running
             value = train(self._study.trials[number])
             reached.append(number)
             return value
 
         with self._readable(), self._alone():
             self._check_space()
-            self._queue_those_cut_off()
+            self._queue_interrupted()
             if not self._in("WAITING") and not self._queue_new(limit):
                 if self._uncertain is None:
                     self._uncertain = {trial.number for trial in self._in("RUNNING")}
@@ -99,23 +99,23 @@ class SweepRecord:
             self._uncertain = None
             try:
                 self._study.optimize(objective, n_trials=1, catch=(TrialFailedError,))
-            except (AssertionError, ValueError):  # how Optuna refuses the result of a trial that has ended
-                # Paused for a minute, a process loses its trial to another one, which reads what the run has reached.
+            except (AssertionError, ValueError):  # raised by Optuna for the result of a trial that has ended
+                # A process that was suspended for a minute loses its trial to another, which reads the result itself.
                 if not any(self._study.trials[number].state.name == "FAIL" for number in reached):
                     raise
         return True
 
     def may_be_cut_off(self) -> list[FrozenTrial]:
-        """Trials that ran when none was left to begin: another process runs them, unless it was killed.
+        """Trials of other processes that may have been killed, when there is no other trial to start.
 
-        Empty once that is certain, after `STALE` seconds.
+        Empty after `STALE` seconds, when the heartbeats have shown which were.
         """
         if time.monotonic() > self._certain_at:
             return []
         return [trial for trial in self._in("RUNNING") if trial.number in (self._uncertain or ())]
 
     def number(self, trial: FrozenTrial) -> int:
-        """The number of a trial, which it keeps when it is queued again."""
+        """Number of a trial, which does not change when it is queued again."""
         first = self._retry.retried_trial_number(trial)
         return trial.number if first is None else first
 
@@ -124,29 +124,29 @@ class SweepRecord:
         return self.folder / f"trial_{self.number(trial)}"
 
     def trials(self) -> list[FrozenTrial]:
-        """All that count, by number."""
+        """All valid trials by number."""
         left_out = self._left_out()
         return sorted((t for t in self._study.get_trials(deepcopy=False) if t.number not in left_out), key=self.number)
 
     def ranking(self) -> list[FrozenTrial]:
-        """Those with a result, the best first."""
+        """All trials with a result, the best first."""
         done = [trial for trial in self.trials() if trial.value is not None]
         return sorted(done, key=lambda t: -(t.value or 0.0) if self.space.maximize else (t.value or 0.0))
 
     def fail(self, trial: FrozenTrial, reason: str) -> None:
-        """Note that a trial has no result, and is not to be tried again."""
+        """Record that a trial has no result and must not be tried again."""
         with self._alone():
             self._study.set_user_attr("failed", {**self._failed(), str(trial.number): reason})
 
     def refuse(self, trial: FrozenTrial, reason: str) -> bool:
-        """Note that a trial could not be run; whether the fault lies in what all trials have in common.
+        """Record that a trial could not be run, and return whether the cause is common to all trials.
 
-        It does where every trial so far was refused for the same reason, and no value is the same in all of them that
-        could be another one. These trials are forgotten then: they will be tried anew.
+        The cause is common if all trials so far were refused for the same reason, with at least two values of each
+        parameter. All of them are then discarded, so that they are tried again after the fix.
 
         Args:
-            trial: The trial.
-            reason: Why.
+            trial: The refused trial.
+            reason: The message of the error.
         """
         with self._alone():
             self.fail(trial, reason)
@@ -160,25 +160,26 @@ class SweepRecord:
         return common
 
     def write_table(self) -> Path:
-        """Write all trials to a file, which is returned."""
+        """Write all trials to a CSV file and return its path."""
         file, names = self.folder / TABLE, list(self.space.parameters)
         with self._alone(), replacing(file) as target:
             writer = csv.writer(target)
             writer.writerow(["trial", "state", self.space.metric, *names])
             for trial in self.trials():
-                if trial.params.keys() == set(names):  # the others are still to be drawn
+                if trial.params.keys() == set(names):  # others have not been drawn yet
                     values = [trial.params[name] for name in names]
                     writer.writerow(as_cells([self.number(trial), trial.state.name.lower(), trial.value, *values]))
         return file
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other processes from the study."""
+        """Hold the lock of the study."""
         try:
             self._lock.acquire()
         except Timeout as error:
             raise UserError(
-                f"{self.folder / LOCK}: waited {LOCKED:.0f} s for another process of this sweep to let go; stop it"
+                f"{self.folder / LOCK}: waited {LOCKED:.0f} s for another process of this sweep to release the lock; "
+                "stop it"
             ) from error
         try:
             yield
@@ -187,7 +188,7 @@ class SweepRecord:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Report in one line that the study is damaged, of another version, or cannot be written."""
+        """Turn errors of a study that is damaged, of another version or not writable into one line."""
         from optuna.exceptions import OptunaError
         from sqlalchemy.exc import SQLAlchemyError
 
@@ -197,13 +198,13 @@ class SweepRecord:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             file = self.folder / DATABASE
             raise UserError(
-                f"{file} cannot be read or written ({reason}); mend it, or give this sweep another --name"
+                f"{file} cannot be read or written ({reason}); fix it, or give this sweep another --name"
             ) from error
 
     def _show_alive(self, number: int) -> None:
-        """Store a trial's first heartbeat: Optuna never takes a trial without one for cut off.
+        """Store the first heartbeat of a trial: without one, Optuna never detects that it was interrupted.
 
-        Optuna's own first one comes from a thread, maybe later than a kill.
+        Optuna stores its first one in a thread, possibly after the process was killed.
         """
         study = self._storage.get_study_id_from_name(STUDY)
         self._storage.record_heartbeat(self._storage.get_trial_id_from_study_id_trial_number(study, number))
@@ -214,20 +215,20 @@ class SweepRecord:
         return self._study.get_trials(deepcopy=False, states=(TrialState[state],))
 
     def _failed(self) -> dict[str, str]:
-        """Why trials failed, by number."""
+        """Reasons of failed trials by number."""
         return dict(self._study.user_attrs.get("failed", {}))
 
     def _forgotten(self) -> list[int]:
-        """The trials that failed by a common mistake."""
+        """Trials that were discarded because of a common mistake."""
         return list(self._study.user_attrs.get("forgotten", []))
 
     def _left_out(self) -> set[int]:
-        """Trials that do not count: those forgotten, and those that were queued again under another number."""
+        """Trials that do not count: discarded ones, and those queued again under another number."""
         trials = self._study.get_trials(deepcopy=False)
         return {*self._forgotten(), *(number for trial in trials for number in self._retry.retry_history(trial))}
 
-    def _queue_those_cut_off(self) -> None:
-        """Queue again what was killed, or stopped by a signal or by what is no fault of the trial."""
+    def _queue_interrupted(self) -> None:
+        """Queue trials again that were killed, stopped by a signal, or ended by an error that is not their fault."""
         from optuna.storages import fail_stale_trials
         from optuna.trial import TrialState
 
@@ -241,7 +242,7 @@ class SweepRecord:
                 self._retry(self._study, trial)
 
     def _queue_new(self, limit: int) -> bool:
-        """Make room for one more trial; False where there are as many as asked for."""
+        """Queue one more trial; False if the requested number is reached."""
         if len(self.trials()) >= limit:
             return False
         if self.space.method == "grid":
@@ -253,23 +254,23 @@ class SweepRecord:
         return True
 
     def _check_space(self) -> None:
-        """Refuse to mix trials of another search; one that has no trial yet may become another."""
+        """Refuse to mix the trials of two sweeps; the settings of one without trials may still change."""
         now = _described(self.space)
         trials = self._study.get_trials(deepcopy=False)
-        known = self._study.user_attrs.get("space", None if trials else now)
-        if not isinstance(known, dict):
+        stored = self._study.user_attrs.get("space", None if trials else now)
+        if not isinstance(stored, dict):
             raise UserError(
                 f"--name: {self.folder / DATABASE} is not the study of a sweep; give this one another --name"
             )
-        differing = {key: known.get(key) for key in sorted({*known, *now}) if known.get(key) != now.get(key)}
-        begun = self.trials()
-        if not begun:  # but Optuna keeps the goal, and the choices of what it has drawn once
+        differing = {key: stored.get(key) for key in sorted({*stored, *now}) if stored.get(key) != now.get(key)}
+        valid = self.trials()
+        if not valid:  # Optuna keeps only the goal, and the choices of parameters that it has drawn
             differing = {key: old for key, old in differing.items() if key == "goal" or key.startswith("values of ")}
-        elif not any(trial.value is not None for trial in begun):
-            differing.pop("metric", None)  # a run has all metrics
+        elif not any(trial.value is not None for trial in valid):
+            differing.pop("metric", None)  # runs log all metrics
         if differing:
-            said = "; ".join(_compared(key, old, now.get(key)) for key, old in differing.items())
-            raise UserError(f"--name: {self.folder} holds a sweep with {said}; give this one another --name")
+            changes = "; ".join(_compared(key, old, now.get(key)) for key, old in differing.items())
+            raise UserError(f"--name: {self.folder} holds a sweep with {changes}; give this one another --name")
         if self._study.user_attrs.get("space") != now:
             self._study.set_user_attr("space", now)
 
@@ -278,30 +279,30 @@ def _open_storage(file: Path) -> RDBStorage:
     from optuna.storages import RDBStorage
     from sqlalchemy.pool import NullPool
 
-    # Without a pool every operation closes the connection that it opened.
+    # Without a pool, every operation closes its connection.
     pooling = {"poolclass": NullPool, "connect_args": {"timeout": LOCKED}}
     try:
         return RDBStorage(f"sqlite:///{file}", engine_kwargs=pooling, heartbeat_interval=HEARTBEAT, grace_period=STALE)
-    except RuntimeError as error:  # of tables that another version of Optuna has made
+    except RuntimeError as error:  # the tables are of another version of Optuna
         raise UserError(f"{file}: {' '.join(str(error).split())}; give this sweep another --name") from error
 
 
 def _open_study(space: Sweep, storage: RDBStorage) -> Study:
     import optuna
 
-    # Trials that run elsewhere count as bad ones, so that two processes do not try the same.
-    bayes, at_random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
+    # The constant liar counts running trials as bad, so that two processes do not try the same values.
+    bayes, random = optuna.samplers.TPESampler(constant_liar=True), optuna.samplers.RandomSampler()
     return optuna.create_study(
         study_name=STUDY,
         storage=storage,
-        sampler=bayes if space.method == "bayes" else at_random,
+        sampler=bayes if space.method == "bayes" else random,
         direction="maximize" if space.maximize else "minimize",
         load_if_exists=True,
     )
 
 
 def _described(space: Sweep) -> dict[str, str]:
-    """All that makes a search what it is; `--a=1` and `--a 1` as the same."""
+    """The settings that identify a sweep, with `--a=1` and `--a 1` as equal."""
     described = {
         "method": space.method,
         "goal": "maximize" if space.maximize else "minimize",
@@ -318,7 +319,7 @@ def _described(space: Sweep) -> dict[str, str]:
 
 
 def _compared(key: str, old: str | None, new: str | None) -> str:
-    """In words: `no --a, not --a=1`."""
+    """Describe a difference: `no --a, not --a=1`."""
     if key.startswith("values of "):
         return f"other {key}"
     if key.startswith("--"):

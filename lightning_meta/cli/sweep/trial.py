@@ -1,4 +1,4 @@
-"""One trial of a sweep: a run of `fit` in a child process, and what it reached."""
+"""One trial of a sweep: a run of `fit` in a child process, and the value of its metric."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from lightning_meta.run.hold import is_held
 from lightning_meta.run.tables import numbers_of, read_table
 
 RUN, LOG = "0", "log"
-TOGETHER = 1.0  # seconds within which a signal that is meant for all reaches all
-HELD = 300.0  # seconds to wait for a run whose search was killed; it stops by itself
+TOGETHER = 1.0  # seconds within which a signal to the process group reaches all processes
+HELD = 300.0  # seconds to wait for the run of a killed sweep, which stops on its own
 STOPPED = {128 + number for number in (signal.SIGINT, signal.SIGTERM)}
 
 
 class OtherMetricError(UserError):
-    """A run has validation metrics, but not the one that the sweep is about."""
+    """A run logged validation metrics, but not the metric of the sweep."""
 
 
 def run_trial(folder: Path, options: Sequence[str], signals: Signals) -> None:
-    """Train, or go on with, the run of a trial; what it prints goes to `folder/log`.
+    """Train or resume the run of a trial, with its output in `folder/log`.
 
     Args:
-        folder: The trial's folder, where the run directory becomes `folder/0`.
-        options: Of `fit`.
-        signals: Those that stop this process; the run is stopped, too.
+        folder: Folder of the trial; the run directory is `folder/0`.
+        options: Options of `fit`.
+        signals: Signals that stop this process and the run.
 
     Raises:
-        StoppedBySignal: There was one; the run can be gone on with.
-        UserError: `fit` refused the options, with its line, crashed, or was killed.
-        FloatingPointError: Training failed; its line.
+        StoppedBySignal: A signal stopped the run, which can be resumed.
+        UserError: `fit` refused the options, crashed or was killed.
+        FloatingPointError: Training failed, with the message of `fit`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _wait_for_orphan(folder, signals)
@@ -53,14 +53,14 @@ def reached(run: Path, metric: str, maximize: bool) -> float:
     """The best value of a validation metric in a finished run.
 
     Args:
-        run: Its directory.
-        metric: The logged name.
-        maximize: Whether a good value is large.
+        run: The run directory.
+        metric: Logged name of the metric.
+        maximize: Whether higher is better.
 
     Raises:
-        OtherMetricError: Only other metrics were logged.
-        UserError: None was, or the file is damaged.
-        FloatingPointError: It was never finite.
+        OtherMetricError: Only other validation metrics were logged.
+        UserError: No validation metric was logged, or the file is damaged.
+        FloatingPointError: The metric was never finite.
     """
     file = run / "metrics.csv"
     columns, rows = read_table(file) if file.is_file() else ([], [])
@@ -69,7 +69,9 @@ def reached(run: Path, metric: str, maximize: bool) -> float:
     if not logged:
         raise UserError("no validation metric was logged: train for longer or validate sooner")
     if metric not in logged:
-        raise OtherMetricError(f"metric: {metric} was never logged; mend the sweep's file: {', '.join(logged)} were")
+        raise OtherMetricError(
+            f"metric: {metric} was never logged; name one of {', '.join(logged)} in the sweep's file"
+        )
     finite = [value for value in numbers_of(file, metric, values[metric]) if math.isfinite(value)]
     if not finite:
         raise FloatingPointError(f"{metric} was never finite")
@@ -77,20 +79,23 @@ def reached(run: Path, metric: str, maximize: bool) -> float:
 
 
 def _wait_for_orphan(folder: Path, signals: Signals) -> None:
-    """Let a run end whose search was killed."""
+    """Wait for the end of a run whose sweep was killed."""
     if is_held(folder / RUN):
-        print(f"{folder.name} still runs by itself; waiting for its end, at most {HELD:.0f} s", flush=True)
+        print(
+            f"{folder.name} is still running after its sweep was killed; waiting for its end, at most {HELD:.0f} s",
+            flush=True,
+        )
     end = time.monotonic() + HELD
     while is_held(folder / RUN):
         if time.monotonic() > end:
             raise UserError(
-                f"another process still trains {folder / RUN} after {HELD:.0f} s; stop it, then start again"
+                f"another process is still training {folder / RUN} after {HELD:.0f} s; stop it, then try again"
             )
         signals.check(POLL)
 
 
 def _resumed(folder: Path) -> list[str]:
-    """How `fit` goes on with the run; one that was killed before its first checkpoint makes room for another."""
+    """The options that resume the run; a run without a checkpoint is removed, and started again."""
     if (folder / RUN / "checkpoints" / "last.ckpt").is_file():
         return ["--ckpt_path", str(folder / RUN)]
     for old in folder.iterdir():
@@ -105,8 +110,8 @@ def _check_status(status: int, log: Path, signals: Signals) -> None:
     if status < 0 or status in STOPPED:
         signals.check(TOGETHER)
         name = signal.Signals(-status if status < 0 else status - 128).name
-        hint = " (is there too little memory?)" if name == "SIGKILL" else ""
-        raise UserError(f"its process was ended by {name}{hint}, see {log}")
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        raise UserError(f"its process was killed by {name}{hint}, see {log}")
     line = last_line(log)
     if status == 1 and line.startswith(ERROR):
         raise FloatingPointError(line.removeprefix(ERROR))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,13 @@ from lightning_meta.report.transfer.results import MethodTransfer, Selected, Tas
 from lightning_meta.report.transfer.statements import SEEDS_FOR_VERDICTS, differences, state, unit
 
 
-def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> TransferReport:
+def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: Collection[str] = ()) -> TransferReport:
     """Compare multi-task runs with those of a baseline, task by task.
 
     Args:
         runs: Run directories, or folders of the versions of one method.
         baseline: Those of the method to compare with; usually independent networks.
+        tuned: Options that were tuned for each method, such as `model.optimizer.lr`: no note says that they differ.
 
     Raises:
         UserError: The runs cannot be compared, see `matching.match`.
@@ -40,7 +41,7 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> Trans
         *notes.constants(everyone, names),
         *notes.without_interval(everyone, names),
         *notes.not_converged(everyone, names),
-        *differences_in_common(against, methods),
+        *differences_in_common(against, methods, tuned),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, said)
 

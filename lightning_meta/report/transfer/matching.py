@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -132,9 +132,16 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
     return first, methods
 
 
-def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[str]:
-    """What a fair comparison would share and these methods do not, one line each."""
+def differences_in_common(baseline: Method, methods: Iterable[Method], tuned: Collection[str] = ()) -> list[str]:
+    """What a fair comparison would share and these methods do not, one line each.
+
+    Args:
+        baseline: The method to compare with.
+        methods: The other methods.
+        tuned: Options that were tuned for each method, such as `model.optimizer.lr`, which are left out.
+    """
     lines = []
+    tuned_places = tuple(map(_as_option, tuned))
     for method in methods:
         ours, theirs = method.runs[0].config, baseline.runs[0].config
         fitted = method.is_fitted or baseline.is_fitted
@@ -142,7 +149,8 @@ def differences_in_common(baseline: Method, methods: Iterable[Method]) -> list[s
             a, b = ((_mode(config) if place == MODE else _at(config, place)) for config in (ours, theirs))
             if place.startswith("model.") and fitted:  # it has no backbone and no optimiser
                 continue
-            for where, left, right in islice(_differing(a, b, place), NAMED_DIFFERENCES):
+            untuned = (d for d in _differing(a, b, place) if not _as_option(d[0]).startswith(tuned_places))
+            for where, left, right in islice(untuned, NAMED_DIFFERENCES):
                 lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(left)} and {_short(right)}")
         steps = [np.mean([run.last_step for run in of.runs]) for of in (method, baseline)]
         if np.isfinite(steps).all() and steps[0] != steps[1] and not fitted:
@@ -228,6 +236,11 @@ def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
             yield from _differing(a.get(key), b.get(key), f"{place}.{key}")
     elif a != b:
         yield place, a, b
+
+
+def _as_option(place: str) -> str:
+    """The short option of a place, with a dot at its end."""
+    return f"{place.replace('.init_args.', '.')}."
 
 
 def _listed(seeds: Iterable[int]) -> str:

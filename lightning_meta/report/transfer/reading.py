@@ -135,7 +135,7 @@ def read_run(directory: Path) -> Run:
     Raises:
         UserError: It is not finished, not multi-task, damaged, or its files contradict each other.
     """
-    results = _results(directory / "results.json")
+    results = read_results(directory)
     rows = _rows(directory / "per_task.csv")
     arrays = _arrays(directory / "predictions.npz", results)
     names = [str(n) for n in arrays["names"]]
@@ -170,11 +170,20 @@ def _last_validation(file: Path) -> float:
     return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan  # the first step is number 0
 
 
-def _results(file: Path) -> dict[str, Any]:
+def read_results(directory: Path) -> dict[str, Any]:
+    """Read the metrics and facts of a finished run.
+
+    Args:
+        directory: The run directory.
+
+    Raises:
+        UserError: The run is not finished, or its results are damaged.
+    """
+    file = directory / "results.json"
     if not file.is_file():
-        run = file.parent
         raise UserError(
-            f"{run} is not finished: it has no results.json; finish it with `fit --ckpt_path {run}`, or leave it out"
+            f"{directory} is not finished: it has no results.json; finish it with `fit --ckpt_path {directory}`, or "
+            "leave it out"
         )
     try:
         found = json.loads(read_text(file))
