@@ -7,16 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.inner_optimizers import InnerAdam
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class AlphaTIM(ClassifierLearner):
+class AlphaTIM(TransductiveClassifier):
     r"""TIM with entropies that penalise unequal class frequencies less, for query sets that are not balanced.
 
     Veilleux, Boudiaf, Piantanida and Ben Ayed, Realistic Evaluation of Transductive Few-Shot Learning (NeurIPS 2021,
@@ -28,10 +27,11 @@ class AlphaTIM(ClassifierLearner):
 
     over the M queries j, by Adam from the class means of the support set. The α-entropies of Tsallis become Shannon's
     as α approaches 1, where the loss is that of `TIM`; a larger α makes the marginal entropy flatter around equal
-    frequencies. The network is a classifier of all training classes, or that of another run. Any way is served.
+    frequencies. The network is trained to classify all training classes, or taken from another run. Tasks may have any
+    number of ways.
 
-    **Transductive**: a prediction uses the whole query set. Classes are still drawn towards equal frequencies, by less
-    than in `TIM`. One query alone is drawn towards equal probabilities.
+    **Transductive**: predictions depend on the whole query set. Classes are still drawn towards equal frequencies, by
+    less than in `TIM`. One query alone is drawn towards equal probabilities.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -39,17 +39,17 @@ class AlphaTIM(ClassifierLearner):
         - New task: embed, follow the gradient of the weights.
 
     Run it:
-        `python scripts/fit.py --config configs/alpha_tim_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/alpha_tim_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/alpha_tim_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/alpha_tim_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. The steps are those of class weights, so there is no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
+          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - α is the same for any number of shots; the authors, who tuned it on validation classes, have 2 for one shot
@@ -57,14 +57,14 @@ class AlphaTIM(ClassifierLearner):
         - Probabilities below 1e-12 count as that in the entropies; the authors add 1e-12.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         steps: Steps of Adam.
         step_size: Its rate, > 0.
         alpha: α > 0; 1 is Shannon's entropy. The authors have 7 with five shots.
         temperature: τ > 0.
         support_weight: λ > 0 of the support set's cross-entropy.
         entropy_weight: μ, at least 0, of the conditional entropy.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "draws the classes towards equal frequencies among them"
@@ -87,13 +87,9 @@ class AlphaTIM(ClassifierLearner):
         self.steps, self.step_size, self.alpha, self.temperature = steps, step_size, alpha, temperature
         self.support_weight, self.entropy_weight = support_weight, entropy_weight
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        support, query = state["features"], unit_length(self.features(x))
+        support, query = state["features"], self.scaled_features(x)
         members = state["members"].to(query.dtype)
         weights, optimizer = members.T @ support / members.sum(0).unsqueeze(-1), InnerAdam()
         moments = optimizer.init({"weights": weights})

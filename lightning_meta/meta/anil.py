@@ -16,7 +16,8 @@ class ANIL(GradientBasedLearner):
       w_i = w - \alpha \nabla_w L(w, \theta; \mathrm{support}_i) \text{ (a few times)}$$
 
     (section 4) with θ the backbone and w the linear head. The backbone learns in the outer loop only, through the inner
-    steps of the head, so the features of a support set are computed once. A model serves the way it was trained with.
+    steps of the head, so the features of a support set are computed once. New tasks must have as many ways as in
+    training.
 
     At a glance:
         - Shared: features θ, an initial head w.
@@ -28,11 +29,11 @@ class ANIL(GradientBasedLearner):
         `configs/anil_mini_imagenet.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`, but for that on the inner loop's batch normalisation: no inner step adapts it here.
@@ -40,7 +41,7 @@ class ANIL(GradientBasedLearner):
 
     Args:
         backbone: The network below the head.
-        **options: Those of `GradientBasedLearner`, but for `inner_parameters`.
+        **options: Options of `GradientBasedLearner`, except `inner_parameters`.
     """
 
     fixed_options = ("inner_parameters",)

@@ -31,7 +31,7 @@ class Baseline(MetaModule):
 
     over the support set of a task, f frozen. Training uses the images of a meta-batch, support and query alike, under
     the labels of the whole training split, so that it sees what a meta-learner with the same data settings would see.
-    Any way is served.
+    Tasks may have any number of ways.
 
     At a glance:
         - Shared: pre-trained features θ.
@@ -43,13 +43,13 @@ class Baseline(MetaModule):
         `--model.head cosine`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
         - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, with a head trained on each
           support set, the mean over tasks; the loss is without the penalty. They are not to be compared with the
           training figures. θ has no inner loop, so there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - The head is trained by full-batch gradient descent from the class means of the support set's features, scaled
@@ -73,7 +73,7 @@ class Baseline(MetaModule):
         head_steps: Gradient steps on the head of a new task.
         head_lr: Their rate, > 0; for the cosine head it is divided by s², which its curvature grows with.
         weight_decay: Of the head of a new task, at least 0: λ of the penalty λ/2 |W|².
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False

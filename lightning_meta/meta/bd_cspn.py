@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import positive
-from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import cosine_similarity, one_hot, unit_length
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.functional.prototypes import cosine_similarity, one_hot
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
+SHIFTED = "shifts them to the mean of the support set: one alone would lie there whatever it is"
+"""Why methods that shift the queries refuse a single one."""
 
-class BDCSPN(ClassifierLearner):
+
+class BDCSPN(TransductiveClassifier):
     r"""Shift queries to the mean of the support set, label them by cosine prototypes, and average them with it.
 
     Liu, Song and Qin, Prototype Rectification for Few-Shot Learning (ECCV 2020, https://arxiv.org/abs/1911.10713,
@@ -29,11 +30,11 @@ class BDCSPN(ClassifierLearner):
       w_{in} = \frac{\exp(\varepsilon \cos(x_i, P_n))}{\sum_{k \in X_n} \exp(\varepsilon \cos(x_k, P_n))}$$
 
     where $X_n$ are the support examples of class n and the queries whose nearest prototype by the cosine is $P_n$. The
-    logits of a query are $\varepsilon \cos(x_j, P'_n)$. The network is a classifier of all training classes, or that
-    of another run. Any way is served.
+    logits of a query are $\varepsilon \cos(x_j, P'_n)$. The network is trained to classify all training classes, or
+    taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and assumes balance**: a prediction uses the whole query set. The shift takes its classes to be as
-    frequent as in the support set. One query alone would be moved to the mean of all classes, so a predictor refuses
+    **Transductive, and assumes balance**: predictions depend on the whole query set. The shift takes its classes to be
+    as frequent as in the support set. One query alone would be moved to the mean of all classes, so a predictor refuses
     it.
 
     At a glance:
@@ -42,64 +43,40 @@ class BDCSPN(ClassifierLearner):
         - New task: embed, shift and label the queries, take weighted means.
 
     Run it:
-        `python scripts/fit.py --config configs/bd_cspn_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/bd_cspn_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/bd_cspn_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/bd_cspn_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
+          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - All queries are averaged, where the paper takes the Z of each class that are classified with most confidence.
         - The network is trained with a linear classifier; the paper's is a cosine classifier.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         scale: ε > 0; 10 in the paper.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes their classes to be as frequent as in the support set"
+    one_query_refused = SHIFTED
 
     def __init__(self, backbone: nn.Module, scale: float = 10.0, **options: Any) -> None:
         super().__init__(backbone, **options)
         positive(scale=scale)
         self.scale = scale
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, of length 1, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        query = shifted(unit_length(self.features(x)), state["features"])
+        query = shifted(self.scaled_features(x), state["features"])
         return self.scale * cosine_similarity(query, rectified(query, state["features"], state["members"], self.scale))
-
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would be moved to the mean of the support set.
-        """
-        refuse_one_query(type(self).__name__, count)
-
-
-def refuse_one_query(method: str, count: int) -> None:
-    """Refuse one query alone, which `shifted` moves to the same place whatever it is.
-
-    Raises:
-        UserError: There is one.
-    """
-    if count == 1:
-        raise UserError(
-            f"{method} predicts all examples together and shifts them to the mean of the support set: one alone would "
-            "lie there whatever it is; give it more, or use another method"
-        )
 
 
 @in_float32
@@ -115,7 +92,7 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
     Args:
         query: `(M, F)`, shifted.
         support: `(K, F)`.
-        members: Which class each support example is of, one-hot `(K, N)`.
+        members: Labels of the support examples, one-hot `(K, N)`.
         scale: ε > 0.
 
     Returns:
@@ -132,7 +109,7 @@ def labelled(query: Tensor, support: Tensor, members: Tensor) -> tuple[Tensor, T
     Args:
         query: `(M, F)`.
         support: `(K, F)`.
-        members: Which class each support example is of, one-hot `(K, N)`.
+        members: Labels of the support examples, one-hot `(K, N)`.
 
     Returns:
         Of support and query set together, in this order: features `(K + M, F)`, cosines with the class means

@@ -25,8 +25,8 @@ class CAVIA(GradientBasedLearner):
 
     (Fast Context Adaptation via Meta-Learning, ICML 2019, https://arxiv.org/abs/1810.03642, section 3) with φ beside
     each input, so that the first layer sees [x; φ], and θ all weights. φ starts at 0 in each task and θ is the same for
-    all of them: a task is described by a few numbers, and a larger α is possible than with MAML. In classification a
-    model serves the way it was trained with.
+    all of them: a task is described by a few numbers, and a larger α is possible than with MAML. In classification, new
+    tasks must have as many ways as in training.
 
     At a glance:
         - Shared: all weights θ.
@@ -39,9 +39,9 @@ class CAVIA(GradientBasedLearner):
     Logged:
         - `test/mse_step_<j>` (`test/accuracy_step_<j>` in classification), in validation too: the mean over tasks after
           j inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/mse`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/mse`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Section 3.3: inputs are laid out flat, for a network such as `MLP`. Feature-wise modulation of convolutions by
@@ -50,7 +50,7 @@ class CAVIA(GradientBasedLearner):
     Args:
         backbone: The network below the head. It has `context_size` more inputs than an example has numbers.
         context_size: How many numbers φ has, at least 1.
-        **options: Those of `GradientBasedLearner`, but for `inner_parameters`.
+        **options: Options of `GradientBasedLearner`, except `inner_parameters`.
     """
 
     fixed_options = ("inner_parameters",)

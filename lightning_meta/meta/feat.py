@@ -30,7 +30,7 @@ class FEAT(MetricLearner):
     In training the loss is the cross-entropy of the query set plus λ times a contrastive term: support and query
     examples of each class are adapted together by T, and all of them, as f leaves them, are classified by the means of
     the adapted ones, with a temperature of its own. The embedding begins as that of a classifier, see
-    `backbone_weights`. Any way is served.
+    `backbone_weights`. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ and a transformer.
@@ -39,16 +39,16 @@ class FEAT(MetricLearner):
 
     Run it:
         `python scripts/fit.py --config configs/feat_glyphs.yaml`, from a classifier's network by adding
-        `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data there is `configs/feat_mini_imagenet.yaml`,
-        which was not run here.
+        `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data, use
+        `configs/feat_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
         - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; the loss has the contrastive
           term, which `val/loss` and `test/loss` are without.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - No dropout; the authors' code drops attention weights with a probability of 0.1 and the transformer's outputs
@@ -57,14 +57,14 @@ class FEAT(MetricLearner):
           backbone's rate.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         temperature: τ > 0.
         contrast: λ, at least 0, of the contrastive term.
         contrast_temperature: Its temperature, > 0.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     def __init__(

@@ -49,7 +49,8 @@ class IMAML(GradientBasedLearner):
       \right)^{-1} \nabla_\varphi L(\varphi; \mathrm{query})$$
 
     (lemma 1). The system is solved by conjugate gradients, from products with the Hessian (algorithm 2). The memory of
-    a training step does not grow with the inner steps. In classification a model serves the way it was trained with.
+    a training step does not grow with the inner steps. In classification, new tasks must have as many ways as in
+    training.
 
     At a glance:
         - Shared: an initialisation θ.
@@ -57,15 +58,15 @@ class IMAML(GradientBasedLearner):
         - New task: adapt by gradient steps, pulled to θ.
 
     Run it:
-        `python scripts/fit.py --config configs/imaml_glyphs.yaml` without a download. For the paper's data there is
-        `configs/imaml_omniglot.yaml`, which was not trained here.
+        `python scripts/fit.py --config configs/imaml_glyphs.yaml` without a download. For the paper's data, use
+        `configs/imaml_omniglot.yaml`(results not reproduced here).
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - λ is fixed; the paper can learn it, too. The Hessian-free inner solver is not there.
@@ -78,7 +79,7 @@ class IMAML(GradientBasedLearner):
         solver_steps: Steps of conjugate gradients, at least 0; with 0 the outer gradient is 0, with 1 it has the
             direction of the first-order one.
         inner_steps: Inner steps in training.
-        **options: Those of `GradientBasedLearner`, but for `first_order`, `inner_optimizer`, `inner_parameters` and
+        **options: Options of `GradientBasedLearner`, except `first_order`, `inner_optimizer`, `inner_parameters` and
             `recompute`.
     """
 
@@ -113,7 +114,7 @@ class IMAML(GradientBasedLearner):
             UserError: It has dropout, for one.
         """
         super().on_fit_start()
-        self._note_draws()
+        self._check_randomness()
         if self._draws():
             raise UserError(
                 "backbone: it draws random numbers in training, as dropout does, and the system that IMAML solves must "

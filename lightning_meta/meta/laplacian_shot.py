@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean
-from lightning_meta.meta.bd_cspn import labelled, refuse_one_query, shifted
-from lightning_meta.meta.simple_shot import SimpleShot
+from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.meta.bd_cspn import SHIFTED, labelled, shifted
+from lightning_meta.meta.centred import CentredClassifier
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class LaplacianShot(SimpleShot):
+class LaplacianShot(CentredClassifier, TransductiveClassifier):
     r"""Assign queries to the nearest prototypes, with a Laplacian term that neighbouring queries get the same class.
 
     Ziko, Dolz, Granger and Ben Ayed, Laplacian Regularized Few-Shot Learning (ICML 2020,
@@ -38,7 +38,8 @@ class LaplacianShot(SimpleShot):
     $$m_n = \frac{1}{|X_n|} \sum_{i \in X_n} p_{in} x_i, \qquad
       p_{in} = \mathrm{softmax}_n(\varepsilon \cos(x_i, \bar x_n))$$
 
-    The network is a classifier of all training classes, or that of another run. Any way is served.
+    The network is trained to classify all training classes, or taken from another run. Tasks may have any number of
+    ways.
 
     **Transductive, and assumes balance** for the shift, as `BDCSPN` does; the Laplacian term does not. A predictor
     refuses one query alone.
@@ -49,17 +50,17 @@ class LaplacianShot(SimpleShot):
         - New task: embed, rectify prototypes, update assignments of neighbours.
 
     Run it:
-        `python scripts/fit.py --config configs/laplacian_shot_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/laplacian_shot_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/laplacian_shot_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/laplacian_shot_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
+          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - The centre of the training classes is that of `SimpleShot`, over at most 2000 images.
@@ -68,15 +69,16 @@ class LaplacianShot(SimpleShot):
         - λ is fixed; the authors choose it from 0.1 to 1.5 on validation classes, for each number of shots.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         regularisation: λ, at least 0.
         neighbours: Nearest neighbours of each query, at least 1; the authors' k = 3 counts the query itself.
         steps: Updates of the assignments.
         scale: ε > 0 of the prototypes; 10 in the authors' code.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes their classes to be as frequent as in the support set"
+    one_query_refused = SHIFTED
 
     def __init__(
         self,
@@ -94,10 +96,6 @@ class LaplacianShot(SimpleShot):
         positive(scale=scale)
         self.regularisation, self.neighbours, self.steps, self.scale = regularisation, neighbours, steps, scale
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, of length 1, and which class each is of, one-hot `(M, N)`."""
-        return {"features": self.scaled_features(support.x), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
         query = shifted(self.scaled_features(x), state["features"])
@@ -106,14 +104,6 @@ class LaplacianShot(SimpleShot):
         prototypes = weights.T @ features / members.sum(0).unsqueeze(-1)
         affinity = nearest_neighbours(query, self.neighbours)
         return bound_updates(squared_euclidean(query, prototypes), affinity, self.regularisation, self.steps)
-
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would be moved to the mean of the support set.
-        """
-        refuse_one_query(type(self).__name__, count)
 
 
 @in_float32

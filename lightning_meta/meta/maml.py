@@ -26,12 +26,12 @@ class MAML(GradientBasedLearner):
         `configs/maml_table.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`. Step 0 is θ itself: about chance in
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`. Step 0 is θ itself: about chance in
           classification, as labels are dealt out anew in each task. The last step is `test/accuracy`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Algorithm 2, the last step: the optimiser (Adam by default, as in the paper's code) steps on the mean over

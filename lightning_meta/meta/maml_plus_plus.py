@@ -32,7 +32,7 @@ class MAMLPlusPlus(GradientBasedLearner):
     - The scales γ and shifts β of batch normalisation are learned for each inner step, which adapts neither (BNWB).
     - The first `first_order_steps` training steps leave second derivatives out (DA).
 
-    A model serves the way it was trained with.
+    New tasks must have as many ways as in training.
 
     At a glance:
         - Shared: an initialisation θ, rates α and normalisation γ, β of each inner step.
@@ -40,16 +40,16 @@ class MAMLPlusPlus(GradientBasedLearner):
         - New task: adapt by a few gradient steps.
 
     Run it:
-        `python scripts/fit.py --config configs/maml_plus_plus_glyphs.yaml` without a download; for the paper's data
-        there is `configs/maml_plus_plus_mini_imagenet.yaml`.
+        `python scripts/fit.py --config configs/maml_plus_plus_glyphs.yaml` without a download; for the paper's data,
+        use `configs/maml_plus_plus_mini_imagenet.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
         - `train/loss`: the weighted sum of the losses of the query sets of one meta-batch; `train/accuracy`: after the
           last inner step.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`.
@@ -71,7 +71,7 @@ class MAMLPlusPlus(GradientBasedLearner):
             its loss alone. The authors' 15 epochs of 500 steps by default.
         first_order_steps: Training steps at the beginning that leave second derivatives out. The paper's section 4 has
             50 epochs of 500 steps, the authors' configurations none.
-        **options: Those of `GradientBasedLearner`.
+        **options: Options of `GradientBasedLearner`.
     """
 
     step_weights: Tensor

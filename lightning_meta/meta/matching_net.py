@@ -20,7 +20,7 @@ class MatchingNet(MetricLearner):
       a(x, x_i) = \mathrm{softmax}_i\left(\cos(f(x), f(x_i)) / \tau\right)$$
 
     (equation 1 and section 2.1.1; https://arxiv.org/abs/1606.04080) with the softmax over all support examples. With
-    one example a class it is ProtoNet with cosines. Any way is served, whatever the training way was.
+    one example a class it is ProtoNet with cosines. Tasks may have any number of ways, whatever the number in training.
 
     At a glance:
         - Shared: an embedding θ.
@@ -32,11 +32,11 @@ class MatchingNet(MetricLearner):
         `configs/matching_net_omniglot.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Section 2.1.2: full context embeddings, which read the support set by an LSTM, are not there; queries and
@@ -45,12 +45,12 @@ class MatchingNet(MetricLearner):
           probability of a 5-way 1-shot task exceeds 0.65.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         temperature: τ > 0; a smaller one makes the probabilities more certain.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     def __init__(

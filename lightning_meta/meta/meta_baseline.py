@@ -24,7 +24,7 @@ class MetaBaseline(MetricLearner):
 
     (equation 4) with $c_n$ the mean feature of class n's support examples (equation 1) and τ learned in the outer loop.
     The first stage, classification of all training classes, is a run of its own, such as one of `RFS` or `SimpleShot`;
-    `backbone_weights` names it. Any way is served.
+    `backbone_weights` names it. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ that begins as a classifier's, and τ.
@@ -36,11 +36,11 @@ class MetaBaseline(MetricLearner):
         `--model.backbone_weights runs/rfs_glyphs/0`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - What the first stage is, is up to you: the paper's is a linear classifier of all training classes, which is
@@ -48,12 +48,12 @@ class MetaBaseline(MetricLearner):
           is none.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         scale: τ at the start, > 0; 10 in the paper.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("scale",)

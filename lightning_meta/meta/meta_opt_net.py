@@ -21,8 +21,8 @@ class MetaOptNet(MetricLearner):
     $$W = \arg\min_W \lVert X W - Y \rVert^2 + \lambda \lVert W \rVert^2, \quad \mathrm{logits} = \gamma\, f(x)^\top W$$
 
     (section 3; https://arxiv.org/abs/1904.03758) with X the features of the support set, Y their labels one-hot, λ
-    fixed and γ learned in the outer loop, through the solution. Any number of ways is served. The paper trains with
-    more shots than it tests with: `shots` and `test_shots` of the data module.
+    fixed and γ learned in the outer loop, through the solution. Tasks may have any number of ways. The paper trains
+    with more shots than it tests with: `shots` and `test_shots` of the data module.
 
     At a glance:
         - Shared: an embedding θ and γ.
@@ -38,7 +38,7 @@ class MetaOptNet(MetricLearner):
           `test_shots` shots, with its `_ci95`. There is no inner loop, so no `_step_<j>`.
         - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes and `shots` shots.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Of the paper's heads this is ridge regression, in closed form; the SVM, which gains nothing over it on
@@ -47,13 +47,13 @@ class MetaOptNet(MetricLearner):
         - Section 4.1, label smoothing of the query loss by 0.1, is not there.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         penalty: λ > 0; that of the authors' code by default, for features whose length is not 1.
         scale: γ at the start, > 0.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("scale",)

@@ -18,8 +18,8 @@ class MetaSGD(GradientBasedLearner):
       \theta_i = \theta - \alpha \circ \nabla_\theta L(\theta; \mathrm{support}_i)$$
 
     (equations 2 and 3; https://arxiv.org/abs/1707.09835) with α of the shape of θ. A rate may become negative: the
-    outer loop learns the direction of a step as well as its length. Every inner step has the same rates. A model serves
-    the way it was trained with.
+    outer loop learns the direction of a step as well as its length. Every inner step has the same rates. New tasks must
+    have as many ways as in training.
 
     At a glance:
         - Shared: an initialisation θ, rates α.
@@ -27,15 +27,15 @@ class MetaSGD(GradientBasedLearner):
         - New task: adapt by one gradient step.
 
     Run it:
-        `python scripts/fit.py --config configs/meta_sgd_glyphs.yaml` without a download; for the paper's data there is
+        `python scripts/fit.py --config configs/meta_sgd_glyphs.yaml` without a download; for the paper's data, use
         `configs/meta_sgd_omniglot.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`.
@@ -45,7 +45,7 @@ class MetaSGD(GradientBasedLearner):
         backbone: The network below the head.
         inner_lr: What all rates start from, > 0.
         inner_steps: Inner steps in training; 1 in the paper.
-        **options: Those of `GradientBasedLearner`.
+        **options: Options of `GradientBasedLearner`.
     """
 
     def __init__(self, backbone: nn.Module, inner_lr: float = 0.05, inner_steps: int = 1, **options: Any) -> None:

@@ -38,9 +38,9 @@ class ProtoMAML(GradientBasedLearner):
     Logged:
         - `test/accuracy_step_<j>`, in validation too: the mean over tasks after j inner steps, from 0 to
           `test_inner_steps`, with its `_ci95`. Step 0 is the prototypical network.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`.
@@ -48,7 +48,7 @@ class ProtoMAML(GradientBasedLearner):
 
     Args:
         backbone: The network below the head.
-        **options: Those of `GradientBasedLearner`.
+        **options: Options of `GradientBasedLearner`.
     """
 
     classifies_only = True
@@ -68,7 +68,7 @@ class ProtoMAML(GradientBasedLearner):
             self.head.requires_grad_(False)
 
     def check_ways(self, ways: int) -> None:
-        """Any way is served."""
+        """Tasks may have any number of ways."""
 
     def trained(self) -> frozenset[str]:
         """Names of the parameters that are not frozen, and of the head's, which start anew in each task."""

@@ -20,9 +20,9 @@ class ProtoNet(MetricLearner):
 
     $$p(y = n \mid x) = \mathrm{softmax}_n\left(-d(f(x), c_n) / \tau\right)$$
 
-    (equation 2; https://arxiv.org/abs/1703.05175) with $c_n$ the mean embedding of class n's support examples
-    (equation 1) and d the squared Euclidean distance, or minus the cosine. Any way is served, whatever the training way
-    was.
+    (equation 2; https://arxiv.org/abs/1703.05175) with $c_n$ the mean embedding of class n's support examples (equation
+    1) and d the squared Euclidean distance, or minus the cosine. Tasks may have any number of ways, whatever the number
+    in training.
 
     At a glance:
         - Shared: an embedding θ.
@@ -36,12 +36,12 @@ class ProtoNet(MetricLearner):
         and your own images by `configs/protonet_image_folder.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each. Where these are more, as the
-          paper advises, the accuracy is lower than in validation for that alone.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each. Where these are more,
+          as the paper advises, the accuracy is lower than in validation for that alone.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Equation 2: the temperature τ is an addition; 1 is the paper's.
@@ -52,13 +52,13 @@ class ProtoNet(MetricLearner):
         - Section 3.3, classes that are described and have no examples (zero-shot), is not there.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         distance: d.
         temperature: τ > 0; with `cosine` use a small one, such as 0.1, since cosines lie in [-1, 1].
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training as in the
-            reference code (training embeds support and query of a task together); `inductive`, those of the support
-            set; `transductive`, those of the support set for itself and of the query set for itself.
-        **options: Those of `MetaModule`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training as in the
+            reference code (where the support and query examples of a task form one batch); `inductive`, those of the
+            support set; `transductive`, those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetaModule`.
     """
 
     def __init__(

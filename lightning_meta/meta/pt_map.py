@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
-from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
 from lightning_meta.functional.span import in_their_span
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 EPSILON = 1e-6
@@ -22,7 +21,7 @@ NEWTON_STEPS = 20
 """For a plan; each begins with the potentials of the one before."""
 
 
-class PTMAP(ClassifierLearner):
+class PTMAP(TransductiveClassifier):
     r"""Make features more Gaussian, then alternate between an optimal transport of the queries and class means.
 
     Hu, Gripon and Pateux, Leveraging the Feature Distribution in Transfer-based Few-Shot Learning (ICANN 2021,
@@ -38,9 +37,9 @@ class PTMAP(ClassifierLearner):
       {K + \sum_j P_{jn}} - c_n\right)$$
 
     with U the plans that give each query 1 and each class an equal share. P says how probable a class is. The network
-    is a classifier of all training classes, or that of another run. Any way is served.
+    is trained to classify all training classes, or taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and needs balance**: a prediction uses the whole query set, and takes its classes to be equally
+    **Transductive, and needs balance**: predictions depend on the whole query set, and takes its classes to be equally
     frequent. Where they are not it loses much, by as much as 17 points (Veilleux et al. 2021). One query alone would be
     given every class with the same probability, so a predictor refuses it.
 
@@ -50,16 +49,16 @@ class PTMAP(ClassifierLearner):
         - New task: embed, alternate between transport and means.
 
     Run it:
-        `python scripts/fit.py --config configs/pt_map_glyphs.yaml`. On the network of another run:
+        `python scripts/fit.py --config configs/pt_map_glyphs.yaml`. To reuse the network of another run:
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
+          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - As in the authors' code, and not in the paper, features of support and query sets are centred by the mean of
@@ -70,16 +69,17 @@ class PTMAP(ClassifierLearner):
         - The network is no wide residual network trained with rotations and mixup.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         steps: How often the class means are moved.
         rate: α > 0.
         regularisation: λ > 0; a larger one gives a plan that is closer to 0 and 1. Much above 10 the classes of a plan
             are no longer exactly balanced, since Newton's method takes 20 steps.
         power: β > 0.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes all classes to be equally frequent among them"
+    one_query_refused = f"{uses_query_set}: one alone would get every class with the same probability"
 
     def __init__(
         self,
@@ -107,18 +107,6 @@ class PTMAP(ClassifierLearner):
         plan = transport_and_means(support, state["members"], query, *settings)
         # Where classes lie far apart, many plans are balanced up to rounding: the logarithm of less would be noise.
         return (plan + EPSILON).log()
-
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would have no preference.
-        """
-        if count == 1:
-            raise UserError(
-                "PTMAP predicts all examples together and takes all classes to be equally frequent among them: one "
-                "alone would get every class with the same probability; give it more, or use another method"
-            )
 
     def transformed(self, x: Tensor) -> Tensor:
         """The transformed features `(M, F)` of one set of inputs."""

@@ -21,8 +21,8 @@ class R2D2(MetricLearner):
 
     $$W = X^\top (X X^\top + \lambda I)^{-1} Y, \qquad \mathrm{logits} = \alpha\, f(x)^\top W + \beta$$
 
-    (equations 5 and 6) with X the features of the support set, Y their labels one-hot, and λ, α and β
-    learned in the outer loop, through the solution. Any number of ways is served.
+    (equations 5 and 6) with X the features of the support set, Y their labels one-hot, and λ, α and β learned in the
+    outer loop, through the solution. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ, λ, α and β.
@@ -34,12 +34,12 @@ class R2D2(MetricLearner):
         `configs/r2d2_cifar_fs.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
         - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; with more classes than in
           validation, the accuracy is lower for that alone.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - λ is learned as its logarithm, which keeps it positive. In the authors' code it is fixed at 50 and multiplied
@@ -48,13 +48,13 @@ class R2D2(MetricLearner):
         - β is the same for all classes, as in the paper, so it changes no probability and its gradient is 0.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         penalty: λ at the start, > 0.
         scale: α at the start, > 0; a larger one makes the probabilities more certain.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("penalty", "scale")

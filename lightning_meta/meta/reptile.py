@@ -35,12 +35,12 @@ class Reptile(GradientBasedLearner):
         `configs/reptile_omniglot.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps. The loss is
-          not what is minimised.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps. The loss
+          is not what is minimised.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - The state of the inner Adam starts anew in each task; in the authors' code it is kept from task to task.
@@ -53,7 +53,7 @@ class Reptile(GradientBasedLearner):
         inner_batch_size: Support examples in a mini-batch, at least 1; a smaller support set is taken whole. None:
             always the whole set.
         inner_optimizer: What makes steps of gradients; by default Adam without momentum, as in the paper.
-        **options: Those of `GradientBasedLearner`, but for `first_order`.
+        **options: Options of `GradientBasedLearner`, except `first_order`.
     """
 
     fixed_options = ("first_order",)

@@ -39,7 +39,7 @@ class RFS(MetaModule):
     $$\min_{W, b} \sum_{(x, y)} -\log \mathrm{softmax}_y(W \hat f(x) + b) + \frac{1}{2} \lVert W \rVert^2, \qquad
     \hat f(x) = f(x) / \lVert f(x) \rVert$$
 
-    over `support_views` augmented images of each support image. Any way is served.
+    over `support_views` augmented images of each support image. Tasks may have any number of ways.
 
     With a `teacher`, the run of an earlier generation, the network learns its predictions p_t beside the labels, at
     temperature T = 4 (section 3.3):
@@ -58,13 +58,13 @@ class RFS(MetaModule):
         of the model.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number. With a teacher, the loss is the sum above.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number. With a teacher, the loss is the sum above.
         - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, with a classifier fitted to each
           support set, the mean over tasks; the loss is without the penalty. They are not to be compared with the
           training figures. θ has no inner loop, so there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - A step's images are those of a meta-batch. The configurations draw two images of each of 32 classes anew for
@@ -78,12 +78,12 @@ class RFS(MetaModule):
         - The classifier of two classes is the multinomial one, too.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         augmentation: How support images of a task are augmented; None takes them as they are, once.
         support_views: How many augmented images a support image becomes, at least 1.
         teacher: The run to learn from, a run directory or a checkpoint of `RFS` on the same training classes. It is
             read when training begins or is resumed; the trained model does without it.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False

@@ -22,12 +22,12 @@ class SoftKMeans(MetricLearner):
 
     (Meta-Learning for Semi-Supervised Few-Shot Classification, ICLR 2018, https://arxiv.org/abs/1803.00676, section
     3.1.1, equation 3) with i over support examples and j over queries, from the class means c. A query is then as
-    probable in a class as $-\lVert f(x) - \tilde c_n \rVert^2 / \tau$ says. Training goes through the refinement. Any
-    way is served.
+    probable in a class as $-\lVert f(x) - \tilde c_n \rVert^2 / \tau$ says. Training goes through the refinement. Tasks
+    may have any number of ways.
 
-    **Transductive**: a prediction uses the whole query set. It does not assume that classes have equally many queries,
-    but its gain is largest there; a class without queries still attracts some. One query alone refines the prototypes
-    by itself, which changes little.
+    **Transductive**: predictions depend on the whole query set. It does not assume that classes have equally many
+    queries, but its gain is largest there; a class without queries still attracts some. One query alone refines the
+    prototypes by itself, which changes little.
 
     At a glance:
         - Shared: an embedding θ.
@@ -35,15 +35,15 @@ class SoftKMeans(MetricLearner):
         - New task: embed, assign the queries softly, take means.
 
     Run it:
-        `python scripts/fit.py --config configs/soft_k_means_glyphs.yaml` without a download. On the network of another
-        run: `--model.backbone_weights runs/protonet_glyphs/0 --trainer.max_steps 0`.
+        `python scripts/fit.py --config configs/soft_k_means_glyphs.yaml` without a download. To reuse the network of
+        another run: `--model.backbone_weights runs/protonet_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. Without an inner loop there is no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - The unlabelled examples are the queries themselves. In the paper they are others, some of them of other
@@ -51,13 +51,13 @@ class SoftKMeans(MetricLearner):
         - The temperature τ and more than one step are additions; 1 and 1 are the paper's.
 
     Args:
-        backbone: The embedding f.
+        backbone: Embedding network f.
         steps: How often the prototypes are refined, at least 1.
         temperature: τ > 0; with `scale_features` use a small one, such as 0.1, since squared distances are 4 at most.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     uses_query_set = "refines the classes by all of them"

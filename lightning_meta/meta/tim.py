@@ -6,16 +6,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
+from lightning_meta.functional.prototypes import squared_euclidean
 from lightning_meta.functional.span import in_their_span
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class TIM(ClassifierLearner):
+class TIM(TransductiveClassifier):
     r"""Move class weights so that queries tell much about their classes: each is certain, and all classes occur.
 
     Boudiaf, Masud, Rony, Dolz, Piantanida and Ben Ayed, Transductive Information Maximization For Few-Shot Learning
@@ -29,7 +28,7 @@ class TIM(ClassifierLearner):
     $$\lambda\, \mathrm{CE}(\text{support}) - H(\bar p) + \alpha\, \tfrac{1}{M} \sum_j H(p_j)$$
 
     over the M queries j (equations 2 and 3), by the alternating direction method of section 2.3 (TIM-ADM). The network
-    is a classifier of all training classes, or that of another run. Any way is served.
+    is trained to classify all training classes, or taken from another run. Tasks may have any number of ways.
 
     **Transductive, and assumes balance**: a prediction uses the whole query set, and the marginal entropy H draws its
     classes towards equal frequencies. Where they are unlike it loses (Veilleux et al. 2021). One query alone is drawn
@@ -41,28 +40,28 @@ class TIM(ClassifierLearner):
         - New task: embed, alternate between assignments and weights.
 
     Run it:
-        `python scripts/fit.py --config configs/tim_glyphs.yaml`. On the network of another run:
+        `python scripts/fit.py --config configs/tim_glyphs.yaml`. To reuse the network of another run:
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
+          is one over their number.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
+          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - TIM-GD, gradient descent on the same loss, is not there; the paper has both at the same accuracies.
         - The training labels are not smoothed.
 
     Args:
-        backbone: The network f.
+        backbone: Feature extractor f.
         steps: How often assignments and weights are updated.
         temperature: τ > 0.
         support_weight: λ > 0 of the support set's cross-entropy.
         entropy_weight: α, at least 0, of the conditional entropy.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "draws the classes towards equal frequencies among them"
@@ -83,13 +82,9 @@ class TIM(ClassifierLearner):
         self.steps, self.temperature = steps, temperature
         self.support_weight, self.entropy_weight = support_weight, entropy_weight
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        support, query = in_their_span(state["features"], unit_length(self.features(x)))
+        support, query = in_their_span(state["features"], self.scaled_features(x))
         settings = self.steps, self.temperature, self.support_weight, self.entropy_weight
         weights = informative_weights(support, state["members"], query, *settings)
         return -self.temperature / 2 * squared_euclidean(query, weights)
