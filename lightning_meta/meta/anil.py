@@ -1,4 +1,4 @@
-"""Almost no inner loop."""
+"""ANIL (almost no inner loop)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lightning_meta.meta.gradient_based import GradientBasedLearner
 
 
 class ANIL(GradientBasedLearner):
-    r"""MAML whose inner steps adapt the head alone (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
+    r"""MAML whose inner steps only adapt the head (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
 
     $$\min_{\theta, w} \sum_i L(w_i, \theta; \mathrm{query}_i), \qquad
       w_i = w - \alpha \nabla_w L(w, \theta; \mathrm{support}_i) \text{ (a few times)}$$
 
-    (section 4) with θ the backbone and w the linear head. The backbone learns in the outer loop only, through the inner
-    steps of the head, so the features of a support set are computed once. New tasks must have as many ways as in
+    (section 4) with θ the backbone and w the linear head. The backbone is learned only in the outer loop, through the
+    inner steps of the head, so the features of a support set are computed once. New tasks must have as many ways as in
     training.
 
     At a glance:
@@ -36,8 +36,8 @@ class ANIL(GradientBasedLearner):
         `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Those of `MAML`, but for that on the inner loop's batch normalisation: no inner step adapts it here.
-        - A backbone that draws random numbers, as dropout does, is passed once per inner step.
+        - Those of `MAML`, except that inner steps do not adapt batch normalisation.
+        - A backbone that draws random numbers, such as dropout, is run once per inner step.
 
     Args:
         backbone: The network below the head.

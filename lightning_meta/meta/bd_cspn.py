@@ -19,7 +19,7 @@ SHIFTED = "shifts them to the mean of the support set: one alone would lie there
 
 
 class BDCSPN(TransductiveClassifier):
-    r"""Shift queries to the mean of the support set, label them by cosine prototypes, and average them with it.
+    r"""Shift queries to the mean of the support set, pseudo-label them, and average both into new prototypes.
 
     Liu, Song and Qin, Prototype Rectification for Few-Shot Learning (ECCV 2020, https://arxiv.org/abs/1911.10713,
     section 3). With features x of length 1, S the support set, Q the query set, and $P_n$ the mean of class n's support
@@ -33,9 +33,9 @@ class BDCSPN(TransductiveClassifier):
     logits of a query are $\varepsilon \cos(x_j, P'_n)$. The network is trained to classify all training classes, or
     taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and assumes balance**: predictions depend on the whole query set. The shift takes its classes to be
-    as frequent as in the support set. One query alone would be moved to the mean of all classes, so a predictor refuses
-    it.
+    **Transductive, and assumes balance**: predictions depend on the whole query set. The shift assumes that classes are
+    as frequent among the queries as in the support set. A single query would be moved to the mean of the support set,
+    so a predictor refuses it.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -48,20 +48,20 @@ class BDCSPN(TransductiveClassifier):
         `configs/bd_cspn_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
-          is one over their number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: on few-shot tasks, averaged over tasks; not
-          comparable with the training metrics. Without an inner loop there is no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
         `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - All queries are averaged, where the paper takes the Z of each class that are classified with most confidence.
+        - All queries are averaged; the paper takes the Z most confident ones of each class.
         - The network is trained with a linear classifier; the paper's is a cosine classifier.
 
     Args:
         backbone: Feature extractor f.
-        scale: ε > 0; 10 in the paper.
+        scale: Scale ε > 0 of the cosines; 10 in the paper.
         **options: Options of `MetaModule`.
     """
 
@@ -90,13 +90,13 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
     """The rectified prototypes P' of one task.
 
     Args:
-        query: `(M, F)`, shifted.
-        support: `(K, F)`.
+        query: Shifted features `(M, F)`.
+        support: Features `(K, F)`.
         members: Labels of the support examples, one-hot `(K, N)`.
         scale: ε > 0.
 
     Returns:
-        `(N, F)`.
+        Prototypes `(N, F)`.
     """
     features, cosines, members = labelled(query, support, members)
     return (scale * cosines).masked_fill(members == 0, -math.inf).softmax(0).T @ features
@@ -104,16 +104,16 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
 
 @in_float32
 def labelled(query: Tensor, support: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries labelled by the nearest class mean of the support set.
+    """Pseudo-label queries by the nearest class mean of the support set.
 
     Args:
-        query: `(M, F)`.
-        support: `(K, F)`.
+        query: Features `(M, F)`.
+        support: Features `(K, F)`.
         members: Labels of the support examples, one-hot `(K, N)`.
 
     Returns:
-        Of support and query set together, in this order: features `(K + M, F)`, cosines with the class means
-        `(K + M, N)`, and classes, one-hot `(K + M, N)`.
+        For the support examples followed by the queries: features `(K + M, F)`, cosines with the class means `(K + M,
+        N)`, and labels, one-hot `(K + M, N)`.
     """
     means = members.T.to(support.dtype) @ support / members.sum(0).unsqueeze(-1)
     features = torch.cat([support, query])

@@ -1,4 +1,4 @@
-"""Inner steps of the body alone."""
+"""BOIL (body only update in inner loop)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_meta.meta.gradient_based import GradientBasedLearner
 
 
 class BOIL(GradientBasedLearner):
-    r"""MAML whose inner steps adapt the backbone alone (Oh et al., ICLR 2021, https://arxiv.org/abs/2008.08882).
+    r"""MAML whose inner steps only adapt the backbone (Oh et al., ICLR 2021, https://arxiv.org/abs/2008.08882).
 
     $$\min_{\theta, w} \sum_i L(\theta_i, w; \mathrm{query}_i), \qquad
       \theta_i = \theta - \alpha \nabla_\theta L(\theta, w; \mathrm{support}_i) \text{ (a few times)}$$
 
-    (section 3.2: the head's inner rate is 0) with θ the backbone and w the linear head. The outer loop learns both. The
-    head cannot follow the task, so the features must move, where ANIL moves the head and keeps the features. New tasks
-    must have as many ways as in training.
+    (section 3.2: the head's inner rate is 0) with θ the backbone and w the linear head. The outer loop learns both.
+    Since the head is fixed in the inner loop, the features must change, whereas ANIL adapts the head and keeps the
+    features. New tasks must have as many ways as in training.
 
     At a glance:
         - Shared: an initial backbone θ, a head w.

@@ -1,4 +1,4 @@
-"""Learned inner rates."""
+"""Meta-SGD: learned inner learning rates."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 class MetaSGD(GradientBasedLearner):
-    r"""Learn an initialisation and an inner rate for every weight (Li, Zhou, Chen and Li, 2017).
+    r"""Learn an initialisation and an inner learning rate for every weight (Li, Zhou, Chen and Li, 2017).
 
     $$\min_{\theta, \alpha} \sum_i L(\theta_i; \mathrm{query}_i), \qquad
       \theta_i = \theta - \alpha \circ \nabla_\theta L(\theta; \mathrm{support}_i)$$
 
-    (equations 2 and 3; https://arxiv.org/abs/1707.09835) with α of the shape of θ. A rate may become negative: the
-    outer loop learns the direction of a step as well as its length. Every inner step has the same rates. New tasks must
+    (equations 2 and 3; https://arxiv.org/abs/1707.09835) with α of the shape of θ. Rates may become negative, so the
+    outer loop learns the direction of a step as well as its length. All inner steps share the rates. New tasks must
     have as many ways as in training.
 
     At a glance:
@@ -39,12 +39,12 @@ class MetaSGD(GradientBasedLearner):
 
     Deviations:
         - Those of `MAML`.
-        - The paper draws the number that all rates start from in [0.005, 0.1]; here it is `inner_lr`.
+        - The paper draws the initial value of all rates from [0.005, 0.1]; here it is `inner_lr`.
 
     Args:
         backbone: The network below the head.
-        inner_lr: What all rates start from, > 0.
-        inner_steps: Inner steps in training; 1 in the paper.
+        inner_lr: Initial value of all rates, > 0.
+        inner_steps: Number of inner steps in training; 1 in the paper.
         **options: Options of `GradientBasedLearner`.
     """
 
@@ -57,7 +57,7 @@ class MetaSGD(GradientBasedLearner):
         adapted = self.adapted()
         self.alpha = nn.ParameterDict()
         for name, p in self.network.named_parameters():
-            # A frozen weight has a rate too, fixed: a checkpoint fits whether or not its weights are frozen by then.
+            # A frozen weight has a fixed rate, so that a checkpoint loads whether or not weights are frozen.
             if name in adapted or not p.requires_grad:
                 self.alpha[parameter_key(name)] = nn.Parameter(torch.full_like(p, self.inner_lr), name in adapted)
 

@@ -1,4 +1,4 @@
-"""SimpleShot: the nearest class mean on centred features of length 1."""
+"""SimpleShot: nearest class mean on centred features of length 1."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ class SimpleShot(CentredClassifier):
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: on all images of one step, classified among all training classes; chance level
-          is one over their number.
-        - `val/accuracy`, `test/accuracy`: of few-shot tasks, the mean over tasks, with its `_ci95`. They are not to be
-          compared with the training figures. There is no inner loop, so no `_step_<j>`.
-        - `val/loss`, `test/loss`: with minus the squared distances as logits.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`: averaged over few-shot tasks, with its `_ci95`; not comparable with the
+          training metrics.
+        - `val/loss`, `test/loss`: cross-entropy with the negative squared distances as logits.
 
         `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - The mean $\bar z$ is over at most 2000 images, spread evenly over the training classes, where the authors take
-          all. It is taken when training begins, before each validation and at the end, and kept in the checkpoint.
-        - A step's images are those of a meta-batch; the authors go through a shuffled training split. They are
-          augmented only where the data module is given an `Augmentation`.
-        - The best checkpoint is chosen by tasks of the validation split, of the ways and shots of testing.
+        - The mean $\bar z$ is over at most 2000 images, evenly from all training classes; the authors use all images.
+          It is computed when training begins, before each validation and at the end, and stored in the checkpoint.
+        - A training step uses the images of a meta-batch; the authors iterate over the shuffled training split. Images
+          are augmented only if the data module has an `Augmentation`.
+        - The best checkpoint is selected by tasks of the validation split with the ways and shots of testing.
     """
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
@@ -52,5 +52,5 @@ class SimpleShot(CentredClassifier):
         return {"prototypes": class_means(self.scaled_features(support.x), support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
-        """Minus the squared distances to the prototypes, `(M, N)`."""
+        """Negative squared distances to the prototypes, `(M, N)`."""
         return -squared_euclidean(self.scaled_features(x), state["prototypes"])
