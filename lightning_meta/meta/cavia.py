@@ -78,8 +78,8 @@ class CAVIA(GradientBasedLearner):
         except UserError as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise UserError(
-                f"backbone: CAVIA appends context_size = {self.context_size} numbers to the {flat} of an example, so its "
-                f"first layer must take {flat + self.context_size} inputs; change it or context_size (torch: {reason})"
+                f"backbone: CAVIA appends context_size = {self.context_size} numbers to the {flat} of an example, so "
+                f"its first layer must take {flat + self.context_size} inputs; change one of them (torch: {reason})"
             ) from error
         super().make_parts()
 

@@ -57,8 +57,7 @@ class AdaptedModel(nn.Module):
         return outputs.softmax(-1) if self._normalises else self.learner.task.readable(outputs)
 
     def _taken_over(self, state: Any) -> bool:
-        """Overwrite the network's weights by adapted ones, so that the file does not hold both, if their names
-        match."""
+        """Overwrite the network's weights by adapted ones of the same names, so that the file does not hold both."""
         parameters, buffers = tensors_of(self.learner.network)
         own = {**parameters, **buffers}
         if not isinstance(state, Mapping) or not own or state.keys() != own.keys():

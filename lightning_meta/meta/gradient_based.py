@@ -322,7 +322,7 @@ class GradientBasedLearner(MetaModule, ABC):
         """Refuse another number of classes than the head has."""
         if ways != self.spec.outputs:
             raise UserError(
-                f"ways: the head of this {type(self).__name__} has {self.spec.outputs} classes, "
+                f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways, "
                 f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
             )
 

@@ -319,7 +319,7 @@ def test_another_way_than_the_trained_one_is_refused() -> None:
     for ways, received in (5, "got 5"), (0, "got differing ways"):
         with pytest.raises(UserError) as raised:
             module.check_episodes(EpisodeSpec("classification", (6,), ways))
-        for part in "3 classes", received, "ProtoNet support any":
+        for part in "3 ways", received, "ProtoNet support any":
             assert part in str(raised.value)
     with pytest.raises(UserError, match=r"made for input_shape \(6,\), but the data has \(7,\)"):
         module.check_episodes(EpisodeSpec("classification", (7,), 3))
