@@ -34,11 +34,12 @@ class CrossStitch(MultiTaskModule):
         `python scripts/fit.py --config configs/cross_stitch_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The α are not logged; a checkpoint has them as `mixing.<stage>`, `(C, T, T)`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - Section 4: the networks start from the same backbone and not from T trained ones, and the α have the learning
@@ -49,7 +50,7 @@ class CrossStitch(MultiTaskModule):
     Args:
         backbone: The network of each task, before its head.
         own: What a task takes of its own activations at the start, in [0, 1].
-        **options: Those of `MultiTaskModule`.
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("own",)

@@ -51,7 +51,7 @@ class Grouped(MultiTaskModule):
         - `test/score`: their mean.
         - `train/loss`: the sum over tasks.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - From the papers: a task is in one group. Theirs may train a task in several networks, and take it from one.
@@ -61,8 +61,8 @@ class Grouped(MultiTaskModule):
     Args:
         backbone: g; each group has a copy, and all start equal.
         groups: The names of the tasks of each group; every task is in one. By default all are in one group.
-        **options: Those of `MultiTaskModule`; the loss of a group is the sum over its tasks, so there is no `weighting`
-            but `Equal`.
+        **options: Options of `MultiTaskModule`; the loss of a group is the sum over its tasks, so there is no
+            `weighting` but `Equal`.
     """
 
     def __init__(

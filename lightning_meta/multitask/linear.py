@@ -43,10 +43,11 @@ class Linear(MultiTaskModule):
         `python scripts/ladder.py --config configs/ladder_parkinsons.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
         - `train/loss`: the sum over tasks, at the optimum.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - λ is one number for all tasks, as few validation rows of a task choose badly: with one for each, R² is −0.045

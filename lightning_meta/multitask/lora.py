@@ -67,10 +67,11 @@ class LoRA(MultiTaskModule):
         `python scripts/fit.py --config configs/lora_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - Section 4.2: the paper adapts the query and value projections of a Transformer; here every layer of the kind
@@ -85,7 +86,7 @@ class LoRA(MultiTaskModule):
             where an input with labels of several tasks counts once for each.
         rank: r.
         alpha: α, > 0.
-        **options: Those of `MultiTaskModule`.
+        **options: Options of `MultiTaskModule`.
     """
 
     def __init__(

@@ -33,25 +33,26 @@ class MixtureOfExperts(MultiTaskModule):
         `python scripts/fit.py --config configs/mixture_of_experts_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The gates are not logged.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - An expert is any backbone, where the paper's is one layer; a gate is linear in the input laid out flat, which
-          are pixels where inputs are images. Inputs are those behind the stems, where there are any.
+          are pixels where inputs are images. With stems, the inputs are the outputs of the stems.
         - Experts that start from the same weights give what one of them gives, until the gates part them: they start
           from different values, so that each expert has another gradient from the first step on.
 
     Args:
-        backbone: The first expert; the others are made like it and start from other values. What is pretrained keeps
-            its weights in all experts: a backbone that `backbone_weights` names, `nn.Pretrained` and `nn.Frozen`.
+        backbone: The first expert; the others have the same architecture and other initial weights. Pretrained weights
+            are the same in all experts: those from `backbone_weights`, `nn.Pretrained` and `nn.Frozen`.
         experts: How many experts.
-        same_start: Whether all experts start from the weights of `backbone` in any case, such as those of a network of
-            yours that you have loaded.
-        **options: Those of `MultiTaskModule`.
+        same_start: Whether all experts start from the weights of `backbone`, for example those of a network that you
+            have loaded.
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("same_start",)
