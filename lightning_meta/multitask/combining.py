@@ -98,8 +98,8 @@ class CombinesGradients(TrainedModule, ABC):
             rows: Indices of the rows of each task, `(n_i,)` int64, by its name.
 
         Returns:
-            The arguments; in a training step with `rep_grad`, a copy of the features for each task, by which its loss is
-            differentiated, and the rows in these copies.
+            The arguments; in a training step with `rep_grad`, a copy of the features for each task, by which its loss
+            is differentiated, and the rows in these copies.
         """
         return self._step_features.copies(features, rows) if self._step_features.records else (features, rows)
 

@@ -327,7 +327,7 @@ def test_weightings_train_and_are_logged(weighting: Any, tmp_path: Path) -> None
             "enters: expected 'concatenate' or 'add' or 'film' or 'gate', got 'sum'",
         ),
         ({"method": partial(Conditioned, descriptor="given")}, "descriptor: the data has no descriptor of 'sum'"),
-        ({"method": partial(CrossStitch, own=2.0)}, "own: a share from 0 to 1, got 2.0"),
+        ({"method": partial(CrossStitch, own=2.0)}, "own: expected a number from 0 to 1, got 2.0"),
         ({"method": partial(MixtureOfExperts, experts=0)}, "experts: at least 1 is needed, got 0"),
         ({"method": MultiHead, "backbone": MLP(5, (3,))}, r"backbone: MLP does not take inputs of shape \(4,\)"),
         ({"method": MultiHead, "backbone": Conv4()}, r"backbone: Conv4 does not take inputs of shape \(4,\)"),

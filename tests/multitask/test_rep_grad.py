@@ -272,7 +272,7 @@ class Behind(MultiHead):
     ("method", "given", "message"),
     [
         (PLE, DATA["missing labels"], "rep_grad needs features that all tasks share, and PLE has none"),
-        (CrossStitch, DATA["missing labels"], "rep_grad needs features that all tasks share, and CrossStitch gives"),
+        (CrossStitch, DATA["missing labels"], "rep_grad needs features that all tasks share, and CrossStitch has none"),
         (MultiHead, data, "here each task has different inputs"),
         (Behind, DATA["missing labels"], "some of Behind are used after them"),
     ],
