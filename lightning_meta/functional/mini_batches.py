@@ -1,8 +1,8 @@
 """Mini-batches of a support set, in an order computed from the examples themselves.
 
 Inner steps only see the support set of a task, so random draws cannot be keyed by a counter. Instead, examples are
-sorted by a hash of their content: each task has its own order, which is the same on any worker, rank or device, under `vmap`,
-in every evaluation, and for any order of the support set.
+sorted by a hash of their content: each task has its own order, which is the same on any worker, rank or device, under
+`vmap`, in every evaluation, and for any order of the support set.
 """
 
 from __future__ import annotations
