@@ -118,7 +118,7 @@ def test_regression_has_shots_alone() -> None:
 
 SPEC = EpisodeSpec("classification", (1, 16, 16), 3, 10)
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "a way of MAML": ({"ways": [3, 5]}, "ways: this MAML has a head for 3 ways and serves no other, got 5"),
+    "a way of MAML": ({"ways": [3, 5]}, "ways: this MAML has a head for 3 ways, got 5"),
     "too many classes": ({"ways": [3, 50]}, "ways: 50 classes a task were asked for, but the test split has 6"),
     "too many examples": ({"shots": [1, 50]}, "shots + queries: 50 + 3 = 53 examples a class were asked for"),
     "one way": ({"ways": [1]}, "ways: at least 2 is needed, got 1"),

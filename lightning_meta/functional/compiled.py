@@ -1,4 +1,4 @@
-"""Compiling a function that takes gradients within itself."""
+"""Compilation of functions that compute gradients."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ Result = TypeVar("Result")
 
 
 class Compiled:
-    """Compiled functions of tensors, one for each shape that they meet.
+    """Compiled functions of tensors, one per shape of the inputs.
 
-    `torch.compile` refuses second derivatives of what it compiles. Here the function is first traced to a flat graph
-    of tensor operations, the inner gradients among them; the graph is compiled, and differentiated once. Copies and
-    pickles begin anew.
+    `torch.compile` does not support second derivatives. So the function is first traced to a flat graph of tensor
+    operations, including the inner gradients; this graph is compiled and differentiated once. Copies and pickles
+    contain no compiled functions.
     """
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, Callable[..., Any]] = {}
 
     def __call__(self, function: Callable[..., Result], constants: Hashable, *inputs: Any) -> Result:
-        """Run a function, which is traced and compiled where its inputs are of a new kind.
+        """Run a function; it is traced and compiled for inputs of a new shape or dtype.
 
         Args:
-            function: Pytrees of tensors to a pytree of tensors. What else it reads is a constant from then on.
-            constants: What the function reads that may differ from call to call.
-            *inputs: Every tensor that may differ from call to call.
+            function: Function from pytrees of tensors to a pytree of tensors. Everything else that it reads is frozen.
+            constants: Values that the function reads and that may differ between calls.
+            *inputs: All tensors that may differ between calls.
 
         Returns:
-            What the function returns.
+            The result of the function.
         """
         leaves, structure = tree_flatten(inputs)
         device = leaves[0].device.type

@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 def generator_states(device: torch.device) -> list[Tensor]:
-    """The states of the CPU's generator and of the device's.
+    """The states of the generators of the CPU and of the device.
 
     Args:
-        device: Where a network computes; its random layers may draw on the CPU as well.
+        device: Device of a network; its random layers may also draw on the CPU.
 
     Returns:
         One state, or two if the device has its own generator.
@@ -28,7 +28,7 @@ def generator_states(device: torch.device) -> list[Tensor]:
 
 
 def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
-    """Set the generators to what `generator_states` returned."""
+    """Set the generators to states returned by `generator_states`."""
     with _plain_tensors():
         torch.set_rng_state(states[0])
         if _on_accelerator(device):
@@ -37,7 +37,7 @@ def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
 
 @contextmanager
 def seeded_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """Within the context the generators of torch, Python and NumPy start from a seed; afterwards they go on as before.
+    """A context in which the generators of torch, Python and NumPy start from a seed; it restores their states.
 
     Args:
         device: As for `generator_states`.
@@ -64,11 +64,11 @@ def same_states(some: list[Tensor], others: list[Tensor]) -> bool:
 
 @contextmanager
 def generators_restored(device: torch.device, start: list[Tensor] | None = None) -> Iterator[None]:
-    """Leave the generators as they were before the context.
+    """A context that restores the generators.
 
     Args:
         device: As for `generator_states`.
-        start: The states within the context; those at hand by default.
+        start: Initial states within the context; by default the current ones.
     """
     before = generator_states(device)
     if start is not None:

@@ -15,10 +15,10 @@ Result = TypeVar("Result")
 
 
 def check_gradients() -> None:
-    """Refuse to go on where `torch.func.grad` would return zeros in silence.
+    """Raise an error if `torch.func.grad` would silently return zeros.
 
     Raises:
-        RuntimeError: Inference mode is on, and this release of torch takes no gradients in it.
+        RuntimeError: Inference mode is on, and this release of torch computes no gradients in it.
     """
     if torch.is_inference_mode_enabled() and not _gradients_in_inference_mode():
         raise RuntimeError(
@@ -34,18 +34,18 @@ def _gradients_in_inference_mode() -> bool:
 
 
 def outside_inference_mode(function: Callable[..., Result], *inputs: Any) -> Result:
-    """Run a function where it can take gradients, with `torch.no_grad` around it in place of inference mode.
+    """Run a function outside of inference mode, within `torch.no_grad`, so that it can compute inner gradients.
 
-    `torch.func.grad` works within inference mode in current torch, but older releases, 2.6 among them, return zeros
-    there in silence. Outside of inference mode this is a plain call.
+    `torch.func.grad` works within inference mode in current torch, but older releases such as 2.6 silently return
+    zeros. Outside of inference mode this is a plain call.
 
     Args:
-        function: What is run.
-        *inputs: Pytrees of its tensors. They are copied, since one that was made in inference mode cannot be
+        function: The function.
+        *inputs: Its arguments, pytrees of tensors. They are copied, since tensors made in inference mode cannot be
             differentiated.
 
     Returns:
-        What the function returns.
+        The result of the function.
     """
     if not torch.is_inference_mode_enabled():
         return function(*inputs)

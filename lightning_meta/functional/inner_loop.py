@@ -1,4 +1,4 @@
-"""Gradient descent on a support set, differentiable in where it starts."""
+"""Gradient descent on a support set, differentiable with respect to its starting point."""
 
 from __future__ import annotations
 
@@ -34,37 +34,38 @@ def inner_loop(
     direction: Callable[[Tensors], Tensors] = lambda gradients: gradients,
     optimizer: InnerOptimizer = _DESCENT,
 ) -> list[tuple[Tensors, Tensors]]:
-    r"""Follow the gradient of the support loss for a few steps.
+    r"""Take a few gradient steps on the support loss.
 
     $$\varphi_0 = \theta, \qquad \varphi_{j+1} = \varphi_j - \alpha_j\, d(u(\nabla_\varphi L(\varphi_j)))$$
 
-    The result is differentiable in θ, in the data and in the rates, through the gradients as well unless `first_order`
-    is set; then the gradients are constants, no graph is built through them, and dφ/dθ is the identity.
+    The result is differentiable with respect to θ, the data and the rates, including through the gradients. With
+    `first_order` the gradients are constants without a graph, so that dφ/dθ is the identity.
 
     Args:
-        loss: Parameters, buffers and data to the support loss (a scalar), and the buffers after the forward pass. With
-            `first_order` or `recompute`, every tensor that the meta-gradient reaches through an inner step is an
-            argument of it: what it reads from elsewhere is neither held constant nor differentiated.
-        parameters: θ by name: what is adapted.
-        buffers: The buffers of the first forward pass by name; each pass gets those that the last one left.
-        data: What the loss needs besides, a pytree of tensors: the support set. Or a function of the step j that
-            returns it, such as a mini-batch of the support set.
-        steps: How many, at least 0.
+        loss: Function from parameters, buffers and data to the support loss (a scalar) and the buffers after the
+            forward pass. With `first_order` or `recompute`, all tensors that the meta-gradient reaches must be
+            arguments of it: captured tensors are neither held constant nor differentiated.
+        parameters: Initial values θ of the adapted parameters by name.
+        buffers: Buffers of the first forward pass by name; each pass receives those of the previous one.
+        data: Further arguments of the loss, a pytree of tensors such as the support set; or a function of the step j
+            that returns them, such as a mini-batch.
+        steps: Number of steps, at least 0.
         learning_rate: α, or a function of the step j that returns α_j: a number, a scalar tensor, or a tensor for each
             parameter by name, which broadcasts to it.
-        first_order: Leave the second derivatives out (Finn et al. 2017, section 5.2).
-        recompute: Keep φ_j and the state alone of each step, and compute the step anew where the outer gradient passes
-            it: the memory of one step in place of all, for about one more forward pass and inner gradient a step.
-        direction: u, what is made of the gradients before they are followed, called once a step and in order; with
-            `recompute` it has no parameters and keeps nothing.
-        optimizer: d, what follows the gradients; gradient descent by default.
+        first_order: Omit second derivatives (Finn et al. 2017, section 5.2).
+        recompute: Only keep φ_j and the optimizer's state of each step, and recompute the step in the outer backward
+            pass. This needs the memory of one step instead of all, and about one more forward pass and inner gradient
+            per step.
+        direction: Transformation u of the gradients, called once per step, in order; with `recompute` it must have
+            neither parameters nor state.
+        optimizer: Update d of the inner optimizer; gradient descent by default.
 
     Returns:
-        For j = 0, ..., steps - 1: φ_j and the buffers after the forward pass at φ_j; last φ_steps with the buffers
-        that were left, since no forward pass was made there.
+        For j = 0, ..., steps - 1, φ_j and the buffers after the forward pass at φ_j; last, φ_steps with the buffers of
+        the previous pass, since there is no forward pass at φ_steps.
 
     Raises:
-        UserError: The rates are of another kind or shape, or lack a parameter.
+        UserError: The rates have a wrong type or shape, or lack a parameter.
     """
     check_gradients()
     state = optimizer.init(parameters)
@@ -80,9 +81,9 @@ def inner_loop(
 
 
 def _rates(rates: object, parameters: Tensors) -> tuple[Tensors, float]:
-    """Rates by name, and the number that counts where there are none.
+    """Rates by name, and the number that applies if there are none.
 
-    Tensors are inputs of a step, so that the outer gradient reaches them where it is recomputed; a number cannot be.
+    Tensors must be inputs of a step, so that the outer gradient also reaches them if the step is recomputed.
     """
     if isinstance(rates, Real):
         return {}, float(rates)
@@ -94,7 +95,7 @@ def _rates(rates: object, parameters: Tensors) -> tuple[Tensors, float]:
             raise UserError(f"rates: every adapted parameter needs one; there is none for {name!r}")
         fits = all(r in (1, s) for r, s in zip(reversed(rate.shape), reversed(p.shape), strict=False))
         if rate.dim() > p.dim() or not fits:
-            raise UserError(f"rates: that of {name!r} is {tuple(rate.shape)}, which is no rate for {tuple(p.shape)}")
+            raise UserError(f"rates: {tuple(rate.shape)} of {name!r} does not broadcast to {tuple(p.shape)}")
     return by_name, 0.0
 
 
@@ -110,18 +111,18 @@ def _step(
     state: State,
     rates: Tensors,
 ) -> tuple[Tensors, Tensors, State]:
-    at = parameters
-    if first_order:  # the data may have a graph too: a head's are features
-        at, buffers, data = _constant(at), _constant(buffers), _constant(data)
-    gradients, after = grad(loss, has_aux=True)(at, buffers, data)
-    updates, state = optimizer.update(direction(gradients), state, at)
+    point = parameters
+    if first_order:  # the data may also have a graph, such as the features below a head
+        point, buffers, data = _constant(point), _constant(buffers), _constant(data)
+    gradients, after = grad(loss, has_aux=True)(point, buffers, data)
+    updates, state = optimizer.update(direction(gradients), state, point)
     return {name: p - rates.get(name, rate) * updates[name] for name, p in parameters.items()}, after, state
 
 
 def _on_copies(
     step: Callable[..., tuple[Tensors, Tensors, State]], parameters: Tensors, buffers: Tensors, *others: Any
 ) -> tuple[Tensors, Tensors, State]:
-    """A forward pass may change buffers in place; the second run of a step starts from those of the first."""
+    """Run a step on copies of the buffers: its forward pass may change them, and it is run twice."""
     return step(parameters, {name: buffer.clone() for name, buffer in buffers.items()}, *others)
 
 

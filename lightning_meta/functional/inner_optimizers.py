@@ -1,4 +1,4 @@
-"""Optimizers of an inner loop: pure functions of gradients and a state, differentiable in both."""
+"""Inner optimizers: pure functions of gradients and a state, differentiable with respect to both."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ State = dict[str, Tensors]
 
 
 class InnerOptimizer(ABC):
-    r"""What an inner loop makes of its gradients: $\varphi_{j+1} = \varphi_j - \alpha_j\, d_j$, with d_j from `update`.
+    r"""The update rule of an inner loop: $\varphi_{j+1} = \varphi_j - \alpha_j\, d_j$, with d_j from `update`.
 
-    A subclass is a frozen dataclass, so that a checkpoint can store it. It holds numbers, never tensors.
+    Subclasses are frozen dataclasses of numbers, not tensors, so that a checkpoint can store them.
     """
 
     @abstractmethod
@@ -26,10 +26,10 @@ class InnerOptimizer(ABC):
         """The state before the first step.
 
         Args:
-            parameters: θ by name.
+            parameters: Initial parameters θ by name.
 
         Returns:
-            Tensors by any two names; empty if there is nothing to remember.
+            Tensors by two levels of names, such as the kind of moment and the parameter; empty without state.
         """
 
     @abstractmethod
@@ -37,21 +37,21 @@ class InnerOptimizer(ABC):
         """One step.
 
         Args:
-            gradients: g_j by name.
-            state: The state before the step. It is not changed in place.
-            parameters: φ_j by name.
+            gradients: Gradients g_j by name.
+            state: State before the step; it must not be changed in place.
+            parameters: Parameters φ_j by name.
 
         Returns:
-            d_j by name, which the loop multiplies by the rate and subtracts, and the state after the step.
+            The updates d_j by name, which the loop multiplies by the rate and subtracts; and the state after the step.
         """
 
 
 @dataclass(frozen=True)
 class InnerSGD(InnerOptimizer):
-    r"""Gradient descent, with momentum if asked for: $m_{j+1} = \mu m_j + g_j$, $d_j = m_{j+1}$ (as `torch.optim.SGD`).
+    r"""Gradient descent with optional momentum: $m_{j+1} = \mu m_j + g_j$, $d_j = m_{j+1}$ (as `torch.optim.SGD`).
 
     Args:
-        momentum: μ in [0, 1).
+        momentum: Momentum μ in [0, 1).
     """
 
     momentum: float = 0.0
@@ -78,13 +78,13 @@ class InnerAdam(InnerOptimizer):
     $$m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) g^2, \quad
       d = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}$$
 
-    The first step is nearly sign(g), whose derivative is large where g is almost 0: second-order meta-gradients are
-    exact, but can be very large, so it is best used with `first_order`. Each task starts with m = v = 0.
+    The first step is nearly sign(g), whose derivative is very large for g close to 0. Second-order meta-gradients are
+    exact but can be very large, so `first_order` is recommended. Each task starts with m = v = 0.
 
     Args:
-        beta1: β₁ in [0, 1); 0, without momentum, is what Reptile uses (Nichol et al. 2018).
-        beta2: β₂ in [0, 1).
-        eps: ε > 0.
+        beta1: Decay β₁ of the first moment, in [0, 1); 0 as in Reptile (Nichol et al. 2018) is without momentum.
+        beta2: Decay β₂ of the second moment, in [0, 1).
+        eps: ε > 0 in the denominator.
     """
 
     beta1: float = 0.9
@@ -96,14 +96,14 @@ class InnerAdam(InnerOptimizer):
         positive(eps=self.eps)
 
     def init(self, parameters: Tensors) -> State:
-        """Moments of zero and a step count; no first moment with beta1 = 0, where it is the gradient."""
+        """Zero moments and a step count; without a first moment for beta1 = 0, where it equals the gradient."""
         like = next(iter(parameters.values()))
         count = {"count": torch.zeros((), dtype=torch.int64, device=like.device)}
         first = {"first": _zeros(parameters)} if self.beta1 else {}
         return {"steps": count, "second": _zeros(parameters), **first}
 
     def update(self, gradients: Tensors, state: State, parameters: Tensors) -> tuple[Tensors, State]:
-        """The first moment over the root of the second, both without bias."""
+        """The first moment over the root of the second, both with bias correction."""
         count = state["steps"]["count"] + 1
         first = gradients
         if self.beta1:
@@ -122,12 +122,12 @@ def _zeros(parameters: Tensors) -> Tensors:
 
 
 def _one_minus_power(beta: float, count: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 - β^t without cancellation, which in float32 takes four digits of 1 - 0.999."""
+    """1 - β^t without cancellation, which would cost four digits of 1 - 0.999 in float32."""
     log = math.log(beta) if beta else -math.inf
     return -torch.expm1(log * count.to(torch.promote_types(dtype, torch.float32)))
 
 
 def _root(v: Tensor) -> Tensor:
-    """√v; its derivative at 0, where a gradient was exactly 0, is taken as 0, since torch's is infinite."""
+    """√v with derivative 0 at 0, where torch's is infinite: gradients may be exactly 0."""
     zero = v == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, v).sqrt())

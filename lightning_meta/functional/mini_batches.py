@@ -1,8 +1,8 @@
-"""Mini-batches of a support set, in an order that follows from the examples themselves.
+"""Mini-batches of a support set, in an order computed from the examples themselves.
 
-Inner steps see a task's support set and nothing else, so there is no counter that a task's draws could be keyed by.
-Here the key of an example is a hash of its content: each task has its own order, which is the same on any worker, rank
-or device, under `vmap`, in every evaluation, and however the support set is sorted.
+Inner steps only see the support set of a task, so random draws cannot be keyed by a counter. Instead, examples are
+sorted by a hash of their content: each task has its own order, which is the same on any worker, rank or device, under
+`vmap`, in every evaluation, and for any order of the support set.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from lightning_meta.functional.tensor_bits import GAMMA, mix
 
 
 def mini_batches(examples: Examples, size: int, count: int) -> list[Examples]:
-    """Shuffle the examples once an epoch, and cut the epochs, one after the other, into batches.
+    """Shuffle the examples in each epoch, and split the concatenated epochs into batches.
 
-    As in the code of Nichol et al. (2018, https://arxiv.org/abs/1803.02999), a batch may lie across two epochs.
+    As in the code of Nichol et al. (2018, https://arxiv.org/abs/1803.02999), a batch may contain the end of an epoch
+    and the beginning of the next.
 
     Args:
-        examples: `x` is `(M, ...)`, `y` is `(M, ...)`. Examples that are equal are interchangeable.
-        size: Examples in a batch; no more than M are taken.
-        count: How many batches.
+        examples: Examples with `x` `(M, ...)` and `y` `(M, ...)`.
+        size: Number of examples per batch; at most M are used.
+        count: Number of batches.
 
     Returns:
-        The batches, `(min(size, M), ...)` each.
+        The batches, each with `min(size, M)` examples.
     """
     total = len(examples.x)
     size = min(size, total)
@@ -37,11 +38,11 @@ def mini_batches(examples: Examples, size: int, count: int) -> list[Examples]:
 
 
 def content_keys(examples: Examples) -> Tensor:
-    """64 random bits for each example, a function of its input and target: `(M,)` int64.
+    """A 64-bit hash of the input and target of each example, `(M,)` int64.
 
-    Numbers are taken in float32, so that float64 examples that were float32 before have the same keys.
+    Values are first converted to float32, so that examples widened from float32 to float64 keep their keys.
     """
     parts = [part.detach().reshape(len(part), -1).float() for part in examples]
     words = torch.cat(parts, dim=-1).view(torch.int32).long()
     multipliers = mix(torch.arange(1, words.shape[-1] + 1, device=words.device) * GAMMA) | 1
-    return mix((words * multipliers).sum(-1))  # wrapping sums do not depend on their order
+    return mix((words * multipliers).sum(-1))  # integer sums that wrap do not depend on the order of summation

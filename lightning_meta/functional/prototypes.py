@@ -1,6 +1,6 @@
-"""Class prototypes, and how far a feature is from them.
+"""Class prototypes, and distances of features from them.
 
-All is computed in float32, or in float64 for float64 features: squares of half-precision features overflow and cancel.
+Computations are in float32, or in float64 for float64 features: squares of half-precision features overflow and cancel.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from lightning_meta.functional.precision import in_float32
 
 
 def one_hot(labels: Tensor, ways: int) -> Tensor:
-    """Whether an example is of a class: `(M,)` labels in [0, N) to `(M, N)` bool.
+    """One-hot encoding of labels `(M,)` in [0, N) as booleans `(M, N)`; rows of labels out of range are False.
 
-    `F.one_hot` reads the largest label, so that it can be neither recorded nor traced. Here nothing is read, and a
-    label out of range is of no class.
+    Unlike `F.one_hot` it does not read the largest label, so it can be captured as a CUDA graph and traced.
+
+    >>> one_hot(torch.tensor([1, 0]), 2).tolist()
+    [[False, True], [True, False]]
     """
     return labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)
 
@@ -28,12 +30,15 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     $$c_n = \frac{1}{|S_n|} \sum_{(x, y) \in S,\, y = n} f(x)$$
 
     Args:
-        features: `(M, D)`.
-        labels: `(M,)` in [0, N), in any order, each class at least once; others are left out.
-        ways: N.
+        features: Features `(M, D)`.
+        labels: Labels `(M,)` in [0, N), in any order, each class at least once; others are ignored.
+        ways: Number of classes N.
 
     Returns:
-        `(N, D)`.
+        Prototypes `(N, D)`.
+
+    >>> class_means(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1]), 2).tolist()
+    [[1.0], [5.0]]
     """
     members = one_hot(labels, ways).to(features.dtype)
     return members.T @ features / members.sum(0).unsqueeze(-1)
@@ -42,7 +47,7 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 @in_float32
 def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
     """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`."""
-    # Distances do not change with the origin; one among the prototypes leaves less to cancel.
+    # Distances are invariant to the origin; with the mean prototype as origin, less precision is lost by cancellation.
     origin = prototypes.mean(0)
     features, prototypes = features - origin, prototypes - origin
     squares = features.square().sum(-1, keepdim=True) + prototypes.square().sum(-1)
@@ -57,7 +62,7 @@ def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
 
 @in_float32
 def unit_length(features: Tensor) -> Tensor:
-    """Features `(M, D)` divided by their lengths; those that are 0 stay 0, with a finite gradient."""
+    """Features `(M, D)` divided by their lengths; zero vectors stay 0, with a finite gradient."""
     squares = features.square().sum(-1, keepdim=True)
-    # Where a length is 0, `F.normalize` divides the gradient by its epsilon of 1e-12.
+    # For zero vectors, `F.normalize` would divide the gradient by its epsilon of 1e-12.
     return features * torch.where(squares > 0, squares, 1.0).rsqrt()

@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed run; without one, there is a single rank."""
+"""Sums over the ranks of a distributed run; otherwise there is one rank."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """W, the number of ranks."""
+    """The number of ranks."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -27,10 +27,10 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def columns_of_ranks(matrix: Tensor) -> tuple[Tensor, slice]:
-    """The matrices of all ranks side by side, on each of them, and where this rank's columns lie; without gradients.
+    """The matrices of all ranks side by side, on each rank, and the slice of this rank's columns; without gradients.
 
     Args:
-        matrix: `(R, C)`, with the same R on all ranks; the ranks wait for each other.
+        matrix: Matrix `(R, C)`, with the same R on all ranks. All ranks must call this together.
     """
     ranks = world_size()
     if ranks == 1:
@@ -42,4 +42,4 @@ def columns_of_ranks(matrix: Tensor) -> tuple[Tensor, slice]:
     own = slice(ends[rank] - matrix.shape[1], ends[rank])
     whole = matrix.new_zeros(len(matrix), ends[-1])
     whole[:, own] = matrix.detach()
-    return sum_over_ranks(whole), own  # widths may differ, which not every backend can gather
+    return sum_over_ranks(whole), own  # a sum, since not all backends can gather different widths

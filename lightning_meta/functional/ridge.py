@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, through which gradients flow."""
+"""Differentiable ridge regression in closed form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
     $$W = X^\top (X X^\top + \lambda I)^{-1} Y = (X^\top X + \lambda I)^{-1} X^\top Y$$
 
-    The first form (the Woodbury identity) solves M equations, the second F; the smaller system is solved.
+    The first form (Woodbury identity) is a system of M equations, the second of F; the smaller one is solved.
 
     Args:
         x: Features `(M, F)`.
@@ -22,7 +22,7 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
         penalty: λ > 0, a scalar.
 
     Returns:
-        W `(F, N)`.
+        Weights W `(F, N)`.
     """
     y = y.to(x.dtype)
     if len(x) <= x.shape[1]:
@@ -32,6 +32,6 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
 def _solve(gram: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    # `linalg.solve` reads an error code back from the device, which makes a GPU wait; λ > 0 leaves nothing to report.
+    # `linalg.solve` reads an error code, which synchronises with a GPU; for λ > 0 the system is always solvable.
     solution: Tensor = torch.linalg.solve_ex(gram + penalty * identity, y).result
     return solution

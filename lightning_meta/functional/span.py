@@ -1,4 +1,4 @@
-"""Features of a task in as many dimensions as there are examples."""
+"""Features of a task in the span of its examples."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lightning_meta.functional.precision import in_float32
 
 @in_float32
 def in_their_span(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-    """The features of a task in a basis of their own span, where they have the same inner products and distances.
+    """Coordinates of features in a basis of their span; inner products and distances do not change.
 
-    Where there are fewer examples than features, as in few-shot tasks, what is computed from it is faster.
+    This makes later computations faster if there are fewer examples than features, as in few-shot tasks.
 
     Args:
-        support: `(K, F)`.
-        query: `(M, F)`.
+        support: Features `(K, F)`.
+        query: Features `(M, F)`.
 
     Returns:
-        `(K, D)` and `(M, D)` with D = min(F, K + M).
+        Coordinates `(K, D)` and `(M, D)` with D = min(F, K + M).
     """
     features = torch.cat([support, query])
     if len(features) >= features.shape[1]:

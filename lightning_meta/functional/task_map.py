@@ -1,4 +1,4 @@
-"""The task map: a function of one task, run over T of them."""
+"""The task map: run a function of one task on T tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Result = TypeVar("Result")
 
 
 class TaskMap(NamedTuple):
-    """How tasks are visited; every way gives the same numbers, but for the order in which they are added up.
+    """How tasks are computed; all variants give the same results up to rounding.
 
     Attributes:
-        strategy: Vectorise over tasks, or visit one after the other.
-        chunk_size: Vectorise over so many at a time, which bounds the memory; all at once where None.
+        strategy: Whether to vectorise over tasks or to loop over them.
+        chunk_size: Number of tasks that are vectorised at a time, which bounds the memory; None for all.
         compile: Whether a whole training step is compiled.
     """
 
@@ -34,18 +34,18 @@ class TaskMap(NamedTuple):
 
 
 def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Result:
-    """Run a one-task function over all tasks, in inference mode as well.
+    """Run a function of one task on all tasks, also in inference mode.
 
-    What does not differ between tasks is computed once under `vmap`: a forward pass with weights that all tasks share
-    is one pass over the whole meta-batch.
+    Under `vmap`, a forward pass with weights that all tasks share is a single pass over the whole meta-batch.
 
     Args:
-        function: Pytrees of tensors of one task to a pytree of tensors. Random layers draw differently in each task.
-        how: The strategy and the size of its chunks.
+        function: Function from pytrees of tensors of one task to a pytree of tensors. Random layers draw different
+            numbers for each task.
+        how: Strategy and chunk size.
         *tasks: Pytrees whose tensors have a leading task dimension T.
 
     Returns:
-        What the function returns, with a leading dimension T.
+        The results of the function, with a leading dimension T.
     """
     if torch.is_inference_mode_enabled():
         outside: Result = outside_inference_mode(partial(task_map, function, how), *tasks)

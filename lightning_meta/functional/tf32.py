@@ -15,10 +15,10 @@ _BY_OPERATION = hasattr(torch.backends.cudnn, "conv")
 
 
 def tf32_requested() -> bool:
-    """Whether the user asked for less than full float32, by `torch.set_float32_matmul_precision` or what it switches.
+    """Whether the user enabled TF32, by `torch.set_float32_matmul_precision` or the setting behind it.
 
-    Matrix products use full float32 by default. Convolutions and recurrent layers use TF32 by default, so their switch
-    says nothing about what the user wants.
+    Matrix products use full float32 by default. Convolutions and recurrent layers use TF32 by default, so their setting
+    does not show what the user wants.
     """
     if _BY_OPERATION:  # the getter of `set_float32_matmul_precision` raises where another function set the switch
         return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
@@ -38,14 +38,14 @@ def has_tf32(device: torch.device) -> bool:
 
 @contextmanager
 def full_float32(enabled: bool = True) -> Iterator[None]:
-    """Within the context convolutions, recurrent layers and matrix products use full float32 on CUDA.
+    """A context in which convolutions, recurrent layers and matrix products use full float32 on CUDA.
 
-    TF32 keeps 10 bits of the mantissa. A loss hardly notices; a gradient through inner gradient steps was measured to
-    be 16 % off. cuDNN reads its switch when a kernel runs, so a backward pass needs the context as well. Matrix
-    products use full float32 unless `tf32_requested`, so there is nothing to switch.
+    TF32 keeps 10 bits of the mantissa. This hardly affects a loss, but a gradient through inner steps had a measured
+    error of 16 %. cuDNN reads its setting when a kernel runs, so the backward pass needs the context as well. Matrix
+    products use full float32 unless `tf32_requested`, so they need no setting.
 
     Args:
-        enabled: Whether anything is done. It is a constant of the caller, or `not tf32_requested()`.
+        enabled: Whether the context has an effect: a constant of the caller, or `not tf32_requested()`.
     """
     if not enabled:
         yield

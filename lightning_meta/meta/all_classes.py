@@ -1,4 +1,4 @@
-"""Training on all classes at once, which methods share that meet tasks only after training."""
+"""Training a classifier of all training classes, for methods that see few-shot tasks only after training."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import Episode, Examples
 from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.meta.base import MetaModule, Outcome
 from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
 from lightning_meta.tasks import EpisodeSpec
 
 
 class ClassifierLearner(MetaModule, ABC):
-    """A method on the features of a network that was trained to classify all training classes at once.
+    """A method on the features of a network that is trained to classify all training classes at once.
 
-    To add one, implement `adapt` and `predict` on `self.features(x)`. The network can also be that of a run of any
-    other method (`backbone_weights`) or frozen, with `max_steps: 0`.
+    To add one, implement `adapt` and `predict` on `self.features(x)`. The network can also be taken from a run of any
+    other method (`backbone_weights`) or be frozen, with `max_steps: 0`.
     """
 
     inner_gradients = False
@@ -39,15 +40,19 @@ class ClassifierLearner(MetaModule, ABC):
         """The features `(M, F)` of inputs `(M, *input_shape)` after training."""
         return at_least_float32(features_after_training(self, x))
 
+    def scaled_features(self, x: Tensor) -> Tensor:
+        """The features `(M, F)` of inputs `(M, *input_shape)`, divided by their lengths."""
+        return unit_length(self.features(x))
+
 
 def images_of_all_classes(batch: Episode) -> Examples:
-    """The examples of a meta-batch, support and query alike, under the labels of the whole training split.
+    """All support and query examples of a meta-batch, with their labels in the whole training split.
 
     Args:
         batch: T tasks of M examples each.
 
     Returns:
-        `x` `(T*M, *input_shape)`, `y` `(T*M,)` classes of the split.
+        `x` `(T*M, *input_shape)`, `y` `(T*M,)` numbers of the classes in the split.
     """
     assert batch.classes is not None
     x = torch.cat([batch.support.x, batch.query.x], dim=1).flatten(0, 1)
@@ -56,11 +61,11 @@ def images_of_all_classes(batch: Episode) -> Examples:
 
 
 def features_in_training(module: MetaModule, x: Tensor) -> tuple[Tensor, Tensors]:
-    """The features `(M, F)` of one batch, normalised by its own statistics, and these for an `Outcome`.
+    """The features `(M, F)` of a batch, normalised by its own statistics, and these statistics for an `Outcome`.
 
     Args:
-        module: Its backbone is run.
-        x: `(M, *input_shape)`.
+        module: The module whose backbone is run.
+        x: Inputs `(M, *input_shape)`.
     """
     features, buffers = stateless_call(module.backbone, own_buffers(module.backbone), x, "fused")
     statistics = {name: tensor.unsqueeze(0) for name, tensor in module.keep_buffers(buffers).items()}
@@ -68,10 +73,10 @@ def features_in_training(module: MetaModule, x: Tensor) -> tuple[Tensor, Tensors
 
 
 def features_after_training(module: MetaModule, x: Tensor) -> Tensor:
-    """The features `(M, F)` of inputs, normalised by the statistics that training left behind.
+    """The features `(M, F)` of inputs, normalised by the running statistics of training.
 
     Args:
-        module: Its backbone is run.
-        x: `(M, *input_shape)`.
+        module: The module whose backbone is run.
+        x: Inputs `(M, *input_shape)`.
     """
     return stateless_call(module.backbone, own_buffers(module.backbone), x, "stored")[0]

@@ -7,64 +7,64 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.inner_optimizers import InnerAdam
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class AlphaTIM(ClassifierLearner):
-    r"""TIM with entropies that penalise unequal class frequencies less, for query sets that are not balanced.
+class AlphaTIM(TransductiveClassifier):
+    r"""TIM with α-entropies, which penalise unequal class frequencies less, for unbalanced query sets.
 
     Veilleux, Boudiaf, Piantanida and Ben Ayed, Realistic Evaluation of Transductive Few-Shot Learning (NeurIPS 2021,
-    https://arxiv.org/abs/2204.11181, section 4). Predictions p are those of `TIM`, from features of length 1, and for a
-    task class weights are sought that minimise
+    https://arxiv.org/abs/2204.11181, section 4). Predictions p are those of `TIM`, on features of length 1, and for
+    each task the class weights minimise
 
     $$\lambda\, \mathrm{CE}(\text{support}) - H_\alpha(\bar p) + \mu\, \tfrac{1}{M} \sum_j H_\alpha(p_j), \qquad
       H_\alpha(p) = \tfrac{1}{\alpha - 1} \Big(1 - \sum_n p_n^\alpha\Big)$$
 
     over the M queries j, by Adam from the class means of the support set. The α-entropies of Tsallis become Shannon's
-    as α approaches 1, where the loss is that of `TIM`; a larger α makes the marginal entropy flatter around equal
-    frequencies. The network is a classifier of all training classes, or that of another run. Any way is served.
+    as α approaches 1, where the loss is that of `TIM`; with a larger α the marginal entropy is flatter around equal
+    frequencies. The network is trained to classify all training classes, or taken from another run. Tasks may have any
+    number of ways.
 
-    **Transductive**: a prediction uses the whole query set. Classes are still drawn towards equal frequencies, by less
-    than in `TIM`. One query alone is drawn towards equal probabilities.
+    **Transductive**: predictions depend on the whole query set. Equal class frequencies are still favoured, but less
+    than by `TIM`. A single query is pulled towards equal probabilities.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
         - Own: class weights, moved by support and query set.
-        - New task: embed, follow the gradient of the weights.
+        - New task: embed, adapt the weights by gradient steps.
 
     Run it:
-        `python scripts/fit.py --config configs/alpha_tim_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/alpha_tim_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/alpha_tim_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/alpha_tim_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. The steps are those of class weights, so there is no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - α is the same for any number of shots; the authors, who tuned it on validation classes, have 2 for one shot
-          and 7 for five or more. The cross-entropy is Shannon's, as in their code.
-        - Probabilities below 1e-12 count as that in the entropies; the authors add 1e-12.
+        - α is the same for any number of shots; the authors tuned it on validation classes to 2 for one shot and 7 for
+          five or more. The cross-entropy is Shannon's, as in their code.
+        - In the entropies, probabilities are clipped at 1e-12; the authors add 1e-12.
 
     Args:
-        backbone: The network f.
-        steps: Steps of Adam.
-        step_size: Its rate, > 0.
-        alpha: α > 0; 1 is Shannon's entropy. The authors have 7 with five shots.
-        temperature: τ > 0.
-        support_weight: λ > 0 of the support set's cross-entropy.
-        entropy_weight: μ, at least 0, of the conditional entropy.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        steps: Number of Adam steps, at least 0.
+        step_size: Learning rate of Adam, > 0.
+        alpha: Order α > 0 of the entropies; 1 is Shannon's entropy. The authors use 7 for five shots.
+        temperature: Temperature τ > 0.
+        support_weight: Weight λ > 0 of the cross-entropy of the support set.
+        entropy_weight: Weight μ >= 0 of the conditional entropy.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "draws the classes towards equal frequencies among them"
@@ -87,13 +87,9 @@ class AlphaTIM(ClassifierLearner):
         self.steps, self.step_size, self.alpha, self.temperature = steps, step_size, alpha, temperature
         self.support_weight, self.entropy_weight = support_weight, entropy_weight
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        support, query = state["features"], unit_length(self.features(x))
+        support, query = state["features"], self.scaled_features(x)
         members = state["members"].to(query.dtype)
         weights, optimizer = members.T @ support / members.sum(0).unsqueeze(-1), InnerAdam()
         moments = optimizer.init({"weights": weights})
@@ -116,34 +112,34 @@ def loss_gradient(
     support_weight: float,
     entropy_weight: float,
 ) -> Tensor:
-    """The gradient of the loss of one task in its class weights, in closed form.
+    """The gradient of the loss of one task with respect to its class weights, in closed form.
 
     Args:
-        weights: w `(N, F)`.
-        support: `(K, F)`.
-        members: One-hot `(K, N)`, of the same dtype.
-        query: `(M, F)`.
+        weights: Class weights w `(N, F)`.
+        support: Features `(K, F)`.
+        members: Labels, one-hot `(K, N)`, of the dtype of the features.
+        query: Features `(M, F)`.
         alpha: α.
         temperature: τ.
         support_weight: λ.
         entropy_weight: μ.
 
     Returns:
-        `(N, F)`.
+        The gradient `(N, F)`.
     """
     features = torch.cat([support, query])
-    of_support, p = (
+    p_support, p = (
         (-temperature / 2 * squared_euclidean(features, weights)).softmax(-1).split([len(support), len(query)])
     )
-    # Of the entropies in the probabilities, but for a constant that softmax does not see.
+    # Derivative of the entropies in the probabilities, up to a constant, which cancels in the softmax's Jacobian.
     in_p = alpha * (_log(p.mean(0), alpha) - entropy_weight * _log(p, alpha)) / len(query)
     in_logits = torch.cat(
-        [support_weight * (of_support - members) / len(support), p * (in_p - (p * in_p).sum(-1, keepdim=True))]
+        [support_weight * (p_support - members) / len(support), p * (in_p - (p * in_p).sum(-1, keepdim=True))]
     )
     return temperature * (in_logits.T @ features - in_logits.sum(0).unsqueeze(-1) * weights)
 
 
 def _log(p: Tensor, alpha: float) -> Tensor:
-    """The logarithm of Tsallis, (p^(α-1) - 1) / (α - 1); the natural one where α is 1."""
+    """The logarithm of Tsallis: (p^(α-1) - 1) / (α - 1), which is the natural logarithm for α = 1."""
     log = p.clamp_min(1e-12).log()
     return log if alpha == 1 else ((alpha - 1) * log).expm1() / (alpha - 1)

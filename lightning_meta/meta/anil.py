@@ -1,4 +1,4 @@
-"""Almost no inner loop."""
+"""ANIL (almost no inner loop)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from lightning_meta.meta.gradient_based import GradientBasedLearner
 
 
 class ANIL(GradientBasedLearner):
-    r"""MAML whose inner steps adapt the head alone (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
+    r"""MAML whose inner steps only adapt the head (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
 
     $$\min_{\theta, w} \sum_i L(w_i, \theta; \mathrm{query}_i), \qquad
       w_i = w - \alpha \nabla_w L(w, \theta; \mathrm{support}_i) \text{ (a few times)}$$
 
-    (section 4) with θ the backbone and w the linear head. The backbone learns in the outer loop only, through the inner
-    steps of the head, so the features of a support set are computed once. A model serves the way it was trained with.
+    (section 4) with θ the backbone and w the linear head. The backbone is learned only in the outer loop, through the
+    inner steps of the head, so the features of a support set are computed once. New tasks must have as many ways as in
+    training.
 
     At a glance:
         - Shared: features θ, an initial head w.
@@ -28,19 +29,19 @@ class ANIL(GradientBasedLearner):
         `configs/anil_mini_imagenet.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Those of `MAML`, but for that on the inner loop's batch normalisation: no inner step adapts it here.
-        - A backbone that draws random numbers, as dropout does, is passed once per inner step.
+        - Those of `MAML`, except that inner steps do not adapt batch normalisation.
+        - A backbone that draws random numbers, such as dropout, is run once per inner step.
 
     Args:
         backbone: The network below the head.
-        **options: Those of `GradientBasedLearner`, but for `inner_parameters`.
+        **options: Options of `GradientBasedLearner`, except `inner_parameters`.
     """
 
     fixed_options = ("inner_parameters",)

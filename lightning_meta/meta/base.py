@@ -1,4 +1,4 @@
-"""The base of all meta-learners: two pure functions of one task, and everything around them."""
+"""The base class of all meta-learners: training and evaluation around `adapt` and `predict` on one task."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 Graph = Literal["off", "auto", False]  # YAML reads `off` as False
 
-# Attributes that change between steps and say nothing about what a step computes.
+# Attributes that may change between steps without changing what a step computes; see `step_key`.
 _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
     *(
@@ -58,30 +58,30 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
         "_compiled",
         "_graphs",
         "_init_args",
-        "_loops_told",
         "_loss_watch",
         "_progress_reads",
         "_stored_groups",
         "_vectorises",
         "_visits_chosen",
+        "_warned_of_loop",
         "test_report",
     ),
-    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # notes of `nn.stateless`
+    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
 }
 
 OnTask = Callable[[TaskMap, int, Examples, Examples], Any]
-"""What is done with one task: how tasks are visited, N, the support set, the query set."""
+"""A function of one task; its arguments are how tasks are visited, N, the support set and the query set."""
 
 
 class Outcome(NamedTuple):
-    """What training on one task gives, or on T tasks with a leading dimension T.
+    """The result of training on one task, or on T tasks with a leading dimension T.
 
     Attributes:
-        loss: The loss that the outer loop lowers, a scalar.
+        loss: The scalar that the outer loop minimises.
         outputs: Predictions of the query set, `(M, outputs)`.
-        targets: What they should have been, `(M, ...)`.
-        buffers: What the forward passes made of the backbone's buffers, by name, where they are not the module's own:
-            statistics that the running ones of batch normalisation follow, and others that changed.
+        targets: Labels or targets of the query set, `(M, ...)`.
+        buffers: Buffers that the forward passes updated, by name: the batch statistics that running statistics follow,
+            and other buffers that changed.
     """
 
     loss: Tensor
@@ -91,50 +91,50 @@ class Outcome(NamedTuple):
 
 
 class MetaModule(ChecksBatches, Learner, ABC):
-    r"""A learner of learners: give it `adapt` and `predict` on one task, and it trains, evaluates and serves.
+    r"""Base class of meta-learners: implement `adapt` and `predict` on one task; training and evaluation are provided.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of a task's query examples that are classified right, in [0, 1],
-          the mean over tasks. In regression it is `mse`, the mean squared error in squared units of the target, and
-          beside it `val/mse_median`, `test/mse_median`, the median over tasks, which a few tasks that blow up do not
-          move.
-        - `val/accuracy_ci95`, `test/accuracy_ci95`: the half-width of the 95 % interval of that mean,
+        - `val/accuracy`, `test/accuracy`: accuracy on a task's query examples, in [0, 1], averaged over tasks. In
+          regression `mse`, the mean squared error in squared units of the target, and `val/mse_median`,
+          `test/mse_median`, the median over tasks, which a few diverging tasks do not affect.
+        - `val/accuracy_ci95`, `test/accuracy_ci95`: half-width of the 95 % confidence interval of that mean,
           $t_{n-1}\, s / \sqrt{n}$, with s the standard deviation over the n tasks and t the quantile of Student's
-          distribution, 1.96 for many tasks. It is about other tasks of the same split, and says nothing about other
-          seeds.
-        - `val/accuracy_step_<j>`, `val/accuracy_step_<j>_ci95`, and `test` alike: the same after j inner steps, from 0
-          to the last; of learners with an inner loop alone.
-        - `val/loss`, `test/loss`: the loss of the query set, the mean over tasks; of stored regression tasks in units
-          of the standard deviation of the training targets.
-        - `train/loss`, `train/accuracy`: of the meta-batch of one step, every `log_every_n_steps` steps: the mean outer
-          loss, which is what is minimised, and the accuracy (or `mse`) of its query sets.
-        - `test/tasks`: n.
+          distribution (1.96 for many tasks). It covers the choice of tasks from the same split, not the choice of the
+          seed.
+        - `val/accuracy_step_<j>`, `val/accuracy_step_<j>_ci95`, and likewise for `test`: the same after each of j = 0,
+          1, ... inner steps; only for learners with an inner loop.
+        - `val/loss`, `test/loss`: loss on the query set, averaged over tasks. For stored regression tasks targets are
+          standardised by the training split.
+        - `train/loss`, `train/accuracy`: mean outer loss, which is minimised, and accuracy (or `mse`) on the query sets
+          of one meta-batch, every `log_every_n_steps` steps.
+        - `test/tasks`: the number of tasks n.
 
     Args:
-        backbone: The network that is shared by all tasks; its batch normalisations become `TaskBatchNorm`.
+        backbone: The network shared by all tasks; its batch normalisation layers become `TaskBatchNorm`.
         optimizer: Optimizer of the outer loop.
-        lr_scheduler: Steps once per training step.
-        strategy: How tasks are visited: all at once by `vmap`, one after the other by `loop`; `auto` chooses by a rule,
-            `measured` by a short measurement before the first step. The choice is kept in the checkpoint.
-        chunk_size: Tasks that `vmap` takes at a time, which bounds the memory; by default all.
-        compile: Compile a whole training step, once for each shape of a meta-batch: half a minute and more at the
-            start, then small networks are several times faster. It needs `vmap`, and a C++ compiler on a CPU.
-        graph: `auto` records training and evaluation steps as CUDA graphs, where a GPU waits for a CPU to launch small
-            kernels; `off` does not. A step that cannot be recorded runs as it is, and a line says why. Not yet run on
-            a GPU. See `docs/gpus.md`.
+        lr_scheduler: Learning rate schedule, stepped once per training step.
+        strategy: How the tasks of a meta-batch are computed: `vmap` vectorises over them, `loop` takes one after the
+            other, `auto` chooses by a rule, `measured` by a short measurement before the first step. The choice is
+            stored in the checkpoint.
+        chunk_size: Number of tasks that `vmap` takes at a time, which bounds the memory; all by default.
+        compile: Compile the whole training step, once per shape of a meta-batch. This takes half a minute or more at
+            the start and makes small networks several times faster. Needs `vmap`, and on a CPU a C++ compiler.
+        graph: `auto` captures training and evaluation steps as CUDA graphs, which helps where the GPU waits for the CPU
+            to launch small kernels; `off` does not. A step that cannot be captured runs without a graph, and the log
+            says why. Not yet run on a GPU. See `docs/gpus.md`.
         backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
             than 1 for a pretrained backbone that is not frozen.
-        backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
-            of its backbone. A resumed run and a checkpoint that is loaded do not need it.
-        episodes: What the episodes look like; filled in by the data module.
+        backbone_weights: Run directory or checkpoint, such as `runs/baseline/0`, whose backbone weights the backbone
+            starts from. Not needed to resume a run or load a checkpoint.
+        episodes: Shapes, ways and task type of the episodes; filled in by the data module.
     """
 
     batch_type, data_module = Episode, "EpisodicDataModule"
 
     needs_images: bool = False
-    """Whether it must be given images even where the backbone is frozen, as a method that augments them must.
+    """Whether `adapt` and `predict` need images even if the backbone is frozen, for example to augment them.
 
-    Otherwise `adapt` and `predict` may get the features of a frozen backbone, which it passes on, in place of images.
+    Otherwise they may receive the features of a frozen backbone instead of images.
     """
 
     def __init__(
@@ -172,12 +172,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
         self.test_report: dict[str, Any] = {}
         self._visits_chosen = False  # before the first training step
         self._vectorises: dict[bool, bool] = {}  # whether vmap can run training (True) and evaluation (False)
-        self._loops_told = False
+        self._warned_of_loop = False
 
-    # What a method may change.
+    # Methods that subclasses may override.
 
     def trajectory(self, support: Examples, ways: int) -> Sequence[Any]:
-        """The states after 0, ..., S inner steps; only the last one where there is no inner loop."""
+        """The states after 0, ..., S inner steps; a single state for methods without an inner loop."""
         return [self.adapt(support, ways)]
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
@@ -194,28 +194,28 @@ class MetaModule(ChecksBatches, Learner, ABC):
             return task_map(partial(self._train_on_task, how, batch.ways), how, batch.support, batch.query)
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the parameters that depend on the episodes; the backbone has `self.feature_size` features."""
+        """Make the parameters that depend on the episodes, such as a head on `self.feature_size` features."""
 
     def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
-        """The shape of what the backbone is given: one input, unless a method makes something else of examples."""
+        """The shape of one input of the backbone; override it if the method transforms examples first."""
         return episodes.input_shape
 
     def check_episodes(self, episodes: EpisodeSpec) -> None:
-        """Refuse episodes of another kind than those that the module was made for.
+        """Refuse episodes that do not match those the module was built for.
 
         Raises:
-            UserError: What differs.
+            UserError: Task type, input shape or number of outputs differ.
         """
         names = ["task", "input_shape"] + (["outputs"] if episodes.task == "regression" else [])
         for name in names:
-            wanted, given = getattr(self.spec, name), getattr(episodes, name)
-            if wanted != given:
-                raise UserError(f"{type(self).__name__} was made for {name} {wanted}, but the data has {given}")
+            expected, received = getattr(self.spec, name), getattr(episodes, name)
+            if expected != received:
+                raise UserError(f"{type(self).__name__} was made for {name} {expected}, but the data has {received}")
         if episodes.task == "classification":
             self.check_ways(episodes.outputs)
 
     def setup(self, stage: str) -> None:
-        """Take from the data module what the episodes look like, or check that it fits."""
+        """Take the specification of the episodes from the data module, or check that it matches."""
         if self.inner_gradients and str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"precision: {self.trainer.precision} was asked for, but the inner gradients of {type(self).__name__} "
@@ -234,7 +234,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         super().setup(stage)
 
     def check_data(self, spec: EpisodeSpec) -> None:
-        """Refuse episodes of another kind, and warn of inputs that differ."""
+        """Refuse episodes that do not match, and warn if the inputs are distributed differently."""
         self.check_episodes(spec)
         own = self.spec
         likeness = Likeness(own.input_shape, own.input_dtype, own.input_statistics)
@@ -242,28 +242,28 @@ class MetaModule(ChecksBatches, Learner, ABC):
             _log.warning("%s", warning)
 
     def make_parts(self) -> None:
-        """Refuse what the backbone cannot take, then `build`."""
+        """Check that the backbone accepts the inputs, then call `build`."""
         if self.classifies_only and self.spec.task != "classification":
             raise UserError(f"{type(self).__name__} classifies; for regression use MAML")
         shape, dtype = self.spec.input_shape, self.spec.input_dtype
         self.feature_size = output_size(self.backbone, self.backbone_input_shape(self.spec), dtype)
         frozen = frozen_part(self.backbone)
-        if frozen is not None and len(shape) == IMAGE_DIMS:  # features are told from images by their dimensions
-            made = shape_after(frozen, shape, input_dtype=dtype)
-            frozen.passes = made[0] if len(made) == 1 else None
+        if frozen is not None and len(shape) == IMAGE_DIMS:  # features and images differ in their number of dimensions
+            features = shape_after(frozen, shape, input_dtype=dtype)
+            frozen.passes = features[0] if len(features) == 1 else None
         super().make_parts()
 
     def train(self, mode: bool = True) -> Self:
-        """Also note which batch normalisations the user holds in evaluation mode while the others train."""
+        """Also record which batch normalisation layers the user keeps in evaluation mode during training."""
         if self.training and not mode:
             freeze_evaluated(self.backbone)
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Nothing: there is no prediction before a task is learned.
+        """Not available: predictions need a learned task.
 
         Raises:
-            UserError: How one is learned.
+            UserError: Always; the message names `predictor`.
         """
         raise UserError(
             f"{type(self).__name__} predicts after it has learned a task: use predictor(x, labels), which gives a "
@@ -271,7 +271,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         )
 
     def on_train_batch_start(self, batch: Episode, batch_idx: int) -> None:
-        """Choose how tasks are visited, rank 0 for all, before the first step."""
+        """Before the first step, choose how tasks are computed; rank 0 decides for all ranks."""
         super().on_train_batch_start(batch, batch_idx)
         if self.task_map is None or not self._visits_chosen:
             batch = self.inputs(batch)
@@ -284,7 +284,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
                 _log.info("%s per meta-batch, computed by %s (strategy %s)", count, self.task_map, self.strategy)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also note the batch normalisations that were held in evaluation mode, which no tensor says."""
+        """Also store which batch normalisation layers were kept in evaluation mode: the state dict does not hold it."""
         super().on_save_checkpoint(checkpoint)
         if self.training:
             freeze_evaluated(self.backbone)
@@ -293,15 +293,15 @@ class MetaModule(ChecksBatches, Learner, ABC):
         checkpoint["lightning_meta"] |= {"frozen_norms": frozen, "task_map": chosen}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the choice of the run that is resumed."""
+        """Restore what `on_save_checkpoint` stored."""
         super().on_load_checkpoint(checkpoint)
         self.take_state(checkpoint.get("lightning_meta") or {})
 
     def take_state(self, stored: Mapping[str, Any]) -> None:
-        """Take what a checkpoint says beside tensors: how tasks were visited, and which layers were held.
+        """Restore how tasks were computed and which layers were kept in evaluation mode.
 
         Args:
-            stored: What `on_save_checkpoint` wrote.
+            stored: Entry `lightning_meta` of a checkpoint, written by `on_save_checkpoint`.
         """
         chosen = stored.get("task_map") or {}
         if self.task_map is None and chosen.get("strategy") in ("vmap", "loop"):
@@ -323,12 +323,12 @@ class MetaModule(ChecksBatches, Learner, ABC):
         if self.logs_this_step():
             score = self.task.score(outcome.outputs.detach(), outcome.targets).mean()
             for name, value in (("loss", loss.detach()), (self.task.metric, score)):
-                shown = name == "loss"  # beside the metric in validation, which is the one that counts
+                shown = name == "loss"  # the progress bar shows the metric of validation
                 self.log(f"train/{name}", value, prog_bar=shown, sync_dist=True, batch_size=len(batch.tasks))
         return loss
 
     def graphed_loss(self, batch: Episode) -> tuple[Tensor, Outcome]:
-        """The mean outer loss of a meta-batch and what it is made of, by a graph where `graph` allows it."""
+        """The mean outer loss of a meta-batch and the outcome per task, by a CUDA graph if `graph` allows it."""
 
         def mean_loss(batch: Episode) -> tuple[Tensor, Outcome]:
             outcome = self.training_loss(batch)
@@ -354,7 +354,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         self._report("val", self.scores)
 
     def on_test_epoch_end(self) -> None:
-        """Log the means over test tasks, and keep the table of tasks as `test_report`."""
+        """Log the means over test tasks, and store predictions and scores per task in `test_report`."""
         table = self._report("test", self.test_scores)
         self.log("test/tasks", float(len(table.tasks)), rank_zero_only=False)
         names = [f"step_{s}" for s in range(table.scores.shape[1])] if table.scores.shape[1] > 1 else ["score"]
@@ -369,29 +369,29 @@ class MetaModule(ChecksBatches, Learner, ABC):
         }
 
     def predict_step(self, batch: Episode, batch_idx: int) -> Tensor:
-        """Predictions `(T, M, outputs)` of the query sets, in regression in the units of the targets."""
+        """Predictions `(T, M, outputs)` for the query sets; in regression in the units of the targets."""
         return self.task.readable(self._evaluate_tasks(self.inputs(batch))[2])
 
     def predictor(self, x: Tensor, labels: Sequence[Any] | Tensor) -> Predictor:
-        """Learn a new task from examples, to predict new inputs.
+        """Learn a new task from labelled examples.
 
         Args:
             x: Support inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1].
             labels: M labels of any kind (names, numbers), or `(M, outputs)` real targets for regression.
 
         Returns:
-            A function of inputs.
+            A function that predicts new inputs of the task.
         """
         return Predictor(self, x, labels)
 
     def keep_buffers(self, buffers: Tensors) -> Tensors:
-        """Keep what a forward pass in training made of buffers that are no batch statistics.
+        """Store buffers that a training pass changed, other than batch statistics, in the network.
 
         Args:
-            buffers: After the pass, by name.
+            buffers: Buffers after the pass, by name.
 
         Returns:
-            The batch statistics among them, which running ones follow once for all tasks.
+            The batch statistics among them; running statistics follow their mean over tasks.
         """
         own = own_buffers(self.network)
         if own and self.training:
@@ -399,21 +399,21 @@ class MetaModule(ChecksBatches, Learner, ABC):
         return {name: tensor for name, tensor in buffers.items() if name not in own}
 
     def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
-        """`task_loss`, and the statistics of batch normalisation in the same passes."""
+        """`task_loss`, together with the batch statistics of its forward passes."""
         with collected_statistics(self.network) as statistics:
             outcome = self.task_loss(support, query, ways)
         buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
         return outcome._replace(buffers={**statistics, **buffers})
 
     def _way(self, batch: Episode, run: OnTask) -> TaskMap:
-        """How tasks are visited: what was asked for or suits the network, and a loop where `vmap` cannot run it.
+        """How tasks are computed: as chosen, but in a loop if `vmap` cannot run the network.
 
         Args:
             batch: A meta-batch.
-            run: What is done with a task; it is tried on two of them before its first run by `vmap`.
+            run: Function of one task; it is tried on two tasks before its first run by `vmap`.
 
         Raises:
-            UserError: `vmap` cannot run it, and was asked for by name.
+            UserError: `strategy` is `vmap`, which cannot run the network.
         """
         how = self.task_map or by_rule(self.network, self.inner_gradients, batch)
         if how.strategy == "loop" or how.compile:
@@ -423,32 +423,34 @@ class MetaModule(ChecksBatches, Learner, ABC):
             self._vectorises[self.training] = reason is None
             if reason is not None and self.strategy == "vmap":
                 with untouched(self):
-                    self._try(run, TaskMap("loop"), batch)  # an error that is not about vmap shows here
+                    self._try(run, TaskMap("loop"), batch)  # raises the network's own error, if vmap is not the cause
                 raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
-            if reason is not None and not self._loops_told:
-                self._loops_told = True
+            if reason is not None and not self._warned_of_loop:
+                self._warned_of_loop = True
                 _log.warning("tasks are visited in a loop, as vmap cannot run the network: %s", reason)
         return how if self._vectorises[self.training] else TaskMap("loop")
 
     def _obstacle(self, run: OnTask, batch: Episode) -> str | None:
+        """Why `vmap` cannot run this; None if it can."""
+
         def trial(how: TaskMap) -> None:
             self._try(run, how, batch)
 
         return obstacle(trial, self, slow_too=self.strategy != "vmap" and not self._compiles)
 
     def _try(self, run: OnTask, how: TaskMap, batch: Episode) -> None:
-        """Run two tasks, and treat their outcome as training does: take its gradient, keep the buffers that it left."""
+        """Run two tasks as training does: with the gradient of the loss, and storing changed buffers."""
         two = first_tasks(batch)
         with exact_derivatives(self.network):
             result = task_map(partial(run, how, two.ways), how, two.support, two.query)
         if isinstance(result, Outcome):
-            self.keep_buffers({name: of_tasks[-1] for name, of_tasks in result.buffers.items()})  # `obstacle` looks
-            if result.loss.requires_grad:  # outside of the context, as in training: a function mode is off within it
+            self.keep_buffers({name: values[-1] for name, values in result.buffers.items()})  # `obstacle` checks them
+            if result.loss.requires_grad:  # as in training, outside the context of `exact_derivatives`
                 trained = [p for p in self.parameters() if p.requires_grad]
                 torch.autograd.grad(result.loss.mean(), trained, allow_unused=True)
 
     def _chosen(self, batch: Episode) -> TaskMap:
-        """How training visits tasks; measured, if that was asked for."""
+        """How training computes tasks: by measurement, rule or option."""
         maps = type(self).meta_batch_loss is MetaModule.meta_batch_loss
         if self._compiles:
             reason = self._obstacle(self._train_on_task, batch) if maps else None
@@ -472,7 +474,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
 
     @property
     def training_loss(self) -> Callable[[Episode], Outcome]:
-        """What gives the outer losses of a meta-batch: `meta_batch_loss`, compiled where that was asked for."""
+        """`meta_batch_loss`, compiled with `compile: true`."""
         compiles = self.task_map is not None and self.task_map.compile
         return self._compiled_loss if compiles else self.meta_batch_loss
 
@@ -488,7 +490,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
         )
 
     def _evaluate_tasks(self, batch: Episode) -> tuple[Tensor, Tensor, Tensor]:
-        """Of each task: the query loss `(T,)`, the score after each inner step `(T, S + 1)`, predictions at the end."""
+        """Query loss `(T,)`, score after each inner step `(T, S + 1)`, predictions after the last `(T, M, outputs)`."""
         with self.exact_arithmetic(), untouched(self):
             how = self._way(batch, self._evaluate_task)
 
@@ -503,13 +505,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         scores = []
         for state in self.trajectory(support, ways):
-            outputs = self.predict(state, query.x)  # those of the last state are kept
+            outputs = self.predict(state, query.x)  # the last state's are returned
             self._check_outputs(outputs, query, ways)
             scores.append(self.task.score(outputs, query.y))
         return self.task.loss(outputs, query.y), torch.stack(scores), outputs
 
     def _check_outputs(self, outputs: Tensor, query: Examples, ways: int) -> None:
-        """Refuse scores of a wrong shape, which a loss may take: those of more classes than the task has."""
+        """Refuse logits of a wrong shape: cross-entropy accepts more columns than the task has classes."""
         expected = (len(query.y), ways)
         if ways and outputs.shape != expected:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Pre-training on all classes, then a new head: the honest rival of meta-learning."""
+"""Pre-training on all classes, then a new head for each task: the baseline for meta-learning."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ Head = Literal["linear", "cosine"]
 class Baseline(MetaModule):
     r"""Classify all training classes at once; then, for a task, train a head on the frozen features of its support set.
 
-    With a linear head this is akin to the baseline of Tian et al. (ECCV 2020, https://arxiv.org/abs/2003.11539), which
-    `RFS` is in full, with a cosine head Baseline++ of Chen et al. (ICLR 2019, https://arxiv.org/abs/1904.04232):
+    With a linear head this resembles the baseline of Tian et al. (ECCV 2020, https://arxiv.org/abs/2003.11539),
+    implemented in full by `RFS`; with a cosine head it is Baseline++ of Chen et al. (ICLR 2019,
+    https://arxiv.org/abs/1904.04232):
 
     $$\min_{W, b} \frac{1}{NK} \sum_{(x, y)} -\log p(y \mid x; W, b) + \frac{\lambda}{2} \lVert W \rVert^2$$
 
-    over the support set of a task, f frozen. Training uses the images of a meta-batch, support and query alike, under
-    the labels of the whole training split, so that it sees what a meta-learner with the same data settings would see.
-    Any way is served.
+    over the support set of a task, with f frozen. Training uses all support and query images of a meta-batch with their
+    labels in the whole training split, so it sees the same images as a meta-learner with the same data settings. Tasks
+    may have any number of ways.
 
     At a glance:
         - Shared: pre-trained features θ.
@@ -39,41 +40,38 @@ class Baseline(MetaModule):
         - New task: train a head.
 
     Run it:
-        `python scripts/fit.py --config configs/baseline_glyphs.yaml`, and Baseline++ by adding
-        `--model.head cosine`.
+        `python scripts/fit.py --config configs/baseline_glyphs.yaml`; for Baseline++ add `--model.head cosine`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, with a head trained on each
-          support set, the mean over tasks; the loss is without the penalty. They are not to be compared with the
-          training figures. θ has no inner loop, so there is no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks, with a head trained on
+          each support set; the loss excludes the penalty. Not comparable with the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - The head is trained by full-batch gradient descent from the class means of the support set's features, scaled
-          to length 1, which is deterministic, where Chen et al. use SGD on batches of 4 from a random start and Tian et
+        - The head is trained by full-batch gradient descent from the class means of the support set's features of
+          length 1, which is deterministic; Chen et al. use SGD on batches of 4 from a random initialisation, Tian et
           al. L-BFGS.
-        - Its penalty λ is `weight_decay` beside a mean loss, and leaves b alone; by default it is that of Chen et al.,
-          while the logistic regression of Tian et al. (C = 1) has λ = 1 / (N·K).
-        - A linear head sees features scaled to length 1: as in Tian et al. on new tasks, but here in training, too;
-          Chen et al. never scale them.
-        - One s serves training and new tasks; the code of Chen et al. takes 2 for up to 200 classes and 10 for more,
-          and learns a length for each class.
-        - A step's images come from the classes of its episodes, not from all; they are augmented only where the data
-          module is given an `Augmentation`.
-        - There is no second generation by distillation (section 3.3 of Tian et al.), and support images are not
-          augmented; `RFS` has both.
+        - The penalty λ is `weight_decay`, added to a mean loss and not applied to b; the default is that of Chen et al.
+          The logistic regression of Tian et al. (C = 1) has λ = 1 / (N·K).
+        - A linear head takes features scaled to length 1, in training as well; Tian et al. scale them only on new
+          tasks, Chen et al. never.
+        - The scale s is the same in training and on new tasks; the code of Chen et al. uses 2 for up to 200 classes and
+          10 for more, and learns a length for each class.
+        - The images of a training step come from the classes of its episodes, not from all; they are augmented only if
+          the data module has an `Augmentation`.
+        - No distillation (section 3.3 of Tian et al.) and no augmentation of support images; `RFS` has both.
 
     Args:
         backbone: The network below the head.
         head: `linear`: $W f(x) / \lVert f(x) \rVert + b$, or `cosine`: $s \cos(w_n, f(x))$.
-        scale: s > 0, of the cosine head.
-        head_steps: Gradient steps on the head of a new task.
-        head_lr: Their rate, > 0; for the cosine head it is divided by s², which its curvature grows with.
-        weight_decay: Of the head of a new task, at least 0: λ of the penalty λ/2 |W|².
-        **options: Those of `MetaModule`.
+        scale: Scale s > 0 of the cosine head.
+        head_steps: Number of gradient steps on the head of a new task, at least 0.
+        head_lr: Learning rate of these steps, > 0; divided by s² for the cosine head, whose curvature grows with s².
+        weight_decay: λ >= 0 of the penalty λ/2 |W|² on the head of a new task.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False
@@ -122,7 +120,7 @@ class Baseline(MetaModule):
         return self._logits(features_after_training(self, x), state)
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the classifier of the training classes, which is left behind after training."""
+        """Make the classifier of the training classes, which new tasks do not use."""
         self.classifier = nn.Linear(self.feature_size, episodes.classes, bias=self.head == "linear")
 
     def _logits(self, features: Tensor, head: Tensors) -> Tensor:

@@ -8,17 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import positive
-from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import cosine_similarity, one_hot, unit_length
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.functional.prototypes import cosine_similarity, one_hot
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
+SHIFTED = "shifts them to the mean of the support set: one alone would lie there whatever it is"
+"""Why methods that shift the queries refuse a single one."""
 
-class BDCSPN(ClassifierLearner):
-    r"""Shift queries to the mean of the support set, label them by cosine prototypes, and average them with it.
+
+class BDCSPN(TransductiveClassifier):
+    r"""Shift queries to the mean of the support set, pseudo-label them, and average both into new prototypes.
 
     Liu, Song and Qin, Prototype Rectification for Few-Shot Learning (ECCV 2020, https://arxiv.org/abs/1911.10713,
     section 3). With features x of length 1, S the support set, Q the query set, and $P_n$ the mean of class n's support
@@ -29,12 +30,12 @@ class BDCSPN(ClassifierLearner):
       w_{in} = \frac{\exp(\varepsilon \cos(x_i, P_n))}{\sum_{k \in X_n} \exp(\varepsilon \cos(x_k, P_n))}$$
 
     where $X_n$ are the support examples of class n and the queries whose nearest prototype by the cosine is $P_n$. The
-    logits of a query are $\varepsilon \cos(x_j, P'_n)$. The network is a classifier of all training classes, or that
-    of another run. Any way is served.
+    logits of a query are $\varepsilon \cos(x_j, P'_n)$. The network is trained to classify all training classes, or
+    taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and assumes balance**: a prediction uses the whole query set. The shift takes its classes to be as
-    frequent as in the support set. One query alone would be moved to the mean of all classes, so a predictor refuses
-    it.
+    **Transductive, and assumes balance**: predictions depend on the whole query set. The shift assumes that classes are
+    as frequent among the queries as in the support set. A single query would be moved to the mean of the support set,
+    so a predictor refuses it.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -42,64 +43,40 @@ class BDCSPN(ClassifierLearner):
         - New task: embed, shift and label the queries, take weighted means.
 
     Run it:
-        `python scripts/fit.py --config configs/bd_cspn_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/bd_cspn_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/bd_cspn_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/bd_cspn_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - All queries are averaged, where the paper takes the Z of each class that are classified with most confidence.
+        - All queries are averaged; the paper takes the Z most confident ones of each class.
         - The network is trained with a linear classifier; the paper's is a cosine classifier.
 
     Args:
-        backbone: The network f.
-        scale: ε > 0; 10 in the paper.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        scale: Scale ε > 0 of the cosines; 10 in the paper.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes their classes to be as frequent as in the support set"
+    one_query_refused = SHIFTED
 
     def __init__(self, backbone: nn.Module, scale: float = 10.0, **options: Any) -> None:
         super().__init__(backbone, **options)
         positive(scale=scale)
         self.scale = scale
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, of length 1, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        query = shifted(unit_length(self.features(x)), state["features"])
+        query = shifted(self.scaled_features(x), state["features"])
         return self.scale * cosine_similarity(query, rectified(query, state["features"], state["members"], self.scale))
-
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would be moved to the mean of the support set.
-        """
-        refuse_one_query(type(self).__name__, count)
-
-
-def refuse_one_query(method: str, count: int) -> None:
-    """Refuse one query alone, which `shifted` moves to the same place whatever it is.
-
-    Raises:
-        UserError: There is one.
-    """
-    if count == 1:
-        raise UserError(
-            f"{method} predicts all examples together and shifts them to the mean of the support set: one alone would "
-            "lie there whatever it is; give it more, or use another method"
-        )
 
 
 @in_float32
@@ -113,13 +90,13 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
     """The rectified prototypes P' of one task.
 
     Args:
-        query: `(M, F)`, shifted.
-        support: `(K, F)`.
-        members: Which class each support example is of, one-hot `(K, N)`.
+        query: Shifted features `(M, F)`.
+        support: Features `(K, F)`.
+        members: Labels of the support examples, one-hot `(K, N)`.
         scale: ε > 0.
 
     Returns:
-        `(N, F)`.
+        Prototypes `(N, F)`.
     """
     features, cosines, members = labelled(query, support, members)
     return (scale * cosines).masked_fill(members == 0, -math.inf).softmax(0).T @ features
@@ -127,16 +104,16 @@ def rectified(query: Tensor, support: Tensor, members: Tensor, scale: float) -> 
 
 @in_float32
 def labelled(query: Tensor, support: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries labelled by the nearest class mean of the support set.
+    """Pseudo-label queries by the nearest class mean of the support set.
 
     Args:
-        query: `(M, F)`.
-        support: `(K, F)`.
-        members: Which class each support example is of, one-hot `(K, N)`.
+        query: Features `(M, F)`.
+        support: Features `(K, F)`.
+        members: Labels of the support examples, one-hot `(K, N)`.
 
     Returns:
-        Of support and query set together, in this order: features `(K + M, F)`, cosines with the class means
-        `(K + M, N)`, and classes, one-hot `(K + M, N)`.
+        For the support examples followed by the queries: features `(K + M, F)`, cosines with the class means `(K + M,
+        N)`, and labels, one-hot `(K + M, N)`.
     """
     means = members.T.to(support.dtype) @ support / members.sum(0).unsqueeze(-1)
     features = torch.cat([support, query])

@@ -1,4 +1,4 @@
-"""CAVIA: inner steps of context parameters alone."""
+"""CAVIA: inner steps that only adapt context parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import whole
+from lightning_meta.errors import UserError
 from lightning_meta.meta.gradient_based import GradientBasedLearner
+from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.stateless import Tensors
 from lightning_meta.tasks import EpisodeSpec
 
@@ -18,19 +20,19 @@ _CONTEXT = "context.values"
 
 
 class CAVIA(GradientBasedLearner):
-    r"""MAML whose inner steps adapt a context vector, which the network has as further inputs (Zintgraf et al. 2019).
+    r"""MAML whose inner steps adapt a context vector, an additional input of the network (Zintgraf et al. 2019).
 
     $$\phi_i = \phi_0 - \alpha \nabla_\phi L(\phi, \theta; \mathrm{support}_i)\big|_{\phi_0 = 0} \text{ (a few times)},
       \qquad \min_\theta \sum_i L(\phi_i, \theta; \mathrm{query}_i)$$
 
-    (Fast Context Adaptation via Meta-Learning, ICML 2019, https://arxiv.org/abs/1810.03642, section 3) with φ beside
-    each input, so that the first layer sees [x; φ], and θ all weights. φ starts at 0 in each task and θ is the same for
-    all of them: a task is described by a few numbers, and a larger α is possible than with MAML. In classification a
-    model serves the way it was trained with.
+    (Fast Context Adaptation via Meta-Learning, ICML 2019, https://arxiv.org/abs/1810.03642, section 3) with φ appended
+    to each input, so that the first layer receives [x; φ], and θ all weights. φ starts at 0 in each task, and all tasks
+    share θ: a few numbers describe a task, which allows a larger α than in MAML. In classification, new tasks must have
+    as many ways as in training.
 
     At a glance:
         - Shared: all weights θ.
-        - Own: a context vector φ, moved from 0.
+        - Own: a context vector φ, adapted from 0.
         - New task: adapt φ by a few gradient steps.
 
     Run it:
@@ -39,18 +41,18 @@ class CAVIA(GradientBasedLearner):
     Logged:
         - `test/mse_step_<j>` (`test/accuracy_step_<j>` in classification), in validation too: the mean over tasks after
           j inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/mse`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/mse`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Section 3.3: inputs are laid out flat, for a network such as `MLP`. Feature-wise modulation of convolutions by
-          φ, as in the experiments on images, is not there.
+        - Section 3.3: inputs are flattened, for a network such as `MLP`. Feature-wise modulation of convolutions by φ,
+          as in the experiments on images, is not implemented.
 
     Args:
-        backbone: The network below the head. It has `context_size` more inputs than an example has numbers.
-        context_size: How many numbers φ has, at least 1.
-        **options: Those of `GradientBasedLearner`, but for `inner_parameters`.
+        backbone: The network below the head. Its first layer takes the numbers of an example and `context_size` more.
+        context_size: Size of φ, at least 1.
+        **options: Options of `GradientBasedLearner`, except `inner_parameters`.
     """
 
     fixed_options = ("inner_parameters",)
@@ -61,27 +63,44 @@ class CAVIA(GradientBasedLearner):
         self.context_size = context_size
 
     def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
-        """x and φ side by side."""
+        """The shape of [x; φ], flat."""
         return (math.prod(episodes.input_shape) + self.context_size,)
 
+    def make_parts(self) -> None:
+        """Make the head and φ, and refuse a backbone that does not take x and φ together.
+
+        Raises:
+            UserError: The number of inputs that the backbone needs.
+        """
+        flat = math.prod(self.spec.input_shape)
+        try:
+            shape_after(self.backbone, self.backbone_input_shape(self.spec))
+        except UserError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise UserError(
+                f"backbone: CAVIA appends context_size = {self.context_size} numbers to the {flat} of an example, so "
+                f"its first layer must take {flat + self.context_size} inputs; change one of them (torch: {reason})"
+            ) from error
+        super().make_parts()
+
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the head, and what puts φ beside inputs."""
+        """Make the head, and the layer that appends φ to inputs."""
         super().build(episodes)
         self.context = _Context(self.context_size)
 
     @property
     def network(self) -> nn.Module:
-        """What adds φ, the backbone and the head, one after the other."""
+        """The layer that appends φ, the backbone and the head as one sequential network."""
         return self._sequence("context", "backbone", "head")
 
     def start(self, support: Examples, ways: int) -> Tensors:
-        """θ, and φ_0 = 0, whose outer gradient is 0 as well: no optimiser moves it."""
+        """The weights θ, and φ_0 = 0. Its outer gradient is 0, so the optimizer does not change it."""
         parameters = super().start(support, ways)
         return {**parameters, _CONTEXT: 0 * parameters[_CONTEXT]}
 
 
 class _Context(nn.Module):
-    """Puts the same numbers beside each input, laid out flat."""
+    """Flattens inputs and appends the same numbers to each."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Choosing how a meta-learner visits its tasks: by a rule, or by a short measurement."""
+"""Choosing how a meta-learner computes the tasks of a meta-batch: by a rule, or by a short measurement."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from lightning_meta.nn.stateless import own_buffers, untouched
 
 Strategy = Literal["auto", "measured", "vmap", "loop"]
 
-CROWDED = 100_000  # positions in all images of a task; see `by_rule`
-CHUNK = 8  # tasks at a time, the other way that is measured
+CROWDED = 100_000  # pixels in all images of a task; see `by_rule`
+CHUNK = 8  # tasks at a time, in the third variant that is measured
 REPEATS = 3
 
 
 def by_rule(network: nn.Module, inner_gradients: bool, batch: Episode) -> TaskMap:
-    """What is faster as a rule, which was measured on CPUs; `scripts/benchmark.py` measures it anew.
+    """What is usually faster, as measured on CPUs with `scripts/benchmark.py`.
 
-    One task has nothing to vectorise over. On a CPU, adapted convolutions are grouped convolutions under `vmap`,
-    which are slower than a loop where a task has many or large images; convolutions that all tasks share gain nothing
-    from a larger batch there, and lose the fused kernel of batch normalisation.
+    With one task there is nothing to vectorise. On a CPU, `vmap` turns adapted convolutions into grouped convolutions,
+    which are slower than a loop if a task has many or large images; convolutions that all tasks share gain nothing from
+    a larger batch, and lose the fused kernel of batch normalisation.
 
     Args:
-        network: What is run.
-        inner_gradients: Whether tasks have weights of their own.
+        network: The network.
+        inner_gradients: Whether the inner loop adapts weights of the network for each task.
         batch: A meta-batch.
     """
     if len(batch.tasks) == 1:
         return TaskMap("loop")
-    given_features = batch.support.x.dim() == 3  # of a frozen backbone, whose convolutions are not run, or vectors
-    convolves = not given_features and any(isinstance(module, _ConvNd) for module in network.modules())
+    vectors = batch.support.x.dim() == 3  # also features of a frozen backbone, whose convolutions are not run
+    convolves = not vectors and any(isinstance(module, _ConvNd) for module in network.modules())
     images = batch.support.x.shape[1] + batch.query.x.shape[1]
     crowded = images * math.prod(batch.support.x.shape[3:]) > CROWDED
     on_cpu = batch.support.x.device.type == "cpu"
@@ -55,15 +55,15 @@ def first_tasks(batch: Episode, count: int = 2) -> Episode:
 
 
 def obstacle(run: Callable[[TaskMap], Any], module: nn.Module, slow_too: bool) -> str | None:
-    """Why a function of a few tasks cannot be run by `vmap`; None where it can.
+    """Why `vmap` cannot run a function of tasks; None if it can.
 
-    Recurrent layers, some random layers, control flow that depends on values, and buffers that a forward pass changes
-    have no vectorised form.
+    Recurrent layers, some random layers, value-dependent control flow, and buffers that a forward pass changes cannot
+    be vectorised.
 
     Args:
-        run: Runs the function in a given way.
-        module: Its buffers and the random state are as before afterwards.
-        slow_too: Whether a layer that torch visits in a loop by itself counts: that is right, but no faster.
+        run: Runs the function for a few tasks with a given `TaskMap`.
+        module: The module that it runs; its buffers and the random state are restored.
+        slow_too: Whether layers count that torch itself runs in a loop: correct, but no faster.
     """
     before = own_buffers(module)
     with untouched(module):
@@ -88,11 +88,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def by_measurement(seconds: Callable[[TaskMap], float], tasks: int) -> TaskMap:
-    """The fastest of the loop, `vmap`, and `vmap` over a few tasks at a time: medians, taken in turn after a warm-up.
+    """The fastest of the loop, `vmap`, and `vmap` in chunks, by the median of alternating runs after a warm-up.
 
     Args:
-        seconds: Runs a training step in a given way and returns how long it took.
-        tasks: T.
+        seconds: Runs a training step with a given `TaskMap` and returns its duration in seconds.
+        tasks: Number of tasks T.
     """
     ways = [TaskMap("loop")]
     if tasks > 1:
@@ -109,7 +109,7 @@ def by_measurement(seconds: Callable[[TaskMap], float], tasks: int) -> TaskMap:
 
 
 def timed(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> float:
-    """Seconds of a loss and its gradient; the parameters' `grad` and the random state stay as they are."""
+    """Seconds for a loss and its gradient; the parameters' `grad` and the random state are not changed."""
     device = parameters[0].device
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.enable_grad():
         _synchronise(device)
@@ -125,5 +125,5 @@ def _synchronise(device: torch.device) -> None:
 
 
 def as_options(how: TaskMap) -> dict[str, Any]:
-    """The constructor's arguments that ask for it."""
+    """The constructor's arguments for a `TaskMap`."""
     return {"strategy": how.strategy, "chunk_size": how.chunk_size}

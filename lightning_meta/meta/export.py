@@ -1,4 +1,4 @@
-"""A learned task as a file that needs nothing of this package."""
+"""Export of a learned task to a file that does not need this package."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lightning_meta.run.programs import (
     write_program,
 )
 
-OPTIONS = ("batch_norm", "test_inner_steps")  # of methods, that change what is predicted
+OPTIONS = ("batch_norm", "test_inner_steps")  # options of methods that change predictions
 
 
 class AdaptedModel(nn.Module):
-    """A copy of a meta-learner and of the task it learned, as a plain function of inputs, in evaluation mode.
+    """A copy of a meta-learner and the task it learned as a plain module, in evaluation mode.
 
     Args:
         predictor: The learned task.
-        probabilities: Whether it returns probabilities; else logits. Regression returns predictions.
-        invert: Whether it turns dark into light first, as in images that are read with `invert`.
+        probabilities: Whether to return probabilities instead of logits; regression returns predictions.
+        invert: Whether to invert images first, as in images that are read with `invert`.
     """
 
     def __init__(self, predictor: LearnedTask, probabilities: bool = True, invert: bool = False) -> None:
@@ -50,14 +50,14 @@ class AdaptedModel(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs `(M, *input_shape)`, images as uint8 or real in [0, 1], to `(M, N)` or `(M, outputs)`."""
+        """Map inputs `(M, *input_shape)`, images as uint8 or real in [0, 1], to `(M, N)` or `(M, outputs)`."""
         dtype = next((t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), x.dtype)
         x = as_input(x, dtype)
         outputs = self.learner.predict(self._state(), 1 - x if self._inverts else x)
         return outputs.softmax(-1) if self._normalises else self.learner.task.readable(outputs)
 
     def _taken_over(self, state: Any) -> bool:
-        """Put adapted weights in the place of the network's own, which would lie beside them in the file, unused."""
+        """Overwrite the network's weights by adapted ones of the same names, so that the file does not hold both."""
         parameters, buffers = tensors_of(self.learner.network)
         own = {**parameters, **buffers}
         if not isinstance(state, Mapping) or not own or state.keys() != own.keys():
@@ -75,26 +75,25 @@ class AdaptedModel(nn.Module):
 
 
 def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None = None, invert: bool = False) -> Path:
-    """Write a learned task to a file: `.pt2`, by `torch.export`, or `.onnx`.
+    """Export a learned task to a `.pt2` file, by `torch.export`, or to an `.onnx` file.
 
-    The function in it runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M, N)`,
-    or predictions in regression. The names of the N classes lie in the file beside it: in `.pt2` as the extra file
-    `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`. There, `before` says what is to be done to
-    an image file before the function, in this order, and `within` what the function does.
+    The exported function runs on the CPU, takes inputs `(M, *input_shape)` for any M, and returns probabilities `(M,
+    N)`, or predictions in regression. The names of the N classes are stored in the file: in `.pt2` as the extra file
+    `lightning_meta.json`, in `.onnx` as the metadata `lightning_meta.json`. There, `before` lists the steps from an
+    image file to the inputs, in order, and `within` those that the function takes itself.
 
     Args:
         predictor: The learned task.
-        file: Where to, with the suffix `.pt2` or `.onnx`; a file that is there is replaced once the new one is whole.
-        dtype: Of the inputs: float32, images in [0, 1], or uint8, images in [0, 255]; int64 for ids. By default
-            float32, or int64 where the module learned from ids.
-        invert: Whether the function turns dark into light, for a task that was learned from images that were read with
-            `invert`: then it takes images as they are.
+        file: Output file with the suffix `.pt2` or `.onnx`; an existing file is replaced when the new one is complete.
+        dtype: Dtype of the inputs: float32 for images in [0, 1], uint8 for images in [0, 255], or int64 for ids. By
+            default float32, or int64 if the module was trained on ids.
+        invert: Whether the function inverts images itself, for a task learned from images that were read with `invert`.
 
     Returns:
         The file.
 
     Raises:
-        UserError: Another suffix or dtype, a package that is missing, or an operator that cannot be exported.
+        UserError: Unknown suffix or dtype, a missing package, or an operator that cannot be exported.
     """
     path = Path(file)
     check_target(path)
@@ -113,7 +112,7 @@ def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None =
 
 
 def _fewest(predictor: LearnedTask) -> int:
-    """How many inputs the exported function takes at least: two where one alone means nothing to the method."""
+    """The smallest number of inputs: 2 for methods that refuse a single query."""
     try:
         predictor.module.check_queries(1)
     except UserError:
@@ -122,7 +121,7 @@ def _fewest(predictor: LearnedTask) -> int:
 
 
 def _facts(predictor: LearnedTask, dtype: torch.dtype, invert: bool) -> dict[str, Any]:
-    """What the reader of an exported file must know."""
+    """The metadata of an exported file."""
     module = predictor.module
     before, within = image_steps(module.spec.input_shape, dtype, invert)
     options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}

@@ -1,4 +1,4 @@
-"""FEAT: prototypes that are adapted to one another by attention."""
+"""FEAT: prototypes adapted to the task by self-attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 class FEAT(MetricLearner):
-    r"""Prototypical networks whose prototypes see one another: a transformer adapts them to the task.
+    r"""Prototypical networks whose prototypes are adapted to the task by a transformer.
 
     Ye, Hu, Zhan and Sha, Few-Shot Learning via Embedding Adaptation with Set-to-Set Functions (CVPR 2020,
     https://arxiv.org/abs/1812.03664, sections 4.2 and 4.3), after their code (https://github.com/Sha-Lab/FEAT). With
@@ -27,44 +27,44 @@ class FEAT(MetricLearner):
     $$T(C) = \mathrm{LayerNorm}\left(C + W_o\, \mathrm{softmax}\left(\tfrac{1}{\sqrt F} C W_q^\top (C W_k^\top)^\top
       \right) C W_v^\top + b\right), \qquad p(y = n \mid x) \propto \exp(-\lVert f(x) - T(C)_n \rVert^2 / \tau)$$
 
-    In training the loss is the cross-entropy of the query set plus λ times a contrastive term: support and query
-    examples of each class are adapted together by T, and all of them, as f leaves them, are classified by the means of
-    the adapted ones, with a temperature of its own. The embedding begins as that of a classifier, see
-    `backbone_weights`. Any way is served.
+    The training loss is the cross-entropy of the query set plus λ times a contrastive term: T adapts the support and
+    query examples of each class together, and the unadapted features of all of them are classified by the class means
+    of the adapted ones, with a separate temperature. The embedding is initialised by a classifier; see
+    `backbone_weights`. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ and a transformer.
-        - Own: prototypes, adapted to one another.
+        - Own: prototypes, adapted by attention.
         - New task: embed, attend.
 
     Run it:
-        `python scripts/fit.py --config configs/feat_glyphs.yaml`, from a classifier's network by adding
-        `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data there is `configs/feat_mini_imagenet.yaml`,
-        which was not run here.
+        `python scripts/fit.py --config configs/feat_glyphs.yaml`; to start from a classifier, add
+        `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data, use
+        `configs/feat_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; the loss has the contrastive
-          term, which `val/loss` and `test/loss` are without.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; only the training loss
+          includes the contrastive term.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - No dropout; the authors' code drops attention weights with a probability of 0.1 and the transformer's outputs
-          with 0.5.
-        - The transformer learns as fast as the rest unless `backbone_lr_factor` is set; the authors take 10 times the
-          backbone's rate.
+        - There is no dropout; the authors' code drops attention weights with probability 0.1 and outputs of the
+          transformer with 0.5.
+        - The transformer has the learning rate of the backbone unless `backbone_lr_factor` is set; the authors use 10
+          times the backbone's.
 
     Args:
-        backbone: The embedding f.
-        temperature: τ > 0.
-        contrast: λ, at least 0, of the contrastive term.
-        contrast_temperature: Its temperature, > 0.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        temperature: Temperature τ > 0.
+        contrast: Weight λ >= 0 of the contrastive term.
+        contrast_temperature: Temperature of the contrastive term, > 0.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FEAT(MetricLearner):
         self.temperature, self.contrast, self.contrast_temperature = temperature, contrast, contrast_temperature
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the transformer, of one head and the width of the features."""
+        """Make the transformer, with one head and the width of the features."""
         width = self.feature_size
         self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.output, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
@@ -90,16 +90,16 @@ class FEAT(MetricLearner):
             nn.init.xavier_normal_(part.weight)
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
-        """The adapted prototypes `(N, F)`, and for the contrastive term the features of the support set and labels."""
+        """The adapted prototypes `(N, F)`; and for the contrastive term the features and labels of the support set."""
         prototypes = self.set_to_set(class_means(support.x, support.y, ways))
         return {"prototypes": prototypes, "features": support.x, "labels": support.y}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Minus the squared distances to the adapted prototypes, over τ, `(M, N)`."""
+        """Negative squared distances to the adapted prototypes over τ, `(M, N)`."""
         return -squared_euclidean(features, summary["prototypes"]) / self.temperature
 
     def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
-        """The cross-entropy of the query set, and the contrastive term of support and query set."""
+        """The cross-entropy of the query set plus the contrastive term."""
         loss = self.task.loss(outputs, query.y)
         if not self.contrast:
             return loss
@@ -108,7 +108,7 @@ class FEAT(MetricLearner):
         return loss + self.contrast * self.task.loss(-squared_euclidean(x, centres) / self.contrast_temperature, y)
 
     def set_to_set(self, x: Tensor, together: Tensor | None = None) -> Tensor:
-        """T: a set of features `(M, F)`, each adapted to those that it is together with, `(M, M)`; by default all."""
+        """Apply T to features `(M, F)`; row i of `together` `(M, M)` marks those that i attends to, by default all."""
         weights = [at_least_float32(part.weight) for part in (self.query, self.key, self.value, self.output, self.norm)]
         biases = [at_least_float32(part.bias) for part in (self.output, self.norm)]
         return _set_to_set(at_least_float32(x), together, *weights, *biases)

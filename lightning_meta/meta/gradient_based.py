@@ -1,4 +1,4 @@
-"""What all methods share that adapt a whole network by gradient steps."""
+"""The base class of methods that adapt the weights of a network by gradient steps on the support loss."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ _DESCENT = InnerSGD()
 
 
 class _Data(NamedTuple):
-    """What a support loss is computed from, besides the adapted weights.
+    """The arguments of the support loss, besides the adapted weights.
 
     Attributes:
-        examples: Of the support set.
-        shared: Weights that the outer loop alone learns, by name. Its gradient passes through the inner steps to them.
+        examples: Examples of the support set, all or a mini-batch.
+        shared: Weights learned only in the outer loop, by name. They are arguments, and no constants of the closure, so
+            that the outer gradient reaches them through the inner steps.
     """
 
     examples: Examples
@@ -42,38 +43,40 @@ class _Data(NamedTuple):
 
 
 class GradientBasedLearner(MetaModule, ABC):
-    r"""A backbone and a linear head whose weights follow the gradient of the support loss.
+    r"""A backbone and a linear head whose weights are adapted by gradient descent on the support loss.
 
     $$\varphi_0 = \theta, \qquad
       \varphi_{j+1} = \varphi_j - \alpha_j\, d(u(\nabla_\varphi L(\varphi_j; \mathrm{support})))$$
 
-    with d the inner optimizer, by default the identity. To add a method, override `start` (φ_0), `adapted` (what inner
-    steps move), `rates` (α_j, by parameter and step), `of_step` (weights that an inner step has to itself), `direction`
-    (u) or `task_loss` (the outer loss). Weights that do
-    not require a gradient stay where they are; those that do and are not adapted are learned by the outer loop alone.
+    with d the update of the inner optimizer, by default the gradient itself. To add a method, override `start` (φ_0),
+    `adapted` (the parameters that inner steps adapt), `rates` (α_j, per parameter and step), `of_step` (weights used by
+    one inner step only), `direction` (u) or `task_loss` (the outer loss). Weights that do not require a gradient stay
+    fixed; the others, if not adapted, are learned only in the outer loop.
 
     Args:
         backbone: The network below the head.
-        inner_lr: α > 0.
-        inner_steps: Inner steps in training.
-        test_inner_steps: Inner steps in validation, test and prediction; as in training by default.
-        first_order: Leave the second derivatives out (section 5.2 of Finn et al. 2017, "first-order approximation").
-        batch_norm: Which statistics normalise query examples: `transductive`, those of the query set, as in the code of
-            Finn et al., where a prediction depends on what else is predicted with it; `inductive`, those of the support
-            set after adaptation. Support examples are always normalised by their own.
-        recompute: Compute inner steps anew in the outer loop's backward pass, in place of keeping all of them: the
-            memory of long inner loops shrinks several times, and a step takes about 1.6 times as long.
-        inner_optimizer: d: `InnerSGD`, with momentum if asked for, or `InnerAdam`.
-        inner_batch_size: Number of support examples per inner step; all by default. Steps go through the support set
-            again and again, shuffled each time, in an order computed from the examples themselves (no random state).
-        inner_parameters: Which unfrozen parameters the inner steps adapt: names of parameters of the network or of its
-            parts, such as `head`, `backbone.blocks.3` or `head.bias`. By default everything; `head` alone is ANIL
-            (Raghu et al., ICLR 2020, https://arxiv.org/abs/1909.09157).
-        tf32: Leave TF32 on CUDA as torch has it, where convolutions use it by default, in place of full float32. On
-            an H200, with an earlier version, the meta-gradient was then 16 % off (1 step of 0.4 on Omniglot, 5 steps
-            of 0.01 on mini-ImageNet), and a step on Omniglot, captured as a CUDA graph, took 3.5 in place of 5.9 ms.
-            `torch.set_float32_matmul_precision("high")` asks for the same, and for TF32 in matrix products.
-        **options: Those of `MetaModule`.
+        inner_lr: Learning rate α of the inner loop, > 0.
+        inner_steps: Number of inner steps in training, at least 0.
+        test_inner_steps: Number of inner steps in validation, test and prediction; by default as in training.
+        first_order: Omit second derivatives (section 5.2 of Finn et al. 2017, "first-order approximation").
+        batch_norm: Statistics that normalise query examples: `transductive`, those of the query set, as in the code of
+            Finn et al., so that a prediction depends on the other queries; `inductive`, those of the support set after
+            adaptation. Support examples are always normalised by the statistics of the support set.
+        recompute: Recompute inner steps in the outer backward pass instead of storing their activations (gradient
+            checkpointing). This reduces the memory of long inner loops several times; a step takes about 1.6 times as
+            long.
+        inner_optimizer: Inner optimizer d: `InnerSGD`, optionally with momentum, or `InnerAdam`.
+        inner_batch_size: Number of support examples per inner step; all by default. Steps cycle through the support
+            set, reshuffled in each pass, in an order computed from the examples themselves (no random state).
+        inner_parameters: Parameters that the inner steps adapt, unless frozen: names of parameters or submodules, such
+            as `head`, `backbone.blocks.3` or `head.bias`. All by default; only `head` is ANIL (Raghu et al., ICLR 2020,
+            https://arxiv.org/abs/1909.09157).
+        tf32: Leave torch's TF32 setting on CUDA as it is (convolutions use TF32 by default) instead of computing in
+            full float32. On an H200, with an earlier version, the meta-gradient then had an error of 16 % (1 step of
+            0.4 on Omniglot, 5 steps of 0.01 on mini-ImageNet), and a step on Omniglot, captured as a CUDA graph, took
+            3.5 instead of 5.9 ms. `torch.set_float32_matmul_precision("high")` has the same effect and also enables
+            TF32 in matrix products.
+        **options: Options of `MetaModule`.
     """
 
     def __init__(
@@ -96,38 +99,41 @@ class GradientBasedLearner(MetaModule, ABC):
         instance("inner_optimizer", inner_optimizer, InnerOptimizer)
         whole(1, inner_batch_size=inner_batch_size)
         self.inner_optimizer, self.inner_batch_size = inner_optimizer, inner_batch_size
-        given = (inner_parameters,) if isinstance(inner_parameters, str) else inner_parameters
-        if given is not None:
-            some_names(inner_parameters=given)
-        self.inner_parameters = None if given is None else tuple(given)
+        names = (inner_parameters,) if isinstance(inner_parameters, str) else inner_parameters
+        if names is not None:
+            some_names(inner_parameters=names)
+        self.inner_parameters = None if names is None else tuple(names)
         self.inner_lr, self.inner_steps = inner_lr, inner_steps
         self.test_inner_steps = inner_steps if test_inner_steps is None else test_inner_steps
         self.first_order, self.batch_norm, self.recompute, self.tf32 = first_order, batch_norm, recompute, tf32
         positive(inner_lr=inner_lr)
         whole(0, inner_steps=self.inner_steps, test_inner_steps=self.test_inner_steps)
         if recompute and self._compiles:
-            raise UserError("recompute: compiled code decides by itself what to compute anew; leave one of the two out")
+            raise UserError(
+                "recompute: compile decides itself what to recompute; set only one of recompute and compile"
+            )
         refuse_other_batch_norms(self.backbone)
-        self._trained: frozenset[str] = frozenset()  # before all weights were frozen
-        self._random = True  # until `_note_draws` knows better
-        self._sequences: dict[tuple[str, ...], nn.Sequential] = {}  # no registered modules: each is listed once
+        self._trained: frozenset[str] = frozenset()  # the weights that were trained before `freeze()`
+        self._random = True  # whether the backbone draws random numbers; see `_check_randomness`
+        # In a dict these are no submodules, so each parameter is listed once.
+        self._sequences: dict[tuple[str, ...], nn.Sequential] = {}
 
     second_derivatives: ClassVar[bool] = False
-    """Whether a method takes second derivatives of the support loss although its inner loop has none."""
+    """Whether a method needs second derivatives of the support loss even with `first_order`."""
 
     def make_parts(self) -> None:
-        """Make the head, and refuse names in `inner_parameters` that there are not."""
+        """Make the head, and refuse unknown names in `inner_parameters`."""
         super().make_parts()
         if _all_of_head(self.adapted()):
-            self._note_draws()
+            self._check_randomness()
 
     def on_fit_start(self) -> None:
-        """Refuse networks that an inner loop cannot differentiate, and randomness that cannot be replayed."""
+        """Refuse networks whose inner steps cannot be differentiated or, with `recompute`, replayed."""
         super().on_fit_start()
         parameters, _ = tensors_of(self.network)
         names = self.adapted()
         if _all_of_head(names):
-            self._note_draws()  # once more: dropout may have changed
+            self._check_randomness()  # again: the user may have changed dropout
         adapted = {name: p for name, p in parameters.items() if name in names}
         like = next((p for p in parameters.values() if p.is_floating_point()), torch.zeros(()))
         x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
@@ -141,20 +147,20 @@ class GradientBasedLearner(MetaModule, ABC):
                 check_replays(forward, adapted, module=self.network)
 
     def adapted(self) -> frozenset[str]:
-        """Names of the parameters that inner steps move: those of `inner_parameters` that are not frozen.
+        """Names of the parameters that inner steps adapt: those of `inner_parameters` that are not frozen.
 
-        Where all are frozen, as after `freeze()` before predicting, it is those that were not frozen before that.
+        If all are frozen, as after `freeze()` for inference, these are the ones that were trained before.
 
         Raises:
-            UserError: The network has no parameter of a name in `inner_parameters`.
+            UserError: A name in `inner_parameters` does not exist in the network.
         """
         trained = self.trained()
         if self.inner_parameters is None:
             return trained
         names = [name for name, _ in self.network.named_parameters()]
         chosen = {part: {n for n in names if f"{n}.".startswith(f"{part}.")} for part in self.inner_parameters}
-        for part, found in chosen.items():
-            if not found:
+        for part, matches in chosen.items():
+            if not matches:
                 raise UserError(
                     f"inner_parameters: the network has no parameter or part {part!r}; give head, backbone, or names "
                     f"such as {names[0]}"
@@ -162,27 +168,27 @@ class GradientBasedLearner(MetaModule, ABC):
         return trained & set().union(*chosen.values())
 
     def trained(self) -> frozenset[str]:
-        """Names of the parameters that are not frozen; where all are, of those that were not before."""
+        """Names of the parameters that are not frozen; if all are, of those that were trained before `freeze()`."""
         return frozenset(name for name, p in self.network.named_parameters() if p.requires_grad) or self._trained
 
     def rates(self, step: int) -> float | Tensor | Tensors:
-        """α_j of an inner step j = 0, 1, ...
+        """The learning rate α_j of inner step j = 0, 1, ...
 
-        A method that learns its rates returns a scalar tensor, or a tensor for each adapted parameter by name, which
-        broadcasts to it; the outer gradient reaches them. There may be more steps in evaluation than in training.
+        A method that learns its rates returns a scalar tensor, or for each adapted parameter a tensor that broadcasts
+        to it; the outer gradient reaches them. Evaluation may take more steps than training.
         """
         return self.inner_lr
 
     def of_step(self, step: int) -> Tensors:
-        """The weights that an inner step j = 0, 1, ... has to itself, by the name of those of `network` they replace.
+        """Weights that only inner step j = 0, 1, ... uses, by the name of the parameter of `network` they replace.
 
-        The outer loop alone learns them, and every step has the same names. The query set is predicted after step j + 1
-        with those of step j, whose support loss moved the weights there.
+        They are learned only in the outer loop, and every step has the same names. After step j the query set is
+        predicted with the weights of step j.
         """
         return {}
 
     def freeze(self) -> Self:
-        """Freeze all weights for inference; a new task is still learned by adapting copies of what was not frozen."""
+        """Freeze all weights for inference; new tasks still adapt copies of the weights that were trained before."""
         self._trained = self.trained() if self._built else frozenset()
         return super().freeze()
 
@@ -193,7 +199,7 @@ class GradientBasedLearner(MetaModule, ABC):
         return super().requires_grad_(requires_grad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also note the weights that are frozen, which no tensor says."""
+        """Also store which weights are frozen: the state dict does not hold it."""
         super().on_save_checkpoint(checkpoint)
         if not self._built:
             return
@@ -201,16 +207,16 @@ class GradientBasedLearner(MetaModule, ABC):
         checkpoint["lightning_meta"]["frozen_weights"] = [name for name in parameters if names and name not in names]
 
     def direction(self, gradients: Tensors) -> Tensors:
-        """u: what is made of the gradients, by name of the parameter, before they are followed."""
+        """The transformation u of the gradients, by name of the parameter, before the inner optimizer sees them."""
         return gradients
 
     def start(self, support: Examples, ways: int) -> Tensors:
-        """φ_0 by name of the parameter of `network`: θ. A method may make some of it of the support set."""
+        """The initial weights φ_0 by name: those of `network`; a method may compute some from the support set."""
         return dict(self.network.named_parameters())
 
     def trajectory(self, support: Examples, ways: int) -> list[Tensors]:
-        """φ_0 = θ, ..., φ_S, each with the buffers after the forward pass on the support set."""
-        self.spec  # noqa: B018 - before it is known there is no head
+        """The weights φ_0, ..., φ_S of the inner loop, each with the buffers after a pass on the support set."""
+        self.spec  # noqa: B018 - raises if the head was not made yet
         parameters, buffers = self.start(support, ways), dict(self.network.named_buffers())
         buffers |= own_buffers(self.network)
         names = self.adapted()
@@ -222,7 +228,7 @@ class GradientBasedLearner(MetaModule, ABC):
         if not adapted:
             raise UserError(
                 f"{type(self).__name__} has nothing to adapt: all its weights are frozen (requires_grad is False); "
-                "call unfreeze(), or freeze the backbone alone"
+                "call unfreeze(), or freeze only the backbone"
             )
         network, rest = self.network, {**frozen, **shared}
         one_pass = self.inner_batch_size is None and not by_step and not self._draws()
@@ -258,19 +264,21 @@ class GradientBasedLearner(MetaModule, ABC):
             self.inner_optimizer,
         )
         states = [*visited, (last, after)]
-        moved_by = [self.of_step(max(j - 1, 0)) if by_step else {} for j in range(len(states))]
-        # Only inductive prediction needs statistics. No forward pass was made with the last parameters, and those with
-        # the others saw one mini-batch each, or another step's weights; else training asks for the last state alone.
+        step_weights = [self.of_step(max(j - 1, 0)) if by_step else {} for j in range(len(states))]
+        # Inductive prediction normalises by the support set's statistics under the weights of each state. The inner
+        # loop has computed them for φ_0 to φ_{S-1}, but it makes no pass with φ_S. With mini-batches or per-step
+        # weights its passes do not fit either, so in evaluation all states are passed again; training only needs the
+        # last one.
         if self.batch_norm == "inductive" and task_norms(network):
-            all_lack = by_step or (size is not None and not self.training)
-            for j in range(0 if all_lack else len(states) - 1, len(states)):
+            none_fits = by_step or (size is not None and not self.training)
+            for j in range(0 if none_fits else len(states) - 1, len(states)):
                 phi, left = states[j]
-                data = _Data(support, {**shared, **moved_by[j]})
+                data = _Data(support, {**shared, **step_weights[j]})
                 states[j] = phi, forward(phi, {name: b.clone() for name, b in left.items()}, data)[1]
-        return [{**rest, **own, **phi, **left} for own, (phi, left) in zip(moved_by, states, strict=True)]
+        return [{**rest, **own, **phi, **left} for own, (phi, left) in zip(step_weights, states, strict=True)]
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The adapted parameters φ, those that are frozen, and the buffers, by name; see `trajectory`."""
+        """The adapted and the frozen parameters and the buffers, by name; see `trajectory`."""
         return self.trajectory(support, ways)[-1]
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
@@ -282,13 +290,13 @@ class GradientBasedLearner(MetaModule, ABC):
         return self.outcome(self.adapt(support, ways), query)
 
     def outcome(self, state: Tensors, query: Examples) -> Outcome:
-        """The query loss of one state of `trajectory`, for outer losses that are made of it."""
+        """The query loss of one state of `trajectory`, from which methods can compose an outer loss."""
         outputs, buffers = self._predict(state, query.x)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, buffers)
 
     @property
     def computes_in_full_float32(self) -> bool:
-        """Whether TF32 is switched off on CUDA: unless `tf32` or torch's own function asked for it."""
+        """Whether TF32 is switched off on CUDA: unless `tf32` or torch's own setting enables it."""
         return super().computes_in_full_float32 and not self.tf32
 
     @property
@@ -305,21 +313,21 @@ class GradientBasedLearner(MetaModule, ABC):
         """Make the linear head."""
         if not episodes.outputs:
             raise UserError(
-                f"{type(self).__name__} has a head of a fixed way: ways and test_ways must be one and the same number; "
-                "a metric method such as ProtoNet serves any"
+                f"{type(self).__name__} has a head for a fixed number of classes: ways and test_ways must be equal; "
+                "metric-based methods such as ProtoNet support any number of ways"
             )
         self.head = nn.Linear(self.feature_size, episodes.outputs)
 
     def check_ways(self, ways: int) -> None:
-        """Refuse another way than the head's."""
+        """Refuse another number of classes than the head has."""
         if ways != self.spec.outputs:
             raise UserError(
-                f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways and serves no other, "
-                f"got {ways or 'differing ways'}; a metric method such as ProtoNet serves any"
+                f"ways: this {type(self).__name__} has a head for {self.spec.outputs} ways, "
+                f"got {ways or 'differing ways'}; metric-based methods such as ProtoNet support any number of ways"
             )
 
     def _sequence(self, *names: str) -> nn.Module:
-        """Parts of this module by itself, one after the other; kept, since `stateless_call` notes things on it."""
+        """Submodules as one sequential network; the object is kept, since `stateless_call` caches data on it."""
         parts: OrderedDict[str, nn.Module] = OrderedDict((name, getattr(self, name)) for name in names)
         sequence = self._sequences.get(names)
         if sequence is None or any(kept is not part for kept, part in zip(sequence, parts.values(), strict=True)):
@@ -328,22 +336,22 @@ class GradientBasedLearner(MetaModule, ABC):
         return sequence
 
     def _draws(self) -> bool:
-        """Whether the backbone draws random numbers now, so that two forward passes differ."""
+        """Whether the backbone draws random numbers in its present mode, so that two forward passes differ."""
         return self._random and any(part.training for part in self.backbone.modules())
 
-    def _note_draws(self) -> None:
-        """Find out by a run of a copy whether the backbone draws random numbers in training."""
+    def _check_randomness(self) -> None:
+        """Run a copy to find out whether the backbone draws random numbers in training."""
         copied = copy.deepcopy(self.backbone).train()
         like = next((p for p in copied.parameters() if p.is_floating_point()), torch.zeros(()))
         x = zeros_like_inputs(self.spec.input_shape, self.spec.input_dtype, like)
         try:
             with torch.no_grad(), statistics_from(copied, "batch"):
                 self._random = draws(lambda: copied(x), x.device, copied)
-        except (RuntimeError, ValueError, IndexError, TypeError):  # it may not train on zeros
+        except (RuntimeError, ValueError, IndexError, TypeError):  # the network may not accept zeros in training
             self._random = True
 
     def _predict(self, state: Tensors, x: Tensor) -> tuple[Tensor, Tensors]:
-        """Predictions, and the buffers after the pass but for batch statistics."""
+        """Predictions, and the buffers after the pass, without batch statistics."""
         own = {name: state[name].clone() for name in own_buffers(self.network)}  # a pass may change them in place
         outputs, after = stateless_call(self.network, {**state, **own}, x, _QUERY[self.batch_norm])
         return outputs, {name: after[name] for name in own}
@@ -354,14 +362,14 @@ def _all_of_head(names: Iterable[str]) -> bool:
 
 
 def _within(network: nn.Module, tensors: Tensors) -> Tensors:
-    """Those of the tensors that lie in a part of the network."""
-    beginnings = tuple(f"{name}." for name, _ in network.named_children())
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(beginnings)}
+    """The tensors whose names begin with a child of the network."""
+    prefixes = tuple(f"{name}." for name, _ in network.named_children())
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefixes)}
 
 
 _QUERY: dict[BatchNorm, Statistics] = {"transductive": "batch", "inductive": "stored"}
 
 
 def parameter_key(name: str) -> str:
-    """The name of a parameter as a key of an `nn.ParameterDict`; torch keeps dots for modules."""
+    """The name of a parameter as a key of an `nn.ParameterDict`, which must not contain dots."""
     return name.replace(".", "/")

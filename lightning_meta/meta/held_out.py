@@ -1,4 +1,4 @@
-"""How good a learned task is, by its support set alone: each example is predicted by a task learned from others."""
+"""Cross-validation on a support set: each example is predicted by a task learned from the others."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning_meta.meta.predictor import evaluating, in_features
 from lightning_meta.nn.likeness import check_outputs
 
 MOST_FOLDS, FOLDS = 10, 5
-"""A fold an image of the largest class, if these are at most 10; else 5."""
+"""Leave-one-out if the largest class has at most 10 examples, else 5 folds."""
 
 
 class HeldOut(NamedTuple):
-    """Predictions of support examples that were left out.
+    """The result of cross-validation on a support set.
 
     Attributes:
-        right: By label, how many examples were predicted right.
-        tried: By label, how many were left out.
-        folds: How often a task was learned.
+        right: Number of correctly predicted examples by label.
+        tried: Number of predicted examples by label.
+        folds: Number of folds.
     """
 
     right: Counter[Any]
@@ -34,25 +34,24 @@ class HeldOut(NamedTuple):
 
     @property
     def accuracy(self) -> float:
-        """The share that was predicted right, in [0, 1]."""
+        """Accuracy in [0, 1]."""
         return self.right.total() / self.tried.total()
 
 
 def held_out(module: Learner, x: Tensor, labels: Sequence[Any]) -> HeldOut | None:
     """Predict each support example by a task that is learned without it.
 
-    Example j of every class is left out together with the j-th of the others, so that the rest is as balanced as the
-    whole; of classes with more than `MOST_FOLDS` examples, every `FOLDS`-th together. The only example of a class is
-    never left out.
+    The j-th examples of all classes form a fold, so that the rest is as balanced as the whole; if a class has more than
+    `MOST_FOLDS` examples, every `FOLDS`-th is in the same fold. The only example of a class is never left out.
 
     Args:
-        module: The learner of tasks; it is left as it is.
+        module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`.
-        labels: M labels.
+        labels: The M labels.
 
     Returns:
-        What came out. None where no class has two examples, for learners with an inner loop, which would go through it
-        for each fold, and where predictions depend on the queries beside them, of which a fold has few.
+        The result. None if no class has two examples, for learners with an inner loop, which is too slow to repeat for
+        each fold, and for transductive ones, since a fold has few queries.
     """
     folds, fold_of = _folds(labels)
     if not folds or module.inner_gradients or module.transductive:
@@ -66,15 +65,15 @@ def held_out(module: Learner, x: Tensor, labels: Sequence[Any]) -> HeldOut | Non
         for fold in range(folds):
             rest, left = numbers != fold, numbers == fold
             state = outside_inference_mode(module.adapt, Examples(x[rest], y[rest]), len(classes))
-            found = check_outputs(module.predict(state, x[left])).argmax(-1)
-            for true, label in zip(y[left].tolist(), found.tolist(), strict=True):
+            predicted = check_outputs(module.predict(state, x[left])).argmax(-1)
+            for true, label in zip(y[left].tolist(), predicted.tolist(), strict=True):
                 tried[classes[true]] += 1
                 right[classes[true]] += label == true
     return HeldOut(right, tried, folds)
 
 
 def _folds(labels: Sequence[Any]) -> tuple[int, list[int]]:
-    """How many folds there are, 0 if no class has two examples; the fold of each example, -1 for one that stays."""
+    """The number of folds, 0 if no class has two examples; and the fold of each example, -1 if it is never left out."""
     sizes, seen = Counter(labels), Counter[Any]()
     largest = max(sizes.values())
     folds = 0 if largest < 2 else largest if largest <= MOST_FOLDS else FOLDS

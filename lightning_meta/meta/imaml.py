@@ -35,7 +35,7 @@ class _Proximal(InnerOptimizer):
 
 
 class IMAML(GradientBasedLearner):
-    r"""MAML that pulls adapted weights to the initialisation, and differentiates the solution in place of the steps.
+    r"""MAML with a proximal term, and an implicit meta-gradient at the solution instead of one through the steps.
 
     Rajeswaran, Finn, Kakade and Levine, Meta-Learning with Implicit Gradients (NeurIPS 2019,
     https://arxiv.org/abs/1909.04630): inner steps of gradient descent towards
@@ -43,42 +43,44 @@ class IMAML(GradientBasedLearner):
     $$\varphi = \arg\min_{\varphi'} L(\varphi'; \mathrm{support})
       + \tfrac{\lambda}{2} \lVert \varphi' - \theta \rVert^2$$
 
-    (equation 3), where the derivative of φ in θ does not depend on the way there, so that
+    (equation 3). At the solution, dφ/dθ does not depend on the optimisation path, so that
 
     $$\nabla_\theta L(\varphi; \mathrm{query}) = \left(I + \tfrac{1}{\lambda} \nabla^2 L(\varphi; \mathrm{support})
       \right)^{-1} \nabla_\varphi L(\varphi; \mathrm{query})$$
 
-    (lemma 1). The system is solved by conjugate gradients, from products with the Hessian (algorithm 2). The memory of
-    a training step does not grow with the inner steps. In classification a model serves the way it was trained with.
+    (lemma 1). The system is solved by conjugate gradients with Hessian-vector products (algorithm 2). The memory of a
+    training step does not grow with the number of inner steps. In classification, new tasks must have as many ways as
+    in training.
 
     At a glance:
         - Shared: an initialisation θ.
         - Own: weights φ near θ.
-        - New task: adapt by gradient steps, pulled to θ.
+        - New task: adapt by gradient steps, with a penalty on the distance from θ.
 
     Run it:
-        `python scripts/fit.py --config configs/imaml_glyphs.yaml` without a download. For the paper's data there is
-        `configs/imaml_omniglot.yaml`, which was not trained here.
+        `python scripts/fit.py --config configs/imaml_glyphs.yaml` without a download. For the paper's data, use
+        `configs/imaml_omniglot.yaml`(results not reproduced here).
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - λ is fixed; the paper can learn it, too. The Hessian-free inner solver is not there.
-        - Conjugate gradients stop where the curvature is not positive, which can be where λ is small; if that is in the
-          first step, the gradient is the first-order one.
+        - λ is fixed; the paper can also learn it. The Hessian-free inner solver is not implemented.
+        - Conjugate gradients stop if the curvature is not positive, which can happen with a small λ. In the first step,
+          the result is the first-order gradient.
 
     Args:
         backbone: The network below the head.
-        regularisation: λ > 0. Inner steps of a rate α need α (λ + c) < 2 with c the largest curvature of the loss.
-        solver_steps: Steps of conjugate gradients, at least 0; with 0 the outer gradient is 0, with 1 it has the
-            direction of the first-order one.
-        inner_steps: Inner steps in training.
-        **options: Those of `GradientBasedLearner`, but for `first_order`, `inner_optimizer`, `inner_parameters` and
+        regularisation: Weight λ > 0 of the proximal term. The inner loop is stable for α (λ + c) < 2, with c the
+            largest curvature of the loss.
+        solver_steps: Number of conjugate gradient steps, at least 0. With 0 the outer gradient is 0; with 1 it has
+            the direction of the first-order gradient.
+        inner_steps: Number of inner steps in training, at least 0.
+        **options: Options of `GradientBasedLearner`, except `first_order`, `inner_optimizer`, `inner_parameters` and
             `recompute`.
     """
 
@@ -107,21 +109,21 @@ class IMAML(GradientBasedLearner):
         self.regularisation, self.solver_steps = regularisation, solver_steps
 
     def on_fit_start(self) -> None:
-        """Refuse a backbone that draws random numbers: every product with the Hessian would be of another loss.
+        """Refuse a backbone that draws random numbers: each Hessian-vector product would belong to another loss.
 
         Raises:
-            UserError: It has dropout, for one.
+            UserError: The backbone has dropout, for example.
         """
         super().on_fit_start()
-        self._note_draws()
+        self._check_randomness()
         if self._draws():
             raise UserError(
-                "backbone: it draws random numbers in training, as dropout does, and the system that IMAML solves must "
-                "not change on the way; give a network without"
+                "backbone: it draws random numbers in training, as dropout does, so the linear system of IMAML would "
+                "change in every step of its solver; use a network without dropout"
             )
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
-        """The query loss as a number, with the implicit gradient as its gradient in θ."""
+        """The value of the query loss, with the implicit gradient with respect to θ."""
         with torch.no_grad():
             state = self.adapt(support, ways)
             phi = {name: state[name] for name in self.adapted()}
@@ -134,22 +136,22 @@ class IMAML(GradientBasedLearner):
                 return self.task.loss(support_pass(phi)[0], support.y)
 
             def query_loss(phi: Tensors) -> tuple[Tensor, Outcome]:
-                given = state
+                current = state
                 if self.batch_norm == "inductive" and task_norms(self.backbone):
-                    given = support_pass(phi)[1]  # whose statistics depend on φ as well
-                outcome = self.outcome({**given, **phi}, query)
+                    current = support_pass(phi)[1]  # the support set's statistics depend on φ as well
+                outcome = self.outcome({**current, **phi}, query)
                 return outcome.loss, outcome
 
             slope, (_, outcome) = grad_and_value(query_loss, has_aux=True)(phi)
 
             def system(v: Tensors) -> Tensors:
                 """(I + ∇²L/λ) v."""
-                curved = grad(lambda phi: _dot(grad(support_loss)(phi), v))(phi)
-                return {name: v[name] + curved[name] / self.regularisation for name in v}
+                hessian_v = grad(lambda phi: _dot(grad(support_loss)(phi), v))(phi)
+                return {name: v[name] + hessian_v[name] / self.regularisation for name in v}
 
             gradient = conjugate_gradients(system, slope, self.solver_steps)
         theta = dict(self.network.named_parameters())
-        # Its derivative is the gradient; its value is 0.
+        # A term of value 0 whose derivative in θ is the implicit gradient.
         pull = _dot({name: theta[name] - theta[name].detach() for name in gradient}, gradient)
         meta_loss: Outcome = outcome._replace(loss=outcome.loss + pull)
         return meta_loss
@@ -159,30 +161,32 @@ def conjugate_gradients(system: Callable[[Tensors], Tensors], right: Tensors, st
     """Solve a symmetric positive definite system A x = b from x = 0 (Hestenes and Stiefel 1952).
 
     Args:
-        system: v to A v, tensors by name.
-        right: b by name.
-        steps: How many; fewer count where b is reached, or the curvature vᵀ A v is not positive. Where it is not in the
-            first, the answer is b (as Steihaug 1983 has it).
+        system: Function from v to A v, both tensors by name.
+        right: Right-hand side b by name.
+        steps: Maximum number of steps. The solver stops when the residual is 0 or the curvature vᵀ A v is not positive;
+            if that happens in the first step, the result is b (as in Steihaug 1983).
 
     Returns:
-        x by name.
+        Solution x by name.
     """
     solution = {name: torch.zeros_like(b) for name, b in right.items()}
-    residual = along = right
-    left = _dot(residual, residual)
-    going = left > 0
+    residual = direction = right
+    norm = _dot(residual, residual)
+    going = norm > 0
     for number in range(steps):
-        image = system(along)
-        curvature = _dot(along, image)
-        going = going & (curvature > 0) & (left > 0)
+        image = system(direction)
+        curvature = _dot(direction, image)
+        # A flag in place of `break`: reading it would make the CPU wait for the GPU.
+        going = going & (curvature > 0) & (norm > 0)
         if number == 0:
             solution = {name: torch.where(going, 0.0, b) for name, b in right.items()}
-        rate = torch.where(going, left / torch.where(going, curvature, 1.0), 0.0)
-        solution = {name: x + rate * along[name] for name, x in solution.items()}
+        rate = torch.where(going, norm / torch.where(going, curvature, 1.0), 0.0)
+        solution = {name: x + rate * direction[name] for name, x in solution.items()}
         residual = {name: r - rate * image[name] for name, r in residual.items()}
-        after = _dot(residual, residual)
-        share = torch.where(going, after / torch.where(going, left, 1.0), 0.0)
-        along, left = {name: r + share * along[name] for name, r in residual.items()}, after
+        new_norm = _dot(residual, residual)
+        share = torch.where(going, new_norm / torch.where(going, norm, 1.0), 0.0)
+        direction = {name: r + share * direction[name] for name, r in residual.items()}
+        norm = new_norm
     return solution
 
 

@@ -1,4 +1,4 @@
-"""LaplacianShot: neighbouring queries are encouraged to have the same label."""
+"""LaplacianShot: nearest prototypes with a term that favours equal labels of neighbouring queries."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean
-from lightning_meta.meta.bd_cspn import labelled, refuse_one_query, shifted
-from lightning_meta.meta.simple_shot import SimpleShot
+from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.meta.bd_cspn import SHIFTED, labelled, shifted
+from lightning_meta.meta.centred import CentredClassifier
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class LaplacianShot(SimpleShot):
-    r"""Assign queries to the nearest prototypes, with a Laplacian term that neighbouring queries get the same class.
+class LaplacianShot(CentredClassifier, TransductiveClassifier):
+    r"""Assign queries to the nearest prototypes, with a Laplacian term that favours equal labels of neighbours.
 
     Ziko, Dolz, Granger and Ben Ayed, Laplacian Regularized Few-Shot Learning (ICML 2020,
     https://arxiv.org/abs/2006.15486). With the features x of `SimpleShot`, centred by the training classes and of
-    length 1, prototypes $m_n$ and squared distances $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of
-    queries lower
+    length 1, prototypes $m_n$ and squared distances $a_{jn} = \lVert x_j - m_n \rVert^2$, the soft assignments y of the
+    queries reduce
 
     $$\sum_j y_j^\top a_j + \tfrac{\lambda}{2} \sum_{j, k} w_{jk} \lVert y_j - y_k \rVert^2$$
 
-    with $w_{jk} = 1$ where query k is among the nearest neighbours of query j, else 0, by bound updates (algorithm 1):
+    with $w_{jk} = 1$ if query k is among the nearest neighbours of query j, else 0, by bound updates (algorithm 1):
 
     $$y_j \propto \exp(-a_j), \quad\text{then}\quad y_j \propto \exp\Big(-a_j + \lambda \sum_k w_{jk} y_k\Big)$$
 
     for `steps` updates. Before that, as in `BDCSPN`, queries are shifted to the mean of the support set and
-    labelled by the nearest class mean $\bar x_n$ by the cosine; with $X_n$ the support examples of class n and the
-    queries of that label,
+    pseudo-labelled by the class mean $\bar x_n$ with the largest cosine. With $X_n$ the support examples of class n and
+    the queries of that pseudo-label,
 
     $$m_n = \frac{1}{|X_n|} \sum_{i \in X_n} p_{in} x_i, \qquad
       p_{in} = \mathrm{softmax}_n(\varepsilon \cos(x_i, \bar x_n))$$
 
-    The network is a classifier of all training classes, or that of another run. Any way is served.
+    The network is trained to classify all training classes, or taken from another run. Tasks may have any number of
+    ways.
 
-    **Transductive, and assumes balance** for the shift, as `BDCSPN` does; the Laplacian term does not. A predictor
-    refuses one query alone.
+    **Transductive, and assumes balance** for the shift, as in `BDCSPN`; the Laplacian term does not assume it. A
+    predictor refuses a single query.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes, and their mean.
@@ -49,34 +50,35 @@ class LaplacianShot(SimpleShot):
         - New task: embed, rectify prototypes, update assignments of neighbours.
 
     Run it:
-        `python scripts/fit.py --config configs/laplacian_shot_glyphs.yaml`. On the network of another run:
-        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data there is
-        `configs/laplacian_shot_mini_imagenet.yaml`, which was not run here.
+        `python scripts/fit.py --config configs/laplacian_shot_glyphs.yaml`. To reuse the network of another run:
+        `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
+        `configs/laplacian_shot_mini_imagenet.yaml`(results not reproduced here).
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - The centre of the training classes is that of `SimpleShot`, over at most 2000 images.
-        - Support examples count for their own class in the prototypes; in the authors' code for the predicted one.
-        - There are always `steps` updates; the authors stop once the bound changes by less than 1e-6 of it.
-        - λ is fixed; the authors choose it from 0.1 to 1.5 on validation classes, for each number of shots.
+        - In the prototypes, support examples count for their true class; in the authors' code for the predicted one.
+        - The number of updates is always `steps`; the authors stop once the relative change of the bound is below 1e-6.
+        - λ is fixed; the authors tune it in [0.1, 1.5] on validation classes, for each number of shots.
 
     Args:
-        backbone: The network f.
-        regularisation: λ, at least 0.
-        neighbours: Nearest neighbours of each query, at least 1; the authors' k = 3 counts the query itself.
-        steps: Updates of the assignments.
-        scale: ε > 0 of the prototypes; 10 in the authors' code.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        regularisation: Weight λ >= 0 of the Laplacian term.
+        neighbours: Number of nearest neighbours of each query, at least 1; the authors' k = 3 includes the query.
+        steps: Number of updates of the assignments, at least 0.
+        scale: Scale ε > 0 of the cosines in the prototypes; 10 in the authors' code.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes their classes to be as frequent as in the support set"
+    one_query_refused = SHIFTED
 
     def __init__(
         self,
@@ -94,10 +96,6 @@ class LaplacianShot(SimpleShot):
         positive(scale=scale)
         self.regularisation, self.neighbours, self.steps, self.scale = regularisation, neighbours, steps, scale
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, of length 1, and which class each is of, one-hot `(M, N)`."""
-        return {"features": self.scaled_features(support.x), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
         query = shifted(self.scaled_features(x), state["features"])
@@ -107,18 +105,10 @@ class LaplacianShot(SimpleShot):
         affinity = nearest_neighbours(query, self.neighbours)
         return bound_updates(squared_euclidean(query, prototypes), affinity, self.regularisation, self.steps)
 
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would be moved to the mean of the support set.
-        """
-        refuse_one_query(type(self).__name__, count)
-
 
 @in_float32
 def nearest_neighbours(query: Tensor, count: int) -> Tensor:
-    """w `(M, M)`: 1 where the second of two queries `(M, F)` is among the nearest `count` others of the first."""
+    """w `(M, M)` of queries `(M, F)`: w_jk = 1 if k is among the `count` nearest neighbours of j, else 0."""
     distances = squared_euclidean(query, query)
     distances = distances.masked_fill(torch.eye(len(query), dtype=torch.bool, device=query.device), math.inf)
     nearest = distances.topk(min(count, len(query) - 1), largest=False).indices
@@ -127,16 +117,16 @@ def nearest_neighbours(query: Tensor, count: int) -> Tensor:
 
 @in_float32
 def bound_updates(distances: Tensor, affinity: Tensor, regularisation: float, steps: int) -> Tensor:
-    """The logarithms of the assignments up to a constant of each query (algorithm 1).
+    """The log-assignments, up to a constant per query (algorithm 1).
 
     Args:
-        distances: a `(M, N)`.
+        distances: Squared distances a `(M, N)` to the prototypes.
         affinity: w `(M, M)`.
         regularisation: λ.
-        steps: Updates.
+        steps: Number of updates.
 
     Returns:
-        `(M, N)`.
+        Logits `(M, N)`.
     """
     logits = -distances
     for _ in range(steps):

@@ -1,4 +1,4 @@
-"""What a meta-learner is: two pure functions of one task, on a network."""
+"""The interface of a meta-learner: two pure functions of one task, on a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Inputs = TypeVar("Inputs", Tensor, Episode)
 
 
 class Learner(TrainedModule, ABC):
-    """The contract that predictors and exported files rely on; `MetaModule` adds training and evaluation to it."""
+    """The interface that predictors and exported files use; `MetaModule` adds training and evaluation."""
 
     spec_name, spec_type = "episodes", EpisodeSpec
     wrong_data = "learns from an EpisodicDataModule; the data has a fixed set of tasks"
@@ -29,41 +29,41 @@ class Learner(TrainedModule, ABC):
     episodes: EpisodeSpec | None
 
     inner_gradients = True
-    """Whether `adapt` differentiates the network. One that does not gets the faster memory layout."""
+    """Whether `adapt` differentiates the network; if not, the backbone uses the faster channels-last layout."""
 
     classifies_only = False
-    """Whether regression is refused."""
+    """Whether the method only supports classification."""
 
     uses_query_set = ""
-    """What a method that predicts a query set as a whole does with it, in words; empty where queries stand alone."""
+    """For transductive methods, how the query set is used, as a clause; empty if each query is predicted alone."""
 
     @abstractmethod
     def adapt(self, support: Examples, ways: int) -> Any:
-        """Learn a task from its support set; no tensor of the module changes.
+        """Learn a task from its support set, without changing any tensor of the module.
 
         Args:
-            support: `x` `(M, *input_shape)` real-valued, `y` `(M,)` labels in [0, N) or `(M, outputs)` targets, those
-                of stored data in standard units.
-            ways: N; 0 for regression.
+            support: Inputs `x` `(M, *input_shape)`, real-valued; and `y`, labels `(M,)` in [0, N) or targets
+                `(M, outputs)`, which are standardised for stored data.
+            ways: Number of classes N; 0 for regression.
 
         Returns:
-            What the task needs for predicting: a pytree of tensors.
+            The state that `predict` needs: a pytree of tensors.
         """
 
     @abstractmethod
     def predict(self, state: Any, x: Tensor) -> Tensor:
-        """Predict with what `adapt` returned.
+        """Predict queries with the state that `adapt` returned.
 
         Args:
-            state: The learned task.
-            x: `(M, *input_shape)` real-valued.
+            state: State of the learned task.
+            x: Inputs `(M, *input_shape)`, real-valued.
 
         Returns:
-            Logits `(M, N)`, or predictions `(M, outputs)`, of stored data in standard units.
+            Logits `(M, N)`, or predictions `(M, outputs)`, which are standardised for stored data.
         """
 
     def inputs(self, x: Inputs) -> Inputs:
-        """Stored inputs, or an episode, as the network takes them; real targets of stored data in standard units."""
+        """Convert inputs, or an episode, to what the network takes; real targets of stored data are standardised."""
         if isinstance(x, Tensor):
             return super().inputs(x)
         assert isinstance(self.dtype, torch.dtype)
@@ -73,7 +73,7 @@ class Learner(TrainedModule, ABC):
         return x._replace(support=support, query=query)
 
     def targets(self, y: Tensor) -> Tensor:
-        """Labels as they are; real targets of stored data in standard units."""
+        """Standardise real targets of stored data; labels are returned unchanged."""
         if self.episodes is None or not self.episodes.target_scale:
             return y
         assert isinstance(self.dtype, torch.dtype)
@@ -87,28 +87,28 @@ class Learner(TrainedModule, ABC):
 
     @property
     def transductive(self) -> bool:
-        """Whether a prediction depends on the other query examples: by the method, or a layer without statistics."""
+        """Whether predictions depend on the other queries: by the method, or by layers without running statistics."""
         return bool(self.uses_query_set) or any(
             norm.running_mean is None for norm in task_norms(self.backbone).values()
         )
 
     def check_queries(self, count: int) -> None:
-        """Refuse a number of examples that the method cannot predict together.
+        """Refuse a number of queries that the method cannot predict together.
 
         Raises:
-            UserError: What it would do with them.
+            UserError: The reason.
         """
 
     def check_ways(self, ways: int) -> None:
-        """Refuse a way that the method cannot serve.
+        """Refuse a number of classes that the method does not support.
 
         Raises:
-            UserError: The way asked for, and the one served.
+            UserError: The number received and the one supported.
         """
 
     @property
     def spec(self) -> EpisodeSpec:
-        """What the episodes look like.
+        """The specification of the episodes.
 
         Raises:
             UserError: It is not known yet.
@@ -126,21 +126,21 @@ class Learner(TrainedModule, ABC):
 
     @property
     def computes_in_full_float32(self) -> bool:
-        """Whether TF32 is switched off on CUDA: where there is an inner loop, unless less was asked for."""
+        """Whether TF32 is switched off on CUDA: with an inner loop, unless torch's setting enables TF32."""
         return self.inner_gradients and not tf32_requested()
 
     def exact_arithmetic(self) -> AbstractContextManager[None]:
-        """The context of every forward and backward pass; afterwards torch's switches are as before."""
+        """The context of every forward and backward pass; it restores torch's settings."""
         return full_float32(self.computes_in_full_float32)
 
 
 class LearnedTask(Protocol):
-    """A learner and what it has learned of one task.
+    """A learner and the task it has learned.
 
     Attributes:
         module: The learner.
-        state: What `adapt` returned.
-        classes: The labels, in the order of the outputs; empty for regression.
+        state: State that `adapt` returned.
+        classes: Labels, in the order of the outputs; empty for regression.
     """
 
     module: Learner
@@ -149,4 +149,4 @@ class LearnedTask(Protocol):
 
     @property
     def depends_on_company(self) -> bool:
-        """Whether a prediction depends on the inputs that it is made with."""
+        """Whether a prediction depends on the other inputs of the same call."""

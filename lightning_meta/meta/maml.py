@@ -26,22 +26,23 @@ class MAML(GradientBasedLearner):
         `configs/maml_table.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`. Step 0 is θ itself: about chance in
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`. Step 0 is θ itself: about chance in
           classification, as labels are dealt out anew in each task. The last step is `test/accuracy`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Algorithm 2, the last step: the optimiser (Adam by default, as in the paper's code) steps on the mean over
-          tasks, as in that code, where the algorithm takes a gradient step on the sum.
-        - Equation 3: cross-entropy is the mean over examples, in the inner loop as well. The paper's code adds up the
-          N·K support examples and divides by K, so at the same `inner_lr` its inner steps are N times as long, and its
-          outer gradients are N·Q / K times as large, which clipping notices and Adam does not. The shipped
-          configurations have the paper's numbers.
-        - Section 5.2: the inner loop adapts the scale and shift of batch normalisation like any other weight (in the
-          paper's code the shift is the outer loop's alone, and there is no scale), and ε is 1e-5 (there 1e-3).
-        - Weights start from torch's initialisation (in the paper's code from Glorot's or a normal one), and `fit` tests
-          those of the best validation (there, the last ones).
+        - Algorithm 2, last step: as in the paper's code, the outer loop applies Adam (by default) to the mean loss over
+          tasks; the algorithm takes a gradient step on the sum.
+        - Equation 3: cross-entropy is the mean over examples, also in the inner loop. The paper's code divides the sum
+          over the N·K support examples by K, so at the same `inner_lr` its inner steps are N times as long, and its
+          outer gradients N·Q / K times as large, which matters for clipping but not for Adam. The shipped
+          configurations use the paper's values.
+        - Section 5.2: the inner loop adapts scale and shift of batch normalisation like any other weight (in the
+          paper's code there is no scale, and only the outer loop learns the shift), and ε is 1e-5 (1e-3 in the paper's
+          code).
+        - Weights have torch's initialisation (Glorot's or a normal one in the paper's code), and `fit` tests the
+          checkpoint with the best validation metric (the last one in the paper's code).
     """

@@ -14,13 +14,14 @@ from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
 
 class MatchingNet(MetricLearner):
-    r"""Give a query the labels of the support examples that it attends to (Vinyals et al., NeurIPS 2016).
+    r"""Classify a query by attention over the labelled support examples (Vinyals et al., NeurIPS 2016).
 
     $$p(y = n \mid x) = \sum_{i:\, y_i = n} a(x, x_i), \qquad
       a(x, x_i) = \mathrm{softmax}_i\left(\cos(f(x), f(x_i)) / \tau\right)$$
 
     (equation 1 and section 2.1.1; https://arxiv.org/abs/1606.04080) with the softmax over all support examples. With
-    one example a class it is ProtoNet with cosines. Any way is served, whatever the training way was.
+    one example per class it is ProtoNet with cosines. Tasks may have any number of ways, whatever the number in
+    training.
 
     At a glance:
         - Shared: an embedding θ.
@@ -32,25 +33,25 @@ class MatchingNet(MetricLearner):
         `configs/matching_net_omniglot.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Section 2.1.2: full context embeddings, which read the support set by an LSTM, are not there; queries and
-          support examples are embedded by one backbone.
-        - Equation 1: the temperature τ is an addition; 1 is the paper's. Cosines lie in [-1, 1], so with 1 no
-          probability of a 5-way 1-shot task exceeds 0.65.
+        - Section 2.1.2: full context embeddings (an LSTM over the support set) are not implemented; one backbone embeds
+          queries and support examples.
+        - Equation 1: the temperature τ is an addition; the paper has τ = 1. Since cosines lie in [-1, 1], no
+          probability of a 5-way 1-shot task then exceeds 0.65.
 
     Args:
-        backbone: The embedding f.
-        temperature: τ > 0; a smaller one makes the probabilities more certain.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        temperature: Temperature τ > 0; with a smaller one predictions are more confident.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     def __init__(
@@ -61,12 +62,12 @@ class MatchingNet(MetricLearner):
         self.temperature = temperature
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
-        """The features `(K, F)` of the support set, and which class each is of: `(K, N)` booleans."""
+        """The features `(K, F)` of the support set, and its labels, one-hot `(K, N)`."""
         return {"keys": support.x, "members": one_hot(support.y, ways)}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
-        """The logarithm of the attention that each class receives, `(M, N)`."""
+        """The logarithm of the attention on each class, `(M, N)`."""
         attention = (cosine_similarity(features, summary["keys"]) / self.temperature).log_softmax(-1)  # (M, K)
-        # Sums of exponentials, taken by their logarithms: a small τ leaves far classes a probability of 0.
+        # Sums in log space: with a small τ the probabilities of distant classes underflow.
         others = ~summary["members"].T
         return attention.unsqueeze(-2).masked_fill(others, -math.inf).logsumexp(-1)

@@ -15,7 +15,7 @@ from lightning_meta.meta.metric import BatchNorm, MetricLearner
 
 
 class MetaBaseline(MetricLearner):
-    r"""Nearest prototype by the cosine, with a learned scale, on a network that was trained as a classifier first.
+    r"""Cosine prototypes with a learned scale, on a network that was first trained as a classifier.
 
     Chen, Liu, Xu, Darrell and Wang, Meta-Baseline: Exploring Simple Meta-Learning for Few-Shot Learning (ICCV 2021,
     https://arxiv.org/abs/2003.04390, section 3):
@@ -23,37 +23,36 @@ class MetaBaseline(MetricLearner):
     $$p(y = n \mid x) = \mathrm{softmax}_n\left(\tau \cos(f(x), c_n)\right)$$
 
     (equation 4) with $c_n$ the mean feature of class n's support examples (equation 1) and τ learned in the outer loop.
-    The first stage, classification of all training classes, is a run of its own, such as one of `RFS` or `SimpleShot`;
-    `backbone_weights` names it. Any way is served.
+    The first stage, classification of all training classes, is a separate run, such as one of `RFS` or `SimpleShot`,
+    given by `backbone_weights`. Tasks may have any number of ways.
 
     At a glance:
-        - Shared: an embedding θ that begins as a classifier's, and τ.
+        - Shared: an embedding θ, initialised by a classifier, and τ.
         - Own: prototypes of the support set.
         - New task: embed.
 
     Run it:
-        `python scripts/fit.py --config configs/meta_baseline_glyphs.yaml`, from a classifier's network by adding
+        `python scripts/fit.py --config configs/meta_baseline_glyphs.yaml`; to start from a classifier, add
         `--model.backbone_weights runs/rfs_glyphs/0`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - What the first stage is, is up to you: the paper's is a linear classifier of all training classes, which is
-          `RFS` without augmentation of support images and teacher, or `SimpleShot`. Without `backbone_weights` there
-          is none.
+        - The first stage is up to you. In the paper it is a linear classifier of all training classes, which is
+          `SimpleShot`, or `RFS` without augmented support images and teacher. Without `backbone_weights` there is none.
 
     Args:
-        backbone: The embedding f.
-        scale: τ at the start, > 0; 10 in the paper.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        scale: Initial value of τ, > 0; 10 in the paper.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("scale",)

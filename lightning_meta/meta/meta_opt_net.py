@@ -20,9 +20,9 @@ class MetaOptNet(MetricLearner):
 
     $$W = \arg\min_W \lVert X W - Y \rVert^2 + \lambda \lVert W \rVert^2, \quad \mathrm{logits} = \gamma\, f(x)^\top W$$
 
-    (section 3; https://arxiv.org/abs/1904.03758) with X the features of the support set, Y their labels one-hot, λ
-    fixed and γ learned in the outer loop, through the solution. Any number of ways is served. The paper trains with
-    more shots than it tests with: `shots` and `test_shots` of the data module.
+    (section 3; https://arxiv.org/abs/1904.03758) with X the features of the support set, Y its one-hot labels, λ fixed
+    and γ learned in the outer loop, which differentiates through the solution. Tasks may have any number of ways. The
+    paper trains with more shots than it tests with; see `shots` and `test_shots` of the data module.
 
     At a glance:
         - Shared: an embedding θ and γ.
@@ -34,26 +34,26 @@ class MetaOptNet(MetricLearner):
         `configs/meta_opt_net_cifar_fs.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes and
-          `test_shots` shots, with its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes and `shots` shots.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes and
+          `test_shots` shots, with its `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes and `shots` shots.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Of the paper's heads this is ridge regression, in closed form; the SVM, which gains nothing over it on
-          CIFAR-FS, is not there.
-        - The authors' code solves the dual problem, whose weights are 2 W, and starts γ at 1: here γ starts at 2.
-        - Section 4.1, label smoothing of the query loss by 0.1, is not there.
+        - The head is ridge regression, in closed form. The paper's SVM, which is no better on CIFAR-FS, is not
+          implemented.
+        - The authors' code solves the dual problem, whose weights are 2 W, with γ = 1 initially; here γ is 2 initially.
+        - Section 4.1, label smoothing of the query loss by 0.1, is not implemented.
 
     Args:
-        backbone: The embedding f.
-        penalty: λ > 0; that of the authors' code by default, for features whose length is not 1.
-        scale: γ at the start, > 0.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        penalty: Ridge penalty λ > 0; by default as in the authors' code, for features that are not of length 1.
+        scale: Initial value of γ, > 0.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("scale",)

@@ -1,4 +1,4 @@
-"""Learned inner rates."""
+"""Meta-SGD: learned inner learning rates."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 class MetaSGD(GradientBasedLearner):
-    r"""Learn an initialisation and an inner rate for every weight (Li, Zhou, Chen and Li, 2017).
+    r"""Learn an initialisation and an inner learning rate for every weight (Li, Zhou, Chen and Li, 2017).
 
     $$\min_{\theta, \alpha} \sum_i L(\theta_i; \mathrm{query}_i), \qquad
       \theta_i = \theta - \alpha \circ \nabla_\theta L(\theta; \mathrm{support}_i)$$
 
-    (equations 2 and 3; https://arxiv.org/abs/1707.09835) with α of the shape of θ. A rate may become negative: the
-    outer loop learns the direction of a step as well as its length. Every inner step has the same rates. A model serves
-    the way it was trained with.
+    (equations 2 and 3; https://arxiv.org/abs/1707.09835) with α of the shape of θ. Rates may become negative, so the
+    outer loop learns the direction of a step as well as its length. All inner steps share the rates. New tasks must
+    have as many ways as in training.
 
     At a glance:
         - Shared: an initialisation θ, rates α.
@@ -27,25 +27,25 @@ class MetaSGD(GradientBasedLearner):
         - New task: adapt by one gradient step.
 
     Run it:
-        `python scripts/fit.py --config configs/meta_sgd_glyphs.yaml` without a download; for the paper's data there is
+        `python scripts/fit.py --config configs/meta_sgd_glyphs.yaml` without a download; for the paper's data, use
         `configs/meta_sgd_omniglot.yaml`.
 
     Logged:
-        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), in validation too: the mean over tasks after j
-          inner steps, from 0 to `test_inner_steps`, with its `_ci95`.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
+          after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`.
-        - The paper draws the number that all rates start from in [0.005, 0.1]; here it is `inner_lr`.
+        - The paper draws the initial value of all rates from [0.005, 0.1]; here it is `inner_lr`.
 
     Args:
         backbone: The network below the head.
-        inner_lr: What all rates start from, > 0.
-        inner_steps: Inner steps in training; 1 in the paper.
-        **options: Those of `GradientBasedLearner`.
+        inner_lr: Initial value of all rates, > 0.
+        inner_steps: Number of inner steps in training; 1 in the paper.
+        **options: Options of `GradientBasedLearner`.
     """
 
     def __init__(self, backbone: nn.Module, inner_lr: float = 0.05, inner_steps: int = 1, **options: Any) -> None:
@@ -57,7 +57,7 @@ class MetaSGD(GradientBasedLearner):
         adapted = self.adapted()
         self.alpha = nn.ParameterDict()
         for name, p in self.network.named_parameters():
-            # A frozen weight has a rate too, fixed: a checkpoint fits whether or not its weights are frozen by then.
+            # A frozen weight has a fixed rate, so that a checkpoint loads whether or not weights are frozen.
             if name in adapted or not p.requires_grad:
                 self.alpha[parameter_key(name)] = nn.Parameter(torch.full_like(p, self.inner_lr), name in adapted)
 

@@ -24,20 +24,20 @@ from lightning_meta.nn.stateless import exact_derivatives, in_evaluation_mode, u
 
 
 class Predictor:
-    """A meta-learner together with the state that it reached on a support set, in evaluation mode.
+    """A meta-learner in evaluation mode, adapted to a support set.
 
     Args:
-        module: The meta-learner; it is left as it is.
+        module: The meta-learner; it is not changed.
         x: Support inputs `(M, *input_shape)`: real numbers, images as uint8, or ids as integers, as in training.
-        labels: M labels of any kind, or `(M, outputs)` real targets for regression, `(M,)` of one output.
+        labels: M labels of any type; for regression real targets `(M, outputs)`, or `(M,)` for one output.
 
     Attributes:
-        classes: The distinct labels, sorted (as text where they have no order); column n of the outputs belongs to
+        classes: The distinct labels, sorted (by their text if they have no order); column n of the outputs belongs to
             `classes[n]`. Empty for regression.
-        state: What `MetaModule.adapt` returned.
+        state: State that `MetaModule.adapt` returned.
 
     Raises:
-        UserError: Inputs of another shape, or a number of classes that the module does not serve.
+        UserError: Inputs of another shape, or a number of classes that the module does not support.
     """
 
     def __init__(self, module: Learner, x: Tensor, labels: Sequence[Any] | Tensor) -> None:
@@ -73,11 +73,11 @@ class Predictor:
             self.state = outside_inference_mode(module.adapt, Examples(x, y), len(self.classes))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """Logits `(M, N)`, or predictions `(M, outputs)` in regression, in the units of the targets.
+        """Logits `(M, N)`; in regression predictions `(M, outputs)` in the units of the targets.
 
         Raises:
-            UserError: Inputs of another kind than those of training, too few of them for a method that predicts them
-                together, or outputs that are not finite.
+            UserError: Inputs that differ in type from those of training, too few queries for a transductive method, or
+                non-finite outputs.
         """
         self.module.check_queries(len(x))
         return self.module.task.readable(check_outputs(self._run(self._inputs(x))))
@@ -87,34 +87,34 @@ class Predictor:
             return self.module.predict(self.state, x)
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Class probabilities `(M, N)`, each row summing to 1."""
+        """Class probabilities `(M, N)`; each row sums to 1."""
         return self.outputs(x).softmax(-1)
 
     @cached_property
     def depends_on_company(self) -> bool:
-        """Whether a prediction depends on the inputs that it is made with: by the method, or by its normalisation."""
+        """Whether a prediction depends on the other inputs of the same call: by the method, or by normalisation."""
         if self.module.uses_query_set:
             return True
         g = torch.Generator().manual_seed(0)
         shape = self.module.spec.input_shape
         if self._takes_ids:
             noise = torch.randint(2, (1, *shape), generator=g)
-            company = [0 * noise, 1 - noise]
+            others = [0 * noise, 1 - noise]
         else:
             noise = torch.rand(1, *shape, generator=g)
-            company = [noise / 9, 1 - noise]
-        x = self.module.inputs(torch.cat([noise, *company]).to(self.module.device))
-        alone, among = self._run(x[:1])[0], self._run(x)[0]
-        return bool((alone - among).abs().max() > 1e-3 * among.abs().max().clamp_min(1e-6))  # more than rounding
+            others = [noise / 9, 1 - noise]
+        x = self.module.inputs(torch.cat([noise, *others]).to(self.module.device))
+        alone, together = self._run(x[:1])[0], self._run(x)[0]
+        return bool((alone - together).abs().max() > 1e-3 * together.abs().max().clamp_min(1e-6))  # more than rounding
 
     def as_module(self, probabilities: bool = True) -> nn.Module:
-        """The learned task as a plain `torch.nn.Module` of its own, in evaluation mode.
+        """The learned task as a plain `torch.nn.Module`, in evaluation mode.
 
         Args:
-            probabilities: Whether it returns probabilities `(M, N)`; else logits. Regression returns predictions.
+            probabilities: Whether to return probabilities `(M, N)` instead of logits; regression returns predictions.
 
         Returns:
-            A function of inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1]; its outputs are in the
+            A module that maps inputs `(M, *input_shape)`, images as uint8 or real values in [0, 1], to outputs in the
             order of `classes`.
         """
         return AdaptedModel(self, probabilities)
@@ -140,26 +140,27 @@ class Predictor:
 
 def _distinct(labels: list[Any]) -> list[Any]:
     try:
-        found = set(labels)
+        distinct = set(labels)
     except TypeError as error:
         raise UserError(
             f"labels: {len(labels)} names or numbers are needed, got {labels[0]!r} for the first"
         ) from error
     try:
-        return sorted(found)
+        return sorted(distinct)
+
     except TypeError:
-        return sorted(found, key=repr)
+        return sorted(distinct, key=repr)
 
 
 def in_features(module: Learner, x: Tensor) -> Tensor:
-    """Support inputs as the features that a frozen backbone makes of them, a batch at a time; others as they are.
+    """Support inputs as features of a frozen backbone, computed in batches; unchanged if it is not frozen.
 
     Args:
-        module: In `evaluating`.
-        x: `(M, *input_shape)`.
+        module: The meta-learner, within `evaluating`.
+        x: Inputs `(M, *input_shape)`.
 
     Returns:
-        `(M, F)`, which the backbone passes on; or `x`.
+        Features `(M, F)`, which the frozen backbone returns unchanged when it receives them; or `x`.
     """
     frozen = frozen_part(module.backbone)
     if frozen is None or frozen.passes is None or getattr(module, "needs_images", False):
@@ -169,7 +170,7 @@ def in_features(module: Learner, x: Tensor) -> Tensor:
 
 @contextmanager
 def evaluating(module: Learner) -> Iterator[None]:
-    """No gradients, no dropout and the inner steps of evaluation; then parts and random state are as before."""
+    """A context for evaluation, without gradients; afterwards it restores modes, buffers and random state."""
     exact = exact_derivatives(module.network)
     with in_evaluation_mode(module), torch.no_grad(), module.exact_arithmetic(), untouched(module), exact:
         yield

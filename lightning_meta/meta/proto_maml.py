@@ -21,10 +21,10 @@ class ProtoMAML(GradientBasedLearner):
       (\theta_i, W, b) \leftarrow (\theta, W, b) - \alpha \nabla L(\theta, W, b; \mathrm{support}_i)
       \text{ (a few times)}$$
 
-    (section 3.2; https://arxiv.org/abs/1903.03096) with $c_n$ the mean feature of class n's support examples. Before
-    the first step this is a prototypical network: $W_n f + b_n = \lVert f \rVert^2 - \lVert f - c_n \rVert^2$. The
-    outer gradient passes through the start of the head to the backbone. The head is made for each task, so a model
-    serves any way.
+    (section 3.2; https://arxiv.org/abs/1903.03096) with $c_n$ the mean feature of class n's support examples. Without
+    inner steps this is a prototypical network: $W_n f + b_n = \lVert f \rVert^2 - \lVert f - c_n \rVert^2$. The outer
+    gradient flows through the initial head to the backbone. The head is built for each task, so tasks may have any
+    number of ways.
 
     At a glance:
         - Shared: an initial backbone θ.
@@ -38,23 +38,23 @@ class ProtoMAML(GradientBasedLearner):
     Logged:
         - `test/accuracy_step_<j>`, in validation too: the mean over tasks after j inner steps, from 0 to
           `test_inner_steps`, with its `_ci95`. Step 0 is the prototypical network.
-        - `train/loss`, `train/accuracy`: of the query sets of one meta-batch, after `inner_steps` steps.
+        - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - Those of `MAML`.
-        - The paper's experiments leave the second derivatives out, as `first_order: true` does.
+        - The paper's experiments omit second derivatives; set `first_order: true` for that.
 
     Args:
         backbone: The network below the head.
-        **options: Those of `GradientBasedLearner`.
+        **options: Options of `GradientBasedLearner`.
     """
 
     classifies_only = True
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make the place of the head, whose weights are those of a task."""
+        """Make a placeholder for the head, whose weights are computed for each task."""
         self.head = nn.Linear(self.feature_size, 1)
         with torch.no_grad():
             for p in self.head.parameters():
@@ -62,20 +62,20 @@ class ProtoMAML(GradientBasedLearner):
         self.head.requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        """Leave the head's place out of what is trained; `unfreeze()` may have reached it."""
+        """Exclude the placeholder of the head from training, also after `unfreeze()`."""
         super().setup(stage)
         if self._built:
             self.head.requires_grad_(False)
 
     def check_ways(self, ways: int) -> None:
-        """Any way is served."""
+        """Accept any number of ways."""
 
     def trained(self) -> frozenset[str]:
-        """Names of the parameters that are not frozen, and of the head's, which start anew in each task."""
+        """Names of the parameters that are not frozen, and of the head, which is adapted in every task."""
         return super().trained() | _HEAD
 
     def start(self, support: Examples, ways: int) -> Tensors:
-        """φ_0: θ, and a head made of prototypes."""
+        """The initial weights φ_0: θ and a head computed from the prototypes."""
         parameters = super().start(support, ways)
         body = self._sequence("backbone")
         tensors = {name: p for name, p in parameters.items() if name not in _HEAD}

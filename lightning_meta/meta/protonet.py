@@ -20,9 +20,9 @@ class ProtoNet(MetricLearner):
 
     $$p(y = n \mid x) = \mathrm{softmax}_n\left(-d(f(x), c_n) / \tau\right)$$
 
-    (equation 2; https://arxiv.org/abs/1703.05175) with $c_n$ the mean embedding of class n's support examples
-    (equation 1) and d the squared Euclidean distance, or minus the cosine. Any way is served, whatever the training way
-    was.
+    (equation 2; https://arxiv.org/abs/1703.05175) with $c_n$ the mean embedding of class n's support examples (equation
+    1) and d the squared Euclidean distance or the negative cosine. Tasks may have any number of ways, whatever the
+    number in training.
 
     At a glance:
         - Shared: an embedding θ.
@@ -31,34 +31,34 @@ class ProtoNet(MetricLearner):
 
     Run it:
         `python scripts/fit.py --config configs/protonet_glyphs.yaml` without a download, or
-        `configs/protonet_glyphs_pictures.yaml` with every picture; the paper's experiments are
-        `configs/protonet_omniglot.yaml` and `configs/protonet_mini_imagenet.yaml`; `configs/protonet_cifar_fs.yaml`,
-        and your own images by `configs/protonet_image_folder.yaml`.
+        `configs/protonet_glyphs_pictures.yaml` with all figures; the paper's experiments are
+        `configs/protonet_omniglot.yaml` and `configs/protonet_mini_imagenet.yaml`. Others are
+        `configs/protonet_cifar_fs.yaml` and, for your own images, `configs/protonet_image_folder.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each. Where these are more, as the
-          paper advises, the accuracy is lower than in validation for that alone.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each. With more classes than
+          in validation, as the paper advises, accuracy is lower for this reason alone.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - Equation 2: the temperature τ is an addition; 1 is the paper's.
-        - The reference code's running variance: here it follows the variance that normalised a task's batch, averaged
-          over tasks; torch's layers follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
-        - Section 3.1: the paper trains on 1200 characters of Omniglot, as its code does once validation has chosen the
-          epoch; here the 172 of them that are for validation are never trained on.
-        - Section 3.3, classes that are described and have no examples (zero-shot), is not there.
+        - Equation 2: the temperature τ is an addition; the paper has τ = 1.
+        - The running variance follows the biased variance of each task's batch, averaged over tasks; torch's layers, as
+          in the reference code, follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
+        - Section 3.1: the paper trains on 1200 characters of Omniglot, and its code retrains on them once validation
+          has chosen the epoch; here the 172 validation characters are never trained on.
+        - Section 3.3, zero-shot classification from descriptions of classes, is not implemented.
 
     Args:
-        backbone: The embedding f.
-        distance: d.
-        temperature: τ > 0; with `cosine` use a small one, such as 0.1, since cosines lie in [-1, 1].
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training as in the
-            reference code (training embeds support and query of a task together); `inductive`, those of the support
-            set; `transductive`, those of the support set for itself and of the query set for itself.
-        **options: Those of `MetaModule`.
+        backbone: Embedding network f.
+        distance: Distance d.
+        temperature: Temperature τ > 0; with `cosine` choose a small one, such as 0.1, since cosines lie in [-1, 1].
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training as in the
+            reference code (where the support and query examples of a task form one batch); `inductive`, those of the
+            support set; `transductive`, those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetaModule`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ProtoNet(MetricLearner):
         return {"prototypes": class_means(support.x, support.y, ways)}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Minus the distances to the prototypes, `(M, N)`."""
+        """Negative distances to the prototypes over τ, `(M, N)`."""
         if self.distance == "cosine":
             return cosine_similarity(features, summary["prototypes"]) / self.temperature
         return -squared_euclidean(features, summary["prototypes"]) / self.temperature

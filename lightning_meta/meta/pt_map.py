@@ -9,25 +9,24 @@ from torch import Tensor, nn
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
-from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
 from lightning_meta.functional.span import in_their_span
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 EPSILON = 1e-6
-"""ε of the power transform, and what is added to probabilities."""
+"""ε of the power transform; also added to the probabilities before their logarithm."""
 NEWTON_STEPS = 20
-"""For a plan; each begins with the potentials of the one before."""
+"""Newton steps per transport plan; each plan starts from the potentials of the previous one."""
 
 
-class PTMAP(ClassifierLearner):
-    r"""Make features more Gaussian, then alternate between an optimal transport of the queries and class means.
+class PTMAP(TransductiveClassifier):
+    r"""Make features more Gaussian, then alternate between optimal transport of the queries and class means.
 
     Hu, Gripon and Pateux, Leveraging the Feature Distribution in Transfer-based Few-Shot Learning (ICANN 2021,
     https://arxiv.org/abs/2006.03806, algorithm 1), after their code (https://github.com/yhu01/PT-MAP). The power
-    transform (PT, section 3.2) of features that are not negative is
+    transform (PT, section 3.2) of non-negative features is
 
     $$\hat f = (f + \epsilon)^\beta / \lVert (f + \epsilon)^\beta \rVert$$
 
@@ -37,12 +36,12 @@ class PTMAP(ClassifierLearner):
       c_n \leftarrow c_n + \alpha \left(\frac{\sum_{i:\, y_i = n} \hat f_i + \sum_j P_{jn} \hat f_j}
       {K + \sum_j P_{jn}} - c_n\right)$$
 
-    with U the plans that give each query 1 and each class an equal share. P says how probable a class is. The network
-    is a classifier of all training classes, or that of another run. Any way is served.
+    with U the plans whose rows sum to 1 and whose columns have equal sums. P are the class probabilities. The network
+    is trained to classify all training classes, or taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and needs balance**: a prediction uses the whole query set, and takes its classes to be equally
-    frequent. Where they are not it loses much, by as much as 17 points (Veilleux et al. 2021). One query alone would be
-    given every class with the same probability, so a predictor refuses it.
+    **Transductive, and needs balance**: predictions depend on the whole query set, and classes are assumed to be
+    equally frequent among the queries. If they are not, accuracy drops by up to 17 points (Veilleux et al. 2021). A
+    single query would get equal probabilities for all classes, so a predictor refuses it.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -50,36 +49,37 @@ class PTMAP(ClassifierLearner):
         - New task: embed, alternate between transport and means.
 
     Run it:
-        `python scripts/fit.py --config configs/pt_map_glyphs.yaml`. On the network of another run:
+        `python scripts/fit.py --config configs/pt_map_glyphs.yaml`. To reuse the network of another run:
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
         - As in the authors' code, and not in the paper, features of support and query sets are centred by the mean of
           their set and scaled to length 1 again.
-        - Negative features, which networks that end with ReLU do not have, become 0.
+        - Negative features are set to 0; networks that end with a ReLU have none.
         - The plan is found by Newton's method; the authors' Sinkhorn iteration stops at a change of 1e-6 or after 1000
-          steps, which can be before it has converged.
-        - The network is no wide residual network trained with rotations and mixup.
+          steps, which can be before convergence.
+        - The paper's network is a wide residual network trained with rotations and mixup.
 
     Args:
-        backbone: The network f.
-        steps: How often the class means are moved.
-        rate: α > 0.
-        regularisation: λ > 0; a larger one gives a plan that is closer to 0 and 1. Much above 10 the classes of a plan
-            are no longer exactly balanced, since Newton's method takes 20 steps.
-        power: β > 0.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        steps: Number of updates of the class means, at least 0.
+        rate: Step size α > 0 of the class means.
+        regularisation: λ > 0; with a larger one the plan is closer to 0 and 1. Much above 10, the 20 steps of Newton's
+            method no longer balance the classes exactly.
+        power: Exponent β > 0 of the power transform.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "takes all classes to be equally frequent among them"
+    one_query_refused = f"{uses_query_set}: one alone would get every class with the same probability"
 
     def __init__(
         self,
@@ -97,38 +97,26 @@ class PTMAP(ClassifierLearner):
         self.power = power
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The transformed features of the support set, and which class each is of, one-hot `(M, N)`."""
+        """The transformed features `(K, F)` of the support set and its labels, one-hot `(K, N)`."""
         return {"features": self.transformed(support.x), "members": one_hot(support.y, ways)}
 
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
-        """The logarithms of the probabilities `(M, N)` of all queries, none below 1e-6."""
+        """Log-probabilities `(M, N)` of all queries; no probability is below 1e-6."""
         settings = self.steps, self.rate, self.regularisation
         support, query = in_their_span(state["features"], self.transformed(x))
         plan = transport_and_means(support, state["members"], query, *settings)
-        # Where classes lie far apart, many plans are balanced up to rounding: the logarithm of less would be noise.
+        # If classes are far apart, many plans are balanced up to rounding, so smaller probabilities are noise.
         return (plan + EPSILON).log()
 
-    def check_queries(self, count: int) -> None:
-        """Refuse one query alone.
-
-        Raises:
-            UserError: It would have no preference.
-        """
-        if count == 1:
-            raise UserError(
-                "PTMAP predicts all examples together and takes all classes to be equally frequent among them: one "
-                "alone would get every class with the same probability; give it more, or use another method"
-            )
-
     def transformed(self, x: Tensor) -> Tensor:
-        """The transformed features `(M, F)` of one set of inputs."""
+        """Features `(M, F)` of one set of inputs: power-transformed, centred by their mean, of length 1."""
         features = power_transform(self.features(x), self.power)
         return unit_length(features - features.mean(0))
 
 
 @in_float32
 def power_transform(features: Tensor, power: float) -> Tensor:
-    """Features `(M, F)` to the power β, of length 1 (equation 1)."""
+    """The power transform of features `(M, F)` (equation 1)."""
     return unit_length((features.clamp_min(0) + EPSILON).pow(power))
 
 
@@ -139,15 +127,15 @@ def transport_and_means(
     """MAP on transformed features of one task (algorithm 1).
 
     Args:
-        support: `(K, F)`.
-        members: One-hot `(K, N)`.
-        query: `(M, F)`.
-        steps: How often the means are moved.
+        support: Features `(K, F)`.
+        members: Labels, one-hot `(K, N)`.
+        query: Features `(M, F)`.
+        steps: Number of updates of the means.
         rate: α.
         regularisation: λ.
 
     Returns:
-        The last plan, `(M, N)`; its rows add up to 1, its columns to M / N.
+        The last plan `(M, N)`; its rows sum to 1, its columns to M / N.
     """
     members = members.to(query.dtype)
     features = torch.cat([support, query])
@@ -164,19 +152,19 @@ def transport_and_means(
 
 
 def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
-    r"""What to add to the scores of each class so that the plan gives all classes as many queries.
+    r"""The potentials that make the transport plan give every class the same number of queries.
 
-    The plan is the softmax of scores plus potentials β, and β the maximum of a concave function of N numbers, the dual
-    of the transport problem (Cuturi 2013, https://arxiv.org/abs/1306.0895):
+    The plan is the softmax of scores plus potentials β, and β maximises the concave dual of the transport problem
+    (Cuturi 2013, https://arxiv.org/abs/1306.0895):
 
     $$\sum_n \tfrac{M}{N} \beta_n - \sum_j \log \sum_n \exp(s_{jn} + \beta_n)$$
 
-    Sinkhorn's iteration climbs it a coordinate at a time, and needs thousands of steps where classes lie far apart;
-    Newton's method needs a few.
+    Sinkhorn's iteration is coordinate ascent on it and needs thousands of steps if classes are far apart; Newton's
+    method needs a few.
 
     Args:
         scores: s `(M, N)`.
-        potentials: β to begin with, `(N,)`.
+        potentials: Initial β `(N,)`.
 
     Returns:
         β `(N,)`.
@@ -184,20 +172,20 @@ def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
     share = len(scores) / scores.shape[-1]
     for _ in range(NEWTON_STEPS):
         plan = (scores + potentials).softmax(-1)
-        # The Hessian is a graph's Laplacian: its diagonal as a sum, since differences of numbers near 1 would cancel.
+        # The Hessian is a graph Laplacian. Its diagonal is computed as a sum: p (1 - p) would lose digits for p near 1.
         coupling = plan.T @ plan
         coupling = coupling - coupling.diagonal().diag_embed()
         degrees = coupling.sum(-1)
         curvature = degrees.diag_embed() - coupling + _regular(degrees)
         change = torch.linalg.solve_ex(curvature, share - plan.sum(0)).result
-        # Softmax is self-concordant in the range of its logits' change, see `logistic_regression`: it never overshoots.
+        # A damped step that cannot overshoot, since softmax is self-concordant; see `logistic_regression`.
         size = (change.amax() - change.amin()).clamp_min(torch.finfo(change.dtype).tiny)
         potentials = potentials + size.log1p() / size * (change - change.mean())
     return potentials
 
 
 def _regular(degrees: Tensor) -> Tensor:
-    """What keeps the Laplacian `(N, N)` invertible: it sees neither a constant nor classes that no query is between."""
+    """What is added to make the Laplacian `(N, N)` invertible: constants and unconnected classes lie in its kernel."""
     numbers = torch.finfo(degrees.dtype)
     ridge = 64 * numbers.eps * degrees.amax() + numbers.tiny**0.5
     added: Tensor = ridge * torch.eye(len(degrees)).to(degrees) + degrees.mean() / len(degrees)

@@ -1,4 +1,4 @@
-"""Ridge regression as the head."""
+"""R2D2: ridge regression as the head."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class R2D2(MetricLearner):
 
     $$W = X^\top (X X^\top + \lambda I)^{-1} Y, \qquad \mathrm{logits} = \alpha\, f(x)^\top W + \beta$$
 
-    (equations 5 and 6) with X the features of the support set, Y their labels one-hot, and λ, α and β
-    learned in the outer loop, through the solution. Any number of ways is served.
+    (equations 5 and 6) with X the features of the support set, Y its one-hot labels, and λ, α and β learned in the
+    outer loop, which differentiates through the solution. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ, λ, α and β.
@@ -34,27 +34,28 @@ class R2D2(MetricLearner):
         `configs/r2d2_cifar_fs.yaml`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; with more classes than in
-          validation, the accuracy is lower for that alone.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each; with more classes than
+          in validation, accuracy is lower for this reason alone.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - λ is learned as its logarithm, which keeps it positive. In the authors' code it is fixed at 50 and multiplied
-          by the number of support examples.
-        - No intercept, as in the equations; the authors' code appends a 1 to the features.
-        - β is the same for all classes, as in the paper, so it changes no probability and its gradient is 0.
+        - λ is learned as its logarithm, so it stays positive. In the authors' code it is fixed at 50, times the number
+          of support examples.
+        - There is no intercept, as in the equations; the authors' code appends a 1 to the features.
+        - As in the paper, β is the same for all classes, so it does not affect the probabilities and has a gradient of
+          0.
 
     Args:
-        backbone: The embedding f.
-        penalty: λ at the start, > 0.
-        scale: α at the start, > 0; a larger one makes the probabilities more certain.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        penalty: Initial value of λ, > 0.
+        scale: Initial value of α, > 0; with a larger one predictions are more confident.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     sets_first_weights = ("penalty", "scale")

@@ -33,23 +33,23 @@ class RFS(MetaModule):
 
     The baseline of Tian, Wang, Krishnan, Tenenbaum and Isola, Rethinking Few-Shot Image Classification: A Good
     Embedding Is All You Need? (ECCV 2020, https://arxiv.org/abs/2003.11539), after their code
-    (https://github.com/WangYueFt/rfs). A network f with a linear layer learns to classify the training split (section
-    3.2). For a task, f is frozen, and the classifier is the optimum of
+    (https://github.com/WangYueFt/rfs). A network f with a linear layer is trained to classify the training split
+    (section 3.2). For a task, f is frozen, and the classifier is the optimum of
 
     $$\min_{W, b} \sum_{(x, y)} -\log \mathrm{softmax}_y(W \hat f(x) + b) + \frac{1}{2} \lVert W \rVert^2, \qquad
     \hat f(x) = f(x) / \lVert f(x) \rVert$$
 
-    over `support_views` augmented images of each support image. Any way is served.
+    over `support_views` augmented images of each support image. Tasks may have any number of ways.
 
-    With a `teacher`, the run of an earlier generation, the network learns its predictions p_t beside the labels, at
-    temperature T = 4 (section 3.3):
+    With a `teacher`, the run of an earlier generation, the network also learns its predictions p_t, at temperature T =
+    4 (section 3.3):
 
     $$\frac{1}{2} \big( -\log p_s(y \mid x) + T^2\, \mathrm{KL}(p_t^{1/T} \parallel p_s^{1/T}) \big)$$
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
         - Own: a logistic regression.
-        - New task: solve it, to the optimum.
+        - New task: solve it to the optimum.
 
     Run it:
         `python scripts/fit.py --config configs/rfs_glyphs.yaml`. The next generation learns from that run:
@@ -58,32 +58,31 @@ class RFS(MetaModule):
         of the model.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number. With a teacher, the loss is the sum above.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, with a classifier fitted to each
-          support set, the mean over tasks; the loss is without the penalty. They are not to be compared with the
-          training figures. θ has no inner loop, so there is no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes). With a teacher, the loss is the sum above.
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks, with a classifier
+          fitted to each support set; the loss excludes the penalty. Not comparable with the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - A step's images are those of a meta-batch. The configurations draw two images of each of 32 classes anew for
-          each step; the authors go through a shuffled training split, 64 images at a time, which are of 41 out of 64
-          classes on average.
-        - The random numbers that a support image is augmented by follow from the image: it has the same views in every
-          task and every evaluation. The authors draw them anew. `Augmentation` says what else differs.
+        - A training step uses the images of a meta-batch. The configurations draw two images of each of 32 classes for
+          each step; the authors iterate over the shuffled training split in batches of 64, with 41 of 64 classes on
+          average.
+        - The random numbers that augment a support image are computed from the image, so it has the same views in every
+          task and evaluation; the authors draw new ones. See `Augmentation` for other differences.
         - Logistic regression is solved to the optimum; the authors stop L-BFGS at a gradient of 1e-4.
-        - On several ranks, batch normalisation takes the statistics of each rank's share of the images.
-        - The best checkpoint is chosen by tasks of the validation split; the authors take the last.
-        - The classifier of two classes is the multinomial one, too.
+        - With several ranks, batch normalisation uses the statistics of each rank's images.
+        - The best checkpoint is selected by tasks of the validation split; the authors take the last.
+        - With two classes the classifier is multinomial, too.
 
     Args:
-        backbone: The network f.
-        augmentation: How support images of a task are augmented; None takes them as they are, once.
-        support_views: How many augmented images a support image becomes, at least 1.
-        teacher: The run to learn from, a run directory or a checkpoint of `RFS` on the same training classes. It is
-            read when training begins or is resumed; the trained model does without it.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        augmentation: Augmentation of the support images of a task; None uses each image once, unchanged.
+        support_views: Number of augmented images per support image, at least 1.
+        teacher: Run directory or checkpoint of `RFS` on the same training classes to distil from. Read when training
+            begins or is resumed; not needed afterwards.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False
@@ -105,11 +104,11 @@ class RFS(MetaModule):
             instance("teacher", teacher, str)
         self.augmentation, self.support_views = augmentation, support_views
         self.teacher = None if teacher is None else Teacher(teacher, RFS)
-        self._taught_by = ""  # the hash of the teacher's weights in the checkpoint
+        self._taught_by = ""  # hash of the teacher's weights, as stored in the checkpoint
 
     @property
-    def needs_images(self) -> bool:  # type: ignore[override]  # other methods set it
-        """Whether support images are augmented, or a teacher is asked about images."""
+    def needs_images(self) -> bool:  # type: ignore[override]  # a class attribute elsewhere
+        """Whether support images are augmented or a teacher predicts training images."""
         return self.augmentation is not None or self.teacher is not None
 
     def build(self, episodes: EpisodeSpec) -> None:
@@ -119,7 +118,7 @@ class RFS(MetaModule):
         self.classifier = nn.Linear(self.feature_size, episodes.classes)
 
     def setup(self, stage: str) -> None:
-        """Also read the teacher before training begins."""
+        """Also load the teacher before training."""
         super().setup(stage)
         if stage == "fit" and self.teacher is not None:
             self.teacher.load(self)
@@ -150,7 +149,7 @@ class RFS(MetaModule):
         return _linear(self._unit_features(x), state["weight"], state["bias"])
 
     def views(self, support: Examples) -> Examples:
-        """Every example `support_views` times, augmented by random numbers that follow from its image alone."""
+        """Each example `support_views` times, augmented by random numbers computed from its image."""
         if self.augmentation is None:
             return support
         keys = content_keys(Examples(support.x, torch.zeros_like(support.y)))
@@ -158,20 +157,20 @@ class RFS(MetaModule):
         return Examples(self.augmentation(x, bits(keys, self.support_views).flatten()), y)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also note which weights taught."""
+        """Also store the hash of the teacher's weights."""
         super().on_save_checkpoint(checkpoint)
         if self.teacher is not None:
             checkpoint["lightning_meta"]["taught_by"] = self.teacher.digest or self._taught_by
 
     def take_state(self, stored: Mapping[str, Any]) -> None:
-        """Also take which weights taught.
+        """Also restore the hash of the teacher's weights.
 
         Raises:
-            UserError: The run to resume learned from others than those that were read.
+            UserError: The resumed run had another teacher.
         """
         super().take_state(stored)
         self._taught_by = str(stored.get("taught_by", ""))
-        if self.teacher is None or not self.teacher.digest:  # it is not trained
+        if self.teacher is None or not self.teacher.digest:  # loaded for evaluation, without the teacher
             return
         if self._taught_by and self._taught_by != self.teacher.digest:
             raise UserError(f"teacher: {self.teacher.path} is not the model that the run has learned from so far{ANEW}")
@@ -182,13 +181,13 @@ class RFS(MetaModule):
 
 @in_float32
 def distillation_loss(outputs: Tensor, taught: Tensor) -> Tensor:
-    r"""How far predictions are from a teacher's (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
+    r"""The divergence of predictions from a teacher's (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 
     $$T^2\, \mathrm{KL}(p_t^{1/T} \parallel p_s^{1/T})$$
 
     Args:
-        outputs: The student's logits `(M, N)`.
-        taught: The teacher's `(M, N)`.
+        outputs: Logits `(M, N)` of the student.
+        taught: Logits `(M, N)` of the teacher.
 
     Returns:
         The mean over examples, a scalar.

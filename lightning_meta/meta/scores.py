@@ -1,4 +1,4 @@
-"""Scores of evaluation tasks: each counted once at any number of ranks, with an interval over tasks."""
+"""Scores of evaluation tasks, each counted once for any number of ranks, with confidence intervals over tasks."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ COLUMNS = ("tasks", "loss", "scores", "sizes", "outputs", "targets", "queries")
 
 
 class TaskTable:
-    """What was recorded, on the CPU, in the order of the tasks' numbers, which are unique.
+    """The recorded scores, on the CPU, sorted by the tasks' unique numbers.
 
-    It is no tuple, since torchmetrics would squeeze the columns of a table of one task.
+    Not a tuple, since torchmetrics would squeeze the columns of a table with one task.
 
     Attributes:
-        tasks: `(n,)`.
-        loss: `(n,)` float64, the query loss after the last inner step.
-        scores: `(n, S + 1)` float64, the metric after 0, ..., S inner steps.
-        outputs: `(n, M, outputs)` after the last inner step, or empty. Of tasks that differ in size the smaller are
-            filled up with NaN.
-        targets: `(n, M, ...)`, or empty; filled up with -1.
-        queries: `(n,)` how many query examples each task has.
+        tasks: Numbers of the tasks, `(n,)`.
+        loss: Query losses after the last inner step, `(n,)` float64.
+        scores: Metric after 0, ..., S inner steps, `(n, S + 1)` float64.
+        outputs: Outputs after the last inner step, `(n, M, outputs)`, padded with NaN if their sizes differ; or empty.
+        targets: Targets `(n, M, ...)`, padded with -1; or empty.
+        queries: Number of query examples of each task, `(n,)`.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class TaskTable:
         step_of_score = float(1 / self.queries.double().mean()) if metric == "accuracy" else 0.0
         mean, interval = mean_and_interval(self.scores[:, -1], step_of_score)
         values = {"loss": float(self.loss.mean()), metric: mean, f"{metric}_ci95": interval}
-        if metric == "mse":  # a few tasks that diverge decide the mean; those that are not a number count as infinite
+        if metric == "mse":  # a few diverging tasks dominate the mean; NaN counts as infinite
             values[f"{metric}_median"] = float(self.scores[:, -1].nan_to_num(nan=math.inf, posinf=math.inf).median())
         if self.scores.shape[1] > 1:
             for step, column in enumerate(self.scores.unbind(1)):
@@ -51,10 +50,10 @@ class TaskTable:
 
 
 class TaskScores(Metric):
-    """Gathers what each task gave, over batches and ranks.
+    """Gathers the scores of tasks over batches and ranks.
 
     Args:
-        keep_outputs: Whether outputs and targets are kept, too.
+        keep_outputs: Whether to keep outputs and targets as well.
     """
 
     full_state_update = False
@@ -69,7 +68,7 @@ class TaskScores(Metric):
     def __init__(self, keep_outputs: bool = False) -> None:
         super().__init__()
         self.keep_outputs = keep_outputs
-        self._of_target: tuple[int, ...] = ()  # the shape of one, the same in all tasks
+        self._of_target: tuple[int, ...] = ()  # the shape of one target, the same in all tasks
         for name in COLUMNS:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
@@ -80,14 +79,14 @@ class TaskScores(Metric):
             outputs, targets = outputs[:, :0], targets[:, :0]
         sizes = torch.stack([torch.full_like(tasks, size) for size in outputs.shape[1:]], 1)
         self._of_target = tuple(targets.shape[2:])
-        # Copies: a view would keep what it is a view of, such as the outputs after every inner step, for the epoch.
-        # They are flat, as tasks of a list may differ in their number of queries and classes.
+        # Copies, since a view would keep its base tensor in memory for the whole epoch, such as the outputs after every
+        # inner step. Flat, since the tasks of an epoch may differ in their number of queries and classes.
         for name, column in zip(COLUMNS, (tasks, loss, scores, sizes, outputs, targets, queries), strict=True):
             copied = column.detach().clone()
             getattr(self, name).append(copied.flatten() if name in ("outputs", "targets") else copied)
 
     def compute(self) -> TaskTable:
-        """The table over all ranks; a task that was seen twice stands once."""
+        """The table over all ranks; a task that was seen twice counts once."""
         columns = [at_least_float32(dim_zero_cat(getattr(self, name)).cpu()) for name in COLUMNS]
         order = columns[0].argsort(stable=True)
         tasks = columns[0][order]
@@ -101,16 +100,16 @@ class TaskScores(Metric):
 
 
 def _rows(flat: Tensor, sizes: Tensor, chosen: Tensor, fill: float) -> Tensor:
-    """Chosen rows of different sizes out of a flat tensor, the smaller ones filled up.
+    """Chosen rows of a flat tensor, padded to a common shape.
 
     Args:
-        flat: All numbers of n rows, one row after the other.
-        sizes: `(n, d)` their shapes.
-        chosen: `(m,)` numbers of rows.
-        fill: What smaller ones are filled up with.
+        flat: The entries of n rows, one row after the other.
+        sizes: Shapes of the rows, `(n, d)`.
+        chosen: Numbers of the chosen rows, `(m,)`.
+        fill: Value of the padding.
 
     Returns:
-        `(m, ...)` with the largest size in each of the d dimensions.
+        Rows `(m, ...)` with the largest size in each of the d dimensions.
     """
     largest = sizes.max(0).values.tolist()
     if bool((sizes == sizes[:1]).all()):
@@ -125,21 +124,21 @@ def _rows(flat: Tensor, sizes: Tensor, chosen: Tensor, fill: float) -> Tensor:
 
 
 def mean_and_interval(values: Tensor, step: float = 0.0) -> tuple[float, float]:
-    r"""The mean over n tasks and the half-width of its 95 % interval, $t_{n-1}\, s / \sqrt{n}$.
+    r"""The mean over n tasks and the half-width of its 95 % confidence interval, $t_{n-1}\, s / \sqrt{n}$.
 
     t is the 97.5 % quantile of Student's distribution with n - 1 degrees of freedom: 12.7 for two tasks, 1.96 for many.
-    Equal scores do not show that the mean is known exactly, so that s is at least what it would be with one example
-    more or less right in one of the tasks, $d / \sqrt{n}$ for scores in steps of d.
+    Equal scores do not mean that the mean is known exactly. So s is at least $d / \sqrt{n}$, the standard deviation if
+    a single task differed by one example, with scores in steps of d.
 
     Args:
-        values: `(n,)`, one a task.
-        step: d >= 0, the smallest difference between two scores, 1 / Q for the accuracy of Q query examples; 0 where
-            there is none.
+        values: One score per task, `(n,)`.
+        step: Smallest difference d >= 0 between two scores, such as 1 / Q for the accuracy on Q queries; 0 if there is
+            none.
 
     Returns:
-        The mean and the half-width; NaN where there is but one task.
+        The mean and the half-width, which is NaN for a single task.
     """
-    from scipy.special import stdtrit  # here: 0.2 s that an import of a method does not need
+    from scipy.special import stdtrit  # imported here, since it takes 0.2 s
 
     values, n = values.cpu().double(), len(values)
     if n < 2:
@@ -149,7 +148,7 @@ def mean_and_interval(values: Tensor, step: float = 0.0) -> tuple[float, float]:
 
 
 def _exact(values: Tensor) -> Tensor:
-    """Numbers as float64: those of float32 by their decimals, so that 0.8 is 0.8 and not 0.800000011920929."""
+    """Values as float64; float32 is converted by its decimals, so 0.8 stays 0.8 and not 0.800000011920929."""
     if values.dtype == torch.float64:
         return values
     return torch.from_numpy(values.numpy().astype(str).astype(np.float64))

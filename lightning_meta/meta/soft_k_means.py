@@ -1,4 +1,4 @@
-"""Soft k-means: prototypes that the query set refines."""
+"""Soft k-means: prototypes refined by the query set."""
 
 from __future__ import annotations
 
@@ -21,43 +21,44 @@ class SoftKMeans(MetricLearner):
       \tilde c_n = \frac{\sum_{i:\, y_i = n} f(x_i) + \sum_j z_{jn} f(x_j)}{K + \sum_j z_{jn}}$$
 
     (Meta-Learning for Semi-Supervised Few-Shot Classification, ICLR 2018, https://arxiv.org/abs/1803.00676, section
-    3.1.1, equation 3) with i over support examples and j over queries, from the class means c. A query is then as
-    probable in a class as $-\lVert f(x) - \tilde c_n \rVert^2 / \tau$ says. Training goes through the refinement. Any
-    way is served.
+    3.1.1, equation 3) with i over support examples and j over queries, starting from the class means c. The logits of a
+    query are $-\lVert f(x) - \tilde c_n \rVert^2 / \tau$. Training differentiates through the refinement. Tasks may
+    have any number of ways.
 
-    **Transductive**: a prediction uses the whole query set. It does not assume that classes have equally many queries,
-    but its gain is largest there; a class without queries still attracts some. One query alone refines the prototypes
-    by itself, which changes little.
+    **Transductive**: predictions depend on the whole query set. It does not assume equal class frequencies among the
+    queries, but gains most from them; a class without queries still attracts some. With a single query the prototypes
+    change little.
 
     At a glance:
         - Shared: an embedding θ.
         - Own: prototypes of the support set and the queries.
-        - New task: embed, assign the queries softly, take means.
+        - New task: embed, assign the queries softly, average.
 
     Run it:
-        `python scripts/fit.py --config configs/soft_k_means_glyphs.yaml` without a download. On the network of another
-        run: `--model.backbone_weights runs/protonet_glyphs/0 --trainer.max_steps 0`.
+        `python scripts/fit.py --config configs/soft_k_means_glyphs.yaml` without a download. To reuse the network of
+        another run: `--model.backbone_weights runs/protonet_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
-        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`.
+        - `train/accuracy`, `train/loss`: on the episodes of one step, with `ways` classes each.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - The unlabelled examples are the queries themselves. In the paper they are others, some of them of other
-          classes, which its sections 3.1.2 and 3.1.3 are about.
+        - The unlabelled examples are the queries themselves. In the paper they are separate examples, some of other
+          classes (its sections 3.1.2 and 3.1.3).
         - The temperature τ and more than one step are additions; 1 and 1 are the paper's.
 
     Args:
-        backbone: The embedding f.
-        steps: How often the prototypes are refined, at least 1.
-        temperature: τ > 0; with `scale_features` use a small one, such as 0.1, since squared distances are 4 at most.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f.
+        steps: Number of refinements of the prototypes, at least 1.
+        temperature: Temperature τ > 0; with `scale_features` choose a small one, such as 0.1, since squared distances
+            are then at most 4.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     uses_query_set = "refines the classes by all of them"
@@ -76,11 +77,11 @@ class SoftKMeans(MetricLearner):
         self.steps, self.temperature = steps, temperature
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
-        """The features `(M, F)` of the support set, their labels, and prototypes `(N, F)` of these alone."""
+        """The features `(K, F)` of the support set, its labels, and its class means `(N, F)`."""
         return {"features": support.x, "labels": support.y, "prototypes": class_means(support.x, support.y, ways)}
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Minus the distances to the refined prototypes, `(M, N)`."""
+        """Negative squared distances to the refined prototypes over τ, `(M, N)`."""
         support = Examples(summary["features"], summary["labels"])
         prototypes = summary["prototypes"]
         for _ in range(self.steps):
@@ -90,17 +91,17 @@ class SoftKMeans(MetricLearner):
 
 @in_float32
 def refined(query: Tensor, prototypes: Tensor, support: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """The means of support examples by their labels and queries by their soft assignments (equation 3).
+    """Class means of support examples and softly assigned queries (equation 3).
 
     Args:
         query: Features `(M, F)`.
-        prototypes: `(N, F)`, which the queries are assigned by.
+        prototypes: Prototypes `(N, F)` that the queries are assigned to.
         support: Features `(K, F)`.
         labels: `(K,)` in [0, N).
         temperature: τ > 0.
 
     Returns:
-        `(N, F)`.
+        Refined prototypes `(N, F)`.
     """
     assigned = (-squared_euclidean(query, prototypes) / temperature).softmax(-1)
     weights = torch.cat([one_hot(labels, len(prototypes)).to(assigned.dtype), assigned])

@@ -1,4 +1,4 @@
-"""The model of another run, which a module learns from and which is no part of it."""
+"""The model of another run as a teacher for distillation."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lightning_meta.run.checkpoint_io import read_checkpoint
 
 
 class Teacher:
-    """The best checkpoint of a run, read when training begins: a checkpoint of the student loads without it.
+    """The best checkpoint of a run, loaded when training begins; a checkpoint of the student loads without it.
 
-    It is no module, so that its weights are neither trained, averaged, nor stored with the student's.
+    Not a module, so that its weights are neither trained nor averaged nor stored with those of the student.
 
     Args:
-        path: A run directory or a checkpoint.
-        kind: The class of its model, which has `class_logits`.
+        path: Run directory or checkpoint.
+        kind: Expected class of its model, which has `class_logits`.
 
     Attributes:
-        digest: A hash of its weights; "" before it was read.
+        digest: Hash of its weights; "" before `load`.
     """
 
     def __init__(self, path: str, kind: type[Learner]) -> None:
@@ -34,17 +34,17 @@ class Teacher:
         self._model: Any = None
 
     def load(self, student: Learner) -> None:
-        """Read it, once.
+        """Load the model, once.
 
         Args:
-            student: The classes that it is made of may be part of the teacher, too.
+            student: The student; its classes are allowed in the teacher's checkpoint.
 
         Raises:
             UserError: There is no such run, it does not load, or it was trained on other classes.
         """
         if self._model is not None:
             return
-        from lightning_meta.loading import find_checkpoint, load  # it knows every family of modules
+        from lightning_meta.loading import find_checkpoint, load  # imported here, since it imports all methods
 
         try:
             file = find_checkpoint(self.path)
@@ -64,19 +64,19 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits `(M, classes)` of inputs `(M, *input_shape)`, in evaluation mode, wherever they lie."""
+        """Logits `(M, classes)` of inputs `(M, *input_shape)` on any device, in evaluation mode."""
         assert self._model is not None
         logits: Tensor = self._model.to(x.device, x.dtype).class_logits(x)
         return logits
 
 
 def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
-    """The hash of the classes and images that a run was trained on; "" where it does not say."""
+    """The hash of the classes and images that a run was trained on; "" if the checkpoint has none."""
     examples = (checkpoint.get("lightning_meta_run") or {}).get("examples") or {}
     return str(examples.get("train", ""))
 
 
 def _train_split_of_data(student: Learner) -> str:
-    """The same of the trainer's data."""
+    """The same hash for the data module of the trainer."""
     data = getattr(student._trainer, "datamodule", None)
     return str(data.division().get("train", "")) if isinstance(data, SourceDataModule) else ""

@@ -6,17 +6,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_meta.batches import Examples
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
-from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
+from lightning_meta.functional.prototypes import squared_euclidean
 from lightning_meta.functional.span import in_their_span
-from lightning_meta.meta.all_classes import ClassifierLearner
+from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
 
-class TIM(ClassifierLearner):
-    r"""Move class weights so that queries tell much about their classes: each is certain, and all classes occur.
+class TIM(TransductiveClassifier):
+    r"""Adapt class weights to maximise the mutual information between the queries and their predicted classes.
 
     Boudiaf, Masud, Rony, Dolz, Piantanida and Ben Ayed, Transductive Information Maximization For Few-Shot Learning
     (NeurIPS 2020, https://arxiv.org/abs/2008.11297). With features z of length 1 and weights w, from the class means of
@@ -24,16 +23,16 @@ class TIM(ClassifierLearner):
 
     $$p_{in} \propto \exp\left(-\tfrac{\tau}{2} \lVert w_n - z_i \rVert^2\right)$$
 
-    (equation 1), and for a task the weights are sought that minimise
+    (equation 1), and for each task the weights minimise
 
     $$\lambda\, \mathrm{CE}(\text{support}) - H(\bar p) + \alpha\, \tfrac{1}{M} \sum_j H(p_j)$$
 
-    over the M queries j (equations 2 and 3), by the alternating direction method of section 2.3 (TIM-ADM). The network
-    is a classifier of all training classes, or that of another run. Any way is served.
+    over the M queries j (equations 2 and 3), solved by the alternating direction method of section 2.3 (TIM-ADM). The
+    network is trained to classify all training classes, or taken from another run. Tasks may have any number of ways.
 
-    **Transductive, and assumes balance**: a prediction uses the whole query set, and the marginal entropy H draws its
-    classes towards equal frequencies. Where they are unlike it loses (Veilleux et al. 2021). One query alone is drawn
-    towards equal probabilities.
+    **Transductive, and assumes balance**: predictions depend on the whole query set, and the marginal entropy H favours
+    equal class frequencies among the queries. If they are unequal, accuracy drops (Veilleux et al. 2021). A single
+    query is pulled towards equal probabilities.
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.
@@ -41,28 +40,28 @@ class TIM(ClassifierLearner):
         - New task: embed, alternate between assignments and weights.
 
     Run it:
-        `python scripts/fit.py --config configs/tim_glyphs.yaml`. On the network of another run:
+        `python scripts/fit.py --config configs/tim_glyphs.yaml`. To reuse the network of another run:
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`.
 
     Logged:
-        - `train/loss`, `train/accuracy`: of all images of one step among all training classes; chance is one in their
-          number.
-        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: of few-shot tasks, the mean over tasks. They are not
-          to be compared with the training figures. There is no inner loop, so no `_step_<j>`.
+        - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
+          number of classes).
+        - `val/accuracy`, `test/accuracy`, `val/loss`, `test/loss`: averaged over few-shot tasks; not comparable with
+          the training metrics.
 
-        The rest, and what the intervals are over, is said at `MetaModule`.
+        `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - TIM-GD, gradient descent on the same loss, is not there; the paper has both at the same accuracies.
-        - The training labels are not smoothed.
+        - TIM-GD, gradient descent on the same loss, is not implemented; in the paper both reach the same accuracies.
+        - No label smoothing in training.
 
     Args:
-        backbone: The network f.
-        steps: How often assignments and weights are updated.
-        temperature: τ > 0.
-        support_weight: λ > 0 of the support set's cross-entropy.
-        entropy_weight: α, at least 0, of the conditional entropy.
-        **options: Those of `MetaModule`.
+        backbone: Feature extractor f.
+        steps: Number of updates of assignments and weights, at least 0.
+        temperature: Temperature τ > 0.
+        support_weight: Weight λ > 0 of the cross-entropy of the support set.
+        entropy_weight: Weight α >= 0 of the conditional entropy.
+        **options: Options of `MetaModule`.
     """
 
     uses_query_set = "draws the classes towards equal frequencies among them"
@@ -83,13 +82,9 @@ class TIM(ClassifierLearner):
         self.steps, self.temperature = steps, temperature
         self.support_weight, self.entropy_weight = support_weight, entropy_weight
 
-    def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features of the support set, and which class each is of, one-hot `(M, N)`."""
-        return {"features": unit_length(self.features(support.x)), "members": one_hot(support.y, ways)}
-
     def predict(self, state: Tensors, x: Tensor) -> Tensor:
         """Logits `(M, N)` of all queries."""
-        support, query = in_their_span(state["features"], unit_length(self.features(x)))
+        support, query = in_their_span(state["features"], self.scaled_features(x))
         settings = self.steps, self.temperature, self.support_weight, self.entropy_weight
         weights = informative_weights(support, state["members"], query, *settings)
         return -self.temperature / 2 * squared_euclidean(query, weights)
@@ -108,48 +103,48 @@ def informative_weights(
     """Class weights of one task by TIM-ADM (propositions 1 and 2).
 
     Args:
-        support: `(K, F)`, of length 1.
-        members: One-hot `(K, N)`.
-        query: `(M, F)`, of length 1.
-        steps: How often assignments and weights are updated.
+        support: Features `(K, F)` of length 1.
+        members: Labels, one-hot `(K, N)`.
+        query: Features `(M, F)` of length 1.
+        steps: Number of updates.
         temperature: τ.
         support_weight: λ.
         entropy_weight: α.
 
     Returns:
-        w `(N, F)`.
+        Class weights w `(N, F)`.
     """
     members = members.to(query.dtype)
     weights = members.T @ support / members.sum(0).unsqueeze(-1)
-    share = support_weight / (1 + entropy_weight) / len(support)  # of a support example in the loss; a query has 1 / M
+    share = support_weight / (1 + entropy_weight) / len(support)  # weight of a support example; a query has 1 / M
     for _ in range(steps):
         logits = -temperature / 2 * squared_euclidean(query, weights)
         assigned = assignments(logits.log_softmax(-1), entropy_weight)
-        of_support = (-temperature / 2 * squared_euclidean(support, weights)).softmax(-1)
-        of_query = logits.softmax(-1)
-        # Where the gradient vanishes, with the predictions held at the present weights.
-        pulled = share * (members.T @ support) + assigned.T @ query / len(query)
-        pulled += share * _pushed(of_support, support, weights) + _pushed(of_query, query, weights) / len(query)
-        weights = pulled / (share * members.sum(0) + assigned.mean(0)).unsqueeze(-1)
+        p_support = (-temperature / 2 * squared_euclidean(support, weights)).softmax(-1)
+        p_query = logits.softmax(-1)
+        # Proposition 2: the stationary point of the loss in w, with the predictions fixed at the present weights.
+        numerator = share * (members.T @ support) + assigned.T @ query / len(query)
+        numerator += share * _repulsion(p_support, support, weights) + _repulsion(p_query, query, weights) / len(query)
+        weights = numerator / (share * members.sum(0) + assigned.mean(0)).unsqueeze(-1)
     return weights
 
 
 def assignments(log_p: Tensor, entropy_weight: float) -> Tensor:
-    r"""The auxiliary assignments (proposition 1).
+    r"""The auxiliary assignments q of the queries (proposition 1).
 
     $$q_{jn} \propto p_{jn}^{1 + \alpha} \big/ \big(\sum_i p_{in}^{1 + \alpha}\big)^{1/2}$$
 
     Args:
-        log_p: Logarithms of the predictions `(M, N)`.
+        log_p: Log-probabilities `(M, N)` of the queries.
         entropy_weight: α.
 
     Returns:
-        `(M, N)`, rows that add up to 1.
+        Assignments `(M, N)`; each row sums to 1.
     """
     sharper = (1 + entropy_weight) * log_p
     return (sharper - sharper.logsumexp(0) / 2).softmax(-1)
 
 
-def _pushed(p: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+def _repulsion(p: Tensor, features: Tensor, weights: Tensor) -> Tensor:
     """The sum over examples of p (w - z), `(N, F)`."""
     return p.sum(0).unsqueeze(-1) * weights - p.T @ features

@@ -1,4 +1,4 @@
-"""The base of all multi-task modules: what is shared and what is a task's own, and everything around it."""
+"""The base class of all multi-task modules: training, evaluation and prediction for a fixed set of tasks."""
 
 from __future__ import annotations
 
@@ -58,54 +58,53 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-EVALUATED = ("test", "val", "train")  # what a test visits, in the order of the loaders
+EVALUATED = ("test", "val", "train")  # the splits that a test evaluates, in the order of the loaders
 
 
 class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
-    r"""Learns a fixed set of tasks together: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
+    r"""Base class for learning a fixed set of tasks jointly: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
 
-    A method of your own gives `build`, which makes its parameters once the tasks are known, and `forward`.
+    To add a method, implement `build`, which makes the parameters once the tasks are known, and `forward`.
 
     Logged:
-        - `val/score`, `test/score`: the mean over tasks of what each is selected by, `accuracy` or `r2` where nobody
-          chose another metric, and `auroc` where labels are rare; a large value is good. Metrics of which less is
-          better enter with a minus sign, errors in units of the training targets' standard deviation. No task counts as
-          worse than twice the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that
-          one task cannot decide alone; a line at the end of training says where one does in the best validation. The
-          best checkpoint and early stopping should follow `val/score`: `lightning_meta.fit` does by default, and a
-          configuration says `checkpoint: {monitor: val/score}`.
+        - `val/score`, `test/score`: mean over tasks of each task's selection metric; higher is better. By default it is
+          `accuracy` or `r2`, and `auroc` for rare labels. Metrics for which lower is better enter with a minus sign,
+          errors in units of the training targets' standard deviation. A task's contribution is bounded below by twice
+          the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that no single task
+          dominates; a warning at the end of training names tasks at this bound in the best validation. Use `val/score`
+          for checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations set `checkpoint:
+          {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
-          (in the units of the targets), and `test` alike: of each task, over every labelled example of the split. A
-          task has the metric that it is selected by, and of these the first two if it has classes or several labels,
-          accuracy and AUROC if it is yes or no, the last two if its targets are real. A score that is not defined, such
-          as the AUROC of one class or R² of fewer than five rows, is NaN.
-        - `val/accuracy`, `val/f1`, `val/auroc`, `val/r2`, `val/mae`: the plain mean over the tasks that have the
-          metric; `val/accuracy_tasks`, `val/f1_tasks`, `val/auroc_tasks`, `val/r2_tasks`, `val/mae_tasks`: how many
-          these are. Checkpoints can monitor a mean: `checkpoint: {monitor: val/auroc}`.
-        - `val/loss/<task>`, `test/loss/<task>`: the mean over those examples of the cross-entropy, or of the squared
-          error of targets standardised by the training split's mean and scale; `val/loss`, `test/loss`: the mean over
-          tasks, not weighted.
-        - `train/loss`: what is minimised, so by default the sum over the tasks in the batch. `train/loss/<task>`,
-          `train/accuracy/<task>`, `train/accuracy` and so on are those of one batch, every `log_every_n_steps` steps; a
-          task that the batch lacks has none. `train/weight/<task>`: see `Weighting`.
-        - `test/tasks`: T.
+          (in the units of the targets), and likewise for `test`: metrics of each task, over all labelled examples of
+          the split. Each task has its selection metric; in addition, classification and multilabel tasks have accuracy
+          and F1, binary tasks accuracy and AUROC, regression tasks R² and MAE. Undefined scores, such as the AUROC of a
+          single class or R² of fewer than five rows, are NaN.
+        - `val/accuracy`, `val/f1`, `val/auroc`, `val/r2`, `val/mae`: unweighted mean over the tasks that have the
+          metric; `val/accuracy_tasks`, `val/f1_tasks`, `val/auroc_tasks`, `val/r2_tasks`, `val/mae_tasks`: the number
+          of these tasks. Checkpoints can monitor a mean: `checkpoint: {monitor: val/auroc}`.
+        - `val/loss/<task>`, `test/loss/<task>`: mean over these examples of the cross-entropy, or of the squared error
+          of standardised targets; `val/loss`, `test/loss`: unweighted mean over tasks.
+        - `train/loss`: the objective, by default the sum over the tasks in the batch. `train/loss/<task>`,
+          `train/accuracy/<task>`, `train/accuracy` and so on: on one batch, every `log_every_n_steps` steps; tasks
+          absent from the batch are not logged. `train/weight/<task>`: see `Weighting`.
+        - `test/tasks`: the number of tasks T.
 
-        There are no intervals: `scripts/compare.py` has them, over seeds and test examples.
+        For confidence intervals over seeds and test examples use `scripts/compare.py`.
 
     Args:
-        backbone: The network before the heads. Its batch normalisation normalises by the batch in training, all tasks
-            of the batch together, and by running statistics afterwards, as in `torch.nn.BatchNorm`.
+        backbone: The network below the heads. As usual, its batch normalisation uses the statistics of the whole batch,
+            of all tasks together, in training, and running statistics in evaluation.
         optimizer: Optimizer of all parameters.
-        lr_scheduler: Steps once per training step.
-        weighting: How the losses of the tasks become one; their sum by default.
-        stems: By name of the task, a network before the backbone, where inputs differ in shape.
-        tasks: What the tasks are; filled in by the data module.
-        head_hidden: Widths of hidden layers in each head; without any, a head is linear.
+        lr_scheduler: Learning rate schedule, stepped once per training step.
+        weighting: Combination of the tasks' losses; their sum by default.
+        stems: For tasks with inputs of different shapes, a network in front of the backbone by name of the task.
+        tasks: Specification of the tasks; filled in by the data module.
+        head_hidden: Widths of the hidden layers of each head; linear heads by default.
         head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
         backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimizer's, > 0; smaller
             than 1 for a pretrained backbone that is not frozen.
-        backbone_weights: A run directory or checkpoint, such as `runs/baseline/0`: the backbone starts from the weights
-            of its backbone. A resumed run and a checkpoint that is loaded do not need it.
+        backbone_weights: Run directory or checkpoint, such as `runs/baseline/0`, whose backbone weights the backbone
+            starts from. Not needed to resume a run or load a checkpoint.
     """
 
     batch_type, data_module, monitor = TaskBatch, "MultiTaskDataModule", "val/score"
@@ -151,20 +150,20 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self.records: dict[str, TaskRecords] = {}
         self.test_report: dict[str, Any] = {}
         self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
-        self.register_buffer("key", torch.randint(2**62, ()))  # of whatever a task draws for itself
+        self.register_buffer("key", torch.randint(2**62, ()))  # seed of what is drawn for a single task
         self._likenesses: dict[str, Likeness] = {}
         self._stepped_on: set[str] = set()
-        self._at_floor = ""  # a line on tasks that were at their floor in the best validation
+        self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
-        self._parts: list[nn.Module] = []  # within an evaluation
+        self._parts: list[nn.Module] = []  # the submodules, cached during an evaluation
 
-    # What a method is.
+    # Methods that subclasses must implement.
 
     @abstractmethod
     def build(self, spec: TasksSpec) -> None:
-        """Make the parameters, once the tasks are known."""
+        """Make the parameters; called once, when the tasks are known."""
 
     @abstractmethod
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -172,40 +171,49 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
         Args:
             x: Inputs `(B, *input_shape)`, real-valued.
-            rows: By name of the task, `(n_i,)` int64: the inputs to predict for.
+            rows: Indices of the inputs of each task, `(n_i,)` int64, by its name.
 
         Returns:
-            By name, `(n_i, outputs_i)`, as the losses take them: real targets standardised, labels as logits. `predict`
-            gives what people read.
+            Predictions `(n_i, outputs_i)` by name of the task, as the losses take them: standardised targets or logits.
+            `predict` converts them to the units of the targets.
         """
 
-    # What a method may change.
+    # Methods that subclasses may override.
 
     def own_modules(self, task: int) -> list[nn.Module]:
-        """What belongs to a task alone: its head and stem, by default. All else is shared."""
+        """The modules that only one task uses: by default its head and stem. All others are shared."""
         return [modules[task] for modules in (self.heads, self.stems) if len(modules)]
 
     def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
-        """What is logged of other weights than those at hand, given what selection by task follows, `(T,)`."""
+        """Metrics to log for other weights than the current ones, such as the best of each task.
+
+        Args:
+            followed: Score of each task that selection follows, `(T,)`.
+            logged: Metrics of this validation by name.
+        """
         return {}
 
     def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Predictions for a batch in testing and predicting: those of the selected weights."""
+        """Predictions for a batch by the selected weights, as used in testing and predicting."""
         with self.selected_weights():
             return self.outputs(batch)
 
     def selected_weights(self) -> AbstractContextManager[None]:
-        """A context in which the module has the weights that testing and predicting use: by default those at hand."""
+        """A context in which the module has the weights for testing and predicting: by default the current ones."""
         return nullcontext()
 
     def on_improved(self, improved: Improved) -> None:
-        """Called in training after a validation, with what it is the best of so far."""
+        """Called after each validation during training.
 
-    # What everyone shares.
+        Args:
+            improved: Which scores are the best so far.
+        """
+
+    # Methods that all subclasses share.
 
     @property
     def spec(self) -> TasksSpec:
-        """What the tasks are.
+        """The specification of the tasks.
 
         Raises:
             UserError: It is not known yet.
@@ -221,25 +229,25 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     @property
     def task_numbers(self) -> dict[str, int]:
-        """The place of each task in that order, by name; looking each up in a list takes T² steps for a batch."""
+        """The index of each task, by name; avoids T² steps of `names.index` per batch."""
         return {name: i for i, name in enumerate(self.spec.tasks)}
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input of the backbone, behind the stems."""
+        """The shape of one input of the backbone, which is an output of the stems if there are any."""
         shapes = {n: self.spec.input_shapes[n] for n in self.names}
         if self._stems_by_name:
             shapes = {n: self._behind_stem(n, shape) for n, shape in shapes.items()}
         first = next(iter(shapes))
         for name, shape in shapes.items():
             if shape != shapes[first]:
-                mend = " behind their stems" if self._stems_by_name else "; give each task a stem with `stems`"
-                raise UserError(f"stems: inputs of {first!r} are {shapes[first]}, of {name!r} {shape}{mend}")
+                fix = " behind their stems" if self._stems_by_name else "; give each task a stem with `stems`"
+                raise UserError(f"stems: inputs of {first!r} are {shapes[first]}, of {name!r} {shape}{fix}")
         return shapes[first]
 
     @property
     def input_dtype(self) -> str:
-        """The dtype of the backbone's stored inputs, such as "uint8"; "" behind stems, and where nobody said so."""
+        """The dtype of the backbone's stored inputs, such as "uint8"; "" with stems, or if it is not known."""
         dtypes = set(self.spec.input_dtypes.values())
         return dtypes.pop() if len(dtypes) == 1 and not self._stems_by_name else ""
 
@@ -251,10 +259,10 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def head(
         self, name: str, features: int, hidden: Sequence[int] | None = None, dropout: float | None = None
     ) -> nn.Module:
-        """A new head for a task; how it starts depends on the run's seed and the task's name alone.
+        """A new head for a task; its initial weights only depend on the seed of the run and the name of the task.
 
         Args:
-            name: The task.
+            name: Name of the task.
             features: Width of its input.
             hidden: Widths of its hidden layers; `head_hidden` by default.
             dropout: Probability that a hidden unit is dropped in training; `head_dropout` by default.
@@ -265,52 +273,52 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             return make_head(features, self.spec.tasks[name].outputs, hidden, dropout)
 
     def setup(self, stage: str) -> None:
-        """Take from the data module what the tasks are, or check that they fit."""
+        """Take the specification of the tasks from the data module, or check that it matches."""
         if self.synchronises_batch_norm and self.trainer.strategy.root_device.type == "cpu":
             raise UserError("sync_batchnorm: torch synchronises batch normalisation on GPUs alone; leave it out")
         super().setup(stage)
         data = self.spec_of_data()
         if data is None or data.table == self.spec.table:
             return
-        if stage == "fit":  # trained further, on another table
+        if stage == "fit":  # training continues on another table
             self.tasks = replace(self.spec, table=data.table)
             self.update_init_args(tasks=self.tasks)
         elif self.spec.table is not None and self.trainer.is_global_zero:
             _log.warning(
-                "the data's rows become other inputs than those of training, as scales, texts or columns differ; "
-                "scores mean little: give the table of training, or use predict_table, which encodes as in training"
+                "the rows are encoded differently than in training, since scales, texts or columns differ, so scores "
+                "are not meaningful: give the table of training, or use predict_table, which encodes as in training"
             )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """As of every module; a resumed run of an earlier version keeps the metrics that it was selected by."""
+        """Also restore the selection metrics of a resumed run of an earlier version, whose defaults were different."""
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn != "fit":
             return
         stored = (checkpoint.get("lightning_meta") or {}).get("init_args") or {}
-        before = self.spec
-        spec = as_before(before, stored.get("tasks"))
-        if spec is not before:
+        current = self.spec
+        spec = as_before(current, stored.get("tasks"))
+        if spec is not current:
             self.tasks = spec
             self.update_init_args(tasks=spec)
             if self.trainer.is_global_zero:
-                changed = [name for name, task in spec.tasks.items() if task is not before.tasks[name]]
+                changed = [name for name, task in spec.tasks.items() if task is not current.tasks[name]]
                 _log.info(
-                    "metric: the run was begun by an earlier version, and goes on with %s for its %d tasks of rare "
-                    "labels, in place of %s",
-                    *(spec.tasks[changed[0]].selection, len(changed), before.tasks[changed[0]].selection),
+                    "metric: the run was started by an earlier version, so it keeps %s for its %d tasks of rare "
+                    "labels, instead of %s",
+                    *(spec.tasks[changed[0]].selection, len(changed), current.tasks[changed[0]].selection),
                 )
 
     def forget_best(self) -> None:
-        """Let the best validations begin anew, where a resumed run follows another metric, or has other data."""
+        """Reset the best validations, when a resumed run has another metric or other data."""
         self.best.forget()
 
     def metric_modes(self) -> dict[str, Mode]:
-        """Whether a good value is large or small, by name of what is logged: named metrics and classes."""
+        """Whether to maximise or minimise each metric, by its logged name."""
         modes: dict[str, Mode] = {name: "min" if name in SMALL_IS_GOOD else "max" for name in (*NAMED, "score")}
         return {**modes, "loss": "min", **{task.selection: task.selection_mode for task in self.spec.tasks.values()}}
 
     def check_data(self, spec: TasksSpec) -> None:
-        """Refuse other tasks, and warn of inputs that differ."""
+        """Refuse other tasks, and warn if inputs are distributed differently."""
         check_same_tasks(self.spec, spec)
         if spec.codes != self.spec.codes:
             raise UserError(
@@ -324,7 +332,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 break
 
     def make_parts(self) -> None:
-        """Make the stems, call `build`, and make what records each task."""
+        """Make the stems, call `build`, and make the records of each task."""
         names = self.names
         if self._stems_by_name:
             if set(self._stems_by_name) != set(names):
@@ -352,15 +360,15 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return any(isinstance(part, TabularMLP) and part.columns is None for part in self.backbone.modules())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """All parameters; those of the weighting apart, without weight decay."""
+        """Parameter groups of the optimizer; those of the weighting have no weight decay."""
         weighting = list(self.weighting.parameters())
-        apart = {id(p) for p in weighting}
-        others = (p for p in self.parameters() if id(p) not in apart)
+        of_weighting = {id(p) for p in weighting}
+        others = (p for p in self.parameters() if id(p) not in of_weighting)
         groups = as_groups(groups_of(others, self.backbone, self.backbone_lr_factor))
         return groups + ([{"params": weighting, "weight_decay": 0.0}] if weighting else [])
 
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """Predictions for a batch, by name of the tasks in it."""
+        """Predictions for a batch by name of the task."""
         inputs, rows = batch.inputs, batch.rows
         if len(self.stems):
             x, rows = self._behind_stems(batch)
@@ -372,7 +380,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return outputs
 
     def _behind_stems(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The inputs of all tasks behind their stems, one after the other, and the rows of each task in them."""
+        """The outputs of the stems for all tasks, one task after the other, and the rows of each task in them."""
         inputs, parts, rows, start, numbers = batch.inputs, [], {}, 0, self.task_numbers
         for name, i in batch.rows.items():
             x = inputs[name][i] if isinstance(inputs, dict) else inputs[i]
@@ -382,13 +390,16 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return torch.cat(parts), Consecutive(rows)
 
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
-        """The loss of each task in a batch, by name; its mean over ranks is the mean over all labels of the batch."""
+        """The loss of each task in a batch, by name.
+
+        Under DDP it is scaled so that the mean over ranks is the mean over the labels of all ranks.
+        """
         losses, outputs = self._losses(batch)
         return dict(zip(outputs, losses.unbind(), strict=True))
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        # With an aggregator the objective only says how the losses count for the tasks' own parameters.
+        # With an aggregator, the objective only weights the losses for the tasks' own parameters.
         own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
         if isinstance(self.weighting, Aggregator):
             own = self._own_parameters()
@@ -410,12 +421,12 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             loss = self._collect_gradients(loss, weighed, by_name, shared, own, means, present)
         self.weighting.observe(means, present)
         self._last_batch = batch if self.weighting.looks_again else None
-        if ranks > 1:  # every rank has a gradient for every parameter; those of absent tasks are dropped below
+        if ranks > 1:  # DDP needs a gradient for every parameter on every rank; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave alone what belongs to tasks that no batch since the last step held: momentum would move it."""
+        """Drop the gradients of tasks absent since the last step: the optimizer would move their weights."""
         for i, name in enumerate(self.names):
             if name not in self._stepped_on:
                 for module in self.own_modules(i):
@@ -424,7 +435,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         self._stepped_on.clear()
 
     def on_train_start(self) -> None:
-        """Name the features of a table: by default they are all columns that were not named, wanted or not."""
+        """Log the features of a table, since by default all remaining columns are inputs."""
         super().on_train_start()
         if self.spec.table is not None and self.trainer.is_global_zero:
             names = [repr(feature.name) for feature in self.spec.table.features]
@@ -435,7 +446,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 _log.warning("TabularMLP embeds no column %r: give the Table categories: codes", one_hot[0])
 
     def on_train_epoch_end(self) -> None:
-        """Tell the weighting."""
+        """Notify the weighting."""
         super().on_train_epoch_end()
         self.weighting.end_epoch()
 
@@ -450,20 +461,20 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
 
     def _all_parts(self, batch_idx: int) -> list[nn.Module]:
-        """All modules within this one, looked for in the first batch: there are some for each task."""
+        """All submodules, collected in the first batch: with many tasks this takes a while."""
         if batch_idx == 0 or not self._parts:
             self._parts = parts_of(self)
         return self._parts
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Predictions by name of the task, as people read them."""
+        """Predictions by name of the task, as `predict` returns them."""
         with untouched(self):
             outputs = self.selected_outputs(batch)
-        # Copies: a view would keep the outputs of all tasks for as long as predictions are kept.
+        # Copies, since a view would keep the outputs of all tasks in memory.
         return {name: self.spec.tasks[name].readable(y).clone() for name, y in outputs.items()}
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; in training, note each task's best."""
+        """Log the scores; during training, update the best of each task."""
         table, values = self._report("val", self.records["val"])
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             losses = torch.tensor([values[f"val/loss/{name}"] for name in self.names], dtype=torch.float64)
@@ -484,7 +495,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self.log_dict(values)
 
     def _log_at_once(self, values: Mapping[str, float]) -> None:
-        """Log what `log_dict` would in a validation within training; that takes a millisecond for each value."""
+        """Log as `log_dict` would in a validation during training, which takes a millisecond per value."""
         trainer, default = self.trainer, torch.get_default_dtype()
         dtype = default if default in (torch.float32, torch.float64) else torch.float32  # as Lightning keeps them
         kept = torch.tensor(list(values.values()), dtype=dtype, device=self.device)
@@ -499,12 +510,12 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 logger.save()
 
     def on_train_end(self) -> None:
-        """Say whether a task's score was at its floor in the best validation."""
+        """Warn about tasks whose score was at its bound in the best validation."""
         super().on_train_end()
         self._warn("val", self._at_floor)
 
     def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
-        """What selection by task follows, `(T,)`, a large value is good: what the monitored metric is the mean of."""
+        """The score of each task that selection follows, `(T,)`, higher is better: the terms of the monitored mean."""
         monitor, sign = monitored(self.trainer)
         own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()))
         of_task = of_tasks(monitor, self.names, logged)
@@ -512,18 +523,18 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return torch.tensor(scores, dtype=torch.float64)
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores of the test split, and keep the table of tasks as `test_report`."""
+        """Log the scores of the test split, and store predictions and scores per task in `test_report`."""
         table, values = self._report("test", self.records["test"])
         self._warn("test", self._floor_line(table))
         self.log_dict({**values, "test/tasks": float(len(self.names))})
-        beside = {stage: records.compute() for stage, records in self.records.items() if stage != "test"}
+        others = {stage: records.compute() for stage, records in self.records.items() if stage != "test"}
         for records in self.records.values():
             records.reset()
-        directory = self.trainer.log_dir  # asks the other ranks
+        directory = self.trainer.log_dir  # a collective call: all ranks must reach it
         shares = gradient_shares(directory) if directory else {}
         self.test_report = {
             "predictions": table.predictions(self.spec.tasks),
-            "per_task": rows_of_tasks(self.spec, {"test": table, **beside}, self.best.steps, shares),
+            "per_task": rows_of_tasks(self.spec, {"test": table, **others}, self.best.steps, shares),
         }
 
     @torch.no_grad()
@@ -531,16 +542,15 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         """Predict for new inputs of a task.
 
         Args:
-            task: Its name.
-            x: Inputs `(M, *input_shape)`, as the data module gives them; images as uint8 or real values in [0, 1].
+            task: Name of the task.
+            x: Inputs `(M, *input_shape)` as in the data module; images as uint8 or real values in [0, 1].
 
         Returns:
-            `(M, outputs)`: real targets in their units, logits of classes or labels; for a binary task `(M,)`, the
-            probability of yes.
+            Real targets in their units or logits of classes or labels, `(M, outputs)`; for a binary task the
+            probability of yes, `(M,)`.
 
         Raises:
-            UserError: There is no such task, inputs are of another kind than those of training, or predictions are not
-                finite.
+            UserError: Unknown task, inputs that differ in type from those of training, or non-finite predictions.
         """
         if task not in self.names:
             raise UserError(f"there is no task {task!r}; there are {', '.join(map(repr, self.names))}")
@@ -559,62 +569,61 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         decimal: Literal[".", ","] | None = None,
         calibration: TableCalibration | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Predict for new rows of the kind of table that the model was trained on, which need not be there any more.
+        """Predict for new rows of a table like the one of training; the table of training is not needed.
 
-        Unseen texts and missing values are handled as in training, and named in a warning; columns that the model does
-        not know, and targets, are not looked at.
+        Unseen texts and missing values are handled as in training and named in a warning; targets and columns that the
+        model does not use are ignored.
 
         Args:
-            data: The path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
-            batch_size: Rows that are predicted at once.
-            delimiter: What divides the columns of a CSV file; by default what did so in training.
-            decimal: What stands before the decimals of its numbers; by default what did so in training.
-            calibration: What `lightning_meta.calibrate_table` returned; adds the columns `set(target)`, a tuple of
-                labels, and `abstained(target)` of targets with classes, where `p(target=class)` then has the
-                temperature, and `lower(target)` and `upper(target)` of numbers.
+            data: Path of a CSV or Parquet file; or a DataFrame, an Arrow table, or lists by column.
+            batch_size: Number of rows per forward pass.
+            delimiter: Column separator of a CSV file; by default as in training.
+            decimal: Decimal separator of a CSV file; by default as in training.
+            calibration: Result of `lightning_meta.calibrate_table`; adds the columns `set(target)`, a tuple of labels,
+                and `abstained(target)` for targets with classes, whose `p(target=class)` then use the temperature, and
+                `lower(target)` and `upper(target)` for numbers.
 
         Returns:
-            By column, a value for each row, such as `pandas.DataFrame` takes: under the target's name, with its unit in
-            brackets, a number in that unit, or a label beside the probability of each class, `p(target=class)`. Where a
-            column names each row's task, it comes first.
+            Columns with one value per row, for example for `pandas.DataFrame`. Under the name of each target, with its
+            unit in brackets, a number in that unit, or a label and the probability of each class, `p(target=class)`. If
+            a column names the task of each row, it comes first.
 
         Raises:
-            UserError: The model was not trained on a `Table`, or a column is missing or holds another kind of value.
+            UserError: The model was not trained on a `Table`, or a column is missing or has values of another type.
         """
         from lightning_meta.multitask.table_predictions import predict_table
 
         return predict_table(self, data, batch_size, "data=", delimiter, decimal, calibration)
 
     def export(self, file: str | Path, dtype: torch.dtype | None = None, tasks: Sequence[str] | None = None) -> Path:
-        """Write the model to a file that needs nothing of this package: `.pt2`, by `torch.export`, or `.onnx`.
+        """Export the model to a file that does not need this package: `.pt2`, by `torch.export`, or `.onnx`.
 
-        The function in it runs on the CPU, for any number M of inputs, with the weights that a test uses. For each task
-        it returns numbers in the unit of the target, `(M, outputs)`; the probabilities of classes, `(M, N)`, or of
-        labels; or the probability of yes, `(M,)`. In `.pt2` they are a dictionary by name of the task, in `.onnx` a
-        list in the order of the tasks.
+        The exported function runs on the CPU, for any number M of inputs, with the weights that testing uses. For each
+        task it returns values in the unit of the target, `(M, outputs)`; the probabilities of classes, `(M, N)`, or of
+        labels; or the probability of yes, `(M,)`. The result is a dictionary by name of the task in `.pt2`, and a list
+        in the order of the tasks in `.onnx`.
 
-        A model of a `Table` takes its cells: `numbers` `(M, numbers)` float64, NaN where missing, and `codes`
-        `(M, texts)` int64, the place of each text in its column's list, −1 where it is missing, −2 where no training
-        row has it. Scaling, missing values and texts become inputs within the function, as in training.
-        `lightning_meta.multitask.exported_rows.inputs_of` makes both of the rows of a CSV file, with numpy alone. Where
-        a column names each row's task, the function predicts every task for every row. Other models take inputs `x`
-        `(M, *input_shape)`.
+        A model of a `Table` takes the cells of the table: `numbers` `(M, numbers)` float64, NaN if missing, and `codes`
+        `(M, texts)` int64, the index of each text in its column's list, −1 if missing, −2 if no training row has it.
+        The function itself scales and encodes them as in training. `lightning_meta.multitask.exported_rows.inputs_of`
+        computes both from the rows of a CSV file and only needs numpy. If a column names the task of each row, the
+        function predicts every task for every row. Other models take inputs `x` `(M, *input_shape)`.
 
-        What a reader must know lies in the file: in `.pt2` as the extra file `lightning_meta.json`, in `.onnx` as the
-        metadata `lightning_meta.json`: the columns, their texts, and for each task its name, target, unit and classes.
+        The file contains metadata, in `.pt2` as the extra file and in `.onnx` as the metadata entry
+        `lightning_meta.json`: the columns, their texts, and for each task its name, target, unit and classes.
 
         Args:
-            file: Where to; a file that is there is replaced once the new one is whole.
-            dtype: Of the inputs that are not a table's: float32, images in [0, 1], or uint8, images in [0, 255]; int64
-                for ids. By default float32, or int64 where the model learned from ids.
-            tasks: The tasks that it predicts for, whose inputs are of one shape; all by default.
+            file: Output file; an existing file is replaced when the new one is complete.
+            dtype: Dtype of the inputs, except for tables: float32 for images in [0, 1], uint8 for images in [0, 255],
+                or int64 for ids. By default float32, or int64 if the model was trained on ids.
+            tasks: Names of the tasks to predict, whose inputs must have the same shape; all by default.
 
         Returns:
             The file.
 
         Raises:
-            UserError: Another suffix or dtype, tasks of different inputs, a package that is missing, or an operator
-                that cannot be exported.
+            UserError: Unknown suffix or dtype, tasks with different inputs, a missing package, or an operator that
+                cannot be exported.
         """
         from lightning_meta.multitask.export import export
 
@@ -623,22 +632,22 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def _likeness(self, task: str) -> Likeness:
         if task not in self._likenesses:
             spec = self.spec
-            known = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
+            dtype, statistics = spec.input_dtypes.get(task, ""), spec.input_statistics.get(task, ())
             coded = [i for i, codes in enumerate(spec.codes) if codes]
-            self._likenesses[task] = Likeness(spec.input_shapes[task], *known, coded)
+            self._likenesses[task] = Likeness(spec.input_shapes[task], dtype, statistics, coded)
         return self._likenesses[task]
 
     def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
-        """Keep the predictions for a batch."""
+        """Record the predictions for a batch."""
         for losses in self._example_losses(outputs, batch):
             self.records[stage].update(losses, batch.ids, outputs, batch.targets)
 
     def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The losses of the tasks in a batch, in the order of its outputs; and these."""
+        """The losses of the tasks in a batch, in the order of the outputs; and the outputs."""
         outputs = self.outputs(batch)
         groups, ranks = self._example_losses(outputs, batch), world_size()
-        of_groups = [group.sums() if ranks > 1 else group.means() for group in groups]
-        losses = torch.cat(of_groups) if len(groups) > 1 else of_groups[0]
+        by_group = [group.sums() if ranks > 1 else group.means() for group in groups]
+        losses = torch.cat(by_group) if len(groups) > 1 else by_group[0]
         names = [name for group in groups for name in group.names]
         if names != list(outputs):
             places = {name: place for place, name in enumerate(names)}
@@ -649,7 +658,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return losses, outputs
 
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
-        """The loss of each example times its weight, those of tasks of one kind together."""
+        """The loss of each example times its weight, grouped by type of task."""
         tasks = self.spec.tasks
         if self._together is None or self._together.tasks is not tasks:
             self._together = LossesTogether(tasks)
@@ -659,8 +668,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             return groups
         weighted = []
         for group in groups:
-            of_group = torch.cat([weights[name] for name in group.names])
-            weighted.append(group._replace(values=group.values * of_group.to(group.values.dtype)))
+            of_examples = torch.cat([weights[name] for name in group.names])
+            weighted.append(group._replace(values=group.values * of_examples.to(group.values.dtype)))
         return weighted
 
     def _log_training(
@@ -672,20 +681,20 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             if name in outputs and len(outputs[name]) and self.spec.tasks[name].of_examples:
                 scores = self.spec.tasks[name].example_scores(outputs[name].detach(), batch.targets[name])
                 total = scores.sum()
-                # One example has no R². Zeros in place of what is not finite, without asking the device.
-                known = torch.isfinite(scores).all()
-                sums[0, i], sums[1, i] = torch.where(known, total, 0), known * len(scores)
+                # R² of one example is not finite. Replaced by zeros without a synchronisation with the device.
+                finite = torch.isfinite(scores).all()
+                sums[0, i], sums[1, i] = torch.where(finite, total, 0), finite * len(scores)
         totals = zip(*sum_over_ranks(sums).tolist(), strict=True)
-        means_of = zip(self.spec.tasks.items(), totals, strict=True)
-        found = {n: {task.selection: total / count} for (n, task), (total, count) in means_of if count}
-        values = by_task("train", found)
-        columns = (of.tolist() for of in (means, self.weighting.weights().detach(), present))
+        by_name = zip(self.spec.tasks.items(), totals, strict=True)
+        scores_by_name = {n: {task.selection: total / count} for (n, task), (total, count) in by_name if count}
+        values = by_task("train", scores_by_name)
+        columns = (column.tolist() for column in (means, self.weighting.weights().detach(), present))
         for name, value, weight, here in zip(self.names, *columns, strict=True):
             if here:
                 values[f"train/loss/{name}"] = value
             if not isinstance(self.weighting, Equal | Aggregator):
                 values[f"train/weight/{name}"] = weight
-        # Not by `self.log`, which repeats the last value of a task that the batch lacks.
+        # Not by `self.log`, which would repeat the last value of absent tasks.
         for logger in self.loggers:
             logger.log_metrics({name: value for name, value in values.items() if value == value}, self.global_step)
         self.log("train/loss", sum_over_ranks(loss) / world_size(), prog_bar=True, batch_size=1)
@@ -695,7 +704,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         return shape_after(self._stems_by_name[name], shape, f"stems.{name}", dtype)
 
     def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
-        """The predictions for a split, and what is logged of them."""
+        """The predictions for a split, and the metrics to log."""
         self._parts = []
         table, tasks = records.compute(), self.spec.tasks
         records.reset()

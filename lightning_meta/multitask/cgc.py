@@ -1,4 +1,4 @@
-"""Customized gate control: experts that all tasks share beside experts of each task, mixed by the task's gate."""
+"""Customized gate control: shared experts and experts of each task, mixed by a gate per task."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ class CGC(MultiTaskModule):
     $$g^k(x) = w^k(x)\, S^k(x), \quad w^k(x) = \mathrm{softmax}(W_g^k x), \quad
     S^k(x) = [E_{(s,1)}, \ldots, E_{(s,m_s)}, E_{(k,1)}, \ldots, E_{(k,m_k)}]^\top, \quad y^k(x) = t^k(g^k(x))$$
 
-    (equations 1 to 4 of Progressive Layered Extraction, https://doi.org/10.1145/3383313.3412236). An input runs through
-    all shared experts, and through the own experts of the tasks that it belongs to. Without own experts it is
-    `MixtureOfExperts`.
+    (equations 1 to 4 of Progressive Layered Extraction, https://doi.org/10.1145/3383313.3412236). An input passes
+    through all shared experts and the experts of its tasks. With `own_experts: 0` it is `MixtureOfExperts`.
 
     At a glance:
         - Shared: experts.
@@ -36,27 +35,27 @@ class CGC(MultiTaskModule):
         `python scripts/fit.py --config configs/cgc_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The gates are not logged.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - An expert is any backbone, where the paper's is a small perceptron; a gate is linear in the input laid out
-          flat, which are pixels where inputs are images. Inputs are those behind the stems, where there are any.
-        - All tasks have equally many own experts.
-        - Experts that start from the same weights give what one of them gives, until the gates part them, as in
-          `MixtureOfExperts`.
+        - Experts are arbitrary backbones; the paper's are small perceptrons. Gates are linear in the flattened input,
+          such as the pixels of an image. With stems, the inputs are the outputs of the stems.
+        - All tasks have the same number of own experts.
+        - Experts start from different weights; see `MixtureOfExperts`.
 
     Args:
-        backbone: The first shared expert; the others are made like it and start from other values. What is pretrained
-            keeps its weights in all experts: a backbone that `backbone_weights` names, `nn.Pretrained` and `nn.Frozen`.
-        shared_experts: $m_s$, experts for all tasks.
-        own_experts: $m_k$, experts of each task.
-        same_start: Whether all experts start from the weights of `backbone` in any case, such as those of a network of
-            yours that you have loaded.
-        **options: Those of `MultiTaskModule`.
+        backbone: The first shared expert; the others have the same architecture and other initial weights. Pretrained
+            weights are the same in all experts: those from `backbone_weights`, `nn.Pretrained` and `nn.Frozen`.
+        shared_experts: Number $m_s$ of shared experts, at least 1.
+        own_experts: Number $m_k$ of experts of each task, at least 0.
+        same_start: Whether all experts start from the weights of `backbone`, for example those of a network that you
+            have loaded.
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("same_start",)
@@ -94,7 +93,7 @@ class CGC(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(name, features) for name in names)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; every input runs through all shared experts."""
+        """Predict for several tasks; every input passes through all shared experts."""
         shared, *own = self._experts
         features, places = self.shared_features(torch.stack([expert(x) for expert in shared], 1), rows)
         outputs, numbers = {}, self.task_numbers

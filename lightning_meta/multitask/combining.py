@@ -1,4 +1,4 @@
-"""Gradients of tasks on what they share, for those who ask and for weightings that combine them."""
+"""Gradients of the tasks on shared parameters, for users and for weightings that combine them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from lightning_meta.weightings import Aggregator, GradientWeighting, Weighting
 _log = logging.getLogger(__name__)
 
 LARGE = 1e9
-"""Bytes of the tasks' gradients that are worth a warning."""
+"""Size of the tasks' gradients in bytes above which a warning is logged."""
 
 
 class CombinesGradients(TrainedModule, ABC):
     """A module of several tasks whose weighting may replace the gradient of the shared parameters.
 
-    The tasks' gradients are collected batch by batch. At the end of the closure of an optimiser step they become one
-    direction in `.grad`: before a gradient scaler unscales it, and before it is clipped.
+    The tasks' gradients are collected batch by batch. At the end of the closure of an optimizer step they are combined
+    into one direction in `.grad`, before a gradient scaler unscales it and before it is clipped.
     """
 
     weighting: Weighting
@@ -42,7 +42,7 @@ class CombinesGradients(TrainedModule, ABC):
     _step_features: StepFeatures
     _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
     _stepped_on: set[str]
-    _last_batch: TaskBatch | None  # of a step, where the weighting looks at it again
+    _last_batch: TaskBatch | None  # the batch of a step, if the weighting computes its losses again
 
     @property
     @abstractmethod
@@ -51,31 +51,31 @@ class CombinesGradients(TrainedModule, ABC):
 
     @abstractmethod
     def own_modules(self, task: int) -> list[nn.Module]:
-        """What belongs to a task alone. All else is shared."""
+        """The modules that only one task uses. All others are shared."""
 
     @abstractmethod
     def task_losses(self, batch: TaskBatch) -> dict[str, Tensor]:
         """The loss of each task in a batch, by name."""
 
     def shared_parameters(self) -> list[nn.Parameter]:
-        """θ_sh: the parameters that are trained for all tasks."""
+        """The trained parameters θ_sh that all tasks share."""
         return [p for p in self._shared_parameters(self._own_parameters()) if p.requires_grad]
 
     def task_gradients(self, batch: TaskBatch) -> Tensor:
         """The gradient of each task's loss on the shared parameters; `.grad` stays as it is.
 
-        Its rows add up to the gradient of the plain sum of the losses. It takes a forward pass, which updates running
-        statistics as any other, and a backward pass for each task in the batch. All ranks must call it together.
+        The rows sum to the gradient of the unweighted sum of the losses. This takes a forward pass, which updates
+        running statistics as usual, and a backward pass for each task in the batch. All ranks must call it together.
 
         Args:
-            batch: As for `task_losses`; this rank's share of it.
+            batch: Batch of this rank, as for `task_losses`.
 
         Returns:
-            `(T, P)`, in the order of `names` and of `shared_parameters()`, the mean over all ranks; 0 for a task that
-            the batch lacks. It is the same within `torch.no_grad`.
+            Gradients `(T, P)`, in the order of `names` and of `shared_parameters()`, averaged over ranks; 0 for absent
+            tasks. Also available within `torch.no_grad`.
 
         Raises:
-            UserError: Within inference mode, where torch takes no gradients.
+            UserError: Within inference mode, in which torch computes no gradients.
         """
         if torch.is_inference_mode_enabled():
             raise UserError("task_gradients: torch takes no gradients in inference mode; use torch.no_grad instead")
@@ -84,39 +84,38 @@ class CombinesGradients(TrainedModule, ABC):
             losses = self.task_losses(batch)
             if not shared:
                 return torch.zeros(len(self.names), 0, device=self.device)
-            found = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
-        return mean_over_ranks(found.rows)
+            gradients = task_gradients([losses.get(name) for name in self.names], shared, scale=self._loss_scale())
+        return mean_over_ranks(gradients.rows)
 
     def shared_features(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Features that all tasks share, on their way to what is a task's own.
+        """Mark features as the boundary between shared and task-specific parameters.
 
-        A method whose shared parameters act through such features alone passes them through here in `forward`: then
-        weightings may aggregate gradients by the features (`rep_grad` of `Aggregator`).
+        A method whose shared parameters only act through such features calls this in `forward`; then weightings can
+        aggregate gradients with respect to the features (`rep_grad` of `Aggregator`).
 
         Args:
-            features: `(B, ...)`.
-            rows: By name of the task, `(n_i,)` int64.
+            features: Features `(B, ...)`.
+            rows: Indices of the rows of each task, `(n_i,)` int64, by its name.
 
         Returns:
-            Features and the rows of each task in them: what was given; in a training step with `rep_grad`, a copy for
-            each task, to differentiate its loss by.
+            The arguments; in a training step with `rep_grad`, a copy of the features for each task, by which its loss
+            is differentiated, and the rows in these copies.
         """
         return self._step_features.copies(features, rows) if self._step_features.records else (features, rows)
 
     @property
     def combined_gradients(self) -> Tensor | None:
-        """The gradients that an aggregator has combined, `(T, P)`, as `task_gradients` gives them.
+        """The gradients that an aggregator has combined, `(T, P)`, as returned by `task_gradients`.
 
-        They are there between the backward pass and the optimiser's step, as in `on_before_optimizer_step`, and None
-        elsewhere, where the weighting is no aggregator, and where it has `rep_grad`. Where batches are accumulated they
-        are sums over batches.
+        Available between the backward pass and the optimizer step, for example in `on_before_optimizer_step`; None
+        otherwise, without an aggregator, and with `rep_grad`. With gradient accumulation they are sums over batches.
         """
         return self._step_gradients.combined
 
     def on_fit_start(self) -> None:
-        """Check that there are shared parameters where the weighting needs them."""
+        """Check that there are shared parameters if the weighting needs them."""
         super().on_fit_start()
-        self._clear_step()  # of a training that was interrupted
+        self._clear_step()  # remains of an interrupted training
         if isinstance(self.weighting, Aggregator) and not self._shared_parameters(self._own_parameters()):
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
@@ -124,8 +123,8 @@ class CombinesGradients(TrainedModule, ABC):
             )
         if isinstance(self.weighting, Aggregator) and self.weighting.rep_grad and len(getattr(self, "stems", ())):
             raise UserError(
-                "weighting: rep_grad trains only what all tasks share below the features, and stems are a task's own; "
-                "leave rep_grad out"
+                "weighting: rep_grad only trains shared parameters below the features, but each stem belongs to one "
+                "task; leave rep_grad out"
             )
         if isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad:
             check_matrix(self.weighting, len(self.names), self.shared_parameters(), self.trainer.is_global_zero)
@@ -133,14 +132,14 @@ class CombinesGradients(TrainedModule, ABC):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step; where the weighting is an aggregator, along its direction.
+        """Take an optimizer step; with an aggregator, along its direction.
 
         Raises:
-            NonFiniteLossError: The loss of some rank was not finite.
+            NonFiniteLossError: The loss of a rank was not finite.
         """
         closure = optimizer_closure
         if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
-            # As the last backward pass ends: before gradients are unscaled, seen by callbacks and clipped.
+            # Directly after the last backward pass: before gradients are unscaled, passed to callbacks and clipped.
             closure = partial(self._aggregated, optimizer_closure)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         self._clear_step()
@@ -153,7 +152,7 @@ class CombinesGradients(TrainedModule, ABC):
         self._step_features.clear()
 
     def _look_again(self, batch: TaskBatch) -> None:
-        """Tell the weighting the losses after the step; buffers and random states stay as they are."""
+        """Pass the losses after the step to the weighting, without changing buffers and random states."""
         precision = self.trainer.precision_plugin
         with torch.no_grad(), untouched(self), precision.forward_context():
             by_name = self.task_losses(batch)
@@ -161,16 +160,16 @@ class CombinesGradients(TrainedModule, ABC):
         self.weighting.observe_step(mean_over_ranks(losses), present)
 
     def _own_parameters(self) -> list[list[nn.Parameter]]:
-        """Those of each task, frozen ones as well."""
+        """The parameters of each task that are not shared, including frozen ones."""
         return [[p for m in self.own_modules(i) for p in m.parameters()] for i in range(len(self.names))]
 
     def _shared_parameters(self, own: Sequence[Sequence[nn.Parameter]]) -> list[nn.Parameter]:
-        """All shared parameters, frozen ones as well, given those of each task."""
+        """All shared parameters, including frozen ones, given those of each task."""
         others = {id(p) for of_task in own for p in of_task} | {id(p) for p in self.weighting.parameters()}
         return [p for p in self.parameters() if id(p) not in others]
 
     def _loss_scale(self) -> Tensor | None:
-        """The factor by which a gradient scaler multiplies losses, if there is one."""
+        """The loss scale of the gradient scaler, if there is one."""
         precision = getattr(self._trainer, "precision_plugin", None)
         scaler = getattr(precision, "scaler", None)
         return None if scaler is None else scaler.scale(torch.ones((), device=self.device))
@@ -185,13 +184,14 @@ class CombinesGradients(TrainedModule, ABC):
         means: Tensor,
         present: Tensor,
     ) -> Tensor:
-        """Note the tasks' gradients for the step; the loss that is left gives own parameters theirs."""
+        """Collect the tasks' gradients for the step; the returned loss only has gradients for the other parameters."""
         self._combined = shared
         of_weighting = [p for p in self.weighting.parameters() if p.requires_grad]
-        found = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
-        weights = found[0].unbind()
+        # The derivatives of the objective by the losses are the weights of the gradients of the tasks' own parameters.
+        slopes = torch.autograd.grad(objective, [losses, *of_weighting], materialize_grads=True)
+        weights = slopes[0].unbind()
         own = [[p for p in of_task if p.requires_grad] for of_task in own]
-        scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # by which the Trainer divides the loss
+        scale, share = self._loss_scale(), self.trainer.accumulate_grad_batches  # the Trainer divides the loss by it
         assert isinstance(self.weighting, Aggregator)
         if self.weighting.rep_grad:
             of_batch = torch.stack(list(by_name.values()))
@@ -202,7 +202,7 @@ class CombinesGradients(TrainedModule, ABC):
             self._step_gradients.add(rows, means, present, of_tasks.used)
             of_own = of_tasks.own
         parameters: list[Tensor] = [*shared, *of_weighting]
-        gradients: list[Tensor | None] = [*[None] * len(shared), *found[1:]]
+        gradients: list[Tensor | None] = [*[None] * len(shared), *slopes[1:]]
         for weight, of_task, of_parameters in zip(weights, own, of_own, strict=True):
             parameters += of_task
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
@@ -230,45 +230,45 @@ class CombinesGradients(TrainedModule, ABC):
 
 
 def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Parameter], speaks: bool = True) -> None:
-    """Say how much memory the gradients of the tasks take, and refuse more than there is.
+    """Log the memory that the gradients of the tasks take, and refuse more than there is.
 
     Args:
-        aggregator: What combines them.
-        tasks: T.
+        aggregator: The aggregator.
+        tasks: Number of tasks T.
         shared: The shared parameters, on the device of training.
         speaks: Whether this process logs.
 
     Raises:
-        UserError: There is less memory than the matrix takes, twice.
+        UserError: There is not enough memory for two copies of the matrix.
     """
     size = tasks * sum(p.numel() * p.element_size() for p in shared)
     if not shared:
         return
     name = type(aggregator).__name__
-    says = f"weighting: {name} holds the gradients of {tasks} tasks on the shared parameters, {size / 1e6:,.0f} MB"
-    mend = "set rep_grad, which holds those on the features, or take a weighting of the losses"
+    message = f"weighting: {name} holds the gradients of {tasks} tasks on the shared parameters, {size / 1e6:,.0f} MB"
+    fix = "set rep_grad, which holds those on the features, or take a weighting of the losses"
     memory = memory_of(shared[0].device)
     if 2 * size > memory:
-        raise UserError(f"{says}, and a copy of them; {shared[0].device} has {memory / 1e6:,.0f} MB: {mend}")
+        raise UserError(f"{message}, and a copy of them; {shared[0].device} has {memory / 1e6:,.0f} MB: {fix}")
     if speaks:
         large = size > LARGE
-        _log.log(logging.WARNING if large else logging.INFO, "%s%s", says, f"; if that is too much, {mend}" * large)
+        _log.log(logging.WARNING if large else logging.INFO, "%s%s", message, f"; if that is too much, {fix}" * large)
 
 
 def memory_of(device: torch.device) -> float:
-    """Bytes of a device; infinite where nobody says."""
+    """The memory of a device in bytes; infinite if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(memory_limit()) if device.type == "cpu" and sys.platform != "win32" else math.inf
 
 
 def in_order(losses: Tensor, present: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The losses of all tasks, `(T,)`, 0 for a task that is absent; and which are present, `(T,)` bool.
+    """The losses of all tasks, `(T,)`, 0 for absent ones; and which tasks are present, `(T,)` bool.
 
     Args:
-        losses: Those of the tasks present.
-        present: Their names.
-        names: Those of all T tasks.
+        losses: Losses of the present tasks.
+        present: Names of the present tasks.
+        names: Names of all T tasks.
     """
     if list(present) == list(names):
         return losses, torch.ones(len(names), dtype=torch.bool, device=losses.device)

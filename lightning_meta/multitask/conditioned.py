@@ -1,4 +1,4 @@
-"""A network conditioned on the task: f(y given x, z_i)."""
+"""A network conditioned on a descriptor of the task: f(y given x, z_i)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Descriptor = Literal["one_hot", "embedding", "given"]
 
 
 class Conditioned(MultiTaskModule):
-    r"""One network for all tasks, told which task it is by a descriptor: $f(y \mid x, z_i; \theta)$.
+    r"""One network for all tasks, conditioned on a task descriptor: $f(y \mid x, z_i; \theta)$.
 
-    With `enters: film` it is FiLM (Perez et al., AAAI 2018, https://arxiv.org/abs/1709.07871) that is told the task.
-    Every parameter but a learned embedding is shared, the head as well: it is as wide as the widest task asks for, and
-    a task uses the first of its outputs. An input that several tasks have targets for is run once for each of them.
+    With `enters: film` it is FiLM (Perez et al., AAAI 2018, https://arxiv.org/abs/1709.07871), conditioned on the task.
+    All parameters except learned embeddings are shared, including the head, which has as many outputs as the largest
+    task needs; a task uses the first of them. An input with targets of several tasks is run once for each.
 
     At a glance:
         - Shared: everything.
@@ -39,27 +39,27 @@ class Conditioned(MultiTaskModule):
         `python scripts/fit.py --config configs/conditioned_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples, told which task it is;
-          `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - Perez et al. make scale and shift of a question, by a recurrent network; here they are linear in z, without a
-          bias, and start at 1 and 0.
-        - Their FiLM stands within a residual block, behind a batch normalisation without scale and shift; here it
-          stands before a stage of any backbone, whose normalisation keeps both.
-        - `concatenate`, `add` and `gate` follow no one paper.
+        - Perez et al. compute scale and shift from a question by a recurrent network; here they are linear in z,
+          without bias, and initially 1 and 0.
+        - Their FiLM layer is inside a residual block, after a batch normalisation without scale and shift; here it
+          precedes a stage of any backbone, whose normalisation has both.
+        - `concatenate`, `add` and `gate` are not from a specific paper.
 
     Args:
         backbone: The network before the head.
-        descriptor: z_i: a one-hot of the task, a learned embedding, or what the data gives.
-        enters: How z enters: as further channels (`concatenate`), added after a linear map (`add`), as a scale and a
+        descriptor: Descriptor z_i: one-hot encoding of the task, learned embedding, or given by the data.
+        enters: How z enters: as additional channels (`concatenate`), added after a linear map (`add`), as a scale and a
             shift of each channel (`film`), or as a gate on each channel (`gate`).
-        at: Where z enters: before which of the backbone's stages, 0 being the input and their number the head.
-        embedding_size: Numbers in a learned embedding.
-        **options: Those of `MultiTaskModule`.
+        at: Indices of the stages of the backbone before which z enters; 0 is the input, their number is the head.
+        embedding_size: Size of a learned embedding, at least 1.
+        **options: Options of `MultiTaskModule`.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Conditioned(MultiTaskModule):
         one_of("descriptor", descriptor, Descriptor)
         one_of("enters", enters, Entry)
         if not at or len(set(at)) < len(at):
-            raise UserError(f"at: one or more different places for z to enter, got {list(at)}")
+            raise UserError(f"at: expected one or more distinct positions for z to enter, got {list(at)}")
         whole(1, embedding_size=embedding_size)
         self.descriptor, self.enters, self.at, self.embedding_size = descriptor, enters, tuple(at), embedding_size
 
     def build(self, spec: TasksSpec) -> None:
-        """Make the descriptors, the places where they enter, and the head."""
+        """Make the descriptors, the layers by which they enter, and the head."""
         output_size(self.backbone, self.input_shape, self.input_dtype)
         self.z = self._descriptors(spec)
         size = self.descriptors.shape[1]
@@ -111,8 +111,8 @@ class Conditioned(MultiTaskModule):
         outputs = max(task.outputs for task in spec.tasks.values())
         self.shared_head = make_head(features, outputs, self.head_hidden, self.head_dropout)
         like = next(self.backbone.parameters(), self.descriptors)
-        for made in (self.z, self.entries, self.shared_head):
-            made.to(like)
+        for module in (self.z, self.entries, self.shared_head):
+            module.to(like)
         self._check_entries(like)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +129,7 @@ class Conditioned(MultiTaskModule):
         return {name: y[:, : self.spec.tasks[name].outputs] for name, y in zip(rows, outputs, strict=True)}
 
     def conditioned(self, x: Tensor, z: Tensor) -> Tensor:
-        """f(y given x, z): inputs `(M, *input_shape)` and descriptors `(M, Z)` to `(M, widest outputs)`."""
+        """f(y given x, z): map inputs `(M, *input_shape)` and descriptors `(M, Z)` to `(M, largest outputs)`."""
         h = x
         assert isinstance(self.backbone, nn.ModuleList)
         for place in range(len(self.backbone) + 1):
@@ -151,19 +151,19 @@ class Conditioned(MultiTaskModule):
 
     def _descriptors(self, spec: TasksSpec) -> nn.Embedding | nn.ModuleList:
         names = list(spec.tasks)
-        if self.descriptor == "embedding":  # apart, so that those of tasks absent from a batch stand still
+        if self.descriptor == "embedding":  # separate modules, so that embeddings of absent tasks are not updated
             return nn.ModuleList(self._embedding(name) for name in names)
         if self.descriptor == "one_hot":
             return _fixed(torch.eye(len(names)))
         missing = [name for name in names if name not in spec.descriptors]
         if missing:
             raise UserError(
-                f"descriptor: the data gives no descriptor of {missing[0]!r}; use one_hot or embedding, "
+                f"descriptor: the data has no descriptor of {missing[0]!r}; use one_hot or embedding, "
                 "or a source with descriptors()"
             )
         sizes = {len(spec.descriptors[name]) for name in names}
         if len(sizes) > 1:
-            raise UserError(f"descriptor: each task needs equally many numbers, the data gives {sorted(sizes)}")
+            raise UserError(f"descriptor: all tasks need descriptors of the same length, got lengths {sorted(sizes)}")
         return _fixed(torch.tensor([spec.descriptors[name] for name in names]))
 
     def _embedding(self, name: str) -> nn.Embedding:

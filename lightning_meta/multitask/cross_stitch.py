@@ -1,4 +1,4 @@
-"""Cross-stitch networks: a network for each task, whose activations are mixed after each stage."""
+"""Cross-stitch networks: a network for each task, with activations mixed after each stage."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class CrossStitch(MultiTaskModule):
 
     $$\tilde h_i^c = \sum_j \alpha_{ij}^c h_j^c$$
 
-    (equation 1; https://arxiv.org/abs/1604.03539) after each stage, with an α for each channel c. It starts with
-    $\alpha_{ii}$ = `own` and the rest shared evenly by the other tasks. Every input runs through all T networks, so the
-    cost of an example grows with T.
+    (equation 1; https://arxiv.org/abs/1604.03539) after each stage, with an α for each channel c. Initially
+    $\alpha_{ii}$ = `own`, and the other tasks share the rest equally. Every input passes through all T networks, so the
+    cost per example grows with T.
 
     At a glance:
         - Shared: mixing weights.
@@ -34,22 +34,23 @@ class CrossStitch(MultiTaskModule):
         `python scripts/fit.py --config configs/cross_stitch_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
-        - The α are not logged; a checkpoint has them as `mixing.<stage>`, `(C, T, T)`.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
+        - The α are not logged; they are in the checkpoint as `mixing.<stage>`, `(C, T, T)`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - Section 4: the networks start from the same backbone and not from T trained ones, and the α have the learning
-          rate of the other parameters and not 100 times it.
+        - Section 4: all networks start from the same backbone, in the paper from T trained ones; and the α have the
+          same learning rate as the other parameters, in the paper 100 times theirs.
         - Figure 4: activations are mixed after every stage of the backbone; the paper's AlexNets are stitched after
           pooling and fully connected layers, two of them for two tasks.
 
     Args:
         backbone: The network of each task, before its head.
-        own: What a task takes of its own activations at the start, in [0, 1].
-        **options: Those of `MultiTaskModule`.
+        own: Initial weight of a task's own activations, in [0, 1].
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("own",)
@@ -62,11 +63,11 @@ class CrossStitch(MultiTaskModule):
     ) -> None:
         super().__init__(backbone, **options)
         if not 0 <= own <= 1:
-            raise UserError(f"own: a share from 0 to 1, got {own}")
+            raise UserError(f"own: expected a number from 0 to 1, got {own}")
         self.own = own
 
     def build(self, spec: TasksSpec) -> None:
-        """Make the networks, the α between them, and the heads."""
+        """Make the networks, the mixing weights α, and the heads."""
         features, count = output_size(self.backbone, self.input_shape, self.input_dtype), len(spec.tasks)
         stages, shape, dtype = stages_of(self.backbone), self.input_shape, self.input_dtype
         start = torch.full((count, count), (1 - self.own) / max(count - 1, 1))
@@ -80,11 +81,11 @@ class CrossStitch(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; every input runs through all networks."""
+        """Predict for several tasks; every input passes through all networks."""
         assert isinstance(self.backbone, nn.ModuleList)
         columns = [x] * len(self.backbone)
         for stage, alpha in enumerate(self.mixing):
-            h = torch.stack([of[stage](c) for of, c in zip(self.backbone, columns, strict=True)])  # type: ignore[index]
+            h = torch.stack([net[stage](c) for net, c in zip(self.backbone, columns, strict=True)])  # type: ignore[index]
             mixed = torch.einsum("cij,jmcs->imcs", alpha, h.flatten(3) if h.dim() > 3 else h.unsqueeze(3))
             columns = list(mixed.reshape(h.shape).unbind())
         numbers = self.task_numbers

@@ -16,15 +16,15 @@ from lightning_meta.nn.heads import seeded
 
 
 def check_gated(method: str, input_shape: Sequence[int], input_dtype: str) -> None:
-    """Refuse inputs that a linear gate cannot look at.
+    """Refuse inputs for which a linear gate makes no sense.
 
     Args:
-        method: What the user calls the method.
+        method: Name of the method, for messages.
         input_shape: The shape of one input.
         input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
 
     Raises:
-        UserError: They are ids.
+        UserError: The inputs are ids.
     """
     if are_ids(input_shape, input_dtype):
         raise UserError(
@@ -34,25 +34,24 @@ def check_gated(method: str, input_shape: Sequence[int], input_dtype: str) -> No
 
 
 def expert_like(network: nn.Module, seed: int, same_start: bool) -> nn.Module:
-    """Another expert.
+    """Make another expert.
 
     Args:
-        network: The first one.
-        seed: Decides the values that are drawn.
-        same_start: Whether it starts from the weights of the first; else from others, but for published and frozen
-            parts, which keep theirs.
+        network: The first expert.
+        seed: Seed of its initial weights.
+        same_start: Whether to copy the weights of the first expert; otherwise only those of published and frozen parts.
     """
     return copy.deepcopy(network) if same_start else fresh(network, seed)
 
 
 def new_gate(width: int, experts: int, seed: int, columns: Sequence[int] = ()) -> nn.Module:
-    """W of $\\mathrm{softmax}(W x)$, `(experts, width)`; the values depend on the seed alone.
+    """A gate with weights W `(experts, width)` of $\\mathrm{softmax}(W x)$, drawn from the seed.
 
     Args:
-        width: Numbers in an input, laid out flat.
-        experts: E.
-        seed: Decides the values.
-        columns: For each input how many codes it has, 0 for a number: the gate sees codes as one-hot.
+        width: Number of inputs, flattened.
+        experts: Number of experts.
+        seed: Seed of the weights.
+        columns: Number of codes of each input, 0 for a number; the gate takes codes as one-hot.
     """
     with seeded(seed):
         if not any(columns):
@@ -62,5 +61,5 @@ def new_gate(width: int, experts: int, seed: int, columns: Sequence[int] = ()) -
 
 
 def mixed(gate: nn.Module, x: Tensor, features: Tensor) -> Tensor:
-    """Features of E experts, `(M, E, ...)`, weighted by a gate that looks at inputs `(M, ...)`: `(M, ...)`."""
+    """The features of E experts, `(M, E, ...)`, averaged by a gate on inputs `(M, ...)`: `(M, ...)`."""
     return torch.einsum("me,me...->m...", gate(x.flatten(1)).softmax(-1), features)

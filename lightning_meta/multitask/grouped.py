@@ -25,16 +25,16 @@ class Grouped(MultiTaskModule):
     Fifty et al., Efficiently Identifying Task Groupings for Multi-Task Learning (NeurIPS 2021), section 1;
     Standley et al., Which Tasks Should Be Learned Together in Multi-task Learning? (ICML 2020), section 3.
 
-    Each group trains as `MultiHead` on its tasks alone does (`tasks: [...]` in the data module): its batches, the start
-    of its backbone and heads, its batch normalisation, its gradient clipping and its steps do not depend on the other
-    groups. A single group is `MultiHead`, and a group for each task is `Independent`. Every task has as many examples a
-    step as it has with either, so a comparison of the three has an equal budget.
+    Each group is trained like a separate `MultiHead` on its tasks (`tasks: [...]` in the data module): its batches,
+    initial weights, batch normalisation, gradient clipping and steps do not depend on the other groups. A single group
+    is `MultiHead`, and one group per task is `Independent`. All three use the same number of examples per task and
+    step, so they can be compared at equal budget.
 
-    That takes as many batches an epoch, `batches_per_epoch`, and a network without dropout, whose random numbers the
-    groups draw one after the other; and where tasks share inputs, that no label is missing, as every group sees all
-    inputs then.
+    The equality requires the same number of batches per epoch, `batches_per_epoch`; a network without dropout, since
+    the groups draw from one random stream; and, if tasks share inputs, that no label is missing, since every group sees
+    all inputs.
 
-    `task_groups` proposes groups, and `ladder --groups RUN` trains what it proposes.
+    `task_groups` proposes groups, and `ladder --groups RUN` trains the proposed groups.
 
     At a glance:
         - Shared: a backbone in each group.
@@ -42,27 +42,27 @@ class Grouped(MultiTaskModule):
         - New task: train a head on the backbone of a group.
 
     Run it:
-        `python scripts/fit.py --config configs/grouped_glyphs.yaml`; with groups of recorded affinities, as a rung
-        beside methods that share all or nothing: `docs/multi_task.md`.
+        `python scripts/fit.py --config configs/grouped_glyphs.yaml`; for groups by recorded affinities, compared with
+        methods that share all or nothing, see `docs/multi_task.md`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, with the weights of the best `val/score`: one
-          checkpoint for all groups.
-        - `test/score`: their mean.
-        - `train/loss`: the sum over tasks.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task, with the checkpoint of the best
+          `val/score`, the same for all groups.
+        - `test/score`: the mean over tasks.
+        - `train/loss`: sum of the losses over tasks.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - From the papers: a task is in one group. Theirs may train a task in several networks, and take it from one.
-        - From a training of each group by itself: one epoch is selected for all groups, by the mean over all tasks, as
-          `MultiHead` selects it.
+        - Each task is in one group; in the papers a task may be trained in several networks and predicted by one.
+        - Compared with separate trainings, one checkpoint is selected for all groups, by the mean over all tasks, as in
+          `MultiHead`.
 
     Args:
-        backbone: g; each group has a copy, and all start equal.
-        groups: The names of the tasks of each group; every task is in one. By default all are in one group.
-        **options: Those of `MultiTaskModule`; the loss of a group is the sum over its tasks, so there is no `weighting`
-            but `Equal`.
+        backbone: The backbone g; each group has a copy with the same initial weights.
+        groups: Names of the tasks of each group; every task is in exactly one. By default all tasks form one group.
+        **options: Options of `MultiTaskModule`; `weighting` must be `Equal`, since the loss of a group is the sum over
+            its tasks.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Grouped(MultiTaskModule):
         self.groups = None if groups is None else _checked(groups)
 
     def build(self, spec: TasksSpec) -> None:
-        """Give each group a copy of the backbone and each task a head."""
+        """Make a copy of the backbone for each group and a head for each task."""
         self.groups = [list(spec.tasks)] if self.groups is None else self.groups
         grouped = [name for group in self.groups for name in group]
         if odd := [name for name in grouped if name not in spec.tasks]:
@@ -116,7 +116,7 @@ class Grouped(MultiTaskModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient of each group by itself."""
+        """Clip the gradient of each group separately."""
         if not gradient_clip_val:
             return
         numbers = self.task_numbers
@@ -129,7 +129,7 @@ class Grouped(MultiTaskModule):
                 nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Leave alone the backbones of groups without a task in any batch since the last step, and absent tasks."""
+        """Drop the gradients of groups without any task since the last step, and those of absent tasks."""
         for backbone, group in self._networks():
             if self._stepped_on.isdisjoint(group):
                 for parameter in backbone.parameters():

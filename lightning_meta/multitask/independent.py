@@ -1,4 +1,4 @@
-"""Independent learning: a network for each task, and nothing shared."""
+"""Independent learning: a separate network for each task."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ _log = logging.getLogger(__name__)
 
 Strategy = Literal["auto", "vmap", "loop"]
 
-# On a CPU `vmap` is worth it for many small convolutions: a loop over tasks spends its time in calling them. Linear
-# layers are called so fast that a loop wins, and of larger convolutions the grouped ones of `vmap` are slower.
-MANY = 10  # tasks
-SMALL = 5e6  # floating-point operations of their convolutions in one pass over a task's examples
+# On a CPU `vmap` only pays off for many small convolutions, whose call overhead dominates in a loop. Linear layers have
+# little overhead, and for larger convolutions the grouped ones of `vmap` are slower.
+MANY = 10  # smallest number of tasks for `vmap`
+SMALL = 5e6  # largest number of floating-point operations of convolutions for one task's examples
 
 
 class Independent(MultiTaskModule):
-    r"""T separate trainings in one: $\min_{\theta_i} L_i(\theta_i)$ for each task i.
+    r"""T separate trainings in one run: $\min_{\theta_i} L_i(\theta_i)$ for each task i.
 
-    Single-task learning (Caruana, Multitask Learning, Machine Learning 28, 1997), the baseline of every method that
-    shares. The numbers are those that a run of one task gives (`tasks: [name]` in the data module): the task's batches,
-    the start of its network, its gradient clipping, its dropout and its selection do not depend on the other tasks.
-    Each task keeps the weights of its own best validation, which testing and predicting use, and which `val/score` is
-    the mean of; `joint` in `per_task.csv` and `test/joint_score` are what the weights of the best mean give. The best
-    is that of the metric that `checkpoint.monitor` takes the mean of: each task's loss for `val/loss`, its AUROC for
-    `val/auroc`; of equals the one with the lower loss.
+    Single-task learning (Caruana, Multitask Learning, Machine Learning 28, 1997), the baseline of all methods that
+    share parameters. Results equal those of separate runs (`tasks: [name]` in the data module): the batches of a task,
+    its initial weights, gradient clipping, dropout and selection do not depend on the other tasks. Each task keeps the
+    weights of its own best validation, which are used for testing and predicting and averaged in `val/score`; `joint`
+    in `per_task.csv` and `test/joint_score` are the scores with the weights of the best mean. Validations are compared
+    by the metric behind `checkpoint.monitor`: each task's loss for `val/loss`, its AUROC for `val/auroc`; ties are
+    broken by the lower loss.
 
-    That takes as many batches an epoch, `batches_per_epoch`; and where tasks share inputs, that no label is missing, as
-    inputs without any label are not drawn.
+    The equality requires the same number of batches per epoch, `batches_per_epoch`, and, if tasks share inputs, that no
+    label is missing, since inputs without any label are not drawn.
 
     At a glance:
         - Shared: nothing.
@@ -62,30 +62,30 @@ class Independent(MultiTaskModule):
         - New task: train from scratch.
 
     Run it:
-        `python scripts/fit.py --config configs/independent_glyphs.yaml`; beside methods that share, over several seeds:
-        `python scripts/ladder.py --config configs/ladder_glyphs.yaml --jobs 2`.
+        `python scripts/fit.py --config configs/independent_glyphs.yaml`; compared with methods that share, over several
+        seeds: `python scripts/ladder.py --config configs/ladder_glyphs.yaml --jobs 2`.
 
     Logged:
-        - `val/score`, or whatever else `checkpoint.monitor` names: the mean over tasks of the best validation of each
-          so far, so it never gets worse in a run; `val/accuracy/<task>` and so on are those of the weights at hand.
+        - `val/score`, or the metric in `checkpoint.monitor`: mean over tasks of each task's best validation so far, so
+          it never gets worse during a run; `val/accuracy/<task>` and so on are scores of the current weights.
         - `test/score`, `test/accuracy/<task>` and so on: each task with the weights of its own best validation.
-        - `test/joint_score`: the mean over tasks with the weights of the best mean, which is how methods that share are
-          selected; by task it is `joint` in `per_task.csv`.
-        - `train/loss`: the sum over tasks.
+        - `test/joint_score`: mean over tasks with the weights of the best mean, as methods that share are selected; by
+          task, `joint` in `per_task.csv`.
+        - `train/loss`: sum of the losses over tasks.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - From separate trainings of one's own: every backbone starts from the same values, those of `backbone`.
+        - Compared with separate trainings, all backbones start from the same weights, those of `backbone`.
 
     Args:
         backbone: The network of each task, before its head.
-        strategy: How the networks are run: all of those with equally many examples at once (`vmap`), or one after the
-            other (`loop`). `auto` takes what is faster (`scripts/benchmark_independent.py`): `vmap` on a GPU; on a CPU
-            `loop`, but `vmap` for 10 tasks or more whose convolutions take at most 5 million floating-point operations
-            for a task's examples, such as 16 of 28x28 pixels with 8 channels. Networks with dropout run in a loop,
-            since `vmap` would draw in another order.
-        **options: Those of `MultiTaskModule`; as nothing is shared, there is no `weighting` but `Equal`.
+        strategy: How the networks are computed: `vmap` vectorises over tasks with the same number of examples, `loop`
+            takes one after the other. `auto` chooses the faster one (`scripts/benchmark_independent.py`): `vmap` on a
+            GPU; on a CPU `loop`, except for 10 or more tasks whose convolutions take at most 5 million floating-point
+            operations for a task's examples, such as 16 of 28x28 pixels with 8 channels. Networks with dropout always
+            run in a loop, since `vmap` would draw random numbers in another order.
+        **options: Options of `MultiTaskModule`; since nothing is shared, `weighting` must be `Equal`.
     """
 
     def __init__(
@@ -97,24 +97,24 @@ class Independent(MultiTaskModule):
         super().__init__(backbone, **options)
         if not isinstance(self.weighting, Equal):
             raise UserError(
-                f"weighting: Independent shares nothing, so no loss is weighed against another; got "
+                f"weighting: Independent shares nothing, so losses cannot be weighted against each other; got "
                 f"{type(self.weighting).__name__}, leave it out"
             )
         one_of("strategy", strategy, Strategy)
         self.strategy = strategy
         self._batch = (0, 0)
         self._loops = False  # `auto` found that vmap cannot run the networks
-        self._operations: float | None = None  # of a network's convolutions for one example, where that is needed
-        self._random: bool | None = None  # whether they draw random numbers in training, once that was seen
+        self._operations: float | None = None  # floating-point operations of the convolutions for one example
+        self._random: bool | None = None  # whether the networks draw random numbers in training, if known
 
     def build(self, spec: TasksSpec) -> None:
-        """Give each task a copy of the backbone and a head."""
+        """Make a copy of the backbone and a head for each task."""
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in spec.tasks)
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
         if self.strategy == "vmap" and self.draws:
             raise UserError(
-                "strategy: networks with dropout run in a loop, so that each task draws its own; got 'vmap'"
+                "strategy: networks with dropout run in a loop, so that each task draws its own numbers; got 'vmap'"
             )
         self.snapshots = Snapshots([self.own_modules(i) for i in range(len(spec.tasks))])
 
@@ -127,14 +127,14 @@ class Independent(MultiTaskModule):
         """Predict for several tasks, each with its own network."""
         numbers = self.task_numbers
         order = {name: numbers[name] for name in rows}
-        if torch.compiler.is_compiling():  # an exported program, in which numbers of rows are symbols
+        if torch.compiler.is_compiling():  # in an exported program, numbers of rows are symbols
             return {name: self._one(order[name], name, x[i]) for name, i in rows.items()}
-        alike: dict[tuple[int, int], list[str]] = {}
+        by_size: dict[tuple[int, int], list[str]] = {}
         for name, i in rows.items():
-            alike.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
+            by_size.setdefault((len(i), self.spec.tasks[name].outputs), []).append(name)
         outputs: dict[str, Tensor] = {}
         try:
-            for (count, _), names in alike.items():
+            for (count, _), names in by_size.items():
                 if self._strategy_for(len(names), count) == "loop":
                     outputs |= {name: self._one(order[name], name, x[rows[name]]) for name in names}
                     continue
@@ -144,7 +144,9 @@ class Independent(MultiTaskModule):
             raise
         except CANNOT_BE_MAPPED as error:
             reason = " ".join(str(error).split())[:200]
-            in_a_loop = {name: self._one(i, name, x[rows[name]]) for name, i in order.items()}  # or its own error
+            in_a_loop = {
+                name: self._one(i, name, x[rows[name]]) for name, i in order.items()
+            }  # may raise its own error
             if self.strategy == "vmap":
                 raise UserError(
                     f"strategy: vmap cannot run the networks: {reason}; use strategy loop, or auto"
@@ -155,13 +157,13 @@ class Independent(MultiTaskModule):
         return {name: outputs[name] for name in rows}
 
     def own_modules(self, task: int) -> list[nn.Module]:
-        """All there is: the task's network, head and stem."""
+        """The task's network, head and stem."""
         return [self._copies[task], *super().own_modules(task)]
 
     def kept(self, followed: Tensor, logged: Mapping[str, float]) -> dict[str, float]:
-        """The monitored metric with each task's best weights, which a checkpoint holds beside those at hand."""
+        """The monitored metric with each task's best weights, which a checkpoint stores besides the current ones."""
         monitor, sign = monitored(self.trainer)
-        # A task that never had a score may have none, or be one whose predictions are not finite, which is -inf now.
+        # Without a score so far, take the present one: NaN if undefined, -inf if predictions are not finite.
         pairs = zip(self.names, self.best.scores, followed.tolist(), strict=True)
         best = {name: sign * (score if score > -inf else now) for name, score, now in pairs}
         if monitor == SCORE:
@@ -173,19 +175,18 @@ class Independent(MultiTaskModule):
 
     @property
     def tie_breaker(self) -> float:
-        """What decides between checkpoints of one `val/score`; smaller is better.
+        """Decides between checkpoints with equal `val/score`; smaller is better.
 
-        The checkpoint in which a task's kept weights, or those of the best mean, are the newest: at one score they may
-        still improve by their loss.
+        Prefers the checkpoint with the newest best weights, since with equal scores they may still improve in the loss.
         """
         return -float(max(self.best.mean_step, *self.best.steps))
 
     def on_validation_epoch_start(self) -> None:
-        """Note the weights that are validated: averaging callbacks put others in their place before it is over."""
+        """Copy the validated weights: weight averaging callbacks swap them before the validation ends."""
         self.snapshots.note()
 
     def on_improved(self, improved: Improved) -> None:
-        """Keep the weights of the tasks that are at their best or cannot be validated, and of all where the mean is."""
+        """Keep the weights of tasks at their best or never scored, and of all tasks if the mean is at its best."""
         for i in range(len(self.names)):
             if improved.tasks[i] or self.best.steps[i] < 0:
                 self.snapshots.keep("selected", i)
@@ -193,7 +194,7 @@ class Independent(MultiTaskModule):
                 self.snapshots.keep("joint", i)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; in training, keep the best weights."""
+        """Log the scores; during training, keep the best weights."""
         super().on_validation_epoch_end()
         self.snapshots.forget()
 
@@ -208,7 +209,7 @@ class Independent(MultiTaskModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient of each task by itself."""
+        """Clip the gradient of each task separately."""
         if not gradient_clip_val:
             return
         for i in range(len(self.names)):
@@ -219,29 +220,29 @@ class Independent(MultiTaskModule):
                 nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_test_start(self) -> None:
-        """Make room for what the weights of the best mean predict."""
+        """Make the records for the weights of the best mean."""
         self.records["joint"] = TaskRecords(self.spec.tasks).to(self.device)
 
     def selected_weights(self) -> AbstractContextManager[None]:
-        """A context with each task's best weights."""
+        """A context in which each task has its best weights."""
         return self.weights("selected")
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Record the predictions of each task's best weights, and on the test split those of the best mean."""
+        """Record the predictions by each task's best weights, and on the test split also by those of the best mean."""
         super().test_step(batch, batch_idx, dataloader_idx)
         if dataloader_idx == 0:
             with self.weights("joint"), untouched(self):
                 self.record("joint", batch, self.outputs(batch))
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores under both selections."""
+        """Log the scores for both selections."""
         super().on_test_epoch_end()
         joint = [row["joint"] for row in self.test_report["per_task"]]
         self.log("test/joint_score", mean_of_known(comparable(self.spec.tasks, joint)))
 
     @contextmanager
     def weights(self, of: Literal["selected", "joint"]) -> Iterator[None]:
-        """Within the context the networks have the weights of a selection, where there was a validation."""
+        """A context in which the networks have the weights of a selection, if there was a validation."""
         if self.best.mean_step >= 0:
             with self.snapshots.in_place(of):
                 yield
@@ -249,7 +250,7 @@ class Independent(MultiTaskModule):
             yield
 
     def _strategy_for(self, tasks: int, count: int) -> Literal["vmap", "loop"]:
-        """How so many networks are run on so many examples each."""
+        """How to run a number of networks on a number of examples each."""
         if self.strategy != "auto":
             return self.strategy
         if self._loops or self.draws:
@@ -275,7 +276,7 @@ class Independent(MultiTaskModule):
         with seeded(int(key(self.key, *self._batch, name_key(name))), x.device):
             before = generator_states(x.device)
             outputs = self.heads[task](self._copies[task](x))
-            if not self._random and len(x):  # the first pass in training says whether the networks draw
+            if not self._random and len(x):  # the first pass in training shows whether the networks draw random numbers
                 self._random = not same_states(before, generator_states(x.device))
         return outputs
 
@@ -293,27 +294,27 @@ class Independent(MultiTaskModule):
         # Else torch.utils.checkpoint fails later, when the backward pass calls layers outside of vmap.
         with exact_derivatives(self._copies[0]), disable_saved_tensors_hooks("torch.utils.checkpoint is not for vmap"):
             outputs, moved = vmap(one)(parameters, buffers, x)
-        if self.training:  # running statistics have moved
+        if self.training:  # write back the updated running statistics
             for i, network in enumerate(networks):
                 put_buffers(network, {name: values[i] for name, values in moved.items()})
         return outputs
 
 
 def _stacked(tensors: Sequence[Tensors]) -> Tensors:
-    return {name: torch.stack([of[name] for of in tensors]) for name in tensors[0]}
+    return {name: torch.stack([by_name[name] for by_name in tensors]) for name in tensors[0]}
 
 
 def _of_convolutions(network: nn.Module, input_shape: tuple[int, ...], input_dtype: str) -> float:
-    """The floating-point operations of a network's convolutions for one example; 0 without any."""
-    found = 0.0
+    """The number of floating-point operations of a network's convolutions for one example."""
+    operations = 0.0
 
     def add(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal found
-        found += 2 * layer.get_parameter("weight").numel() * output[0, 0].numel()
+        nonlocal operations
+        operations += 2 * layer.get_parameter("weight").numel() * output[0, 0].numel()
 
     copied = copy.deepcopy(network)
     for layer in copied.modules():
         if isinstance(layer, _ConvNd):
             layer.register_forward_hook(add)
     shape_after(copied, input_shape, input_dtype=input_dtype)
-    return found
+    return operations

@@ -1,4 +1,4 @@
-"""Linear models: one for each task, or one for all with an intercept for each."""
+"""Linear models: one for each task, or one for all tasks with separate intercepts."""
 
 from __future__ import annotations
 
@@ -25,41 +25,42 @@ STRENGTHS = tuple(10.0 ** (1 - i) for i in range(6))
 class Linear(MultiTaskModule):
     r"""A linear model of the flattened inputs: ridge and logistic regression, $f_i(x) = W_i^\top x + b_i$.
 
-    The rung below all networks: what does not beat it has learned nothing that needs one. Hoerl and Kennard, Ridge
-    regression, Technometrics 12 (1970), https://doi.org/10.1080/00401706.1970.10488634; Evgeniou and Pontil,
-    Regularized multi-task learning, KDD 2004, https://doi.org/10.1145/1014052.1014067, for what lies between the two.
+    The baseline for all networks: a network that is not better has learned nothing beyond a linear model. Hoerl and
+    Kennard, Ridge regression, Technometrics 12 (1970), https://doi.org/10.1080/00401706.1970.10488634; Evgeniou and
+    Pontil, Regularized multi-task learning, KDD 2004, https://doi.org/10.1145/1014052.1014067, for models between the
+    two.
 
-    The optimum is computed at the start of training, from all training rows at once: in closed form for regression, by
-    L-BFGS in float64 for labels. The penalty's strength λ is the one of the least validation loss, mean over tasks;
-    from 10⁻⁴ to 10 in units of the features' mean variance (`lightning_meta.functional.linear_models`). Training ends
-    with the first validation.
+    The optimum is computed at the start of training from all training rows: in closed form for regression, by L-BFGS in
+    float64 for labels. The penalty λ is selected by the mean validation loss over tasks, from 10⁻⁴ to 10 in units of
+    the features' mean variance (`lightning_meta.functional.linear_models`). Training ends after the first validation.
 
     At a glance:
-        - Shared: nothing, or with `pooled` all but the intercepts.
-        - Own: weights and an intercept, or with `pooled` an intercept.
+        - Shared: nothing; with `pooled` all but the intercepts.
+        - Own: weights and an intercept; with `pooled` an intercept.
         - New task: fit anew.
 
     Run it:
-        `python scripts/fit.py --config configs/linear_parkinsons.yaml`; beside networks, as rungs of a ladder:
-        `python scripts/ladder.py --config configs/ladder_parkinsons.yaml`.
+        `python scripts/fit.py --config configs/linear_parkinsons.yaml`; compared with networks in a ladder: `python
+        scripts/ladder.py --config configs/ladder_parkinsons.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, at the optimum.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, at the optimum.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - λ is one number for all tasks, as few validation rows of a task choose badly: with one for each, R² is −0.045
-          and not 0.010 on Parkinson's telemonitoring, and the AUROC on landmine is the same to 0.002.
-        - Real targets are in standard units, those of the training rows, as in every method here; so the pooled slopes
-          are equal in standard deviations of each task's targets.
-        - Intercepts have a penalty as well, 10⁻⁶ of the mean loss, so that labels that are all the same have one.
+        - All tasks share λ, since the few validation rows of one task select it poorly: with one λ per task, R² on
+          Parkinson's telemonitoring is −0.045 instead of 0.010, and the AUROC on landmine differs by at most 0.002.
+        - Real targets are standardised by the training rows, as in all methods here, so pooled slopes are equal in
+          units of the standard deviation of each task's targets.
+        - Intercepts also have a penalty, 10⁻⁶ relative to the mean loss, so that they are finite for constant labels.
 
     Args:
-        pooled: Whether tasks share the weights W, so that each has an intercept of its own alone. They must be of one
-            kind, with equally many outputs.
-        tasks: What the tasks are; filled in by the data module.
+        pooled: Whether tasks share the weights W and only have separate intercepts. They must be of the same type and
+            have the same number of outputs.
+        tasks: Specification of the tasks; filled in by the data module.
     """
 
     solved = True
@@ -123,7 +124,7 @@ class Linear(MultiTaskModule):
         return outputs
 
     def on_train_start(self) -> None:
-        """Fit, but for a run that is resumed."""
+        """Fit, unless the run is resumed."""
         super().on_train_start()
         if self.trainer.global_step == 0:
             sets = getattr(getattr(self.trainer, "datamodule", None), "sets", None)
@@ -136,16 +137,16 @@ class Linear(MultiTaskModule):
                     parameter.copy_(fitted[name])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores; in training that is all there is to do."""
+        """Log the scores; during training, stop."""
         super().on_validation_epoch_end()
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             self.trainer.should_stop = True
 
     def fitted(self, sets: Mapping[Split, TaskSet]) -> dict[str, Tensor]:
-        """The parameters at the optimum, by name.
+        """The optimal parameters by name.
 
         Args:
-            sets: The rows of `train` and `val`.
+            sets: Task sets of the splits `train` and `val`.
         """
         train, val = ([self._rows(sets[split], name) for name in self.names] for split in ("train", "val"))
         groups = [train] if self.pooled else [[rows] for rows in train]
@@ -158,7 +159,7 @@ class Linear(MultiTaskModule):
         return dict(zip([*where, *biases], [*weights, *intercepts], strict=True))
 
     def _mean_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """The mean over tasks of their mean losses on the rows of a split; those without any are left out."""
+        """The mean over tasks of the mean loss on a split, without tasks that have no rows."""
         each = [(weight, b) for weight, intercepts in models for b in intercepts]
         losses = [of.losses(of.x @ weight + b) for of, (weight, b) in zip(rows, each, strict=True) if len(of.y)]
         return mean_of_known([float(of_task.mean()) for of_task in losses])
@@ -174,7 +175,7 @@ class Intercept(nn.Module):
     """Adds b.
 
     Args:
-        outputs: How many numbers it has.
+        outputs: Number of outputs.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -182,7 +183,7 @@ class Intercept(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Predictions `(M, outputs)` with b."""
+        """Add b to predictions `(M, outputs)`."""
         return x + self.bias
 
 

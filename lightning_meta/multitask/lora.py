@@ -1,4 +1,4 @@
-"""Low-rank adaptation: a backbone that all tasks share, and a low-rank update of its weights for each task."""
+"""Low-rank adaptation: a shared backbone, and a low-rank update of its weights for each task."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class LowRank(nn.Module):
     r"""A low-rank update of a linear or convolutional layer, $\Delta W x = B A x$; A is Gaussian, B starts at 0.
 
     Args:
-        layer: Linear, or a convolution without groups.
-        rank: r.
+        layer: Linear layer, or convolution without groups.
+        rank: Rank r, at least 1.
     """
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int) -> None:
@@ -37,7 +37,7 @@ class LowRank(nn.Module):
         self.up = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
 
     def forward(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """What the update adds to the output of `layer` for inputs `x`."""
+        """The update of the output of `layer` for inputs `x`."""
         if isinstance(layer, nn.Conv2d):
             return F.conv2d(layer._conv_forward(x, self.down, None), self.up[:, :, None, None])
         return F.linear(F.linear(x, self.down), self.up)
@@ -48,15 +48,15 @@ class LowRank(nn.Module):
 
 
 class LoRA(MultiTaskModule):
-    r"""A shared backbone and a low-rank update of its layers by task (Hu et al. 2021).
+    r"""A shared backbone with a low-rank update of its layers per task (Hu et al. 2021).
 
     $$h_i = W x + \frac{\alpha}{r} B_i A_i x$$
 
-    (section 4.1; https://arxiv.org/abs/2106.09685) in each linear layer and each convolution without groups, whose
-    kernels are laid out flat. $A_i$ is Gaussian and $B_i$ starts at 0, so that training starts from the backbone.
+    (section 4.1; https://arxiv.org/abs/2106.09685) in each linear layer and each convolution without groups, with
+    flattened kernels. Initially $A_i$ is Gaussian and $B_i$ is 0, so that training starts from the backbone.
 
-    The backbone is trained for all tasks. In `nn.Frozen` or `nn.Pretrained` it is frozen, as in the paper; then only
-    updates and heads are trained, and nothing is shared that a weighting of gradients could combine.
+    The backbone is trained by all tasks. With `nn.Frozen` or `nn.Pretrained` it is frozen, as in the paper; then only
+    updates and heads are trained, and there are no shared gradients that a weighting could combine.
 
     At a glance:
         - Shared: a backbone.
@@ -67,25 +67,26 @@ class LoRA(MultiTaskModule):
         `python scripts/fit.py --config configs/lora_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - Section 4.2: the paper adapts the query and value projections of a Transformer; here every layer of the kind
-          that is called is adapted. `torch.nn.MultiheadAttention` uses its weights without calling layers: it has no
-          update.
-        - Section 4.1: the variance of A is not said; here it is one over the inputs of the layer.
+        - Section 4.2: the paper adapts the query and value projections of a Transformer; here all linear and
+          convolutional layers that are called are adapted. `torch.nn.MultiheadAttention` uses its weights without
+          calling layers, so it has no update.
+        - Section 4.1: the paper does not give the variance of A; here it is one over the number of inputs of the layer.
         - The backbone is trained unless it is frozen.
         - Updates are not merged into the weights for inference: a batch may hold all tasks.
 
     Args:
-        backbone: W. Its layers get one row for each input, as `(M, ...)`; batch normalisation is by the whole batch,
-            where an input with labels of several tasks counts once for each.
-        rank: r.
-        alpha: α, > 0.
-        **options: Those of `MultiTaskModule`.
+        backbone: The backbone W. Its layers must receive one row per input, `(M, ...)`. Batch normalisation uses the
+            whole batch, in which an input with labels of several tasks occurs once per task.
+        rank: Rank r, at least 1.
+        alpha: Scale α > 0 of the updates.
+        **options: Options of `MultiTaskModule`.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class LoRA(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(name, features) for name in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; an input runs through the backbone once for each task that it belongs to."""
+        """Predict for several tasks; an input passes through the backbone once for each of its tasks."""
         numbers = self.task_numbers
         tasks, counts = [numbers[name] for name in rows], [i.shape[0] for i in rows.values()]
         self._recomputing.close()  # a backward pass that raised an error has not done so
@@ -130,7 +131,7 @@ class LoRA(MultiTaskModule):
 
     @contextmanager
     def _updated(self, tasks: Sequence[int], counts: Sequence[int]) -> Iterator[None]:
-        """Within the context the layers add the updates of tasks, whose inputs come one task after the other."""
+        """A context in which the layers add the updates of the tasks, whose inputs are one task after the other."""
         with ExitStack() as stack:
             for number, name in enumerate(self.layers):
                 updates = [self.updates[task][number] for task in tasks]  # type: ignore[index]
@@ -145,10 +146,10 @@ class LoRA(MultiTaskModule):
         torch.autograd.Variable._execution_engine.queue_callback(self._recomputing.close)
 
     def _called(self) -> list[str]:
-        """The names of the layers that have updates: those that a forward pass calls.
+        """The names of the layers that a forward pass calls, which have updates.
 
         Raises:
-            UserError: There are none, or one is called with something else than a row for each input.
+            UserError: There are none, or a layer is not called with one row per input.
         """
         network = copy.deepcopy(self.backbone).eval()
         found = {n: m for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and _is_plain(m)}
@@ -181,6 +182,6 @@ def _is_plain(layer: nn.Linear | nn.Conv2d) -> bool:
 def _add(
     updates: Sequence[LowRank], counts: Sequence[int], scale: float, layer: nn.Module, args: Any, output: Tensor
 ) -> Tensor:
-    """A forward hook: the output of a layer and the updates of tasks, each for its rows."""
+    """A forward hook that adds the update of each task to its rows of the output."""
     parts = args[0].split(list(counts))
     return output + scale * torch.cat([update(layer, x) for update, x in zip(updates, parts, strict=True)])

@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts: networks that all tasks share, mixed by each task in its own way."""
+"""Multi-gate mixture of experts: shared networks, mixed by a gate per task."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MixtureOfExperts(MultiTaskModule):
 
     $$f_i(x) = h_i\Big(\sum_e g_{ie}(x)\, f_e(x)\Big), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
 
-    (section 4.2; https://doi.org/10.1145/3219819.3220007). Every input runs through all experts.
+    (section 4.2; https://doi.org/10.1145/3219819.3220007). Every input passes through all experts.
 
     At a glance:
         - Shared: experts.
@@ -33,25 +33,26 @@ class MixtureOfExperts(MultiTaskModule):
         `python scripts/fit.py --config configs/mixture_of_experts_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The gates are not logged.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - An expert is any backbone, where the paper's is one layer; a gate is linear in the input laid out flat, which
-          are pixels where inputs are images. Inputs are those behind the stems, where there are any.
-        - Experts that start from the same weights give what one of them gives, until the gates part them: they start
-          from different values, so that each expert has another gradient from the first step on.
+        - Experts are arbitrary backbones; the paper's are single layers. Gates are linear in the flattened input, such
+          as the pixels of an image. With stems, the inputs are the outputs of the stems.
+        - Experts start from different weights. With equal weights, a mixture of experts equals a single expert until
+          the gates have made their gradients different.
 
     Args:
-        backbone: The first expert; the others are made like it and start from other values. What is pretrained keeps
-            its weights in all experts: a backbone that `backbone_weights` names, `nn.Pretrained` and `nn.Frozen`.
-        experts: How many experts.
-        same_start: Whether all experts start from the weights of `backbone` in any case, such as those of a network of
-            yours that you have loaded.
-        **options: Those of `MultiTaskModule`.
+        backbone: The first expert; the others have the same architecture and other initial weights. Pretrained weights
+            are the same in all experts: those from `backbone_weights`, `nn.Pretrained` and `nn.Frozen`.
+        experts: Number of experts, at least 1.
+        same_start: Whether all experts start from the weights of `backbone`, for example those of a network that you
+            have loaded.
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("same_start",)
@@ -81,7 +82,7 @@ class MixtureOfExperts(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; every input runs through all experts."""
+        """Predict for several tasks; every input passes through all experts."""
         assert isinstance(self.backbone, nn.ModuleList)
         features, own = self.shared_features(torch.stack([expert(x) for expert in self.backbone], 1), rows)
         outputs, numbers = {}, self.task_numbers

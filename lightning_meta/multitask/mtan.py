@@ -42,11 +42,12 @@ class MTAN(MultiTaskModule):
         `python scripts/fit.py --config configs/mtan_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The attention is not logged.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - Section 3.2: f is a stage like the first of its block, with other weights, in place of a 3x3 convolution and
@@ -60,7 +61,7 @@ class MTAN(MultiTaskModule):
         backbone: The shared network, in stages.
         stages_per_block: How many stages a block has; the last block may have fewer.
         batch_norm: Whether there is batch normalisation in the attention.
-        **options: Those of `MultiTaskModule`.
+        **options: Options of `MultiTaskModule`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Multi-head learning: a backbone that all tasks share, and a head of its own for each."""
+"""Multi-head learning: a shared backbone and a head for each task."""
 
 from __future__ import annotations
 
@@ -30,25 +30,26 @@ class MultiHead(MultiTaskModule):
     Run it:
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml` without a download;
         `configs/multi_head_omniglot.yaml`, `configs/multi_head_cifar100.yaml`, `configs/multi_head_multi_mnist.yaml`,
-        `configs/multi_head_parkinsons.yaml`, and your own table by `configs/multi_head_table.yaml`.
+        `configs/multi_head_parkinsons.yaml`, and for your own table `configs/multi_head_table.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples, with the weights of the best
-          `val/score`: one checkpoint for all tasks. When each task was at its best is `best_step` in `per_task.csv`.
-        - `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples, with the checkpoint of
+          the best `val/score`, the same for all tasks. `best_step` in `per_task.csv` is the step at which each task was
+          best.
+        - `test/score`: the mean over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - The paper's networks share one hidden layer, and an example has the targets of all tasks. Here sharing ends at
-          any depth, a head may have layers of its own, and tasks may have examples of their own.
+        - The paper's networks share one hidden layer, and every example has targets of all tasks. Here any number of
+          layers is shared, heads may have hidden layers, and tasks may have different examples.
 
     Args:
-        backbone: g.
-        shared_depth: How many of the backbone's stages are shared, from the input on: all by default. Each task has a
-            copy of the others, which all start equal; with 0, nothing is shared.
-        **options: Those of `MultiTaskModule`.
+        backbone: The backbone g.
+        shared_depth: Number of shared stages of the backbone, counted from the input; all by default. Each task has a
+            copy of the others, with the same initial weights; with 0, nothing is shared.
+        **options: Options of `MultiTaskModule`.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MultiHead(MultiTaskModule):
         self.branches = nn.ModuleList()
 
     def build(self, spec: TasksSpec) -> None:
-        """Cut the backbone where sharing ends, and give each task the rest and a head."""
+        """Split the backbone at `shared_depth`, and make a branch and a head for each task."""
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         if self.shared_depth is not None:
             stages = stages_of(self.backbone)
@@ -74,18 +75,19 @@ class MultiHead(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; the shared part sees each input once."""
+        """Predict for several tasks; the shared part runs once on each input."""
         features, rows = self.shared_features(self.backbone(x), rows)
-        of_all = dict(zip(self.spec.tasks, self.heads, strict=True))
-        heads = [of_all[name] for name in rows]
-        # With most aggregators each task's loss is differentiated by itself.
-        apart = isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad
+        by_name = dict(zip(self.spec.tasks, self.heads, strict=True))
+        heads = [by_name[name] for name in rows]
+        # Most aggregators differentiate the loss of each task separately.
+        separately = isinstance(self.weighting, Aggregator) and not self.weighting.rep_grad
         if len(self.branches):
             branches = dict(zip(self.spec.tasks, self.branches, strict=True))
-            own = zip(rows, rows_of(features, rows, apart), strict=True)
+            own = zip(rows, rows_of(features, rows, separately), strict=True)
             outputs = [head(branches[name](part)) for head, (name, part) in zip(heads, own, strict=True)]
-        elif apart:
-            outputs = [head(part) for head, part in zip(heads, rows_of(features, rows, apart), strict=True)]
+        elif separately:
+            parts = rows_of(features, rows, separately)
+            outputs = [head(part) for head, part in zip(heads, parts, strict=True)]
         else:
             outputs = list(predictions(heads, features, rows))
         return dict(zip(rows, outputs, strict=True))

@@ -41,29 +41,29 @@ class PLE(MultiTaskModule):
         `python scripts/fit.py --config configs/ple_glyphs.yaml`.
 
     Logged:
-        - `test/accuracy/<task>` or `test/r2/<task>`: of each task, over its test examples; `test/score`: their mean.
-        - `train/loss`: the sum over tasks, or what `weighting` makes of it.
+        - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples; `test/score`: the mean
+          over tasks.
+        - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
         - The gates are not logged.
 
-        The rest is said at `MultiTaskModule`.
+        `MultiTaskModule` explains the other metrics.
 
     Deviations:
         - An expert is a part of any backbone, where the paper's is a small perceptron; a gate is linear in what it
-          looks at, laid out flat. Inputs are those behind the stems, where there are any.
+          looks at, laid out flat. With stems, the inputs are the outputs of the stems.
         - All tasks have equally many own experts, at all levels alike.
-        - Experts that start from the same weights give what one of them gives, until the gates part them, as in
-          `MixtureOfExperts`.
+        - Experts start from different weights; see `MixtureOfExperts`.
 
     Args:
-        backbone: The first shared expert of each level; the others are made like it and start from other values. What
-            is pretrained keeps its weights in all experts: a backbone that `backbone_weights` names, `nn.Pretrained`
-            and `nn.Frozen`.
+        backbone: The first shared expert of each level; the others have the same architecture and other initial
+            weights. Pretrained weights are the same in all experts: those from `backbone_weights`, `nn.Pretrained` and
+            `nn.Frozen`.
         shared_experts: $m_s$, experts for all tasks in each level.
         own_experts: $m_k$, experts of each task in each level.
         stages_per_level: How many stages of the backbone a level has; the last level may have fewer.
-        same_start: Whether all experts start from the weights of `backbone` in any case, such as those of a network of
-            yours that you have loaded.
-        **options: Those of `MultiTaskModule`.
+        same_start: Whether all experts start from the weights of `backbone`, for example those of a network that you
+            have loaded.
+        **options: Options of `MultiTaskModule`.
     """
 
     sets_first_weights = ("same_start",)

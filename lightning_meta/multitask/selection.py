@@ -1,4 +1,4 @@
-"""Which validation was the best, for each task and for their mean, and by which metric."""
+"""The best validation of each task and of their mean, and the metric that decides."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORE = "val/score"
 
 
 def monitored(trainer: Trainer) -> tuple[str, int]:
-    """The validation metric that chooses the best checkpoint, and its sign: 1 where a large value is good, else −1."""
+    """The validation metric that selects the best checkpoint, and its sign: 1 if higher is better, else −1."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunCheckpoint | ModelCheckpoint) and callback.monitor is not None:
             return callback.monitor, 1 if callback.mode == "max" else -1
@@ -25,15 +25,15 @@ def monitored(trainer: Trainer) -> tuple[str, int]:
 
 
 def of_tasks(monitor: str, names: list[str], logged: Mapping[str, float]) -> dict[str, float]:
-    """What a monitored mean is the mean of, by name of the task; of a single task's metric, the same of every task.
+    """The values that a monitored mean is the mean of, by name of the task; or that metric of all tasks.
 
     Args:
-        monitor: Such as `val/auroc` or `val/auroc/<task>`.
-        names: The tasks.
-        logged: In this validation, by name.
+        monitor: Name of the metric, such as `val/auroc` or `val/auroc/<task>`.
+        names: Names of the tasks.
+        logged: Metrics of this validation by name.
 
     Returns:
-        The tasks that have the metric; none where it is not one of tasks.
+        The metric of the tasks that have it; empty if it is not a metric of tasks.
     """
     stage, _, rest = monitor.partition("/")
     metric = rest.partition("/")[0]
@@ -41,11 +41,11 @@ def of_tasks(monitor: str, names: list[str], logged: Mapping[str, float]) -> dic
 
 
 class Improved(NamedTuple):
-    """What a validation is the best of so far.
+    """Which scores a validation has improved.
 
     Attributes:
-        tasks: `(T,)` bool.
-        mean: Of the mean over tasks.
+        tasks: Whether the score of each task is the best so far, `(T,)` bool.
+        mean: Whether the mean over tasks is the best so far.
     """
 
     tasks: Tensor
@@ -55,12 +55,13 @@ class Improved(NamedTuple):
 class BestSoFar(nn.Module):
     """The best validation of each task and of their mean: the score, the loss and the training step of each.
 
-    Of equal scores the one with the lower loss is the better, else the earlier; −∞ is never the best. A task that never
-    had a score, such as the AUROC of labels that are all the same, has its best where its loss was the lowest. It is
-    part of the state dict in double precision, whatever the precision of the module.
+    Ties are broken by the lower loss, then by the earlier step; −∞ is never the best. For a task without any defined
+    score, such as the AUROC of constant labels, the lowest loss decides. Stored in the state dict in double precision,
+    for any precision of the module.
 
     Args:
-        tasks: T.
+        tasks: Number of tasks T.
+
     """
 
     def __init__(self, tasks: int) -> None:
@@ -69,7 +70,7 @@ class BestSoFar(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, where scores are no longer comparable."""
+        """Reset, when earlier scores are no longer comparable."""
         self._best = [(-inf, -inf, -1)] * (self._tasks + 1)  # score, negative loss and step of each task; of the mean
 
     @property
@@ -89,16 +90,16 @@ class BestSoFar(nn.Module):
 
     @property
     def mean_step(self) -> int:
-        """Its training step."""
+        """The training step of the best mean."""
         return self._best[-1][2]
 
     def update(self, scores: Tensor, losses: Tensor, step: int) -> Improved:
-        """Take a validation into account.
+        """Update by a validation.
 
         Args:
-            scores: `(T,)`, a large one is good.
-            losses: `(T,)`.
-            step: Training steps so far.
+            scores: Scores of the tasks, `(T,)`; higher is better.
+            losses: Losses of the tasks, `(T,)`.
+            step: Number of training steps so far.
         """
         improved = []
         with_means = [torch.cat([v.cpu().double(), v.cpu().double().nanmean()[None]]) for v in (scores, losses)]
@@ -113,11 +114,11 @@ class BestSoFar(nn.Module):
         return Improved(torch.tensor(improved[:-1], dtype=torch.bool), improved[-1])
 
     def get_extra_state(self) -> Tensor:
-        """All of it, `(3, T + 1)`."""
+        """The state, `(3, T + 1)`: scores, negative losses and steps."""
         return torch.tensor(self._best, dtype=torch.float64).T.contiguous()
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take it up again; earlier versions kept no losses, `(2, T + 1)`."""
+        """Restore the state; earlier versions stored no losses, `(2, T + 1)`."""
         scores, *losses, steps = state.tolist()
         negative = losses[0] if losses else [-inf] * len(scores)
         self._best = [(*ranked, int(step)) for *ranked, step in zip(scores, negative, steps, strict=True)]

@@ -1,4 +1,4 @@
-"""Weights of a task kept aside, and put in place again."""
+"""Copies of the weights of each task, which can be put in place again."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Selection = Literal["selected", "joint"]
 class Snapshots(nn.Module):
     """Two copies of the weights of each task: those of its own best validation, and those of the best mean.
 
-    They are part of the state dict, but neither parameters, which an optimiser would move, nor buffers, which
-    distributed training would send around in every step.
+    They are in the state dict, but neither parameters, which an optimizer would update, nor buffers, which DDP would
+    broadcast in every step.
 
     Args:
-        modules: What belongs to each task.
+        modules: Modules of each task.
     """
 
     def __init__(self, modules: Sequence[Sequence[nn.Module]]) -> None:
@@ -34,16 +34,16 @@ class Snapshots(nn.Module):
         self._noted = self._all()
 
     def forget(self) -> None:
-        """Drop what was noted."""
+        """Discard the copies of `note`."""
         self._noted = []
 
     def keep(self, selection: Selection, task: int) -> None:
-        """Keep the weights that a task had when they were noted, or else has now."""
+        """Keep the weights of a task at the last call of `note`, or else the current ones."""
         self._kept[selection][task] = self._noted[task] if self._noted else self._flat(task)
 
     @contextmanager
     def in_place(self, selection: Selection) -> Iterator[None]:
-        """Within the context every task has the weights kept for it."""
+        """A context in which every task has its kept weights."""
         tensors = [tensor for task in range(len(self._names)) for tensor in self._tensors(task)]
         before = [tensor.detach().clone() for tensor in tensors]
         for task, kept in enumerate(self._kept[selection]):
@@ -57,12 +57,12 @@ class Snapshots(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """All copies, `(2, P)`."""
-        # Some may still lie where the module was made, others where it trains.
+        # Some copies may be on the device where the module was made, others on that of training.
         rows = ([part.cpu() for part in self._kept[selection]] for selection in ("selected", "joint"))
         return torch.stack([torch.cat(row) for row in rows])
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Take all copies up again."""
+        """Restore all copies."""
         sizes = [sum(tensor.numel() for tensor in self._tensors(task)) for task in range(len(self._names))]
         for selection, row in zip(("selected", "joint"), state, strict=True):
             self._kept[selection] = [part.clone() for part in row.split(sizes)]
@@ -71,7 +71,7 @@ class Snapshots(nn.Module):
         return [self._flat(task) for task in range(len(self._names))]
 
     def _tensors(self, task: int) -> list[Tensor]:
-        """The tensors of a task, in the order that they had when it was made: pruning changes it."""
+        """The tensors of a task, in their original order, which pruning changes."""
         found = []
         for module, names in zip(self._modules_of[task], self._names[task], strict=True):
             tensors = _by_name(module)
@@ -84,7 +84,7 @@ class Snapshots(nn.Module):
         for module, names in zip(self._modules_of[task], self._names[task], strict=True):
             tensors = _by_name(module)
             parts += [tensor if mask is None else tensor * mask for tensor, mask in (tensors[name] for name in names)]
-        # Where a module is made, heads lie on the accelerator before the backbone does.
+        # While a module is being made, its heads may be on the accelerator before the backbone is.
         return torch.cat([part.to(parts[0].device).flatten() for part in parts])
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class Snapshots(nn.Module):
 
 
 def _by_name(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Real parameters and buffers; those that `torch.nn.utils.prune` prunes under their old names, with their masks."""
+    """Real parameters and buffers by name; those pruned by `torch.nn.utils.prune` by their old names, with masks."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     masks = {name.removesuffix("_mask"): mask for name, mask in tensors.items() if name.endswith("_mask")}
     masks = {name: mask for name, mask in masks.items() if f"{name}_orig" in tensors}

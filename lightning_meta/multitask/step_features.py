@@ -1,4 +1,4 @@
-"""The gradients of tasks by the features that they share, in one step of the optimiser."""
+"""The gradients of the tasks with respect to shared features, in one optimizer step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_meta.weightings import Aggregator
 
 
 class _Copies(NamedTuple):
-    """Features of a batch `(B, ...)`, and those that each task looks at, `(n, ...)`, with the rows in `features`."""
+    """Features of a batch `(B, ...)`, copies of the rows that each task uses `(n, ...)`, and these rows."""
 
     features: Tensor
     of_tasks: Tensor
@@ -26,18 +26,18 @@ class _Copies(NamedTuple):
 
 
 class StepFeatures:
-    """Collects the tasks' gradients by the shared features of the batches since the last step.
+    """Collects the tasks' gradients with respect to the shared features of the batches since the last step.
 
-    Each task gets a copy of the features. A loss depends on its task's copy alone, so that one backward pass of the sum
-    of the losses, through the heads, gives the gradients of all tasks. The features of a batch are kept with the graph
-    that made them, until the step sends one gradient back through it.
+    Each task gets a copy of the features. Since a loss only depends on the copy of its task, one backward pass of the
+    sum of the losses through the heads gives the gradients of all tasks. The features of a batch are kept with their
+    graph until the step backpropagates one gradient through it.
 
     Attributes:
-        records: Whether a forward pass is recorded.
+        records: Whether the forward pass is recorded.
         used: For each shared parameter, whether the features of the step depend on it.
 
     Args:
-        method: What the user calls the module.
+        method: Name of the module's class, for messages.
     """
 
     def __init__(self, method: str) -> None:
@@ -48,15 +48,15 @@ class StepFeatures:
         self.clear()
 
     def clear(self) -> None:
-        """Forget what was added since the last step."""
-        self._copies: list[_Copies] = []  # of the batch at hand
+        """Discard what was added since the last step."""
+        self._copies: list[_Copies] = []  # of the current batch
         self._features: list[Tensor] = []
         self._gradients: list[Tensor] = []
         self.means.clear()
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
-        """Within the context, the forward pass of a batch that `add` takes in next."""
+        """A context for the forward pass of the batch that `add` processes next."""
         self._copies, self.records = [], True
         try:
             yield
@@ -64,17 +64,17 @@ class StepFeatures:
             self.records = False
 
     def copies(self, features: Tensor, rows: Mapping[str, Tensor]) -> tuple[Tensor, Consecutive]:
-        """The features of the tasks, one task after the other, and the rows of each task in them.
+        """Copies of the features for each task, one task after the other, and the rows of each task in them.
 
         Args:
-            features: `(B, ...)`.
-            rows: By name of the task, `(n_i,)` int64.
+            features: Features `(B, ...)`.
+            rows: Indices of the rows of each task, `(n_i,)` int64, by its name.
         """
-        counts, cut = [len(i) for i in rows.values()], features.detach()
+        counts, detached = [len(i) for i in rows.values()], features.detach()
         if isinstance(rows, Common):
-            of_tasks = cut.repeat(len(rows), *[1] * (cut.dim() - 1))
+            of_tasks = detached.repeat(len(rows), *[1] * (detached.dim() - 1))
         else:
-            of_tasks = cut[torch.cat(list(rows.values()))]
+            of_tasks = detached[torch.cat(list(rows.values()))]
         of_tasks.requires_grad_()
         self._copies.append(_Copies(features, of_tasks, rows))
         places = torch.arange(len(of_tasks), device=features.device).split(counts)
@@ -91,76 +91,78 @@ class StepFeatures:
         scale: Tensor | None,
         share: int,
     ) -> list[list[Tensor | None]]:
-        """Take in the batch that was recorded.
+        """Add the recorded batch.
 
         Args:
-            losses: Those of this rank's batch, any number of them.
-            means: The means over all ranks, `(T,)`, 0 for a task that is absent.
+            losses: Losses of this rank's batch, any number of them.
+            means: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
             present: Which tasks are in the batch of any rank, `(T,)` bool.
-            names: Those of the T tasks.
+            names: Names of the T tasks.
             shared: The shared parameters.
-            own: For each task, its own parameters.
-            scale: As in `task_gradients`.
-            share: By which the Trainer divides losses, as batches are accumulated.
+            own: Parameters of each task that are not shared.
+            scale: Loss scale, as in `task_gradients`.
+            share: Number of accumulated batches, by which the Trainer divides losses.
 
         Returns:
-            For each task, the gradients of its loss by its own parameters, None where it does not depend on them.
+            For each task, the gradients of its loss with respect to its own parameters, None if it does not depend on
+            them.
 
         Raises:
-            UserError: The features were not recorded, are those of one task each, or are not all that is shared.
+            UserError: No features were recorded, each task has its own inputs, or shared parameters are used after the
+                features.
         """
         copies, self._copies = self._copies, []
         if not copies:
             raise UserError(
-                f"weighting: rep_grad needs features that all tasks share, and {self._method} gives each task others; "
+                f"weighting: rep_grad needs features that all tasks share, and {self._method} has none; "
                 "leave rep_grad out, or use MultiHead, MixtureOfExperts or CGC"
             )
         if len(names) > 1 and any(isinstance(c.rows, Consecutive) for c in copies):
             raise UserError(
-                "weighting: rep_grad compares the tasks' gradients by the features of the same inputs, and here each "
-                "task has inputs of its own, so that all inner products are 0; leave rep_grad out"
+                "weighting: rep_grad compares the tasks' gradients on the features of the same inputs, but here each "
+                "task has different inputs, so that all inner products are 0; leave rep_grad out"
             )
         flat = [p for parameters in own for p in parameters]
         with without_autocast(losses.device.type):
             total = losses.sum() if scale is None else losses.sum() * scale
             scaled = torch.autograd.grad(total, [*(c.of_tasks for c in copies), *flat, *shared], allow_unused=True)
-        found = [g if g is None or scale is None else at_least_float32(g) / scale for g in scaled]
-        if any(g is not None for g in found[len(copies) + len(flat) :]):
+        gradients = [g if g is None or scale is None else at_least_float32(g) / scale for g in scaled]
+        if any(g is not None for g in gradients[len(copies) + len(flat) :]):
             raise UserError(
-                "weighting: rep_grad needs features that all shared parameters act through, and some of "
-                f"{self._method} are used behind them; leave rep_grad out"
+                "weighting: rep_grad needs features through which all shared parameters act, but some of "
+                f"{self._method} are used after them; leave rep_grad out"
             )
         self.means.add(means, present)
-        for c, gradient in zip(copies, found, strict=False):
+        for c, gradient in zip(copies, gradients, strict=False):
             if gradient is None:
                 gradient = torch.zeros_like(c.of_tasks)
             self._features.append(c.features)
             wide = at_least_float32(gradient)
             self._gradients.append(_by_task(wide / share if share > 1 else wide, c, names))
-        of_own = iter(found[len(copies) : len(copies) + len(flat)])
+        of_own = iter(gradients[len(copies) : len(copies) + len(flat)])
         return [[next(of_own) for _ in parameters] for parameters in own]
 
     def direction(self, aggregator: Aggregator, shared: Sequence[Tensor], scale: Tensor | None) -> Tensor | None:
-        """The gradient of the shared parameters, on all ranks alike, `(P,)`; nothing is left for the next step.
+        """The gradient of the shared parameters, `(P,)`, the same on all ranks; it resets the collected batches.
 
-        The aggregator sees the features of all batches of the step and of all ranks.
+        The aggregator receives gradients for the features of all batches of the step and of all ranks.
 
         Args:
-            aggregator: What combines the gradients by the features.
-            shared: The shared parameters, P numbers in all.
-            scale: Multiplies the gradient.
+            aggregator: The aggregator.
+            shared: The shared parameters, with P entries in total.
+            scale: Loss scale, which multiplies the gradient.
 
         Returns:
-            The gradient; None where no batch was added; NaN where the gradients of the tasks are not finite: a gradient
-            scaler then skips the step, and the aggregator never sees them.
+            The gradient; None if no batch was added. NaN if gradients of the tasks are not finite, so that a gradient
+            scaler skips the step; the aggregator is not called.
 
         Raises:
-            UserError: The aggregator's answer has another shape.
+            UserError: The direction has another shape.
         """
         if not self._gradients:
             return None
-        here, ranks = self._gradients, world_size()
-        of_rank = torch.cat(here, 1) if len(here) > 1 else here[0]
+        batches, ranks = self._gradients, world_size()
+        of_rank = torch.cat(batches, 1) if len(batches) > 1 else batches[0]
         gradients, own = columns_of_ranks(of_rank / ranks if ranks > 1 else of_rank)
         features, self._features, self._gradients = self._features, [], []
         if not all_finite(gradients):
@@ -169,19 +171,19 @@ class StepFeatures:
         direction = combined(aggregator, gradients, self.means, "feature")[own]
         pieces = (direction if scale is None else direction * scale).split([f.numel() for f in features])
         back = [piece.view_as(f).to(f.dtype) for piece, f in zip(pieces, features, strict=True)]
-        found = torch.autograd.grad(features, shared, back, allow_unused=True)
-        self.used = [g is not None for g in found]
-        flat = [p.new_zeros(p.numel()) if g is None else g.flatten() for p, g in zip(shared, found, strict=True)]
+        by_parameter = torch.autograd.grad(features, shared, back, allow_unused=True)
+        self.used = [g is not None for g in by_parameter]
+        flat = [p.new_zeros(p.numel()) if g is None else g.flatten() for p, g in zip(shared, by_parameter, strict=True)]
         return sum_over_ranks(torch.cat(flat))
 
 
 def _by_task(gradient: Tensor, copies: _Copies, names: Sequence[str]) -> Tensor:
-    """The gradients of T tasks by features `(B, ...)`, `(T, B * ...)`: 0 in rows that a task does not look at.
+    """The gradients of T tasks with respect to features `(B, ...)`, `(T, B * ...)`: 0 in rows that a task does not use.
 
     Args:
-        gradient: By the copies, `(n, ...)`.
-        copies: They, and whose they are.
-        names: Those of the T tasks.
+        gradient: Gradient with respect to the copies, `(n, ...)`.
+        copies: The copies and their rows.
+        names: Names of the T tasks.
     """
     rows, count = copies.rows, len(copies.features)
     if isinstance(rows, Common) and list(rows) == list(names):

@@ -1,4 +1,4 @@
-"""The gradients of tasks in one step of the optimiser: collected batch by batch, then made into a direction."""
+"""The gradients of the tasks in one optimizer step: collected batch by batch, then combined into a direction."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lightning_meta.weightings.aggregator import check_shape
 
 
 class StepLosses:
-    """The mean loss of each task over the batches since the last step that had it."""
+    """The mean loss of each task over the batches since the last step that contain it."""
 
     def __init__(self) -> None:
         self._sums: Tensor | None = None
         self._batches = torch.zeros(0)
 
     def clear(self) -> None:
-        """Forget what was added since the last step."""
+        """Discard what was added since the last step."""
         self._sums = None
 
     def add(self, losses: Tensor, present: Tensor) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            losses: The means over all ranks, `(T,)`, 0 for a task that is absent.
+            losses: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
             present: Which tasks are in the batch of any rank, `(T,)` bool.
         """
         if self._sums is None:
@@ -44,22 +44,22 @@ class StepLosses:
 
     @property
     def values(self) -> Tensor:
-        """The means, `(T,)`, 0 for a task that no batch had."""
+        """The mean losses, `(T,)`, 0 for tasks absent from all batches."""
         assert self._sums is not None
         return self._sums / self._batches.clamp(min=1)
 
 
 def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: str) -> Tensor:
-    """The direction that an aggregator makes of a step, `(P,)`.
+    """The direction of a step by an aggregator, `(P,)`.
 
     Args:
-        aggregator: What combines.
-        gradients: Those of the tasks, `(T, P)`, the same on all ranks.
-        losses: Those of the step.
-        of: What P counts, for the error.
+        aggregator: The aggregator.
+        gradients: Gradients of the tasks, `(T, P)`, the same on all ranks.
+        losses: Losses of the step.
+        of: What P counts, for the error message.
 
     Raises:
-        UserError: The aggregator's answer has another shape.
+        UserError: The direction has another shape.
     """
     with torch.no_grad():
         direction = aggregator.direction(gradients, losses.values, losses.present)
@@ -70,11 +70,11 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
 class StepGradients:
     """Sums the T x P gradients of the batches since the last step.
 
-    They are no buffers of the module: DDP would overwrite them with those of rank 0.
+    They are not buffers of the module, since DDP would overwrite them by those of rank 0.
 
     Attributes:
-        combined: The gradients that `direction` has combined, `(T, P)`, until `clear` is called.
-        used: For each shared parameter, whether a loss of the step depends on it; kept until the next step begins.
+        combined: Gradients that `direction` has combined, `(T, P)`, until `clear` is called.
+        used: For each shared parameter, whether a loss of the step depends on it; valid until the next step begins.
     """
 
     def __init__(self) -> None:
@@ -84,16 +84,16 @@ class StepGradients:
         self.means = StepLosses()
 
     def clear(self) -> None:
-        """Forget what was added since the last step, and what was combined in it."""
+        """Discard what was added since the last step, and what was combined."""
         self._gradients = self.combined = None
         self.means.clear()
 
     def add(self, gradients: Tensor, losses: Tensor, present: Tensor, used: Sequence[bool]) -> None:
-        """Take in a batch.
+        """Add a batch.
 
         Args:
-            gradients: Those of this rank's batch, as they count in the step, `(T, P)`; they may be kept.
-            losses: The means over all ranks, `(T,)`, 0 for a task that is absent.
+            gradients: Gradients of this rank's batch, scaled for accumulation, `(T, P)`; the tensor may be kept.
+            losses: Losses averaged over ranks, `(T,)`, 0 for absent tasks.
             present: Which tasks are in the batch of any rank, `(T,)` bool.
             used: For each shared parameter, whether a loss of this rank's batch depends on it.
         """
@@ -105,14 +105,14 @@ class StepGradients:
         self.means.add(losses, present)
 
     def direction(self, aggregator: Aggregator) -> Tensor | None:
-        """What the aggregator makes of the step, on all ranks alike, `(P,)`; nothing is left for the next step.
+        """The combined direction of the step, `(P,)`, the same on all ranks; it resets the sums.
 
         Returns:
-            The direction; None where no batch was added; the sum of the gradients where some are not finite, which
-            is not finite either: a gradient scaler then skips the step, and the aggregator never sees it.
+            The direction; None if no batch was added. If some gradients are not finite, it is their sum, which is not
+            finite either, so that a gradient scaler skips the step; the aggregator is not called.
 
         Raises:
-            UserError: The aggregator's answer has another shape.
+            UserError: The direction has another shape.
         """
         if self._gradients is None:
             return None
@@ -124,10 +124,10 @@ class StepGradients:
 
 
 def write_gradients(parameters: Sequence[nn.Parameter], gradient: Tensor, used: Sequence[bool]) -> None:
-    """Put a flat gradient `(P,)` into `.grad` of the parameters, one after the other, in place of what is there.
+    """Write a flat gradient `(P,)` to `.grad` of the parameters.
 
-    Where a parameter was not used and has no gradient, it gets none: the optimiser would move it, by weight decay or
-    momentum. On several ranks all have one.
+    Unused parameters without a gradient get none, since the optimizer would move them by weight decay or momentum; with
+    several ranks all parameters have one.
     """
     for p, piece, needed in zip(parameters, gradient.split([p.numel() for p in parameters]), used, strict=True):
         if p.grad is None:

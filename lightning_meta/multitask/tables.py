@@ -1,4 +1,4 @@
-"""Scores of a fixed set of tasks, as they are logged and kept in the run directory."""
+"""Scores of a fixed set of tasks, as logged and stored in the run directory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lightning_meta.tasks import Task, TasksSpec
 
 STAGES = ("train", "val", "test")
 NOT_BETTER = "not better than a constant"
-"""The mark of a task whose test score the best prediction that ignores the input has as well."""
+"""The mark of a task whose test score is not better than the best constant prediction."""
 
 
 def mean_of_known(values: Tensor | Sequence[float]) -> float:
-    """The mean of what is not NaN; NaN where nothing is known."""
+    """The mean of all values that are not NaN; NaN if there are none."""
     known = [v for v in (values.tolist() if isinstance(values, Tensor) else values) if not isnan(v)]
     return sum(known) / len(known) if known else nan
 
 
 def by_task(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Scores by their logged names: the mean of each metric over the tasks that have it, and each task's own.
+    """Scores by their logged names: the mean of each metric over the tasks that have it, and those of each task.
 
     Args:
         stage: `train`, `val` or `test`.
-        scores: By task, its metrics by name; NaN where it has none.
+        scores: Metrics of each task by name; NaN if undefined.
     """
     own: dict[str, float] = {}
     of_metric: dict[str, list[float]] = {}
@@ -41,7 +41,7 @@ def by_task(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, 
 
 
 def counted(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """How many tasks each mean of `by_task` is over, by its logged name: `val/auroc_tasks`."""
+    """The number of tasks in each mean of `by_task`, by its logged name, such as `val/auroc_tasks`."""
     numbers: dict[str, float] = {}
     for metrics in scores.values():
         for metric, score in metrics.items():
@@ -51,7 +51,7 @@ def counted(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, 
 
 
 def comparable(tasks: Mapping[str, Task], scores: Sequence[float]) -> list[float]:
-    """The tasks' scores as they enter `val/score`: a large one is good; −∞ stays, as of predictions that blew up."""
+    """The tasks' scores as they enter `val/score`, higher is better; −∞ stays, for predictions that are not finite."""
     signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
     return [
         -inf if sign * score == -inf else task.comparable(score)
@@ -77,11 +77,11 @@ def at_floor(tasks: Mapping[str, Task], scores: Sequence[float]) -> str:
 
 
 def as_before(spec: TasksSpec, stored: Any) -> TasksSpec:
-    """The tasks with the metrics of a checkpoint that names none: those of their kinds, whatever the labels' balance.
+    """The tasks with the default metrics of earlier versions, which did not depend on the balance of labels.
 
     Args:
-        spec: What the data say.
-        stored: The plain data of the checkpoint's `TasksSpec`.
+        spec: Specification by the data module.
+        stored: Description of `TasksSpec` in the checkpoint.
     """
     tasks = dict(spec.tasks)
     described = ((stored or {}).get("init_args") or {}).get("tasks") if isinstance(stored, Mapping) else None
@@ -121,10 +121,10 @@ def rows_of_tasks(
 
 
 def check_same_tasks(own: TasksSpec, given: TasksSpec) -> None:
-    """Refuse other tasks than those that a module was made for.
+    """Refuse tasks other than those of the module.
 
     Raises:
-        UserError: What differs.
+        UserError: The tasks, their types, outputs or input shapes differ.
     """
     if list(own.tasks) != list(given.tasks):
         missing = [name for name in own.tasks if name not in given.tasks]

@@ -1,4 +1,4 @@
-"""What several tasks compute at once: rows of the features, and heads of equal layers as one product for each layer."""
+"""Computation for several tasks at once: rows of the features, and equal heads as one batched product per layer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 from lightning_meta.batches import Common, Consecutive
 
 FEWEST = 4
-"""Heads that are worth a product for each layer: of fewer, stacking the weights takes longer than it saves."""
+"""Smallest number of heads for a batched product: with fewer, stacking the weights takes longer than it saves."""
 
 
-def rows_of(features: Tensor, rows: Mapping[str, Tensor], apart: bool = False) -> Sequence[Tensor]:
+def rows_of(features: Tensor, rows: Mapping[str, Tensor], separately: bool = False) -> Sequence[Tensor]:
     """The features of each task.
 
     Args:
         features: `(B, ...)`.
         rows: By name of the task, `(n_i,)` int64.
-        apart: Whether each task's loss will be differentiated by itself.
+        separately: Whether the loss of each task will be differentiated separately.
 
     Returns:
         For each task, `(n_i, ...)`.
@@ -30,19 +30,19 @@ def rows_of(features: Tensor, rows: Mapping[str, Tensor], apart: bool = False) -
     counts = [i.shape[0] for i in rows.values()]  # `len` would fix them in an exported program
     if isinstance(rows, Consecutive):
         return torch.split(features, counts)
-    if apart or not features.requires_grad:
+    if separately or not features.requires_grad:
         return [features[i] for i in rows.values()]
-    # The backward pass of each gather would fill a gradient as large as all features; that of one loss fills one.
+    # The backward pass of each indexing allocates a gradient of the size of all features, so index only once.
     return torch.split(features[torch.cat(list(rows.values()))], counts)
 
 
 def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str, Tensor]) -> Sequence[Tensor]:
-    """What each of T heads makes of its rows of the features.
+    """Apply each of T heads to its rows of the features.
 
-    Heads of equally many rows and equal linear layers are one product for each layer.
+    Heads with equal layers and the same number of rows are computed as one batched product per layer.
 
     Args:
-        heads: T of them.
+        heads: The T heads.
         features: `(B, F)`.
         rows: By name of the task, `(n_i,)` int64.
 
@@ -69,36 +69,36 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str,
 
 
 def equally_many(counts: Sequence[int]) -> bool:
-    """Whether tasks have equally many rows; in an exported program these are symbols, which no set takes."""
+    """Whether all counts are equal; not by a set, since in an exported program they are symbols."""
     return all(count == counts[0] for count in counts)
 
 
 def _equal_layers(heads: Sequence[nn.Module]) -> list[list[nn.Module]] | None:
-    """The layers of all heads, by position; None where they are not equal, or are more than products and ReLUs."""
+    """The layers of all heads by position; None if they differ, or are not only linear layers and ReLUs."""
     first = _signature(heads[0])
     if first is None or any(_signature(head) != first for head in heads[1:]):
         return None
     layers = zip(*(head._modules.values() for head in heads), strict=True)
-    return [list(of) for of in layers if not isinstance(of[0], nn.Dropout)]
+    return [list(group) for group in layers if not isinstance(group[0], nn.Dropout)]
 
 
 def _signature(head: nn.Module) -> list[tuple[int, ...]] | None:
-    # A type that is derived, parametrised or wrapped, and a layer with hooks, may do anything: it is called as it is.
+    # Subclasses, parametrised or wrapped layers and layers with hooks may do anything, so they are called separately.
     if type(head) is not nn.Sequential or _has_hooks(head):
         return None
-    found: list[tuple[int, ...]] = []
+    signature: list[tuple[int, ...]] = []
     for layer in head._modules.values():
         if layer is None or _has_hooks(layer):
             return None
         if type(layer) is nn.Linear and layer.bias is not None:
-            found.append((layer.in_features, layer.out_features))
+            signature.append((layer.in_features, layer.out_features))
         elif type(layer) is nn.ReLU:
-            found.append(())
+            signature.append(())
         elif type(layer) is nn.Dropout and not (layer.training and layer.p):
-            found.append((0,))
+            signature.append((0,))
         else:
             return None
-    return found
+    return signature
 
 
 def _has_hooks(module: nn.Module) -> bool:

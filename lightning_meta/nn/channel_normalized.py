@@ -1,4 +1,4 @@
-"""A backbone behind the normalisation of its images' channels."""
+"""A backbone with normalisation of the channels of its images."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_meta.nn.stages import stages_of
 
 
 class ChannelNormalized(Described, nn.Module):
-    r"""A backbone that sees $(x - \mu_c) / \sigma_c$ in place of images x in [0, 1], for each channel c.
+    r"""A backbone that receives $(x - \mu_c) / \sigma_c$ for images x in [0, 1], for each channel c.
 
-    The constants are no weights: they are not trained, and a checkpoint has them among the arguments alone.
+    The constants are not trained; checkpoints store them as arguments, not in the state dict.
 
     Args:
-        backbone: Takes the normalised images.
-        mean: μ of each channel. (0.5071, 0.4867, 0.4408) of CIFAR-100 in the code of Tian et al. (2020).
-        std: σ of each channel, above 0. (0.2675, 0.2565, 0.2761) of CIFAR-100 there.
+        backbone: Network that takes the normalised images.
+        mean: Mean μ of each channel; (0.5071, 0.4867, 0.4408) for CIFAR-100 in the code of Tian et al. (2020).
+        std: Standard deviation σ > 0 of each channel; (0.2675, 0.2565, 0.2761) for CIFAR-100 there.
     """
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -36,15 +36,15 @@ class ChannelNormalized(Described, nn.Module):
         self.backbone = backbone
 
     def stages(self) -> list[nn.Module]:
-        """The stages of the backbone, of which the first normalises its images before."""
+        """The stages of the backbone; the first includes the normalisation."""
         first, *others = stages_of(self.backbone)
         return [nn.Sequential(self.normalize, first), *others]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `(M, C, H, W)` in [0, 1] to what the backbone makes of them.
+        """Map images `(M, C, H, W)` in [0, 1] to the outputs of the backbone.
 
         Raises:
-            UserError: They have another number of channels.
+            UserError: The images have another number of channels.
         """
         if x.dim() != 4 or x.shape[1] != self.normalize.channels:
             raise UserError(
@@ -56,7 +56,7 @@ class ChannelNormalized(Described, nn.Module):
 
 
 class _Channels(nn.Module):
-    """Normalises the first channels; what a method has concatenated behind them stays as it is."""
+    """Normalises the first channels; channels that a method has appended are not changed."""
 
     mean: Tensor
     std: Tensor

@@ -1,4 +1,4 @@
-"""Networks that cannot be meta-learned as they are, refused by name before training."""
+"""Checks for layers that cannot be trained correctly, so that they are refused before training."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.exact import ExactDerivatives
 
 CANNOT_BE_MAPPED = (RuntimeError,)
-"""What `torch.func.vmap` raises where a network cannot be vectorised; `NotImplementedError` is one of them."""
+"""Errors of `torch.func.vmap` if a network cannot be vectorised; includes `NotImplementedError`."""
 
 SLOWLY_MAPPED = "There is a performance drop because we have not yet implemented the batching rule"
-"""How the `UserWarning` begins of a layer that `vmap` runs by a loop inside: right, but slower."""
+"""Beginning of torch's warning about a layer that `vmap` runs in a loop: correct, but slower."""
 
 _Refusal = tuple[Callable[[nn.Module], object], str]
 
 _ALWAYS: tuple[_Refusal, ...] = (
     (
         lambda m: any(t is not None and is_lazy(t) for t in [*m._parameters.values(), *m._buffers.values()]),
-        "its sizes are not known yet; state them, or run the network once on an example before it is passed on",
+        "its sizes are not known yet; set them, or run the network once on an example first",
     ),
     (
         lambda m: getattr(m, "max_norm", None) is not None and isinstance(m, nn.Embedding | nn.EmbeddingBag),
@@ -64,14 +64,14 @@ _BY_INNER_GRADIENTS: tuple[_Refusal, ...] = (
 
 
 def check_layers(network: nn.Module, inner_gradients: bool = True) -> None:
-    """Refuse layers that would fail or be wrong in silence.
+    """Refuse layers that would fail or silently compute wrong results.
 
     Args:
         network: The backbone.
         inner_gradients: Whether the method differentiates the network within its inner loop.
 
     Raises:
-        UserError: The layer by its name in the network, the reason, and what to do.
+        UserError: The name of the layer, the reason, and the fix.
     """
     for path, module in network.named_modules():
         for applies, reason in (*_ALWAYS, *(_BY_INNER_GRADIENTS if inner_gradients else ())):
@@ -85,7 +85,7 @@ def check_layers(network: nn.Module, inner_gradients: bool = True) -> None:
 
 
 def _check_container(path: str, module: nn.Module, name: str, value: Any, registered: set[int]) -> None:
-    """A plain list hides modules and parameters from torch: they would be neither trained, adapted nor stored."""
+    """Refuse modules and parameters in plain lists: torch would neither train nor store them."""
     for item in _items(value):
         if isinstance(item, nn.Parameter):
             raise UserError(
@@ -110,7 +110,7 @@ def _label(path: str, module: nn.Module) -> str:
     return f"{path or 'the network'} ({type(module).__name__})"
 
 
-# What torch raises within an inner loop, by a part of its message, and what to do about it.
+# Fixes for errors of torch within an inner loop, by a part of the message.
 _REMEDIES = {
     "saved tensor hooks": "torch.utils.checkpoint does not work in an inner loop; leave it out and set recompute=True",
     "setup_context": "it calls a torch.autograd.Function without setup_context (reentrant torch.utils.checkpoint and "
@@ -125,12 +125,12 @@ _REMEDIES = {
 def check_derivatives(
     forward: Callable[[dict[str, Tensor]], Tensor], parameters: dict[str, Tensor], first_order: bool = False
 ) -> None:
-    """Take one gradient of an inner step, to fail before training and in plain words.
+    """Compute the gradient of one inner step, to fail before training with a clear message.
 
     Args:
-        forward: Parameters by name to outputs of any shape, without side effects.
-        parameters: Those that the inner loop adapts.
-        first_order: Whether second derivatives are left out.
+        forward: Function from parameters by name to outputs of any shape, without side effects.
+        parameters: Parameters that the inner loop adapts.
+        first_order: Whether second derivatives are omitted.
 
     Raises:
         UserError: torch cannot differentiate the network, or the forward pass changes parameters.

@@ -1,4 +1,4 @@
-"""Ways for a task's descriptor z to enter a network at some layer."""
+"""Layers by which a task descriptor z enters a network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Entry = Literal["concatenate", "add", "film", "gate"]
 
 
 class Concatenate(nn.Module):
-    """$[h; z]$: z as further features, or as further channels, the same at each position.
+    """$[h; z]$: z as additional features or channels, the same at each position.
 
     Args:
-        flat: Whether maps are laid out flat before, as a linear layer behind does.
+        flat: Whether to flatten maps first, for a linear layer that follows.
     """
 
     def __init__(self, flat: bool) -> None:
@@ -36,8 +36,8 @@ class Add(nn.Module):
     """$h + Wz$; W starts at 0.
 
     Args:
-        channels: C.
-        size: Z, numbers in a descriptor.
+        channels: Number of channels C.
+        size: Size Z of a descriptor.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -54,8 +54,8 @@ class FiLM(nn.Module):
     of their section 7.2).
 
     Args:
-        channels: C.
-        size: Z, numbers in a descriptor.
+        channels: Number of channels C.
+        size: Size Z of a descriptor.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -68,11 +68,11 @@ class FiLM(nn.Module):
 
 
 class Gate(nn.Module):
-    r"""$2 \sigma(Wz) \odot h$; W starts at 0, where every gate is 1.
+    r"""$2 \sigma(Wz) \odot h$; W starts at 0, so that all gates are 1.
 
     Args:
-        channels: C.
-        size: Z, numbers in a descriptor.
+        channels: Number of channels C.
+        size: Size Z of a descriptor.
     """
 
     def __init__(self, channels: int, size: int) -> None:
@@ -85,18 +85,18 @@ class Gate(nn.Module):
 
 
 def widened(stage: nn.Module, extra: int, option: str) -> tuple[nn.Module, bool]:
-    """Let the first layer of a stage take more channels; what it does with the old ones stays.
+    """Add input channels to the first layer of a stage; the weights of the existing channels are kept.
 
     Args:
-        stage: A copy of it is changed.
-        extra: How many channels more.
-        option: What the user calls the place.
+        stage: The stage; it is copied.
+        extra: Number of additional channels.
+        option: Name of the position, for error messages.
 
     Returns:
-        The stage, and whether its first layer is linear.
+        The changed copy, and whether its first layer is linear.
 
     Raises:
-        UserError: It does not begin with a linear or convolutional layer.
+        UserError: The stage does not begin with a linear or convolutional layer.
     """
     stage = copy.deepcopy(stage)
     for parent_name, layer in stage.named_modules():

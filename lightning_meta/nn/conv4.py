@@ -19,18 +19,18 @@ Spatial = Literal["flatten", "mean"]
 
 
 class Conv4(Described, nn.Module):
-    """Blocks of a 3x3 convolution, batch normalisation, ReLU and a halving of the image (Vinyals et al. 2016).
+    """Blocks of 3x3 convolution, batch normalisation, ReLU and downsampling by 2 (Vinyals et al. 2016).
 
-    With 64 channels and max-pooling it is the network of ProtoNet; with 64 channels and strides, its last map
-    averaged, that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet. R2D2 has
-    96, 192, 384 and 512 channels, leaky ReLUs and dropout, and its features are the last two maps.
+    With 64 channels and max-pooling it is the network of ProtoNet; with 64 channels, strides and averaging of the last
+    map that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet. R2D2 has 96, 192, 384
+    and 512 channels, leaky ReLUs and dropout, and its features are the last two maps.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
-        width: Channels of every block; a sequence of them has one for each block.
-        downsample: Halve the image by a 2x2 max-pool after each block, or by a stride of 2 in its convolution.
-        spatial: What becomes of the last map: laid out flat, or averaged over its positions.
-        blocks: How many blocks.
+        width: Number of channels of all blocks, or a sequence with one number per block.
+        downsample: Downsampling by a 2x2 max-pool after each block, or by a stride of 2 in its convolution.
+        spatial: Whether to flatten the last map or average it over positions.
+        blocks: Number of blocks, at least 1.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Conv4(Described, nn.Module):
         self.spatial = spatial
 
     def stages(self) -> list[nn.Module]:
-        """The blocks one after the other; the last lays its map out flat or averages it."""
+        """The blocks in order; the last also flattens or averages its map."""
         *others, last = self.blocks
         return [*others, nn.Sequential(last, nn.Flatten() if self.spatial == "flatten" else MeanOverPositions())]
 
@@ -72,5 +72,5 @@ def _block(in_channels: int, width: int, downsample: str) -> nn.Sequential:
         nn.Conv2d(in_channels, width, 3, stride=2 if strided else 1, padding=1),
         TaskBatchNorm(width),
     ]
-    # The largest of four rectified numbers is the largest, rectified: the same bits, from a quarter of the numbers.
+    # ReLU and max-pooling commute, so apply ReLU to the quarter of values that is left.
     return nn.Sequential(*layers, *([] if strided else [nn.MaxPool2d(2)]), nn.ReLU())

@@ -12,18 +12,18 @@ from lightning_meta.errors import UserError
 
 
 class DropBlock(Described, nn.Module):
-    r"""Drops squares of neighbouring features, in training alone (Ghiasi et al. 2018, algorithm 1).
+    r"""Drops squares of neighbouring features, only in training (Ghiasi et al. 2018, algorithm 1).
 
-    Each place of a square in each channel is dropped with probability
-    $\gamma = \frac{r}{b^2} \frac{HW}{(H - b + 1)(W - b + 1)}$ (equation 1), and what is left is divided by its share,
-    over all inputs at once. It draws with torch's generator, as dropout does.
+    Each square in each channel is dropped with probability $\gamma = \frac{r}{b^2} \frac{HW}{(H - b + 1)(W - b + 1)}$
+    (equation 1), and the remaining features are divided by the share of remaining features over the whole batch. Random
+    numbers come from torch's generator, as for dropout.
 
     Deviations: the rate is constant; Ghiasi et al. (section 3.1) raise it from 0 over training, as Lee et al. (2019) do
     in their code over the first 40,000 steps.
 
     Args:
-        rate: r, about the share of features that is dropped, in [0, 1).
-        block_size: b, the side of a square.
+        rate: Approximate share r of dropped features, in [0, 1).
+        block_size: Side b of a square in pixels, at least 1.
     """
 
     def __init__(self, rate: float, block_size: int) -> None:
@@ -46,7 +46,7 @@ class DropBlock(Described, nn.Module):
             )
         if not self.training or not self.rate:
             return x
-        places = x[..., : height - size + 1, : width - size + 1]  # of a square's upper left corner
+        places = x[..., : height - size + 1, : width - size + 1]  # positions of a square's upper left corner
         rate = self.rate / size**2 * (height * width) / places.shape[-2:].numel()
         corners = (torch.rand_like(places, dtype=torch.float32) < rate).to(x.dtype)  # half precision is too coarse
         kept = 1 - F.max_pool2d(F.pad(corners, [size - 1] * 4), size, stride=1)
@@ -54,5 +54,5 @@ class DropBlock(Described, nn.Module):
         return x * (kept / share).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The options, where the network is printed."""
+        """The options in the printed network."""
         return f"rate={self.rate}, block_size={self.block_size}"

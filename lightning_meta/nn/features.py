@@ -1,4 +1,4 @@
-"""Inputs of networks, and the size of what comes out."""
+"""Conversion of stored examples to inputs of networks, and the shape of their outputs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ IMAGE_DIMS = 3  # channels, height, width
 
 
 def as_input(x: Tensor, dtype: torch.dtype, leading: int = 1) -> Tensor:
-    """Turn stored examples into what a network takes.
+    """Convert stored examples to inputs of a network.
 
-    - uint8 images in [0, 255], inputs of three dimensions (channels, height, width), become numbers in [0, 1].
-    - Other integers are ids, such as tokens: they become int64, whatever the precision of the network.
-    - All else, real numbers and booleans, becomes numbers.
+    - uint8 images in [0, 255], with three dimensions (channels, height, width), are scaled to [0, 1].
+    - Other integers are ids, such as tokens: they become int64, for any precision of the network.
+    - Real numbers and booleans are converted to `dtype`.
 
     Args:
         x: Inputs `(M, *input_shape)`, or `(T, M, *input_shape)`.
-        dtype: Of the network's parameters, and of numbers.
-        leading: The dimensions before those of one input.
+        dtype: Dtype of the network's parameters.
+        leading: Number of dimensions before those of one input.
     """
     if x.dtype == torch.uint8 and x.dim() - leading == IMAGE_DIMS:
         return x.to(dtype) / 255
@@ -37,18 +37,18 @@ def are_ids(input_shape: Sequence[int], input_dtype: str) -> bool:
     """Whether stored inputs reach the network as int64.
 
     Args:
-        input_shape: The shape of one input.
-        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+        input_shape: Shape of one input.
+        input_dtype: Dtype of the stored inputs, such as "uint8"; "" for numbers.
     """
     return not zeros_like_inputs(input_shape, input_dtype, torch.empty(())).is_floating_point()
 
 
 def zeros_like_inputs(input_shape: Sequence[int], input_dtype: str, like: Tensor) -> Tensor:
-    """Two inputs of zeros `(2, *input_shape)` as a network takes them.
+    """Two inputs of zeros `(2, *input_shape)`, converted for a network.
 
     Args:
-        input_shape: The shape of one input.
-        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+        input_shape: Shape of one input.
+        input_dtype: Dtype of the stored inputs, such as "uint8"; "" for numbers.
         like: A parameter of the network.
     """
     stored = getattr(torch, input_dtype) if input_dtype else like.dtype
@@ -58,16 +58,16 @@ def zeros_like_inputs(input_shape: Sequence[int], input_dtype: str, like: Tensor
 def shape_after(
     network: nn.Module, input_shape: Sequence[int], option: str = "backbone", input_dtype: str = ""
 ) -> tuple[int, ...]:
-    """The shape of what a network makes of one input, found by running a copy on zeros.
+    """The shape of a network's output for one input, found by running a copy on zeros.
 
     Args:
-        network: `(M, *input_shape)` to `(M, ...)`.
-        input_shape: The shape of one input.
-        option: What the user calls the network.
-        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+        network: Network from `(M, *input_shape)` to `(M, ...)`.
+        input_shape: Shape of one input.
+        option: Name of the option that holds the network, for error messages.
+        input_dtype: Dtype of the stored inputs, such as "uint8"; "" for numbers.
 
     Raises:
-        UserError: The network does not take such inputs.
+        UserError: The network does not accept such inputs.
     """
     shape = tuple(input_shape)
     name = type(network).__name__
@@ -92,29 +92,29 @@ def shape_after(
 
 
 def output_size(network: nn.Module, input_shape: Sequence[int], input_dtype: str = "") -> int:
-    """How many features F a network makes of one input, found by running a copy on zeros.
+    """The number of features F of a network, found by running a copy on zeros.
 
     Args:
-        network: `(M, *input_shape)` to `(M, F)`.
-        input_shape: The shape of one input.
-        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+        network: Network from `(M, *input_shape)` to `(M, F)`.
+        input_shape: Shape of one input.
+        input_dtype: Dtype of the stored inputs, such as "uint8"; "" for numbers.
 
     Raises:
-        UserError: The network does not take such inputs, or its output is not `(M, F)`.
+        UserError: The network does not accept such inputs, or its output is not `(M, F)`.
     """
     features = shape_after(network, input_shape, input_dtype=input_dtype)
     if len(features) != 1 or not features[0]:
         raise UserError(
             f"backbone: {type(network).__name__} turns inputs of shape {tuple(input_shape)} into {features}; "
-            "a backbone gives one row of features an input, so let it flatten or average its last map"
+            "a backbone must return one vector of features per input: flatten or average its last map"
         )
     return features[0]
 
 
 def images_at_once(device: torch.device) -> int:
-    """How many images a network is given at once where no gradients are kept.
+    """The batch size for images without gradients.
 
-    The activations of more than a few do not fit a processor's cache: EfficientNet-Lite0 takes three times as long for
-    40 images at once as for 8 and 8.
+    On a CPU, activations of large batches do not fit the cache: EfficientNet-Lite0 takes three times as long for 40
+    images in one batch as in batches of 8.
     """
     return 8 if device.type == "cpu" else 64

@@ -1,4 +1,4 @@
-"""A network of the same architecture that starts from other values."""
+"""Networks of the same architecture with other initial weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from lightning_meta.specifications import marked
 
 
 def fresh(network: nn.Module, seed: int) -> nn.Module:
-    """Make a network anew.
+    """Make a network of the same architecture with new initial weights.
+
+    If the constructor arguments of the network and its parts are known, it is built again (batch normalisation by
+    `per_task`); otherwise it is copied, and every layer with `reset_parameters` is reset. Published and frozen parts
+    keep their weights.
 
     Args:
-        network: What it shall be like. Where it is known how it and its parts were made, that is done again, batch
-            normalisation by `per_task`; else it is copied, and every layer that has `reset_parameters` is reset. A
-            published or frozen network, or part of one, has weights that are not drawn, and keeps them.
-        seed: Decides the values.
+        network: The network to imitate.
+        seed: Seed of the initial weights.
     """
     spec = describe(network)
     with seeded(seed):
@@ -45,19 +47,19 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
     for part, new_part in zip(network.modules(), made.modules(), strict=True):
         if isinstance(part, FeatureExtractor) and not part.drawn:
             new_part.load_state_dict(part.state_dict())
-        new_part.training = part.training  # a layer that the user holds in evaluation mode
+        new_part.training = part.training  # the user may keep layers in evaluation mode
     return made
 
 
 def _parts(spec: Any) -> Iterator[Any]:
-    """What a description names: the classes and functions that the network was made of."""
+    """The classes and functions that a description names."""
     for path in class_paths(spec):
-        with suppress(UserError):  # a class that a function defined
+        with suppress(UserError):  # a class defined within a function
             yield import_object(path)
 
 
 def _complete(spec: Any) -> bool:
-    """Whether a description leaves no object out."""
+    """Whether a description contains all objects."""
     if isinstance(spec, dict):
         return not marked(spec, "instance") and all(map(_complete, spec.values()))
     return not isinstance(spec, list) or all(map(_complete, spec))

@@ -1,4 +1,4 @@
-"""Networks that may be frozen: their weights and statistics stay as they are, and an input's features are fixed."""
+"""Frozen networks: weights and statistics do not change, so the features of an input can be computed once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lightning_meta.nn.normalization import per_task, task_norms
 
 
 class FeatureExtractor(Described, nn.Module, ABC):
-    """A network that makes features, and that may be frozen.
+    """A network that computes features and may be frozen.
 
-    Frozen, its parameters need no gradient, and it stays in evaluation mode whatever `train` says: batch normalisation
-    uses what is stored, dropout is off. The features of an input are then always the same, so that an
-    `EpisodicDataModule` computes those of stored images once, and serves them in place of the images.
+    If frozen, its parameters require no gradient, and it stays in evaluation mode after `train`: batch normalisation
+    uses the stored statistics, and dropout is off. The features of an input are then constant, so an
+    `EpisodicDataModule` computes those of stored images once and yields them instead of the images.
 
     Args:
-        network: `(M, ...)` to features `(M, F)`; frozen in place.
-        frozen: Whether it is frozen.
+        network: Network from `(M, ...)` to features `(M, F)`; it is frozen in place.
+        frozen: Whether to freeze it.
 
     Attributes:
-        passes: F, where a learner of images has found it out: then inputs `(M, F)` are features already, and are
-            returned as they are.
-        drawn: Whether its weights are random, so that another network of its kind would have others.
+        passes: Number of features F, set by learners of images: inputs `(M, F)` are then taken as features and
+            returned unchanged.
+        drawn: Whether its weights are random, so that another instance has different ones.
     """
 
     passes: int | None = None
@@ -54,7 +54,7 @@ class FeatureExtractor(Described, nn.Module, ABC):
         if self.passes is not None and tuple(x.shape[1:]) == (self.passes,):
             if any(p.requires_grad for p in self.parameters()):
                 raise UserError(
-                    "backbone: it was unfrozen while its features, computed before, are served in place of images, so "
+                    "backbone: it was unfrozen, but the data contains its precomputed features instead of images, so "
                     "it would not be trained; unfreeze it before training begins, or set needs_images = True of the "
                     "module"
                 )
@@ -67,20 +67,20 @@ class FeatureExtractor(Described, nn.Module, ABC):
         if self.frozen:
             self.network.eval()
             for norm in task_norms(self.network).values():
-                norm.frozen = True  # also where a task's own statistics are asked for
+                norm.frozen = True  # even within `statistics_from`
         return self
 
 
 class Frozen(FeatureExtractor):
-    """Your own network, frozen: see `Pretrained` for published ones.
+    """Your own network, frozen; for published networks see `Pretrained`.
 
-    Its weights are what they are when it is made, such as those that you have loaded; `backbone_weights` of a module
-    takes those of a run. As the first part of a `torch.nn.Sequential` it is followed by layers that train::
+    It keeps the weights that it has when it is made, for example loaded ones; `backbone_weights` of a module takes them
+    from a run. In a `torch.nn.Sequential` it can be followed by trained layers::
 
         backbone = torch.nn.Sequential(lm.nn.Frozen(network), torch.nn.Linear(512, 64))
 
     Args:
-        network: `(M, *input_shape)` to features `(M, F)`; frozen in place.
+        network: Network from `(M, *input_shape)` to features `(M, F)`; it is frozen in place.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -93,7 +93,7 @@ class Frozen(FeatureExtractor):
 
 
 def frozen_part(backbone: nn.Module) -> FeatureExtractor | None:
-    """The frozen network that a backbone is or begins with; None where there is none, or it was unfrozen."""
+    """The frozen network that a backbone is or begins with; None if there is none or it was unfrozen."""
     part = backbone[0] if isinstance(backbone, nn.Sequential) and len(backbone) else backbone
     if not isinstance(part, FeatureExtractor) or not part.frozen or any(p.requires_grad for p in part.parameters()):
         return None

@@ -1,4 +1,4 @@
-"""Heads: what turns features into the predictions of one task."""
+"""Heads: layers from features to the predictions of one task."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_meta.checks import below_one, widths
 
 
 def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: float = 0.0) -> nn.Module:
-    """A linear layer, after hidden layers with ReLU where asked for.
+    """A linear layer, optionally after hidden layers with ReLU.
 
     Args:
         features: Width of the input.
         outputs: Width of the prediction.
-        hidden: Widths of the hidden layers.
+        hidden: Widths of the hidden layers; none by default.
         dropout: Probability that a hidden unit is dropped in training, in [0, 1).
     """
     layers: list[nn.Module] = []
@@ -28,14 +28,14 @@ def make_head(features: int, outputs: int, hidden: Sequence[int] = (), dropout: 
 
 
 def check_head(hidden: Sequence[int], dropout: float) -> None:
-    """Refuse options of heads that cannot be made.
+    """Check the options of heads.
 
     Args:
         hidden: A module's `head_hidden`.
         dropout: Its `head_dropout`.
 
     Raises:
-        UserError: The argument, and what is needed.
+        UserError: An option is invalid.
     """
     widths(head_hidden=hidden)
     below_one(head_dropout=dropout)
@@ -43,7 +43,7 @@ def check_head(hidden: Sequence[int], dropout: float) -> None:
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Within the context torch draws from a stream of its own; afterwards the old one goes on."""
+    """A context with its own random stream of torch; afterwards the previous stream continues."""
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -13,9 +13,9 @@ class LeNet(Described, nn.Module):
     """Two 5x5 convolutions with max-pooling and a layer of 50 units (Sener and Koltun 2018, supplement, figure 5).
 
     Args:
-        in_channels: Channels of the images.
+        in_channels: Number of channels of the images.
         image_size: Height and width of the images in pixels, at least 16.
-        features: Width of the last layer.
+        features: Number of features, the width of the last layer.
         dropout: Probability that a channel of the second convolution is dropped in training, in [0, 1).
 
     Raises:
@@ -27,7 +27,7 @@ class LeNet(Described, nn.Module):
         whole(1, in_channels=in_channels, image_size=image_size, features=features)
         below_one(dropout=dropout)
         if image_size < 16:
-            raise UserError(f"image_size: LeNet takes images of 16 pixels or more, got {image_size}")
+            raise UserError(f"image_size: LeNet needs images of at least 16 pixels, got {image_size}")
         side = ((image_size - 4) // 2 - 4) // 2
         self.layers = nn.Sequential(
             nn.Sequential(nn.Conv2d(in_channels, 10, 5), nn.MaxPool2d(2), nn.ReLU()),
@@ -36,7 +36,7 @@ class LeNet(Described, nn.Module):
         )
 
     def stages(self) -> list[nn.Module]:
-        """The layers one after the other."""
+        """The layers in order."""
         return list(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:

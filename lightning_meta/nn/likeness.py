@@ -1,4 +1,4 @@
-"""Whether new inputs are like those of training: in shape, dtype and range, and as light or as dark."""
+"""Checks that new inputs resemble those of training in shape, dtype, range and brightness."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 from lightning_meta.nn.features import IMAGE_DIMS, are_ids, as_input
 
-SAMPLE = 1000  # inputs that are looked at, out of all
-FAR = 10  # times the largest number of training
+SAMPLE = 1000  # most inputs that statistics are computed from
+FAR = 10  # inputs beyond this multiple of the largest training input cause a warning
 
 
 class InputWarning(UserWarning):
-    """New inputs are unlike those of training, and predictions are likely wrong.
+    """New inputs differ from those of training, so predictions are likely to be wrong.
 
     Args:
-        what: What is unlike.
-        remedy: What to do.
+        what: The difference.
+        remedy: The fix.
 
     Attributes:
         inverted: Whether light and dark seem to be swapped.
@@ -32,14 +32,14 @@ class InputWarning(UserWarning):
 
 
 def input_statistics(x: Tensor) -> tuple[float, ...]:
-    """What is noted of training inputs, as the network takes them, from an evenly spaced sample.
+    """Statistics of training inputs, as the network takes them, from an evenly spaced sample.
 
     Args:
-        x: `(n, *input_shape)` as stored.
+        x: Stored inputs `(n, *input_shape)`.
 
     Returns:
-        The least and the largest number, for images in uint8 0 and 1; then the mean over inputs of their own mean (for
-        an image, its brightness) and the standard deviation of that. Empty for ids, and where a number is not finite.
+        Minimum and maximum, 0 and 1 for uint8 images; then mean and standard deviation over inputs of their mean (the
+        brightness of an image). Empty for ids, and if a value is not finite.
     """
     if not x.numel() or are_ids(x.shape[1:], str(x.dtype).removeprefix("torch.")) or x.is_complex():
         return ()
@@ -58,13 +58,13 @@ def without(x: Tensor, coded: Sequence[int]) -> Tensor:
 
 
 class Likeness:
-    """Refuses inputs that a network was not trained for, and warns once of each way in which others are unlike.
+    """Refuses inputs that a network was not trained for, and warns once per kind of other differences.
 
     Args:
-        input_shape: The shape of one training input.
-        input_dtype: The dtype of stored training inputs; "" where nobody said so.
-        statistics: What `input_statistics` said of them; empty where nobody said so, as in older checkpoints.
-        coded: The places of inputs that are codes of categories, whose range says nothing.
+        input_shape: Shape of one training input.
+        input_dtype: Dtype of stored training inputs; "" if unknown.
+        statistics: `input_statistics` of the training inputs; empty if unknown, as in older checkpoints.
+        coded: Indices of inputs that are codes of categories, whose range is not compared.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Likeness:
         if not x.numel():
             return
         if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-            raise UserError("inputs hold NaN or infinity; predictions of them mean nothing: mend or leave them out")
+            raise UserError("inputs contain NaN or infinity, so predictions mean nothing: fix them or leave them out")
         if are_ids(self.shape, self.dtype):
             return
         if self.coded:
@@ -99,11 +99,11 @@ class Likeness:
         elif self.statistics and max(-low, high) > FAR * max(-self.statistics[0], self.statistics[1]):
             self._warn(
                 f"inputs reach from {low:.4g} to {high:.4g}, in training from {self._trained}",
-                "give them as the data module does, such as standardised",
+                "preprocess them as in the data module, for example by standardisation",
             )
 
     def compare(self, statistics: Sequence[float]) -> InputWarning | None:
-        """How other data are unlike those of training, told by `input_statistics`; None where nobody knows or cares."""
+        """The difference between other data and those of training, by `input_statistics`; None if there is none."""
         if not (self.statistics and statistics) or len(self.shape) != IMAGE_DIMS:
             return None
         if _leave(statistics[0], statistics[1], self._bounds):
@@ -139,7 +139,7 @@ class Likeness:
     def _check_images(self, x: Tensor, low: float, high: float) -> None:
         if x.dtype == torch.uint8:
             if high == 1:
-                self._warn("images in uint8 hold 0 and 1 alone, which are nearly black", "255 is white: x * 255")
+                self._warn("images in uint8 only contain 0 and 1, which are nearly black", "255 is white: x * 255")
             if _leave(*self._bounds, (0.0, 1.0)) and self.statistics:
                 raise UserError(
                     f"images in uint8 become numbers in [0, 1], but those of training were real, from {self._trained}; "
@@ -151,7 +151,7 @@ class Likeness:
                 raise UserError(f"{what}; give numbers in [0, 1], neither standardised nor up to 255, or uint8")
             self._warn(what, "scale them as in training")
         if self.statistics and (warning := self._inverted(float(as_input(x, torch.float32).mean()), "images")):
-            self._tell("inverted", warning)
+            self._warn_once("inverted", warning)
 
     @property
     def _bounds(self) -> tuple[float, float]:
@@ -160,42 +160,42 @@ class Likeness:
         return (self.statistics[0], self.statistics[1]) if self.statistics else (-torch.inf, torch.inf)
 
     def _inverted(self, brightness: float, what: str) -> InputWarning | None:
-        """Light and dark are swapped: the inputs are nearer to the training images' negatives, and far from these.
+        """A warning if light and dark seem to be swapped: the brightness is closer to that of inverted training images.
 
-        Only where training images are clearly light or clearly dark, as drawings are and photographs are not.
+        Only if training images are clearly light or dark, like drawings and unlike photographs.
         """
         low, high, mean, spread = self.statistics
         width = (high - low) or 1.0
-        mean, spread, found = (mean - low) / width, spread / width, (brightness - low) / width
-        if abs(mean - 0.5) < 0.15 or abs(found - mean) < 4 * spread or abs(1 - found - mean) > abs(found - mean):
+        mean, spread, new = (mean - low) / width, spread / width, (brightness - low) / width
+        if abs(mean - 0.5) < 0.15 or abs(new - mean) < 4 * spread or abs(1 - new - mean) > abs(new - mean):
             return None
         swapped = "dark on light" if mean < 0.5 else "light on dark"
-        said = f"{what} have a mean brightness of {found:.2f}, those of training {mean:.2f}: they seem to be {swapped}"
-        return InputWarning(said, "invert them: 255 - x of uint8, 1 - x of real images", inverted=True)
+        message = f"{what} have a mean brightness of {new:.2f}, those of training {mean:.2f}: they seem to be {swapped}"
+        return InputWarning(message, "invert them: 255 - x of uint8, 1 - x of real images", inverted=True)
 
     def _warn(self, what: str, remedy: str) -> None:
-        self._tell(remedy, InputWarning(what, remedy))
+        self._warn_once(remedy, InputWarning(what, remedy))
 
-    def _tell(self, kind: str, warning: InputWarning) -> None:
+    def _warn_once(self, kind: str, warning: InputWarning) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(warning, stacklevel=4)
 
 
 def _leave(low: float, high: float, bounds: tuple[float, float]) -> bool:
-    """Whether numbers leave bounds by more than half of their width: noise and resizing leave less."""
+    """Whether values exceed bounds by more than half of their width; noise and resizing exceed them by less."""
     margin = (bounds[1] - bounds[0]) / 2
     return low < bounds[0] - margin or high > bounds[1] + margin
 
 
 def check_outputs(outputs: Tensor) -> Tensor:
-    """The outputs, if they say anything.
+    """Return the outputs if they are valid.
 
     Args:
-        outputs: `(M, outputs)`. A single -inf is a class that a head rules out.
+        outputs: Outputs `(M, outputs)`; single entries may be -inf, for classes that a head excludes.
 
     Raises:
-        UserError: One is NaN or complex, or all of an example are infinite.
+        UserError: An entry is NaN or complex, or all entries of an example are infinite.
     """
     if outputs.is_complex() or bool(torch.isnan(outputs).any() | torch.isinf(outputs).all(-1).any()):
         raise UserError(

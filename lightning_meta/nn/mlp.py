@@ -12,11 +12,11 @@ from lightning_meta.configuration import Described
 
 
 class MLP(Described, nn.Module):
-    """Linear layers, each followed by a ReLU; inputs are laid out flat.
+    """Linear layers, each followed by a ReLU; inputs are flattened.
 
     Args:
-        in_features: Numbers in one input, flat.
-        hidden: Widths of the layers; the last is the width of the features.
+        in_features: Number of entries of one input, at least 1.
+        hidden: Widths of the layers; the last is the number of features.
     """
 
     def __init__(self, in_features: int = 1, hidden: Sequence[int] = (40, 40)) -> None:
@@ -27,7 +27,7 @@ class MLP(Described, nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def stages(self) -> list[nn.Module]:
-        """The layers one after the other; the first lays inputs out flat."""
+        """The layers in order; the first also flattens inputs."""
         first, *others = self.layers
         return [nn.Sequential(nn.Flatten(), first), *others]
 

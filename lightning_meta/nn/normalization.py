@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics can belong to one task."""
+"""Batch normalisation with statistics per task."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_meta.errors import UserError
 
 Statistics = Literal["batch", "fused", "stored"]
-"""Whose mean and variance normalise where a task's own are wanted: those of the `batch` at hand, which are recorded
-with the graph that made them; the same by torch's own kernel (`fused`), which is faster, but what it records is
-constant; or those `stored` before."""
+"""Which mean and variance normalise a task: `batch`, those of the batch, recorded with their autograd graph; `fused`,
+the same by torch's faster kernel, but recorded as constants; or `stored`, the values in the buffers."""
 
 
 class TaskBatchNorm(_BatchNorm):
-    r"""Batch normalisation (Ioffe and Szegedy 2015) that can keep the statistics of tasks apart.
+    r"""Batch normalisation (Ioffe and Szegedy 2015) with separate statistics for each task.
 
     $$y = \gamma (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$$
 
-    Called as it is, it is torch's layer, for inputs of any dimension: in training mode μ and σ² are those of the batch,
-    and running statistics follow them; in evaluation mode they are the running ones. `momentum`, `momentum=None` and
-    `track_running_stats=False` mean what they mean in torch. A batch that has no variance (no example, or one number a
-    channel), which torch refuses in training mode, is normalised by the running statistics: a rank may lack a task's
-    examples.
+    By default it behaves like torch's layer, for inputs of any dimension: in training mode μ and σ² are those of the
+    batch, and running statistics follow them; in evaluation mode the running statistics normalise. `momentum`,
+    `momentum=None` and `track_running_stats=False` are as in torch. A batch without variance (no example, or one value
+    per channel), which torch refuses in training mode, is normalised by the running statistics, since a rank may have
+    no example of a task.
 
-    Within `statistics_from` it normalises by the statistics of one task, whatever its mode, unless it is `frozen`.
-    These forms are written out in sums, which map over tasks and whose second derivatives are exact in float32
-    (`torch.nn.functional.batch_norm` is up to a few hundredths off where autograd goes through `vmap(grad)`).
+    Within `statistics_from` it normalises by the statistics of one task, in any mode, unless it is `frozen`. This is
+    written out in sums, which can be vectorised over tasks and have exact second derivatives in float32 (those of
+    `torch.nn.functional.batch_norm` are wrong by up to a few percent when autograd differentiates `vmap(grad)`).
 
     Args:
-        num_features: Channels C.
-        eps: ε, added to the variance.
-        momentum: Of the running statistics; None averages over all batches.
+        num_features: Number of channels C.
+        eps: ε > 0, added to the variance.
+        momentum: Momentum of the running statistics; None averages over all batches.
         affine: Whether γ and β are learned.
-        track_running_stats: Whether there are running statistics.
+        track_running_stats: Whether to keep running statistics.
 
     Attributes:
-        statistics: Whose statistics normalise; None where the layer is torch's.
-        frozen: Whether the layer was put into evaluation mode for training: then it always uses what is stored.
+        statistics: Which statistics normalise; None for the behaviour of torch's layer.
+        frozen: Whether the user keeps the layer in evaluation mode during training: it then always uses the stored
+            statistics.
         collected: Within `collected_statistics`, the mean and variance of each batch.
-        calls: Within `statistics_from`, how often it was called: what is recorded is the mean over calls.
+        calls: Within `statistics_from`, the number of calls so far; the buffers hold the mean over calls.
     """
 
     statistics: Statistics | None = None
@@ -62,6 +62,7 @@ class TaskBatchNorm(_BatchNorm):
         fused = self.statistics == "fused" and not is_functorch_wrapped_tensor(x)
         y, mean, var = self._by_own_fused(x) if fused else self._by_own(x)
         self.calls += 1
+        # The buffers now belong to the task: `swapped` has replaced those of the module and restores them.
         for name, new in (("running_mean", mean), ("running_var", var)):
             old = self._buffers[name]
             self._buffers[name] = new if self.calls == 1 or old is None else old + (new - old) / self.calls
@@ -94,9 +95,9 @@ class TaskBatchNorm(_BatchNorm):
         return torch.addcmul(shift.view(shape), x, scale.view(shape)).to(self._dtype(x))
 
     def _by_own(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised input, its mean and its biased variance. Gradients are spread once, over sums."""
+        """The normalised input, its mean and its biased variance, in differentiable sums."""
         dims, count = [d for d in range(x.dim()) if d != 1], max(x.numel() // x.shape[1], 1)
-        exact = torch.promote_types(x.dtype, torch.float32)  # sums of float16 end at 65,504
+        exact = torch.promote_types(x.dtype, torch.float32)  # float16 overflows at 65,504
         shape, dtype = _per_channel(x), self._dtype(x)
         mean = x.sum(dims, dtype=exact) / count
         x = x - mean.view(shape)
@@ -113,12 +114,12 @@ class TaskBatchNorm(_BatchNorm):
         return y, mean, inverse.pow(-2) - self.eps
 
     def _dtype(self, x: Tensor) -> torch.dtype:
-        """Of the output, whatever the statistics are kept in: a network in bf16 goes on in bf16."""
+        """The dtype of the output; it does not depend on that of the statistics, so a bf16 network stays in bf16."""
         return x.dtype if self.weight is None else torch.promote_types(x.dtype, self.weight.dtype)
 
     @torch.no_grad()
     def follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics towards those of a batch, as torch does in training mode; both are `(C,)`."""
+        """Update the running statistics from those of a batch, both `(C,)`, as torch does in training mode."""
         if self.running_mean is None or self.running_var is None:
             return
         if self.num_batches_tracked is not None:
@@ -147,9 +148,9 @@ def _per_channel(x: Tensor) -> list[int]:
 
 @contextmanager
 def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Within the context, every `TaskBatchNorm` of `module` takes its statistics from there.
+    """A context in which every `TaskBatchNorm` of `module` normalises by the given statistics.
 
-    "batch" and "fused" leave theirs in the layers' buffers: `stateless_call` puts the old ones back.
+    "batch" and "fused" write the statistics to the layers' buffers; `stateless_call` restores the buffers.
     """
     norms = task_norms(module)
     before = [norm.statistics for norm in norms.values()]
@@ -164,41 +165,43 @@ def statistics_from(module: nn.Module, statistics: Statistics) -> Iterator[None]
 
 @contextmanager
 def collected_statistics(module: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Within the context, layers in training mode that are called as they are move no running statistics.
+    """A context in which layers in training mode collect batch statistics instead of updating running statistics.
+
+    Needed for tasks in a loop or under `vmap`, where running statistics must follow the mean over tasks; see `follow`.
 
     Yields:
-        A dictionary that holds, at the end of the context, the mean over the calls of each layer's statistics, by name
-        of the buffer: what `follow` takes.
+        A dictionary that is filled at the end of the context: the statistics of each layer, averaged over its calls,
+        by name of the buffer.
     """
     norms = task_norms(module)
-    found: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for norm in norms.values():
         norm.collected = []
     try:
-        yield found
+        yield means
         for name, norm in norms.items():
             means_and_variances = zip(*norm.collected or (), strict=True)
             for buffer, values in zip(("running_mean", "running_var"), means_and_variances, strict=False):
-                # A value from within a gradient that has ended is unwrapped.
-                found[f"{name}.{buffer}".lstrip(".")] = torch.stack([unwrap_if_dead(v) for v in values]).mean(0)
+                # Values computed within a `torch.func.grad` that has ended are still wrapped.
+                means[f"{name}.{buffer}".lstrip(".")] = torch.stack([unwrap_if_dead(v) for v in values]).mean(0)
     finally:
         for norm in norms.values():
             norm.collected = None
 
 
 def task_norms(module: nn.Module) -> dict[str, TaskBatchNorm]:
-    """The batch normalisations of a module by name."""
+    """The batch normalisation layers of a module by name."""
     return {name: part for name, part in module.named_modules() if isinstance(part, TaskBatchNorm)}
 
 
 def freeze_evaluated(module: nn.Module) -> None:
-    """Mark the layers that the user holds in evaluation mode while the others train."""
+    """Mark the layers that the user keeps in evaluation mode during training as frozen."""
     for norm in task_norms(module).values():
         norm.frozen = not norm.training
 
 
 def hold_in_evaluation(module: nn.Module, names: Iterable[str]) -> None:
-    """Mark layers that were frozen when a checkpoint was written; see `freeze_evaluated`."""
+    """Mark the layers that were frozen when a checkpoint was written; see `freeze_evaluated`."""
     norms = task_norms(module)
     for name in names:
         if name in norms:
@@ -208,12 +211,11 @@ def hold_in_evaluation(module: nn.Module, names: Iterable[str]) -> None:
 def per_task(module: nn.Module, synchronised_too: bool = True) -> nn.Module:
     """Turn every `torch.nn.BatchNorm` in a module into a `TaskBatchNorm`.
 
-    A layer stays the same object with the same tensors. A subclass with its own `forward` computes something else, and
-    is left alone.
+    Layers stay the same objects with the same tensors. Subclasses with their own `forward` are not changed.
 
     Args:
-        module: Changed in place.
-        synchronised_too: Whether a `SyncBatchNorm` is turned into one as well, whose statistics are those of one rank.
+        module: The module; it is changed in place.
+        synchronised_too: Whether to also convert `SyncBatchNorm`, whose statistics are then those of one rank.
 
     Returns:
         The module.
@@ -222,7 +224,7 @@ def per_task(module: nn.Module, synchronised_too: bool = True) -> nn.Module:
     for part in module.modules():
         if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm) and type(part).forward in forwards:
             part.__class__ = TaskBatchNorm
-        if part._forward_pre_hooks:  # an old weight norm keeps a weight with its graph, which cannot be copied
+        if part._forward_pre_hooks:  # the old `weight_norm` keeps a weight with its graph, which deepcopy refuses
             for name, value in part.__dict__.items():
                 if isinstance(value, Tensor) and value.grad_fn is not None:
                     part.__dict__[name] = value.detach()
@@ -230,10 +232,10 @@ def per_task(module: nn.Module, synchronised_too: bool = True) -> nn.Module:
 
 
 def refuse_other_batch_norms(module: nn.Module, option: str = "backbone") -> None:
-    """Refuse batch normalisations whose statistics cannot be kept apart for each task.
+    """Refuse batch normalisation layers without separate statistics for each task.
 
     Raises:
-        UserError: The layer and its class.
+        UserError: There is one; the message names the layer and its class.
     """
     for name, part in module.named_modules():
         if isinstance(part, _BatchNorm) and not isinstance(part, TaskBatchNorm):
@@ -245,12 +247,12 @@ def refuse_other_batch_norms(module: nn.Module, option: str = "backbone") -> Non
 
 @torch.no_grad()
 def follow(network: nn.Module, statistics: Mapping[str, Tensor], mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
-    """Move the running statistics towards the mean of those of T tasks, by each layer's momentum.
+    """Update the running statistics from the mean of those of T tasks, with each layer's momentum.
 
     Args:
-        network: Layers in evaluation mode, and those without running statistics, are left alone.
-        statistics: By name of the buffer, `(T, C)`; other names are ignored.
-        mean_over_ranks: Reduces a tensor to its mean over all ranks; called once.
+        network: The network; layers in evaluation mode or without running statistics are skipped.
+        statistics: Statistics `(T, C)` by name of the buffer; other names are ignored.
+        mean_over_ranks: Function that averages a tensor over all ranks; called once, for all layers together.
     """
     moved: list[TaskBatchNorm] = []
     means: list[Tensor] = []

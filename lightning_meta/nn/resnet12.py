@@ -18,16 +18,16 @@ from lightning_meta.nn.stages import MeanOverPositions
 class ResNet12(Described, nn.Module):
     """Four residual blocks of three 3x3 convolutions, each halving the image (Oreshkin et al. 2018; Lee et al. 2019).
 
-    Deviations from MetaOptNet (Lee et al. 2019) and RFS (Tian et al. 2020): without `drop_block`, plain dropout in
-    all blocks in place of DropBlock in the last two; with it, its rate is constant, and not raised over the first
+    Deviations from MetaOptNet (Lee et al. 2019) and RFS (Tian et al. 2020): without `drop_block`, all blocks have plain
+    dropout, instead of DropBlock in the last two; with it, the rate is constant instead of increasing over the first
     40,000 steps.
 
     Args:
-        in_channels: Channels of the images.
-        widths: Channels of the four blocks; (64, 160, 320, 640) in MetaOptNet, (64, 128, 256, 512) in TADAM.
+        in_channels: Number of channels of the images.
+        widths: Number of channels of each block; (64, 160, 320, 640) in MetaOptNet, (64, 128, 256, 512) in TADAM.
         dropout: Probability that a feature of a block is dropped, in [0, 1); 0.1 in MetaOptNet and RFS.
-        drop_block: Side of the squares that the last two blocks drop as a whole, see `DropBlock`; None drops single
-            features there, too. MetaOptNet and RFS have 5 for images of 84 pixels, 2 for 32.
+        drop_block: Side in pixels of the squares that the last two blocks drop, see `DropBlock`; None for plain
+            dropout. MetaOptNet and RFS use 5 for images of 84 pixels and 2 for 32.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ResNet12(Described, nn.Module):
         self.blocks = nn.Sequential(*blocks)
 
     def stages(self) -> list[nn.Module]:
-        """The blocks one after the other; the last averages its map."""
+        """The blocks in order; the last also averages its map."""
         *others, last = self.blocks
         return [*others, nn.Sequential(last, MeanOverPositions())]
 

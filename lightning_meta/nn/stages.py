@@ -1,4 +1,4 @@
-"""Backbones as stages, one after the other, to be shared, copied or conditioned from some depth on."""
+"""Backbones as a sequence of stages, which can be shared, copied or conditioned up to some depth."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class MeanOverPositions(nn.Module):
 
 
 def stages_of(backbone: nn.Module) -> list[nn.Module]:
-    """The stages of a backbone: what it does is one of them after the other.
+    """The stages of a backbone, whose composition is the backbone.
 
     Args:
         backbone: A `torch.nn.Sequential`, or a module whose method `stages` returns them, as those of this package do.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither of them.
     """
-    if callable(given := getattr(backbone, "stages", None)):
-        return list(given())
+    if callable(stages := getattr(backbone, "stages", None)):
+        return list(stages())
     if isinstance(backbone, nn.Sequential):
         return list(backbone)
     raise UserError(
-        f"backbone: {type(backbone).__name__} cannot be taken apart by depth; make it a torch.nn.Sequential, "
+        f"backbone: {type(backbone).__name__} cannot be split into stages; make it a torch.nn.Sequential, "
         "or give it a method stages() that returns its parts in order"
     )
 
@@ -40,7 +40,7 @@ def check_depth(option: str, depth: int, backbone: nn.Module, stages: Sequence[n
     """Refuse a depth that the backbone does not have.
 
     Raises:
-        UserError: The depth and the number of stages.
+        UserError: The depth exceeds the number of stages, or is negative.
     """
     if not 0 <= depth <= len(stages):
         name, most = type(backbone).__name__, len(stages)

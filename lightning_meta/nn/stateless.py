@@ -1,4 +1,4 @@
-"""Calling a module with tensors from outside, leaving the module as it was."""
+"""Functional calls of modules: run a module with given parameters and buffers, without changing it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning_meta.nn.normalization import Statistics, TaskBatchNorm
 Tensors = dict[str, Tensor]
 _STATISTICS = ("running_mean", "running_var")
 _MISSING = object()
-_SMALL = 256  # entries of a list or dictionary that is copied before each call
+_SMALL = 256  # lists and dictionaries with at most so many entries are copied before each call
 _NEEDS_EXACT = "_needs_exact_derivatives"
-_KEPT = "_plan_of_tensors"  # an attribute: a table of modules beside them would keep them alive
+_KEPT = "_plan_of_tensors"  # an attribute of the module: a global cache would keep modules alive
 
 
 def tensors_of(module: nn.Module) -> tuple[Tensors, Tensors]:
@@ -28,9 +28,9 @@ def tensors_of(module: nn.Module) -> tuple[Tensors, Tensors]:
 
 
 def own_buffers(module: nn.Module) -> Tensors:
-    """Copies of the buffers that are no batch statistics (masks, counters, position ids ...), by name.
+    """Copies of the buffers other than batch statistics (masks, counters, position ids ...), by name.
 
-    A forward pass may change them, in place too.
+    They are copied since a forward pass may change buffers in place.
     """
     plan = _plan_of(module)
     return {name: plan.value(name).clone() for name in plan.own_buffers}
@@ -39,18 +39,18 @@ def own_buffers(module: nn.Module) -> Tensors:
 def stateless_call(
     module: nn.Module, tensors: Mapping[str, Tensor], x: Tensor, statistics: Statistics
 ) -> tuple[Tensor, Tensors]:
-    """Run a module on given parameters and buffers, those that are not given being its own.
+    """Run a module with given parameters and buffers; it uses its own for those that are not given.
 
     Args:
-        module: What is run; it is left as it was.
-        tensors: Parameters and buffers by name, and statistics of batch normalisation, also of layers that have no
-            running ones. A buffer that is left out is the module's own, and may change.
-        x: `(M, *input_shape)`.
-        statistics: Whose statistics normalise: those of `x`, or those stored in `tensors`.
+        module: The module; it is not changed.
+        tensors: Parameters and buffers by name, including statistics for layers without running statistics. Buffers
+            that are left out are the module's own and may change.
+        x: Inputs `(M, *input_shape)`.
+        statistics: Statistics of batch normalisation: of `x`, or as stored in `tensors`.
 
     Returns:
-        The outputs; and `tensors` with what the pass made of the buffers: the statistics of `x` where they were used,
-        and other buffers that changed. A buffer that is changed in place is changed in `tensors` as well.
+        The outputs; and a copy of `tensors` with the buffers after the pass: the statistics of `x` if they were used,
+        and other buffers that changed. A buffer that the module changes in place also changes in `tensors`.
     """
     with swapped(module, tensors, statistics) as after, exact_derivatives(module):
         outputs = module(x)
@@ -59,9 +59,9 @@ def stateless_call(
 
 @contextmanager
 def exact_derivatives(module: nn.Module) -> Iterator[None]:
-    """Within the context derivatives of a module's layers are right; see `functional.exact`.
+    """A context in which derivatives through a module's layers are exact; see `functional.exact`.
 
-    The first run notes whether the module calls any function that needs it; if not, later ones cost nothing.
+    The first run records whether the module calls a function that needs the correction; if not, later runs skip it.
     """
     needs: dict[bool, bool] = module.__dict__.setdefault(_NEEDS_EXACT, {})
     if ExactDerivatives.active() or needs.get(module.training) is False:
@@ -76,26 +76,26 @@ def exact_derivatives(module: nn.Module) -> Iterator[None]:
 def swapped(
     module: nn.Module, tensors: Mapping[str, Tensor], statistics: Statistics | None = None
 ) -> Iterator[Tensors]:
-    """Within the context a module has other parameters and buffers.
+    """A context in which a module has other parameters and buffers.
 
-    A tensor that stands in several places (a layer under two names, tied weights) is replaced in all of them.
+    A tensor with several names (a layer under two names, tied weights) is replaced under all of them.
 
     Args:
-        module: It is as before afterwards, after an error as well.
-        tensors: By the first name of each tensor, as `named_parameters` and `named_buffers` have it.
-        statistics: As for `stateless_call`; None leaves batch normalisation in its mode.
+        module: The module; it is restored at the end, also after an error.
+        tensors: Tensors by their first name, as in `named_parameters` and `named_buffers`.
+        statistics: As for `stateless_call`; None does not change the mode of batch normalisation.
 
     Yields:
-        A dictionary that holds the tensors at the end of the context.
+        A dictionary that is filled with the tensors at the end of the context.
 
     Raises:
-        KeyError: The module has no tensor of a name.
+        KeyError: The module has no tensor of such a name.
     """
     plan = _plan_of(module)
     if unknown := tensors.keys() - plan.places.keys():
         raise KeyError(f"{type(module).__name__} has no parameters or buffers {sorted(unknown)}")
     norms = [norm for _, norm in plan.norms]
-    # All places are saved before any is replaced: one module may be reached by two names.
+    # Save all places before replacing any, since one module may have two names.
     replaced = [(own, key, own[key]) for name in tensors for own, key in plan.places[name]]
     modes = [norm.statistics for norm in norms]
     recorded = [[norm._buffers[name] for name in _STATISTICS] for norm in norms]
@@ -112,8 +112,8 @@ def swapped(
         after.update({name: plan.value(name) for name in tensors})
         if statistics is not None:
             for prefix, norm in plan.norms:
-                found = {prefix + name: norm._buffers[name] for name in _STATISTICS}
-                after.update({name: tensor for name, tensor in found.items() if tensor is not None})
+                used = {prefix + name: norm._buffers[name] for name in _STATISTICS}
+                after.update({name: tensor for name, tensor in used.items() if tensor is not None})
     finally:
         for own, key, old in reversed(replaced):
             own[key] = old
@@ -126,13 +126,13 @@ def swapped(
 
 
 class _Plan:
-    """Where the tensors of a module stand; made anew when a part or a tensor of it was replaced.
+    """Where a module holds its tensors; rebuilt when a submodule or a tensor was replaced.
 
     Attributes:
-        places: By the first name of each tensor, every place of it: the dictionary of a module, and the key in it.
-        own_buffers: Names of the buffers that are no batch statistics.
-        norms: Batch normalisations, each with the beginning of its buffers' names.
-        keepers: Parts that may keep tensors outside of their parameters and buffers.
+        places: All places of each tensor, by its first name: the dictionary of a submodule and the key in it.
+        own_buffers: Names of the buffers other than batch statistics.
+        norms: Batch normalisation layers, each with the prefix of its buffers' names.
+        keepers: Submodules that may keep tensors outside of their parameters and buffers.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -151,14 +151,14 @@ class _Plan:
                     if tensor is not None:
                         name = names.setdefault(id(tensor), name)
                     elif not isinstance(part, TaskBatchNorm):
-                        continue  # nothing stands there; statistics without a running one do
+                        continue  # an empty slot; only statistics may be given for one
                     self.places.setdefault(name, []).append((own, key))
                     if own is part._buffers and not isinstance(part, TaskBatchNorm):
                         self.own_buffers.append(name)
         self._seen = [(own, list(own.items())) for own in dictionaries]
 
     def fits(self) -> bool:
-        """Whether every part and every tensor is still the one that was there."""
+        """Whether no submodule or tensor was replaced since."""
         for own, items in self._seen:
             if len(own) != len(items):
                 return False
@@ -168,13 +168,13 @@ class _Plan:
         return True
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied module gets a plan of its own."""
+        """Not copied: a copy of the module builds its own plan."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
     def value(self, name: str) -> Tensor:
-        """The tensor that stands under a name now."""
+        """The tensor that currently has a name."""
         own, key = self.places[name][0]
         tensor: Tensor = own[key]
         return tensor
@@ -189,7 +189,7 @@ def _plan_of(module: nn.Module) -> _Plan:
 
 
 def _may_keep(part: nn.Module) -> bool:
-    """torch's own layers keep nothing, but for recurrent ones and those with hooks."""
+    """torch's own layers keep no other tensors, except recurrent layers and those with hooks."""
     plain = type(part).__module__.startswith(("torch.nn.modules.", "lightning_meta.nn."))
     return not plain or isinstance(part, nn.RNNBase) or bool(part._forward_pre_hooks)
 
@@ -198,10 +198,10 @@ _OF_EVERY_MODULE = frozenset(nn.Module().__dict__)
 
 
 def _private(part: nn.Module) -> dict[str, Any]:
-    """What a module holds besides parameters and buffers and a forward pass may change.
+    """The attributes of a module, besides parameters and buffers, that a forward pass may change.
 
-    These are weights that hooks make of parameters, the weight lists of recurrent layers, and what a network keeps for
-    its user: tensors, and shallow copies of lists and dictionaries.
+    These are weights that hooks compute from parameters, the weight lists of recurrent layers, and attributes in which
+    a network stores results: tensors, and shallow copies of lists and dictionaries.
     """
     if isinstance(part, nn.RNNBase):
         return {name: part.__dict__.get(name, _MISSING) for name in ("_flat_weights", "_flat_weight_refs")}
@@ -213,7 +213,7 @@ def _private(part: nn.Module) -> dict[str, Any]:
 
 
 def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
-    """Put back what the swapped tensors left behind. What a network kept for its user stays, unless it is unusable."""
+    """Undo the changes of `_private`. Results that a network stores stay, unless they belong to an ended transform."""
     own = part.__dict__
     if isinstance(part, nn.RNNBase):
         own.update({name: value for name, value in before.items() if value is not _MISSING})
@@ -224,7 +224,7 @@ def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, Tensor):
             if is_functorch_wrapped_tensor(value) and name not in before:
-                del own[name]  # it belongs to a transform that ends with the call
+                del own[name]  # a tensor of a transform that ends with the call
             elif name in before and (made_by_hooks or is_functorch_wrapped_tensor(value)):
                 own[name] = before[name]
         elif isinstance(value, list | dict):
@@ -232,7 +232,7 @@ def _restore_private(part: nn.Module, before: Mapping[str, Any]) -> None:
 
 
 def _restore_container(value: list[Any] | dict[Any, Any], before: Any) -> None:
-    if isinstance(before, int):  # a large one is not copied: what was added is looked at
+    if isinstance(before, int):  # a large one was not copied: only check what was added
         keys = list(range(len(value)) if isinstance(value, list) else value) if len(value) > before else []
         for key in reversed(keys[before:]):
             if _unusable(value[key]):
@@ -251,11 +251,11 @@ def _unusable(value: object) -> bool:
 
 @torch.no_grad()
 def put_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Give buffers of a module other values, also of other shapes.
+    """Set buffers of a module, possibly to values of another shape.
 
     Args:
-        module: Changed in place.
-        buffers: By name, as `named_buffers` has it.
+        module: The module; it is changed in place.
+        buffers: Values by name, as in `named_buffers`.
     """
     plan = _plan_of(module)
     for name, value in buffers.items():
@@ -269,7 +269,7 @@ def put_buffers(module: nn.Module, buffers: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Afterwards every part is in the mode that it was in: the user may hold some in evaluation mode."""
+    """A context in evaluation mode; it restores the mode of each submodule, since users may keep some in evaluation."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -281,14 +281,14 @@ def in_evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def untouched(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> Iterator[None]:
-    """Afterwards buffers, and torch's random state, are as they were before, whatever ran in between.
+    """A context that restores the buffers of a module and torch's random state.
 
     Args:
-        module: What runs.
-        parts: Its `parts_of`, for those who run it often.
+        module: The module that runs.
+        parts: Its `parts_of`, if the caller has them already.
     """
     parts = parts_of(module) if parts is None else parts
-    # torch's batch normalisation changes running statistics in training mode, and does not count it.
+    # In training mode torch's batch normalisation changes running statistics without increasing their version.
     counted = not any(part.training for part in parts)
     places = [(part._buffers, dict(part._buffers)) for part in parts if part._buffers]
     buffers = list({id(b): b for _, old in places for b in old.values() if b is not None}.values())
@@ -307,18 +307,18 @@ def untouched(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> It
 
 
 def parts_of(module: nn.Module) -> list[nn.Module]:
-    """As `module.modules()`, in any order; that takes ten times as long, which a batch of many tasks notices."""
-    found: dict[int, nn.Module] = {}
-    left = [module]
-    while left:
-        part = left.pop()
-        if id(part) not in found:
-            found[id(part)] = part
+    """The modules of `module.modules()`, in any order, ten times as fast: it matters for batches of many tasks."""
+    by_id: dict[int, nn.Module] = {}
+    stack = [module]
+    while stack:
+        part = stack.pop()
+        if id(part) not in by_id:
+            by_id[id(part)] = part
             if part._modules:
-                left += [child for child in part._modules.values() if child is not None]
-    return list(found.values())
+                stack += [child for child in part._modules.values() if child is not None]
+    return list(by_id.values())
 
 
 def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was changed in place; a comparison of values would wait for the device."""
+    """The number of in-place changes of a tensor; comparing values would synchronise with the device."""
     return None if tensor.is_inference() else tensor._version

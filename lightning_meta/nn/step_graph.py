@@ -1,8 +1,8 @@
-"""A step captured as a CUDA graph: its kernels are launched by one call in place of a thousand.
+"""Steps captured as CUDA graphs, which launch all kernels of a step by a single call.
 
-On a GPU a step of a small network is bound by the time that the CPU takes to launch kernels. A graph records them once,
-for inputs and parameters that lie at fixed places, and plays them back. A played step runs no Python, so whatever
-Python decides in it is part of the key under which its graph is kept.
+On a GPU, the duration of a step of a small network is dominated by kernel launches from the CPU. A graph captures them
+once, for inputs and parameters at fixed addresses, and replays them. A replayed step runs no Python, so everything that
+Python decides in a step is part of the key of its graph; see `step_key`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ _log = logging.getLogger(__name__)
 
 Others = TypeVar("Others")
 Recorder = Callable[[Callable[[], Any], torch.device], tuple[Any, Callable[[], None]]]
-"""Runs a function once to record it; returns its result, and what runs it again into the same result."""
+"""Captures a function by running it once; returns its result, and a function that replays it into the same result."""
 
-GRAPHS = 8  # that are kept; each holds the memory of a step
-KINDS = 64  # of steps that are told apart before capturing is given up: something changes with every step
-_READS = "_progress_reads"  # an attribute: how often `global_step` and `current_epoch` were read
-COMPARED_EVERY = 1000  # replays from one comparison with the step as it is to the next; before, 1, 2, 4, 8 ...
+GRAPHS = 8  # most graphs that are kept; each holds the memory of a step
+KINDS = 64  # most keys of steps; beyond that, something changes in every step, and capturing is useless
+_READS = "_progress_reads"  # attribute that counts reads of `global_step` and `current_epoch`
+COMPARED_EVERY = 1000  # replays between comparisons with an uncaptured step; also after 1, 2, 4, 8 ...
 
 
 class NotCapturedError(Exception):
-    """Why a step cannot be captured."""
+    """A step cannot be captured; the message is the reason."""
 
 
 @dataclass
 class _Captured:
-    """A graph.
+    """A captured step.
 
     Attributes:
-        arguments: The inputs of the step, at the places that the graph reads.
-        tensors: The tensors among them; new inputs are copied into them.
-        result: What it writes.
-        play: Runs it.
-        noise: By how much two runs of the step itself differed.
-        replays: How often it was played.
+        arguments: Inputs of the step, at the addresses that the graph reads.
+        tensors: The tensors among them, into which new inputs are copied.
+        result: The result that a replay overwrites.
+        play: Replays the graph.
+        noise: Relative differences between two uncaptured runs.
+        replays: Number of replays.
     """
 
     arguments: Any
@@ -62,34 +62,34 @@ class _Captured:
 
 @dataclass
 class _Result:
-    """What a step gives: the loss, its gradient by each trained parameter, and whatever else it returns."""
+    """The result of a step: the loss, its gradient for each trained parameter, and what else the step returns."""
 
     loss: Tensor | None
     gradients: list[Tensor | None] = field(default_factory=list)
     others: Any = None
 
     def tensors(self) -> list[Tensor]:
-        """All of it that is compared: the gradients as one, since that of a single bias may be rounding alone."""
+        """The tensors to compare; gradients as a single vector, since that of one bias may be rounding error only."""
         gradients = [g.to_dense().flatten() for g in self.gradients if g is not None]
-        found = [self.loss, torch.cat(gradients) if gradients else None, *tree_leaves(self.others)]
-        return [tensor for tensor in found if isinstance(tensor, Tensor)]
+        leaves = [self.loss, torch.cat(gradients) if gradients else None, *tree_leaves(self.others)]
+        return [tensor for tensor in leaves if isinstance(tensor, Tensor)]
 
 
 class StepGraphs:
-    """Runs steps as graphs: one for each kind of step that came twice, and the steps themselves otherwise.
+    """Runs steps as CUDA graphs: a step whose key occurs for the second time is captured, others run uncaptured.
 
-    Copies and pickles begin anew, so that a module which holds this can be copied and stored.
+    Copies and pickles contain no graphs, so that a module with this attribute can be copied and stored.
 
     Args:
-        ignored: Names of attributes of modules that do not change what a step computes; see `step_key`.
-        recorder: What records; `cuda_graph` by default.
+        ignored: Names of module attributes that do not change what a step computes; see `step_key`.
+        recorder: Function that captures; `cuda_graph` by default.
     """
 
     def __init__(self, ignored: frozenset[str] = frozenset(), recorder: Recorder | None = None) -> None:
         self.ignored, self.recorder = ignored, recorder
-        self.obstacle = ""  # why steps are not captured any more
-        self._told = self._told_device = False
-        self._places: tuple[int, ...] = ()  # of the parameters that the graphs read
+        self.obstacle = ""  # why no step is captured any more
+        self._warned_of_limit = self._logged_device = False
+        self._addresses: tuple[int, ...] = ()  # of the parameters that the graphs read
         self._kinds: dict[Key, _Captured | None] = {}
 
     @property
@@ -99,33 +99,34 @@ class StepGraphs:
 
     @property
     def replays(self) -> int:
-        """How often graphs were played."""
+        """The number of replays."""
         return sum(kind.replays for kind in self._kinds.values() if kind is not None)
 
     def loss(
         self, step: Callable[..., tuple[Tensor, Others]], module: nn.Module, *inputs: Any
     ) -> tuple[Tensor, Others]:
-        """The loss of a training step, which gives the trained parameters their gradients in the backward pass.
+        """The loss of a training step, whose backward pass sets the gradients of the trained parameters.
 
         Args:
-            step: Of the inputs, a scalar loss and a pytree of whatever else is wanted.
-            module: What the step runs. Its buffers may change in place.
-            *inputs: Pytrees; their tensors are all that changes from step to step.
+            step: Function from the inputs to a scalar loss and a pytree of other results.
+            module: The module that the step runs; its buffers may change in place.
+            *inputs: Pytrees; only their tensors may change from step to step.
 
         Returns:
-            What the step returns. The tensors beside the loss are written over by the next step.
+            What the step returns. The next step overwrites the tensors other than the loss.
         """
         parts = _parts(module)
         trained = list({id(p): p for part in parts for p in part._parameters.values() if p is not None}.values())
         trained = [p for p in trained if p.requires_grad]
 
-        def whole(*given: Any) -> _Result:
+        def with_gradients(*arguments: Any) -> _Result:
             reads = getattr(module, _READS, 0)
-            with torch.enable_grad(), without_cast_cache(_device(given).type):
-                loss, others = step(*given)
+            with torch.enable_grad(), without_cast_cache(_device(arguments).type):
+                loss, others = step(*arguments)
             if getattr(module, _READS, 0) != reads:
                 raise NotCapturedError(
-                    "it reads the number of the step or epoch; set an attribute in on_train_batch_start, and read that"
+                    "it reads the number of the step or epoch, which a graph would freeze; copy it to an attribute in "
+                    "on_train_batch_start and read that"
                 )
             with without_autocast(loss.device.type):  # as in the Trainer's backward pass
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -135,7 +136,7 @@ class StepGraphs:
         if kind is None:
             return step(*inputs)
         try:
-            result = self._played(kind, whole, module, inputs)
+            result = self._played(kind, with_gradients, module, inputs)
         except NotCapturedError as error:
             self._give_up(str(error))
             return step(*inputs)
@@ -143,15 +144,15 @@ class StepGraphs:
         return loss_with_gradients(result.loss, trained, result.gradients), result.others
 
     def values(self, step: Callable[..., Others], module: nn.Module, *inputs: Any) -> Others:
-        """What a step without gradients returns, as copies; arguments as for `loss`. It changes no buffer."""
+        """Copies of the results of a step without gradients, which changes no buffer; arguments as for `loss`."""
 
-        def whole(*given: Any) -> _Result:
+        def checked(*arguments: Any) -> _Result:
             buffers = list(module.buffers())
             before = [buffer._version for buffer in buffers]
-            with without_cast_cache(_device(given).type):
-                others = step(*given)
+            with without_cast_cache(_device(arguments).type):
+                others = step(*arguments)
             if before != [buffer._version for buffer in buffers]:
-                raise NotCapturedError("it changes a buffer, which could not be noticed and put back")
+                raise NotCapturedError("it changes a buffer, which a replay could not detect and undo")
             return _Result(None, [], tree_map(_detached, others))
 
         kind = self._kind(_parts(module), [], inputs)
@@ -159,20 +160,20 @@ class StepGraphs:
             return step(*inputs)
         try:
             with torch.inference_mode(False), torch.no_grad():
-                copies: Others = tree_map(_copied, self._played(kind, whole, module, inputs).others)
+                copies: Others = tree_map(_copied, self._played(kind, checked, module, inputs).others)
                 return copies
         except NotCapturedError as error:
             self._give_up(str(error))
             return step(*inputs)
 
     def _kind(self, parts: Sequence[nn.Module], trained: Sequence[Tensor], inputs: Any) -> Key | None:
-        """The key of a step that is captured, or will be now; None for one that runs as it is."""
+        """The key of a step that is captured or to be captured now; None for one that runs uncaptured."""
         if self.obstacle:
             return None
         device = _device(inputs)
         if self.recorder is None and device.type != "cuda":
-            if not self._told_device:
-                self._told_device = True
+            if not self._logged_device:
+                self._logged_device = True
                 _log.info(
                     "graph: steps run without a CUDA graph: the inputs are on %s, and only CUDA has graphs", device
                 )
@@ -181,25 +182,25 @@ class StepGraphs:
         if reason:
             self._give_up(reason)
             return None
-        places = tuple(p.data_ptr() for part in parts for p in part._parameters.values() if p is not None)
-        if places != self._places:
-            self._kinds.clear()  # weights that moved hardly come back
-            self._places = places
+        addresses = tuple(p.data_ptr() for part in parts for p in part._parameters.values() if p is not None)
+        if addresses != self._addresses:
+            self._kinds.clear()  # graphs of the old addresses cannot be used again
+            self._addresses = addresses
         key = step_key(parts, inputs, self.ignored)
         if key in self._kinds:
             if self._kinds[key] is None and self.captured >= GRAPHS:
-                self._tell_bound(f"{GRAPHS} kinds of steps have a CUDA graph; others")
+                self._warn_of_limit(f"{GRAPHS} kinds of steps have a CUDA graph; others")
                 return None
             return key
         if len(self._kinds) >= KINDS:
-            self._tell_bound("shapes or attributes change from step to step; further kinds of steps")
+            self._warn_of_limit("shapes or attributes change from step to step; further kinds of steps")
         else:
-            self._kinds[key] = None  # a kind that comes once is not worth a graph
+            self._kinds[key] = None  # captured when it occurs again
         return None
 
-    def _tell_bound(self, reason: str) -> None:
-        if not self._told:
-            self._told = True
+    def _warn_of_limit(self, reason: str) -> None:
+        if not self._warned_of_limit:
+            self._warned_of_limit = True
             _log.warning("graph: %s run without one", reason)
 
     def _played(self, key: Key, whole: Callable[..., _Result], module: nn.Module, inputs: Any) -> _Result:
@@ -238,10 +239,10 @@ class StepGraphs:
         return _Captured(arguments, tensors, result, play, _differences(first, second))
 
     def _compare(self, graph: _Captured, whole: Callable[..., _Result], module: nn.Module) -> None:
-        """Play the graph beside the step itself, both from the same random state and buffers.
+        """Compare a replay with an uncaptured run from the same random state and buffers.
 
         Raises:
-            NotCapturedError: They differ.
+            NotCapturedError: They differ by more than rounding.
         """
 
         def play() -> _Result:
@@ -250,15 +251,15 @@ class StepGraphs:
             return result
 
         expected = _trial(lambda: whole(*graph.arguments), module)
-        found = _trial(play, module)
-        if len(expected) != len(found):
-            raise NotCapturedError("the captured step gives other tensors than the step itself")
-        for difference, noise, tensor in zip(_differences(expected, found), graph.noise, expected, strict=True):
+        replayed = _trial(play, module)
+        if len(expected) != len(replayed):
+            raise NotCapturedError("the captured step returns a different number of tensors than an uncaptured one")
+        for difference, noise, tensor in zip(_differences(expected, replayed), graph.noise, expected, strict=True):
             allowed = _tolerance(tensor) + 10 * noise
             if not difference <= allowed:
                 raise NotCapturedError(
-                    f"after {graph.replays} steps the captured step differs by {difference:.1e}, relative to the step "
-                    f"itself, where {allowed:.1e} can be rounding"
+                    f"after {graph.replays} steps the relative difference between the captured and an uncaptured step "
+                    f"is {difference:.1e}; rounding explains at most {allowed:.1e}"
                 )
 
     def _give_up(self, reason: str) -> None:
@@ -274,17 +275,17 @@ class StepGraphs:
 
 
 def cuda_graph(function: Callable[[], Any], device: torch.device) -> tuple[Any, Callable[[], None]]:
-    """Record a function as a CUDA graph.
+    """Capture a function as a CUDA graph.
 
     Args:
-        function: Reads and writes tensors at fixed places.
-        device: Where.
+        function: The function; it reads and writes tensors at fixed addresses.
+        device: The CUDA device.
 
     Returns:
-        Its result, which is there once the graph was played, and what plays the graph.
+        Its result, valid after the first replay, and a function that replays the graph.
     """
     graph = torch.cuda.CUDAGraph()
-    # The loader's thread, which pins memory, calls CUDA while this one captures.
+    # Thread-local, since the data loader's thread that pins memory calls CUDA during the capture.
     with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
         result = function()
     return result, graph.replay
@@ -292,7 +293,7 @@ def cuda_graph(function: Callable[[], Any], device: torch.device) -> tuple[Any, 
 
 @contextmanager
 def _warming_up(device: torch.device) -> Iterator[None]:
-    """A stream beside the current one, where libraries choose algorithms and allocate what they keep."""
+    """A side stream for the runs before a capture, in which libraries choose algorithms and allocate workspaces."""
     if device.type != "cuda":
         yield
         return
@@ -307,7 +308,7 @@ def _warming_up(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _no_waiting(device: torch.device) -> Iterator[None]:
-    """Within the context an operation for which the CPU waits for the GPU raises: it cannot be captured."""
+    """A context in which operations that synchronise the CPU with the GPU raise, since they cannot be captured."""
     if device.type != "cuda":
         yield
         return
@@ -320,31 +321,32 @@ def _no_waiting(device: torch.device) -> Iterator[None]:
 
 
 def _trial(run: Callable[[], _Result], module: nn.Module) -> list[Tensor]:
-    """What a run gives and makes of the buffers; these and the random states are as before afterwards."""
+    """Copies of the results and buffers after a run; buffers and random states are restored."""
     with untouched(module):
-        found = run().tensors()
-        return [tensor.clone() for tensor in (*found, *module.buffers())]
+        results = run().tensors()
+        return [tensor.clone() for tensor in (*results, *module.buffers())]
 
 
 def _differences(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
-    """The norm of the difference of each two tensors, relative to the first; 0 where both are not finite alike."""
-    apart = []
+    """The norm of each difference, relative to the first tensor; equal non-finite values do not differ."""
+    distances = []
+
     for one, other in zip(some, others, strict=True):
         a, b = one.double(), other.double()
         a, b = a.nan_to_num(0.0, 1e300, -1e300), b.nan_to_num(0.0, 1e300, -1e300)
-        apart.append((a - b).norm() / a.norm().clamp_min(1e-30) if one.numel() else a.new_zeros(()))
-    return torch.stack(apart).tolist() if apart else []
+        distances.append((a - b).norm() / a.norm().clamp_min(1e-30) if one.numel() else a.new_zeros(()))
+    return torch.stack(distances).tolist() if distances else []
 
 
 def _tolerance(x: Tensor) -> float:
-    """By how much a step may differ from itself: sums of a GPU are not always in the same order."""
+    """The relative difference that reordered sums on a GPU may cause."""
     device = x.device.type
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     return {torch.float64: 1e-9, torch.bfloat16: 5e-2, torch.float16: 1e-2}.get(cast, 1e-3)
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:
-    """What a step may run: all but metrics, which count what they are given."""
+    """The modules that a step may run: all but metrics, whose state changes in every step."""
     return [part for part in parts_of(module) if not isinstance(part, Metric)]
 
 
@@ -353,16 +355,14 @@ def _device(inputs: Any) -> torch.device:
 
 
 def _scaled(device: torch.device) -> str:
-    """Why a step in mixed float16 is not captured."""
+    """Why a step in mixed float16 is not captured; empty for other precisions."""
     if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16:
-        return (
-            "in float16 gradients vanish unless the loss is scaled first, and a graph has taken them before; use bf16"
-        )
+        return "float16 needs loss scaling, but a graph computes the gradients before the loss is scaled; use bf16"
     return ""
 
 
 def _hook(parts: Sequence[nn.Module], trained: Sequence[Tensor]) -> str:
-    """A hook, which a graph would not call, in words."""
+    """Names a hook that a replay would not call; empty if there is none."""
     for part in parts:
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"{type(part).__name__} has a hook, which a graph does not call"

@@ -1,4 +1,4 @@
-"""What a training step reads besides its inputs: a graph that was captured keeps it as it was."""
+"""A key of everything that a step reads besides the values of its inputs, and that a CUDA graph freezes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Key = tuple[Hashable, ...]
 
 
 def step_key(parts: Iterable[nn.Module], inputs: Any, ignored: frozenset[str]) -> Key:
-    """Two steps with the same key run the same operations on the same memory, as far as can be told from outside.
+    """The key of a step: steps with equal keys run the same operations on the same memory.
 
     Args:
         parts: The modules that the step runs, each once.
-        inputs: A pytree of its inputs; what is no tensor in it is a constant of the graph.
-        ignored: Names of attributes that change from step to step without changing what is computed.
+        inputs: Pytree of its inputs; leaves other than tensors are constants of the graph.
+        ignored: Names of attributes that change between steps without changing what is computed.
 
     Returns:
-        Of the inputs, the shapes, strides and types; of the modules, the modes, the plain attributes such as a rate or
-        a number of steps, and where parameters and buffers lie and whether they are trained; and torch's own switches.
+        Shapes, strides and dtypes of the inputs; modes and plain attributes of the modules, such as a rate or a number
+        of steps; addresses of parameters and buffers and whether they are trained; and torch's global settings.
     """
     leaves, structure = tree_flatten(inputs)
     return (
@@ -54,12 +54,12 @@ def _state(part: nn.Module, ignored: frozenset[str]) -> Key:
 
 
 def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
-    """A value that tells whether an attribute has changed; of an object, which it is and its plain attributes.
+    """A hashable value that changes when an attribute does; for an object, its identity and its plain attributes.
 
     Args:
-        value: The attribute's.
-        depth: To which the attributes of objects are looked at.
-        nested: To which containers are; one may hold itself.
+        value: Value of the attribute.
+        depth: Depth up to which attributes of objects are included.
+        nested: Depth up to which containers are included; bounded, since a container may hold itself.
     """
     if isinstance(value, _PLAIN):
         return value
@@ -72,14 +72,14 @@ def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
     if small and isinstance(value, Mapping):
         return tuple((str(k), _plain(v, depth, nested - 1)) for k, v in value.items())
     if small:
-        found = (_plain(v, depth, nested - 1) for v in value)
-        return frozenset(found) if isinstance(value, set | frozenset) else tuple(found)
+        entries = (_plain(v, depth, nested - 1) for v in value)
+        return frozenset(entries) if isinstance(value, set | frozenset) else tuple(entries)
     inner = {} if depth == 0 or isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
     return _Same(value), tuple((n, _plain(v, depth - 1)) for n, v in inner.items() if len(inner) <= _LARGE)
 
 
 class _Same:
-    """An object by which it is, and not by what it is equal to; kept, so that no other can lie in its place."""
+    """An object compared by identity; it is kept alive, so that its address cannot be reused."""
 
     def __init__(self, value: Any) -> None:
         self.value = value

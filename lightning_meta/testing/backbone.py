@@ -21,10 +21,10 @@ EXAMPLES, TASKS = 6, 3
 
 
 class BackboneTests:
-    """Inherit it, and say by `make` which network is tested, and by `input_shape` what it takes."""
+    """Subclass it, return the network to test from `make`, and set `input_shape`."""
 
     input_shape: tuple[int, ...] = (1, 16, 16)
-    """Of one example."""
+    """Shape of one example."""
 
     @abstractmethod
     def make(self) -> nn.Module:
@@ -57,7 +57,7 @@ class BackboneTests:
         assert apart < 1e-9, f"an example's features change by {apart:.1e} with what else is in the batch"
 
     def test_a_forward_pass_changes_nothing(self) -> None:
-        """No parameter or buffer moves when the network is run on tensors from outside, in training mode."""
+        """A functional call in training mode changes no parameter or buffer of the network."""
         network, x = self.ready()
         network.train()
         before = named_tensors(network)

@@ -1,4 +1,4 @@
-"""The tests of episodes: of a source of one's own, or of a data module."""
+"""The tests of episodes, for custom sources and data modules."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ EPISODES = 200
 
 
 class EpisodicDataModuleTests:
-    """Inherit it, and say by `make` which data module, over which source, is tested."""
+    """Subclass it, and return the data module to test from `make`."""
 
     allow_shared_examples = False
-    """Whether one and the same example may stand in two splits."""
+    """Whether an example may occur in two splits."""
 
     @abstractmethod
     def make(self) -> EpisodicDataModule:
@@ -35,7 +35,7 @@ class EpisodicDataModuleTests:
         return data
 
     def test_classes_are_in_one_split(self) -> None:
-        """No name (the data module refuses that by itself) and no example stands in two."""
+        """No class and no example is in two splits; the data module itself refuses shared class names."""
         pools = self.pools()
         for one, other in combinations(pools, 2):
             if not self.allow_shared_examples:
@@ -43,7 +43,7 @@ class EpisodicDataModuleTests:
                 assert not both, f"{len(both)} examples are in both {one} and {other}: test data leaks into training"
 
     def test_episodes_are_whole(self) -> None:
-        """Way, shots, queries, labels and shapes are as promised; support and query share no example."""
+        """Ways, shots, queries, labels and shapes match the specification; support and query share no example."""
         data = self.ready()
         for split in SPLITS:
             dataset = data.datasets[split]
@@ -57,7 +57,7 @@ class EpisodicDataModuleTests:
                 _check_disjoint(dataset)
 
     def test_the_same_seed_gives_the_same_episodes(self) -> None:
-        """Whoever makes them, in whichever order; another seed gives others."""
+        """Episodes only depend on the seed and their number, not on the worker or the order."""
         first, second = self.ready(seed=3), self.ready(seed=3)
         backwards = [_drawn(second, b) for b in (2, 1, 0)][::-1]
         for batch, (one, other) in enumerate(zip([_drawn(first, b) for b in range(3)], backwards, strict=True)):
@@ -91,7 +91,7 @@ class EpisodicDataModuleTests:
             assert _equal(one, other), "two loader processes draw other episodes than none"
 
     def test_augmented_images_follow_from_the_seed(self) -> None:
-        """By `Augmentation`, whichever share of a meta-batch a rank has; and labels stay."""
+        """`Augmentation` gives the same images for any share of a meta-batch, and does not change labels."""
         data, count = self.ready(), self.make().meta_batch_size
         whole = _drawn(data, 0)
         augmented = data.augmented(whole)

@@ -17,7 +17,7 @@ WAYS = {"loop": TaskMap("loop"), "vmap": TaskMap("vmap"), "chunks of vmap": Task
 
 
 class MetaModuleTests(TrainedModuleTests):
-    """Inherit it, and say by `make` which `MetaModule` is tested.
+    """Subclass it, and return the `MetaModule` to test from `make`.
 
     Where it does not learn from 3-way grey images of 16x16 pixels, `make_data` says from what.
     """

@@ -16,7 +16,7 @@ from lightning_meta.testing.trained_module import TrainedModuleTests
 
 
 class MultiTaskModuleTests(TrainedModuleTests):
-    """Inherit it, and say by `make` which `MultiTaskModule` is tested.
+    """Subclass it, and return the `MultiTaskModule` to test from `make`.
 
     Where it does not learn three tasks on four numbers, `make_data` says what it learns.
     """

@@ -1,4 +1,4 @@
-"""What every module that is trained here must be: exact in its checkpoints, on several ranks, and in evaluation."""
+"""The tests that all trained modules must pass: checkpoints, several ranks, and evaluation."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TrainedModuleTests:
     """What `lightning_meta.load` may instantiate besides the module's own class."""
 
     tolerance = 1e-12
-    """Of float64 weights after training on two ranks, against one process."""
+    """Relative tolerance of float64 weights after training on two ranks instead of one process."""
 
     @abstractmethod
     def make(self) -> Any:
@@ -42,7 +42,7 @@ class TrainedModuleTests:
 
     @abstractmethod
     def make_data(self) -> LightningDataModule:
-        """What it learns from; the same data each time."""
+        """The training data; the same in each call."""
 
     def made(self, exact: bool = False) -> Any:
         """The module in its first state, trained by plain gradient descent where figures must be exact."""

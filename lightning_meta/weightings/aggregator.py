@@ -1,4 +1,4 @@
-"""What a method promises that combines the gradients of the tasks."""
+"""The base classes of methods that combine the gradients of the tasks."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from lightning_meta.weightings.base import Weighting
 
 
 class Aggregator(Weighting, ABC):
-    r"""Replaces the gradient of the shared parameters by a direction that it makes of the T tasks' gradients.
+    r"""Replaces the gradient of the shared parameters by a direction computed from the T tasks' gradients.
 
-    Once per optimiser step, after accumulation and before clipping, `direction` sees the gradient of each task's loss
-    on the shared parameters θ_sh, averaged over ranks and accumulated batches, and returns what the optimiser takes as
-    the gradient of θ_sh. The tasks' own parameters get the gradient of `forward`: each task that of its own loss, by
-    default.
+    Once per optimizer step, after accumulation and before clipping, `direction` receives the gradient of each task's
+    loss with respect to the shared parameters θ_sh, averaged over ranks and accumulated batches, and returns the
+    gradient of θ_sh for the optimizer. The other parameters get the gradient of `forward`, by default that of their
+    task's loss.
 
-    A step takes a backward pass for each task in the batch, and holds T·P numbers for P shared parameters.
+    A step takes one backward pass per task in the batch, and memory for T·P numbers with P shared parameters.
 
-    With `rep_grad` the gradients are those by the shared features of every input of the step, as in MGDA-UB (Sener and
-    Koltun 2018, https://arxiv.org/abs/1810.04650, section 3.3): the direction is the one gradient that is sent back
-    through what is shared. A step takes one backward pass, as `Equal` does, and holds T·N·F numbers for N inputs of F
-    features. A weighted sum of the gradients is the same weighted sum by θ_sh; the weights differ, as inner products
-    are those of the features' gradients. The N inputs are those of all ranks and all accumulated batches, whose graphs
-    are held until the step, as in one large batch. It needs a method whose shared parameters act through features that
-    all tasks share (`MultiHead`, `MixtureOfExperts` and `CGC`), and tasks with inputs in common: tasks that share none
-    have inner products of 0.
+    With `rep_grad`, gradients are taken with respect to the shared features of all inputs of the step, as in MGDA-UB
+    (Sener and Koltun 2018, https://arxiv.org/abs/1810.04650, section 3.3): the direction is backpropagated once through
+    the shared part. A step takes one backward pass, like `Equal`, and memory for T·N·F numbers with N inputs of F
+    features. A weighted sum of these gradients gives the same weighted sum for θ_sh, but the weights differ, since they
+    are computed from inner products of the features' gradients. The N inputs are those of all ranks and all accumulated
+    batches, whose graphs are kept until the step, as for one large batch. This needs a method whose shared parameters
+    act through shared features (`MultiHead`, `MixtureOfExperts` and `CGC`), and tasks with common inputs: otherwise
+    inner products are 0.
 
     Run it:
-        By its name, like any weighting; it needs a module that shares parameters:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
+        By its name, like any weighting, for a module that shares parameters: `python scripts/fit.py --config
+        configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
-        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
 
-    To write one, implement `direction`; where it is a weighted sum of the gradients, implement `weigh` of
-    `GradientWeighting` instead. State belongs in buffers, so that a resumed run continues exactly. All ranks call
-    `direction` with the same numbers, and must get the same answer: draw random numbers with
-    `lightning_meta.functional.random_bits` from a key and the number of the step.
+    To add one, implement `direction`, or `weigh` of `GradientWeighting` if the direction is a weighted sum of the
+    gradients. Keep state in buffers, so that a resumed run continues exactly. All ranks call `direction` with the same
+    values and must get the same result: draw random numbers with `lightning_meta.functional.random_bits` from a key and
+    the number of the step.
 
     Args:
-        rep_grad: Whether the gradients are those by the shared features, and not by the shared parameters.
+        rep_grad: Whether to use gradients with respect to shared features instead of shared parameters.
     """
 
     own_weight: Tensor
@@ -58,33 +58,33 @@ class Aggregator(Weighting, ABC):
         self.rep_grad = rep_grad
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Make buffers; a method with state of its own calls this one, too."""
+        """Make buffers; subclasses with their own state also call this method."""
         self.register_buffer("own_weight", torch.ones(len(tasks)), persistent=False)
 
     def weights(self) -> Tensor:
-        """The weight of each task's loss in the gradient of its own parameters, `(T,)`: ones."""
+        """The weights of the losses in the gradients of parameters that are not shared, `(T,)`: ones."""
         return self.own_weight
 
     @abstractmethod
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """What the optimiser is given as the gradient of the shared parameters.
+        """The gradient of the shared parameters for the optimizer.
 
         Args:
-            gradients: The gradient of each task's loss, `(T, P)`; 0 for a task that is absent. All are finite. With
-                `rep_grad`, P counts the features of all inputs of the step, and differs from step to step.
-            losses: The mean loss of each task over the batches of the step that had it, `(T,)`; 0 for an absent task.
+            gradients: Gradients of the tasks' losses, `(T, P)`, finite; 0 for absent tasks. With `rep_grad`, P counts
+                the features of all inputs of the step and varies between steps.
+            losses: Mean loss of each task over the batches of the step that contain it, `(T,)`; 0 for absent tasks.
             present: Which tasks were in any batch of the step, `(T,)` bool.
 
         Returns:
-            `(P,)`; the sum of the rows is what `Equal` gives.
+            The direction `(P,)`; `Equal` corresponds to the sum of the rows.
         """
 
 
 def check_shape(method: str, returned: object, like: Tensor, of: str) -> None:
-    """Refuse what a user's method returned, if it is not one number for each task or parameter.
+    """Refuse a result of a user's method with a wrong shape.
 
     Raises:
-        UserError: What was returned, and what is expected.
+        UserError: The received and the expected shape.
     """
     if not isinstance(returned, Tensor) or returned.shape != like.shape:
         got = f"a tensor of shape {tuple(returned.shape)}" if isinstance(returned, Tensor) else type(returned).__name__
@@ -99,12 +99,12 @@ class GradientWeighting(Aggregator, ABC):
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
-        `train/weight/<task>`: $w_i$ of the step, of each task that was in one of its batches.
+        `train/weight/<task>`: $w_i$ of the step, for each task in one of its batches.
 
-    To write one, implement `weigh`.
+    To add one, implement `weigh`.
 
     Args:
-        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
+        rep_grad: Whether to use gradients with respect to shared features; see `Aggregator`.
     """
 
     def __init__(self, rep_grad: bool = False) -> None:
@@ -116,8 +116,8 @@ class GradientWeighting(Aggregator, ABC):
         """The weights of the step, `(T,)`; arguments as for `direction`."""
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The weighted sum of the gradients, `(P,)`; arguments as in `Aggregator`."""
-        wide = at_least_float32(gradients)  # weights may be larger than float16 holds
+        """The weighted sum of the gradients, `(P,)`; arguments as for `Aggregator.direction`."""
+        wide = at_least_float32(gradients)  # weights may overflow float16
         weights = self.weigh(gradients, losses, present)
         check_shape(f"{type(self).__name__}.weigh", weights, losses, "task")
         self.applied = weights.to(wide)

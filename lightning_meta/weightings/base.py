@@ -1,4 +1,4 @@
-"""What a loss weighting promises."""
+"""The base class of loss weightings."""
 
 from __future__ import annotations
 
@@ -11,42 +11,43 @@ from lightning_meta.configuration import Described
 from lightning_meta.tasks import Task
 
 LARGEST_WEIGHT = 1e4
-"""The bound of weights that are learned, which would grow without end for a task whose loss falls to 0."""
+"""Upper bound of learned weights, which would diverge for a task whose loss approaches 0."""
 
 
 class Weighting(Described, nn.Module, ABC):
-    r"""Makes one objective of the losses of T tasks: $\sum_i w_i L_i$ over the tasks in the batch.
+    r"""Combines the losses of T tasks into one objective: $\sum_i w_i L_i$ over the tasks in the batch.
 
-    All weightings but `TorchJD` and `DBMTL` are on the scale of `Equal`, whose weights are 1, so that a learning rate
-    means the same under each.
-    Whatever changes in training is a parameter or a buffer, so that a resumed run goes on exactly.
+    All weightings except `TorchJD` and `DBMTL` have the scale of `Equal`, whose weights are 1, so that the same
+    learning rate suits all. Everything that changes in training is a parameter or a buffer, so that a resumed run
+    continues exactly.
 
     Run it:
-        By its name, in any configuration of several tasks but those of `Independent`:
-        `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting Uncertainty`.
+        By its name, in any multi-task configuration except those of `Independent`: `python scripts/fit.py --config
+        configs/multi_head_glyphs.yaml --model.weighting Uncertainty`.
 
     Logged:
-        - `train/weight/<task>`: $w_i$ of the step; by all but `Equal`, `TorchJD` and `DBMTL`.
-        - `train/loss`: the objective, so weighted. `train/loss/<task>` and everything in validation and testing is not.
+        - `train/weight/<task>`: $w_i$ of the step; logged by all but `Equal`, `TorchJD` and `DBMTL`.
+        - `train/loss`: the weighted objective. `train/loss/<task>` and all losses in validation and testing are
+          unweighted.
 
-    A weighting of your own gives `configure` and `weights`; one that needs the gradients of the tasks is an
-    `Aggregator`, one whose weights depend on the losses of the same batch a `LossWeighting`. What it keeps of losses it
-    takes in `observe`, `observe_step` and `end_epoch`, which see the same numbers on all ranks; `forward` sees those of
-    its own rank.
+    To add a weighting, implement `configure` and `weights`. If it needs the gradients of the tasks, subclass
+    `Aggregator`; if the weights depend on the losses of the same batch, `LossWeighting`. Update state only in
+    `observe`, `observe_step` and `end_epoch`, which receive the same values on all ranks; `forward` receives the losses
+    of its own rank.
 
     Attributes:
-        looks_again: Whether the losses of a batch are computed once more after the optimiser's step, for
-            `observe_step`. It costs a forward pass.
+        looks_again: Whether to compute the losses of a batch again after the optimizer step, for `observe_step`. This
+            costs a forward pass.
     """
 
     looks_again = False
 
     @abstractmethod
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Make parameters and buffers; called once, when the tasks are known and before training.
+        """Make parameters and buffers; called once, before training, when the tasks are known.
 
         Args:
-            tasks: The T tasks by name, in the order of every vector over tasks.
+            tasks: The T tasks by name, in the order of all vectors over tasks.
 
         Raises:
             UserError: The arguments do not fit the tasks.
@@ -54,35 +55,35 @@ class Weighting(Described, nn.Module, ABC):
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """The weights of the present step, `(T,)`."""
+        """The weights of the current step, `(T,)`."""
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
-        r"""The objective $\sum_i w_i L_i$ over the tasks present; a method may add terms of its own.
+        r"""The objective $\sum_i w_i L_i$ over the present tasks; subclasses may add terms.
 
         Args:
-            losses: The mean loss of each task, `(T,)`, 0 for a task that is absent.
+            losses: Mean loss of each task, `(T,)`, 0 for absent tasks.
             present: Which tasks are in the batch, `(T,)` bool.
 
         Returns:
-            A scalar.
+            The objective, a scalar.
         """
         return (self.weights().to(losses) * losses * present).sum()
 
     def observe(self, losses: Tensor, present: Tensor) -> None:
-        """Take note of a training step that is over.
+        """Update state after a training step.
 
         Args:
-            losses: Detached means over all ranks, `(T,)`.
+            losses: Detached losses averaged over ranks, `(T,)`.
             present: Which tasks were in the batch of any rank, `(T,)` bool.
         """
 
     def observe_step(self, losses: Tensor, present: Tensor) -> None:
-        """Take note of what an optimiser step did to the losses of its last batch; called if `looks_again`.
+        """Update state from the losses of the last batch after the optimizer step; called if `looks_again`.
 
         Args:
-            losses: Detached means over all ranks after the step, `(T,)`.
+            losses: Detached losses after the step, averaged over ranks, `(T,)`.
             present: Which tasks were in that batch, `(T,)` bool.
         """
 
     def end_epoch(self) -> None:
-        """Take note of a training epoch that is over."""
+        """Update state after a training epoch."""

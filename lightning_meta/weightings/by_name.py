@@ -1,4 +1,4 @@
-"""Numbers that a user gives to tasks by their names."""
+"""Weights of tasks, given by name."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 
 
-def check_weights(option: str, given: Mapping[str, float]) -> None:
-    """Refuse weights that no sum can have.
+def check_weights(option: str, weights: Mapping[str, float]) -> None:
+    """Check weights of a sum.
 
     Args:
-        option: The name of the argument, as errors begin.
-        given: By name of the task.
+        option: Name of the argument, for error messages.
+        weights: Weights by name of the task.
 
     Raises:
         UserError: A weight is negative or not finite, or all are 0.
     """
-    for name, weight in given.items():
+    for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
             raise UserError(f"{option}: a weight is a number of at least 0, {name!r} has {weight}")
-    if not any(given.values()):
-        raise UserError(f"{option}: at least one task needs a weight above 0, got {dict(given)}")
+    if not any(weights.values()):
+        raise UserError(f"{option}: at least one task needs a weight above 0, got {dict(weights)}")
 
 
-def in_order(option: str, given: Mapping[str, float], tasks: Iterable[str]) -> Tensor:
+def in_order(option: str, weights: Mapping[str, float], tasks: Iterable[str]) -> Tensor:
     """The weights in the order of the tasks, `(T,)`.
 
     Args:
-        option: The name of the argument, as errors begin.
-        given: By name of the task.
-        tasks: The names of all tasks.
+        option: Name of the argument, for error messages.
+        weights: Weights by name of the task.
+        tasks: Names of all tasks.
 
     Raises:
-        UserError: A name is unknown, or a task has no weight.
+        UserError: A task is unknown or has no weight.
     """
     names = list(tasks)
-    unknown = [name for name in given if name not in names]
-    missing = [name for name in names if name not in given]
+    unknown = [name for name in weights if name not in names]
+    missing = [name for name in names if name not in weights]
     if unknown:
         raise UserError(f"{option}: no task is named {unknown[0]!r}; the tasks are {', '.join(names)}")
     if missing:
-        raise UserError(f"{option}: every task needs one, none is given for {', '.join(missing)}")
-    return torch.tensor([float(given[name]) for name in names])
+        raise UserError(f"{option}: every task needs a weight, there is none for {', '.join(missing)}")
+    return torch.tensor([float(weights[name]) for name in names])

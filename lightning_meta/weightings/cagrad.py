@@ -12,7 +12,7 @@ from lightning_meta.weightings.aggregator import GradientWeighting
 
 
 class CAGrad(GradientWeighting):
-    r"""Improves the worst task as much as it can within a ball around the mean gradient.
+    r"""Maximises the improvement of the worst task within a ball around the mean gradient.
 
     $$T d, \qquad d = \arg\max_d \min_i g_i \cdot d \quad \text{where} \quad \lVert d - g_0 \rVert \le c \lVert g_0
     \rVert,$$
@@ -29,14 +29,15 @@ class CAGrad(GradientWeighting):
 
     Logged:
         - `train/weight/<task>`: $1 + T c \lVert g_0 \rVert w_i / \lVert g_w \rVert$.
-        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
 
     Deviations:
-        - Equation 4: multiplied by T, so that the direction is on the scale of `Equal`.
+        - Equation 4: the direction is multiplied by T, to have the scale of `Equal`.
 
     Args:
-        c: The radius of the ball, at least 0; below 1 training still converges to a stationary point of the mean loss.
-        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
+        c: Radius of the ball, >= 0, relative to the mean gradient. For c < 1 training converges to a stationary point
+            of the mean loss.
+        rep_grad: Whether to use gradients with respect to shared features; see `Aggregator`.
 
     Raises:
         UserError: c is below 0.
@@ -48,14 +49,14 @@ class CAGrad(GradientWeighting):
         self.c = c
 
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The weights, `(T,)` on the CPU; arguments as in `Aggregator`."""
-        here = present.cpu()
+        """The weights, `(T,)` on the CPU; arguments as for `Aggregator.direction`."""
+        rows = present.cpu()
         unit, lengths = products(gradients)
-        unit, lengths = unit[here][:, here], lengths[here]
-        if lengths.max() == 0:  # nothing moves, whatever the weights
-            return here.double()
-        weights = torch.zeros(len(here), dtype=torch.float64)
-        weights[here] = 1 + len(lengths) * toward_worst(unit * lengths.outer(lengths) / lengths.max() ** 2, self.c)
+        unit, lengths = unit[rows][:, rows], lengths[rows]
+        if lengths.max() == 0:  # all gradients are 0, so the weights do not matter
+            return rows.double()
+        weights = torch.zeros(len(rows), dtype=torch.float64)
+        weights[rows] = 1 + len(lengths) * toward_worst(unit * lengths.outer(lengths) / lengths.max() ** 2, self.c)
         return weights
 
 
@@ -63,12 +64,12 @@ def toward_worst(gram: Tensor, c: float) -> Tensor:
     r"""The weights of $c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert$; 0 where $g_w$ is 0.
 
     For any r > 0, $\lVert g_w \rVert \le (\lVert g_w \rVert^2 / r + r) / 2$, with equality at $r = \lVert g_w \rVert$.
-    So the minimum over w is one over r, too, and for a given r it is the shortest vector in the convex hull of
-    $g_i + \frac{r}{c \lVert g_0 \rVert} \, g_0$.
+    So the minimum over w is also a minimum over r, and for fixed r the minimiser is the shortest vector in the convex
+    hull of $g_i + \frac{r}{c \lVert g_0 \rVert} \, g_0$.
 
     Args:
-        gram: $g_i \cdot g_j$, `(T, T)` float64, on the CPU.
-        c: The radius of the ball.
+        gram: Inner products $g_i \cdot g_j$, `(T, T)` float64, on the CPU.
+        c: Radius of the ball.
     """
     count = len(gram)
     of_mean = gram.mean(1)  # g_i · g_0

@@ -58,7 +58,7 @@ class DBMTL(Aggregator):
         return objective
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The averages, all as long as the longest; arguments as in `Aggregator`."""
+        """The averages, all as long as the longest; arguments as for `Aggregator.direction`."""
         rows = at_least_float32(gradients)
         rows = rows / (losses.to(rows) + EPSILON).unsqueeze(1)
         average = torch.zeros_like(rows) if self.average is None else self.average.to(rows)

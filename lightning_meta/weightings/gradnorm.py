@@ -44,7 +44,7 @@ class GradNorm(GradientWeighting):
     Args:
         alpha: α, at least 0: the larger, the more weight goes to tasks that train slowly.
         lr: Learning rate of the weights.
-        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
+        rep_grad: Whether to use gradients with respect to shared features; see `Aggregator`.
 
     Raises:
         UserError: α is below 0, or the rate is not above 0.
@@ -70,7 +70,7 @@ class GradNorm(GradientWeighting):
         return self.w
 
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The weights of this step, before they are trained; arguments as in `Aggregator`."""
+        """The weights of this step, before they are trained; arguments as for `Aggregator.direction`."""
         used, norms = self.w.clone(), at_least_float32(gradients).norm(dim=1).to(self.w)
         self.first.copy_(torch.where(present & self.first.isnan(), losses, self.first))
         # A loss that began at 0 has no training rate: it counts as one that trains at the mean rate.

@@ -25,7 +25,7 @@ class MGDA(GradientWeighting):
 
     Logged:
         - `train/weight/<task>`: $T \alpha_i$.
-        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
 
     Deviations:
         - Equation 3: multiplied by T, so that the weights sum to T.
@@ -37,7 +37,7 @@ class MGDA(GradientWeighting):
     """
 
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The weights, `(T,)` on the CPU; arguments as in `Aggregator`."""
+        """The weights, `(T,)` on the CPU; arguments as for `Aggregator.direction`."""
         here = present.cpu()
         unit, lengths = products(gradients)
         weights = torch.zeros(len(here), dtype=torch.float64)

@@ -40,7 +40,7 @@ class PCGrad(GradientWeighting):
           of its loss, which no other task's gradient can conflict with.
 
     Args:
-        rep_grad: Whether the gradients are those by the shared features; see `Aggregator`.
+        rep_grad: Whether to use gradients with respect to shared features; see `Aggregator`.
     """
 
     key: Tensor
@@ -53,11 +53,7 @@ class PCGrad(GradientWeighting):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The weights with which the projected gradients are a sum of the original ones; arguments as in `Aggregator`.
-
-        Returns:
-            `(T,)`, on the CPU.
-        """
+        """The weights of the original gradients in the sum of projected ones; arguments as for `direction`."""
         wide = at_least_float32(gradients)
         # The square of a small norm underflows, so the rows are scaled: algorithm 1 does not depend on their sizes.
         size = wide.abs().amax(1)

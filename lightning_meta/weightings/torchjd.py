@@ -49,7 +49,7 @@ class TorchJD(Aggregator):
         `--model.weighting.aggregator.<option>`.
 
     Logged:
-        - `train/loss`: the sum of the losses, which trains each task's own parameters.
+        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
 
     Deviations:
         - The direction is as long as torchjd makes it, which for most aggregators is that of a mean: T times shorter
@@ -109,7 +109,7 @@ class TorchJD(Aggregator):
             self._aggregate(copy.deepcopy(self.aggregator), torch.eye(len(tasks)), ...)
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """What torchjd makes of the gradients of the tasks present; arguments as in `Aggregator`.
+        """What torchjd makes of the gradients of the tasks present; arguments as for `Aggregator.direction`.
 
         Raises:
             UserError: The aggregator keeps state of each task, and one is absent; or its solver fails.

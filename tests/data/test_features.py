@@ -280,7 +280,9 @@ def test_a_backbone_that_is_unfrozen_in_between_is_not_left_untrained_in_silence
         torch.manual_seed(0)
         return lm.ProtoNet(nn.Sequential(Frozen(conv4()), nn.Linear(64, 8)), optimizer=partial(torch.optim.SGD, lr=0.1))
 
-    with pytest.raises(UserError, match=r"^backbone: it was unfrozen while its features.*needs_images = True"):
+    with pytest.raises(
+        UserError, match=r"^backbone: it was unfrozen, but .* precomputed features.*needs_images = True"
+    ):
         fit(module())
     on_images = without_cache(module())
     before = {name: tensor.clone() for name, tensor in on_images.backbone[0].named_parameters()}  # type: ignore[index]

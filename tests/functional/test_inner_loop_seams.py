@@ -85,7 +85,7 @@ def test_one_learned_rate_is_that_rate_for_each_parameter(recompute: bool) -> No
     ("rates", "message"),
     [
         ({name: torch.ones(()) for name in ("w", "v")}, "every adapted parameter needs one; there is none for 'b'"),
-        ({name: torch.ones(7) for name in ("w", "b", "v")}, "that of 'w' is (7,), which is no rate for (2, 6)"),
+        ({name: torch.ones(7) for name in ("w", "b", "v")}, "(7,) of 'w' does not broadcast to (2, 6)"),
         (None, "a number or tensors by name of the parameter are needed, got NoneType"),
     ],
 )

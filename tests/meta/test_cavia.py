@@ -11,6 +11,7 @@ from torch import Tensor
 
 import lightning_meta as lm
 from lightning_meta.batches import Examples
+from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import episodes, roughen, task
@@ -66,3 +67,8 @@ def test_a_task_starts_at_a_context_of_0_however_long_the_training() -> None:
     adapted = module.eval().adapt(support, 0)
     moved = [name for name, p in module.network.named_parameters() if not torch.equal(adapted[name], p)]
     assert moved == ["context.values"]
+
+
+def test_a_backbone_without_inputs_for_the_context_is_refused_by_the_option() -> None:
+    with pytest.raises(UserError, match=r"context_size = 3 numbers to the 2 of an example, .* must take 5 inputs"):
+        lm.CAVIA(MLP(2, (8,)), context_size=3, episodes=SPEC)

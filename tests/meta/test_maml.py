@@ -304,7 +304,7 @@ def test_learns_to_learn_sine_waves() -> None:
         ({"inner_lr": 0.0}, "inner_lr: a positive number is needed, got 0.0"),
         ({"inner_steps": -1}, "inner_steps: at least 0 is needed, got -1"),
         ({"test_inner_steps": -2}, "test_inner_steps: at least 0 is needed, got -2"),
-        ({"episodes": EpisodeSpec("classification", (4,), 0)}, "ways and test_ways must be one and the same number"),
+        ({"episodes": EpisodeSpec("classification", (4,), 0)}, "ways and test_ways must be equal"),
     ],
 )
 def test_options_that_cannot_be_are_refused_in_one_line(options: dict[str, Any], says: str) -> None:
@@ -319,7 +319,7 @@ def test_another_way_than_the_trained_one_is_refused() -> None:
     for ways, received in (5, "got 5"), (0, "got differing ways"):
         with pytest.raises(UserError) as raised:
             module.check_episodes(EpisodeSpec("classification", (6,), ways))
-        for part in "3 ways", received, "ProtoNet serves any":
+        for part in "3 ways", received, "ProtoNet support any":
             assert part in str(raised.value)
     with pytest.raises(UserError, match=r"made for input_shape \(6,\), but the data has \(7,\)"):
         module.check_episodes(EpisodeSpec("classification", (7,), 3))

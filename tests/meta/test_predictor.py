@@ -140,7 +140,7 @@ def test_regression(batch_norm: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "labels", "says"),
     [
-        ("maml", (4, 1, 8, 8), "abcd", ["3 ways", "got 4", "ProtoNet serves any"]),
+        ("maml", (4, 1, 8, 8), "abcd", ["3 ways", "got 4", "ProtoNet support any"]),
         ("maml", (4, 1, 8, 8), "aabb", ["3 ways", "got 2"]),
         ("protonet", (4, 8, 8), "aabb", ["(M, 1, 8, 8) are needed, got (4, 8, 8)"]),
         ("protonet", (4, 3, 8, 8), "aabb", ["(M, 1, 8, 8) are needed, got (4, 3, 8, 8)"]),

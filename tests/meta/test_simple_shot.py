@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import lightning_meta as lm
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
-from lightning_meta.meta.simple_shot import MOST_IMAGES
+from lightning_meta.meta.centred import MOST_IMAGES
 from lightning_meta.nn import MLP, Conv4, Frozen
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys

@@ -181,5 +181,5 @@ def test_attention_is_no_part_of_what_cagrad_combines() -> None:
 def test_what_it_cannot_attend_to_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match=r"block 0 of Conv4 are \(4, 8, 8\) and \(64,\); set stages_per_block"):
         made(MTAN, of_shape(2, 16, 16), backbone=Conv4(2, width=4, blocks=2), stages_per_block=2)
-    with pytest.raises(UserError, match=r"cannot be taken apart by depth"):
+    with pytest.raises(UserError, match=r"cannot be split into stages"):
         made(MTAN, of_shape(4), backbone=nn.Linear(4, 4))

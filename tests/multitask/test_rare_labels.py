@@ -126,9 +126,9 @@ def test_a_checkpoint_of_an_earlier_version_keeps_its_metric_when_loaded_and_whe
     runner.fit(module, datamodule=data, ckpt_path=old, weights_only=True)
     assert [task.selection for task in module.spec.tasks.values()] == ["accuracy", "r2"]
     assert lm.load(tmp_path / "again" / "0").spec.tasks["a"].selection == "accuracy"
-    said = [r.getMessage() for r in caplog.records if "begun by an earlier version" in r.getMessage()]
+    said = [r.getMessage() for r in caplog.records if "started by an earlier version" in r.getMessage()]
     assert len(said) == 1
-    assert said[0].endswith("goes on with accuracy for its 1 tasks of rare labels, in place of auroc")
+    assert said[0].endswith("keeps accuracy for its 1 tasks of rare labels, instead of auroc")
     resumed = MultiHead(backbone())
     runner = trainer(30, callbacks=[RunCheckpoint("val/score")], logger=RunLogger(tmp_path, "third"))
     runner.fit(resumed, datamodule=data, ckpt_path=file, weights_only=True)

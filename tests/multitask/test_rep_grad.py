@@ -271,10 +271,10 @@ class Behind(MultiHead):
 @pytest.mark.parametrize(
     ("method", "given", "message"),
     [
-        (PLE, DATA["missing labels"], "rep_grad needs features that all tasks share, and PLE gives each task others"),
-        (CrossStitch, DATA["missing labels"], "rep_grad needs features that all tasks share, and CrossStitch gives"),
-        (MultiHead, data, "here each task has inputs of its own"),
-        (Behind, DATA["missing labels"], "some of Behind are used behind them"),
+        (PLE, DATA["missing labels"], "rep_grad needs features that all tasks share, and PLE has none"),
+        (CrossStitch, DATA["missing labels"], "rep_grad needs features that all tasks share, and CrossStitch has none"),
+        (MultiHead, data, "here each task has different inputs"),
+        (Behind, DATA["missing labels"], "some of Behind are used after them"),
     ],
 )
 def test_where_there_is_nothing_to_differentiate_by_it_is_refused(method: Any, given: Any, message: str) -> None:
@@ -285,7 +285,7 @@ def test_where_there_is_nothing_to_differentiate_by_it_is_refused(method: Any, g
 def test_stems_are_refused() -> None:
     """They lie below the features, so nothing would reach them; with one task as well."""
     stems = {name: MLP(4, (4,)) for name in NAMES}
-    with pytest.raises(UserError, match="stems are a task's own; leave rep_grad out"):
+    with pytest.raises(UserError, match="each stem belongs to one task; leave rep_grad out"):
         train(MultiHead, DATA["missing labels"](), 1, weighting=PCGrad(rep_grad=True), stems=stems)
 
 

@@ -38,7 +38,7 @@ def test_heads_at_once_are_the_heads_one_by_one(kind: str, hidden: tuple[int, ..
     weights = [p for head in heads for p in head.parameters()]
     together = predictions(heads, features, rows)
     alone = [head(features[i]) for head, i in zip(heads, rows.values(), strict=True)]
-    for parts in (rows_of(features, rows), rows_of(features, rows, apart=True)):
+    for parts in (rows_of(features, rows), rows_of(features, rows, separately=True)):
         assert all(torch.equal(part, features[i]) for part, i in zip(parts, rows.values(), strict=True))
     gradients = []
     for outputs in (together, alone):

@@ -173,7 +173,7 @@ def test_state_that_nobody_knows_is_refused() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preference": {"a": 1.0}}, "preference: every task needs one, none is given for b, c, d"),
+        ({"preference": {"a": 1.0}}, "preference: every task needs a weight, there is none for b, c, d"),
         ({"preference": {"a": -1.0}}, "preference: a weight is a number of at least 0, 'a' has -1.0"),
         ({"aggregator": jd.MGDA(), "preference": {"a": 1.0}}, "preference: MGDA of torchjd takes none; leave it out"),
     ],

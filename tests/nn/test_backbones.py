@@ -122,7 +122,7 @@ def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tupl
 
 
 def test_images_too_small_for_lenet_are_refused() -> None:
-    with pytest.raises(UserError, match="image_size: LeNet takes images of 16 pixels or more, got 15"):
+    with pytest.raises(UserError, match="image_size: LeNet needs images of at least 16 pixels, got 15"):
         LeNet(image_size=15)
 
 

@@ -117,5 +117,5 @@ def test_images_of_other_channels_are_refused_before_training() -> None:
 
 
 def test_a_backbone_without_stages_says_so_itself() -> None:
-    with pytest.raises(UserError, match=r"backbone: Flatten cannot be taken apart by depth"):
+    with pytest.raises(UserError, match=r"backbone: Flatten cannot be split into stages"):
         lm.CrossStitch(ChannelNormalized(nn.Flatten(), MEAN, STD), tasks=SPEC)

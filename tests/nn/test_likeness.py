@@ -72,7 +72,7 @@ SERVED = pytest.mark.parametrize("served", [few_shot, multi_task])
         (STORED, STORED[:4].float(), "images reach from 0 to 250, in training from 0 to 1; give numbers in [0, 1]"),
         (STORED, (STORED[:4] / 255 - 0.45) / 0.225, "give numbers in [0, 1], neither standardised nor up to 255"),
         (STORED, STORED[:4] / 127.5 - 1, "images reach from -1 to 0.9608"),
-        (STORED, STORED[:4].double().index_fill(2, torch.tensor(3), torch.nan), "inputs hold NaN or infinity"),
+        (STORED, STORED[:4].double().index_fill(2, torch.tensor(3), torch.nan), "inputs contain NaN or infinity"),
         (STORED, STORED[:4].long(), "inputs are real numbers, or images as uint8 in [0, 255]; got torch.int64"),
         (STORED, STORED[:4] > 9, "inputs are real numbers, or images as uint8 in [0, 255]; got torch.bool"),
         (STORED, STORED[:4].to(torch.complex64), "got torch.complex64"),
@@ -81,7 +81,7 @@ SERVED = pytest.mark.parametrize("served", [few_shot, multi_task])
         (STORED, STORED[0], "got (3, 10, 10); for a single one give x[None]"),
         (PHOTOGRAPHS, STORED[:4], "those of training were real, from -1.8 to 2.2; give real numbers, scaled as in"),
         (VECTORS, VECTORS[:4].long(), "got torch.int64"),
-        (VECTORS, torch.full((4, 4), torch.inf), "inputs hold NaN or infinity"),
+        (VECTORS, torch.full((4, 4), torch.inf), "inputs contain NaN or infinity"),
     ],
 )
 def test_inputs_that_no_prediction_can_be_made_of_are_refused(
@@ -113,10 +113,10 @@ def test_inputs_that_no_prediction_can_be_made_of_are_refused(
         (
             STORED,
             (STORED > 0).to(torch.uint8),
-            "images in uint8 hold 0 and 1 alone, which are nearly black; 255 is white",
+            "images in uint8 only contain 0 and 1, which are nearly black; 255 is white",
         ),
         (PHOTOGRAPHS, 100 * PHOTOGRAPHS, "in training from -1.8 to 2.2; scale them as in training"),
-        (VECTORS, 1000 * VECTORS, "give them as the data module does, such as standardised"),
+        (VECTORS, 1000 * VECTORS, "preprocess them as in the data module, for example by standardisation"),
     ],
 )
 def test_inputs_unlike_those_of_training_are_warned_of_once(

@@ -195,7 +195,7 @@ def test_a_number_that_the_key_does_not_see_is_noticed(caplog: pytest.LogCapture
             return outcome._replace(loss=outcome.loss * calls["count"])
 
     module = fitted(lambda **options: Hidden(MLP(256, (8,)), **options), "auto")
-    assert "after 1 steps the captured step differs by" in module._graphs.obstacle
+    assert "after 1 steps the relative difference between the captured" in module._graphs.obstacle
     assert module._graphs.obstacle in caplog.text
 
 
