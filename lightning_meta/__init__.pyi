@@ -61,6 +61,7 @@ from .meta.proto_maml import ProtoMAML as ProtoMAML
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.pt_map import PTMAP as PTMAP
 from .meta.r2d2 import R2D2 as R2D2
+from .meta.relation_net import RelationNet as RelationNet
 from .meta.reptile import Reptile as Reptile
 from .meta.rfs import RFS as RFS
 from .meta.simple_shot import SimpleShot as SimpleShot
