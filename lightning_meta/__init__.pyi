@@ -37,6 +37,7 @@ from .functional.task_groups import task_groups as task_groups
 from .loading import load as load
 from .meta.alpha_tim import AlphaTIM as AlphaTIM
 from .meta.anil import ANIL as ANIL
+from .meta.attentive_cnp import AttentiveCNP as AttentiveCNP
 from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline

@@ -18,6 +18,7 @@ def conv4() -> Conv4:
 META: dict[str, Callable[..., lm.MetaModule]] = {
     "AlphaTIM": lambda **options: lm.AlphaTIM(MLP(256, (8,)), steps=10, step_size=0.01, **options),
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "AttentiveCNP": lambda **options: lm.AttentiveCNP(MLP(2, (8,)), heads=2, decoder=(8,), **options),
     "BDCSPN": lambda **options: lm.BDCSPN(MLP(256, (8,)), **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
@@ -50,12 +51,18 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
 # Those of them that take vectors, from sine waves in place of images.
-OF_SINES = {"CAVIA", "CNP"}
+OF_SINES = {"AttentiveCNP", "CAVIA", "CNP"}
 
 
 def sines() -> lm.EpisodicDataModule:
     return lm.EpisodicDataModule(
-        lm.sources.Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4
+        lm.sources.Sinusoid(),
+        shots=5,
+        queries=5,
+        meta_batch_size=4,
+        meta_batches_per_epoch=3,
+        val_tasks=4,
+        test_tasks=4,
     )
 
 

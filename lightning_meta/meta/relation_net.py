@@ -52,9 +52,9 @@ class RelationNet(MetricLearner):
         - Section 3.2: the features of K examples of a class are averaged and not added, so that a module serves other
           numbers of shots than it was trained with. At a fixed K the first layer of g absorbs the factor.
         - Section 3.2, equation 2: the mean of the squared errors, as in the authors' code, and not their sum.
-        - Section 3.4: all convolutions are padded. In the authors' code some are not, so that their map of mini-ImageNet
-          is 19x19 where that of `Conv4` is 21x21, and what g's linear layers take is 3x3 where here it is 5x5. Weights
-          start from torch's initialisation, and running statistics follow with torch's momentum of 0.1.
+        - Section 3.4: all convolutions are padded. In the authors' code some are not, so that their map of
+          mini-ImageNet is 19x19 where that of `Conv4` is 21x21, and what g's linear layers take is 3x3 where here it
+          is 5x5. Weights start from torch's initialisation, and running statistics follow with torch's momentum of 0.1.
 
     Args:
         backbone: The embedding f. The paper's is `Conv4(halvings=2)`.

@@ -126,7 +126,7 @@ def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tupl
 
 @pytest.mark.parametrize("halvings", [5, -1])
 def test_more_halvings_than_blocks_are_refused(halvings: int) -> None:
-    with pytest.raises(UserError, match="halvings: .* got"):
+    with pytest.raises(UserError, match="halvings: "):
         Conv4(halvings=halvings)
 
 
