@@ -49,6 +49,7 @@ from .meta.cnp import CNP as CNP
 from .meta.feat import FEAT as FEAT
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.imaml import IMAML as IMAML
+from .meta.in_context_transformer import InContextTransformer as InContextTransformer
 from .meta.laplacian_shot import LaplacianShot as LaplacianShot
 from .meta.maml import MAML as MAML
 from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus

@@ -28,6 +28,9 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "IMAML": lambda **options: lm.IMAML(
         conv4(), inner_lr=0.1, inner_steps=3, solver_steps=2, batch_norm="inductive", **options
     ),
+    "InContextTransformer": lambda **options: lm.InContextTransformer(
+        MLP(256, (8,)), width=8, layers=2, heads=2, hidden=8, **options
+    ),
     "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "MAMLPlusPlus": lambda **options: lm.MAMLPlusPlus(
