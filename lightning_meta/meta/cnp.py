@@ -108,7 +108,7 @@ class CNP(MetaModule):
 
     def predict(self, state: Any, x: Tensor) -> Tensor:
         """μ and s, `(M, 2 outputs)`."""
-        return self.decode(state.expand(len(x), -1), x)
+        return self.decode(state.expand(x.shape[0], -1), x)
 
     def encode(self, support: Examples) -> Tensor:
         """What h makes of each support example, `(K, F)`."""

@@ -124,7 +124,7 @@ class InContextTransformer(MetricLearner):
 
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
         """Logits `(M, N)`, or means and standard deviations `(M, 2 outputs)`."""
-        tokens = self.tokens(features, features.new_zeros(len(features), self.spec.outputs))
+        tokens = self.tokens(features, features.new_zeros(features.shape[0], self.spec.outputs))
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, summary[f"layer_{number}"])
         outputs: Tensor = self.head(self.norm(tokens))

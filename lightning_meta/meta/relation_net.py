@@ -117,7 +117,7 @@ class RelationNet(MetricLearner):
         """The logarithms of the relation scores, `(M, N)`."""
         prototypes = summary["prototypes"].to(features.dtype).unflatten(-1, self.map_shape)
         queries = features.unflatten(-1, self.map_shape)
-        many, ways = len(queries), len(prototypes)
+        many, ways = queries.shape[0], prototypes.shape[0]
         pairs = torch.cat(
             [
                 prototypes.unsqueeze(0).expand(many, -1, -1, -1, -1),
