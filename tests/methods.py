@@ -46,7 +46,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
     "PTMAP": lambda **options: lm.PTMAP(MLP(256, (8,)), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
-    "RelationNet": lambda **options: lm.RelationNet(conv4(), channels=4, width=4, hidden=3, **options),
+    "RelationNet": lambda **options: lm.RelationNet(conv4(), channels=4, width=4, **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),
     "RFS": lambda **options: lm.RFS(MLP(256, (8,)), lm.Augmentation(2), support_views=2, **options),
     "SimpleShot": lambda **options: lm.SimpleShot(MLP(256, (8,)), **options),

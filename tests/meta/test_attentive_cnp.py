@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,17 +69,6 @@ def test_predictions_depend_neither_on_other_queries_nor_on_the_order_of_the_sup
     one = module.adapt(Examples(support.x[:1], support.y[:1]), 0)
     assert module.predict(one, query.x).isfinite().all()
     assert not module.transductive
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", [lm.AttentiveCNP, lm.CNP])
-def test_an_exported_task_gives_the_same_numbers(method: type[lm.CNP], tmp_path: Path) -> None:
-    module = method(MLP(4, (8,)), decoder=(5,), episodes=SPEC)
-    support, query = task(episodes(SPEC, shots=4, queries=5, dtype=torch.float32), 0)
-    predictor = module.predictor(support.x, support.y)
-    model = torch.export.load(predictor.export(tmp_path / "task.pt2")).module()
-    for count in (1, 5):
-        torch.testing.assert_close(model(query.x[:count]), predictor(query.x[:count]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

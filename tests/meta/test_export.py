@@ -15,10 +15,21 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MAML, Baseline, InContextTransformer, MetaModule, Predictor, ProtoNet, RelationNet
+from lightning_meta.meta import (
+    CAVIA,
+    CNP,
+    MAML,
+    AttentiveCNP,
+    Baseline,
+    InContextTransformer,
+    MetaModule,
+    Predictor,
+    ProtoNet,
+    RelationNet,
+)
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import EpisodeSpec
-from tests.meta.oracles import roughen
+from tests.meta.oracles import episodes, roughen, task
 from tests.meta.test_predictor import SPEC, images
 
 METHODS: dict[str, Callable[[], MetaModule]] = {
@@ -36,6 +47,12 @@ METHODS: dict[str, Callable[[], MetaModule]] = {
 }
 SLOW = {"relation net", "in-context transformer"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
+REGRESSION: dict[str, Callable[[EpisodeSpec], MetaModule]] = {
+    "attentive cnp": lambda spec: AttentiveCNP(MLP(4, (8,)), decoder=(5,), episodes=spec),
+    "cavia": lambda spec: CAVIA(MLP(5, (8,)), context_size=3, episodes=spec),
+    "cnp": lambda spec: CNP(MLP(4, (8,)), decoder=(5,), episodes=spec),
+    "in-context transformer": lambda spec: InContextTransformer(MLP(2, (8,)), 8, 2, 2, 8, episodes=spec),
+}
 # Stands in for a machine without this package: whatever would import it fails.
 ELSEWHERE = """
 import json, sys
@@ -67,6 +84,17 @@ def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: 
     for count in (1, 5, len(query)):
         part = query[:count]
         torch.testing.assert_close(model(part / 255), predictor.probabilities(part), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGRESSION)
+def test_an_exported_function_gives_the_same_numbers_for_any_number_of_inputs(name: str, tmp_path: Path) -> None:
+    module = REGRESSION[name](EpisodeSpec("regression", (2,), 2))
+    support, query = task(episodes(module.spec, shots=4, queries=5, dtype=torch.float32), 0)
+    predictor = module.predictor(support.x, support.y)
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2")).module()
+    for count in (1, 5):
+        torch.testing.assert_close(model(query.x[:count]), predictor(query.x[:count]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
