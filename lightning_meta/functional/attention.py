@@ -28,4 +28,5 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int = 1) -> 
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (queries, keys, values))  # (H, ..., D / H)
     weights = at_least_float32(q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-    return (weights.to(v.dtype) @ v).transpose(0, 1).flatten(1)
+    attended: Tensor = weights.to(v.dtype) @ v
+    return attended.transpose(0, 1).flatten(1)

@@ -118,6 +118,7 @@ class InContextTransformer(MetricLearner):
         tokens = self.tokens(support.x, one_hot(support.y, ways) if ways else support.y)
         summary = {}
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, _Block)
             summary[f"layer_{number}"] = context = block.norm(tokens)
             tokens = block(tokens, context)
         return summary

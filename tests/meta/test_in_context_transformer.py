@@ -66,8 +66,8 @@ def test_the_loss_and_its_gradient_are_those_of_the_masked_sequence(kind: str) -
         if kind == "classes":
             losses.append(F.cross_entropy(outputs, query.y))
         else:
-            normal = torch.distributions.Normal(*outputs.chunk(2, -1))
-            losses.append(-normal.log_prob(query.y).sum(-1).mean())
+            mean, deviation = outputs.chunk(2, -1)
+            losses.append(-torch.distributions.Normal(mean, deviation).log_prob(query.y).sum(-1).mean())
     hand, parameters = torch.stack(losses), list(module.parameters())
     assert relative_error(outcome.loss, hand) < 1e-10
     found, wanted = (torch.autograd.grad(loss.mean(), parameters) for loss in (outcome.loss, hand))
