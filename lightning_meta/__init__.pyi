@@ -39,6 +39,7 @@ from .functional.task_groups import task_groups as task_groups
 from .loading import load as load
 from .meta.alpha_tim import AlphaTIM as AlphaTIM
 from .meta.anil import ANIL as ANIL
+from .meta.attentive_cnp import AttentiveCNP as AttentiveCNP
 from .meta.base import MetaModule as MetaModule
 from .meta.base import Outcome as Outcome
 from .meta.baseline import Baseline as Baseline
@@ -50,6 +51,7 @@ from .meta.cnp import CNP as CNP
 from .meta.feat import FEAT as FEAT
 from .meta.gradient_based import GradientBasedLearner as GradientBasedLearner
 from .meta.imaml import IMAML as IMAML
+from .meta.in_context_transformer import InContextTransformer as InContextTransformer
 from .meta.laplacian_shot import LaplacianShot as LaplacianShot
 from .meta.maml import MAML as MAML
 from .meta.maml_plus_plus import MAMLPlusPlus as MAMLPlusPlus
@@ -63,6 +65,7 @@ from .meta.proto_maml import ProtoMAML as ProtoMAML
 from .meta.protonet import ProtoNet as ProtoNet
 from .meta.pt_map import PTMAP as PTMAP
 from .meta.r2d2 import R2D2 as R2D2
+from .meta.relation_net import RelationNet as RelationNet
 from .meta.reptile import Reptile as Reptile
 from .meta.rfs import RFS as RFS
 from .meta.simple_shot import SimpleShot as SimpleShot

@@ -79,7 +79,7 @@ FAMILIES = (
     "an initialisation, adapted by gradient steps",
     "features of a classifier of all training classes",
     "features or an embedding; the query set is predicted as a whole (transductive)",
-    "an encoder and a decoder (black box)",
+    "a network that takes the support set as input (black box)",
 )
 
 
@@ -87,11 +87,13 @@ def family(cls: type[lm.MetaModule]) -> str:
     """What a meta-learner shares, for the map, and how it predicts if that is unusual."""
     if cls.uses_query_set:
         return FAMILIES[3]
+    if issubclass(cls, lm.CNP | lm.InContextTransformer):
+        return FAMILIES[4]
     if issubclass(cls, lm.GradientBasedLearner):
         return FAMILIES[1]
     if issubclass(cls, lm.MetricLearner):
         return FAMILIES[0]
-    return FAMILIES[4] if cls is lm.CNP else FAMILIES[2]
+    return FAMILIES[2]
 
 
 def families() -> str:

@@ -18,6 +18,7 @@ def conv4() -> Conv4:
 META: dict[str, Callable[..., lm.MetaModule]] = {
     "AlphaTIM": lambda **options: lm.AlphaTIM(MLP(256, (8,)), steps=10, step_size=0.01, **options),
     "ANIL": lambda **options: lm.ANIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
+    "AttentiveCNP": lambda **options: lm.AttentiveCNP(MLP(2, (8,)), heads=2, decoder=(8,), **options),
     "BDCSPN": lambda **options: lm.BDCSPN(MLP(256, (8,)), **options),
     "BOIL": lambda **options: lm.BOIL(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
     "Baseline": lambda **options: lm.Baseline(MLP(256, (8,)), head_steps=5, **options),
@@ -26,6 +27,9 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "FEAT": lambda **options: lm.FEAT(conv4(), **options),
     "IMAML": lambda **options: lm.IMAML(
         conv4(), inner_lr=0.1, inner_steps=3, solver_steps=2, batch_norm="inductive", **options
+    ),
+    "InContextTransformer": lambda **options: lm.InContextTransformer(
+        MLP(256, (8,)), width=8, layers=2, heads=2, hidden=8, **options
     ),
     "LaplacianShot": lambda **options: lm.LaplacianShot(MLP(256, (8,)), **options),
     "MAML": lambda **options: lm.MAML(conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options),
@@ -42,6 +46,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
     "PTMAP": lambda **options: lm.PTMAP(MLP(256, (8,)), **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
+    "RelationNet": lambda **options: lm.RelationNet(conv4(), channels=4, width=4, **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),
     "RFS": lambda **options: lm.RFS(MLP(256, (8,)), lm.Augmentation(2), support_views=2, **options),
     "SimpleShot": lambda **options: lm.SimpleShot(MLP(256, (8,)), **options),
@@ -49,12 +54,18 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
     "TIM": lambda **options: lm.TIM(MLP(256, (8,)), steps=10, **options),
 }
 # Those of them that take vectors, from sine waves in place of images.
-OF_SINES = {"CAVIA", "CNP"}
+OF_SINES = {"AttentiveCNP", "CAVIA", "CNP"}
 
 
 def sines() -> lm.EpisodicDataModule:
     return lm.EpisodicDataModule(
-        lm.sources.Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4
+        lm.sources.Sinusoid(),
+        shots=5,
+        queries=5,
+        meta_batch_size=4,
+        meta_batches_per_epoch=3,
+        val_tasks=4,
+        test_tasks=4,
     )
 
 

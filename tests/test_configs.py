@@ -34,7 +34,18 @@ PRETRAINED = {c.stem for c in CONFIGS if "nn.Pretrained" in c.read_text()}
 OF_EACH_KIND = {"protonet_omniglot", "multi_head_parkinsons"}  # the published data that run by default
 NEEDS_FILES = {c.stem for c in CONFIGS if "your" in data_of(c)}
 EMBEDDED = {c.stem for c in CONFIGS} - NEEDS_DATA - NEEDS_FILES
-MINI_IMAGENET = ["alpha_tim", "anil", "bd_cspn", "boil", "feat", "laplacian_shot", "maml", "maml_plus_plus", "protonet"]
+MINI_IMAGENET = [
+    "alpha_tim",
+    "anil",
+    "bd_cspn",
+    "boil",
+    "feat",
+    "laplacian_shot",
+    "maml",
+    "maml_plus_plus",
+    "protonet",
+    "relation_net",
+]
 BY_DEFAULT = {"protonet_glyphs", "maml_sinusoid", "rfs_glyphs", "multi_head_glyphs", "tim_glyphs"}  # of the embedded
 
 
@@ -94,6 +105,8 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["model.init_args.groups"] = "[[Greek], [Armenian]]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
+    if "lightning_meta.RelationNet" in config.read_text():
+        options["model.init_args.channels"] = 4
     if "ChannelNormalized" in config.read_text():
         options["model.init_args.backbone.init_args.backbone.init_args.widths"] = "[4, 4, 4, 4]"
     if "pictures.ShotAndWay" in config.read_text():  # the last callback

@@ -108,4 +108,4 @@ class _Context(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.flatten(1)
-        return torch.cat([x, self.values.expand(len(x), -1).to(x.dtype)], 1)
+        return torch.cat([x, self.values.expand(x.shape[0], -1).to(x.dtype)], 1)

@@ -77,12 +77,15 @@ class CNP(MetaModule):
         below_one(least_deviation=least_deviation)
         self.decoder_widths, self.least_deviation = tuple(decoder), least_deviation
         if task_norms(self.backbone):
-            raise UserError("backbone: CNP encodes each example alone; use layer normalisation in place of batch norm")
+            name = type(self).__name__
+            raise UserError(
+                f"backbone: {name} encodes each example alone; use layer normalisation in place of batch norm"
+            )
 
     def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
         """x and y side by side; a target that is no number is refused."""
         if episodes.task != "regression":
-            raise UserError("CNP predicts real targets; for classification use ProtoNet")
+            raise UserError(f"{type(self).__name__} predicts real targets; for classification use ProtoNet")
         return (math.prod(episodes.input_shape) + episodes.outputs,)
 
     def build(self, episodes: EpisodeSpec) -> None:
@@ -98,17 +101,25 @@ class CNP(MetaModule):
         """Negative log likelihood and mean squared error."""
         return GaussianRegression(self.spec.outputs, self.spec.target_mean, self.spec.target_scale)
 
-    def adapt(self, support: Examples, ways: int) -> Tensor:
+    def adapt(self, support: Examples, ways: int) -> Any:
         """r, `(F,)`."""
+        encoded = self.encode(support)
+        return at_least_float32(encoded).mean(0).to(encoded.dtype)
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        """μ and s, `(M, 2 outputs)`."""
+        return self.decode(state.expand(x.shape[0], -1), x)
+
+    def encode(self, support: Examples) -> Tensor:
+        """What h makes of each support example, `(K, F)`."""
         pairs = torch.cat([support.x.flatten(1), support.y.to(support.x.dtype)], 1)
         features, _ = stateless_call(self.backbone, own_buffers(self.backbone), pairs, "stored")
         encoded: Tensor = self.last(features)
-        return at_least_float32(encoded).mean(0).to(encoded.dtype)
+        return encoded
 
-    def predict(self, state: Tensor, x: Tensor) -> Tensor:
-        """μ and s, `(M, 2 outputs)`."""
-        x = x.flatten(1)
-        decoded = self.decoder(torch.cat([state.expand(len(x), -1), x.to(state.dtype)], 1))
+    def decode(self, r: Tensor, x: Tensor) -> Tensor:
+        """μ and s `(M, 2 outputs)` of queries `(M, *input_shape)`, each with its own r, `(M, F)`."""
+        decoded = self.decoder(torch.cat([r, x.flatten(1).to(r.dtype)], 1))
         mean, rho = at_least_float32(decoded).chunk(2, -1)
         return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
 

@@ -23,7 +23,8 @@ class Conv4(Described, nn.Module):
 
     With 64 channels and max-pooling it is the network of ProtoNet; with 64 channels, strides and averaging of the last
     map that of MAML on Omniglot; with 32 channels and max-pooling that of MAML on mini-ImageNet. R2D2 has 96, 192, 384
-    and 512 channels, leaky ReLUs and dropout, and its features are the last two maps.
+    and 512 channels, leaky ReLUs and dropout, and its features are the last two maps. RelationNet downsamples only in
+    the first two blocks.
 
     Args:
         in_channels: Channels of the images: 1 for grey, 3 for colour.
@@ -31,6 +32,7 @@ class Conv4(Described, nn.Module):
         downsample: Downsampling by a 2x2 max-pool after each block, or by a stride of 2 in its convolution.
         spatial: Whether to flatten the last map or average it over positions.
         blocks: Number of blocks, at least 1.
+        halvings: Number of blocks, from the first on, that downsample; by default all.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Conv4(Described, nn.Module):
         downsample: Downsample = "max_pool",
         spatial: Spatial = "flatten",
         blocks: int = 4,
+        halvings: int | None = None,
     ) -> None:
         super().__init__()
         checks.whole(1, in_channels=in_channels, blocks=blocks)
@@ -49,10 +52,17 @@ class Conv4(Described, nn.Module):
                 raise UserError(f"width: one number for each of the {blocks} blocks is needed, got {list(width)}")
         else:
             checks.whole(1, width=width)
+        if halvings is not None:
+            checks.whole(0, halvings=halvings)
+            if halvings > blocks:
+                raise UserError(f"halvings: at most one for each of the {blocks} blocks, got {halvings}")
         one_of("downsample", downsample, Downsample)
         one_of("spatial", spatial, Spatial)
         widths = width if isinstance(width, Sequence) else [width] * blocks
-        self.blocks = nn.Sequential(*(_block(i, o, downsample) for i, o in pairwise([in_channels, *widths])))
+        halved = [downsample] * (blocks if halvings is None else halvings)
+        each = [*halved, *[None] * (blocks - len(halved))]
+        channels = pairwise([in_channels, *widths])
+        self.blocks = nn.Sequential(*(_block(i, o, how) for (i, o), how in zip(channels, each, strict=True)))
         self.spatial = spatial
 
     def stages(self) -> list[nn.Module]:
@@ -66,11 +76,11 @@ class Conv4(Described, nn.Module):
         return x.flatten(1) if self.spatial == "flatten" else x.mean((-2, -1))
 
 
-def _block(in_channels: int, width: int, downsample: str) -> nn.Sequential:
-    strided = downsample == "stride"
+def _block(in_channels: int, width: int, downsample: str | None) -> nn.Sequential:
+    strided, pooled = downsample == "stride", downsample == "max_pool"
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, width, 3, stride=2 if strided else 1, padding=1),
         TaskBatchNorm(width),
     ]
     # ReLU and max-pooling commute, so apply ReLU to the quarter of values that is left.
-    return nn.Sequential(*layers, *([] if strided else [nn.MaxPool2d(2)]), nn.ReLU())
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pooled else []), nn.ReLU())

@@ -127,6 +127,21 @@ def test_matching_networks_without_context_have_its_attention(shots: int) -> Non
 
 
 @pytest.mark.parametrize("shots", [1, 5])
+def test_relation_networks_have_its_scores(shots: int) -> None:
+    """With one relation module; both average the features of a class."""
+    torch.manual_seed(0)
+    module = lm.RelationNet(nn.Flatten(), channels=4, width=3, episodes=SPEC).double().eval()
+    relation = nn.Sequential(module.relation, nn.Sigmoid())
+    as_maps = nn.Unflatten(1, (4, 2, 2))
+    for seed in range(5):
+        support, query = one_task(seed, shots)
+        peer = easyfsl.RelationNetworks(as_maps, feature_dimension=4, relation_module=relation)
+        expected = of_peer(peer, support, query)
+        found = module.predict(module.adapt(support, 5), query).exp()
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("shots", [1, 5])
 def test_simple_shot_has_its_scores(shots: int) -> None:
     """It compares by the cosine, which orders classes as distances do where prototypes have length 1: at 1 shot."""
     torch.manual_seed(0)

@@ -15,10 +15,21 @@ import torch
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.meta import MAML, Baseline, MetaModule, Predictor, ProtoNet
+from lightning_meta.meta import (
+    CAVIA,
+    CNP,
+    MAML,
+    AttentiveCNP,
+    Baseline,
+    InContextTransformer,
+    MetaModule,
+    Predictor,
+    ProtoNet,
+    RelationNet,
+)
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.tasks import EpisodeSpec
-from tests.meta.oracles import roughen
+from tests.meta.oracles import episodes, roughen, task
 from tests.meta.test_predictor import SPEC, images
 
 METHODS: dict[str, Callable[[], MetaModule]] = {
@@ -29,6 +40,18 @@ METHODS: dict[str, Callable[[], MetaModule]] = {
     "maml transductive": lambda: MAML(Conv4(1, 4, blocks=2), 0.1, 3, episodes=SPEC),
     "maml inductive": lambda: MAML(Conv4(1, 4, blocks=2), 0.1, 3, batch_norm="inductive", episodes=SPEC),
     "baseline": lambda: Baseline(Conv4(1, 4, blocks=2), episodes=replace(SPEC, classes=7)),
+    "relation net": lambda: RelationNet(Conv4(1, 4, blocks=2), channels=4, width=4, episodes=SPEC),
+    "in-context transformer": lambda: InContextTransformer(
+        Conv4(1, 4, blocks=2), width=8, layers=2, heads=2, episodes=SPEC
+    ),
+}
+SLOW = {"relation net", "in-context transformer"}
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
+REGRESSION: dict[str, Callable[[EpisodeSpec], MetaModule]] = {
+    "attentive cnp": lambda spec: AttentiveCNP(MLP(4, (8,)), decoder=(5,), episodes=spec),
+    "cavia": lambda spec: CAVIA(MLP(5, (8,)), context_size=3, episodes=spec),
+    "cnp": lambda spec: CNP(MLP(4, (8,)), decoder=(5,), episodes=spec),
+    "in-context transformer": lambda spec: InContextTransformer(MLP(2, (8,)), 8, 2, 2, 8, episodes=spec),
 }
 # Stands in for a machine without this package: whatever would import it fails.
 ELSEWHERE = """
@@ -52,7 +75,7 @@ def learned(name: str) -> tuple[Predictor, Tensor]:
     return module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"]), query
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: str, tmp_path: Path) -> None:
     predictor, query = learned(name)
     training = predictor.module.train().training
@@ -63,7 +86,18 @@ def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: 
         torch.testing.assert_close(model(part / 255), predictor.probabilities(part), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGRESSION)
+def test_an_exported_function_gives_the_same_numbers_for_any_number_of_inputs(name: str, tmp_path: Path) -> None:
+    module = REGRESSION[name](EpisodeSpec("regression", (2,), 2))
+    support, query = task(episodes(module.spec, shots=4, queries=5, dtype=torch.float32), 0)
+    predictor = module.predictor(support.x, support.y)
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2")).module()
+    for count in (1, 5):
+        torch.testing.assert_close(model(query.x[:count]), predictor(query.x[:count]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_module_of_its_own(name: str, dtype: torch.dtype) -> None:
     module = METHODS[name]().to(dtype)
@@ -82,7 +116,7 @@ def test_a_module_of_its_own(name: str, dtype: torch.dtype) -> None:
     assert not adapted(query).requires_grad
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_says_whether_a_prediction_depends_on_the_others(name: str) -> None:
     predictor, query = learned(name)
     alone, among = predictor.probabilities(query[:1]), predictor.probabilities(query)[:1]
@@ -112,7 +146,7 @@ def test_weights_lie_in_a_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_onnx_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

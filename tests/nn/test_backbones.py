@@ -25,6 +25,9 @@ CASES: list[tuple[nn.Module, tuple[int, ...], int]] = [
     (Conv4(3, downsample="stride", width=8), (3, 84, 84), 8 * 6 * 6),
     (Conv4(blocks=2, width=5), (1, 28, 28), 5 * 7 * 7),
     (Conv4(3, width=(2, 3, 4, 6)), (3, 32, 32), 6 * 2 * 2),
+    (Conv4(3, width=5, halvings=2), (3, 84, 84), 5 * 21 * 21),
+    (Conv4(3, downsample="stride", width=5, halvings=1), (3, 32, 32), 5 * 16 * 16),
+    (Conv4(width=5, blocks=2, halvings=0), (1, 16, 16), 5 * 16 * 16),
     (ResNet12(widths=(4, 5, 6, 7)), (3, 32, 32), 7),
     (ResNet12(1, widths=(4, 8)), (1, 28, 28), 8),
     (ResNet12(widths=(4, 5, 6, 7), dropout=0.1, drop_block=2), (3, 32, 32), 7),
@@ -119,6 +122,12 @@ def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tupl
     message = str(raised.value)
     assert "\n" not in message
     assert [part for part in says if part not in message] == []
+
+
+@pytest.mark.parametrize("halvings", [5, -1])
+def test_more_halvings_than_blocks_are_refused(halvings: int) -> None:
+    with pytest.raises(UserError, match="halvings: "):
+        Conv4(halvings=halvings)
 
 
 def test_images_too_small_for_lenet_are_refused() -> None:

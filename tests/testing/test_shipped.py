@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import Tensor, nn
 from torchjd.aggregation import GradVac
 
 from lightning_meta.data import EpisodicDataModule
-from lightning_meta.meta import MAML, MetaModule
+from lightning_meta.meta import MAML, InContextTransformer, MetaModule
 from lightning_meta.multitask import MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, ChannelNormalized, Conv4, ResNet12, TabularMLP
 from lightning_meta.sources import Sinusoid
@@ -39,6 +40,15 @@ class TestRegression(MetaModuleTests):
 
     def make_data(self) -> EpisodicDataModule:
         return EpisodicDataModule(Sinusoid(), shots=5, queries=5, meta_batch_size=4, val_tasks=4, test_tasks=4, seed=0)
+
+
+@pytest.mark.slow
+class TestRegressionInContext(MetaModuleTests):
+    def make(self) -> MetaModule:
+        return InContextTransformer(MLP(1, (8,)), width=8, layers=2, heads=2, hidden=8)
+
+    def make_data(self) -> EpisodicDataModule:
+        return sines()
 
 
 class TestPCGrad(MultiTaskModuleTests):

@@ -1,0 +1,144 @@
+"""Relation networks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_meta.batches import Examples
+from lightning_meta.checks import whole
+from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import at_least_float32
+from lightning_meta.functional.prototypes import class_means, one_hot
+from lightning_meta.meta.base import Outcome
+from lightning_meta.meta.metric import BatchNorm, MetricLearner
+from lightning_meta.nn.normalization import TaskBatchNorm, statistics_from
+from lightning_meta.tasks import EpisodeSpec
+
+
+class RelationNet(MetricLearner):
+    r"""Learn how to compare a query with a class: a relation module scores the two, side by side (Sung et al. 2018).
+
+    $$r_n(x) = \sigma\left(g_\phi([c_n, f_\theta(x)])\right) \in (0, 1), \qquad
+      L = \frac1N \sum_{n=1}^{N} \left(r_n(x) - \mathbb{1}[y = n]\right)^2$$
+
+    with $c_n$ the mean feature of class n (equations 1 and 2, section 3.2; https://arxiv.org/abs/1711.06025), and L the
+    mean over queries. Features are maps of C channels, concatenated in depth; g has two blocks of a convolution, batch
+    normalisation, ReLU and a 2x2 max-pool, then two linear layers. The class with the largest score is predicted. Any
+    way is served.
+
+    At a glance:
+        - Shared: an embedding θ and a relation module φ.
+        - Own: prototypes of the support set.
+        - New task: embed.
+
+    Run it:
+        `python scripts/fit.py --config configs/relation_net_glyphs.yaml` without a download; the paper's experiments
+        are `configs/relation_net_omniglot.yaml` and `configs/relation_net_mini_imagenet.yaml`, not run here.
+
+    Logged:
+        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
+          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; the loss is L. `val/loss` and
+          `test/loss` are the cross-entropy of the probabilities $r_n / \sum_m r_m$.
+
+        The rest, and what the intervals are over, is said at `MetaModule`. Predictions are log r, `(M, N)`.
+
+    Deviations:
+        - Section 3.2: the features of K examples of a class are averaged and not added, so that a module serves other
+          numbers of shots than it was trained with. At a fixed K the first layer of g absorbs the factor.
+        - Section 3.2, equation 2: the mean of the squared errors, as in the authors' code, and not their sum.
+        - Section 3.4: all convolutions are padded. In the authors' code some are not, so that their map of
+          mini-ImageNet is 19x19 where that of `Conv4` is 21x21, and what g's linear layers take is 3x3 where here it
+          is 5x5. Weights start from torch's initialisation, and running statistics follow with torch's momentum of 0.1.
+
+    Args:
+        backbone: The embedding f. The paper's is `Conv4(halvings=2)`.
+        channels: C: the backbone lays a square map of so many channels out flat. By default each feature is a channel
+            of its own, in one position; then there is nothing to pool, and the convolutions are linear layers.
+        width: Channels of g's blocks.
+        hidden: Width of g's linear layer before the last.
+        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
+            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
+            of the support set for itself and of the query set for itself. In training g normalises by the pairs of a
+            task, in evaluation always by running statistics.
+        **options: Those of `MetricLearner`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        channels: int | None = None,
+        width: int = 64,
+        hidden: int = 8,
+        batch_norm: BatchNorm = "running",
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, batch_norm, **options)
+        whole(1, width=width, hidden=hidden)
+        if channels is not None:
+            whole(1, channels=channels)
+        self.channels, self.width, self.hidden = channels, width, hidden
+
+    def build(self, episodes: EpisodeSpec) -> None:
+        """Make the relation module g for pairs of maps `(2 C, side, side)`."""
+        channels = self.channels or self.feature_size
+        side = math.isqrt(self.feature_size // channels)
+        if channels * side**2 != self.feature_size:
+            raise UserError(
+                f"channels: the backbone's {self.feature_size} features are no square maps of {channels} channels; "
+                "give the width of its last block"
+            )
+        self.map_shape = (channels, side, side)
+        layers: list[nn.Module] = []
+        for inputs in (2 * channels, self.width):
+            kernel = 3 if side > 1 else 1
+            layers += [nn.Conv2d(inputs, self.width, kernel, padding=kernel // 2), TaskBatchNorm(self.width), nn.ReLU()]
+            if side > 1:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
+        last = [nn.Linear(self.width * side**2, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)]
+        self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
+
+    @property
+    def network(self) -> nn.Module:
+        """All of it: the relation module has batch statistics as well."""
+        return self
+
+    def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
+        """The prototypes, `(N, F)`."""
+        return {"prototypes": class_means(support.x, support.y, ways)}
+
+    def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+        """The logarithms of the relation scores, `(M, N)`."""
+        prototypes = summary["prototypes"].to(features.dtype).unflatten(-1, self.map_shape)
+        queries = features.unflatten(-1, self.map_shape)
+        many, ways = queries.shape[0], prototypes.shape[0]
+        pairs = torch.cat(
+            [
+                prototypes.unsqueeze(0).expand(many, -1, -1, -1, -1),
+                queries.unsqueeze(1).expand(-1, ways, -1, -1, -1),
+            ],
+            2,
+        )
+        scores = self.relation(pairs.flatten(0, 1)).view(many, ways)
+        return F.logsigmoid(at_least_float32(scores))
+
+    def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
+        """The mean squared error of the relation scores, whose target is 1 for the query's class and 0 for others."""
+        scores = outputs.exp()
+        return F.mse_loss(scores, one_hot(query.y, outputs.shape[-1]).to(scores.dtype))
+
+    def predict(self, state: dict[str, Any], x: Tensor) -> Tensor:
+        """The logarithms of the relation scores of query inputs `(M, *input_shape)`, `(M, N)`."""
+        with statistics_from(self.relation, "stored"):
+            return super().predict(state, x)
+
+    def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
+        """The loss of one task; its relation module is normalised by the task's pairs."""
+        outcome = super().task_loss(support, query, ways)
+        return outcome._replace(buffers={f"backbone.{name}": tensor for name, tensor in outcome.buffers.items()})
