@@ -1,4 +1,4 @@
-"""A learning rate of the backbone's own: a multiple of the optimiser's, whatever a schedule makes of that."""
+"""Learning rate of the backbone as a fixed multiple of the optimiser's, also under a schedule."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torch.optim.swa_utils import SWALR
 
 from lightning_meta.errors import UserError
 
-KEY = "lr_factor"  # of a group of parameters; the optimiser keeps it, in its checkpoints, too
+KEY = "lr_factor"  # key of the factor in a parameter group, which optimiser checkpoints include
 SET_RATES = (OneCycleLR, CyclicLR, SWALR)
 
 
 def groups_of(
     parameters: Iterable[nn.Parameter], backbone: nn.Module, factor: float
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """The parameters that are trained; in groups, those of the backbone apart, where their rate is another.
+    """Return the trainable parameters; if `factor` is not 1, as groups with those of the backbone separate.
 
     Args:
-        parameters: Those of a module.
-        backbone: Its backbone.
-        factor: Of the rate of the backbone's parameters.
+        parameters: Parameters of a module.
+        backbone: Backbone of the module.
+        factor: Factor of the learning rate of the backbone.
 
     Raises:
-        UserError: They have another rate, and are frozen.
+        UserError: There is a factor, but the backbone has no trainable parameters.
     """
     trained = [p for p in parameters if p.requires_grad]
     if factor == 1:
@@ -46,23 +46,23 @@ def groups_of(
     return [group for group in groups if group["params"]]
 
 
-def as_groups(given: list[nn.Parameter] | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What `groups_of` returned, as groups in either case."""
-    return [{"params": given}] if not given or isinstance(given[0], nn.Parameter) else given
+def as_groups(parameters: list[nn.Parameter] | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Convert the result of `groups_of` to a list of groups."""
+    return [{"params": parameters}] if not parameters or isinstance(parameters[0], nn.Parameter) else parameters
 
 
 def scale_rates(optimizer: Optimizer) -> None:
-    """Multiply the first rate of each group that has a factor."""
+    """Multiply the initial learning rate of each group by its factor."""
     for group in optimizer.param_groups:
         if KEY in group:
-            group["lr"] = group["lr"] * group[KEY]  # anew: groups may share a tensor
+            group["lr"] = group["lr"] * group[KEY]  # not in place: groups may share a tensor
 
 
 def check_schedule(optimizer: Optimizer, schedule: Any) -> None:
-    """Refuse a schedule that sets rates whatever they were, and so would lose the factor.
+    """Refuse a schedule that overwrites the learning rates of the groups and would lose the factor.
 
     Raises:
-        UserError: Its class.
+        UserError: The schedule, or a part of it, is of such a class.
     """
     if not any(KEY in group for group in optimizer.param_groups):
         return
@@ -74,17 +74,17 @@ def check_schedule(optimizer: Optimizer, schedule: Any) -> None:
 
 
 def _parts(schedule: Any) -> Iterator[Any]:
-    """A schedule and those that it is made of, as `SequentialLR` and `ChainedScheduler` are."""
+    """Iterate over a schedule and its parts, as in `SequentialLR` and `ChainedScheduler`."""
     yield schedule
     for part in getattr(schedule, "_schedulers", ()):
         yield from _parts(part)
 
 
 def keep_in_search(schedule: Any) -> None:
-    """Let `Tuner.lr_find`, which sets one rate for all parameters, try that of the backbone in proportion.
+    """Apply the factor in `Tuner.lr_find`, which sets one learning rate for all parameters.
 
     Args:
-        schedule: The schedule in use; another than that of the search is left alone.
+        schedule: Schedule in use; only that of the search is changed.
     """
     if type(schedule).__module__ != "lightning.pytorch.tuner.lr_finder":
         return

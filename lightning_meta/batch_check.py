@@ -1,4 +1,4 @@
-"""Batches of another kind of data, refused before a module trips over them."""
+"""Check that a module receives batches of its own kind of data."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from lightning_meta.errors import UserError
 
 
 class ChecksBatches(LightningModule, ABC):
-    """Refuses a batch of another type at the start of each step.
+    """Refuses batches of the wrong type before each step.
 
     Attributes:
-        batch_type: What its loaders give.
-        data_module: What makes such loaders.
+        batch_type: Expected type of the batches.
+        data_module: Name of the data module with such batches.
     """
 
     batch_type: type
     data_module: str
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Refuse it in training."""
+        """Check a training batch."""
         self._check_batch(batch)
 
     def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuse it in validation."""
+        """Check a validation batch."""
         self._check_batch(batch)
 
     def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuse it in a test."""
+        """Check a test batch."""
         self._check_batch(batch)
 
     def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Refuse it in predicting."""
+        """Check a prediction batch."""
         self._check_batch(batch)
 
     def _check_batch(self, batch: Any) -> None:

@@ -1,4 +1,4 @@
-"""Weights that are no numbers a network can compute with."""
+"""Check that stored weights are finite."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def check_numbers(module: nn.Module, weights: Mapping[str, Tensor], file: str | 
     """Refuse weights and statistics that are NaN or infinite.
 
     Args:
-        module: The module as it was made; what is infinite in it, such as a mask, may be so in the file.
-        weights: Tensors by name, of the shapes and kinds of the module's.
-        file: Where they are from.
+        module: The new module; a tensor that is not finite in it, such as a mask, is not checked.
+        weights: Tensors by name, with the shapes and dtypes of the module.
+        file: Origin of the weights, for the error.
 
     Raises:
-        UserError: The first that is wrong.
+        UserError: A tensor has NaN or infinite values.
     """
     for name, own in (*module.named_parameters(), *module.named_buffers()):
-        given = weights.get(name)
-        if given is None or not own.is_floating_point():
+        stored = weights.get(name)
+        if stored is None or not own.is_floating_point():
             continue
-        if bool(torch.isfinite(own).all()) and not bool(torch.isfinite(given).all()):
-            count = int((~torch.isfinite(given)).sum())
+        if bool(torch.isfinite(own).all()) and not bool(torch.isfinite(stored).all()):
+            count = int((~torch.isfinite(stored)).sum())
             raise UserError(
-                f"{file}: {count} of {given.numel()} numbers of {name} are NaN or infinite, so its predictions would "
+                f"{file}: {count} of {stored.numel()} numbers of {name} are NaN or infinite, so its predictions would "
                 "be; take another checkpoint of the run, or train anew"
             )

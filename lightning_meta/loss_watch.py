@@ -1,4 +1,4 @@
-"""Losses of training steps, which are looked at a few dozen at a time: on a GPU every look waits for the device."""
+"""Check training losses in groups, because reading a loss synchronises with the GPU."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-EVERY = 50  # steps from one look to the next; an error comes at most so many steps late, and names the right one
+EVERY = 50  # steps between checks: the largest delay of an error, which still names the right step
 
 
 class LossWatch:
-    """Notes losses without reading them.
+    """Stores losses on their device until they are checked.
 
     >>> watch = LossWatch()
     >>> watch.note(torch.tensor(0.5), step=0)
@@ -25,20 +25,20 @@ class LossWatch:
 
     @property
     def is_empty(self) -> bool:
-        """Whether none was noted since the last look."""
+        """Whether no loss was stored since the last check."""
         return not self._noted
 
     @property
     def is_due(self) -> bool:
-        """Whether enough losses were noted for a look."""
+        """Whether enough losses are stored for a check."""
         return len(self._noted) >= EVERY
 
     def note(self, loss: Tensor, step: int) -> None:
-        """Keep the loss of a step, a scalar."""
+        """Store the loss of a step, a scalar."""
         self._noted.append((step, loss.detach()))
 
     def first_bad(self) -> tuple[int, float] | None:
-        """The step and the loss of the first that is not finite; those noted are forgotten."""
+        """Return the step and value of the first loss that is not finite, or None; discard the stored losses."""
         noted, self._noted = self._noted, []
         losses = torch.stack([loss.float() for _, loss in noted]).tolist() if noted else []
         steps = (step for step, _ in noted)

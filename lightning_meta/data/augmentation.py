@@ -1,4 +1,4 @@
-"""Random crops, flips and colours of training images: a pure function of the images and a key for each."""
+"""Random crops, flips and colour jitter of training images: a pure function of the images and one key per image."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lightning_meta.configuration import Described
 from lightning_meta.errors import UserError
 from lightning_meta.functional.tensor_bits import below, bits, unit
 
-# What each of an image's random numbers is for, in the order of its stream.
+# Index of each random number in the stream of an image.
 DOWN, RIGHT, FLIP, BRIGHTNESS, CONTRAST, SATURATION = range(6)
-# Of red, green and blue in the brightness that people see: ITU-R BT.601, as in torchvision and PIL.
+# Weights of red, green and blue in the luma: ITU-R BT.601, as in torchvision and PIL.
 LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -24,28 +24,28 @@ class Augmentation(Described):
 
     In this order:
 
-    1. Crop: the image is padded with `crop_padding` zeros on each side and cut to its size at a random place, each of
-       the $(2p + 1)^2$ alike.
+    1. Crop: the image is padded with `crop_padding` zeros on each side and cut to its size at one of the
+       $(2p + 1)^2$ positions, drawn uniformly.
     2. Flip: left and right are swapped with probability 1/2.
     3. Colours: $x \leftarrow bx$, then $x \leftarrow cx + (1 - c)\bar g$ with the mean $\bar g$ of the grey image,
        then $x \leftarrow sx + (1 - s)g$ with the grey image g; each result is clipped to [0, 1], and the brightness b,
        the contrast c and the saturation s are drawn from [1 - jitter, 1 + jitter). Grey images have no saturation.
 
-    It has no state: an image and its key give the same result in any batch. `EpisodicDataModule(augmentation=...)`
-    makes the keys; by hand it is
+    It has no state: the result of an image depends only on the image and its key, not on the batch.
+    `EpisodicDataModule(augmentation=...)` creates the keys. Called directly:
 
     >>> import torch
     >>> images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     >>> Augmentation()(images, torch.arange(8)).shape
     torch.Size([8, 3, 32, 32])
 
-    Deviations from both papers' code, which is torchvision's: colours are changed in one order for all images and not
-    in a random one, and numbers are not rounded to 256 levels after each operation.
+    Deviations from both papers' code, which is torchvision's: the order of the colour changes is fixed, not random,
+    and values are not rounded to 256 levels after each operation.
 
     Args:
-        crop_padding: p, in pixels: 4 for images of 32 pixels, 8 for 84. 0 leaves the crop out.
-        flip: Whether images are flipped.
-        jitter: How far factors of colours are from 1, in [0, 1). 0 leaves colours as they are.
+        crop_padding: Padding p in pixels, such as 4 for images of 32 pixels and 8 for 84; 0 disables the crop.
+        flip: Whether to flip images.
+        jitter: Largest deviation of the colour factors from 1, in [0, 1); 0 disables the colour changes.
     """
 
     def __init__(self, crop_padding: int = 4, flip: bool = True, jitter: float = 0.4) -> None:
@@ -57,14 +57,14 @@ class Augmentation(Described):
         return f"Augmentation(crop_padding={self.crop_padding}, flip={self.flip}, jitter={self.jitter})"
 
     def check(self, shape: Sequence[int], dtype: torch.dtype) -> None:
-        """Refuse what it cannot augment.
+        """Refuse examples that cannot be augmented.
 
         Args:
-            shape: Of one example.
-            dtype: As they are stored.
+            shape: Shape of one example.
+            dtype: Dtype of the stored examples.
 
         Raises:
-            UserError: They are no images, too small for the crop, or have no colours.
+            UserError: The examples are not images, or have the wrong size or number of channels for the options.
         """
         if len(shape) != 3 or not (dtype == torch.uint8 or dtype.is_floating_point):
             raise UserError(
@@ -84,26 +84,26 @@ class Augmentation(Described):
             )
 
     def __call__(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Augment images, on the device that they lie on.
+        """Augment images on their device.
 
         Args:
-            images: `(M, C, H, W)` uint8, or real in [0, 1].
-            keys: `(M,)` int64: 64 random bits for each image.
+            images: Images `(M, C, H, W)`, uint8 or real in [0, 1].
+            keys: Keys `(M,)`, int64: 64 random bits per image.
 
         Returns:
-            `(M, C, H, W)` in [0, 1]: float32 for uint8, else of the dtype of the images.
+            Images `(M, C, H, W)` in [0, 1]: float32 for uint8 images, otherwise in their dtype.
 
         Raises:
-            UserError: See `check`.
+            UserError: The images cannot be augmented, see `check`.
         """
         self.check(images.shape[1:], images.dtype)
         random = bits(keys, SATURATION + 1)
-        moved = self._moved(images, random)  # whole pixels, which are cheapest in uint8
+        moved = self._moved(images, random)  # before the conversion to float: gathering uint8 is cheaper
         moved = moved.float() / 255 if moved.dtype == torch.uint8 else moved
         return self._coloured(moved, 1 + self.jitter * (2 * unit(random) - 1)) if self.jitter else moved
 
     def _moved(self, images: Tensor, random: Tensor) -> Tensor:
-        """Crop and flip at once: each pixel is fetched from where it was in the padded image."""
+        """Crop and flip with a single gather from the padded image."""
         if not (self.crop_padding or self.flip):
             return images
         p, (channels, height, width) = self.crop_padding, images.shape[1:]
@@ -123,7 +123,7 @@ class Augmentation(Described):
     def _coloured(x: Tensor, factors: Tensor) -> Tensor:
         b, c, s = factors.to(x.dtype)[:, BRIGHTNESS:, None, None, None].unbind(1)
         x = (b * x).clamp(0, 1)
-        # Over columns, then over rows: the rounding of an image's mean does not depend on what else is in the batch.
+        # The mean in two steps, so that its rounding does not depend on the size of the batch.
         mean = _grey(x).mean(-1, keepdim=True).mean(-2, keepdim=True)
         x = (c * x + (1 - c) * mean).clamp(0, 1)
         return (s * x + (1 - s) * _grey(x)).clamp(0, 1) if x.shape[1] == 3 else x

@@ -1,4 +1,4 @@
-"""How many queries each class of a task has, where they are not balanced: stateless draws from a Dirichlet."""
+"""Number of queries per class of an imbalanced task: stateless draws from a Dirichlet distribution."""
 
 from __future__ import annotations
 
@@ -10,47 +10,50 @@ from torch import Tensor
 from lightning_meta.functional.random_bits import fold, uniform
 
 TRIES = 32
-"""Proposals for a gamma variate; one is refused with a probability of 5 % at most, so all are with one of 1e-42."""
+"""Proposals per gamma variate. Each is rejected with a probability of at most 5 %, all of them with less than 1e-41."""
 
 
 def dirichlet_counts(keys: Tensor, ways: int, total: int, concentration: float) -> Tensor:
-    r"""Numbers of queries whose shares are drawn from a Dirichlet, as in Veilleux et al. (NeurIPS 2021).
+    r"""Draw numbers of queries per class with Dirichlet shares, as in Veilleux et al. (NeurIPS 2021).
 
     $$p \sim \mathrm{Dirichlet}(\alpha, \ldots, \alpha), \qquad m_n \approx M p_n, \qquad \sum_n m_n = M$$
 
-    (https://arxiv.org/abs/2204.11181, section 3.2) rounded by largest remainders. A class may have none.
+    (https://arxiv.org/abs/2204.11181, section 3.2), rounded by the largest remainder method. A class may have 0.
 
     Args:
-        keys: `(T,)` a key for each task, as of `functional.random_bits.key`.
-        ways: N.
-        total: M, queries of a task in all.
-        concentration: α > 0; a larger one gives shares that are more alike.
+        keys: Keys `(T,)`, one per task, see `functional.random_bits.key`.
+        ways: Number of classes N.
+        total: Total number of queries M of a task.
+        concentration: α > 0; the larger, the more balanced the classes.
 
     Returns:
-        `(T, N)` int64, each row adding up to M.
+        Numbers of queries `(T, N)`, int64; each row sums to M.
+
+    >>> dirichlet_counts(torch.tensor([1, 2]), ways=3, total=12, concentration=2.0).sum(1)
+    tensor([12, 12])
     """
     logs = log_gamma_variates(fold(keys.unsqueeze(-1), torch.arange(ways)), concentration)
-    expected = total * logs.softmax(-1)  # gamma variates divided by their sum
+    expected = total * logs.softmax(-1)  # normalised gamma variates are Dirichlet
     counts = expected.floor()
-    # The classes with the largest remainders get one more, until all queries are given out.
+    # Give one more query to the classes with the largest remainders until the row sums to M.
     rank = (counts - expected).argsort(dim=-1, stable=True).argsort(dim=-1)
     counts += rank < (total - counts.sum(-1, keepdim=True))
     return counts.long()
 
 
 def log_gamma_variates(keys: Tensor, shape: float) -> Tensor:
-    """The logarithm of a variate of the gamma distribution for each key, in float64.
+    """Draw the logarithm of a gamma variate for each key.
 
-    Marsaglia and Tsang, A Simple Method for Generating Gamma Variables (ACM TOMS 2000). It refuses proposals, so every
-    key has a fixed number of them, and the first that is good is taken. For shapes below 1 it is their section 6; the
-    logarithm keeps variates apart that are too small for a float.
+    Marsaglia and Tsang, A Simple Method for Generating Gamma Variables (ACM TOMS 2000). As the method rejects
+    proposals, a fixed number of them is drawn for each key and the first accepted one is used. Shapes below 1 follow
+    their section 6. Logarithms avoid the underflow of small variates.
 
     Args:
-        keys: `(...)` int64.
-        shape: α > 0; the scale is 1.
+        keys: Keys `(...)`, int64.
+        shape: Shape parameter α > 0; the scale is 1.
 
     Returns:
-        `(...)` float64.
+        Logarithms `(...)`, float64.
     """
     raised = shape if shape >= 1 else shape + 1
     d = raised - 1 / 3

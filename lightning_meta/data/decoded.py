@@ -1,4 +1,4 @@
-"""A source whose files are decoded once and then read from the cache."""
+"""Base of the sources whose files are decoded once and then read from the cache."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """A progress bar on stderr: only on a terminal, and only for what takes more than a second.
+    """Show a progress bar on stderr; only on a terminal, and only after one second.
 
     Args:
-        items: What is gone through.
-        what: What is done, as the bar says it.
-        total: How many; by default the length of `items`.
+        items: Items to iterate over.
+        what: Label of the bar.
+        total: Number of items; by default the length of `items`.
     """
     shown: Iterable[T] = tqdm(items, desc=what, total=total, unit="", delay=1, leave=False, disable=None)
     return shown
 
 
 class DecodedSource(Source):
-    """What the sources that read files share: decode into the cache, load from the cache.
+    """Base of the sources that read files: decodes them into the cache and loads them from it.
 
-    A subclass says what decides the result (`_key`) and how to get it (`_decode`).
+    A subclass implements `_key`, which identifies the decoded result, and `_decode`, which computes it.
     """
 
     _pool_hashes: HashedParts | None = None
-    _opened: Mapping[str, Cached] = {}  # by key: what this source has read so far
+    _opened: Mapping[str, Cached] = {}  # pools already read, by key
 
     @abstractmethod
     def _key(self) -> str:
-        """All that decides what `_decode` returns, in words."""
+        """Return a text that contains everything on which the result of `_decode` depends."""
 
     @abstractmethod
     def _decode(self) -> dict[Split, Pool]:
@@ -72,7 +72,7 @@ class DecodedSource(Source):
         return (known or of_pools(pools)).whole
 
     def _held_out(self, key: str, decode: Callable[[], Mapping[Split, Pool]]) -> dict[Split, Pool]:
-        """The pools of `held_out`, cached apart from the others: nothing is copied to divide them."""
+        """The pools of `held_out`, in a cache file of their own, so that dividing them copies nothing."""
         cached = self._open(key, decode, hashes_of_groups)
         self.task_hashes = HashedParts(cached.pools, cached.hashes)
         return dict(cached.pools)

@@ -1,4 +1,4 @@
-"""The data module of meta-learning: any source, served as support and query sets."""
+"""The data module of meta-learning: support and query sets from any source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
 
-if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are cached: neither is loaded without need
+if TYPE_CHECKING:  # imported where they are used, because few runs need task lists or cached features
     from lightning_meta.data.features import Kept
     from lightning_meta.data.task_list import TaskList
     from lightning_meta.nn.frozen import FeatureExtractor
@@ -46,46 +46,46 @@ if TYPE_CHECKING:  # lists may name files, which Pillow reads, and features are 
 _log = logging.getLogger(__name__)
 
 USED: dict[str, tuple[Split, ...]] = {"fit": SPLITS, "validate": ("val",), "test": ("test",), "predict": ("test",)}
-"""The splits of a stage of the Trainer."""
+"""The splits used by each stage of the Trainer."""
 
 
 class EpisodicDataModule(SourceDataModule):
-    """Episodes from a source: training tasks without end, and fixed validation and test tasks.
+    """Episodes from a source: an endless stream of training tasks, and fixed validation and test tasks.
 
-    A task is a pure function of (seed, split, number): the same at any number of workers and ranks, and after a
-    resume. The three splits hold different classes.
+    A task is a pure function of (seed, split, number), so it does not depend on the number of workers and ranks and is
+    the same after a resume. The three splits have different classes.
 
     Args:
-        source: Where examples come from: stored classes (`Glyphs`, `Omniglot`, ...), stored regression tasks
-            (`RegressionTable`) or made ones (`Sinusoid`).
-        ways: N, classes in a training task; a pair draws N anew for each meta-batch, both ends included. Regression
-            tasks have none.
-        shots: K, support examples of a class (of a task, in regression); a pair draws K for each meta-batch.
-        queries: Q, query examples of a class (of a task, in regression).
-        test_ways: N of validation and test tasks; that of training by default.
-        test_shots: K of validation and test tasks; that of training by default.
-        test_queries: Q of validation and test tasks; that of training by default.
-        test_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N Q queries of a validation
-            or test task are drawn, such as 2; by default every class has Q of them. The support sets are the same.
-        meta_batch_size: T, training tasks in a step, over all ranks together.
-        meta_batches_per_epoch: Training steps between two validations, by default.
-        val_tasks: Validation tasks.
-        test_tasks: Test tasks.
-        evaluation_meta_batch_size: Validation or test tasks that are evaluated at once.
-        rotations: Splits in which the quarter-turns of a class are classes of their own (Santoro et al. 2016).
-        seed: Of the training tasks; by default that of `seed_everything`, or 0.
-        evaluation_seed: Of the validation and test tasks: runs of any seed meet the same ones.
-        num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
-        pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
-        augmentation: Changes the images of training tasks, support and query, on the device that they are trained on:
-            an `Augmentation`; or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
-        support_dirichlet: α > 0 of a Dirichlet from which the shares of the classes among the N K support examples of a
-            task are drawn, in all splits; each has one at least. By default every class has K of them.
-        small_classes: What becomes of classes with fewer examples than K + Q: an error (`refuse`); or they are left out
-            (`skip`); or they have fewer queries, and other classes of the task more, so that a task has N Q of them
-            (`cap`). A line says which are left out.
-        test_task_list: A file that lists the test tasks, as `write_test_tasks` writes it, or the folder of Omniglot's
-            one-shot runs. The other options of test tasks are then those of validation tasks alone.
+        source: Source of the examples: stored classes (`Glyphs`, `Omniglot`, ...), stored regression tasks
+            (`RegressionTable`) or generated tasks (`Sinusoid`).
+        ways: Number of classes N of a training task; a pair is a range, ends included, from which N is drawn for each
+            meta-batch. Ignored in regression.
+        shots: Number of support examples K per class (per task in regression); a pair is a range as for `ways`.
+        queries: Number of query examples Q per class (per task in regression).
+        test_ways: N of validation and test tasks; by default that of training.
+        test_shots: K of validation and test tasks; by default that of training.
+        test_queries: Q of validation and test tasks; by default that of training.
+        test_dirichlet: Concentration α > 0, such as 2, of the Dirichlet distribution of the class shares among the N Q
+            queries of a validation or test task; by default every class has Q queries. It does not affect support sets.
+        meta_batch_size: Number of training tasks T per step, over all ranks.
+        meta_batches_per_epoch: Number of training steps per epoch; by default, validation follows each epoch.
+        val_tasks: Number of validation tasks.
+        test_tasks: Number of test tasks.
+        evaluation_meta_batch_size: Number of validation or test tasks evaluated at a time.
+        rotations: Splits in which images rotated by 90, 180 and 270 degrees are additional classes (Santoro et al.
+            2016).
+        seed: Seed of the training tasks; by default that of `seed_everything`, or 0.
+        evaluation_seed: Seed of the validation and test tasks, which therefore do not depend on `seed`.
+        num_workers: Number of loader processes; 0 draws in the training process, which is fastest for stored tensors.
+        pool_on: Location of the stored examples: RAM, or the accelerator (requires `num_workers` 0).
+        augmentation: Augmentation of the support and query images of training tasks, on the training device: an
+            `Augmentation`, or a module such as those of kornia and torchvision.transforms.v2, see `augmented`.
+        support_dirichlet: Concentration α > 0 of the Dirichlet distribution of the class shares among the N K support
+            examples of a task, in all splits, with at least one per class; by default every class has K.
+        small_classes: Treatment of classes with fewer than K + Q examples: an error (`refuse`), exclusion with a log
+            message (`skip`), or fewer queries of these and more of other classes of the task, N Q in total (`cap`).
+        test_task_list: File with a list of test tasks, see `write_test_tasks`, or the folder of Omniglot's one-shot
+            runs. The options of test tasks then apply to validation tasks only.
     """
 
     def __init__(
@@ -161,33 +161,33 @@ class EpisodicDataModule(SourceDataModule):
         self._largest_test_shape: EpisodeShape | None = None
         self.datasets: dict[Split, Episodes] = {}
         self._features: Kept = {}
-        self._left_out_said: set[tuple[Split, int]] = set()
+        self._warned_left_out: set[tuple[Split, int]] = set()
         self.spec: EpisodeSpec | None = None
 
     @property
     def makes_tasks(self) -> bool:
-        """Whether the source makes its tasks instead of drawing them from stored examples."""
+        """Whether the source generates its tasks instead of drawing them from stored examples."""
         return isinstance(self.source, TaskGenerator)
 
     @property
     def regression(self) -> bool:
-        """Whether targets are real numbers, so that a task has no classes."""
+        """Whether tasks are regression tasks, which have no classes."""
         return isinstance(self.source, TaskGenerator) or self.source.regression
 
     @property
     def test_conditions(self) -> str:
-        """What a test task is, in words: `5-way 1-shot, chance 20 %`."""
+        """Description of a test task, such as `5-way 1-shot, chance 20 %`."""
         if self.test_task_list is not None:
             return f"as listed in {self.test_task_list.name}"
         ways, shots = self.test_shape.ways, self.test_shape.shots
         assert isinstance(ways, int)
-        given = {"support": self.test_shape.support_dirichlet, "queries": self.test_shape.dirichlet}
-        shares = "".join(f", Dirichlet({alpha:g}) {of}" for of, alpha in given.items() if alpha is not None)
+        alphas = {"support": self.test_shape.support_dirichlet, "queries": self.test_shape.dirichlet}
+        shares = "".join(f", Dirichlet({alpha:g}) {part}" for part, alpha in alphas.items() if alpha is not None)
         return f"{shots}-shot" if self.regression else f"{ways}-way {shots}-shot{shares}, chance {100 / ways:.3g} %"
 
     @property
     def test_chance(self) -> float | None:
-        """The accuracy of guessing in a test task, in (0, 1); None in regression, and where tasks are listed."""
+        """Chance accuracy of a test task, in (0, 1); None in regression and for a list of tasks."""
         ways = self.test_shape.ways
         listed = self.test_task_list is not None
         return None if self.regression or listed or not isinstance(ways, int) else 1 / ways
@@ -198,7 +198,7 @@ class EpisodicDataModule(SourceDataModule):
             self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Open the pools, check that they can fill the episodes, and say what a module must know of them."""
+        """Open the pools, check that they are large enough for the episodes, and describe them in `spec`."""
         if stage == "fit":
             check_shared(self.meta_batch_size, self.ranks[0])
         if isinstance(self.source, TaskGenerator):
@@ -217,85 +217,88 @@ class EpisodicDataModule(SourceDataModule):
                 check_augmentation(self.augmentation, self._pools["train"])
         if isinstance(self.source, Source) and self._largest_test_shape is not None:
             check_pool(self._pools["test"], "test", self._largest_test_shape, self._more_classes)
-        # A trained model may be tested on ways and shots that the other splits could not fill.
+        # Only the splits of this stage: a model may be tested with more ways and shots than other splits allow.
         for split in USED[stage]:
             listed = split == "test" and self.test_task_list is not None
             if isinstance(self.source, Source) and not listed:
                 check_pool(self._pools[split], split, self._shape(split), self._more_classes)
-                self._say_left_out(split)
+                self._warn_left_out(split)
             self.datasets[split] = self._episodes(split)
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[Episode]:
-        """The training tasks of this rank."""
+        """Return a loader of the training tasks of this rank."""
         dataset = self._dataset("train", "fit")
         if dataset.meta_batch_size != self.meta_batch_size:  # `Tuner.scale_batch_size` tries other sizes after `setup`
             dataset = self.datasets["train"] = self._episodes("train")
         return self.training_loader(TrainSampler(self._served("train", dataset), *self.ranks))
 
     def val_dataloader(self) -> DataLoader[Episode]:
-        """The validation tasks of this rank."""
+        """Return a loader of the validation tasks of this rank."""
         return self._evaluation_loader("val", "validate")
 
     def test_dataloader(self) -> DataLoader[Episode]:
-        """The test tasks of this rank."""
+        """Return a loader of the test tasks of this rank."""
         return self._evaluation_loader("test", "test")
 
     def predict_dataloader(self) -> DataLoader[Episode]:
-        """The test tasks of this rank."""
+        """Return a loader of the test tasks of this rank."""
         return self._evaluation_loader("test", "predict")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch as the module in training does, and augment it where the Trainer trains.
+        """Move a batch to the device with the hook of the module, and augment it during training.
 
-        A module's own `on_after_batch_transfer` is called as well, on what is augmented.
+        The hook `on_after_batch_transfer` of the module receives the augmented batch.
         """
         if self.trainer is None:
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         augmentation = self.augmentation if self.trainer.training and isinstance(batch, Episode) else None
-        number = 0 if augmentation is None else self._number_of(batch)  # before it leaves the CPU
+        number = (
+            0 if augmentation is None else self._number_of(batch)
+        )  # read on the CPU, where it needs no device synchronisation
         batch = self.trainer.lightning_module.transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if augmentation is None else augmented(batch, augmentation, self.train_seed, number)
 
     def training_images(self, most: int) -> Tensor:
-        """Images of the training split, spread evenly over its classes; not augmented.
+        """Return images spread evenly over the training split, without augmentation.
 
         Args:
-            most: How many at most.
+            most: Largest number of images.
 
         Returns:
-            `(M, *input_shape)`, the same each time.
+            Images `(M, *input_shape)`, the same at each call.
         """
         pool = self._pools["train"]
         count = pool.rotations * len(pool.x)
         return pool.examples(torch.linspace(0, count - 1, min(most, count), dtype=torch.float64).long())
 
     def augmented(self, batch: Episode) -> Episode:
-        """A meta-batch as it is trained on; the loader does not augment, only a Trainer that is given the data module.
+        """Augment a meta-batch as in training. Loaders do not augment; a Trainer does, given this data module.
 
-        `Augmentation` draws for each image from (seed, task, position in the task): the same on any rank, at any number
-        of ranks and workers, and after a resume. Another module is called once on all images `(M, C, H, W)` of a rank's
-        batch, in [0, 1], under generators of torch, Python and NumPy seeded from (seed, first task of the batch). It is
-        the same after a resume, but neither at another number of ranks nor for the same image in another batch; and it
-        decides whether images differ: those of kornia draw for each image, those of torchvision once for all of them.
-        It must keep the shape of images, and roughly their range.
+        `Augmentation` draws for each image from (seed, task, position in the task), so the result does not depend on
+        the number of ranks and workers and is the same after a resume.
+
+        Any other module is called once on all images `(M, C, H, W)` of the batch of a rank, in [0, 1], with the
+        generators of torch, Python and NumPy seeded from (seed, first task of the batch). The result is the same after
+        a resume, but depends on the number of ranks. Modules of kornia draw for each image, those of torchvision once
+        for all images of the call. The module must keep the shape of the images, and roughly their range.
 
         Args:
             batch: T training tasks.
 
         Returns:
-            The same tasks; the batch itself where there is no augmentation.
+            The augmented tasks; the batch itself without augmentation.
         """
         if self.augmentation is None:
             return batch
         return augmented(batch, self.augmentation, self.train_seed, self._number_of(batch))
 
     def fingerprint(self) -> str:
-        """A hash of the decoded examples, recorded with the results; "" where tasks are made."""
+        """Return a hash of the decoded examples, recorded with the results; "" for generated tasks."""
         return self._hash_of_examples
 
     def division(self) -> dict[Split, str]:
-        """A hash of the classes of each split, their sizes, and the decoded examples; empty where tasks are made."""
+        """Return a hash of the classes, their sizes and the examples by split; empty for generated tasks."""
         if not isinstance(self.source, Source):
             return {}
         self._dataset("train", "fit")
@@ -304,11 +307,11 @@ class EpisodicDataModule(SourceDataModule):
         return {split: hashlib.sha256(json.dumps(c).encode()).hexdigest() for split, c in contents.items()}
 
     def _number_of(self, batch: Episode) -> int:
-        """The number of its first task, which seeds a user's module. Only a pool on the accelerator is waited for."""
+        """The number of the first task, which seeds a custom augmentation; synchronises only if it is on a device."""
         return int(batch.tasks[0]) if isinstance(self.augmentation, nn.Module) else 0
 
     def provenance(self) -> dict[str, str]:
-        """What identifies listed test tasks: their file, its sha256, and that of the images which it brings itself."""
+        """Return what identifies a list of test tasks: its path, its sha256, and that of its own images."""
         if self.test_task_list is None:
             return {}
         listed = self._task_list
@@ -316,13 +319,13 @@ class EpisodicDataModule(SourceDataModule):
         return {"task_list": str(self.test_task_list), "task_list_sha256": listed.sha256, **images}
 
     def write_test_tasks(self, file: str | Path) -> None:
-        """Write the test tasks that are drawn as a list, for others to evaluate on: see `test_task_list`.
+        """Write the drawn test tasks to a list for other evaluations; see `test_task_list`.
 
         Args:
-            file: Where to, a CSV file; `docs/evaluation.md` says what is in it.
+            file: Path of the CSV file to write; see `docs/evaluation.md` for its format.
 
         Raises:
-            UserError: The tasks are made, or listed already, or too many for a list.
+            UserError: The tasks are generated, come from a list, or are too many for a list.
         """
         from lightning_meta.data.task_list import write_task_list
 
@@ -338,13 +341,13 @@ class EpisodicDataModule(SourceDataModule):
     def testing(
         self, shape: EpisodeShape, tasks: int, largest: EpisodeShape | None, split: Split = "test"
     ) -> Iterator[None]:
-        """Draw test tasks of another shape for a while; pools that were read stay.
+        """Within the context, draw test tasks of another shape from the pools that are already open.
 
         Args:
-            shape: Theirs.
-            tasks: How many.
-            largest: A shape that the test split must be able to fill as well, refused before the first task.
-            split: `val` for validation tasks in their place.
+            shape: Shape of the tasks.
+            tasks: Number of tasks.
+            largest: Another shape for which the test split must be large enough; checked before the first task.
+            split: Split of the tasks; `val` changes the validation tasks instead.
         """
         changed = {
             "test_shape": shape,
@@ -358,7 +361,7 @@ class EpisodicDataModule(SourceDataModule):
             yield
         finally:
             self.__dict__.update(before)
-            self.datasets.pop(split, None)  # these are not the tasks that it draws otherwise
+            self.datasets.pop(split, None)  # drawn with the temporary shape
 
     @cached_property
     def _hash_of_examples(self) -> str:
@@ -366,10 +369,10 @@ class EpisodicDataModule(SourceDataModule):
 
     @cached_property
     def _pools(self) -> dict[Split, Pool]:
-        """The pools of the source, asked for and checked once for all stages of the Trainer."""
+        """The pools of the source, opened and checked once for all stages of the Trainer."""
         assert isinstance(self.source, Source)
-        given = self.source.pools()
-        pools = {split: given[split] for split in SPLITS}
+        of_source = self.source.pools()
+        pools = {split: of_source[split] for split in SPLITS}  # in this order
         check_disjoint(pools)
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
@@ -382,21 +385,21 @@ class EpisodicDataModule(SourceDataModule):
 
     @cached_property
     def _stored_spec(self) -> EpisodeSpec:
-        """What a module must know of the stored examples; not yet the way."""
+        """Description of the stored examples for the module, without the number of ways."""
         train = self._pools["train"]
         dtype, statistics = dtype_name(train.x.dtype), input_statistics(train.x)
         if train.y is None:
             return EpisodeSpec("classification", train.input_shape, 0, train.num_classes, dtype, statistics)
-        known = Regression(train.y.shape[1]).fitted(train.y)
-        of_targets = tuple(map(float, known.mean)), known.scale
-        return EpisodeSpec("regression", train.input_shape, known.outputs, 0, dtype, statistics, *of_targets)
+        task = Regression(train.y.shape[1]).fitted(train.y)
+        mean = tuple(map(float, task.mean))
+        return EpisodeSpec("regression", train.input_shape, task.outputs, 0, dtype, statistics, mean, task.scale)
 
     def _check_balance(
         self, test_dirichlet: float | None, support_dirichlet: float | None, small_classes: SmallClasses
     ) -> None:
-        """Refuse options on classes where there are none, and those that contradict each other."""
-        given = {"test_dirichlet": test_dirichlet, "support_dirichlet": support_dirichlet}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        """Refuse class options in regression, and options that contradict each other."""
+        alphas = {"test_dirichlet": test_dirichlet, "support_dirichlet": support_dirichlet}
+        chosen = {name: value for name, value in alphas.items() if value is not None}
         positive(**chosen)
         if self.regression and (chosen or small_classes != "refuse"):
             name = next(iter(chosen), "small_classes")
@@ -406,13 +409,13 @@ class EpisodicDataModule(SourceDataModule):
                 f"small_classes: cap sets the shares of the classes, and so does {next(iter(chosen))}; use skip"
             )
 
-    def _say_left_out(self, split: Split) -> None:
-        """Say on rank 0 which classes are never drawn, for want of examples."""
+    def _warn_left_out(self, split: Split) -> None:
+        """Warn on rank 0, once per split and size, about classes with too few examples to be drawn."""
         pool, shape = self._pools[split], self._shape(split)
-        said = (split, shape.needed())
-        if said in self._left_out_said:
+        warning = (split, shape.needed())
+        if warning in self._warned_left_out:
             return
-        self._left_out_said.add(said)
+        self._warned_left_out.add(warning)
         few = torch.ones(len(pool.names), dtype=torch.bool)
         few[large_enough(pool, shape) % len(pool.names)] = False
         if few.any() and (self.trainer is None or self.trainer.is_global_zero):
@@ -424,7 +427,7 @@ class EpisodicDataModule(SourceDataModule):
             )
 
     def _check_targets(self, split: Split, pool: Pool, train: Pool) -> None:
-        """Refuse real targets where the source says that there are none, and the other way round."""
+        """Refuse pools whose targets contradict `source.regression`, or are not valid regression targets."""
         assert isinstance(self.source, Source)
         name = type(self.source).__name__
         if (pool.y is not None) != self.source.regression:
@@ -439,7 +442,7 @@ class EpisodicDataModule(SourceDataModule):
                 raise UserError(f"source: the {split} split of {name}: {error}") from error
 
     def _check_listed(self, option: str) -> None:
-        """Refuse tasks that cannot stand in a list."""
+        """Refuse a source whose tasks cannot be listed."""
         if isinstance(self.source, TaskGenerator):
             raise UserError(f"{option}: tasks of stored examples are listed, and this source makes its tasks")
         if self.source.regression:
@@ -455,11 +458,11 @@ class EpisodicDataModule(SourceDataModule):
         return read_task_list(self.test_task_list, self._pools["test"], names, self._stored_spec.input_shape)
 
     def _episodes(self, split: Split, backbone: FeatureExtractor | None = None) -> Episodes:
-        """The tasks of a split.
+        """Create the tasks of a split.
 
         Args:
-            split: Which.
-            backbone: One that is frozen: the examples are then its features in place of images.
+            split: The split.
+            backbone: A frozen backbone, whose features then replace the images.
         """
         listed = self._task_list if split == "test" and self.test_task_list is not None else None
         origin = self.source if isinstance(self.source, TaskGenerator) else self._origin(split, listed, backbone)
@@ -479,15 +482,15 @@ class EpisodicDataModule(SourceDataModule):
         )
 
     def _origin(self, split: Split, listed: TaskList | None, backbone: FeatureExtractor | None) -> Pool:
-        """The examples of a split, or those that a list of tasks brings itself."""
-        brought = None if listed is None else listed.pool
-        pool = self._pools[split] if brought is None else brought
+        """The examples of a split, or the images of a list of tasks that has its own."""
+        own = None if listed is None else listed.pool
+        pool = self._pools[split] if own is None else own
         if backbone is not None:
             from lightning_meta.data.features import feature_pool
 
             assert self.trainer is not None
-            known = self.fingerprint() if brought is None else ""
-            examples = f"{known} {split}" if known else ""
+            fingerprint = self.fingerprint() if own is None else ""
+            examples = f"{fingerprint} {split}" if fingerprint else ""
             pool = feature_pool(self.trainer, backbone, pool, examples, self._features)
         return self.placed(pool)
 
@@ -499,16 +502,16 @@ class EpisodicDataModule(SourceDataModule):
         return self.source.more_classes({split: self._shape(split).largest() for split in SPLITS})
 
     def _dataset(self, split: Split, stage: str) -> Episodes:
-        """The tasks of a split; without a Trainer, nobody has set them up yet."""
+        """The tasks of a split; sets them up if no Trainer has."""
         if split not in self.datasets:
             self.prepare_data()
             self.setup(stage)
         return self.datasets[split]
 
     def _served(self, split: Split, tasks: Episodes) -> Episodes:
-        """The tasks with features in place of images, where the module's backbone is frozen; see `nn.Frozen`.
+        """Replace images by features if the backbone of the module is frozen; see `nn.Frozen`.
 
-        This is known when loaders are made: only then the weights of a checkpoint are in their place.
+        Decided when loaders are created, because only then the weights of a checkpoint are loaded.
         """
         if (split == "train" and self.augmentation is not None) or not isinstance(self.source, Source):
             return tasks
@@ -520,7 +523,7 @@ class EpisodicDataModule(SourceDataModule):
     def _evaluation_loader(self, split: Split, stage: str) -> DataLoader[Episode]:
         dataset = self._served(split, self._dataset(split, stage))
         sampler = EvaluationSampler(dataset, *self.ranks)
-        # By keywords, since Lightning makes the loader again for predicting.
+        # Keyword arguments, because Lightning re-creates the loader from them for `predict`.
         options = {"batch_size": dataset.meta_batch_size, "collate_fn": as_is, **self.loader_options()}
         return DataLoader(dataset, sampler=sampler, **options)
 
@@ -529,7 +532,7 @@ def check_disjoint(pools: dict[Split, Pool]) -> None:
     """Refuse splits that share a class.
 
     Raises:
-        UserError: A class of one split is also in another.
+        UserError: Two splits have a class in common.
     """
     seen: dict[str, Split] = {}
     for split, pool in pools.items():
@@ -543,7 +546,7 @@ def _fixed(name: str, training: Range, testing: int | None) -> int:
     if testing is not None:
         return testing
     if not isinstance(training, int):
-        raise UserError(f"test_{name}: say which to test with, since {name} is a range in training ({training})")
+        raise UserError(f"test_{name}: set it, because {name} is a range in training ({training})")
     return training
 
 

@@ -1,4 +1,4 @@
-"""Loading training batches: what goes to which rank, and where a resumed run goes on."""
+"""Samplers and loaders of batches: division among ranks, and exact resume."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from lightning_meta.errors import UserError
 
 
 class ResumableSampler(DistributedSampler[int]):
-    """Training batches counted over the whole run: epoch e of B batches holds those from e*B to (e+1)*B - 1.
+    """Numbers training batches over the whole run: epoch e has the batches from e*B to (e+1)*B - 1.
 
-    Every epoch draws anew. It is a `DistributedSampler` so that Lightning leaves it in place and tells it the epoch.
-    Batch b is W times `share` items of the dataset from number b * W * share on, of which rank r takes the r-th share.
+    Batch b consists of the W * `share` items of the dataset from b * W * `share` on, of which rank r takes the r-th
+    share. Deriving from `DistributedSampler` makes Lightning keep the sampler and call `set_epoch`.
 
     Args:
-        dataset: One epoch of items.
-        batches: B.
-        share: How many items of the dataset a rank takes for a batch.
-        counted_in: What else the numbers are counted in, by name of the option: it may not change in a resume.
-        num_replicas: W.
-        rank: r.
+        dataset: Dataset with the items of one epoch; it is also indexed beyond its length, so every epoch is new.
+        batches: Number of batches B per epoch.
+        share: Number of items per batch and rank.
+        counted_in: Values, by name of the option, that define the numbering of the batches; a resume must not change
+            them.
+        num_replicas: Number of ranks W.
+        rank: This rank r.
 
     Attributes:
-        next: The number of the next batch.
+        next: Number of the next batch.
     """
 
     def __init__(
@@ -38,12 +39,12 @@ class ResumableSampler(DistributedSampler[int]):
         self.next = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless a resumed run is already within it."""
+        """Move to the start of an epoch, unless a resumed run is already in the middle of it."""
         if self.next // self.batches != epoch:
             self.next = epoch * self.batches
 
     def __iter__(self) -> Iterator[int]:
-        """This rank's items, from the next batch to the end of its epoch."""
+        """Iterate over the items of this rank, from the next batch to the end of its epoch."""
         end = (self.next // self.batches + 1) * self.batches
         for batch in range(self.next, end):
             first = (batch * self.num_replicas + self.rank) * self.share
@@ -54,12 +55,12 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class TrainSampler(ResumableSampler):
-    """Gives rank r its share of every meta-batch: tasks r*T/W to (r+1)*T/W - 1 of T, for W ranks.
+    """Divides every meta-batch of T tasks among W ranks: rank r gets the tasks from r*T/W to (r+1)*T/W - 1.
 
     Args:
-        dataset: One epoch of training tasks.
-        num_replicas: W.
-        rank: r.
+        dataset: Training tasks of one epoch.
+        num_replicas: Number of ranks W.
+        rank: This rank r.
 
     Raises:
         UserError: W does not divide T.
@@ -74,11 +75,11 @@ class TrainSampler(ResumableSampler):
 
 
 def check_shared(meta_batch_size: int, ranks: int) -> None:
-    """Refuse a meta-batch of which ranks would take unequal shares: the mean of their gradients would be another.
+    """Refuse a meta-batch that ranks cannot share equally; DDP averages gradients over ranks with equal weights.
 
     Args:
-        meta_batch_size: T.
-        ranks: W.
+        meta_batch_size: Number of tasks T per meta-batch, over all ranks.
+        ranks: Number of ranks W.
 
     Raises:
         UserError: W does not divide T.
@@ -92,11 +93,11 @@ def check_shared(meta_batch_size: int, ranks: int) -> None:
 
 
 class TaskBatchSampler(ResumableSampler):
-    """Gives every rank the same batch numbers; the dataset takes the rank's share of each.
+    """Gives every rank the same batch numbers; the dataset selects the share of the rank.
 
     Args:
-        dataset: One epoch of batches.
-        counted_in: The options that decide what a batch holds.
+        dataset: Batches of one epoch.
+        counted_in: Options, by name, that determine the content of a batch.
     """
 
     def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
@@ -105,12 +106,12 @@ class TaskBatchSampler(ResumableSampler):
 
 
 class FirstBatches(DistributedSampler[int], SequentialSampler):
-    """This rank's share of the batches of the first epoch, in every epoch: for the Trainer's `overfit_batches`.
+    """Repeats the batches of the first epoch of this rank in every epoch, for the Trainer's `overfit_batches`.
 
-    Lightning leaves a sampler in place that is a `DistributedSampler` and, overfitting, a `SequentialSampler`.
+    Lightning keeps a sampler that is both a `DistributedSampler` and, for `overfit_batches`, a `SequentialSampler`.
 
     Args:
-        sampler: Whose first epoch it is.
+        sampler: Sampler of the training batches.
     """
 
     def __init__(self, sampler: ResumableSampler) -> None:
@@ -118,21 +119,21 @@ class FirstBatches(DistributedSampler[int], SequentialSampler):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.sampler)  # which nobody tells the epoch
+        return iter(self.sampler)  # its `set_epoch` is never called, so it stays in the first epoch
 
     def __len__(self) -> int:
         return len(self.sampler)
 
 
 class EvaluationSampler(DistributedSampler[int], SequentialSampler):
-    """Gives rank r the meta-batches r, r + W, r + 2W, ...: every task once, at any number W of ranks.
+    """Gives rank r the meta-batches r, r + W, r + 2W, ..., so that every task is evaluated once for any W.
 
-    Lightning asks every rank for a batch: one that is left without repeats task 0, which `TaskScores` counts once.
+    Lightning requires at least one batch per rank: a rank without one repeats task 0, which `TaskScores` counts once.
 
     Args:
         dataset: All evaluation tasks.
-        num_replicas: W.
-        rank: r.
+        num_replicas: Number of ranks W.
+        rank: This rank r.
     """
 
     def __init__(self, dataset: Episodes | AllExamples, num_replicas: int, rank: int) -> None:
@@ -149,11 +150,11 @@ class EvaluationSampler(DistributedSampler[int], SequentialSampler):
 
 
 class TrainLoader(DataLoader[Any]):
-    """A loader of training batches that knows how many were handed out, for an exact resume.
+    """A loader of training batches that counts the batches it has returned, for an exact resume.
 
     Args:
-        sampler: What each rank gets.
-        **options: Those of `torch.utils.data.DataLoader`.
+        sampler: Sampler of the training batches.
+        **options: Options of `torch.utils.data.DataLoader`.
     """
 
     sampler: ResumableSampler
@@ -162,30 +163,30 @@ class TrainLoader(DataLoader[Any]):
         super().__init__(sampler.dataset, batch_size=sampler.share, sampler=sampler, collate_fn=as_is, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base says which iterator
-        # The sampler runs ahead of training where workers prefetch; `next` moves only as batches are handed out.
+        # Workers prefetch, so the sampler is ahead of training: count a batch only when it is returned.
         for batch in super().__iter__():
             self.sampler.next += 1
             yield batch
 
     def state_dict(self) -> dict[str, float]:
-        """The number of the next batch, counted over the whole run, and what it is counted in."""
+        """Return the number of the next batch in the run, and the values that define the numbering."""
         return {"next": self.sampler.next, **self.sampler.counted_in}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from a saved batch, at any number of ranks and workers.
+        """Continue from a saved batch; the numbers of ranks and workers may differ.
 
         Raises:
-            UserError: Batches or epochs have another size than before, so that examples would be lost or repeated.
+            UserError: The size of batches or epochs has changed, so that examples would be lost or repeated.
         """
         for option, now in self.sampler.counted_in.items():
             if state.get(option) != now:
                 raise UserError(
-                    f"{option}: the run to go on with has {state.get(option, 'another kind of loader')}, got {now}; "
+                    f"{option}: the run to resume has {state.get(option, 'another kind of loader')}, got {now}; "
                     "resume with the same number, or start a new run"
                 )
         self.sampler.next = int(state["next"])
 
 
 def as_is(batch: Any) -> Any:
-    """Batches come assembled; there is nothing left to collate."""
+    """Collate function for datasets that return whole batches."""
     return batch

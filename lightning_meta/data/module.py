@@ -1,4 +1,4 @@
-"""What the data modules share: seeds, ranks and the options of loaders."""
+"""Base of the data modules: seeds, ranks and loader options."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ Stored = TypeVar("Stored", Pool, TaskSet)
 
 
 class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
-    """A data module over a source.
+    """Base of the data modules.
 
     Args:
-        seed: Of the training draws; by default that of `seed_everything`, or 0.
-        num_workers: Loader processes.
-        pool_on: Where the stored examples lie.
+        seed: Seed of the training draws; by default that of `seed_everything`, or 0.
+        num_workers: Number of loader processes.
+        pool_on: Location of the stored examples: RAM ("cpu") or "accelerator".
     """
 
     def __init__(self, seed: int | None, num_workers: int, pool_on: Place) -> None:
@@ -51,48 +51,49 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
 
     @property
     def ranks(self) -> tuple[int, int]:
-        """The number of ranks, and this one's."""
+        """The number of ranks, and the number of this rank."""
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
     @property
     def pool_device(self) -> torch.device:
-        """Where the stored examples lie."""
+        """The device of the stored examples."""
         on_accelerator = self.pool_on == "accelerator" and self.trainer is not None
         return self.trainer.strategy.root_device if on_accelerator else torch.device("cpu")  # type: ignore[union-attr]
 
     def placed(self, stored: Stored) -> Stored:
-        """Stored examples where batches are drawn from, without float64 where the accelerator has none."""
+        """Move stored examples to `pool_device`; without float64 if the accelerator does not support it."""
         if self.trainer is not None and self.trainer.strategy.root_device.type not in HAS_FLOAT64:
             stored = stored.without_float64()
         return stored.to(self.pool_device)
 
     def configure_module(self) -> None:
-        """Let the module in training make what depends on its tasks, once they are known.
+        """Let the module create the parameters that depend on the tasks.
 
-        Lightning does so only after the callbacks' `setup`, in which some of them copy the module.
+        Lightning calls `configure_model` after the `setup` of the callbacks, which is too late for those that copy the
+        module there.
         """
         trainer = self.trainer
         module = None if trainer is None else trainer.lightning_module
         if trainer is None or module is None or not (hasattr(module, "episodes") or hasattr(module, "tasks")):
-            return  # no module of this package
+            return  # not a module of this package
         contexts = trainer.strategy.tensor_init_context(), trainer.strategy.model_sharded_context()
         with contexts[0], contexts[1], trainer.precision_plugin.module_init_context():  # as the Trainer does
             module.configure_model()
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of the examples, recorded with the results; "" where there is none."""
+        """Return a hash of the examples, recorded with the results; "" if there is none."""
 
     @abstractmethod
     def division(self) -> dict[Split, str]:
-        """A hash of the examples of each split, for a resumed run to compare; empty where no example is stored."""
+        """Return a hash of the examples by split, compared on resume; empty if no examples are stored."""
 
     def provenance(self) -> dict[str, str]:
-        """What else identifies the test tasks, recorded with the results."""
+        """Return what else identifies the test tasks, recorded with the results."""
         return {}
 
     def training_loader(self, sampler: ResumableSampler) -> DataLoader[Any]:
-        """A loader of training batches; with the Trainer's `overfit_batches`, of the same ones in every epoch."""
+        """Return a loader of training batches; with `overfit_batches`, of the same ones in every epoch."""
         if self.trainer is not None:
             check_validates(self.trainer, sampler.batches)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
@@ -101,17 +102,17 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
         return TrainLoader(sampler, **self.loader_options())
 
     def loader_options(self) -> dict[str, Any]:
-        """Options of every `torch.utils.data.DataLoader`."""
+        """Return the options of every `torch.utils.data.DataLoader`."""
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return {
             "num_workers": self.num_workers,
             "pin_memory": on_cuda and self.pool_on == "cpu",
             "persistent_workers": self.num_workers > 0,
-            # Loaders draw a seed for their workers, used or not; from here, so that the run's own stream stays put.
+            # Loaders always draw a seed for workers; a separate generator keeps torch's global stream unchanged.
             "generator": torch.Generator(),
         }
 
 
 def run_seed() -> int:
-    """The seed of `lightning.seed_everything`, or 0."""
+    """Return the seed of `lightning.seed_everything`, or 0."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))

@@ -1,4 +1,4 @@
-"""The data module of multi-task learning: any source, served as batches of several tasks."""
+"""The data module of multi-task learning: batches of several tasks from any source."""
 
 from __future__ import annotations
 
@@ -27,26 +27,27 @@ _log = logging.getLogger(__name__)
 
 
 class MultiTaskDataModule(SourceDataModule):
-    r"""Batches of a fixed set of tasks: training data without end, and every example of validation and test once.
+    r"""Batches of a fixed set of tasks: an endless stream for training, and each validation and test example once.
 
-    Where every task has a data set of its own, a batch is a mini-batch of tasks and then a mini-batch of each task's
-    data; drawing task i with probability $p_i$ minimises $\sum_i p_i L_i$. Where tasks share inputs, a batch is a
-    mini-batch of inputs with all targets that they have. A batch is a pure function of (seed, number): the same at any
-    number of workers and ranks, and after a resume.
+    If tasks have separate inputs, a batch is a mini-batch of tasks and a mini-batch of examples of each; drawing task i
+    with probability $p_i$ minimises $\sum_i p_i L_i$. If tasks share inputs, a batch is a mini-batch of inputs with all
+    their targets. A batch is a pure function of (seed, number), so it does not depend on the number of workers and
+    ranks and is the same after a resume.
 
     Args:
-        source: Where examples come from: a `TaskSource`, or classes in groups (`Glyphs`, `Omniglot`, ...), each group
-            a task.
-        tasks: Names of the tasks to use; all by default.
-        batch_size: Examples of each drawn task, over all ranks together; inputs, where tasks share them.
-        tasks_per_batch: Tasks drawn for a batch; all by default.
-        task_exponent: α: a task of n examples is drawn in proportion to n^α; 0 draws uniformly.
-        batches_per_epoch: Batches between two validations, by default; those of one visit to the data by default.
-        evaluation_batch_size: Inputs that are evaluated at once.
-        train_subset: Training examples of each task that are evaluated beside the test, for the gap between them.
-        seed: Of the training batches; by default that of `seed_everything`, or 0.
-        num_workers: Loader processes; 0 draws in the training process, which is fastest for stored tensors.
-        pool_on: Where the stored examples lie: in RAM, or on the accelerator (then `num_workers` is 0).
+        source: Source of the examples: a `TaskSource`, or groups of classes (`Glyphs`, `Omniglot`, ...), where each
+            group is a task.
+        tasks: Names of the tasks to use; by default all.
+        batch_size: Number of examples per drawn task, over all ranks; number of inputs if tasks share them.
+        tasks_per_batch: Number of tasks drawn for a batch; by default all.
+        task_exponent: Exponent α in [0, 10]: a task of n examples is drawn with a probability proportional to n^α; 0
+            draws uniformly.
+        batches_per_epoch: Number of batches per epoch; by default that of one pass over the data.
+        evaluation_batch_size: Number of inputs evaluated at a time.
+        train_subset: Number of training examples per task that are evaluated in a test, to measure overfitting.
+        seed: Seed of the training batches; by default that of `seed_everything`, or 0.
+        num_workers: Number of loader processes; 0 draws in the training process, which is fastest for stored tensors.
+        pool_on: Location of the stored examples: RAM, or the accelerator (requires `num_workers` 0).
     """
 
     def __init__(
@@ -98,9 +99,11 @@ class MultiTaskDataModule(SourceDataModule):
             self.source.prepare_held_out()
 
     def setup(self, stage: str) -> None:
-        """Open the sets, check them, and say what a module must know of the tasks."""
+        """Open and check the sets, and describe the tasks in `spec`."""
         if self.spec is not None:
-            self.sets = {split: self.placed(data) for split, data in self.sets.items()}  # there is a Trainer by now
+            self.sets = {
+                split: self.placed(data) for split, data in self.sets.items()
+            }  # the first call may have had no Trainer
             self.configure_module()
             return
         parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
@@ -114,7 +117,7 @@ class MultiTaskDataModule(SourceDataModule):
         if self.only is None and self.source.task_hashes is not None:
             self._known_hashes = self.source.task_hashes.of(parts)
         check_names(tasks, sets)
-        self._by_inputs = sets["train"].overlapping  # of all tasks, so that one alone meets the same batches
+        self._by_inputs = sets["train"].overlapping  # before the selection, so that a task alone gets the same batches
         if self.only is not None:
             for name in self.only:
                 if name not in tasks:
@@ -145,7 +148,7 @@ class MultiTaskDataModule(SourceDataModule):
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
-        """This rank's share of the training batches."""
+        """Return a loader of the share of this rank of the training batches."""
         self._set_up("fit")
         counted = {
             "batch_size": self.batch_size,
@@ -155,23 +158,23 @@ class MultiTaskDataModule(SourceDataModule):
         return self.training_loader(sampler)
 
     def val_dataloader(self) -> DataLoader[TaskBatch]:
-        """This rank's share of the validation examples."""
+        """Return a loader of the share of this rank of the validation examples."""
         self._set_up("validate")
         return self._evaluation_loader(self.sets["val"])
 
     def test_dataloader(self) -> list[DataLoader[TaskBatch]]:
-        """This rank's share of the test examples, of the validation examples, and of a fixed training subset."""
+        """Return loaders of the test examples, the validation examples, and a fixed training subset."""
         self._set_up("test")
         train = subset(self.sets["train"], self.train_subset)
         return [self._evaluation_loader(data) for data in (self.sets["test"], self.sets["val"], train)]
 
     def predict_dataloader(self) -> DataLoader[TaskBatch]:
-        """This rank's share of the test examples."""
+        """Return a loader of the share of this rank of the test examples."""
         self._set_up("predict")
         return self._evaluation_loader(self.sets["test"])
 
     def train_batches(self) -> TaskBatches:
-        """The training batches of one epoch, this rank's share of each."""
+        """Return the training batches of one epoch, with the share of this rank of each."""
         data, (ranks, rank) = self.sets["train"], self.ranks
         if self._by_inputs:
             return DrawnInputs(data, self.train_seed, self.batch_size, self.batches_per_epoch, rank, ranks)
@@ -187,11 +190,11 @@ class MultiTaskDataModule(SourceDataModule):
         )
 
     def fingerprint(self) -> str:
-        """A hash of the examples of all splits, recorded with the results."""
+        """Return a hash of the examples of all splits, recorded with the results."""
         return self._hashes.whole
 
     def division(self) -> dict[Split, str]:
-        """A hash of the inputs and targets of each split."""
+        """Return a hash of the inputs and targets of each split."""
         return self._hashes.splits
 
     @cached_property
@@ -200,7 +203,7 @@ class MultiTaskDataModule(SourceDataModule):
         return self._known_hashes or of_sets(self.sets)
 
     def _set_up(self, stage: str) -> None:
-        """Prepare and set up; without a Trainer, nobody has done so yet."""
+        """Prepare and set up, if no Trainer has."""
         if self.spec is None:
             self.prepare_data()
             self.setup(stage)
@@ -212,17 +215,17 @@ class MultiTaskDataModule(SourceDataModule):
 
 
 def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
-    """Refuse sets of other tasks.
+    """Refuse sets that do not have exactly the given tasks.
 
     Raises:
-        UserError: There is no task, or a split has other tasks.
+        UserError: There is no task, or the tasks of a split differ.
     """
     if not tasks:
         raise UserError("source: it has no tasks")
     for split in SPLITS:
         if set(sets[split].names) != set(tasks):
-            found, expected = _listed(sets[split].names), _listed(list(tasks))
-            raise UserError(f"source: the {split} split has tasks {found}, expected {expected}")
+            names, expected = _listed(sets[split].names), _listed(list(tasks))
+            raise UserError(f"source: the {split} split has tasks {names}, expected {expected}")
 
 
 def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
@@ -261,7 +264,7 @@ def _fitted(name: str, task: Task, targets: Tensor) -> Task:
 
 
 def say_metrics(tasks: Mapping[str, Task], fitted: Mapping[str, Task]) -> None:
-    """Say which tasks are selected by another metric than their kind's, as their labels are rare."""
+    """Log the tasks whose default metric changed because one class is rare."""
     moved = [name for name, task in tasks.items() if fitted[name].selection != task.selection]
     if moved:
         new, old = fitted[moved[0]].selection, tasks[moved[0]].selection

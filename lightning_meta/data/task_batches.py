@@ -1,4 +1,4 @@
-"""Batches of several tasks, as map-style datasets: item b is batch number b."""
+"""Batches of several tasks as map-style datasets: item b is batch b."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TaskBatches(Dataset[TaskBatch], ABC):
     """Batches of a `TaskSet` by number.
 
     Args:
-        data: The split.
-        batches: The length: for training one epoch, whose numbers are followed by those of the next.
-        rank: Which share of every batch is taken.
-        ranks: Into how many it is divided.
+        data: Examples of the split.
+        batches: Length of the dataset; in training that of one epoch, where the numbers continue in the next epoch.
+        rank: This rank, which determines its share of every batch.
+        ranks: Number of ranks W.
     """
 
     def __init__(self, data: TaskSet, batches: int, rank: int = 0, ranks: int = 1) -> None:
@@ -31,27 +31,27 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     @abstractmethod
     def ids(self, batch: int) -> dict[str, Tensor]:
-        """The labelled examples of a whole batch, by name of the tasks in it."""
+        """Return the labelled examples of the batch of all ranks, by name of the task."""
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[TaskBatch]:
-        """The batches 0 to `len(self)` - 1; indexing alone would never end."""
+        """Iterate over one epoch; without this method, Python would index without end."""
         return map(self.__getitem__, range(self.batches))
 
     def __getitem__(self, batch: int) -> TaskBatch:
-        """This rank's share of a batch; a task may have an empty one."""
+        """Return the share of this rank of a batch; a task may be empty in it."""
         return self.__getitems__([batch])
 
     def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
-        """This rank's share of the one batch that is named, drawn at once by tensor indexing."""
+        """Return the share of this rank of a single batch."""
         (batch,) = batches
         ids = self.ids(batch)
         return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 
     def share(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Every W-th labelled example of the whole, so that ranks have equally many to within one."""
+        """Select every W-th labelled example, counted over all tasks; shares then differ by at most one example."""
         taken, start = {}, 0
         for name, i in ids.items():
             taken[name] = i[(self.rank - start) % self.ranks :: self.ranks]
@@ -63,8 +63,8 @@ class AllExamples(TaskBatches):
     """Every labelled example of every task once, in order; for evaluation.
 
     Args:
-        data: The split.
-        batch_size: Inputs in a batch.
+        data: Examples of the split.
+        batch_size: Number of inputs per batch.
     """
 
     def __init__(self, data: TaskSet, batch_size: int) -> None:
@@ -72,34 +72,34 @@ class AllExamples(TaskBatches):
         self._ranges: list[tuple[str | None, int]] = []
         together: dict[str | None, Tensor] = {None: torch.cat(list(labelled.values()))}
         for name, rows in labelled.items() if isinstance(data.inputs, dict) else together.items():
-            numbers = (rows // batch_size).unique()  # a batch without any label has nothing to evaluate
+            numbers = (rows // batch_size).unique()  # skip batches without labels
             self._ranges += [(name, number * batch_size) for number in numbers.tolist()]
         super().__init__(data, len(self._ranges))
         self.batch_size = batch_size
-        self.meta_batch_size = 1  # one batch a draw, for the sampler
+        self.meta_batch_size = 1  # `EvaluationSampler` distributes single batches
         starts = torch.tensor([start for _, start in self._ranges])
         bounds = torch.stack([starts, starts + batch_size])
-        # Which examples of each task are in each batch, (batches, 2, T).
+        # First and last + 1 labelled example of each task in each batch, (batches, 2, T).
         self._bounds = torch.stack([torch.searchsorted(rows, bounds) for rows in labelled.values()]).permute(2, 1, 0)
 
     def ids(self, batch: int) -> dict[str, Tensor]:
-        """The labelled examples of a batch, by name of the tasks in it."""
+        """Return the labelled examples of a batch, by name of the task."""
         only, _ = self._ranges[batch]
         bounds, names = self._bounds[batch], self.data.names
         present = (bounds[1] > bounds[0]).nonzero()[:, 0]
-        # Tasks with labels for the same inputs share the numbers, see `TaskSet.batch`.
+        # Tasks with the same range share one tensor, which `TaskSet.batch` recognises.
         ranges: dict[tuple[int, int], Tensor] = {}
-        found = {}
+        ids = {}
         for task, first, last in zip(present.tolist(), *bounds[:, present].tolist(), strict=True):
             if only in (None, names[task]):
                 if (first, last) not in ranges:
                     ranges[first, last] = torch.arange(first, last)
-                found[names[task]] = ranges[first, last]
-        return found
+                ids[names[task]] = ranges[first, last]
+        return ids
 
 
 def subset(data: TaskSet, count: int) -> TaskSet:
-    """A fixed subset of at most `count` labelled examples of each task, for measuring what training reached."""
+    """Return a fixed subset of at most `count` labelled examples of each task."""
     ids = {}
     for name, n in data.counts.items():
         ids[name] = choose(key(_SUBSET, name_key(name)), min(count, n), n).sort().values

@@ -1,4 +1,4 @@
-"""Training batches of several tasks, drawn without state: what a batch holds is a function of (seed, number)."""
+"""Training batches of several tasks, drawn without state: a batch is a pure function of (seed, number)."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import choose, key, name_key, uniform
 
-# What a draw is for; part of its key.
+# Purposes of draws, part of their keys.
 _WHICH_TASKS, _ORDER = range(2)
-_AT_ONCE = 1_000_000  # numbers whose order is drawn at once
+_AT_ONCE = 1_000_000  # random numbers per draw, to bound the memory
 
 
 class DrawnTasks(TaskBatches):
     r"""A mini-batch of tasks, then a mini-batch of each task's data.
 
-    Tasks are drawn one after the other without replacement, task i with a probability in proportion to $n_i^\alpha$.
-    Within an epoch a task's examples come in random order, each once before any comes again.
+    Tasks are drawn without replacement, with probabilities proportional to $n_i^\alpha$ at each draw. The examples of a
+    task are in random order within an epoch; none repeats before all were used.
 
     Args:
-        data: The training split.
-        seed: Of every draw.
-        batch_size: Examples of a drawn task; all of them where it has fewer.
-        tasks_per_batch: How many tasks are drawn; all by default.
-        exponent: α: 0 draws uniformly, 1 in proportion to a task's size.
-        batches: Batches of an epoch; by default as many as visit, in expectation, as many examples as there are.
-        rank: Which share of every batch is taken.
-        ranks: Into how many it is divided.
+        data: Examples of the training split.
+        seed: Seed of all draws.
+        batch_size: Number of examples per drawn task; all examples of a smaller task.
+        tasks_per_batch: Number of tasks per batch; by default all.
+        exponent: α; 0 draws uniformly, 1 in proportion to the size of a task.
+        batches: Number of batches per epoch; by default an epoch has, in expectation, as many examples as the split.
+        rank: This rank, which determines its share of every batch.
+        ranks: Number of ranks.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class DrawnTasks(TaskBatches):
         self._orders = _Orders(self._root)
 
     def ids(self, batch: int) -> dict[str, Tensor]:
-        """The labelled examples of a whole batch, by name of the tasks in it."""
+        """Return the labelled examples of the batch of all ranks, by name of the task."""
         epoch, number = divmod(batch, self.batches)
         columns = (self.sizes, self.sizes.values(), self._counts, *self._drawn_before(epoch, number))
         wanted = {
@@ -79,14 +79,14 @@ class DrawnTasks(TaskBatches):
         return dict(zip(wanted, self._orders.take_all(epoch, list(wanted.values())), strict=True))
 
     def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:
-        """How often each task has been drawn in an epoch before a batch, and after it."""
+        """Return how often each task has been drawn in the epoch before a batch, and including it."""
         if self.tasks_per_batch == len(self.sizes):
             return [[number] * len(self.sizes), [number + 1] * len(self.sizes)]
         pair: list[list[int]] = self._schedule(epoch)[number : number + 2].tolist()
         return pair
 
     def _schedule(self, epoch: int) -> Tensor:
-        """How often each task has been drawn before each batch of an epoch, and after the last: `(batches + 1, T)`."""
+        """Return how often each task was drawn before each batch of an epoch and after the last, `(batches + 1, T)`."""
         if epoch not in self._schedules:
             numbers = torch.arange(epoch * self.batches, (epoch + 1) * self.batches).unsqueeze(-1)
             names = torch.tensor(list(self._keys.values()))
@@ -102,15 +102,15 @@ class DrawnTasks(TaskBatches):
 class DrawnInputs(TaskBatches):
     """A mini-batch of inputs, with the targets of every task that has one for them.
 
-    The inputs of an epoch come in random order, each once; the last batch may be smaller.
+    Inputs are in random order, each once per epoch; the last batch may be smaller.
 
     Args:
-        data: The training split; its inputs lie in one tensor.
-        seed: Of every draw.
-        batch_size: Inputs in a batch.
-        batches: Batches of an epoch; by default as many as visit every input once.
-        rank: Which share of every batch is taken.
-        ranks: Into how many it is divided.
+        data: Examples of the training split, with inputs in one tensor.
+        seed: Seed of all draws.
+        batch_size: Number of inputs per batch.
+        batches: Number of batches per epoch; by default that of one pass over the inputs.
+        rank: This rank, which determines its share of every batch.
+        ranks: Number of ranks.
     """
 
     def __init__(
@@ -131,27 +131,27 @@ class DrawnInputs(TaskBatches):
         self._orders = _Orders(key(seed))
 
     def ids(self, batch: int) -> dict[str, Tensor]:
-        """The labelled examples of a whole batch, by name of the tasks in it."""
+        """Return the labelled examples of the batch of all ranks, by name of the task."""
         return self._labelled(self._order(batch), 0, 1)
 
     def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
-        """This rank's share of a batch: every W-th input, with all its targets."""
+        """Return the share of this rank of a batch: every W-th input, with all its targets."""
         (batch,) = batches
         return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
-        """A rank's examples of the tasks that are in the whole batch; a task may have none."""
+        """Return the examples of a rank for every task of the whole batch; a task may be empty on the rank."""
         if self.data.aligned:
             return dict.fromkeys(self.data.names, order[rank::ranks])
-        found = self.data.position_table[:, self._rows[order]]
-        present = (found >= 0).any(1).tolist()
-        mine = found[:, rank::ranks]
+        positions = self.data.position_table[:, self._rows[order]]
+        present = (positions >= 0).any(1).tolist()
+        mine = positions[:, rank::ranks]
         labelled = mine >= 0
         parts = mine[labelled].split(labelled.sum(1).tolist())
         return {name: ids for name, ids, here in zip(self.data.names, parts, present, strict=True) if here}
 
     def _order(self, batch: int) -> Tensor:
-        """The inputs of a batch, by their places among those that have labels."""
+        """Return the inputs of a batch as positions among the labelled inputs."""
         epoch, number = divmod(batch, self.batches)
         n, start = len(self._rows), number * self.batch_size
         size = min(self.batch_size, n - start) if self._whole_epochs else self.batch_size
@@ -176,21 +176,21 @@ def _chances(weights: Tensor, count: int) -> Tensor:
 
 
 class _Orders:
-    """Endless random orders of n things: each once before any comes again."""
+    """Endless random sequences of n items: no item repeats before all were used."""
 
     def __init__(self, root: Tensor) -> None:
         self._root = root
-        self._kept: dict[int, dict[tuple[int, int, int], Tensor]] = {}  # by name, those of its last draw
+        self._kept: dict[int, dict[tuple[int, int, int], Tensor]] = {}  # orders in use, by name
 
     def take(self, name: int, epoch: int, start: int, count: int, n: int) -> Tensor:
-        """The things at `start` to `start + count - 1` of an epoch's order: `(count,)` in [0, n)."""
+        """Return the items from `start` to `start + count - 1` of the sequence of an epoch: `(count,)` in [0, n)."""
         return self.take_all(epoch, [(name, start, count, n)])[0]
 
     def take_all(self, epoch: int, wanted: Sequence[tuple[int, int, int, int]]) -> list[Tensor]:
-        """As `take`, for several names at once.
+        """Like `take`, for several names at once.
 
         Args:
-            epoch: The epoch.
+            epoch: Number of the epoch.
             wanted: `name`, `start`, `count` and `n` of each.
         """
         missing: dict[int, list[tuple[int, int]]] = {}  # names and turns by n: orders of one length are drawn together
@@ -212,7 +212,7 @@ class _Orders:
         names, turns = torch.tensor(which).unbind(1)
         orders = choose(key(self._root, _ORDER, names, epoch, turns), n, n)
         for (name, turn), order in zip(which, orders, strict=True):
-            # Copies, since a view would keep the orders of all.
+            # Copied, because a view would keep the whole joint tensor in memory.
             self._kept[name][epoch, turn, n] = order.clone() if len(which) > 1 else order
 
     def _taken(self, epoch: int, name: int, start: int, count: int, n: int) -> Tensor:

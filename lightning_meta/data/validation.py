@@ -1,4 +1,4 @@
-"""Whether a Trainer will ever validate, told before it trains."""
+"""Check before training that the Trainer will validate at least once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_meta.errors import UserError
 
 
 def check_validates(trainer: Trainer, batches: int) -> None:
-    """Refuse an interval between validations that training ends before, or that no epoch is long enough for.
+    """Refuse an interval between validations that is longer than the training, or than an epoch.
 
     Args:
-        trainer: About to train.
-        batches: Training batches of an epoch.
+        trainer: The Trainer, before training.
+        batches: Number of training batches per epoch.
 
     Raises:
-        UserError: The Trainer's argument, its value, and the largest that would do.
+        UserError: There would be no validation.
     """
     if not trainer.limit_val_batches or trainer.overfit_batches or getattr(trainer, "fast_dev_run", False):  # type: ignore[attr-defined]
         return

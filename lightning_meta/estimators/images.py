@@ -1,4 +1,4 @@
-"""Images as scikit-learn's users have them: lists of files, and 4-D arrays."""
+"""Images given to a scikit-learn estimator: lists of files, or 4-D arrays."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_meta.nn.features import IMAGE_DIMS
 
 
 def are_images(X: Any) -> bool:
-    """Whether inputs are images: files in a list, tuple, array or column, or an array of four dimensions."""
+    """Whether inputs are images: a list, tuple, array or column of files, or an array of four dimensions."""
     if isinstance(X, str | PathLike):
         raise UserError(f"X: expected a list of files, such as [{str(X)!r}], or an array; got one text")
     dims = getattr(X, "ndim", None)
@@ -34,18 +34,18 @@ def _all_paths(X: Any) -> bool:
 
 
 def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
-    """Images `(M, C, H, W)`, uint8 or real.
+    """Return images `(M, C, H, W)`, uint8 or float32.
 
     Args:
         X: M files, or an array `(M, C, H, W)`.
-        shape: `(C, size, size)` that files are read as.
+        shape: `(C, size, size)`: the shape to which image files are decoded.
 
     Raises:
-        UserError: A file is no image, channels come last, or numbers are not in [0, 1].
+        UserError: A file is not an image, channels come last, or the dtype or a value is not that of an image.
     """
     if getattr(X, "ndim", None) != IMAGE_DIMS + 1:
         return read_images(list(X), [int(n or 0) for n in shape])
-    images = torch.from_numpy(np.array(X))  # a copy: joblib gives arrays that are not writable
+    images = torch.from_numpy(np.array(X))  # copied, because joblib passes read-only arrays
     if images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         raise UserError(f"X: images of shape {tuple(images.shape)}; channels come first: X.transpose(0, 3, 1, 2)")
     if images.dtype == torch.uint8:

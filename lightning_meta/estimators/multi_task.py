@@ -1,4 +1,4 @@
-"""scikit-learn estimators of several targets at once, by any way of sharing."""
+"""scikit-learn estimators for several targets, trained with any multi-task method."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.stateless import untouched
 from lightning_meta.tasks import Classification, Regression, Task
 
-ROWS = 4096  # that are predicted at once
+ROWS = 4096  # rows per prediction batch
 
 
 class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
-    """What the two estimators share; the arguments are explained there."""
+    """Base of both estimators; see `MultiTaskRegressor` for the arguments."""
 
     def __init__(
         self,
@@ -82,24 +82,24 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
 
     @abstractmethod
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
-        """Of each task: its kind, its targets `(n, ...)`, and `(n,)` which of them are there."""
+        """Return for each task its kind, its targets `(n, ...)` and the mask `(n,)` of the labelled rows."""
 
     @abstractmethod
     def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
-        """Rows of which training needs one."""
+        """Return row masks `(n,)`; training needs at least one row of each."""
 
     def fit(self, X: Any, y: Any) -> Self:
         """Train on rows and their targets.
 
         Args:
-            X: `(n, F)` numbers, none missing.
-            y: `(n,)` or `(n, T)`; NaN, or None among labels, is a target that is missing.
+            X: Features `(n, F)`, without missing values.
+            y: Targets `(n,)` or `(n, T)`; NaN (or None among labels) marks a missing target.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: An option, a target without a single label, or too few rows.
+            UserError: An option is invalid, a target has no label, or there are too few rows.
         """
         cls = self._checked()
         forget(self)
@@ -123,16 +123,18 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         rows = X[~held]
         self.mean_ = rows.mean(0) if self.standardise else np.zeros(X.shape[1])
         scale = rows.std(0) if self.standardise else np.ones(X.shape[1])
-        self.scale_ = np.where(scale > 1e-12 * np.abs(rows).max(0), scale, 1.0)  # not the rounding of a constant
+        self.scale_ = np.where(
+            scale > 1e-12 * np.abs(rows).max(0), scale, 1.0
+        )  # a constant column may have a std of rounding errors
         inputs = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
         if not torch.isfinite(inputs).all():
             raise UserError("X: a column spreads wider than float32 holds; scale it")
         names = [f"y{i}" for i in range(len(tasks))]
         columns = dict(zip(names, map(torch.from_numpy, targets), strict=True))
 
-        def part(chosen: NDArray[np.bool_]) -> TaskSet:
-            there = {n: torch.from_numpy(p & chosen) for n, p in zip(names, present, strict=True)}
-            return TaskSet.of_columns(inputs, columns, there)
+        def part(rows: NDArray[np.bool_]) -> TaskSet:
+            labelled = {n: torch.from_numpy(p & rows) for n, p in zip(names, present, strict=True)}
+            return TaskSet.of_columns(inputs, columns, labelled)
 
         train_set = part(~held)
         source = Arrays(dict(zip(names, tasks, strict=True)), train_set, part(held) if held.any() else train_set)
@@ -143,11 +145,11 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
             self.n_iter_ = train(
                 module, data, max_epochs=self.max_epochs, patience=patience, accelerator=self.accelerator
             )
-        self.module_ = module.double()  # predictions of a row then hardly depend on those that it is predicted with
+        self.module_ = module.double()  # in float32, predictions vary with the other rows of the batch
         return self
 
     def _checked(self) -> type[MultiTaskModule]:
-        """The class of the method; options that cannot work are refused."""
+        """Validate the options and return the class of the method."""
         name = type(self).__name__
         whole(1, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience)
         widths(hidden=self.hidden)
@@ -167,7 +169,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         return cls
 
     def _module(self, cls: type[MultiTaskModule], features: int) -> MultiTaskModule:
-        options = copy.deepcopy(dict(self.options or {}))  # a weighting may have weights, which are trained
+        options = copy.deepcopy(dict(self.options or {}))  # a weighting may have trainable parameters
         if issubclass(cls, Linear):
             return cls(**options)
         backbone = MLP(features, tuple(self.hidden)) if self.backbone is None else _copy(self.backbone)
@@ -188,7 +190,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
 
     @torch.no_grad()
     def _outputs(self, X: Any) -> list[tuple[Task, Tensor]]:
-        """Of each task, its kind and its outputs for every row."""
+        """Return the kind of each task and its outputs `(n, outputs)`."""
         check_is_fitted(self)
         X = self._read_features(X, reset=False)
         inputs = torch.from_numpy((X - self.mean_) / self.scale_)
@@ -201,7 +203,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
                 batch = TaskBatch(dict.fromkeys(rows, x) if stems else x, {}, rows, {})
                 for name, y in module.selected_outputs(batch).items():
                     parts[name].append(check_outputs(y))
-        return [(module.spec.tasks[name], torch.cat(of)) for name, of in parts.items()]
+        return [(module.spec.tasks[name], torch.cat(outputs)) for name, outputs in parts.items()]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "module_")
@@ -214,13 +216,13 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
 
 
 class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type: ignore[misc]
-    r"""Regression of one or more targets by a network that tasks share, as far as the method has it.
+    r"""Regression of one or more targets with a multi-task network; `method` decides what the targets share.
 
-    Inputs and targets are standardised by the training rows. A tenth of the rows is held out: training stops where the
-    mean R² over targets does not improve on them any more, and the weights of its best epoch are kept. A target that is
-    NaN is a missing label: its row trains the other targets.
+    Inputs and targets are standardised with the statistics of the training rows. By default a tenth of the rows is held
+    out: training stops when the mean R² over targets on these rows no longer improves, and the weights of the best
+    epoch are kept. A target that is NaN is missing: its row is used for the other targets.
 
-    Nothing is printed and no file is written; the global random generators stay as they are.
+    Fitting prints nothing, writes no file and leaves the global random generators unchanged.
 
         >>> import numpy as np
         >>> from lightning_meta.estimators import MultiTaskRegressor
@@ -231,52 +233,53 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
         (5, 2)
 
     Args:
-        method: How targets share: the name of a multi-task method (`MultiHead`, `Independent`, `Conditioned`,
-            `CrossStitch`, `MixtureOfExperts`, `Linear`), or a class derived from `MultiTaskModule`.
-        hidden: Widths of the layers of the `lightning_meta.nn.MLP` before the heads.
-        backbone: In its place, a network `(M, F)` to `(M, features)`; a copy is trained.
+        method: Name of a multi-task method (`MultiHead`, `Independent`, `Conditioned`, `CrossStitch`,
+            `MixtureOfExperts`, `Linear`), or a subclass of `MultiTaskModule`.
+        hidden: Layer widths of the backbone, a `lightning_meta.nn.MLP`.
+        backbone: Network that maps `(M, F)` to `(M, features)`, used instead of the MLP; a copy of it is trained.
         options: Further arguments of the method, such as `{"weighting": lm.weightings.Uncertainty()}`.
-        learning_rate: Of AdamW, > 0; `optimizer` in `options` replaces it.
-        weight_decay: Of AdamW, at least 0.
-        batch_size: Rows of a step; where targets have no row in common, rows of each target.
-        max_epochs: Visits to the training rows, at most.
-        early_stopping: Whether rows are held out to stop by; else training goes on for `max_epochs`.
-        validation_fraction: Share of the rows that are held out, in (0, 1).
-        patience: Epochs without a better score after which training stops.
-        standardise: Whether each column of `X` is brought to mean 0 and standard deviation 1.
-        random_state: Of the weights, the batches and the held-out rows: a seed, or a generator to draw it from; None
-            draws another one for each fit.
-        accelerator: Where it is trained, as `lightning.pytorch.Trainer` takes it; predictions are made on the CPU.
+        learning_rate: Learning rate of AdamW, > 0; ignored if `options` has an `optimizer`.
+        weight_decay: Weight decay of AdamW, at least 0; ignored if `options` has an `optimizer`.
+        batch_size: Number of rows per step; number of rows per target if no row has more than one target.
+        max_epochs: Largest number of passes over the training rows.
+        early_stopping: Whether to hold out rows and stop when the score on them no longer improves; otherwise training
+            takes `max_epochs`.
+        validation_fraction: Share of the held-out rows, in (0, 1).
+        patience: Number of epochs without improvement after which training stops.
+        standardise: Whether to scale each column of `X` to mean 0 and standard deviation 1.
+        random_state: Seed of the weights, the batches and the held-out rows, or a generator from which to draw it; None
+            draws a new seed for each fit.
+        accelerator: Accelerator of the `lightning.pytorch.Trainer` for training; predictions are made on the CPU.
 
     Attributes:
         module_: The trained module, in double precision.
-        mean_: `(F,)` what is taken off the columns of `X`.
-        scale_: `(F,)` what they are divided by then.
-        n_iter_: The epoch whose weights are kept, from 1.
+        mean_: Offset subtracted from the columns of `X`, `(F,)`.
+        scale_: Divisor of the columns after that, `(F,)`.
+        n_iter_: Epoch of the weights, counted from 1.
         n_features_in_: F.
-        feature_names_in_: The names of the columns, of a DataFrame.
+        feature_names_in_: Column names of `X`; only after a fit to a DataFrame.
     """
 
     def predict(self, X: Any) -> NDArray[np.float64]:
-        """Predictions `(n,)` or `(n, T)`, as `y` was, in its units.
+        """Return predictions in the units and the shape of `y`: `(n,)` or `(n, T)`.
 
         Args:
-            X: `(n, F)`.
+            X: Features `(n, F)`.
         """
         columns = [task.readable(y)[:, 0].numpy() for task, y in self._outputs(X)]
         return np.stack(columns, axis=1) if self._many else columns[0]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """The mean over targets of R², each over the rows that have a target; at most 1.
+        """Return the mean R² over targets, each computed over its labelled rows; at most 1.
 
         Args:
-            X: `(n, F)`.
-            y: `(n,)` or `(n, T)`, NaN where missing.
-            sample_weight: `(n,)`.
+            X: Features `(n, F)`.
+            y: Targets `(n,)` or `(n, T)`; NaN marks a missing target.
+            sample_weight: Weights of the rows, `(n,)`.
         """
         predicted = self.predict(X).reshape(len(y), -1)
-        wanted = _numbers(y).reshape(len(y), -1)
-        return _mean_score(r2_score, wanted.T, predicted.T, ~np.isnan(wanted).T, sample_weight)
+        targets = _numbers(y).reshape(len(y), -1)
+        return _mean_score(r2_score, targets.T, predicted.T, ~np.isnan(targets).T, sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
         numbers = _numbers(y)
@@ -290,11 +293,11 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
 
 
 class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: ignore[misc]
-    r"""Classification of one or more targets by a network that tasks share, as far as the method has it.
+    r"""Classification of one or more targets with a multi-task network; `method` decides what the targets share.
 
-    As `MultiTaskRegressor`; training stops by the mean over targets of the accuracy, or of the AUROC where one class
-    has more than 80 % of a target's labels. A label that is NaN or None is missing.
-    scikit-learn cannot stratify by such labels: where it cross-validates, give it `cv=KFold(5)`.
+    It is trained like `MultiTaskRegressor`; early stopping uses the mean over targets of the accuracy, or of the AUROC
+    for targets with more than 80 % of the labels in one class. A label that is NaN or None is missing. scikit-learn
+    cannot stratify by missing labels: pass `cv=KFold(5)` to its cross-validation.
 
         >>> import numpy as np
         >>> from lightning_meta.estimators import MultiTaskClassifier
@@ -304,64 +307,43 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
         >>> [p.shape for p in classifier.predict_proba(X[:5])]
         [(5, 2), (5, 2)]
 
-    Args:
-        method: As in `MultiTaskRegressor`, and so are the others.
-        hidden: Widths of the layers of the `lightning_meta.nn.MLP` before the heads.
-        backbone: In its place, a network `(M, F)` to `(M, features)`; a copy is trained.
-        options: Further arguments of the method.
-        learning_rate: Of AdamW, > 0; `optimizer` in `options` replaces it.
-        weight_decay: Of AdamW, at least 0.
-        batch_size: Rows of a step; where targets have no row in common, rows of each target.
-        max_epochs: Visits to the training rows, at most.
-        early_stopping: Whether rows are held out to stop by; else training goes on for `max_epochs`.
-        validation_fraction: Share of the rows that are held out, in (0, 1).
-        patience: Epochs without a better score after which training stops.
-        standardise: Whether each column of `X` is brought to mean 0 and standard deviation 1.
-        random_state: Of the weights, the batches and the held-out rows: a seed, or a generator to draw it from; None
-            draws another one for each fit.
-        accelerator: Where it is trained, as `lightning.pytorch.Trainer` takes it; predictions are made on the CPU.
+    The arguments, their defaults and the other attributes are those of `MultiTaskRegressor`.
 
     Attributes:
-        classes_: The labels, sorted; a list of them, one for each target, where `y` has two dimensions.
-        module_: The trained module, in double precision.
-        mean_: `(F,)` what is taken off the columns of `X`.
-        scale_: `(F,)` what they are divided by then.
-        n_iter_: The epoch whose weights are kept, from 1.
-        n_features_in_: F.
-        feature_names_in_: The names of the columns, of a DataFrame.
+        classes_: Sorted labels `(N,)`; a list with one such array per target if `y` has two dimensions.
     """
 
     def predict_proba(self, X: Any) -> Any:
-        """The probabilities `(n, N)` of the classes; a list of them, one for each target, as `classes_` is.
+        """Return the class probabilities `(n, N)`, or a list with one such array per target, like `classes_`.
 
         Args:
-            X: `(n, F)`.
+            X: Features `(n, F)`.
         """
         probabilities = [task.for_classes(y).numpy() for task, y in self._outputs(X)]
         return probabilities if self._many else probabilities[0]
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable labels, `(n,)` or `(n, T)`.
+        """Return the most probable labels, `(n,)` or `(n, T)`.
 
         Args:
-            X: `(n, F)`.
+            X: Features `(n, F)`.
         """
         best = [y.argmax(1).numpy() for _, y in self._outputs(X)]
         if not self._many:
             labels: NDArray[Any] = self.classes_[best[0]]
             return labels
-        columns = [classes[of] for classes, of in zip(self.classes_, best, strict=True)]
+        columns = [classes[numbers] for classes, numbers in zip(self.classes_, best, strict=True)]
         kinds = {column.dtype.kind for column in columns}
-        mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would make text of numbers
+        mixed = len(kinds) > 1 and not kinds <= set("biuf")  # NumPy would convert the numbers to text
         return np.stack([column.astype(object) for column in columns] if mixed else columns, axis=1)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """The mean over targets of the accuracy, each over the rows that have a label; in [0, 1].
+        """Return the mean accuracy over targets, each computed over its labelled rows; in [0, 1].
 
         Args:
-            X: `(n, F)`.
-            y: `(n,)` or `(n, T)`, NaN or None where missing.
-            sample_weight: `(n,)`.
+            X: Features `(n, F)`.
+            y: Labels `(n,)` or `(n, T)`; NaN or None marks a missing label.
+            sample_weight: Weights of the rows, `(n,)`.
         """
         predicted = self.predict(X).reshape(len(y), -1)
         labels = _labels(y).reshape(len(y), -1)
@@ -372,22 +354,22 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
         labels = _labels(y)
         self._many = labels.ndim == 2
         tasks: list[Task] = []
-        targets, found, present = [], [], []
+        targets, all_classes, present = [], [], []
         for i, column in enumerate(labels.reshape(len(labels), -1).T):
             there = _present(column)
-            known = _plain(column[there])
+            labelled = _plain(column[there])
             if there.any():
-                check_classification_targets(known)
-            classes, numbers = np.unique(known, return_inverse=True)
+                check_classification_targets(labelled)
+            classes, numbers = np.unique(labelled, return_inverse=True)
             if len(classes) == 1:
                 raise UserError(f"y: column {i} has 1 class, {str(classes[0])!r}; at least 2 classes are needed")
             target = np.zeros(len(column), np.int64)
             target[there] = numbers
             tasks.append(Classification(len(classes)))
             targets.append(target)
-            found.append(classes)
+            all_classes.append(classes)
             present.append(there)
-        self.classes_: Any = found if self._many else found[0]
+        self.classes_: Any = all_classes if self._many else all_classes[0]
         return tasks, targets, present
 
     def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
@@ -410,7 +392,7 @@ def _labels(y: Any) -> NDArray[Any]:
 
 
 def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which labels are there: neither None nor NaN, nor what pandas has in their place."""
+    """Return the mask of the labels that are not None, NaN, or the missing value of pandas."""
     if column.dtype.kind == "f":
         if np.isinf(column).any():
             raise UserError("y: labels are finite, these hold infinity")
@@ -428,7 +410,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _plain(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels in an array of their own kind, in place of one of Python's objects."""
+    """Convert an array of Python objects to the dtype of the labels."""
     return np.array(labels.tolist()) if labels.dtype == object else labels
 
 
@@ -436,9 +418,9 @@ def _accuracy(labels: NDArray[Any], predicted: NDArray[Any], sample_weight: Any)
     return float(accuracy_score(_plain(labels), _plain(predicted), sample_weight=sample_weight))
 
 
-def _mean_score(score: Any, wanted: Any, predicted: Any, present: Any, sample_weight: Any) -> float:
+def _mean_score(score: Any, targets: Any, predicted: Any, present: Any, sample_weight: Any) -> float:
     scores = []
-    for y, guess, there in zip(wanted, predicted, present, strict=True):
+    for y, guess, there in zip(targets, predicted, present, strict=True):
         if there.any():
             weights = None if sample_weight is None else np.asarray(sample_weight)[there]
             scores.append(score(y[there], guess[there], sample_weight=weights))
@@ -446,7 +428,7 @@ def _mean_score(score: Any, wanted: Any, predicted: Any, present: Any, sample_we
 
 
 def _seed_of(random_state: int | np.random.RandomState | None) -> int:
-    """A seed of 32 bits; the generators that everyone shares are left alone."""
+    """Return a 32-bit seed; global generators are not used."""
     if random_state is None:
         return int(np.random.default_rng().integers(2**32))
     if isinstance(random_state, np.random.RandomState):

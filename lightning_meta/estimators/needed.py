@@ -1,4 +1,4 @@
-"""What is used of scikit-learn, which the package does without elsewhere: in one place, which says if it is missing."""
+"""Imports from scikit-learn, an optional dependency: one place reports that it is missing."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ __all__ = [
 
 
 def forget(estimator: Any) -> None:
-    """Drop what an earlier fit has learned, so that a fit that fails leaves nothing of either."""
+    """Delete the fitted attributes, so that a failing fit does not leave those of an earlier one."""
     for name in [name for name in vars(estimator) if name.endswith("_") and not name.startswith("_")]:
         delattr(estimator, name)

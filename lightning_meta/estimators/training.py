@@ -1,4 +1,4 @@
-"""The training of a multi-task module on arrays: in memory, without a word, and on random numbers of its own."""
+"""Training of a multi-task module on arrays: in memory and without output."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.tasks import Task
 
-TALKATIVE = ("lightning_meta", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
+LOGGERS = ("lightning_meta", "lightning", "lightning.pytorch", "lightning.fabric", "lightning_fabric")
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Where a Trainer's accelerator computes, for its random generator."""
+    """The device of a Trainer's accelerator, whose random generator is seeded."""
     on_cuda = accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available()
     return torch.device("cuda" if on_cuda else "cpu")
 
 
 class Arrays(TaskSource):
-    """Tasks that are in memory.
+    """Tasks in memory.
 
     Args:
-        tasks: By name.
+        tasks: The tasks by name.
         train: The training rows.
-        val: The rows that early stopping looks at.
+        val: The validation rows, used for early stopping.
     """
 
     def __init__(self, tasks: Mapping[str, Task], train: TaskSet, val: TaskSet) -> None:
@@ -48,18 +48,18 @@ class Arrays(TaskSource):
         return dict(self._tasks)
 
     def sets(self) -> dict[Split, TaskSet]:
-        """The rows; nothing is tested."""
+        """The rows of each split; the validation rows also serve as test rows, since nothing is tested."""
         return {"train": self._train, "val": self._val, "test": self._val}
 
 
 class KeepBest(Callback):
-    """Keeps the weights of the best `val/score`, of equals the one with the lower `val/loss`, and stops training.
+    """Early stopping in memory: keeps the weights with the best `val/score`; the lower `val/loss` breaks ties.
 
     Args:
-        patience: Epochs without a better validation after which training stops.
+        patience: Number of epochs without improvement after which training stops.
 
     Attributes:
-        epoch: That of the best validation, from 1.
+        epoch: Epoch of the best validation, counted from 1.
     """
 
     def __init__(self, patience: int) -> None:
@@ -67,7 +67,7 @@ class KeepBest(Callback):
         self._best, self._weights = (-inf, -inf), dict[str, Any]()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare, now that the module has logged."""
+        """Compare with the best epoch so far; the module has logged its metrics before."""
         score, loss = (float(trainer.callback_metrics[f"val/{name}"]) for name in ("score", "loss"))
         rank = (-inf if isnan(score) else score, -inf if isnan(loss) else -loss)
         epoch = trainer.current_epoch + 1
@@ -76,7 +76,7 @@ class KeepBest(Callback):
         trainer.should_stop = trainer.should_stop or epoch - self.epoch >= self.patience
 
     def restore(self, module: MultiTaskModule) -> None:
-        """Put the best weights back."""
+        """Restore the best weights."""
         module.load_state_dict(self._weights)
 
 
@@ -88,17 +88,17 @@ def train(
     patience: int | None,
     accelerator: str,
 ) -> int:
-    """Train a module, and leave it with its best weights, in evaluation mode on the CPU.
+    """Train a module in place; afterwards it has its best weights and is in evaluation mode on the CPU.
 
     Args:
-        module: Trained in place.
-        data: Its data.
-        max_epochs: Visits to the data, at most.
-        patience: Of `KeepBest`; None trains to the end, without validation.
-        accelerator: As the Trainer takes it.
+        module: The module to train.
+        data: The data to train on.
+        max_epochs: Largest number of epochs.
+        patience: Patience of `KeepBest`; None trains for `max_epochs` without validation.
+        accelerator: Accelerator of the Trainer.
 
     Returns:
-        The epoch whose weights are kept, from 1.
+        Epoch of the weights, counted from 1.
     """
     keep = None if patience is None else KeepBest(patience)
     trainer = Trainer(
@@ -126,10 +126,10 @@ def train(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the context, the Trainer neither prints nor warns."""
-    before = {name: logging.getLogger(name).level for name in TALKATIVE}
+    """Within the context, the Trainer neither logs nor warns."""
+    before = {name: logging.getLogger(name).level for name in LOGGERS}
     try:
-        for name in TALKATIVE:
+        for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -140,15 +140,18 @@ def quiet() -> Iterator[None]:
 
 
 def held_out_rows(groups: list[NDArray[np.bool_]], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which rows early stopping looks at, drawn so that training has a row of every group.
+    """Draw the validation rows such that at least one row of every group remains for training.
 
     Args:
-        groups: `(n,)` masks of rows: those that a task has a label for, or a class of it.
-        fraction: Share of the rows, in (0, 1).
-        seed: Of the draw.
+        groups: Masks `(n,)` of the rows that have a label of a task, or of one of its classes.
+        fraction: Share of validation rows, in (0, 1).
+        seed: Seed of the draw.
 
     Returns:
-        `(n,)`.
+        Mask of the validation rows, `(n,)`.
+
+    >>> int(held_out_rows([np.array([True, True, True, True])], 0.25, seed=0).sum())
+    1
     """
     count = len(groups[0])
     order = np.random.default_rng(seed).permutation(count)

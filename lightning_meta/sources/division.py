@@ -13,7 +13,7 @@ from lightning_meta.data.pool import Pool
 
 
 def merged(pools: Mapping[Split, Pool]) -> Pool:
-    """All classes of disjoint splits in one pool, in the order of their names."""
+    """Join the classes of disjoint splits in one pool, sorted by name."""
     parts = [pools[split] for split in SPLITS]
     names = [name for part in parts for name in part.names]
     groups = [group for part in parts for group in part.groups]
@@ -22,11 +22,11 @@ def merged(pools: Mapping[Split, Pool]) -> Pool:
 
 
 def divide(pool: Pool, members: Mapping[Split, Sequence[int]]) -> dict[Split, Pool]:
-    """Of every class the same examples: number `m` of each class goes to the split that names `m`.
+    """Divide the examples of every class in the same way.
 
     Args:
-        pool: Classes that have all the members.
-        members: Numbers within the class, by split.
+        pool: Pool whose classes all have these examples.
+        members: Numbers of the examples within their class, by split.
     """
     pools: dict[Split, Pool] = {}
     for split in SPLITS:
@@ -37,12 +37,15 @@ def divide(pool: Pool, members: Mapping[Split, Sequence[int]]) -> dict[Split, Po
 
 
 def class_counts(count: int, fractions: Sequence[float], least: int) -> dict[Split, int]:
-    """How many of so many classes each split gets: the fractions, and `least` whatever they are.
+    """Return the number of classes of each split.
 
     Args:
-        count: Three times `least` or more.
-        fractions: Of train, val and test.
-        least: Classes of each split at least.
+        count: Total number of classes, at least 3 * `least`.
+        fractions: Shares of train, val and test.
+        least: Smallest number of classes per split; it has priority over the fractions.
+
+    >>> class_counts(30, (0.6, 0.15, 0.25), least=1)
+    {'train': 17, 'val': 5, 'test': 8}
     """
     val = max(least, min(_rounded(fractions[1] * count), count - 2 * least))
     test = max(least, min(_rounded(fractions[2] * count), count - least - val))
@@ -52,13 +55,13 @@ def class_counts(count: int, fractions: Sequence[float], least: int) -> dict[Spl
 def enough_classes(
     count: int, fractions: Sequence[float], least: int, needs: Mapping[Split, tuple[int, int]]
 ) -> int | None:
-    """The smallest number above `least` of classes of each split at least that gives all splits enough.
+    """Return the smallest `least` for `class_counts` with which every split has enough classes; None if there is none.
 
     Args:
-        count: How many classes there are.
-        fractions: Of train, val and test.
-        least: What does not give them enough.
-        needs: Classes of a task, and examples of each, by split.
+        count: Total number of classes.
+        fractions: Shares of train, val and test.
+        least: Current value, which is too small.
+        needs: Number of classes per task, and of examples per class, by split.
     """
     for more in range(least + 1, count // 3 + 1):
         if all(size >= needs[split][0] for split, size in class_counts(count, fractions, more).items()):
@@ -67,15 +70,15 @@ def enough_classes(
 
 
 def divided_classes(names: Iterable[str], fractions: Sequence[float], least: int, seed: int) -> dict[Split, list[str]]:
-    """Classes for train, val and test, in the order of their names; their hash decides, and nothing else.
+    """Divide classes among train, val and test by the hashes of their names; each split is sorted by name.
 
     Args:
-        names: Of three times `least` classes or more.
-        fractions: Of train, val and test.
-        least: Classes of each split at least.
-        seed: Draws another division.
+        names: Names of at least 3 * `least` classes.
+        fractions: Shares of train, val and test.
+        least: Smallest number of classes per split.
+        seed: Seed of the division.
     """
-    # A hash and not a random generator: the same on any release of any library.
+    # Hashes, because random generators may change between releases of a library.
     drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
     sizes = class_counts(len(drawn), fractions, least)
     val, both = sizes["val"], sizes["val"] + sizes["test"]
@@ -88,13 +91,13 @@ def _rounded(number: float) -> int:
 
 
 def divided(units: set[str], fractions: Sequence[float], seed: int, least: int = 0) -> dict[str, Split]:
-    """The split of each unit, such as a row or a group of rows, by its hash; one unit at least is for training.
+    """Assign each unit, such as a row or a group of rows, to a split by its hash; train gets at least one.
 
     Args:
-        units: What is divided; neither their order nor anything else decides.
-        fractions: Of train, val and test.
-        seed: Draws another division.
-        least: How many val and test get at least; there are more units than twice as many.
+        units: Units to divide; the result depends only on their names.
+        fractions: Shares of train, val and test.
+        seed: Seed of the division.
+        least: Smallest number of units of val and of test; more than 2 * `least` units are required.
     """
     drawn = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
     val, test = (max(least, round(fraction * len(drawn))) for fraction in fractions[1:])

@@ -1,4 +1,4 @@
-"""Functions drawn from a Gaussian process: regression tasks whose best prediction is known."""
+"""Functions drawn from a Gaussian process: regression tasks whose optimal prediction is known."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class GaussianProcess(TaskGenerator):
 
     $$k(x, x') = a^2 \exp\left(-\frac{(x - x')^2}{2 \ell^2}\right), \qquad \varepsilon \sim N(0, \sigma^2)$$
 
-    The length scale is the same in all tasks. `posterior` gives the exact prediction, which no method can beat on
-    average. The paper does not say the numbers; the defaults are those of its published code.
+    The length scale is the same in all tasks. `posterior` returns the exact prediction, which no method can beat
+    on average. The paper does not state the constants; the defaults are those of its published code.
 
     At a glance:
         - Classes: functions without end (regression).
@@ -28,13 +28,13 @@ class GaussianProcess(TaskGenerator):
         - From: made on the spot.
 
     Args:
-        length_scale: ℓ > 0.
-        amplitude: a > 0.
-        noise: σ > 0, standard deviation of the noise; a thousandth of the amplitude at least.
-        x_range: Range of the inputs, which are drawn evenly.
+        length_scale: Length scale ℓ, > 0.
+        amplitude: Amplitude a, > 0.
+        noise: Standard deviation σ of the noise, at least a thousandth of the amplitude.
+        x_range: Range of the inputs, which are drawn uniformly.
 
     Raises:
-        UserError: A range falls, a number is not positive, or the noise is too small to compute with.
+        UserError: The range is empty, a number is not positive, or the noise is numerically too small.
     """
 
     input_shape = (1,)
@@ -58,7 +58,7 @@ class GaussianProcess(TaskGenerator):
         """Draw T functions and K + Q points on each: `x` and `y` are `(T, K, 1)` and `(T, Q, 1)`, float32."""
         count = shots + queries
         low, high = self.x_range
-        # Inputs are rounded to float32 first, so that values belong to the very inputs that are handed out.
+        # Round the inputs to float32 first, so that the targets are exact for the returned inputs.
         numbers = uniform(keys, 3 * count)
         x = (low + (high - low) * numbers[:, :count]).float().double().unsqueeze(-1)
         u, v = numbers[:, count:].split(count, 1)
@@ -69,30 +69,30 @@ class GaussianProcess(TaskGenerator):
         return Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:])
 
     def posterior(self, support: Examples, x: Tensor) -> tuple[Tensor, Tensor]:
-        r"""The exact distribution of targets at new inputs, given a support set.
+        r"""Return the exact distribution of targets at new inputs, given a support set.
 
         $$\mu = k_*^\top (K + \sigma^2 I)^{-1} y, \qquad s^2 = a^2 + \sigma^2 - k_*^\top (K + \sigma^2 I)^{-1} k_*$$
 
         (Rasmussen and Williams 2006, equations 2.25 and 2.26, with the noise of the target added).
 
         Args:
-            support: `x` and `y` `(..., K, 1)`.
-            x: `(..., M, 1)`.
+            support: Support set, `x` and `y` of shape `(..., K, 1)`.
+            x: New inputs, `(..., M, 1)`.
 
         Returns:
             Mean and standard deviation, `(..., M, 1)` float64.
         """
-        given, y, x = support.x.double(), support.y.double(), x.double()
-        root = torch.linalg.cholesky(self._covariance(given))
-        of_new = self._kernel(given, x)
-        mean = of_new.mT @ torch.cholesky_solve(y, root)
-        explained = torch.linalg.solve_triangular(root, of_new, upper=False).square().sum(-2).unsqueeze(-1)
+        support_x, y, x = support.x.double(), support.y.double(), x.double()
+        root = torch.linalg.cholesky(self._covariance(support_x))
+        cross = self._kernel(support_x, x)
+        mean = cross.mT @ torch.cholesky_solve(y, root)
+        explained = torch.linalg.solve_triangular(root, cross, upper=False).square().sum(-2).unsqueeze(-1)
         return mean, (self.amplitude**2 + self.noise**2 - explained).sqrt()
 
     def _covariance(self, x: Tensor) -> Tensor:
-        """Of noisy targets at `(..., n, 1)`: `(..., n, n)`."""
+        """Return the covariance `(..., n, n)` of noisy targets at inputs `(..., n, 1)`."""
         return self._kernel(x, x) + self.noise**2 * torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
 
     def _kernel(self, a: Tensor, b: Tensor) -> Tensor:
-        """k between `(..., n, 1)` and `(..., m, 1)`: `(..., n, m)`."""
+        """Return k between inputs `(..., n, 1)` and `(..., m, 1)`, `(..., n, m)`."""
         return self.amplitude**2 * (-((a - b.mT) / self.length_scale).square() / 2).exp()

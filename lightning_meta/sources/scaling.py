@@ -1,4 +1,4 @@
-"""Scaling of tabular inputs, learned on training rows alone."""
+"""Scaling of tabular inputs with statistics of the training rows."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from lightning_meta.tasks.table import NumberFeature
 
 QUANTILES = 1000
-EDGE = 1e-7 - 2.0**-52  # of probability: what lies beyond is not told apart in a normal distribution
+EDGE = 1e-7 - 2.0**-52  # probabilities are clipped to [EDGE, 1 - EDGE], as in scikit-learn
 
 
 class Standardiser:
-    """x ↦ (x − μ) / σ column by column, μ and σ those of the training rows; σ is 1 where a column is constant.
+    """Standardises columns: (x − μ) / σ with μ and σ of the training rows; σ is 1 for constant columns.
 
     Args:
-        train: `(n, D)` float64, no value missing.
+        train: Training rows `(n, D)`, float64, without missing values.
     """
 
     def __init__(self, train: Tensor) -> None:
@@ -26,33 +26,35 @@ class Standardiser:
         self.scale = train.std(0, correction=0).where(varies, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Standard units, `(m, D)` float32."""
+        """Return rows `(m, D)` in standard units, float32."""
         return ((x - self.mean) / self.scale).float()
 
 
 def quantiles_of(train: NDArray[np.float64], rows: int) -> list[float]:
-    """The quantiles of training numbers at evenly spaced levels from 0 to 1.
+    """Return the quantiles of training numbers at evenly spaced levels from 0 to 1.
 
     Args:
-        train: `(n,)` the numbers that are there.
-        rows: The training rows, missing ones too; there are as many levels, at most 1000.
+        train: Numbers `(n,)`, without missing ones.
+        rows: Number of training rows, including missing values: the number of levels, at most 1000.
     """
     levels = np.linspace(0, 1, min(QUANTILES, rows))
-    of_levels = np.maximum.accumulate(np.percentile(train, levels * 100))  # rounding may have turned equal ones round
+    of_levels = np.maximum.accumulate(
+        np.percentile(train, levels * 100)
+    )  # interpolation may decrease by a rounding error
     return of_levels.tolist()  # type: ignore[no-any-return]
 
 
 def scaled(numbers: NDArray[np.float64], feature: NumberFeature) -> NDArray[np.float64]:
-    """Numbers less the feature's offset as inputs, `(n,)`; NaN stays NaN.
+    """Scale the numbers of a feature, from which its offset was subtracted, `(n,)`; NaN stays NaN.
 
-    Standard units (x − μ) / σ; or the share F(x) of training numbers below x, interpolated between the quantiles, and
-    with a normal output Φ⁻¹(F(x)). Equal to `QuantileTransformer` of scikit-learn without subsampling.
+    The result is (x − μ) / σ; with quantiles it is the interpolated distribution function F(x) of the training numbers,
+    and Φ⁻¹(F(x)) for a normal output. It equals `QuantileTransformer` of scikit-learn without subsampling.
     """
     if not feature.quantiles:
         return (numbers - feature.mean) / feature.scale
     quantiles = np.asarray(feature.quantiles)
     levels = np.linspace(0, 1, len(quantiles))
-    # From below and from above: among equal numbers the middle of their levels.
+    # The mean of interpolating from below and from above gives repeated quantiles their middle level.
     shares = (np.interp(numbers, quantiles, levels) - np.interp(-numbers, -quantiles[::-1], -levels[::-1])) / 2
     near = 1e-7 if feature.normal else 0.0
     shares[numbers + near >= quantiles[-1]] = 1.0

@@ -14,9 +14,9 @@ from lightning_meta.functional.random_bits import uniform
 
 
 class Sinusoid(TaskGenerator):
-    """Regression tasks y = A sin(x − φ), the amplitude and phase drawn once a task (Finn et al. 2017, section 5.1).
+    """Regression tasks y = A sin(x − φ) with an amplitude and a phase per task (Finn et al. 2017, section 5.1).
 
-    The paper names the ranges but not the sign of φ; the minus is that of its published code.
+    The paper states the ranges but not the sign of φ; the minus sign is that of its published code.
 
     At a glance:
         - Classes: sine waves without end (regression).
@@ -25,11 +25,11 @@ class Sinusoid(TaskGenerator):
 
     Args:
         amplitude: Range of A.
-        phase: Range of φ, radians.
+        phase: Range of φ in radians.
         x_range: Range of the inputs.
 
     Raises:
-        UserError: A range falls.
+        UserError: The lower end of a range is above its upper end.
     """
 
     input_shape = (1,)

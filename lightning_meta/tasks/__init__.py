@@ -1,4 +1,4 @@
-"""What a task asks for: its loss, its metrics and how a prediction is read."""
+"""Kinds of tasks: their losses, metrics and conversion of network outputs to predictions."""
 
 from __future__ import annotations
 
@@ -30,5 +30,9 @@ __all__ = [
 
 
 def task_named(name: TaskName, outputs: int) -> Task:
-    """The ready-made task of a name."""
+    """Create a task by name.
+
+    >>> task_named("classification", 5).selection
+    'accuracy'
+    """
     return Classification(outputs) if name == "classification" else Regression(outputs)

@@ -1,4 +1,4 @@
-"""What every task says: its loss, its metrics and how a prediction is read."""
+"""The base class of tasks: loss, metrics and conversion of network outputs to predictions."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ MetricChoice = str | type[Metric] | None
 
 
 class Task(Described, ABC):
-    """The L of a task T = {p(x), p(y|x), L}, with the metrics that people read.
+    """The loss L of a task T = {p(x), p(y|x), L}, and its metrics.
 
-    A task of your own gives `losses`, `example_scores` and `check`, and `metrics` if it has further ones.
+    A custom task implements `losses`, `example_scores` and `check`, and overrides `metrics` to log more of them.
 
     Args:
-        outputs: How many numbers a network predicts for one example.
-        metric: What models are selected and compared by: a name of `names`, or a class derived from
-            `torchmetrics.Metric`; by default `selection` of the class.
+        outputs: Number of network outputs per example.
+        metric: Metric that selects and compares models: one of `names`, or a subclass of `torchmetrics.Metric`; by
+            default the class attribute `selection`.
 
     Attributes:
-        names: The metrics that can be chosen by name.
-        beside: Those that are always logged.
-        selection: The metric that models are selected and compared by.
-        selection_mode: Whether a good value of it is large ("max") or small ("min").
-        metric: The metric of one few-shot task, as logged.
-        higher_is_better: Which way `metric` points.
+        names: Metrics that can be chosen by name.
+        beside: Metrics that are always logged.
+        selection: Name of the metric that selects and compares models.
+        selection_mode: "max" if a larger `selection` is better, "min" if a smaller one is.
+        metric: Name of the metric of a few-shot task in the logs.
+        higher_is_better: Whether a larger `metric` is better.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -58,50 +58,59 @@ class Task(Described, ABC):
 
     @abstractmethod
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each prediction: `(M, outputs)` and targets to `(M,)`."""
+        """Return the loss of each of M predictions, `(M,)`.
+
+        Args:
+            outputs: Network outputs, `(M, outputs)`.
+            targets: Targets, `(M, ...)`.
+        """
 
     @abstractmethod
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """What each of all M examples of a split adds to the metric `selection`, which is the mean.
+        """Return the score of each of the M examples of a split; their mean is the metric `selection`.
 
         Args:
-            outputs: `(M, outputs)`, on any device; float64 outputs are scored in float64.
-            targets: `(M, ...)`.
+            outputs: Network outputs, `(M, outputs)`, on any device; float64 outputs are scored in float64.
+            targets: Targets, `(M, ...)`.
 
         Returns:
-            `(M,)` of the outputs' dtype, at least float32.
+            Scores `(M,)` in the dtype of the outputs, at least float32.
         """
 
     def metrics(self) -> dict[str, Metric]:
-        """Further metrics of a split by name, new ones: functions of `readable` outputs and targets."""
+        """Return new instances of further metrics by name; they take `readable` outputs and the targets."""
         return {}
 
     @abstractmethod
     def check(self, targets: Tensor, outputs: int) -> None:
-        """Refuse targets that do not fit.
+        """Refuse targets that do not suit the task.
+
+        Args:
+            targets: Targets, `(M, ...)`.
+            outputs: Number of network outputs per example.
 
         Raises:
-            UserError: What is wrong and what was expected.
+            UserError: The targets are invalid.
         """
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of M predictions, a scalar; maps over tasks under `torch.func.vmap`."""
+        """Return the mean loss of M predictions, a scalar; works under `torch.func.vmap` over tasks."""
         return self.losses(outputs, targets).mean()
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The metric of each few-shot task: `(..., M, outputs)` and targets to `(...)`, at least float32."""
+        """Return the metric of each few-shot task, `(...)`, from outputs `(..., M, outputs)`; at least float32."""
         raise UserError(f"{type(self).__name__} is not a task of episodes")
 
     def evaluate(self, outputs: Tensor, targets: Tensor, metric: str = "") -> float:
-        """A metric of all M examples of a split.
+        """Compute a metric over all M examples of a split.
 
         Args:
-            outputs: `(M, outputs)`.
-            targets: `(M, ...)`.
-            metric: One of `names`; `selection` by default.
+            outputs: Network outputs, `(M, outputs)`.
+            targets: Targets, `(M, ...)`.
+            metric: One of `names`; by default `selection`.
 
         Returns:
-            The value; NaN where it is not defined, as the AUROC of one class.
+            The value; NaN if it is undefined, such as the AUROC of a single class.
         """
         if not len(outputs):
             return nan
@@ -119,66 +128,66 @@ class Task(Described, ABC):
 
     @property
     def chosen(self) -> MetricChoice:
-        """The metric that was asked for; None for the default."""
+        """The metric that the user chose; None for the default."""
         return None if self._choice is None else self._choice.kind or self._choice.name
 
     @property
     def of_examples(self) -> bool:
-        """Whether `selection` is a mean of scores of single examples, so that a batch has it as well as a split."""
+        """Whether `selection` is a mean over examples, and thus defined for a batch as well as for a split."""
         choice = self._choice
         return choice is None or (choice.kind is None and choice.name in OF_EXAMPLES)
 
     def comparable(self, score: float) -> float:
-        """The metric `selection` as it enters `val/score`, the mean over tasks: a large value is good.
+        """Convert a value of `selection` to the scale of `val/score`, the mean over tasks, where larger is better.
 
-        Errors are measured in units of the training targets' standard deviation, and no task counts as worse than
-        `floor`, so that one task cannot decide alone.
+        Errors are divided by the standard deviation of the training targets. Values are clipped from below at `floor`,
+        so that a single bad task does not dominate the mean.
         """
         signed = (score if self.selection_mode == "max" else -score) / self.unit
         return signed if signed != signed else max(signed, self.floor)
 
     @property
     def floor(self) -> float:
-        """The least that a task counts in the mean over tasks; −∞ where its metric has a worst value or is a class."""
+        """Lower bound of `comparable`; −∞ if the metric is bounded, or a torchmetrics class."""
         return -inf
 
     @property
     def unit(self) -> float:
-        """What `selection` is measured in before tasks are compared."""
+        """Divisor that makes `selection` comparable between tasks."""
         return 1.0
 
     def constant(self) -> Tensor | None:
-        """The outputs `(outputs,)`, whatever the input, whose `selection` is the best by the training targets.
+        """Return the constant outputs `(outputs,)` with the best `selection` on the training targets.
 
-        None if they are not known. For a class that is the metric they are those of the least loss.
+        None before the task is `fitted`. If the metric is a torchmetrics class, they minimise the loss instead.
         """
         return None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The scores `(M,)` of the examples by a named metric that is their mean."""
+        """Return the scores of the examples, `(M,)`, whose mean is the named metric."""
         raise UserError(f"metric: {type(self).__name__} has no {name}")
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """A named metric of M examples that count as often as `weights` `(M,)` says, a scalar."""
+        """Return a named metric of M examples weighted by `weights` `(M,)`, a scalar."""
         raise UserError(f"metric: {type(self).__name__} has no {name}")
 
     def readable(self, outputs: Tensor) -> Tensor:
-        """Predictions as people and metrics take them: in the units of the targets; logits of classes as they are."""
+        """Convert outputs to predictions in the units of the targets; class logits are returned unchanged."""
         return outputs
 
     def for_classes(self, outputs: Tensor) -> Tensor:
-        """Predictions as a class that is the `metric` takes them: probabilities of labels, else as `readable`.
+        """Convert outputs to the input of a torchmetrics class: probabilities of labels, otherwise as `readable`.
 
-        torchmetrics takes numbers in [0, 1] for probabilities and others for logits, batch by batch.
+        Logits would be ambiguous: torchmetrics treats a batch whose values all lie in [0, 1] as probabilities.
         """
         return self.readable(outputs)
 
     def fitted(self, targets: Tensor) -> Task:
-        """The task with what it learns from its training targets, such as their mean and scale."""
+        """Return the task with the statistics of its training targets, such as their mean and scale."""
         return self
 
     def _example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`example_scores` of the ready-made kinds, by the metric that was chosen."""
+        """`example_scores` of the built-in tasks, for the chosen metric."""
         choice, outputs = self._choice, at_least_float32(outputs)
         if choice is None or self.of_examples:
             return self.scores_by(self.selection, outputs, targets)

@@ -1,4 +1,4 @@
-"""Tasks of labels: one of several classes, yes or no, and several of these."""
+"""Classification tasks: one of N classes, one binary label, and several binary labels."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from lightning_meta.tasks.base import MetricChoice, Task
 from lightning_meta.tasks.label_weights import Weights, balanced_weights, checked
 
 RARE = 0.8
-"""Where one class has more than this share of the training labels, the default metric is the AUROC.
+"""If one class has more than this share of the training labels, the default metric is the AUROC.
 
-Accuracy says little there: on 6 % positives every model that never says yes has 94 %, so no checkpoint is better than
-the first. The AUROC ranks yes above no whatever the threshold; its chance level is ½ in every task, so that means over
-tasks compare, while that of average precision is the share of positives; and a few positives suffice for its interval.
+Accuracy is then uninformative: with 6 % positives, a model that always predicts the negative class reaches 94 %, and
+model selection cannot improve on it. The AUROC does not depend on a threshold. Its chance level is ½ in every task, so
+it can be averaged over tasks, unlike average precision, whose chance level is the share of positives.
 """
-LEAST = 1e-9  # a share whose logarithm is finite
+LEAST = 1e-9  # lower bound of a share, so that its logarithm is finite
 CLASSIFIED = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "log_loss")
 
 
 class _Labels(Task, ABC):
-    """What the kinds of labels share.
+    """Base of the classification tasks.
 
     Args:
-        outputs: How many numbers a network predicts for one example.
-        metric: What models are selected and compared by.
-        frequencies: The share of each class or label in the training data, once `fitted`.
-        weights: By the name of their option, those of the loss: numbers, "balanced" until `fitted`, or None.
-        count: How many these are.
+        outputs: Number of network outputs per example.
+        metric: Metric that selects and compares models.
+        frequencies: Share of each class or label in the training data; set by `fitted`.
+        option: Name of the option that gives the weights, for errors.
+        weights: Weights of the loss; "balanced" is replaced by numbers in `fitted`; None for an unweighted loss.
+        count: Required number of weights.
     """
 
     names = CLASSIFIED
@@ -57,14 +58,14 @@ class _Labels(Task, ABC):
 
     @property
     def weighted(self) -> bool:
-        """Whether the loss has weights."""
+        """Whether the loss is weighted."""
         return self._weights is not None
 
     def loss_weights(self, like: Tensor) -> Tensor | None:
-        """The weights of the loss on a tensor's device, in its dtype; None without any.
+        """Return the weights of the loss with the device and dtype of a tensor; None for an unweighted loss.
 
         Raises:
-            UserError: They are to be balanced, and no training labels were seen.
+            UserError: The weights are "balanced" and the task is not fitted.
         """
         if self._weights is None:
             return None
@@ -74,50 +75,54 @@ class _Labels(Task, ABC):
 
     @abstractmethod
     def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """`losses` without weights, as the log loss has them."""
+        """Return `losses` without weights, as used for the log loss."""
 
     @abstractmethod
     def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
-        """The weights that "balanced" stands for, given the shares in the training labels."""
+        """Return the weights for "balanced", given the shares in the training labels."""
 
     @property
     def guesses(self) -> int:
-        """Among how many answers a guess chooses."""
+        """Number of classes of a uniform random guess."""
         return 2
 
     @abstractmethod
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How right each prediction is, in [0, 1]: `(M, outputs)` and targets to `(M,)`."""
+        """Return the accuracy of each prediction in [0, 1], `(M,)`, from outputs `(M, outputs)`."""
 
     @property
     def floor(self) -> float:
-        """Log loss twice that of a uniform guess."""
+        """Minus twice the log loss of a uniform guess; −∞ for other metrics."""
         return -2 * log(self.guesses) if self._choice is not None and self._choice.name == "log_loss" else -inf
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How right each prediction is, where accuracy is the metric."""
+        """Return the score of each example; its accuracy if accuracy is the metric."""
         return self._example_scores(outputs, targets)
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """How right each prediction is for accuracy, its loss for log loss."""
+        """Return the accuracy or the log loss of each prediction, `(M,)`."""
         if name != "log_loss":
             return self.right(outputs, targets)
         return (self.losses if self._weights is None else self.plain_losses)(outputs, targets)
 
 
 class Classification(_Labels):
-    """One of N classes: cross-entropy of the logits, accuracy in [0, 1].
+    """One of N classes, trained with cross-entropy.
 
-    By name it can be selected by accuracy, log loss, and the mean over classes of recall (balanced accuracy), AUROC,
-    average precision and F1, each class against the rest.
+    Named metrics are accuracy, log loss, and the one-vs-rest means over classes of recall (balanced accuracy), AUROC,
+    average precision and F1.
 
     Args:
-        outputs: N; 0 in episodes, whose way may change.
-        metric: What models are selected and compared by; by default accuracy, and AUROC where one class has more than
-            80 % of the training labels.
-        frequencies: The share of each class in the training labels, once `fitted`.
-        class_weight: N weights of the loss, one a class, or "balanced": n / (C n_c) with n_c of n training labels in
-            class c and C classes among them, as in scikit-learn. The loss is weighted, metrics are not.
+        outputs: N; 0 in episodes, whose number of ways may vary.
+        metric: Metric that selects and compares models; by default accuracy, or AUROC if one class has more than 80 %
+            of the training labels.
+        frequencies: Share of each class in the training labels; set by `fitted`.
+        class_weight: N weights of the loss, or "balanced": n / (C n_c), where n_c of the n training labels are of class
+            c and C classes occur, as in scikit-learn. Only the loss is weighted, not the metrics.
+
+    >>> task = Classification(3, class_weight=[1, 1, 2])
+    >>> task.losses(torch.zeros(2, 3), torch.tensor([0, 2]))  # log 3 and 2 log 3
+    tensor([1.0986, 2.1972])
     """
 
     beside = ("accuracy", "f1")
@@ -137,42 +142,42 @@ class Classification(_Labels):
         return self.outputs
 
     def fitted(self, targets: Tensor) -> Task:
-        """The task with the shares of its classes among `(n,)` training labels."""
+        """Return the task with the class shares of the training labels `(n,)`."""
         counts = torch.bincount(targets.long().flatten(), minlength=self.outputs).double()
         return _fitted(self, counts / counts.sum(), counts.max() / counts.sum())
 
     def constant(self) -> Tensor | None:
-        """The logarithms of the shares of the classes."""
+        """Return the logarithms of the class shares, `(N,)`."""
         return torch.tensor(self.frequencies, dtype=torch.float64).clamp_min(LEAST).log() if self.frequencies else None
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy times the weight of the class: logits `(M, N)`, labels `(M,)` in [0, N)."""
+        """Return the weighted cross-entropy `(M,)` of logits `(M, N)` and labels `(M,)` in [0, N)."""
         logits = at_least_float32(outputs)
         return F.cross_entropy(logits, targets.long(), self.loss_weights(logits), reduction="none")
 
     def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy."""
+        """Return the cross-entropy, `(M,)`."""
         return F.cross_entropy(at_least_float32(outputs), targets.long(), reduction="none")
 
     def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
-        """The same sum for each class that is there."""
+        """Return weights with which every class that occurs has the same total weight."""
         return balanced_weights(frequencies)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of right answers: logits `(..., M, N)`, labels `(..., M)`."""
+        """Return the accuracy `(...)` of logits `(..., M, N)` and labels `(..., M)`."""
         return _as_numbers(outputs.argmax(-1) == targets, outputs).mean(-1)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 for a right answer and 0 for a wrong one, `(M,)`."""
+        """Return 1 for each correct prediction and 0 for the others, `(M,)`."""
         return _as_numbers(outputs.argmax(-1) == targets, outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """The mean over classes, each against the rest; classes that are not there have no score."""
+        """Return the one-vs-rest mean over classes; classes without an example are ignored."""
         classes = torch.arange(outputs.shape[1], device=outputs.device)
         positive, predicted = targets[:, None] == classes, outputs.argmax(-1)[:, None] == classes
         if name in ("auroc", "average_precision"):
             scores = outputs.log_softmax(-1)
-            if outputs.shape[1] == 2:  # the same order, and no ties where one class is all but certain
+            if outputs.shape[1] == 2:  # the same order without the ties of saturated log-probabilities
                 scores = outputs - outputs.flip(1)
             return over_columns(auroc if name == "auroc" else average_precision, scores, positive, weights)
         there = positive.any(0)
@@ -183,31 +188,34 @@ class Classification(_Labels):
         return recall(predicted[:, there], positive[:, there], weights).mean()
 
     def for_classes(self, outputs: Tensor) -> Tensor:
-        """The probabilities of the classes, `(M, N)`."""
+        """Return the class probabilities, `(M, N)`."""
         return at_least_float32(outputs).softmax(-1)
 
     def check(self, targets: Tensor, outputs: int) -> None:
-        """Refuse labels that are not whole numbers in [0, N)."""
+        """Refuse labels that are not integers in [0, N)."""
         if targets.is_floating_point():
             raise UserError(f"labels are whole numbers, these are {targets.dtype}; for real targets use regression")
         if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
-            found = f"{int(targets.min())} to {int(targets.max())}"
-            raise UserError(f"labels {found} are out of range: a task of {outputs} ways has labels 0 to {outputs - 1}")
+            labels = f"{int(targets.min())} to {int(targets.max())}"
+            raise UserError(f"labels {labels} are out of range: a task of {outputs} ways has labels 0 to {outputs - 1}")
 
 
 class Binary(_Labels):
-    """Yes or no: logistic loss of one logit, accuracy in [0, 1].
+    """One binary label, trained with the logistic loss of one logit.
 
-    By name it can be selected by accuracy, log loss, balanced accuracy (the mean recall of yes and no), and AUROC,
-    average precision and F1 of yes.
+    Named metrics are accuracy, log loss, balanced accuracy (the mean recall of both classes), AUROC, average precision
+    and F1 of the positive class.
 
     Args:
-        metric: What models are selected and compared by; by default accuracy, and AUROC where yes or no has more than
-            80 % of the training labels.
-        frequencies: The share of yes in the training labels, one number, once `fitted`.
-        class_weight: Two weights of the loss, of no and of yes, or "balanced": n / (2 n_c) with n_c of n training
-            labels in a class, as in scikit-learn. The loss is weighted, metrics are not. torch's `pos_weight` of w is
-            `[1, w]`.
+        metric: Metric that selects and compares models; by default accuracy, or AUROC if one class has more than 80 %
+            of the training labels.
+        frequencies: Share of positives in the training labels, one number; set by `fitted`.
+        class_weight: Weights of the loss for the negative and the positive class, or "balanced": n / (2 n_c), where n_c
+            of the n training labels are of class c, as in scikit-learn. Only the loss is weighted, not the metrics. The
+            `pos_weight` w of torch corresponds to `[1, w]`.
+
+    >>> Binary().readable(torch.zeros(2, 1))  # probabilities of the positive class
+    tensor([0.5000, 0.5000])
     """
 
     beside = ("accuracy", "auroc")
@@ -218,60 +226,63 @@ class Binary(_Labels):
         super().__init__(1, metric, frequencies, "class_weight", class_weight, 2)
 
     def fitted(self, targets: Tensor) -> Task:
-        """The task with the share of yes among `(n,)` training labels."""
+        """Return the task with the share of positives in the training labels `(n,)`."""
         share = (targets > 0).double().mean()
         return _fitted(self, share[None], torch.maximum(share, 1 - share))
 
     def constant(self) -> Tensor | None:
-        """The logit of the share of yes; always yes for F1, which is 0 without any."""
+        """Return the logit of the share of positives; for F1 a positive output, as F1 needs positive predictions."""
         return _constant(self)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy times the weight of the class: logits `(M, 1)`, labels `(M,)`, 0 or 1."""
+        """Return the weighted binary cross-entropy `(M,)` of logits `(M, 1)` and labels `(M,)`, 0 or 1."""
         losses = self.plain_losses(outputs, targets)
         weights = self.loss_weights(losses)
         return losses if weights is None else losses * weights[(targets > 0).long()]
 
     def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Binary cross-entropy."""
+        """Return the binary cross-entropy, `(M,)`."""
         logits = at_least_float32(outputs[:, 0])
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
 
     def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
-        """The same sum for no and yes, where both are there."""
+        """Return weights with which both classes have the same total weight."""
         (yes,) = frequencies
         return balanced_weights((1 - yes, yes))
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 for a right answer and 0 for a wrong one, `(M,)`."""
+        """Return 1 for each correct prediction and 0 for the others, `(M,)`."""
         return _as_numbers((outputs[:, 0] > 0) == (targets > 0), outputs)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """The metric of yes against no; NaN where all are the same."""
+        """Return the metric of the positive class; NaN if only one class occurs."""
         return _of_labels(name, outputs, targets[:, None] > 0, weights)
 
     def readable(self, outputs: Tensor) -> Tensor:
-        """The probability of yes, `(M,)`."""
+        """Return the probability of the positive class, `(M,)`."""
         return at_least_float32(outputs[:, 0]).sigmoid()
 
     def check(self, targets: Tensor, outputs: int) -> None:
-        """Refuse labels that are not `(M,)` of 0 and 1."""
+        """Refuse labels that are not 0 or 1 in shape `(M,)`."""
         _check_zeros_and_ones(targets, ())
 
 
 class Multilabel(_Labels):
-    """K yes-or-no labels of one example: the mean of their logistic losses, the share of right labels.
+    """K binary labels per example, trained with the mean of their logistic losses.
 
-    By name it can be selected by accuracy, log loss, and the mean over labels of balanced accuracy, AUROC, average
-    precision and F1; labels of which all examples have the same value are left out.
+    Named metrics are accuracy (the share of correct labels), log loss, and the means over labels of balanced accuracy,
+    AUROC, average precision and F1; labels with the same value in all examples are ignored in these means.
 
     Args:
         outputs: K.
-        metric: What models are selected and compared by; by default accuracy, and AUROC where the more frequent values
-            of the labels are more than 80 % of the training labels.
-        frequencies: The share of yes in the training data of each label, once `fitted`.
-        pos_weight: K weights of the loss where a label is yes, as torch has them, or "balanced": how many no come to a
-            yes in the training data of each label; 1 where all are the same. The loss is weighted, metrics are not.
+        metric: Metric that selects and compares models; by default accuracy, or AUROC if the more frequent values of
+            the labels make up more than 80 % of the training labels.
+        frequencies: Share of positives of each label in the training data; set by `fitted`.
+        pos_weight: K weights of the loss of positive labels, as in torch, or "balanced": the number of negatives per
+            positive of each label; 1 if only one value occurs. Only the loss is weighted, not the metrics.
+
+    >>> Multilabel(2).right(torch.tensor([[3.0, -1.0]]), torch.tensor([[1, 1]]))
+    tensor([0.5000])
     """
 
     beside = ("accuracy", "f1")
@@ -282,64 +293,63 @@ class Multilabel(_Labels):
         super().__init__(outputs, metric, frequencies, "pos_weight", pos_weight, outputs)
 
     def fitted(self, targets: Tensor) -> Task:
-        """The task with the share of yes in each label of `(n, K)` training targets."""
+        """Return the task with the share of positives of each label in the training targets `(n, K)`."""
         shares = (targets > 0).double().mean(0)
         return _fitted(self, shares, torch.maximum(shares, 1 - shares).mean())
 
     def constant(self) -> Tensor | None:
-        """The logits of the shares of yes; always yes for F1, which is 0 without any."""
+        """Return the logits of the shares of positives; positive outputs for F1, see `Binary.constant`."""
         return _constant(self)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean weighted binary cross-entropy over labels: logits `(M, K)`, labels `(M, K)`, 0 or 1."""
+        """Return the mean weighted binary cross-entropy over labels, `(M,)`, of logits and labels `(M, K)`."""
         return _mean_over_labels(outputs, targets, self.loss_weights(at_least_float32(outputs)))
 
     def plain_losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean binary cross-entropy over labels."""
+        """Return the mean binary cross-entropy over labels, `(M,)`."""
         return _mean_over_labels(outputs, targets, None)
 
     def balanced(self, frequencies: Sequence[float]) -> tuple[float, ...]:
-        """How many no come to a yes."""
+        """Return the number of negatives per positive of each label."""
         return tuple((1 - yes) / yes if 0 < yes < 1 else 1.0 for yes in frequencies)
 
     def right(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The share of an example's labels that are right, `(M,)`."""
+        """Return the share of correct labels of each example, `(M,)`."""
         return _as_numbers((outputs > 0) == (targets > 0), outputs).mean(-1)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """The mean over labels of the metric of yes against no."""
+        """Return the mean over labels of the metric of the positive class."""
         return _of_labels(name, outputs, targets > 0, weights)
 
     def for_classes(self, outputs: Tensor) -> Tensor:
-        """The probability of yes for each label, `(M, K)`."""
+        """Return the probability of each label, `(M, K)`."""
         return at_least_float32(outputs).sigmoid()
 
     def check(self, targets: Tensor, outputs: int) -> None:
-        """Refuse labels that are not `(M, K)` of 0 and 1."""
+        """Refuse labels that are not 0 or 1 in shape `(M, K)`."""
         _check_zeros_and_ones(targets, (outputs,))
 
 
 def _fitted(task: _Labels, frequencies: Tensor, largest: Tensor) -> Task:
-    """The task with its frequencies and weights, and another metric where accuracy says little and nobody chose one.
+    """Return the task with its frequencies and weights, and with AUROC as the default metric of rare classes.
 
-    A class of a user's own that is derived from these stays as it is.
+    Subclasses are returned unchanged, because their constructors may differ.
     """
     if type(task) not in (Classification, Binary, Multilabel):
         return task
     metric = "auroc" if task.chosen is None and float(largest) > RARE else task.chosen
     shares = tuple(frequencies.tolist())
     weights = task.balanced(shares) if isinstance(task._weights, str) else task._weights
-    known = (metric, shares, weights)
+    arguments = (metric, shares, weights)
     if isinstance(task, Binary):
-        return Binary(*known)
-    return (Classification if isinstance(task, Classification) else Multilabel)(task.outputs, *known)
+        return Binary(*arguments)
+    return (Classification if isinstance(task, Classification) else Multilabel)(task.outputs, *arguments)
 
 
 def _mean_over_labels(outputs: Tensor, targets: Tensor, pos_weight: Tensor | None) -> Tensor:
     logits = at_least_float32(outputs)
-    wanted = targets.to(logits.dtype)
-    losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none", pos_weight=pos_weight)
-    return losses.mean(-1)
+    labels = targets.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, labels, reduction="none", pos_weight=pos_weight).mean(-1)
 
 
 def _constant(task: Binary | Multilabel) -> Tensor | None:
@@ -350,12 +360,12 @@ def _constant(task: Binary | Multilabel) -> Tensor | None:
 
 
 def _as_numbers(right: Tensor, outputs: Tensor) -> Tensor:
-    """0 and 1; float32 counts exactly up to 16 million, half precision only to a few hundred."""
+    """Convert to 0 and 1 in at least float32, which counts exactly up to 2^24; half precision stops at 2048."""
     return right.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def _of_labels(name: str, outputs: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """A metric of yes-or-no labels, the mean over those `(M, K)` of which both values are there."""
+    """Return the mean of a metric over the binary labels `(M, K)` of which both values occur."""
     if name in ("auroc", "average_precision"):
         return over_columns(auroc if name == "auroc" else average_precision, outputs, positive, weights)
     predicted, both = outputs > 0, positive.any(0) & ~positive.all(0)

@@ -1,4 +1,4 @@
-"""Metrics of many tasks of a split at once, where they are means over examples of tasks of one kind."""
+"""Metrics of many tasks at once: tasks of the same kind are evaluated together."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_meta.tasks.together import standardised, standards_of
 Rows = npt.NDArray[np.float64]
 
 LARGE = 10_000
-"""Examples of a task that is evaluated by itself: there is nothing to save, and a long sum is more exact in pairs."""
+"""Tasks with more examples are evaluated one by one: it is as fast, and `mean` adds pairwise, which is more exact."""
 
 
 class Evaluation(NamedTuple):
-    """What is to be evaluated.
+    """A metric to evaluate.
 
     Attributes:
-        outputs: `(n, outputs)`, on the CPU.
-        targets: `(n, ...)`.
+        outputs: Network outputs, `(n, outputs)`, on the CPU.
+        targets: Targets, `(n, ...)`.
         task: The task.
         metric: One of its `names`, or its `selection`.
     """
@@ -38,26 +38,26 @@ class Evaluation(NamedTuple):
     metric: str
 
 
-def evaluated(wanted: Sequence[Evaluation]) -> list[float]:
-    """`task.evaluate(outputs, targets, metric)` of each, in double precision: the same up to rounding."""
-    values = [nan] * len(wanted)
+def evaluated(evaluations: Sequence[Evaluation]) -> list[float]:
+    """Return `task.evaluate(outputs, targets, metric)` of each in double precision, equal up to rounding."""
+    values = [nan] * len(evaluations)
     alike: dict[Hashable, list[int]] = {}
-    for i, one in enumerate(wanted):
+    for i, one in enumerate(evaluations):
         kind = _kind(one)
         if kind is None:
             values[i] = one.task.evaluate(one.outputs.double(), one.targets, one.metric)
         else:
             alike.setdefault(kind, []).append(i)
     for numbers in alike.values():
-        of_kind = [wanted[i] for i in numbers]
+        of_kind = [evaluations[i] for i in numbers]
         for i, value in zip(numbers, _METRICS[of_kind[0].metric](of_kind).tolist(), strict=True):
             values[i] = value
     return values
 
 
 def means_of(values: Sequence[Tensor]) -> list[float]:
-    """The mean of each of several vectors, in double precision; NaN of none."""
-    means = [float(of.double().mean()) if len(of) > LARGE else nan for of in values]
+    """Return the mean of each of several vectors in double precision; NaN for an empty one."""
+    means = [float(vector.double().mean()) if len(vector) > LARGE else nan for vector in values]
     small = [i for i, of in enumerate(values) if 0 < len(of) <= LARGE]
     if small:
         joined = torch.cat([values[i] for i in small]).double().numpy()
@@ -67,7 +67,7 @@ def means_of(values: Sequence[Tensor]) -> list[float]:
 
 
 def _kind(one: Evaluation) -> Hashable:
-    """What can be computed together; None for what is not known, which is left to the task."""
+    """Return a key shared by evaluations that can be computed together; None if the task must evaluate itself."""
     task, metric, count = one.task, one.metric, len(one.outputs)
     by_name = task.chosen is None or isinstance(task.chosen, str)
     if not by_name or not 0 < count <= LARGE or metric not in _METRICS:
@@ -90,29 +90,30 @@ def _accuracy(of_kind: Sequence[Evaluation]) -> Rows:
 
 def _r2(of_kind: Sequence[Evaluation]) -> Rows:
     segments = _Segments([len(one.outputs) for one in of_kind])
-    outputs, wanted = _standardised(of_kind)
-    spread = segments.means(np.square(wanted - segments.rows(segments.means(wanted))))
-    error = segments.means(np.square(outputs - wanted))
-    targets = torch.cat([one.targets for one in of_kind]).numpy()
-    equal = np.logical_and.reduceat(targets == targets[segments.starts].repeat(segments.counts, 0), segments.starts)
+    outputs, targets = _standardised(of_kind)
+    variance = segments.means(np.square(targets - segments.rows(segments.means(targets))))
+    error = segments.means(np.square(outputs - targets))
+    # R² is undefined if all targets of a task are equal; rounding can leave their computed variance above 0.
+    raw = torch.cat([one.targets for one in of_kind]).numpy()
+    equal = np.logical_and.reduceat(raw == raw[segments.starts].repeat(segments.counts, 0), segments.starts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        of_columns: Rows = np.where(equal, np.nan, 1 - error / spread)
+        of_columns: Rows = np.where(equal, np.nan, 1 - error / variance)
     means: Rows = of_columns.mean(-1)
     return means
 
 
 def _mae(of_kind: Sequence[Evaluation]) -> Rows:
     segments = _Segments([len(one.outputs) for one in of_kind])
-    outputs, wanted = _standardised(of_kind)
+    outputs, targets = _standardised(of_kind)
     scales = [getattr(one.task, "scale", ()) or (1.0,) * one.task.outputs for one in of_kind]
-    return segments.means((np.abs(outputs - wanted) * segments.rows(np.array(scales))).mean(-1))
+    return segments.means((np.abs(outputs - targets) * segments.rows(np.array(scales))).mean(-1))
 
 
 _METRICS: dict[str, Callable[[Sequence[Evaluation]], Rows]] = {"accuracy": _accuracy, "r2": _r2, "mae": _mae}
 
 
 def _standardised(of_kind: Sequence[Evaluation]) -> tuple[Rows, Rows]:
-    """Outputs and targets in standard units, in double precision."""
+    """Return outputs and targets in standard units, in double precision."""
     outputs = torch.cat([one.outputs for one in of_kind]).double()
     targets = torch.cat([one.targets for one in of_kind])
     counts = [len(one.targets) for one in of_kind]
@@ -121,18 +122,18 @@ def _standardised(of_kind: Sequence[Evaluation]) -> tuple[Rows, Rows]:
 
 
 class _Segments:
-    """Rows of several tasks, one task after the other; each has some."""
+    """Rows of several tasks, grouped by task; every task has at least one row."""
 
     def __init__(self, counts: Sequence[int]) -> None:
         self.counts = np.array(counts)
         self.starts = self.counts.cumsum() - self.counts
 
     def means(self, values: Rows) -> Rows:
-        """The mean over the rows of each task, `(T, ...)`."""
+        """Return the mean over the rows of each task, `(T, ...)`."""
         sums = np.add.reduceat(values, self.starts)
         means: Rows = sums / self.counts.reshape(-1, *[1] * (sums.ndim - 1))
         return means
 
     def rows(self, of_tasks: Rows) -> Rows:
-        """For each row, what its task has."""
+        """Repeat the value of each task for its rows."""
         return of_tasks.repeat(self.counts, 0)

@@ -1,4 +1,4 @@
-"""Real targets with a normal distribution as the prediction."""
+"""Regression that predicts a normal distribution."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_meta.tasks.standardised import StandardisedRegression
 
 
 class GaussianRegression(Regression):
-    r"""Real targets, a prediction being the mean μ and the standard deviation s of a normal distribution.
+    r"""Regression whose prediction is the mean μ and the standard deviation s of a normal distribution.
 
     $$L = \sum_d \tfrac12 \left(\frac{y_d - \mu_d}{s_d}\right)^2 + \log s_d + \tfrac12 \log 2\pi$$
 
-    Predictions are `(..., 2 outputs)`: the means of all dimensions, then their standard deviations. The score is the
-    mean squared error of the means.
+    Predictions have shape `(..., 2 * outputs)`: the means of all dimensions, then their standard deviations. The score
+    is the mean squared error of the means.
 
     Args:
-        outputs: The dimension of a target.
-        target_mean: Of targets that are learned in standard units, one number a dimension; empty where they are not.
-        target_scale: Their standard deviation.
+        outputs: Dimension of a target.
+        target_mean: Mean of each dimension of the training targets, if targets are standardised; otherwise empty.
+        target_scale: Standard deviation of each dimension; otherwise empty.
     """
 
     def __init__(self, outputs: int, target_mean: Sequence[float] = (), target_scale: Sequence[float] = ()) -> None:
@@ -33,17 +33,17 @@ class GaussianRegression(Regression):
         self._target_scale = tuple(target_scale)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The negative log likelihood of each target: `(M, 2 outputs)` and `(M, outputs)` to `(M,)`."""
+        """Return the negative log-likelihood `(M,)` of targets `(M, outputs)` under predictions `(M, 2 * outputs)`."""
         mean, deviation = at_least_float32(outputs).chunk(2, -1)
         distance = (targets.to(mean.dtype) - mean) / deviation
         return (distance.square() / 2 + deviation.log() + math.log(2 * math.pi) / 2).sum(-1)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error of the means: `(..., M, 2 outputs)` and `(..., M, outputs)` to `(...)`."""
+        """Return the mean squared error of the means, `(...)`, for targets `(..., M, outputs)`."""
         return self._of_mean.score(outputs.chunk(2, -1)[0], targets)
 
     def readable(self, outputs: Tensor) -> Tensor:
-        """Means and standard deviations in the units of the targets, `(..., 2 outputs)`."""
+        """Return means and standard deviations in the units of the targets, `(..., 2 * outputs)`."""
         if not self._target_scale:
             return outputs
         mean, deviation = at_least_float32(outputs).chunk(2, -1)

@@ -1,4 +1,4 @@
-"""Weights of the loss by class or label."""
+"""Class and label weights of the loss."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ Weights = Sequence[float] | Literal["balanced"] | None
 
 
 def checked(option: str, weights: Weights, count: int) -> tuple[float, ...] | Literal["balanced"] | None:
-    """Weights as a tuple, or what stands for them.
+    """Validate weights; return numbers as a tuple, "balanced" and None unchanged.
 
     Args:
-        option: Its name, for the error.
-        weights: What was given.
-        count: How many are needed.
+        option: Name of the option, for the error.
+        weights: The weights to check.
+        count: Required number of weights.
 
     Raises:
-        UserError: They are not as many numbers from 0 on as are needed, some of them positive.
+        UserError: The weights are not `count` finite numbers of at least 0, with at least one above 0.
+
+    >>> checked("class_weight", [1, 2], count=2)
+    (1.0, 2.0)
     """
     if weights is None or weights == "balanced":
         return weights
@@ -31,10 +34,13 @@ def checked(option: str, weights: Weights, count: int) -> tuple[float, ...] | Li
 
 
 def balanced_weights(shares: Sequence[float]) -> tuple[float, ...]:
-    """scikit-learn's balanced weights, 1 / (C p_c) for the C classes that are there; 1 for the others.
+    """Return the balanced weights of scikit-learn: 1 / (C p_c) for the C classes that occur; 1 for the others.
 
     Args:
-        shares: p_c, of each class in the training labels.
+        shares: Share p_c of each class in the training labels.
+
+    >>> balanced_weights([0.25, 0.75, 0.0])
+    (2.0, 0.6666666666666666, 1.0)
     """
-    there = sum(share > 0 for share in shares)
-    return tuple(1 / (there * share) if share > 0 else 1.0 for share in shares)
+    classes = sum(share > 0 for share in shares)
+    return tuple(1 / (classes * share) if share > 0 else 1.0 for share in shares)

@@ -1,4 +1,4 @@
-"""Tasks of real targets."""
+"""Regression tasks."""
 
 from __future__ import annotations
 
@@ -14,23 +14,27 @@ from lightning_meta.functional.weighted_metrics import weighted_mean
 from lightning_meta.tasks.base import MetricChoice, Task
 
 FEWEST_ROWS = 5
-"""Examples that R² needs: of fewer, the variance that it divides by is known to a factor of two at best."""
+"""Fewest examples for R²: with fewer, the estimated variance in its denominator may be off by a factor of two."""
 
 
 class Regression(Task):
-    """Real targets: squared error of standardised values, R² (in episodes: squared error).
+    """Regression trained with the squared error of standardised targets; the metric of episodes is the squared error.
 
-    The network predicts $(y - \\mu) / \\sigma$, with μ and σ those of the training targets once `fitted`.
+    The network predicts $(y - \\mu) / \\sigma$ with the mean μ and the standard deviation σ of the training targets.
 
-    By name it can be selected by R², the root of the mean squared error, and the mean absolute error, both in the units
-    of the targets; of several dimensions each is the mean.
+    Named metrics are R², and the root mean squared error and the mean absolute error in the units of the targets; for
+    several dimensions, each is the mean over dimensions.
 
     Args:
-        outputs: The dimension of a target.
-        mean: μ, one number a dimension; 0 by default.
-        scale: σ, one number a dimension; 1 by default.
-        metric: What models are selected and compared by, R² by default.
-        median: That of the training targets in standard units, one number a dimension.
+        outputs: Dimension of a target.
+        mean: μ of each dimension, set by `fitted`; by default 0.
+        scale: σ of each dimension, set by `fitted`; by default 1.
+        metric: Metric that selects and compares models; by default R².
+        median: Median of the training targets in standard units, of each dimension; set by `fitted`.
+
+    >>> task = Regression(1).fitted(torch.tensor([[10.0], [14.0]]))
+    >>> task.mean, task.scale, task.readable(torch.tensor([[0.5]]))
+    ((12.0,), (2.0,), tensor([[13.]]))
     """
 
     names = ("r2", "rmse", "mae")
@@ -51,72 +55,72 @@ class Regression(Task):
         self.mean, self.scale, self.median = tuple(mean), tuple(scale), tuple(median)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Squared error in standard units, averaged over dimensions: both `(M, outputs)`."""
+        """Return the squared error in standard units, averaged over dimensions, `(M,)`."""
         outputs = at_least_float32(outputs)
         return (outputs - self.standardised(targets, outputs.dtype)).square().mean(-1)
 
     def score(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error: both `(..., M, outputs)`."""
+        """Return the mean squared error `(...)` of outputs and targets `(..., M, outputs)`."""
         outputs = at_least_float32(outputs)
         return (outputs - targets.to(outputs.dtype)).square().mean((-2, -1))
 
     def example_scores(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 − e² / Var(y), averaged over dimensions, where R² is the metric. NaN where all targets are equal."""
+        """Return the scores `(M,)`; for R² the mean over dimensions of 1 − e² / Var(y), NaN for equal targets."""
         return self._example_scores(outputs, targets)
 
     def evaluate(self, outputs: Tensor, targets: Tensor, metric: str = "") -> float:
-        """As of every task; R² of fewer than `FEWEST_ROWS` examples is NaN."""
+        """Compute a metric over all examples, see `Task`; R² of fewer than `FEWEST_ROWS` examples is NaN."""
         few = (metric or self.selection) == "r2" and len(outputs) < FEWEST_ROWS
         return nan if few else super().evaluate(outputs, targets, metric)
 
     @property
     def floor(self) -> float:
-        """Twice the squared error of the mean: R² is −1, other errors √2 of the standard deviation."""
-        known = self._choice is None or self._choice.kind is None
-        return -inf if not known else -1.0 if self.selection == "r2" else -sqrt(2)
+        """The value of a model with twice the squared error of predicting the mean: R² is −1, an error is √2 σ."""
+        by_name = self._choice is None or self._choice.kind is None
+        return -inf if not by_name else -1.0 if self.selection == "r2" else -sqrt(2)
 
     @property
     def unit(self) -> float:
-        """The mean standard deviation of the training targets for errors; R² has no unit."""
+        """The mean standard deviation of the training targets for errors; 1 for R²."""
         of_errors = self._choice is not None and self._choice.name in ("rmse", "mae") and self.scale
         return sum(self.scale) / len(self.scale) if of_errors else 1.0
 
     def constant(self) -> Tensor | None:
-        """The mean of the training targets, 0 in standard units; their median for the mean absolute error."""
+        """Return the mean of the training targets, 0 in standard units; their median for the mean absolute error."""
         if self.selection == "mae":
             return torch.tensor(self.median, dtype=torch.float64) if self.median else None
         return torch.zeros(self.outputs, dtype=torch.float64) if self.scale else None
 
     def scores_by(self, name: str, outputs: Tensor, targets: Tensor) -> Tensor:
-        """1 − e² / Var(y) for R², |e| in the units of the targets for the mean absolute error."""
-        # In standard units, which R² does not depend on: far from 0 they have more digits than the targets' own units.
+        """Return 1 − e² / Var(y) for R², or |e| in the units of the targets for the mean absolute error, `(M,)`."""
+        # R² does not depend on the units. Standard units keep more digits if targets are far from 0.
         outputs = at_least_float32(outputs)
-        wanted = self.standardised(targets, outputs.dtype)
+        y = self.standardised(targets, outputs.dtype)
         if name == "mae":
-            return ((outputs - wanted).abs() * self._units(outputs)).mean(-1)
-        spread = (wanted - wanted.mean(0)).square().mean(0)
-        error = (outputs - wanted).square()
-        return torch.where(_all_equal(targets), torch.nan, 1 - error / spread).mean(-1)
+            return ((outputs - y).abs() * self._units(outputs)).mean(-1)
+        variance = (y - y.mean(0)).square().mean(0)
+        error = (outputs - y).square()
+        return torch.where(_all_equal(targets), torch.nan, 1 - error / variance).mean(-1)
 
     def measure(self, name: str, outputs: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """The root of the mean squared error, in the units of the targets."""
+        """Return the root mean squared error in the units of the targets."""
         error = outputs - self.standardised(targets, outputs.dtype)
         squares = weighted_mean(error.square(), weights)
-        exact = (error == 0).all(0)  # where the root has no slope
+        exact = (error == 0).all(0)  # there the square root has no finite gradient
         return (torch.where(exact, 0, torch.where(exact, 1, squares).sqrt()) * self._units(outputs)).mean()
 
     def check(self, targets: Tensor, outputs: int) -> None:
-        """Refuse targets of another dimension, and those that are not finite."""
+        """Refuse targets of another dimension and targets that are not finite."""
         if targets.dim() < 2 or targets.shape[-1] != outputs:
             raise UserError(f"regression targets end in a dimension of {outputs}, these are {tuple(targets.shape)}")
         if not torch.isfinite(targets).all():
             raise UserError("regression targets are finite numbers, these hold NaN or infinity")
 
     def readable(self, outputs: Tensor) -> Tensor:
-        """Predictions in the units of the targets: μ + σ times the outputs.
+        """Return predictions in the units of the targets, μ + σ times the outputs.
 
-        They are float64 where μ is so much larger than σ that float32 would lose digits; on the CPU, where the device
-        has no float64.
+        They are float64 if μ is so much larger than σ that float32 would lose digits; if the device does not support
+        float64, they are then on the CPU.
         """
         if not self.scale:
             return outputs
@@ -126,41 +130,42 @@ class Regression(Task):
         return outputs * outputs.new_tensor(self.scale) + outputs.new_tensor(self.mean)
 
     def fitted(self, targets: Tensor) -> Regression:
-        """The task with μ and σ of `(n, outputs)` training targets; σ is 1 where they are all equal."""
+        """Return the task with μ and σ of the training targets `(n, outputs)`; σ is 1 if they are all equal."""
         targets = targets.cpu()
         first = targets[:1] if not targets.is_floating_point() else targets[:1].double()
-        apart = (targets - first).double()  # exact for whole numbers, of which float64 would merge the large ones
-        scale = torch.where(_all_equal(targets), 1.0, apart.std(0, correction=0))
-        if not (torch.isfinite(apart.mean(0)) & torch.isfinite(scale) & (scale > 0)).all():
+        # Subtract before converting: float64 cannot represent large integers exactly, but their differences.
+        differences = (targets - first).double()
+        scale = torch.where(_all_equal(targets), 1.0, differences.std(0, correction=0))
+        if not (torch.isfinite(differences.mean(0)) & torch.isfinite(scale) & (scale > 0)).all():
             raise UserError("the spread of the targets is more or less than float64 holds; scale them")
-        # Python's own whole numbers, which are exact, where those of float64 lie apart.
-        near, rest = first[0].tolist(), apart.mean(0).tolist()
-        mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(near, rest, strict=True))
-        known = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
-        median = known.standardised(targets.median(0).values[None], torch.float64)[0]
-        return Regression(self.outputs, known.mean, known.scale, self.chosen, tuple(median.tolist()))
+        # Beyond 2^53, float64 cannot represent all integers, so the mean is rounded to an exact Python integer.
+        offsets, rest = first[0].tolist(), differences.mean(0).tolist()
+        mean = tuple(y + round(m) if abs(y) >= 2**53 else y + m for y, m in zip(offsets, rest, strict=True))
+        task = Regression(self.outputs, mean, tuple(scale.tolist()), self.chosen)
+        median = task.standardised(targets.median(0).values[None], torch.float64)[0]
+        return Regression(self.outputs, task.mean, task.scale, self.chosen, tuple(median.tolist()))
 
     @property
     def _far_from_0(self) -> bool:
         return any(abs(mean) > 1000 * scale for mean, scale in zip(self.mean, self.scale, strict=True))
 
     def _units(self, like: Tensor) -> Tensor:
-        """σ, in which outputs are measured, `(outputs,)`."""
+        """Return σ, `(outputs,)`."""
         return like.new_tensor(self.scale) if self.scale else like.new_ones(self.outputs)
 
     def standardised(self, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        """(y - μ) / σ in a dtype; what μ and y have in common cancels in the targets' own numbers first."""
+        """Return (y − μ) / σ in a dtype; μ is subtracted in the dtype of the targets, before digits are lost."""
         if not self.scale:
             return targets.to(dtype)
         if targets.is_floating_point():
             y = at_least_float32(targets)
             return ((y - y.new_tensor(self.mean)) / y.new_tensor(self.scale)).to(dtype)
-        whole = [round(mean) for mean in self.mean]  # large whole numbers have more digits than float32 holds
-        rest = [mean - near for mean, near in zip(self.mean, whole, strict=True)]
+        whole = [round(mean) for mean in self.mean]  # integers are subtracted exactly, then the fraction
+        rest = [mean - integer for mean, integer in zip(self.mean, whole, strict=True)]
         y = (targets - torch.tensor(whole, device=targets.device)).to(dtype)
         return (y - y.new_tensor(rest)) / y.new_tensor(self.scale)
 
 
 def _all_equal(values: Tensor) -> Tensor:
-    """Whether all rows are the same, by column; their variance may differ from 0 by rounding."""
+    """Return for each column whether all values are equal; rounding can leave their computed variance above 0."""
     return (values == values[:1]).all(0)

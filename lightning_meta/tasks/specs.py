@@ -1,4 +1,4 @@
-"""What a module must know of its tasks before it makes parameters."""
+"""Descriptions of the data that a module needs before it creates its parameters."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ TaskName = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class EpisodeSpec:
-    """What a module must know of its episodes before it makes parameters. The data module fills it in.
+    """Description of episodes that a module needs to create its parameters; the data module provides it.
 
     Attributes:
-        task: Classification or regression.
-        input_shape: The shape of one input, channels first.
-        outputs: N, the training way; or the dimension of a regression target. 0 where the way is a range.
-        classes: Classes of the training split, rotations included; 0 for regression.
-        input_dtype: The dtype of the stored inputs, such as "uint8" or "int64"; "" where nobody said so.
-        input_statistics: Range and brightness of training inputs, see `lightning_meta.nn.likeness`; empty where nobody
-            said so.
-        target_mean: Of the targets of stored regression tasks, over the training tasks, one number a dimension; empty
-            where targets are not standardised.
-        target_scale: Their standard deviation.
+        task: Kind of task.
+        input_shape: Shape of one input, channels first.
+        outputs: Number of ways N in training, 0 if it varies; in regression, dimension of a target.
+        classes: Number of classes in the training split, including rotated ones; 0 for regression.
+        input_dtype: Dtype of the stored inputs, such as "uint8" or "int64"; "" if unknown.
+        input_statistics: Range and brightness of the training inputs, see `lightning_meta.nn.likeness`; empty if
+            unknown.
+        target_mean: Mean of each dimension of the targets over the stored training tasks; empty if targets are not
+            standardised.
+        target_scale: Standard deviation of each dimension of the targets; empty if targets are not standardised.
     """
 
     task: TaskName = "classification"
@@ -41,17 +41,17 @@ class EpisodeSpec:
 
 @dataclass(frozen=True)
 class TasksSpec:
-    """What a module must know of a fixed set of T tasks before it makes parameters. The data module fills it in.
+    """Description of a fixed set of T tasks that a module needs to create its parameters; the data module provides it.
 
     Attributes:
-        tasks: The tasks by name, standardisation learned; their order is that of every vector over tasks.
-        input_shapes: The shape of one input of each task, by name.
-        train_examples: How many training examples each task has, by name.
-        descriptors: z_i by name, where the data gives them; else empty.
-        input_dtypes: The dtype of each task's stored inputs, such as "uint8"; empty where nobody said so.
-        input_statistics: Range and brightness of each task's training inputs, see `lightning_meta.nn.likeness`; empty
-            where nobody said so.
-        table: How rows of a table become inputs, where the data is one, so that `predict_table` can read new ones.
+        tasks: Tasks by name, fitted to the training targets; vectors over tasks have their order.
+        input_shapes: Shape of one input of each task, by name.
+        train_examples: Number of training examples of each task, by name.
+        descriptors: Task descriptors z_i by name; empty if the data has none.
+        input_dtypes: Dtype of the stored inputs of each task, such as "uint8", by name; empty if unknown.
+        input_statistics: Range and brightness of the training inputs of each task, see `lightning_meta.nn.likeness`;
+            empty if unknown.
+        table: Conversion of table rows to inputs, for `predict_table`; None if the data is not a table.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The losses of several tasks at once: those of one kind are computed as those of one task would be."""
+"""Losses of several tasks at once: tasks of the same kind are computed in one batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lightning_meta.tasks.regression import Regression
 
 
 class Losses(NamedTuple):
-    """The losses of the examples of several tasks, one task after the other.
+    """Losses of the examples of several tasks, grouped by task.
 
     Attributes:
-        names: The tasks.
-        counts: How many examples each has.
-        values: `(sum(counts),)`.
+        names: Names of the tasks.
+        counts: Number of examples of each task.
+        values: Losses of all examples, `(sum(counts),)`.
     """
 
     names: list[str]
@@ -29,11 +29,11 @@ class Losses(NamedTuple):
     values: Tensor
 
     def sums(self) -> Tensor:
-        """The sum over each task's examples, `(T,)`."""
+        """Return the sum over the examples of each task, `(T,)`."""
         return self._reduced(Tensor.sum)
 
     def means(self) -> Tensor:
-        """The mean over each task's examples, `(T,)`; 0 without any."""
+        """Return the mean over the examples of each task, `(T,)`; 0 for a task without examples."""
         return self._reduced(Tensor.mean if min(self.counts) else _mean_or_0)
 
     def _reduced(self, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
@@ -48,10 +48,10 @@ def _mean_or_0(values: Tensor, dim: int) -> Tensor:
 
 
 class LossesTogether:
-    """Computes losses of tasks, with the numbers that it needs in tensors where the losses are.
+    """Computes the losses of several tasks; standardisation constants are cached as tensors on the device.
 
     Args:
-        tasks: The tasks by name.
+        tasks: Tasks by name.
     """
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
@@ -59,14 +59,14 @@ class LossesTogether:
         self._standards: dict[Hashable, tuple[dict[str, int], Tensor]] = {}
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
-        """The losses of all examples.
+        """Compute the losses of all examples.
 
         Args:
-            outputs: By name of the task, `(n_i, outputs_i)`.
-            targets: By name, `(n_i, ...)`.
+            outputs: Network outputs `(n_i, outputs_i)` by name of the task.
+            targets: Targets `(n_i, ...)` by name.
 
         Returns:
-            Those of tasks of one kind together.
+            One entry for each group of tasks of the same kind.
         """
         alike: dict[Hashable, list[str]] = {}
         for name in outputs:
@@ -77,14 +77,14 @@ class LossesTogether:
         counts, task = [len(y) for y in outputs], self.tasks[names[0]]
         if len(names) == 1:
             return Losses(names, counts, task.losses(outputs[0], targets[0]))
-        y, wanted = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
+        y, joined = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
         if isinstance(task, Regression):
-            wanted = at_least_float32(wanted)
-            wanted = standardised(wanted, counts, self._standards_of(names, wanted, task.outputs)).to(y.dtype)
-            errors = F.mse_loss(y, wanted, reduction="none")
+            joined = at_least_float32(joined)
+            joined = standardised(joined, counts, self._standards_of(names, joined, task.outputs)).to(y.dtype)
+            errors = F.mse_loss(y, joined, reduction="none")
             values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
-            values = task.losses(y, wanted)
+            values = task.losses(y, joined)
         return Losses(names, counts, values)
 
     def _standards_of(self, names: list[str], like: Tensor, outputs: int) -> Tensor:
@@ -98,7 +98,7 @@ class LossesTogether:
 
 
 def standards_of(tasks: Sequence[Task], like: Tensor) -> Tensor:
-    """μ and σ of T regressions of equally many outputs, `(2, T, outputs)`; 0 and 1 where they are not known."""
+    """Return μ and σ of T regressions with the same number of outputs, `(2, T, outputs)`; 0 and 1 if not fitted."""
     pairs = []
     for task in tasks:
         assert isinstance(task, Regression)
@@ -107,15 +107,15 @@ def standards_of(tasks: Sequence[Task], like: Tensor) -> Tensor:
 
 
 def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> Tensor:
-    """`Regression.standardised` of the real targets of T tasks, one task after the other.
+    """Standardise the floating-point targets of T tasks, grouped by task; equals `Regression.standardised`.
 
     Args:
-        targets: `(M, outputs)`.
-        counts: How many of the M targets each task has.
-        standards: Of `standards_of`, in the targets' dtype.
+        targets: Targets of all tasks, `(M, outputs)`.
+        counts: Number of targets of each task.
+        standards: μ and σ from `standards_of`, in the dtype of the targets.
 
     Returns:
-        `(M, outputs)`, in the targets' dtype.
+        Standardised targets `(M, outputs)`, in the dtype of the targets.
     """
     if len(set(counts)) == 1:
         mean, scale = standards.unsqueeze(2)
@@ -128,11 +128,11 @@ def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> T
 
 
 def _kind(task: Task, targets: Tensor) -> Hashable:
-    """What tasks have in common whose losses can be computed together; None for a task by itself."""
-    kind = type(task)  # not one that is derived, whose losses may be others
+    """Return a key shared by tasks whose losses can be computed together; None for a task computed alone."""
+    kind = type(task)  # exact type: a subclass may override the losses
     weighted = kind is not Regression and getattr(task, "weighted", True)
     if kind not in (Regression, Classification, Binary, Multilabel) or weighted:
         return None
-    if kind is Regression and not targets.is_floating_point():  # whole numbers lose digits in any other way
+    if kind is Regression and not targets.is_floating_point():  # `Regression.standardised` keeps the digits of integers
         return None
     return kind, task.outputs, targets.dtype

@@ -134,7 +134,7 @@ def test_a_state_goes_on_at_another_number_of_ranks() -> None:
 @pytest.mark.parametrize("option", ["meta_batch_size", "meta_batches_per_epoch"])
 def test_a_state_counted_in_other_sizes_is_refused(option: str) -> None:
     state = loader().state_dict() | {option: 3}
-    with pytest.raises(UserError, match=f"{option}: the run to go on with has 3, got"):
+    with pytest.raises(UserError, match=f"{option}: the run to resume has 3, got"):
         loader().load_state_dict(state)
 
 

@@ -150,7 +150,7 @@ def test_a_state_goes_on_at_another_number_of_ranks() -> None:
 @pytest.mark.parametrize("option", ["batch_size", "batches_per_epoch"])
 def test_a_state_counted_in_other_sizes_is_refused(option: str) -> None:
     state = loader("tasks").state_dict() | {option: 3}
-    with pytest.raises(UserError, match=f"{option}: the run to go on with has 3, got"):
+    with pytest.raises(UserError, match=f"{option}: the run to resume has 3, got"):
         loader("tasks").load_state_dict(state)
 
 
