@@ -18,7 +18,7 @@ from torch import Tensor
 import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.cli import main
-from lightning_meta.cli.ladder.linear import Marked
+from lightning_meta.cli.ladder.linear import LinearComparison
 from lightning_meta.functional.linear_models import Labelled, linear_models
 from lightning_meta.multitask.linear import STRENGTHS
 from lightning_meta.tasks import Binary, Classification, Regression, Task
@@ -235,7 +235,7 @@ def test_what_cannot_be_fitted_is_refused_before_training(tmp_path: Path) -> Non
 
 def test_rungs_that_do_not_beat_a_linear_one_are_marked() -> None:
     scores = {"linear": 0.5, "pooled": 0.6, "good": 0.61, "tied": 0.6, "poor": 0.4}
-    marked = Marked(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"])
+    marked = LinearComparison(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"])
     assert marked.unbeaten == {"tied": ["pooled"], "poor": ["linear", "pooled"]}
     assert marked.lines[1].startswith("poor does not beat linear (0.500) and pooled (0.600): its test/score is 0.400")
 
