@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from lightning_meta.cli.signals import Signals
+from lightning_meta.signals import Signals
 
 FIT: tuple[str, ...] = (sys.executable, "-m", "lightning_meta.cli.child", "fit")
 ERROR = "lightning-meta: error: "

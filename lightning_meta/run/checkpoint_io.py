@@ -16,7 +16,7 @@ from lightning_meta.reading import check_regular
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.files import replacing
 from lightning_meta.run.intact import check_before_torch, check_contents
-from lightning_meta.run.interrupts import interrupts_wait
+from lightning_meta.signals import delayed_interrupts
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -30,7 +30,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
     ) -> None:
         """Write a checkpoint beside its target, then rename it; Ctrl-C waits for it."""
-        with interrupts_wait(), replacing(path, "wb") as file, _checksums():
+        with delayed_interrupts(), replacing(path, "wb") as file, _checksums():
             torch.save(checkpoint, file)
 
     def load_checkpoint(

@@ -23,10 +23,10 @@ from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.ladder.tuning import Found, has_failed, note_failure, tuned
 from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.parsing import PlainParser
-from lightning_meta.cli.signals import StoppedBySignal
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
+from lightning_meta.signals import StoppedBySignal
 
 GROUPS = 3
 

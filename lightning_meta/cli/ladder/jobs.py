@@ -9,8 +9,8 @@ from pathlib import Path
 
 from lightning_meta.cli.children import ERROR, Children, last_line
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.cli.signals import heeding
 from lightning_meta.errors import UserError
+from lightning_meta.signals import recording
 
 
 def run_in_processes(
@@ -36,7 +36,7 @@ def run_in_processes(
     logs.mkdir(parents=True, exist_ok=True)
     waiting = list(runs)
     active: dict[subprocess.Popen[bytes], tuple[PlannedRun, Path, float]] = {}
-    with heeding() as signals, Children(signals) as children:
+    with recording() as signals, Children(signals) as children:
         while waiting or active:
             while waiting and len(active) < jobs:
                 line, run = waiting.pop(0)

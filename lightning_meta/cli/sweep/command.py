@@ -18,13 +18,13 @@ from rich.table import Table
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.parsing import PlainParser
-from lightning_meta.cli.signals import Signals, StoppedBySignal, heeding
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import UserError
 from lightning_meta.run.names import refuse_name
+from lightning_meta.signals import Signals, StoppedBySignal, recording
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -53,7 +53,7 @@ def sweep(args: Sequence[str]) -> None:
     name = f"sweep_{Path(config.config).stem}" if config.name is None else config.name
     refuse_name("--name", name)
     _check_ends(space)
-    with heeding() as signals:
+    with recording() as signals:
         record = SweepRecord(space, Path(config.runs) / name)
         try:
             _run_all(record, int(min(trials, grid)), signals)

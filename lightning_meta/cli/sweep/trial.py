@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_meta.cli.children import ERROR, POLL, Children, last_line
-from lightning_meta.cli.signals import Signals
 from lightning_meta.errors import UserError
 from lightning_meta.run.hold import is_held
 from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.signals import Signals
 
 RUN, LOG = "0", "log"
 TOGETHER = 1.0  # seconds within which a signal to the process group reaches all processes
