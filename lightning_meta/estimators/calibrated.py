@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -146,7 +147,8 @@ def _check_count(column: int, count: int, error: float) -> None:
     if not 0 < error < 1:
         raise UserError(f"error: a share above 0 and below 1 is needed, such as 0.1; got {error}")
     if count < (least := fewest_labels(1 - error)):
+        larger = f"give {math.ceil(1000 / (count + 1)) / 1000:g} or more, or " if count else "give "
         raise UserError(
             f"error: {error:g} needs {least} rows with a target in each column of y, and column {column} has {count}; "
-            f"give {1 / (count + 1):.3g} or more, or more rows"
+            f"{larger}more rows"
         )

@@ -46,7 +46,8 @@ def calibrate_table(
         model.predict_table("new_rows.csv", calibration=calibration)
 
     The guarantee is for rows that are exchangeable with those of the validation split. If that split also chose the
-    checkpoint, coverage can be slightly lower than said.
+    checkpoint, coverage can be slightly lower than said. For rows of new groups of a `group_column`, of which the
+    validation split has few, and for later rows of a `time_column`, it can be clearly lower.
 
     Args:
         module: A model that was trained on a `Table`.

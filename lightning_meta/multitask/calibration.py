@@ -188,7 +188,7 @@ def fewest_labels(coverage: float) -> int:
     Args:
         coverage: 1 − α, in (0, 1).
     """
-    return max(1, math.ceil(coverage / (1 - coverage) - 1e-9))  # 0.9 / 0.1 is 9, whatever its rounding
+    return max(1, math.ceil(coverage / (1 - coverage) * (1 - 1e-9)))  # 0.9 / 0.1 is 9, whatever its rounding
 
 
 def class_logits(task: Task, outputs: Tensor) -> Tensor:

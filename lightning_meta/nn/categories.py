@@ -102,7 +102,7 @@ def embedding_size(categories: int) -> int:
 def codes_of(x: Tensor, codes: int) -> Tensor:
     """Inputs `(M,)` as codes int64; what is none of them becomes `UNSEEN`."""
     found = x.long()
-    return torch.where((found < 0) | (found >= codes), UNSEEN, found)
+    return torch.where((found < 0) | (found >= codes) | (found != x), UNSEEN, found)
 
 
 def take_columns(networks: Mapping[str, nn.Module], columns: Sequence[int]) -> None:

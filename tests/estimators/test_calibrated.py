@@ -46,6 +46,14 @@ def test_intervals_are_the_prediction_and_a_quantile_of_the_residuals() -> None:
     assert alone.predict_interval(new).shape == (10, 2)
     with pytest.raises(UserError, match=r"error: 0\.01 needs 99 rows with a target in each column of y, and column 0"):
         regressor.calibrate(other, targets, error=0.01)
+    few = targets.copy()
+    few[8:, 1] = np.nan
+    with pytest.raises(UserError, match=r"column 1 has 8; give 0\.112 or more, or more rows"):
+        regressor.calibrate(other, few)
+    regressor.calibrate(other, few, error=0.112)  # as the message says
+    few[:, 1] = np.nan
+    with pytest.raises(UserError, match="column 1 has 0; give more rows"):
+        regressor.calibrate(other, few)
     with pytest.raises(UserError, match=r"y: the shape \(n, 2\) of fit is needed, got \(60,\)"):
         regressor.calibrate(other, targets[:, 1])
     assert not hasattr(regressor.fit(x, y), "calibrations_")

@@ -21,7 +21,7 @@ from lightning_meta.fitting.importance import permutation_importance
 from lightning_meta.multitask.exported_rows import inputs_of
 from lightning_meta.multitask.table_encoder import TableEncoder
 from lightning_meta.nn import MLP, Frozen, TabularMLP
-from lightning_meta.nn.categories import embedding_size
+from lightning_meta.nn.categories import CategoryEmbedding, embedding_size
 from lightning_meta.sources import Table
 from lightning_meta.sources.table_rows import columns_in, rows_of
 from tests import methods
@@ -220,6 +220,15 @@ def test_codes_that_16_bits_do_not_tell_apart_are_refused() -> None:
     exact = torch.arange(257).to(torch.bfloat16).long()
     assert torch.equal(exact, torch.arange(257))
     TabularMLP((4,), columns=[0, 257]).bfloat16()(torch.zeros(2, 2, dtype=torch.bfloat16))
+
+
+def test_a_number_that_is_no_code_counts_as_an_unseen_text() -> None:
+    embed = CategoryEmbedding([5], 2)
+    nn.init.normal_(next(embed.parameters()))
+    unseen = embed(torch.zeros(1, 1))
+    others = embed(torch.tensor([[2.7], [-1.0], [5.0], [torch.nan], [1e30]]))
+    assert torch.equal(others, unseen.expand(5, -1))
+    assert not torch.equal(embed(torch.tensor([[2.0]])), unseen)
 
 
 def test_a_column_is_permuted_as_a_whole() -> None:

@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Path, capsys: pytest.Capt
 
 
 def test_a_quantile_is_finite_from_the_fewest_labels_on() -> None:
-    for coverage in (0.5, 0.75, 0.8, 0.9, 0.95, 0.99, 0.3):
+    for coverage in (0.5, 0.75, 0.8, 0.9, 0.95, 0.99, 0.3, 0.9999, 0.99995):
         least = fewest_labels(coverage)
         assert least == pytest.approx(max(1, np.ceil(coverage / (1 - coverage) - 1e-6)))
         sizes = range(max(1, least - 3), least + 3)
