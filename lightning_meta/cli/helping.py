@@ -93,9 +93,11 @@ def _with_null(option: str) -> str:
     if "None" not in value:
         return option
     try:
-        return f"{name}{equals}{json.dumps(ast.literal_eval(value))}"
+        literal = ast.literal_eval(value)
+        written = json.dumps(literal, allow_nan=False)
     except (SyntaxError, TypeError, ValueError):  # text that contains the word
         return option
+    return f"{name}{equals}{written}" if json.loads(written) == literal else option  # JSON has no other keys than text
 
 
 class _HelpAll(argparse.Action):

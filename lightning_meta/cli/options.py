@@ -19,7 +19,7 @@ _HEAD = re.compile(
     rf"(?:(?P<owner>[A-Z]\w*):? )?(?P<names>{_NAME}(?:(?:, | \+ | and ){_NAME})*)(?P<rest>(?:[:=]| is ).*)", re.DOTALL
 )
 # A suggestion in Python's syntax: `give delimiter=';'`, `set first_order=True`.
-_SUGGESTION = re.compile(r"\b(give|set|use|with|or) ([a-z]\w*)=('[^']*'|\"[^\"]*\"|[\w.]+)")
+_SUGGESTION = re.compile(r"\b(give|set|use|with|or) ([a-z]\w*)=('[^']*'|\"[^\"]*\"|[\w.]*\w)")
 
 OF_FIT = {"resume": "ckpt_path", "seed": "seed_everything"}  # options that have another name in `lightning_meta.fit`
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -17,6 +18,8 @@ from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.run.naming import naming_arguments
+
+_log = logging.getLogger(__name__)
 
 
 class CalibratedTable(NamedTuple):
@@ -47,7 +50,8 @@ def calibrate_table(
 
     The guarantee is for rows that are exchangeable with those of the validation split. If that split also chose the
     checkpoint, coverage can be slightly lower than said. For rows of new groups of a `group_column`, of which the
-    validation split has few, and for later rows of a `time_column`, it can be clearly lower.
+    validation split has few, and for later rows of a `time_column`, it can be clearly lower; a warning says so. Weights
+    of rows are ignored: every row with a label counts once.
 
     Args:
         module: A model that was trained on a `Table`.
@@ -85,6 +89,13 @@ def calibrate_table_by(
             f"module: {type(module).__name__} was not trained on a lightning_meta.sources.Table, and only models of "
             "tables are calibrated"
         )
+    for column in ("group_column", "time_column"):
+        if trainer.is_global_zero and getattr(data.source, column, None) is not None:
+            _log.warning(
+                "the table is divided by its %s: if new rows differ from validation rows, coverage is lower than %g",
+                column,
+                coverage,
+            )
     recorder = _Recorder()
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]  # Lightning makes it a list
     try:

@@ -29,8 +29,9 @@ class LabelCalibration(NamedTuple):
 
     Attributes:
         labels: n, rows with a label that all this was learned from.
-        temperature: T > 0 (`lightning_meta.functional.conformal.fit_temperature`); 1 where the most probable label of
-            all n rows is right, since their likelihood has its maximum at T = 0.
+        temperature: T > 0 (`lightning_meta.functional.conformal.fit_temperature`); 1 if the most probable label is
+            right for all n rows, whose likelihood has its maximum at T = 0. It is very large, and the probabilities are
+            uniform, if the logits say nothing about the label.
         quantile: q in [0, 1] (`lightning_meta.functional.conformal.conformal_quantile`).
         threshold: In [0, 1]; at most the share 1 − coverage of new rows has a largest probability below it.
     """

@@ -199,7 +199,7 @@ def check_outputs(outputs: Tensor) -> Tensor:
     """
     if outputs.is_complex() or bool(torch.isnan(outputs).any() | torch.isinf(outputs).all(-1).any()):
         raise UserError(
-            "the predictions are NaN, infinite or complex: the weights are damaged, or adaptation diverged; take "
-            "another checkpoint, or fewer inner steps"
+            "the predictions are NaN, infinite or complex: training diverged, the weights are damaged, or the inner "
+            "steps of a meta-learner diverged; use another checkpoint, a lower learning rate or fewer inner steps"
         )
     return outputs

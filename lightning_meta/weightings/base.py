@@ -17,8 +17,8 @@ LARGEST_WEIGHT = 1e4
 class Weighting(Described, nn.Module, ABC):
     r"""Combines the losses of T tasks into one objective: $\sum_i w_i L_i$ over the tasks in the batch.
 
-    All weightings except `TorchJD` and `DBMTL` have the scale of `Equal`, whose weights are 1, so that the same
-    learning rate suits all. Everything that changes in training is a parameter or a buffer, so that a resumed run
+    All weightings except `TorchJD` and `DBMTL` have the scale of `Equal`, whose weights are 1, so that a learning rate
+    means the same for each. Everything that changes in training is a parameter or a buffer, so that a resumed run
     continues exactly.
 
     Run it:

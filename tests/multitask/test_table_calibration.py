@@ -223,6 +223,16 @@ def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatc
         lm.calibrate_table(module, data)
 
 
+def test_new_groups_may_be_covered_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [row | {"street": i // 5} for i, row in enumerate(ROWS) if row["price"] is not None]
+    source = table(write(tmp_path / "houses.csv", rows), targets={"price": "regression"}, group_column="street")
+    data = lm.MultiTaskDataModule(source)
+    data.setup("fit")
+    module = lm.MultiHead(MLP(len(source.input_names), (8,)), tasks=data.spec)
+    lm.calibrate_table(module, data, coverage=0.75, accelerator="cpu")
+    assert "divided by its group_column" in caplog.text
+
+
 @pytest.mark.slow
 def test_sets_and_intervals_hold_new_labels_within_a_point(tmp_path: Path) -> None:
     """1000 labels of each target, the mean of five divisions; the same rows chose the checkpoint."""
