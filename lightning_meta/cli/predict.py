@@ -77,7 +77,8 @@ def _export_tasks(config: Namespace, model: Any) -> None:
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
-            "images, of which the learned task is exported"
+            "images, whose learned task is exported. A model of regression is exported in Python: "
+            "lightning_meta.load(run).predictor(x, y).export(file)"
         )
     print(f"exported to {model.export(config.export)}")
 

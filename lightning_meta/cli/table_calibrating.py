@@ -26,9 +26,9 @@ MEASURES = {
     "coverage": "covered",
     "set_size": "set size",
     "width": "width",
-    "accuracy": "right",
+    "accuracy": "accuracy",
     "abstained": "abstained",
-    "accuracy_of_rest": "right of rest",
+    "accuracy_of_rest": "accuracy of the rest",
 }
 SHARES = ("coverage", "accuracy", "abstained", "accuracy_of_rest")
 
@@ -88,14 +88,15 @@ def print_table_calibration(found: CalibratedTable, path: Path) -> None:
     """Print what was measured on the test split, by task, and where the calibration is."""
     (coverage, tasks), measured = found
     measures = [name for name in MEASURES if any(name in of for of in measured.values())]
-    table = Table("task", "labels", *(MEASURES[name] for name in measures))
+    table = Table("task", "val labels", *(MEASURES[name] for name in measures))
     for name in list(tasks)[:SHOWN]:
         cells = (_shown(measure, measured[name].get(measure)) for measure in measures)
         table.add_row(name, str(tasks[name].labels), *cells)
     more = f"; {len(tasks) - SHOWN} more tasks are in the file" if len(tasks) > SHOWN else ""
     table.caption = (
-        f"From the labels of the validation split, measured on the test split{more}. Sets and intervals of new rows "
-        f"hold the label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+        f"Calibrated on the labels of the validation split; the other columns are measured on the test split{more}. "
+        "The rest are the rows without abstention. Sets and intervals of new rows contain the label for "
+        f"{100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
     )
     Console(markup=False, emoji=False).print(table)
     print(f"written to {path}")

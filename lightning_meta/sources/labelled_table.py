@@ -93,7 +93,7 @@ class LabelledTable(Source):
         self.label, self.features, self.split_column = label, features, split_column
         self.least_examples, self.least_classes = least_examples, least_classes
         self.fractions, self.seed = tuple(fractions), seed
-        self.categorical, self.max_categories = tuple(categorical), max_categories
+        self.categorical, self.max_categories = tuple(categorical or ()), max_categories
 
     def pools(self) -> dict[Split, Pool]:
         """Inputs `(n, D)` float32, class by class in the order of their names; classes have the names of the labels."""

@@ -104,9 +104,9 @@ class RegressionTable(Source):
         whole(1, least_rows=least_rows, max_categories=max_categories)
         self.targets = (targets,) if isinstance(targets, str) else tuple(targets)
         self.task_column, self.split_column, self.division = task_column, split_column, division
-        self.features, self.leave_out, self.least_rows = features, tuple(leave_out), least_rows
+        self.features, self.leave_out, self.least_rows = features, tuple(leave_out or ()), least_rows
         self.fractions, self.seed = tuple(fractions), seed
-        self.categorical, self.max_categories = tuple(categorical), max_categories
+        self.categorical, self.max_categories = tuple(categorical or ()), max_categories
         self.spelling = Spelling(delimiter, decimal)
         self.spelling.check("RegressionTable", self.path)
         self._check_options()

@@ -133,9 +133,9 @@ class Table(TaskSource):
             raise UserError(f"Table targets: expected the kind of each target column by its name, got {targets!r}")
         names_in_list(features=features, categorical=categorical, leave_out=leave_out)
         self.targets = {n: t if isinstance(t, Target) else Target(cast(Kind | None, t)) for n, t in targets.items()}
-        self.features, self.categorical, self.max_categories = features, tuple(categorical), max_categories
+        self.features, self.categorical, self.max_categories = features, tuple(categorical or ()), max_categories
         self.task_column, self.split_column, self.group_column = task_column, split_column, group_column
-        self.time_column, self.leave_out = time_column, tuple(leave_out)
+        self.time_column, self.leave_out = time_column, tuple(leave_out or ())
         self.fractions, self.seed, self.missing_indicators = tuple(fractions), seed, missing_indicators
         self.weights, self.scaling, self.spelling = weights, scaling, Spelling(delimiter, decimal)
         self.categories = categories

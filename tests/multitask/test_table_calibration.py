@@ -225,7 +225,9 @@ def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatc
 
 def test_new_groups_may_be_covered_less(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = [row | {"street": i // 5} for i, row in enumerate(ROWS) if row["price"] is not None]
-    source = table(write(tmp_path / "houses.csv", rows), targets={"price": "regression"}, group_column="street")
+    source = table(
+        write(tmp_path / "houses.csv", rows), targets={"price": "regression"}, group_column="street", split_column=None
+    )
     data = lm.MultiTaskDataModule(source)
     data.setup("fit")
     module = lm.MultiHead(MLP(len(source.input_names), (8,)), tasks=data.spec)
