@@ -482,7 +482,7 @@ def test_a_table_says_the_metric_of_a_target(table: Callable[..., Table]) -> Non
     ("metric", "message"),
     [
         ("rmse", "Table targets: y: metric: Binary has accuracy"),
-        ("no.such.Metric", "Table targets: y: the class no.such.Metric is not to be found"),
+        ("no.such.Metric", "Table targets: y: the class no.such.Metric cannot be found"),
         ("json.dumps", "Table targets: y: metric: Binary has"),
     ],
 )
