@@ -394,7 +394,9 @@ def namesake(name: str) -> type[Metric]:
 def test_a_class_with_the_name_of_something_else_is_refused(name: str) -> None:
     makes: list[Callable[[Any], Task]] = [Binary, lambda m: Regression(1, metric=m), lambda m: Classification(3, m)]
     for make in makes:
-        with pytest.raises(UserError, match=f"^metric: the class {name} would be logged as .*already in use; rename it$"):
+        with pytest.raises(
+            UserError, match=f"^metric: the class {name} would be logged as .*already in use; rename it$"
+        ):
             make(namesake(name))
 
 
