@@ -1,6 +1,6 @@
-"""What flows through the package: examples, episodes and task batches, as NamedTuples of tensors.
+"""The batch types of the package: examples, episodes and task batches, as NamedTuples of tensors.
 
-Lightning moves them between devices, a DataLoader pins them, and `torch.func.vmap` maps over them.
+Lightning can move them between devices, a DataLoader can pin them, and `torch.func.vmap` can map over them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ class Episode(NamedTuple):
     """A meta-batch of T few-shot tasks, each a support and a query set of N classes, way-major.
 
     Way-major: the K support examples of class 0 come first, then those of class 1, so that `support.y` is
-    `0, ..., 0, 1, ..., 1, ..., N-1`. Which class of the data set is called 0 is drawn anew in every task.
+    `0, ..., 0, 1, ..., 1, ..., N-1`. The assignment of labels to classes of the data set is drawn
+    for each task.
 
     Attributes:
         support: `x` is `(T, N*K, *input_shape)`, `y` is `(T, N*K)`.
-        query: `x` is `(T, N*Q, *input_shape)`, `y` is `(T, N*Q)`; Q of each class, or shares from a Dirichlet.
-        ways: N, a plain number, so that nobody infers it from labels; 0 for regression.
-        tasks: `(T,)` the number of each task in its split, for reports and for counting each once.
-        classes: `(T, N)` which class of the split's pool each label stands for; None for regression.
+        query: `x` is `(T, N*Q, *input_shape)`, `y` is `(T, N*Q)`; Q of each class, or shares from a Dirichlet
+            distribution.
+        ways: N, as a plain number, so that it need not be inferred from labels; 0 for regression.
+        tasks: `(T,)` number of each task in its split, for reports and to count each task once.
+        classes: `(T, N)` class of the split's pool for each label; None for regression.
     """
 
     support: Examples
@@ -49,18 +51,18 @@ class Episode(NamedTuple):
 
 
 class Common(dict[str, Tensor]):
-    """Rows of tasks that all have every input of a batch, in order."""
+    """The `rows` of a batch in which every task has a target for every input, in order."""
 
 
 class Consecutive(dict[str, Tensor]):
-    """Rows of tasks that lie one task after the other: all inputs of a batch, each of one task."""
+    """The `rows` of a batch in which every input belongs to one task, and the inputs are ordered by task."""
 
 
 def _flattened(rows: dict[str, Tensor]) -> tuple[list[Tensor], list[str]]:
     return list(rows.values()), list(rows)
 
 
-# Pytrees would take a derived dictionary for a single value.
+# By default, pytrees treat subclasses of dict as leaves.
 register_pytree_node(Common, _flattened, lambda rows, names: Common(zip(names, rows, strict=True)))
 register_pytree_node(Consecutive, _flattened, lambda rows, names: Consecutive(zip(names, rows, strict=True)))
 
@@ -68,17 +70,17 @@ register_pytree_node(Consecutive, _flattened, lambda rows, names: Consecutive(zi
 class TaskBatch(NamedTuple):
     """A batch of several tasks' labelled examples.
 
-    One input with several targets, a data set of its own for each task, and missing labels are one case: a task says
-    which rows of the inputs it has a label for, and the backbone sees every row once.
+    Each task lists the rows of the inputs for which it has labels. This covers inputs with several targets, a separate
+    data set for each task, and missing labels; the backbone processes every row once.
 
     Attributes:
-        inputs: `(B, *input_shape)`; where tasks have inputs of different shapes, one such tensor per task's name.
-        targets: By name of the task, `(n_i, ...)`. A task that is not a key is absent from the batch; one whose tensor
-            is empty is present on another rank.
-        rows: By name, `(n_i,)` int64: the row of `inputs` that each target belongs to; `Common` or `Consecutive` where
-            that is known of them.
-        ids: By name, `(n_i,)` int64: the number of each labelled example in its task's split.
-        weights: By name, `(n_i,)`: what the loss of each example is multiplied by; None for 1.
+        inputs: `(B, *input_shape)`; if the tasks' input shapes differ, one such tensor by name of each task.
+        targets: `(n_i, ...)` targets by name of the task. A task without a key is absent from the batch; one with an
+            empty tensor is present on another rank.
+        rows: `(n_i,)` int64 by name of the task: row of `inputs` of each target; a `Common` or `Consecutive` if the
+            rows are known to be so.
+        ids: `(n_i,)` int64 by name of the task: number of each labelled example in the task's split.
+        weights: `(n_i,)` by name of the task: factor of the loss of each example; None for 1.
     """
 
     inputs: Tensor | dict[str, Tensor]
@@ -89,5 +91,5 @@ class TaskBatch(NamedTuple):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as plain text, such as "uint8"."""
+    """Return the name of a dtype, such as "uint8"."""
     return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Plain data to objects: only what a model is made of, and what the caller allows."""
+"""Make objects from plain data: parts of models, and classes that the caller allows."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_meta.import_paths import (
 )
 from lightning_meta.specifications import PATHS, class_paths, marked
 
-# Activations and the like, in Python and in C: functions of these modules only operate on tensors.
+# Modules whose functions, such as activations, only operate on tensors.
 OF_TENSORS = ("torch.nn.functional", "torch._C._nn")
 
 _rebuilt: ContextVar[bool] = ContextVar("rebuilt", default=False)
@@ -35,7 +35,7 @@ _rebuilt: ContextVar[bool] = ContextVar("rebuilt", default=False)
 
 @contextmanager
 def rebuilding() -> Iterator[None]:
-    """Within the context, what is made gets all of its weights from a checkpoint, so none are read from elsewhere."""
+    """Within this context, objects get all their weights from a checkpoint, so that constructors need not load any."""
     token = _rebuilt.set(True)
     try:
         yield
@@ -44,7 +44,7 @@ def rebuilding() -> Iterator[None]:
 
 
 def is_rebuilt() -> bool:
-    """Whether what is made now gets its weights from a checkpoint."""
+    """Whether the caller is within `rebuilding`."""
     return _rebuilt.get()
 
 
@@ -52,19 +52,19 @@ def build(spec: Any, allow: Allow = ()) -> Any:
     """Make the object that a specification describes.
 
     Args:
-        spec: What `describe` returned; a value that describes no object is returned as it is.
-        allow: Classes, or names of modules, that may be built besides the trusted ones.
+        spec: Result of `describe`; a value that describes no object is returned unchanged.
+        allow: Classes, or names of modules, that may be built in addition to the trusted ones.
 
     Returns:
-        The object, with tuples for lists; for an optimiser a `functools.partial` that still wants its parameters, and
-        for a schedule one that wants its optimiser.
+        The object, with tuples in place of lists; for an optimiser a `functools.partial` to call with the parameters,
+        and for a schedule one to call with the optimiser.
 
     Raises:
-        UserError: A class is not allowed or not to be found, its arguments do not fit, or the specification is nested
+        UserError: A class is not allowed or does not exist, its arguments do not fit, or the specification is nested
             too deeply.
     """
     allow = tuple(allow)
-    for path in list(class_paths(spec)):  # all of it is read before anything is imported
+    for path in list(class_paths(spec)):  # check all paths before importing any
         check_trusted(path, allow)
     return _build(spec, allow)
 
@@ -78,84 +78,84 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
     if key is None:
         return {k: _build(v, allow) for k, v in spec.items()}
     path: str = spec[key]
-    found = _find(real_path(path), allow)
+    target = _find(real_path(path), allow)
     if key == "import_path" and "member" in spec:
-        return _member(path, found, spec["member"])
-    given = spec.get("init_args") or {}
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise UserError(f"{path} cannot be built: its init_args are no arguments by name")
-    init_args = {k: _build(v, allow) for k, v in given.items()}
+        return _member(path, target, spec["member"])
+    described = spec.get("init_args") or {}
+    if not isinstance(described, Mapping) or not all(isinstance(name, str) for name in described):
+        raise UserError(f"{path} cannot be built: its init_args must be a mapping from names to values")
+    init_args = {k: _build(v, allow) for k, v in described.items()}
     if key == "import_path":
-        _check_passed(path, found, allow)
-        return functools.partial(found, **init_args) if "init_args" in spec else found
+        _check_passed(path, target, allow)
+        return functools.partial(target, **init_args) if "init_args" in spec else target
     if key == "function_path":
-        if isinstance(found, type) or not _returns(found, torch.nn.Module):
-            raise UserError(f"{path} is no function that says that it returns a torch.nn.Module")
-    elif not isinstance(found, type):
+        if isinstance(target, type) or not _returns(target, torch.nn.Module):
+            raise UserError(f"{path} is not a function annotated to return a torch.nn.Module")
+    elif not isinstance(target, type):
         raise UserError(f"{path} is not a class")
-    elif not _describable(found):
+    elif not _describable(target):
         raise UserError(f"{path} is not a part of a model: expected a module, an optimiser, a schedule or a task")
-    elif issubclass(found, FACTORIES):
-        return functools.partial(found, **init_args)
+    elif issubclass(target, FACTORIES):
+        return functools.partial(target, **init_args)
     try:
-        instance = found(**init_args)
+        instance = target(**init_args)
     except UserError:
         raise
-    except Exception as error:  # torch checks its arguments by errors of every kind
+    except Exception as error:  # torch raises many types of errors for bad arguments
         raise UserError(f"{path} cannot be built: {reason(error)}") from error
     if isinstance(instance, torch.nn.Module):
         if key == "function_path":
-            remember(instance, init_args, found)
+            remember(instance, init_args, target)
         elif "_init_args" not in instance.__dict__:
             remember(instance, init_args)
     return instance
 
 
-def _check_passed(path: str, found: Any, allow: tuple[Any, ...]) -> None:
-    """Refuse what is passed on as an argument and would do harm when a network calls it.
+def _check_passed(path: str, target: Any, allow: tuple[Any, ...]) -> None:
+    """Check that a class or function passed as an argument does no harm when a network calls it.
 
     Raises:
-        UserError: It is no part of a model, makes none, and the caller allows no more than its module.
+        UserError: It is neither a part of a model nor returns one, and `allow` does not contain the object itself.
     """
-    if isinstance(found, type):
-        harmless = _describable(found)
+    if isinstance(target, type):
+        harmless = _describable(target)
     else:
-        harmless = lies_in(own_path(found), OF_TENSORS) or _returns(found, (torch.nn.Module, *FACTORIES))
-    # A name does not do: `--trust` allows every name that the file holds.
-    if not harmless and all(isinstance(a, str) or own_path(a) != own_path(found) for a in allow):
+        harmless = lies_in(own_path(target), OF_TENSORS) or _returns(target, (torch.nn.Module, *FACTORIES))
+    # Names in `allow` do not count, since `--trust` allows every name in the file.
+    if not harmless and all(isinstance(a, str) or own_path(a) != own_path(target) for a in allow):
         raise UserError(
-            f"{path} is neither a part of a model nor a function that says that it returns one; if you trust it, load "
+            f"{path} is neither a part of a model nor a function annotated to return one; if you trust it, load "
             f"the checkpoint in Python with load(..., allow=[{path.rpartition('.')[2]}]), the object and not its name"
         )
 
 
 def _find(path: str, allow: tuple[Any, ...]) -> Any:
-    """The class or function of a path, which the caller allows; a class of a model may be one of `TRUSTED` as well."""
+    """Return the class or function at a path: one that the caller allows, or a class of a model in `TRUSTED`."""
     for candidate in allow:
         if not isinstance(candidate, str) and own_path(candidate) == path:
             return candidate
-    found = import_object(path)
-    if not own_path(found):
+    target = import_object(path)
+    if not own_path(target):
         raise UserError(f"{path} is neither a class nor a function")
     # A trusted module may have imported a class from elsewhere.
-    check_trusted(own_path(found), allow, TRUSTED if isinstance(found, type) and _describable(found) else ())
-    return found
+    check_trusted(own_path(target), allow, TRUSTED if isinstance(target, type) and _describable(target) else ())
+    return target
 
 
-def _member(path: str, found: Any, name: Any) -> Any:
-    members = found.__members__ if isinstance(found, type) and issubclass(found, Enum) else {}
+def _member(path: str, enum: Any, name: Any) -> Any:
+    members = enum.__members__ if isinstance(enum, type) and issubclass(enum, Enum) else {}
     if not isinstance(name, str) or name not in members:
         raise UserError(f"{path} has no member {str(name)[:100]!r}")
     return members[name]
 
 
 def _describable(cls: type) -> bool:
-    """Whether a class is of a kind that `describe` describes; no other is called, whoever allows its module."""
+    """Whether `describe` supports a class. Other classes are never called, even if the caller allows their module."""
     return issubclass(cls, (torch.nn.Module, Described, *FACTORIES)) or is_dataclass(cls)
 
 
 def _returns(function: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Whether a function says that it returns such a part of a model."""
+    """Whether the return annotation of a function is one of the classes `kinds`."""
     try:
         returned = typing.get_type_hints(function).get("return")
     except (TypeError, NameError, AttributeError):

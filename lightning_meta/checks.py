@@ -1,4 +1,4 @@
-"""Checks of numbers that users give; each names the argument, says what was received and what is needed."""
+"""Checks of arguments. Each raises `UserError` with the name, the expected kind of value and the received one."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lightning_meta.errors import UserError
 
 
 def whole(least: int, **values: Any) -> None:
-    """Refuse what is no whole number of at least `least`.
+    """Check that values are whole numbers of at least `least`.
 
     Args:
-        least: The smallest.
-        **values: By name of the argument; None is one that was left out.
+        least: Smallest allowed number.
+        **values: Values by name of the argument; None is accepted as an argument that was left out.
     """
     for name, value in values.items():
         if value is None:
@@ -29,10 +29,10 @@ def whole(least: int, **values: Any) -> None:
 
 
 def switch(**values: Any) -> None:
-    """Refuse what is neither true nor false, such as the word "no", which counts as true.
+    """Check that values are booleans; the string "no", for example, would count as true.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not isinstance(value, bool | np.bool_):
@@ -40,10 +40,10 @@ def switch(**values: Any) -> None:
 
 
 def widths(**values: Any) -> None:
-    """Refuse what is no sequence of widths of layers.
+    """Check that values are sequences of layer widths, whole numbers of at least 1.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         numbers = value if isinstance(value, Sequence) and not isinstance(value, str) else [None]
@@ -52,10 +52,10 @@ def widths(**values: Any) -> None:
 
 
 def positive(**values: Any) -> None:
-    """Refuse what is no finite number above 0.
+    """Check that values are finite numbers above 0.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not _is_number(value) or not value > 0:
@@ -63,10 +63,10 @@ def positive(**values: Any) -> None:
 
 
 def not_negative(**values: Any) -> None:
-    """Refuse what is no finite number of at least 0.
+    """Check that values are finite numbers of at least 0.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not _is_number(value) or value < 0:
@@ -74,10 +74,10 @@ def not_negative(**values: Any) -> None:
 
 
 def below_one(**values: Any) -> None:
-    """Refuse what is no number in [0, 1), such as a share of units to drop.
+    """Check that values are numbers in [0, 1), such as dropout rates.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not _is_number(value) or not 0 <= value < 1:
@@ -85,12 +85,12 @@ def below_one(**values: Any) -> None:
 
 
 def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
-    """Refuse what is no object of a class, such as the class itself or its name.
+    """Check that a value is an instance of a class, and not the class itself or its name.
 
     Args:
-        name: Of the argument.
-        value: What was given.
-        kinds: The class, or those to choose from.
+        name: Name of the argument.
+        value: Value that the user passed.
+        kinds: The class, or several accepted classes.
     """
     if isinstance(value, kinds):
         return
@@ -99,29 +99,28 @@ def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
     if value is None:
         raise UserError(f"{name}: {article} {expected} is needed, got None")
     if isinstance(value, type):
-        given = value.__name__
-        hint = f"give an instance, {given}(...)"
-        raise UserError(f"{name}: {article} {expected} is needed, got the class {given}; {hint}")
+        cls = value.__name__
+        raise UserError(f"{name}: {article} {expected} is needed, got the class {cls}; give an instance, {cls}(...)")
     raise UserError(f"{name}: {article} {expected} is needed, got {type(value).__name__} {str(value)[:80]!r}")
 
 
 def factory(name: str, value: Any, example: str) -> None:
-    """Refuse what cannot be called to make an optimiser or a schedule, such as one that is made already.
+    """Check that a value is a factory of optimisers or schedules, and not an optimiser or schedule.
 
     Args:
-        name: Of the argument.
-        value: What was given.
-        example: What to give.
+        name: Name of the argument.
+        value: Value that the user passed.
+        example: Example of a factory, for the error message.
     """
     if not callable(value):
-        raise UserError(f"{name}: expected what makes one, such as {example}, got {type(value).__name__}")
+        raise UserError(f"{name}: a class or function is needed, such as {example}, got {type(value).__name__}")
 
 
 def numbers(**values: Any) -> None:
-    """Refuse what is no sequence of finite numbers, or an empty one.
+    """Check that values are non-empty sequences of finite numbers.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not isinstance(value, Sequence) or isinstance(value, str) or not value or not all(map(_is_number, value)):
@@ -129,10 +128,10 @@ def numbers(**values: Any) -> None:
 
 
 def some_names(**values: Any) -> None:
-    """Refuse what is no list of names, or an empty one.
+    """Check that values are non-empty lists of names.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if not isinstance(value, list | tuple) or not value or not all(isinstance(one, str) for one in value):
@@ -140,10 +139,10 @@ def some_names(**values: Any) -> None:
 
 
 def names_in_list(**values: Any) -> None:
-    """Refuse one name where a list of names is needed; each of its letters would be taken for a name.
+    """Check that values are not single strings, whose letters would be taken for a list of names.
 
     Args:
-        **values: By name of the argument.
+        **values: Values by name of the argument.
     """
     for name, value in values.items():
         if isinstance(value, str):

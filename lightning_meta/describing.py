@@ -1,4 +1,4 @@
-"""Objects to plain data: what they were constructed with is remembered, and described."""
+"""Describe objects as plain data, by the constructor arguments that they remember."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
 class RemembersArguments:
-    """A class whose instances remember the arguments that they were constructed with, defaults included.
+    """A class whose instances remember their constructor arguments, defaults included.
 
-    What is declared as a switch, and numbers and text that must be given, are checked on the way.
+    Arguments annotated as `bool`, and `int`, `float` or `str` without None, are checked as well.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: D102
@@ -37,31 +37,31 @@ class RemembersArguments:
         try:
             bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
         except TypeError:
-            return instance  # a copy or an unpickled instance, or a call that `__init__` will refuse better
+            return instance  # a copy, an unpickled instance, or a call for which `__init__` raises a better error
         bound.apply_defaults()
-        own = dict(list(bound.arguments.items())[1:])  # without `self`
-        further: dict[str, Any] = {}  # those of `**kwargs`; `*args` cannot be named
+        named = dict(list(bound.arguments.items())[1:])  # without `self`
+        extra: dict[str, Any] = {}  # the content of `**kwargs`; `*args` have no names
         for parameter in bound.signature.parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
-                further = own.pop(parameter.name)
+                extra = named.pop(parameter.name)
             elif parameter.kind is parameter.VAR_POSITIONAL:
-                own.pop(parameter.name, None)
+                named.pop(parameter.name, None)
         options = options_of(cls)
-        for name in sorted(fixed_options(cls) & further.keys()):
+        for name in sorted(fixed_options(cls) & extra.keys()):
             raise UserError(f"{name}: {cls.__name__} sets it itself; leave it out")
-        given = {**own, **further}
-        for name, value in given.items():
+        init_args = {**named, **extra}
+        for name, value in init_args.items():
             if name in options and value is not options[name].default:
                 _check_plain(name, value, options[name].annotation)
-        inherited = {n: p.default for n, p in options.items() if p.default is not p.empty and n not in given}
-        instance.__dict__["_init_args"] = {**given, **inherited}
+        inherited = {n: p.default for n, p in options.items() if p.default is not p.empty and n not in init_args}
+        instance.__dict__["_init_args"] = {**init_args, **inherited}
         if unnamed := _unnamed(bound):
             instance.__dict__["_unnamed"] = unnamed
         return instance
 
 
 def _check_plain(name: str, value: Any, annotation: Any) -> None:
-    """Refuse what counts as true without being so, and None where a value is needed."""
+    """Check that the value of a `bool` argument is a bool, and that arguments that need a value are not None."""
     if annotation in ("bool", bool):
         switch(**{name: value})
     elif value is None and annotation in ("int", "float", "str", int, float, str):
@@ -69,37 +69,38 @@ def _check_plain(name: str, value: Any, annotation: Any) -> None:
 
 
 class Described(RemembersArguments):
-    """A part of a model: it remembers its arguments, and a checkpoint that holds them may build it again."""
+    """Base class of parts of a model: remembers its constructor arguments, so that a checkpoint can rebuild it."""
 
     def update_init_args(self, **init_args: Any) -> None:
-        """Remember arguments that were filled in after construction, before parameters were made."""
+        """Update the remembered arguments with values that were only known after construction."""
         self.__dict__["_init_args"] = {**self.__dict__.get("_init_args", {}), **init_args}
 
 
 def remember(instance: Any, init_args: Mapping[str, Any], function: Callable[..., Any] | None = None) -> None:
-    """Note down what an object was constructed with; `describe` reads it.
+    """Store the constructor arguments of an object for `describe`.
 
     Args:
         instance: The object.
-        init_args: The arguments by name.
-        function: What made it, where that was not its class.
+        init_args: Arguments by name.
+        function: Function that returned the object, if it was not made by calling its class.
     """
-    # Not by setattr, which `nn.Module` refuses before its own constructor has run.
+    # `nn.Module.__setattr__` fails before the constructor of `nn.Module` has run.
     instance.__dict__["_init_args"] = dict(init_args)
     if function is not None:
         instance.__dict__["_function"] = function
 
 
 def describe(value: Any) -> Any:
-    """Turn an argument into plain data.
+    """Describe a value as plain data, from which `build` can make it again.
 
     Args:
-        value: Numbers, strings, lists, dictionaries; dataclasses; modules that are `Described`, keep their
-            hyper-parameters in Lightning's way or were made by the command line; classes and functions that can be
-            imported, and `functools.partial` of them.
+        value: A number, string, list or dictionary; a dataclass; a module that is `Described`, uses Lightning's
+            `save_hyperparameters` or was made by the command line; an importable class or function, or a
+            `functools.partial` of one.
 
     Returns:
-        The plain data, in one of the forms above.
+        Numbers, strings, lists and dictionaries; an object is `{"class_path": ..., "init_args": {...}}`, similarly with
+        `function_path` or `import_path`, or `{"instance": class}` if it is not known how it was made.
     """
     if isinstance(value, Enum):
         return {"import_path": public_path(type(value)), "member": value.name}
@@ -108,7 +109,7 @@ def describe(value: Any) -> Any:
     if isinstance(value, np.bool_):
         return bool(value)
     if isinstance(value, str):
-        return str.__str__(value)  # NumPy's would be code in a checkpoint
+        return str.__str__(value)  # a NumPy string would be pickled by reference to its class
     if isinstance(value, Integral | Real):
         return int(value) if isinstance(value, Integral) else float(value)
     if isinstance(value, PathLike):
@@ -127,58 +128,58 @@ def describe(value: Any) -> Any:
     return _describe_instance(value)
 
 
-def _describe_partial(made: functools.partial[Any]) -> Any:
-    target, unnamed = made.func, made.args
-    if str(getattr(target, "__module__", "")).startswith("jsonargparse."):  # what it calls is the last argument
-        target, unnamed = made.args[-1], ()
+def _describe_partial(value: functools.partial[Any]) -> Any:
+    target, unnamed = value.func, value.args
+    if str(getattr(target, "__module__", "")).startswith("jsonargparse."):  # its last argument is the real function
+        target, unnamed = value.args[-1], ()
     if unnamed or not (isinstance(target, type) or is_importable(target)):
         return {"instance": "functools.partial"}
     key = "class_path" if isinstance(target, type) and issubclass(target, FACTORIES) else "import_path"
-    return {key: public_path(target), "init_args": describe(made.keywords)}
+    return {key: public_path(target), "init_args": describe(value.keywords)}
 
 
 def _describe_instance(value: Any) -> Any:
-    cls, known = type(value), getattr(value, "__dict__", {})
+    cls, attributes = type(value), getattr(value, "__dict__", {})
     init_args: Mapping[str, Any] | None = None
-    if "_unnamed" in known:
+    if "_unnamed" in attributes:
         pass
     elif is_dataclass(value):
         init_args = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-    elif "_init_args" in known:
-        init_args = known["_init_args"]
+    elif "_init_args" in attributes:
+        init_args = attributes["_init_args"]
     elif isinstance(value, HyperparametersMixin) and (value.hparams or _takes_nothing(cls)):
         init_args = {k: v for k, v in value.hparams.items() if not k.startswith("_")}
     elif isinstance(value, torch.nn.Module) and _takes_nothing(cls):
         init_args = {}
     if init_args is None:
         return {"instance": public_path(cls)}
-    key, made_by = ("function_path", known["_function"]) if "_function" in known else ("class_path", cls)
+    key, made_by = ("function_path", attributes["_function"]) if "_function" in attributes else ("class_path", cls)
     described = describe(init_args)
     if unknown := [name for name, spec in described.items() if marked(spec, "instance")]:
         parameters = inspect.signature(cls.__init__ if made_by is cls else made_by).parameters
-        for name in unknown:  # what nobody can describe may be left out where it is the default
+        for name in unknown:  # a default need not be described
             if name in parameters and parameters[name].default is init_args[name]:
                 del described[name]
     return {key: public_path(made_by), "init_args": described}
 
 
 def refuse_unknown(owner: Any) -> None:
-    """Refuse an object that `build` could not make again from its description alone.
+    """Check that `build` can make an object again from its description.
 
     Raises:
-        UserError: The argument, and what to do.
+        UserError: It cannot; the message names the argument and how to fix it.
     """
     spec = describe(owner)
     if marked(spec, "instance"):
         unnamed = owner.__dict__.get("_unnamed", "")
         raise UserError(
-            f"{type(owner).__name__} takes {unnamed}, which a checkpoint cannot store, as it has no name; give its "
-            "constructor arguments with names alone"
+            f"{type(owner).__name__} takes {unnamed}, which a checkpoint cannot store, as it has no name; pass all "
+            "its constructor arguments by name"
         )
     for name, made in unknown_parts(spec["init_args"]):
         raise UserError(
             f"{name}: a checkpoint cannot store how this {made} was made; name its class or function by class_path, "
-            "and derive a class of your own from torch.nn.Module, lightning_meta.Described or make it a dataclass"
+            "and derive a custom class from torch.nn.Module or lightning_meta.Described, or make it a dataclass"
         )
 
 
@@ -187,10 +188,10 @@ def _takes_nothing(cls: type) -> bool:
 
 
 def options_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The parameters of a constructor by name, and of those that it passes `**options` on to.
+    """Return the parameters of a constructor, and of the base constructors that it passes `**options` on to, by name.
 
-    Only constructors of this package are followed: they pass all of them on but for their `fixed_options`, and a user's
-    may set any of them itself.
+    Only constructors of this package are followed, because they pass on all options except their `fixed_options`; a
+    user's constructor may set any option itself.
     """
     named: dict[str, inspect.Parameter] = {}
     for parent in cls.__mro__:
@@ -206,13 +207,13 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def fixed_options(cls: type, below: type = object) -> frozenset[str]:
-    """The options that the constructors between a class and one of its bases set themselves."""
-    between = cls.__mro__[: cls.__mro__.index(below)]
-    return frozenset(name for parent in between for name in vars(parent).get("fixed_options", ()))
+    """Return the options that the constructors of `cls` and of its bases before `below` in the MRO set themselves."""
+    parents = cls.__mro__[: cls.__mro__.index(below)]
+    return frozenset(name for parent in parents for name in vars(parent).get("fixed_options", ()))
 
 
 def _unnamed(bound: inspect.BoundArguments) -> str:
-    """The first argument that was given and cannot be given by name; "" where there is none."""
+    """Return the first argument that cannot be passed by name; "" if there is none."""
     for name, value in list(bound.arguments.items())[1:]:
         kind = bound.signature.parameters[name].kind
         if kind is inspect.Parameter.POSITIONAL_ONLY or (kind is inspect.Parameter.VAR_POSITIONAL and value):

@@ -1,4 +1,4 @@
-"""Import paths of classes and functions: their public form, where they lie, and which are trusted."""
+"""Import paths of classes and functions: public and real paths, importing, and the list of trusted modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_meta.migration import renamed
 
 Allow: TypeAlias = Iterable[str | type | Callable[..., Any]]
 
-# The rooms that hold what a model is made of, and none whose classes open files, start runs or import by name.
+# Modules and classes that models are made of. None of their classes may open files, start runs or import by name.
 TRUSTED = (
     "lightning_meta.data.augmentation",
     "lightning_meta.functional.inner_optimizers",
@@ -37,8 +37,8 @@ class UntrustedClassError(UserError):
     """A specification names a class or a function that is neither trusted nor allowed.
 
     Args:
-        path: Its path.
-        where: Where it was named, as the line begins.
+        path: Path of the class or function.
+        where: Start of the error message, which says where the path was named.
     """
 
     def __init__(self, path: str, where: str = "") -> None:
@@ -51,13 +51,13 @@ class UntrustedClassError(UserError):
 
 
 def own_path(value: Any) -> str:
-    """Where a class or a function says that it lies; "" for what says nothing."""
+    """Return the path by `__module__` and `__qualname__` of a class or a function; "" if it has none."""
     names = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     return ".".join(names) if all(isinstance(name, str) for name in names) else ""  # type: ignore[arg-type]
 
 
 def public_path(value: Any) -> str:
-    """The path of a class or a function that stays when its file moves: of this package's, the shortest.
+    """Return the path of a class or function, for this package the shortest, which stays valid if its file moves.
 
     >>> import torch
     >>> from lightning_meta.meta.maml import MAML
@@ -65,17 +65,17 @@ def public_path(value: Any) -> str:
     ('lightning_meta.MAML', 'torch.nn.modules.activation.ReLU')
     """
     own_name: str = value.__qualname__
-    package, *below = value.__module__.split(".")
-    place: Any = sys.modules.get(package) if package == lightning_meta.__name__ else None
-    for name in ["", *below]:
-        place = getattr(place, name, None) if name else place
-        if place is not None and getattr(place, own_name, None) is value:
-            return f"{place.__name__}.{own_name}"
+    package, *submodules = value.__module__.split(".")
+    module: Any = sys.modules.get(package) if package == lightning_meta.__name__ else None
+    for name in ["", *submodules]:
+        module = getattr(module, name, None) if name else module
+        if module is not None and getattr(module, own_name, None) is value:
+            return f"{module.__name__}.{own_name}"
     return own_path(value)
 
 
 def real_path(path: str) -> str:
-    """Where the class of a path lies: a path of an earlier version or a public one becomes that of its file."""
+    """Return the path of the file that defines a class, given a public path or one of an earlier version."""
     path = renamed(path)
     package, _, name = path.rpartition(".")
     if package == lightning_meta.__name__ and name in dir(lightning_meta):
@@ -85,20 +85,21 @@ def real_path(path: str) -> str:
 
 
 def is_importable(value: Any) -> bool:
-    """Whether the path of a class or a function leads back to it: not so for lambdas and what a function defines."""
+    """Whether importing the path of a class or function returns it; False for lambdas and local definitions."""
     path = own_path(value)
     try:
-        found = import_object(path) if path else None
+        imported = import_object(path) if path else None
     except UserError:
         return False
-    return found is value or (isinstance(found, MethodType) and found == value)  # a class method is bound at each look
+    # Each access to a class method makes a new bound method.
+    return imported is value or (isinstance(imported, MethodType) and imported == value)
 
 
 def import_object(path: str) -> Any:
-    """What a path names, in a module that is imported, or in a class there.
+    """Import the object at a path: an attribute of a module, or of a class in a module.
 
     Raises:
-        UserError: There is none.
+        UserError: The module or the attribute does not exist.
     """
     module, _, name = path.rpartition(".")
     if not module:
@@ -106,7 +107,7 @@ def import_object(path: str) -> Any:
     try:
         try:
             owner: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:  # a class that holds it, unless a library is missing that the module needs
+        except ModuleNotFoundError as error:  # a class, unless the module lacks a dependency
             above, _, inner = module.rpartition(".")
             if not above or error.name != module:
                 raise
@@ -115,36 +116,36 @@ def import_object(path: str) -> Any:
                 raise
         return getattr(owner, name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for "..x" and "x..y"
-        raise UserError(f"the class {path} is not to be found: {reason(error)}") from error
+        raise UserError(f"the class {path} cannot be found: {reason(error)}") from error
 
 
 def import_class(path: str) -> type:
-    """The class of a path, whose module is imported.
+    """Import the class at a path.
 
     Raises:
-        UserError: There is none.
+        UserError: It does not exist, or is not a class.
     """
-    found = import_object(path)
-    if not isinstance(found, type):
+    cls = import_object(path)
+    if not isinstance(cls, type):
         raise UserError(f"{path} is not a class")
-    return found
+    return cls
 
 
-def lies_in(path: str, rooms: Iterable[str]) -> bool:
-    """Whether a path is one of the names, or lies below one of them."""
-    return any(path == room or path.startswith(room + ".") for room in rooms)
+def lies_in(path: str, names: Iterable[str]) -> bool:
+    """Whether a path is one of the names, or below one of them."""
+    return any(path == name or path.startswith(name + ".") for name in names)
 
 
 def check_trusted(path: str, allow: Allow, trusted: Iterable[str] = TRUSTED) -> None:
     """Refuse a path that is neither trusted nor allowed.
 
     Args:
-        path: Of a class or a function.
+        path: Path of a class or a function.
         allow: Classes, functions, or names of modules that the caller allows.
-        trusted: Names that need no permission.
+        trusted: Names of modules and classes that need no permission.
 
     Raises:
-        UntrustedClassError: It is neither.
+        UntrustedClassError: The path is neither trusted nor allowed.
     """
     names = [a if isinstance(a, str) else own_path(a) for a in allow]
     if not lies_in(path, (*trusted, *names)):
@@ -152,5 +153,5 @@ def check_trusted(path: str, allow: Allow, trusted: Iterable[str] = TRUSTED) -> 
 
 
 def reason(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return the message of an error in one line; the name of its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The metrics that a task can be selected and compared by: named ones, and torchmetrics' or a user's own classes."""
+"""Metrics for model selection and comparison: built-in ones by name, and classes of torchmetrics or of the user."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from lightning_meta.modes import Mode
 
 SMALL_IS_GOOD = ("log_loss", "rmse", "mae")
 OF_EXAMPLES = ("accuracy", "log_loss", "mae", "r2")
-"""Means over examples: a batch has them as well as a split."""
+"""Metrics that are means over examples, and are therefore computed for batches as well as for splits."""
 
 NAMED = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "log_loss", "r2", "rmse", "mae")
 TAKEN = (*NAMED, "score", "joint_score", "loss", "weight", "tasks")
-"""What is logged besides a user's own metrics, which need names of their own."""
+"""Names of logged values that a custom metric cannot use."""
 
 GROUPS, FEWEST = 200, 10
-"""Groups of examples that a class's metric is computed without, one after the other; and of each class at least."""
+"""Number of jackknife groups for the interval of a metric class: in all, and at least for each class."""
 
-# torchmetrics calls these 0 where there is one class; the named ones are the same numbers, and NaN there.
+# torchmetrics returns 0 for these if only one class occurs; the built-in ones return NaN, and else the same values.
 _NAMED = {
     of_classes.BinaryAUROC: "auroc",
     of_classes.MulticlassAUROC: "auroc",
@@ -41,12 +41,12 @@ _NAMED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """A metric that was chosen.
+    """A chosen metric.
 
     Attributes:
-        name: As logged, such as `auroc`.
-        mode: Whether a good value is large ("max") or small ("min").
-        kind: The class that computes it; None for a named one.
+        name: Logged name, such as `auroc`.
+        mode: "max" if larger values are better, "min" if smaller ones are.
+        kind: Class that computes the metric; None for a built-in one.
     """
 
     name: str
@@ -55,17 +55,17 @@ class Choice:
 
 
 def choose(metric: str | type[Metric], names: Sequence[str], outputs: int, whose: str) -> Choice:
-    """The metric of a name or of a class.
+    """Return the metric of a name or of a class.
 
     Args:
-        metric: One of `names`, or a class of torchmetrics or derived from `torchmetrics.Metric`, which is made without
-            arguments, but for `num_classes`, `num_labels` and `num_outputs`.
-        names: Those that the kind of task has.
-        outputs: Of the task.
-        whose: The kind of task.
+        metric: One of `names`, or a class derived from `torchmetrics.Metric`, which is called without arguments except
+            for `num_classes`, `num_labels` and `num_outputs`.
+        names: Names of the built-in metrics of the kind of task.
+        outputs: Number of outputs of the task.
+        whose: Kind of task, for the error message.
 
     Raises:
-        UserError: There is no such metric, it cannot be made, or does not say which way it points.
+        UserError: There is no such metric, it cannot be made, or its `higher_is_better` is None.
     """
     if isinstance(metric, type) and issubclass(metric, Metric):
         if metric in _NAMED:
@@ -73,51 +73,56 @@ def choose(metric: str | type[Metric], names: Sequence[str], outputs: int, whose
         better = made(metric, outputs).higher_is_better
         if better is None:
             raise UserError(
-                f"metric: {metric.__name__} does not say whether a large or a small value is good; set its attribute "
-                "higher_is_better to True or False, in a class derived from it"
+                f"metric: {metric.__name__} does not say whether larger or smaller values are better; set "
+                "higher_is_better to True or False in a class derived from it"
             )
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", metric.__name__).lower()
         if name in TAKEN or name.endswith("_tasks"):
             raise UserError(
-                f"metric: the class {metric.__name__} would be logged as {name!r}, which is something else; give it "
-                "another name"
+                f"metric: the class {metric.__name__} would be logged as {name!r}, which is already in use; rename it"
             )
         return Choice(name, "max" if better else "min", metric)
     if isinstance(metric, str) and metric in names:
         return Choice(metric, "min" if metric in SMALL_IS_GOOD else "max")
     close = difflib.get_close_matches(str(metric), names, n=1)
-    known = f"{', '.join(names)}, or a class derived from torchmetrics.Metric"
+    choices = f"{', '.join(names)}, or a class derived from torchmetrics.Metric"
     kind = " (give the class, not an object of it)" if isinstance(metric, Metric) else ""
     shown = type(metric).__name__ if isinstance(metric, Metric) else repr(metric)
     meant = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"metric: {whose} has {known}, got {shown}{kind}{meant}")
+    raise UserError(f"metric: {whose} has {choices}, got {shown}{kind}{meant}")
 
 
 def made(kind: type[Metric], outputs: int) -> Metric:
-    """A new metric of a class.
+    """Make a metric of a class.
 
     Raises:
-        UserError: Its constructor wants more.
+        UserError: Its constructor needs other arguments.
     """
-    taken = inspect.signature(kind).parameters
-    filled = {name: outputs for name in ("num_classes", "num_labels", "num_outputs") if name in taken}
+    parameters = inspect.signature(kind).parameters
+    sizes = {name: outputs for name in ("num_classes", "num_labels", "num_outputs") if name in parameters}
     try:
-        return kind(**filled)
+        return kind(**sizes)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"metric: {kind.__name__} cannot be made: {' '.join(str(error).split())[:200]}; give a class derived from "
-            "it whose constructor fills its arguments in"
+            f"metric: {kind.__name__} cannot be made: {' '.join(str(error).split())[:200]}; give a derived class "
+            "whose constructor needs no other arguments"
         ) from error
 
 
 def value_of_class(kind: type[Metric], outputs: int, predicted: Tensor, targets: Tensor) -> Tensor:
-    """The value of a class's metric over M examples, a scalar of the predictions' dtype.
+    """Compute the metric of a class over M examples.
 
     Args:
         kind: The class.
-        outputs: Of the task.
-        predicted: `(M, ...)`, as people read them.
-        targets: `(M, ...)`.
+        outputs: Number of outputs of the task.
+        predicted: `(M, ...)` predictions as reported to the user, such as probabilities.
+        targets: `(M, ...)` targets.
+
+    Returns:
+        Scalar of the dtype of `predicted`.
+
+    Raises:
+        UserError: The metric fails, or does not return a single number.
     """
     if predicted.dim() > 1 and predicted.shape[1] == 1:
         predicted, targets = predicted[:, 0], targets.flatten()
@@ -126,10 +131,10 @@ def value_of_class(kind: type[Metric], outputs: int, predicted: Tensor, targets:
         value = metric(predicted, targets.to(predicted.dtype) if targets.is_floating_point() else targets)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # anything that the class may raise
-        said = " ".join(str(error).split())[:200]
+    except Exception as error:  # a custom class may raise anything
+        message = " ".join(str(error).split())[:200]
         raise UserError(
-            f"metric: {kind.__name__} fails on {len(predicted)} examples: {type(error).__name__}: {said}"
+            f"metric: {kind.__name__} fails on {len(predicted)} examples: {type(error).__name__}: {message}"
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UserError(f"metric: {kind.__name__} gives {type(value).__name__}, a single number is needed")
@@ -137,69 +142,69 @@ def value_of_class(kind: type[Metric], outputs: int, predicted: Tensor, targets:
 
 
 def values_of_class(kind: type[Metric], outputs: int, predicted: Tensor, targets: Tensor) -> Tensor:
-    r"""What each of M examples adds to a class's metric, whose mean they have.
+    r"""Compute one value per example whose mean is the metric of a class and whose spread gives its interval.
 
     $v_j = \theta + L_j$ with $L_j = \frac{M - m}{m} (\theta - \theta_{(j)})$ and $\theta_{(j)}$ the metric without
     the m examples of j's group: the jackknife (Efron and Stein, Annals of Statistics 9, 1981), for metrics that change
-    little with one example. Up to `GROUPS` examples, each is a group. Of more, a group is of one class, and its
-    examples have $\sqrt m$ times the deviation of $L_j$ from the mean of the class, so that the variance of the mean of
-    v is what single examples would give.
+    little with one example. Up to `GROUPS` examples, each example is a group. With more, each group has examples of one
+    class, and the deviation of $L_j$ from the mean of the class is multiplied by $\sqrt m$, so that the variance of the
+    mean of v is the same as with groups of one example.
 
     Returns:
-        `(M,)`; all are the metric where it has no interval, as it is not defined without some group.
+        `(M,)` values; all are equal to the metric if it has no interval, because it is undefined without some group.
     """
-    whole, n = value_of_class(kind, outputs, predicted, targets), len(predicted)
+    full, n = value_of_class(kind, outputs, predicted, targets), len(predicted)
     classes = classes_of(targets.cpu().double().reshape(n, -1).numpy(), outputs)
     members = _groups(n, np.zeros(n) if classes is None else classes)
     if n <= 2:
-        return whole.expand(n).clone()
-    values, of_class = whole.new_zeros(n), []
+        return full.expand(n).clone()
+    values, class_means = full.new_zeros(n), []
     for groups in members:
-        added, rows = [], [torch.as_tensor(group, device=predicted.device) for group in groups]
+        influences, rows = [], [torch.as_tensor(group, device=predicted.device) for group in groups]
         for group in rows:
             rest = torch.ones(n, dtype=torch.bool, device=predicted.device).index_fill(0, group, False)
             left_out = value_of_class(kind, outputs, predicted[rest], targets[rest])
-            added.append((whole - left_out) * (n - len(group)) / len(group))
-        sizes = whole.new_tensor([len(group) for group in rows])
-        mean = (sizes * torch.stack(added)).sum() / sizes.sum()
-        for group, value in zip(rows, added, strict=True):
+            influences.append((full - left_out) * (n - len(group)) / len(group))
+        sizes = full.new_tensor([len(group) for group in rows])
+        mean = (sizes * torch.stack(influences)).sum() / sizes.sum()
+        for group, value in zip(rows, influences, strict=True):
             values[group] = mean + len(group) ** 0.5 * (value - mean)
-        of_class.append((torch.cat(rows), mean))
-    for rows_of_class, mean in of_class:  # groups of one class may differ in size by one
-        values[rows_of_class] += mean - values[rows_of_class].mean()
+        class_means.append((torch.cat(rows), mean))
+    for class_rows, mean in class_means:  # restore the mean: groups of one class may differ in size by one
+        values[class_rows] += mean - values[class_rows].mean()
     if not torch.isfinite(values).all():
-        return whole.expand(n).clone()
-    return whole + values - values.mean()
+        return full.expand(n).clone()
+    return full + values - values.mean()
 
 
 def classes_of(targets: np.ndarray, outputs: int) -> np.ndarray | None:
-    """The class of each test example; None where targets are no labels.
+    """Return the class of each test example; None if the targets are not labels.
 
-    Of several yes-or-no labels an example is of that whose rarer value it has, the rarest of them; of 0 where it has
-    none.
+    With several binary labels, the class is 1 + the index of the label whose rarer value the example has, the rarest if
+    there are several, or 0 if there is none.
 
     Args:
-        targets: `(M, d)`; columns that a task has not are NaN.
-        outputs: How many numbers a network predicts for one example.
+        targets: `(M, d)` targets; columns that do not belong to the task are NaN.
+        outputs: Number of outputs of the network per example.
 
     Returns:
-        `(M,)`.
+        `(M,)` classes.
     """
     labels = targets[:, ~np.isnan(targets).all(0)]
     if not labels.size or not (labels == np.floor(labels)).all() or labels.min() < 0:
         return None
     if labels.shape[1] == 1:
-        of_one: np.ndarray = labels[:, 0]
-        return of_one if labels.max() < max(2, outputs) else None
+        single: np.ndarray = labels[:, 0]
+        return single if labels.max() < max(2, outputs) else None
     if labels.max() > 1:
         return None
     rarer = np.where(labels.mean(0) <= 0.5, labels, 1 - labels)
-    first = (rarer / np.maximum(rarer.sum(0), 1)).argmax(1)
-    return np.where(rarer.any(1), first + 1, 0)
+    rarest = (rarer / np.maximum(rarer.sum(0), 1)).argmax(1)
+    return np.where(rarer.any(1), rarest + 1, 0)
 
 
 def _groups(n: int, classes: np.ndarray) -> list[list[np.ndarray]]:
-    """Numbers of examples, by class and group."""
-    of_class = [np.flatnonzero(classes == c) for c in np.unique(classes)]
-    most = n if n <= GROUPS else max(FEWEST, GROUPS // len(of_class))
-    return [[rows[g :: min(most, len(rows))] for g in range(min(most, len(rows)))] for rows in of_class]
+    """Divide the examples of each class into jackknife groups; returns row numbers by class and group."""
+    by_class = [np.flatnonzero(classes == c) for c in np.unique(classes)]
+    most = n if n <= GROUPS else max(FEWEST, GROUPS // len(by_class))
+    return [[rows[g :: min(most, len(rows))] for g in range(min(most, len(rows)))] for rows in by_class]

@@ -1,4 +1,4 @@
-"""What earlier versions called otherwise: class paths in configurations and checkpoints, tensors in checkpoints."""
+"""Names of earlier versions: class paths in configurations and checkpoints, and tensors in checkpoints."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_meta.errors import UserError
 TRAINED_IN = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 LAYOUT = 2
-"""Stands in every checkpoint. 1: the networks of version 0.1."""
+"""Number of the format of checkpoints, stored in each; 1 is that of version 0.1."""
 
-# The table of what has moved. A file or a class that moves gets a line in the first part, a tensor that gets another
-# name one in the second; the stored checkpoints and configurations in tests/checkpoints show that they still load.
+# To move a file or a class, add a line to PATHS; to rename a tensor, add one to WEIGHTS. The files in tests/checkpoints
+# test that checkpoints and configurations of earlier versions still load.
 
-# Modules and packages, or classes, by their earlier path.
+# Current path of a package, module or class by its earlier path.
 PATHS = {
     "lightning_meta.data.sources": "lightning_meta.sources",
     "lightning_meta.multitask.weightings": "lightning_meta.weightings",
 }
-# By class, beginnings of names of tensors in layout 1 and now; the first that fits counts.
+# By class: prefixes of tensor names in layout 1 and now; the first match is used.
 WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
     "GradientBasedLearner": (("network.backbone.", "backbone."), ("network.head.", "head.")),
     "MetaModule": (("network.", "backbone."),),
@@ -32,7 +32,7 @@ WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
     "CrossStitch": (("columns.", "backbone."),),
     "MixtureOfExperts": (("experts.", "backbone."),),
 }
-# Ends of names of tensors in layout 1 and now, in every class.
+# Last part of tensor names in layout 1 and now, for all classes.
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 _BEST = "best._extra_state"
@@ -42,31 +42,31 @@ _EARLIER_PATH = re.compile(
 
 
 def renamed(text: str) -> str:
-    """A text in which class paths of earlier versions are those of this one.
+    """Replace class paths of earlier versions in a text by current ones.
 
     >>> renamed("source: lightning_meta.data.sources.Omniglot")
     'source: lightning_meta.sources.Omniglot'
     """
-    return _EARLIER_PATH.sub(lambda found: PATHS[found[0]], text)
+    return _EARLIER_PATH.sub(lambda match: PATHS[match[0]], text)
 
 
 def layout_of(checkpoint: Mapping[str, Any]) -> int:
-    """The layout that a checkpoint of this package has.
+    """Return the layout of a checkpoint of this package.
 
     Raises:
-        UserError: What a checkpoint says beside its tensors is not what this package writes.
+        UserError: The metadata of the checkpoint are not as this package writes them.
     """
     stored = checkpoint.get("lightning_meta") or {}
-    layout, chosen = stored.get("layout", 1), stored.get("task_map") or {}
+    layout, task_map = stored.get("layout", 1), stored.get("task_map") or {}
     wrong = [key for key in ("frozen_norms", "frozen_weights") if not _are_names(stored.get(key) or [])]
     if layout not in range(1, LAYOUT + 1):
         wrong.append("layout")
-    size = chosen.get("chunk_size") if isinstance(chosen, Mapping) else 0
+    size = task_map.get("chunk_size") if isinstance(task_map, Mapping) else 0
     if not (size is None or (isinstance(size, int) and size > 0)):
         wrong.append("task_map")
     if wrong:
         raise UserError(
-            f"the checkpoint is damaged, or of a later version of lightning_meta: its {wrong[0]} is "
+            f"the checkpoint is damaged, or was written by a later version of lightning_meta: its {wrong[0]} is "
             f"{str(stored.get(wrong[0]))[:50]!r}"
         )
     return int(layout)
@@ -77,47 +77,50 @@ def _are_names(value: Any) -> bool:
 
 
 def renamed_weights(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of layout 1 under the names of today.
+    """Convert a state dict of layout 1 to current names.
 
     Args:
-        weights: By their old names.
-        module: The module that they are for.
+        weights: Tensors by their names in layout 1.
+        module: Module to load them into.
 
     Returns:
-        By their names today; the counters of batch normalisation, which did not exist, are those of the module.
+        Tensors by current names, with the module's own counters of batch normalisation, which layout 1 lacks.
     """
     own = module.state_dict()
     moved = next((WEIGHTS[c.__name__] for c in type(module).__mro__ if c.__name__ in WEIGHTS), ())
-    found: dict[str, Tensor] = {}
+    converted: dict[str, Tensor] = {}
     for old, tensor in weights.items():
         name = next((new + old[len(start) :] for start, new in moved if old.startswith(start)), old)
         parent, _, last = name.rpartition(".")
         if name not in own and last in STATISTICS:
             name = f"{parent}.{STATISTICS[last]}"
-        found[name] = tensor
-    counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in found}
-    return {**found, **counters}
+        converted[name] = tensor
+    counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked") and name not in converted}
+    return {**converted, **counters}
 
 
 def fits_dtype(stored: torch.dtype, own: torch.dtype) -> bool:
-    """Whether weights are of the module's own dtype, or of another that a network can be trained in."""
+    """Whether stored weights have the module's dtype, or both are dtypes that networks are trained in."""
     return stored == own or (stored in TRAINED_IN and own in TRAINED_IN)
 
 
 def with_losses(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict of a multi-task module that kept no losses of its best validations: these lose every tie."""
-    found = dict(weights)
-    best = found.get(_BEST)
+    """Add the missing losses of the best validations to an earlier state dict of a multi-task module.
+
+    They are set to -inf, so that the stored validations lose every tie.
+    """
+    converted = dict(weights)
+    best = converted.get(_BEST)
     if isinstance(best, Tensor) and best.dim() == 2 and len(best) == 2:
-        found[_BEST] = torch.stack([best[0], torch.full_like(best[0], -torch.inf), best[1]])
-    return found
+        converted[_BEST] = torch.stack([best[0], torch.full_like(best[0], -torch.inf), best[1]])
+    return converted
 
 
 def take_precision(module: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Give a module the precision of weights, which would be rounded to that of a new module.
+    """Convert a module to the dtype of stored weights, so that loading does not round them.
 
     Raises:
-        UserError: They are of a kind that no network is trained in.
+        UserError: The dtypes differ, and the stored one is not a dtype that networks are trained in.
     """
     for name, parameter in module.named_parameters():
         stored = weights.get(name)

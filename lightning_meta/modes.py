@@ -1,4 +1,4 @@
-"""Whether a metric is good where it is large or where it is small, by its name."""
+"""Infer from the name of a metric whether larger or smaller values are better."""
 
 from __future__ import annotations
 
@@ -82,19 +82,19 @@ _MIN = [
     "wer",
     "xent",
 ]
-# What turns a metric round, or makes another of it: nothing is known of these.
+# Words that invert a metric or turn it into a different quantity; the mode of these is unknown.
 _TURNED = {"ci95", "std", "var", "improvement", "reduction", "saved", "minus"}
 _STAGES = {"train", "val", "valid", "validation", "test"}
 
 
 def mode_of(metric: str) -> Mode:
-    """Whether a good value of a metric is large ("max") or small ("min").
+    """Return "max" if larger values of a metric are better, "min" if smaller ones are.
 
     Args:
-        metric: Its logged name, such as `val/accuracy`, `val/loss/<task>` or `val_f1`.
+        metric: Logged name, such as `val/accuracy`, `val/loss/<task>` or `val_f1`.
 
     Raises:
-        UserError: The name says neither, or both.
+        UserError: The mode cannot be inferred from the name.
     """
     mode = known_mode(metric)
     if mode is None:
@@ -105,61 +105,61 @@ def mode_of(metric: str) -> Mode:
 
 
 def known_mode(metric: str) -> Mode | None:
-    """As `mode_of`, but None for a name that says neither or both."""
+    """Return the mode as `mode_of`, or None if it cannot be inferred from the name."""
     # This package logs val/<metric>/<task>, others val/<task>/<metric>.
-    found = [_of_words(_words(part)) for part in _parts(metric)]
-    if len(found) > 1 and "score" in _words(_parts(metric)[-1]):  # a task of that name
-        found = found[:1]
-    modes = {mode for mode in (found[:1] + found[1:][-1:]) if mode}
+    by_part = [_mode_of_words(_words(part)) for part in _parts(metric)]
+    if len(by_part) > 1 and "score" in _words(_parts(metric)[-1]):  # the name of a task
+        by_part = by_part[:1]
+    modes = {mode for mode in (by_part[:1] + by_part[1:][-1:]) if mode}
     return modes.pop() if len(modes) == 1 else None
 
 
 def contradiction(metric: str, mode: str) -> str | None:
-    """What is wrong with a mode, as far as the metric's name says; None where nothing is."""
-    known = known_mode(metric)
-    if known is None or known == mode:
+    """Describe how a mode contradicts the name of a metric; None if it does not."""
+    inferred = known_mode(metric)
+    if inferred is None or inferred == mode:
         return None
-    return f"{metric} is good where it is {'large' if known == 'max' else 'small'}, and mode is {mode}"
+    return f"{metric} is good where it is {'large' if inferred == 'max' else 'small'}, and mode is {mode}"
 
 
 def check_mode(whose: str, monitor: str, mode: str) -> None:
-    """Refuse a mode that takes a bad value of a metric for a good one; of names that are a metric's alone.
+    """Refuse a mode that contradicts the name of a metric; only exact names of metrics are checked.
 
     Args:
-        whose: What follows the metric.
-        monitor: The metric.
+        whose: Name of the callback or schedule, for the error message.
+        monitor: Logged name of the metric.
         mode: `min` or `max`.
 
     Raises:
-        UserError: The metric and the mode that it needs.
+        UserError: The mode contradicts the name.
     """
     parts = _parts(monitor)
-    alone = "_".join(_words(parts[0])) if parts else ""
-    if alone in [*_MAX, *_MIN, "balanced_accuracy", "log_loss", "score"] and (wrong := contradiction(monitor, mode)):
+    name = "_".join(_words(parts[0])) if parts else ""
+    if name in [*_MAX, *_MIN, "balanced_accuracy", "log_loss", "score"] and (wrong := contradiction(monitor, mode)):
         raise UserError(f"{whose}: {wrong}; give mode: {'max' if mode == 'min' else 'min'}")
 
 
-def _of_words(words: list[str]) -> Mode | None:
-    if not words or _TURNED & set(words) or words[0].isdigit():  # 1-accuracy
+def _mode_of_words(words: list[str]) -> Mode | None:
+    if not words or _TURNED & set(words) or words[0].isdigit():  # such as 1-accuracy
         return None
     joined = f"_{'_'.join(words)}_"
-    large, small = (any(f"_{word}_" in joined for word in known) for known in (_MAX, _MIN))
-    if words[-1] in ("loss", "losses", "error", "errors"):  # of a Dice loss
+    large, small = (any(f"_{word}_" in joined for word in names) for names in (_MAX, _MIN))
+    if words[-1] in ("loss", "losses", "error", "errors"):  # such as a Dice loss
         large, small = False, True
-    if large == small:  # a score is good where it is large, unless it is said of what, as a Brier score is
+    if large == small:  # larger scores are better, except for known ones such as the Brier score
         return "max" if not large and "score" in words else None
-    negated = bool({"neg", "negative"} & set(words))  # scikit-learn's neg_mean_squared_error, a negative likelihood
+    negated = bool({"neg", "negative"} & set(words))  # such as neg_mean_squared_error of scikit-learn
     return "max" if large != negated else "min"
 
 
 def _parts(metric: str) -> list[str]:
-    """A name without its stage: the metric, and behind it or before it the task."""
+    """Split a logged name at slashes and drop the stage: the metric, and after or before it the task."""
     parts = [part for part in metric.split("/") if part]
     return parts[1:] if len(parts) > 1 and parts[0].lower() in _STAGES else parts
 
 
 def _words(part: str) -> list[str]:
-    """The words of a metric's name, without numbers behind them, as in top1 or mAP50."""
+    """Split the name of a metric into words, without trailing numbers, as in top1 or mAP50."""
     plain = part.replace("²", "2").replace("mIoU", "miou").replace("mAP", "map").replace("IoU", "iou")
     spelt = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", plain).lower()
     words = [word for word in re.split(r"[^a-z0-9]+", spelt) if word]

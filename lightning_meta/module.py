@@ -1,4 +1,4 @@
-"""What every module that is trained here shares: when it is built, its optimiser, its checkpoints, its inputs."""
+"""The base class of all trained modules: deferred building, optimiser, checkpoints and input conversion."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class _BuiltWhenConstructed(ABCMeta):
-    """Builds a module once its outermost constructor is done, so that `build` sees what a subclass has set."""
+    """Metaclass that builds a module after its outermost constructor, so that `build` sees attributes of subclasses."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -54,9 +54,9 @@ class _BuiltWhenConstructed(ABCMeta):
         return module
 
 
-def _refuse_unknown_option(cls: type, given: Mapping[str, Any], error: TypeError) -> None:
-    """Name an option that no constructor of a class takes; Python names the base that it was passed on to."""
-    name = next((name for name in given if f"unexpected keyword argument '{name}'" in str(error)), None)
+def _refuse_unknown_option(cls: type, kwargs: Mapping[str, Any], error: TypeError) -> None:
+    """Rewrite the error for an unknown option: Python's names the base class instead of the class that was called."""
+    name = next((name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)), None)
     if name is None:
         return
     close = [other for other in difflib.get_close_matches(name, options_of(cls), n=1) if other != name]
@@ -65,24 +65,24 @@ def _refuse_unknown_option(cls: type, given: Mapping[str, Any], error: TypeError
 
 
 class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed):
-    """A LightningModule that is built in two steps, and whose checkpoints load by their path alone.
+    """A LightningModule that is built in two steps, and whose checkpoints need only their path to load.
 
-    The constructor takes the backbone. What depends on the data, such as heads, is made by `build` as soon as both are
-    known: the constructor is done, and the data have been described, by an argument or by the trainer's data module.
+    The constructor takes the backbone. Parts that depend on the data, such as heads, are made by `build`, which is
+    called once the constructor has returned and an argument or the trainer's data module has described the data.
 
     Args:
-        backbone: The network that a method builds on.
-        spec: What the data look like; None until the data module says so.
-        optimizer: Makes the optimiser of the parameters.
-        lr_scheduler: Makes the schedule of the optimiser; it steps once per training step.
-        backbone_lr_factor: Learning rate of the backbone's parameters, as a multiple of the optimiser's, > 0.
-        backbone_weights: A run directory or checkpoint: the backbone starts from the weights of its backbone, when the
-            module is made anew. A checkpoint of the module does not refer to it.
+        backbone: The shared feature network.
+        spec: Description of the data; None to take it from the data module.
+        optimizer: Factory of the optimiser, called with the parameters.
+        lr_scheduler: Factory of the learning-rate schedule, called with the optimiser; it steps once per training step.
+        backbone_lr_factor: Learning rate of the backbone's parameters as a multiple of the optimiser's, > 0.
+        backbone_weights: Run directory or checkpoint whose backbone initialises the backbone of a new module. It is
+            not stored in checkpoints and ignored when one is loaded.
 
     Attributes:
-        spec_name: The constructor's argument that describes the data.
-        spec_type: Its type.
-        wrong_data: What a module of this kind learns from, for the error where the data are of another kind.
+        spec_name: Name of the constructor's argument that describes the data.
+        spec_type: Type of that argument.
+        wrong_data: End of the error message for data of the wrong kind, which says what the module learns from.
     """
 
     spec_name: ClassVar[str]
@@ -91,9 +91,9 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     monitor: ClassVar[str] = "val/accuracy"
     """The validation metric by which `lightning_meta.fit` chooses the best checkpoint by default."""
     sets_first_weights: ClassVar[tuple[str, ...]] = ("backbone_weights",)
-    """Arguments that, beside those of base classes, only set the first weights: a resumed run cannot change them."""
+    """Arguments, besides those of base classes, that only set the initial weights; a resumed run cannot change them."""
     fixed_options: ClassVar[tuple[str, ...]] = ()
-    """Arguments of base classes that the constructor of a method sets itself, so that nobody gives them."""
+    """Arguments of base classes that the constructor of a method sets itself and does not accept."""
     backbone: nn.Module
 
     def __init__(
@@ -120,75 +120,76 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             instance("backbone_weights", backbone_weights, (str, os.PathLike))
         self.backbone_lr_factor, self.backbone_weights = backbone_lr_factor, backbone_weights
         self._built = False
-        self._stored_groups: list[dict[str, Any]] | None = None  # optimisers' states in the checkpoint to resume from
+        self._stored_groups: list[dict[str, Any]] | None = None  # optimiser states of the checkpoint to resume from
         self._loss_watch = LossWatch()
         self._progress_reads = 0
 
     def take_first_weights(self) -> None:
-        """Give the backbone the weights that `backbone_weights` names; a checkpoint that is loaded has its own."""
-        if is_rebuilt():  # and a file of somebody else's may name any path
+        """Load the backbone's initial weights from `backbone_weights`, unless a checkpoint provides all weights."""
+        if is_rebuilt():  # all weights come from the checkpoint; an untrusted one could name any path here
             self.backbone_weights = None
             if "backbone_weights" in options_of(type(self)):
                 self.update_init_args(backbone_weights=None)
             return
-        from lightning_meta.first_weights import take_backbone  # reads checkpoints, which few modules need
+        from lightning_meta.first_weights import take_backbone  # imported here because few modules need it
 
         assert self.backbone_weights is not None
         take_backbone(self.backbone, self.backbone_weights)
 
     def parameter_groups(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
-        """What the optimiser is given: weights that are frozen can be added when they are unfrozen.
+        """Return the trainable parameters, or groups of them, for the optimiser.
 
-        The learning rate of a group with `lr_factor` is multiplied by it.
+        Frozen parameters are left out; add them to the optimiser when they are unfrozen. The learning rate of a group
+        is multiplied by its `lr_factor`, if it has one.
         """
         return groups_of(self.parameters(), self.backbone, self.backbone_lr_factor)
 
     @abstractmethod
     def build(self, spec: Any) -> None:
-        """Make the parameters that depend on the data; it is called once, after the constructor.
+        """Make the parameters that depend on the data. Called once, after the constructor.
 
         Args:
-            spec: What the data look like.
+            spec: Description of the data.
         """
 
     @abstractmethod
     def check_data(self, spec: Any) -> None:
-        """Refuse data of another kind than those that the module was made for, and warn of others that differ.
+        """Check that the trainer's data fit the module; warn of differences that it can handle.
 
         Args:
-            spec: What the trainer's data look like.
+            spec: Description of the trainer's data.
 
         Raises:
-            UserError: What differs.
+            UserError: The data do not fit; the message names the difference.
         """
 
     @property
     @abstractmethod
     def spec(self) -> Any:
-        """What the data look like.
+        """Description of the data.
 
         Raises:
-            UserError: It is not known yet.
+            UserError: The data have not been described yet.
         """
 
     @property
     def ready_to_build(self) -> bool:
-        """Whether it is known what the data look like."""
+        """Whether the data have been described, so that `build` can be called."""
         return getattr(self, self.spec_name) is not None
 
     def spec_of_data(self) -> Any:
-        """What the trainer's data module says of its data; None where there is none, or it is not set up."""
+        """Return the description by the trainer's data module; None without a data module or before its setup."""
         trainer = self._trainer
         return getattr(getattr(trainer, "datamodule", None), "spec", None)
 
     def setup(self, stage: str) -> None:
-        """Take from the data module what the data look like, or check that they fit."""
+        """Take the description of the data from the data module if there was none, and check that the data fit."""
         spec = self._take_spec()
         if spec is not None:
             self.check_data(spec)
 
     def configure_model(self) -> None:
-        """Make what depends on the data, once. Callbacks may call it before `setup`."""
+        """Make the parts that depend on the data, at the first call. Callbacks may call it before `setup`."""
         if not self._built:
             self._configure_parts()
         if self._trainer is not None:
@@ -199,15 +200,15 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.make_parts()
         like = next(self.backbone.parameters(), None)
         if like is not None and like.device.type != "cpu":
-            self.to(like.device)  # a callback may copy the module to its device before `setup`
+            self.to(like.device)  # a callback may have moved the module to its device before `setup`
         self._built = True
 
     def make_parts(self) -> None:
-        """Call `build`; a family of methods adds what all of them have."""
+        """Call `build`; base classes of a family of methods override it to add common parts."""
         self.build(self.spec)
 
     def _take_spec(self) -> Any:
-        """What the trainer's data look like, noted where it was not known; None where there is no data module."""
+        """Return the data module's description, or None without a data module; store it if the module had none."""
         spec = self.spec_of_data()
         if spec is None:
             return None
@@ -220,26 +221,26 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     @property
     def synchronises_batch_norm(self) -> bool:
-        """Whether the Trainer was given `sync_batchnorm`, and its strategy will obey."""
+        """Whether `sync_batchnorm` of the Trainer is set and its strategy supports it."""
         strategy = self.trainer.strategy
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Stored inputs as the network takes them: uint8 images become numbers in [0, 1]."""
+        """Convert stored inputs to the module's dtype; uint8 images are scaled to [0, 1]."""
         assert isinstance(self.dtype, torch.dtype)
         return as_input(x, self.dtype)
 
     @property
     def lr(self) -> float | None:
-        """The learning rate that the optimiser starts with; None where `optimizer` does not say it.
+        """Initial learning rate of the optimiser; None if `optimizer` neither sets it nor has a default.
 
-        Setting it changes `optimizer`: `Tuner(trainer).lr_find(module)` does.
+        It can be set, which replaces `optimizer`; `Tuner(trainer).lr_find(module)` does so.
         """
-        made = self.optimizer
-        given = made.keywords.get("lr") if isinstance(made, partial) else None
-        parameter = inspect.signature(_class_of(made)).parameters.get("lr")
-        default = given if given is not None else getattr(parameter, "default", None)
-        return float(default) if isinstance(default, int | float) else None
+        factory = self.optimizer
+        rate = factory.keywords.get("lr") if isinstance(factory, partial) else None
+        if rate is None:
+            rate = getattr(inspect.signature(_class_of(factory)).parameters.get("lr"), "default", None)
+        return float(rate) if isinstance(rate, int | float) else None
 
     @lr.setter
     def lr(self, value: float) -> None:
@@ -250,13 +251,13 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         self.update_init_args(optimizer=self.optimizer)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser, and its schedule: it steps with the optimiser, one that watches a metric after validation."""
+        """Make the optimiser and its schedule, which steps every training step (`ReduceLROnPlateau`: every epoch)."""
         if not any(p.requires_grad for p in self.parameters()):
             if self._trainer is not None and self._trainer.max_steps == 0:
                 return []
             raise UserError(
                 f"all weights of {type(self).__name__} are frozen (requires_grad is False), so there is nothing to "
-                "train; give max_steps=0 to test and keep it as it is, give a backbone that is not frozen, or call "
+                "train; set max_steps=0 to test and save it unchanged, use a backbone that is not frozen, or call "
                 "unfreeze()"
             )
         optimizer = _made("optimizer", self.optimizer, self.parameter_groups())
@@ -270,7 +271,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
             raise UserError(
-                "lr_scheduler: ReduceLROnPlateau must know its metric; use lightning.pytorch.cli.ReduceLROnPlateau "
+                "lr_scheduler: ReduceLROnPlateau needs a metric; use lightning.pytorch.cli.ReduceLROnPlateau "
                 "with monitor, such as val/loss"
             )
         check_mode("lr_scheduler: ReduceLROnPlateau", monitor, scheduler.mode)
@@ -278,38 +279,38 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         return {"optimizer": optimizer, "lr_scheduler": options}
 
     def on_fit_start(self) -> None:
-        """Put a module that was loaded, which is in evaluation mode, into training mode; layers that were held stay.
+        """Put a loaded module, which is in evaluation mode, into training mode, except for frozen norm layers.
 
         Raises:
-            UserError: The run to resume has another optimiser, or checkpoints could not be loaded.
+            UserError: The run to resume has a different optimiser, or checkpoints of the module could not be loaded.
         """
         self._check_description()
-        self._loss_watch = LossWatch()  # without the losses of a training that was interrupted
+        self._loss_watch = LossWatch()  # drop the losses of a previous, interrupted fit
         if self._stored_groups is not None:
             check_groups(self.trainer.optimizers, self._stored_groups)
             self._stored_groups = None
         if not self.training:
-            held = [norm for norm in task_norms(self).values() if norm.frozen]
+            frozen_norms = [norm for norm in task_norms(self).values() if norm.frozen]
             self.train()
-            for norm in held:
+            for norm in frozen_norms:
                 norm.eval()
 
     def on_train_start(self) -> None:
-        """Keep the backbone's learning rate in proportion where `Tuner.lr_find` searches for the other."""
+        """Make `Tuner.lr_find` apply `backbone_lr_factor` to the learning rates that it tries."""
         for schedule in self.trainer.lr_scheduler_configs:
             keep_in_search(schedule.scheduler)
 
     def _check_description(self) -> None:
-        """Say which arguments must be given to `load`, since a checkpoint cannot store how they were made."""
+        """Warn of arguments that a checkpoint cannot describe and that must therefore be passed to `load`."""
         described = describe(self)
         if marked(described, "instance"):
             refuse_unknown(self)
-        named = {name.partition(".")[0]: made for name, made in unknown_parts(described["init_args"])}
-        if named and self.trainer.is_global_zero:
+        unknown = {name.partition(".")[0]: made for name, made in unknown_parts(described["init_args"])}
+        if unknown and self.trainer.is_global_zero:
             _log.warning(
                 "checkpoints will not say how %s was made: load them by load(path, %s)",
-                " and ".join(f"{name} ({made})" for name, made in named.items()),
-                ", ".join(f"{name}=..." for name in named),
+                " and ".join(f"{name} ({made})" for name, made in unknown.items()),
+                ", ".join(f"{name}=..." for name in unknown),
             )
 
     @classmethod
@@ -322,18 +323,21 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         weights_only: bool | None = None,
         **overrides: Any,
     ) -> Self:
-        """Load a trained module as `lightning_meta.load` does, which says more.
+        """Load a trained module; see `lightning_meta.load`, which this calls.
 
         Args:
-            checkpoint_path: A checkpoint, or a run directory.
-            map_location: The device.
-            hparams_file: None; the checkpoint holds the arguments.
-            strict: True or None; all weights must fit.
-            weights_only: True or None; code in a checkpoint is never run.
-            **overrides: Constructor arguments to use in place of the stored ones.
+            checkpoint_path: Checkpoint file or run directory.
+            map_location: Device of the loaded module.
+            hparams_file: Must be None, because the checkpoint contains the arguments.
+            strict: True or None, because all weights must fit.
+            weights_only: True or None, because code in a checkpoint is never run.
+            **overrides: Constructor arguments that replace the stored ones.
+
+        Returns:
+            The module, in evaluation mode.
 
         Raises:
-            UserError: The checkpoint is of another class, or does not load.
+            UserError: The checkpoint is of another class, or cannot be loaded.
         """
         if hparams_file is not None:
             raise UserError("hparams_file: the checkpoint holds the arguments; leave it out, or give them by name")
@@ -341,7 +345,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             raise UserError(f"strict: all weights of a checkpoint must fit, got {strict}; leave it out")
         if weights_only not in (None, True):
             raise UserError(f"weights_only: code in a checkpoint is never run, got {weights_only}; leave it out")
-        from lightning_meta.loading import load  # it knows every family of modules
+        from lightning_meta.loading import load  # not at the top: it imports every family of modules
 
         module = load(checkpoint_path, allow=[cls], map_location=map_location or "cpu", **overrides)
         if not isinstance(module, cls):
@@ -349,23 +353,23 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         return module
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store how the module was made, so that it loads by path alone.
+        """Store the class and constructor arguments, so that `load` needs only the path.
 
         Raises:
-            NonFiniteLossError: The weights came from a loss that was not finite.
+            NonFiniteLossError: A training loss so far was not finite.
         """
         self._check_losses()
         described = describe(self)
-        if marked(described, "class_path"):  # the run that the first weights were taken from may be gone by then
+        if marked(described, "class_path"):  # that file may no longer exist when the checkpoint is loaded
             described["init_args"].pop("backbone_weights", None)
         checkpoint["lightning_meta"] = {**described, "layout": LAYOUT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the checkpoint's precision before its weights, which Lightning would round to that of a new module.
+        """Convert the module to the checkpoint's dtype, so that Lightning does not round the weights.
 
         Raises:
-            UserError: The run to resume is of another class, has another optimiser, or is of an earlier layout: its
-                optimiser has the weights in another order.
+            UserError: The run to resume is of another class, has a different optimiser, or was written by version 0.1,
+                whose optimiser states list the weights in a different order.
         """
         if self.trainer.state.fn == "fit":
             check_resumed(self, checkpoint, self.trainer.ckpt_path, self.trainer.callbacks)  # type: ignore[attr-defined]
@@ -374,20 +378,22 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             if self.trainer.state.fn == "fit":
                 raise UserError(
                     "the checkpoint was written by version 0.1, whose runs cannot be resumed; its weights load by "
-                    "lightning_meta.load and `test`: finish the run with that version, or train anew"
+                    "lightning_meta.load and `test`: finish the run with that version, or start a new run"
                 )
             checkpoint["state_dict"] = renamed_weights(checkpoint["state_dict"], self)
-        weights = checkpoint["state_dict"]
-        take_precision(self, weights)
+        take_precision(self, checkpoint["state_dict"])
 
     def check_finite(self, loss: Tensor) -> None:
-        """Stop training where its loss is not finite: at once on a CPU, within `loss_watch.EVERY` steps elsewhere.
+        """Stop training if the loss is not finite: at once on a CPU, within `loss_watch.EVERY` steps on other devices.
 
-        With several ranks all of them stop after the backward pass. Before a checkpoint is written, and before a
-        validation, all losses so far are looked at.
+        With several ranks, all of them stop after the backward pass. All losses so far are also checked before each
+        validation and before a checkpoint is written.
+
+        Args:
+            loss: Scalar training loss.
 
         Raises:
-            NonFiniteLossError: The loss and the step.
+            NonFiniteLossError: The loss is not finite; the message gives its value and the step.
         """
         self._loss_watch.note(loss, self.global_step)
         if loss.device.type == "cpu" and world_size() == 1:
@@ -396,10 +402,10 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step, unless the loss of some rank was not finite.
+        """Step the optimiser, unless the loss of a rank was not finite.
 
         Raises:
-            NonFiniteLossError: The loss, its rank and the step, on every rank.
+            NonFiniteLossError: A loss was not finite; raised on every rank with the loss, its rank and the step.
         """
 
         def checked() -> Any:
@@ -411,33 +417,34 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         super().optimizer_step(epoch, batch_idx, optimizer, checked)
 
     def on_validation_start(self) -> None:
-        """Look at the losses of training so far."""
+        """Check the training losses so far."""
         if self.trainer.state.fn == "fit":
             self._check_losses()
 
     def on_train_epoch_end(self) -> None:
-        """Look at the losses of the epoch."""
+        """Check the training losses of the epoch."""
         self._check_losses()
 
     def _check_losses(self) -> None:
-        """Look at the losses that were noted; with several ranks all must call it.
+        """Check the recorded losses. A collective operation: all ranks must call it.
 
         Raises:
-            NonFiniteLossError: The first that is not finite, on every rank.
+            NonFiniteLossError: A loss is not finite; raised on every rank for the first such loss.
         """
-        if self._loss_watch.is_empty:  # on all ranks alike: each notes the loss of every batch
+        if self._loss_watch.is_empty:  # the same on all ranks, since each records the loss of every batch
             return
-        found, ranks = self._loss_watch.first_bad(), world_size()
+        first_bad, ranks = self._loss_watch.first_bad(), world_size()
         if ranks == 1:
-            if found is not None:
-                raise NonFiniteLossError(f"the training loss became {found[1]} at step {found[0]}")
+            if first_bad is not None:
+                raise NonFiniteLossError(f"the training loss became {first_bad[1]} at step {first_bad[0]}")
             return
-        # Whatever gradients this rank has: some may be its own alone, or sparse, or none.
-        of_ranks = torch.zeros(ranks, 2, dtype=torch.float64, device=self.device)
-        if found is not None:
-            of_ranks[torch.distributed.get_rank()] = torch.tensor([found[0] + 1, found[1]], dtype=torch.float64)
-        torch.distributed.all_reduce(of_ranks)
-        bad = [(int(step) - 1, rank, loss) for rank, (step, loss) in enumerate(of_ranks.tolist()) if step]
+        # Each rank reports (step + 1, loss). A NaN need not reach other ranks by gradients: these may be local or None.
+        by_rank = torch.zeros(ranks, 2, dtype=torch.float64, device=self.device)
+        if first_bad is not None:
+            step, loss = first_bad
+            by_rank[torch.distributed.get_rank()] = torch.tensor([step + 1, loss], dtype=torch.float64)
+        torch.distributed.all_reduce(by_rank)
+        bad = [(int(step) - 1, rank, loss) for rank, (step, loss) in enumerate(by_rank.tolist()) if step]
         if bad:
             step, rank, loss = min(bad)
             error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {step}")
@@ -446,46 +453,46 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     @property
     def global_step(self) -> int:
-        """The number of optimiser steps so far. A step that reads it is not recorded as a graph."""
+        """Number of optimiser steps so far. A training step that reads it is not captured as a CUDA graph."""
         self._progress_reads += 1
         return super().global_step
 
     @property
     def current_epoch(self) -> int:
-        """The number of the epoch. A step that reads it is not recorded as a graph."""
+        """Number of the current epoch. A training step that reads it is not captured as a CUDA graph."""
         self._progress_reads += 1
         return super().current_epoch
 
     def logs_this_step(self) -> bool:
-        """Whether the loggers write this training step. Logging costs more than a small model's step."""
+        """Whether the loggers write this training step. Logging can cost more than the step of a small model."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (self.global_step + 1) % every == 0
 
 
 def _class_of(factory: Any) -> Any:
-    """The optimiser that a factory makes, where it says so."""
-    if isinstance(factory, partial):  # jsonargparse's has the class among its arguments
+    """Return the optimiser class of a factory; the factory itself if it is not a class or partial."""
+    if isinstance(factory, partial):  # jsonargparse passes the class as an argument
         return next((c for c in (*factory.args, factory.func) if isinstance(c, type)), factory.func)
     return factory
 
 
 def _wrap_only_what_trains(strategy: Any, module: nn.Module) -> None:
-    """Keep DDP from wrapping a module of which nothing is trained, which it would refuse: there are no gradients."""
+    """Keep DDP from wrapping a module without trainable parameters, which DDP does not accept."""
     if isinstance(strategy, DDPStrategy):
-        own = vars(strategy)
-        own.pop("configure_ddp", None)  # of the module before
+        attributes = vars(strategy)
+        attributes.pop("configure_ddp", None)  # set for a previous module
         if not any(p.requires_grad for p in module.parameters()):
-            own["configure_ddp"] = _nothing
+            attributes["configure_ddp"] = _nothing
 
 
 def _nothing() -> None:
-    """What is done in place of wrapping."""
+    """Replacement of `configure_ddp` that does not wrap the module."""
 
 
-def _made(name: str, factory: Callable[[Any], Any], of: Any) -> Any:
+def _made(name: str, factory: Callable[[Any], Any], argument: Any) -> Any:
     try:
-        return factory(of)
-    except (TypeError, ValueError) as error:  # what torch refuses, or an argument that is missing
+        return factory(argument)
+    except (TypeError, ValueError) as error:  # a value that torch rejects, or a missing argument
         raise UserError(f"{name}: {error}") from error
 
 

@@ -17,7 +17,7 @@ from lightning_meta.errors import UserError
 
 # Far above what this package writes; PyYAML reads some 100 kB a second.
 LARGEST_YAML, LARGEST_TEXT, LARGEST_TABLE = 2**18, 2**24, 2**27  # bytes
-MOST_NODES, DEEPEST = 100_000, 100  # of YAML, those counted again that are repeated by reference
+MOST_NODES, DEEPEST = 100_000, 100  # limits for YAML; a value repeated by reference counts each time
 
 
 class TooLargeError(yaml.YAMLError):
@@ -37,18 +37,18 @@ def check_regular(path: str | os.PathLike[str]) -> int:
         UserError: There is no such file, it cannot be accessed, or it is not a regular file.
     """
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except (OSError, ValueError) as error:  # a loop of links, a name that is too long or has a NUL in it
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise UserError(f"{path} is a folder, but a file is needed")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise UserError(f"{path} is a pipe, a socket or a device, but a file is needed")
-    if not found.st_size:  # as those of /proc claim to be
+    if not status.st_size:  # files of /proc report size 0
         raise UserError(f"{path} is empty")
-    return found.st_size
+    return status.st_size
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
@@ -63,7 +63,7 @@ def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - any path-like; a device may act when it is opened
         raise UserError(f"{os.fspath(path)}: this is not a regular file; put one in its place")
-    # What blocks nevertheless, such as a pipe put there meanwhile or files of /proc, gives an error instead.
+    # Raise an error instead of blocking on a file of /proc, or on a pipe that has replaced the file since the check.
     return os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb")
 
 
@@ -148,9 +148,9 @@ def _refuse_deep(text: str) -> None:
             if depth > DEEPEST:
                 raise TooLargeError(f"it is more than {DEEPEST} levels deep")
     except yaml.MarkedYAMLError as error:
-        if "nesting" in str(error.problem):  # it looks a thousand levels ahead
+        if "nesting" in str(error.problem):  # raised by the parser at 1000 levels
             raise TooLargeError(f"it is more than {DEEPEST} levels deep") from error
-    except yaml.reader.ReaderError:  # as of all others, the error is left to the parser that makes the values
+    except yaml.reader.ReaderError:  # like other syntax errors, raised again when the values are constructed
         pass
 
 
@@ -158,13 +158,13 @@ def _count(node: yaml.Node | None) -> None:
     """Refuse a document that contains itself, or whose references and merges expand to too many values."""
     waiting, count = [node], 0
     while waiting:
-        found, count = waiting.pop(), count + 1
+        current, count = waiting.pop(), count + 1
         if count > MOST_NODES:
             raise TooLargeError(f"it has more than {MOST_NODES:,} values, or contains itself")
-        if isinstance(found, yaml.MappingNode):
-            waiting += [child for pair in found.value for child in pair]
-        elif isinstance(found, yaml.SequenceNode):
-            waiting += found.value
+        if isinstance(current, yaml.MappingNode):
+            waiting += [child for pair in current.value for child in pair]
+        elif isinstance(current, yaml.SequenceNode):
+            waiting += current.value
 
 
 def is_number(name: str) -> bool:
@@ -172,22 +172,22 @@ def is_number(name: str) -> bool:
     return name.isascii() and name.isdigit()
 
 
-def _link_out_of(folder: Path, whole: tuple[str, ...]) -> Path | None:
-    """The first link in a folder, or at any depth in the subfolders `whole`, that points outside the folder."""
+def _link_out_of(folder: Path, recursive: tuple[str, ...]) -> Path | None:
+    """The first link in a folder, or at any depth in its subfolders `recursive`, that points outside the folder."""
     real = folder.resolve()
-    for place, folders, files in os.walk(real):  # follows no link
-        for path in (Path(place) / name for name in sorted(folders + files)):
+    for current, folders, files in os.walk(real):  # does not follow links
+        for path in (Path(current) / name for name in sorted(folders + files)):
             if path.is_symlink():
                 try:
                     inside = path.resolve(strict=True).is_relative_to(real)
-                except FileNotFoundError:  # it leads to where nothing is yet
+                except FileNotFoundError:  # a dangling link
                     inside = path.resolve().is_relative_to(real)
-                except (OSError, RuntimeError):  # links in a circle
+                except (OSError, RuntimeError):  # a cycle of links
                     inside = False
                 if not inside:
                     return folder / path.relative_to(real)
-        if Path(place) == real:
-            folders[:] = [name for name in folders if name in whole]
+        if Path(current) == real:
+            folders[:] = [name for name in folders if name in recursive]
     return None
 
 

@@ -394,7 +394,7 @@ def namesake(name: str) -> type[Metric]:
 def test_a_class_with_the_name_of_something_else_is_refused(name: str) -> None:
     makes: list[Callable[[Any], Task]] = [Binary, lambda m: Regression(1, metric=m), lambda m: Classification(3, m)]
     for make in makes:
-        with pytest.raises(UserError, match=f"^metric: the class {name} would be logged as .*another name$"):
+        with pytest.raises(UserError, match=f"^metric: the class {name} would be logged as .*in use; rename it$"):
             make(namesake(name))
 
 
@@ -414,7 +414,7 @@ class Unsaid(Metric):
         (lambda: Classification(3, "acuracy"), "did you mean accuracy"),
         (lambda: Regression(1, metric="auroc"), "metric: Regression has r2, rmse, mae.*got 'auroc'"),
         (lambda: Binary(cast(Any, BinaryCohenKappa())), "got BinaryCohenKappa .give the class, not an object of it."),
-        (lambda: Binary(BinaryFBetaScore), "BinaryFBetaScore cannot be made: .*beta.*derived from it"),
+        (lambda: Binary(BinaryFBetaScore), "BinaryFBetaScore cannot be made: .*beta.*derived class whose"),
         (lambda: Binary(cast(Any, dict)), "got <class 'dict'>"),
         (lambda: Binary(Unsaid), "Unsaid"),
     ],
@@ -482,7 +482,7 @@ def test_a_table_says_the_metric_of_a_target(table: Callable[..., Table]) -> Non
     ("metric", "message"),
     [
         ("rmse", "Table targets: y: metric: Binary has accuracy"),
-        ("no.such.Metric", "Table targets: y: the class no.such.Metric is not to be found"),
+        ("no.such.Metric", "Table targets: y: the class no.such.Metric cannot be found"),
         ("json.dumps", "Table targets: y: metric: Binary has"),
     ],
 )

@@ -100,7 +100,8 @@ def test_what_a_damaged_checkpoint_says_is_one_line(key: str, value: object, tmp
     checkpoint["lightning_meta"][key] = value
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
     with pytest.raises(
-        UserError, match=rf"damaged\.ckpt: the checkpoint is damaged, or of a later version .*: its {key} is"
+        UserError,
+        match=rf"damaged\.ckpt: the checkpoint is damaged, or was written by a later version .*: its {key} is",
     ):
         load(tmp_path / "damaged.ckpt")
 

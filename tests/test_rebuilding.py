@@ -149,7 +149,7 @@ def test_a_stranger_calls_and_names_nothing_else(spec: dict[str, Any]) -> None:
 
 def test_an_allowed_function_is_called_only_if_it_makes_a_network() -> None:
     called.clear()
-    with pytest.raises(UserError, match=r"is no function that says that it returns a torch\.nn\.Module"):
+    with pytest.raises(UserError, match=r"is not a function annotated to return a torch\.nn\.Module"):
         build({"function_path": f"{__name__}.not_a_network", "init_args": {"path": "exploded"}}, ALLOW)
     assert called == []
 
@@ -302,7 +302,10 @@ def fit(module: Any) -> None:
 
 def test_arguments_without_names_are_refused_when_training_starts() -> None:
     module = Sizes(Net(), 3, 4)
-    with pytest.raises(UserError, match=r"^Sizes takes \*sizes, which a checkpoint cannot store.*with names alone"):
+    with pytest.raises(
+        UserError,
+        match=r"^Sizes takes \*sizes, which a checkpoint cannot store.*pass all its constructor arguments by name",
+    ):
         fit(module)
     assert module.global_step == 0
 

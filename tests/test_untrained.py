@@ -24,7 +24,7 @@ def test_nothing_is_wrapped_where_nothing_is_trained(tmp_path: Path) -> None:
 
 
 def test_training_it_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^all weights of ProtoNet are frozen .* give max_steps=0"):
+    with pytest.raises(UserError, match=r"^all weights of ProtoNet are frozen .* set max_steps=0"):
         keep(tmp_path, 1, steps=1)
 
 

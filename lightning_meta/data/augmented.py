@@ -1,4 +1,4 @@
-"""Episodes with augmented images, by `Augmentation` or by any module of a user's."""
+"""Augment the images of episodes with `Augmentation` or a custom module."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from lightning_meta.import_paths import reason
 from lightning_meta.nn.features import as_input
 
 Augmenter = Augmentation | nn.Module
-TRIED = 16  # images that a user's module is tried on before training
+TRIED = 16  # number of images that a custom module is tried on before training
 
 
 def check_augmentation(augmentation: Augmenter, train: Pool) -> None:
-    """Refuse an augmentation that does not fit the training images.
+    """Check that an augmentation fits the training images.
 
     Args:
-        augmentation: A user's module is tried on a few images; it is a copy that is tried.
-        train: The training images.
+        augmentation: The augmentation; a copy of a custom module is tried on a few images.
+        train: Pool of training images.
 
     Raises:
-        UserError: They are no images, it fails on them, or leaves other shapes or numbers than networks are tested on.
+        UserError: The examples are not images, the augmentation fails on them, or its results differ from the images of
+            validation and test in shape or range.
     """
     rules = augmentation if isinstance(augmentation, Augmentation) else Augmentation(0, jitter=0)
     rules.check(train.input_shape, train.x.dtype)
@@ -48,7 +49,7 @@ def check_augmentation(augmentation: Augmenter, train: Pool) -> None:
         result = _by_module(copy.deepcopy(augmentation), sample, 0)
     except UserError:
         raise
-    except Exception as error:  # of a user's code
+    except Exception as error:  # a custom module may raise anything
         raise UserError(f"augmentation: {name} fails on images {tuple(sample.shape)}: {reason(error)}") from error
     low, high = min(low, 0), max(high, 1)
     least, most = (float(bound) for bound in as_input(result, torch.float32).aminmax())
@@ -61,17 +62,17 @@ def check_augmentation(augmentation: Augmenter, train: Pool) -> None:
 
 
 def augmented(batch: Episode, augmentation: Augmenter, seed: int, first_task: int) -> Episode:
-    """Augment the support and query images of a meta-batch, on the device that they lie on.
+    """Augment the support and query images of a meta-batch on their device.
 
     Args:
         batch: T training tasks.
-        augmentation: `Augmentation` draws from (seed, task, position in the task); a user's module is called once, on
-            all images in [0, 1], under generators that are seeded from (seed, first task).
-        seed: Of the training tasks.
-        first_task: The number of the first task, which the CPU knows.
+        augmentation: An `Augmentation`, which draws from (seed, task, position in the task), or a custom module, which
+            is called once on all images, in [0, 1], with random generators seeded from (seed, first task).
+        seed: Seed of the training tasks.
+        first_task: Number of the first task; an argument, because reading it from `batch` would synchronise the device.
 
     Returns:
-        The same tasks, images in [0, 1].
+        The tasks with augmented images in [0, 1].
     """
     parts = batch.support.x, batch.query.x
     images = torch.cat([part.flatten(0, 1) for part in parts])
@@ -91,14 +92,14 @@ def augmented(batch: Episode, augmentation: Augmenter, seed: int, first_task: in
 
 
 def _by_module(module: nn.Module, images: Tensor, seed: int) -> Tensor:
-    """What a user's module makes of images, under a random state of its own."""
+    """Apply a custom module to images with separately seeded random generators, and check the result."""
     images = as_input(images, torch.float32)
     with seeded_generators(images.device, seed % 2**32), torch.no_grad():
         result = module.to(images.device)(images)
     if not isinstance(result, Tensor) or result.shape != images.shape:
-        found = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        received = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise UserError(
-            f"augmentation: {type(module).__name__} turned images {tuple(images.shape)} into {found}; it must keep "
+            f"augmentation: {type(module).__name__} turned images {tuple(images.shape)} into {received}; it must keep "
             "their shape"
         )
     return result

@@ -1,12 +1,12 @@
 """The cache of decoded examples: a data set is decoded once, then memory-mapped.
 
-One safetensors file holds the pools of one data set as it was decoded under one key (the options and, for
-a user's own folder, the state of its files). It is written to a temporary name and renamed, so that nobody
-ever sees half a file: processes that build it at the same time each write their own, and the last rename
-wins. What is read is compared with the hash in its header; a damaged file is built again, never used.
+One safetensors file holds the pools of one data set decoded under one key: its options and, for a custom folder, the
+state of its files. The file is written under a temporary name and renamed, so that no process reads a partial file;
+processes that build it at the same time each write a temporary file, and the last rename wins. The content is checked
+against the hash in the header, and a damaged file is rebuilt.
 
-The folder is `$LIGHTNING_META_CACHE`, or the platform's own cache folder. A folder that cannot be written is
-an error and not a warning, because decoding anew in every process of every run would be slow in silence.
+The folder is `$LIGHTNING_META_CACHE`, or the platform's cache folder. A folder that cannot be written is an error and
+not a warning, because otherwise every process of every run would decode the data set again.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from lightning_meta.staging import STAGED, remove_orphans, staging
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1  # part of every key: raise it when the layout of the files below changes
+FORMAT = 1  # part of every key; increment it when the layout of the files changes
 
-# The temporary names used here, by safetensors and by pooch, and no others: the folder may hold a user's files.
+# Only temporary names of this module, safetensors and pooch, since the folder may contain a user's files.
 _TEMPORARY = re.compile(rf"\..+{STAGED}|\.tmp[A-Za-z0-9]{{6}}|tmp[a-z0-9_]{{8}}")
 
 
 class Cached(NamedTuple):
-    """The pools of a data set, memory-mapped, and the hashes that they were compared with when they were read."""
+    """The memory-mapped pools of a data set, and their hashes, which were checked when the file was read."""
 
     pools: dict[Split, Pool]
     hashes: Hashes
 
 
 def cache_folder() -> Path:
-    """`$LIGHTNING_META_CACHE`, or the platform's folder for caches."""
-    given = os.environ.get("LIGHTNING_META_CACHE")
-    return Path(given).expanduser() if given else Path(pooch.os_cache("lightning_meta")).expanduser()
+    """Return the path `$LIGHTNING_META_CACHE`, or the platform's cache folder if it is not set."""
+    folder = os.environ.get("LIGHTNING_META_CACHE")
+    return Path(folder).expanduser() if folder else Path(pooch.os_cache("lightning_meta")).expanduser()
 
 
 def load_or_build(
@@ -58,14 +58,17 @@ def load_or_build(
     build: Callable[[], Mapping[Split, Pool]],
     hashes: Callable[[Mapping[Split, Pool]], Hashes] = of_pools,
 ) -> Cached:
-    """Read the pools from the cache; decode and store them first where they are missing or damaged.
+    """Read the pools of a data set from the cache; decode and store them first if they are missing or damaged.
 
     Args:
-        name: The data set, for the file's name.
-        key: All that decides what `build` returns, in words; another key is another file.
-        build: Decodes the data set.
-        hashes: Hashes all that the pools hold. The file is checked by it, so that whoever needs the hashes of another
-            layout, such as that of tasks, need not hash the same examples again.
+        name: Name of the data set, part of the file name.
+        key: Text with everything that determines the result of `build`; each key has a separate file.
+        build: Function that decodes the data set.
+        hashes: Function that hashes the whole content of the pools, with which the file is checked. A caller that needs
+            hashes of another layout, such as that of tasks, passes it here to hash the examples only once.
+
+    Returns:
+        The pools and their hashes.
 
     Raises:
         UserError: The cache folder cannot be written.
@@ -85,7 +88,7 @@ def load_or_build(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to: renamed to `path` at the end, removed after an error.
+    """Yield a temporary path beside `path`, which is renamed to `path` at the end, or removed after an error.
 
     Raises:
         UserError: The file cannot be written: a read-only folder or a full disk.
@@ -94,12 +97,12 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(path.parent, _TEMPORARY)
         with staging(path) as temporary:
-            temporary.touch()  # who may read it is what the umask says: pooch and safetensors make private files
+            temporary.touch()  # permissions by the umask, since pooch and safetensors create private files
             mode = temporary.stat().st_mode
             temporary.unlink()
             yield temporary
             temporary.chmod(mode)
-    except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
+    except (OSError, SafetensorError) as error:  # safetensors wraps errors of the operating system
         raise UserError(
             f"cannot write {path.name} to the cache folder {path.parent} ({error}); "
             f"make it writable, make room, or set LIGHTNING_META_CACHE to another folder"
@@ -111,14 +114,14 @@ def _write(path: Path, key: str, pools: Mapping[Split, Pool], hashes: Hashes) ->
     tensors |= {f"{split}.sizes": pools[split].sizes.contiguous() for split in SPLITS}
     classes = {split: {"names": pools[split].names, "groups": pools[split].groups} for split in SPLITS}
     header = {"key": key, "classes": json.dumps(classes), "sha256": hashes.whole}
-    if hashes.splits:  # those of tasks, which know the names of groups alone
+    if hashes.splits:  # hashes of tasks, which do not cover the names of classes
         header["splits"] = json.dumps(hashes.splits)
         header["classes_sha256"] = hashlib.sha256(header["classes"].encode()).hexdigest()
     save_file(tensors, path, metadata=header)
 
 
 def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]) -> Cached | None:
-    """The pools, memory-mapped; None where there is no file, or one that is not what its header says."""
+    """Read and check the memory-mapped pools; None if the file is missing, outdated or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
@@ -134,16 +137,16 @@ def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]
             }
         if header["key"] != key:
             raise ValueError("it was made for other options")
-        found = hashes(pools)
-        if found.splits and not {"splits", "classes_sha256"} <= header.keys():
-            return None  # an older version hashed another layout, or no names of classes
-        if found.splits and header["classes_sha256"] != hashlib.sha256(header["classes"].encode()).hexdigest():
+        actual = hashes(pools)
+        if actual.splits and not {"splits", "classes_sha256"} <= header.keys():
+            return None  # written by a version that hashed another layout, or no class names
+        if actual.splits and header["classes_sha256"] != hashlib.sha256(header["classes"].encode()).hexdigest():
             raise ValueError("its names of classes differ from their hash")
-        if found != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
+        if actual != Hashes(header["sha256"], json.loads(header.get("splits", "{}"))):
             raise ValueError("its content differs from its hash")
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged file can break any step of the above
+    except Exception as error:  # a damaged file can make any step above fail
         _log.warning("the cache file %s is damaged (%s) and is built again", path, error)
         return None
-    return Cached(pools, found)
+    return Cached(pools, actual)

@@ -1,6 +1,6 @@
-"""Episodes as a pure function of (seed, split, meta-batch, task): no state, no order, no rank.
+"""Episodes as a pure function of (seed, split, task), independent of order and rank.
 
-Meta-batch b of a split has its way and shot drawn from (seed, split, b), and its t-th task from (seed, split, b, t).
+The way and shot of meta-batch b are drawn from (seed, split, b), and each of its tasks from (seed, split, task).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lightning_meta.functional.random_bits import choose, fold, integers, key
 Range = int | tuple[int, int]
 SmallClasses = Literal["refuse", "skip", "cap"]
 
-# What a draw is for. Streams with different purposes never meet.
+# Purpose of a draw, part of its key, so that draws for different purposes are independent.
 _WAYS, _SHOTS, _CLASSES, _MEMBERS, _GENERATED, AUGMENTED, _SHARES, _SUPPORT_SHARES = range(8)
 
 
@@ -32,15 +32,15 @@ class EpisodeShape(NamedTuple):
     """The sizes of an episode; ways and shots may be ranges, both ends included.
 
     Attributes:
-        ways: N, classes in a task.
-        shots: K, support examples of each class.
-        queries: Q, query examples of each class; of a class on average, where there is a `dirichlet`.
-        dirichlet: α of the Dirichlet that the shares of the classes in the query set are drawn from; None for Q of
-            each. The N Q queries of a task may then be of one class.
-        support_dirichlet: The same of the N K examples of the support set, at least one of each class; None for K of
-            each.
-        small_classes: What becomes of classes with too few examples: they are an error (`refuse`), are never drawn
-            (`skip`), or have fewer queries, in whose place other classes of the task have more (`cap`).
+        ways: Number of classes N of a task.
+        shots: Number of support examples K per class.
+        queries: Number of query examples Q per class; with `dirichlet`, the mean per class.
+        dirichlet: Concentration α > 0 of the Dirichlet distribution of the class shares in the query set, with which
+            all N Q queries of a task may be of one class; None for Q of each class.
+        support_dirichlet: Concentration α > 0 of the class shares among the N K support examples, with at least one
+            per class; None for K of each class.
+        small_classes: Treatment of classes with too few examples: an error (`refuse`), exclusion (`skip`), or fewer
+            queries of these and more of other classes of the task (`cap`).
     """
 
     ways: Range
@@ -51,17 +51,17 @@ class EpisodeShape(NamedTuple):
     small_classes: SmallClasses = "refuse"
 
     def largest(self) -> tuple[int, int]:
-        """The largest N, and the most examples that a class may have in a task: K + Q, where classes are balanced."""
+        """Return the largest N and the maximum number of examples per class, K + Q if classes are balanced."""
         ways, shots = (r if isinstance(r, int) else r[1] for r in (self.ways, self.shots))
         queries = self.queries * (1 if self.dirichlet is None else ways)
         return ways, self.most_support(ways, shots) + queries
 
     def most_support(self, ways: int, shots: int) -> int:
-        """The most support examples that a class may have in a task of N ways and K shots."""
+        """Return the maximum number of support examples per class in a task of N ways and K shots."""
         return shots if self.support_dirichlet is None else ways * (shots - 1) + 1
 
     def needed(self) -> int:
-        """How many examples a class must have to be drawn."""
+        """Return the minimum number of examples of a class that can be drawn."""
         ways, shots = (r if isinstance(r, int) else r[1] for r in (self.ways, self.shots))
         return self.most_support(ways, shots) + 1 if self.small_classes == "cap" else self.largest()[1]
 
@@ -76,11 +76,12 @@ class Draw(NamedTuple):
 
     Attributes:
         classes: `(T, N)` classes of the pool.
-        support: `(T, N, K)` numbers of examples within their class; of class n of task t the first
+        support: `(T, N, most)` indices of examples within their class; class n of task t uses the first
             `support_counts[t, n]`.
-        query: `(T, N, most)`, none of them in `support`; of class n of task t the first `counts[t, n]`.
-        counts: `(T, N)` queries of each class; the sum over classes is the same for all tasks.
-        support_counts: `(T, N)` support examples of each class; the sum is the same for all tasks.
+        query: `(T, N, most)` indices, disjoint from `support`; class n of task t uses the first `counts[t, n]`.
+        counts: `(T, N)` number of queries of each class; the sum over classes is the same for all tasks.
+        support_counts: `(T, N)` number of support examples of each class; the sum over classes is the same for all
+            tasks.
     """
 
     classes: Tensor
@@ -91,13 +92,13 @@ class Draw(NamedTuple):
 
 
 class Episodes(Dataset[Episode], ABC):
-    """A map-style dataset of tasks that are known by their number, and handed out a meta-batch at a time.
+    """A map-style dataset of tasks, indexed by number and returned as meta-batches.
 
     Attributes:
-        origin: Where examples come from.
+        origin: Source of the examples.
         shape: Way, shot and queries.
-        meta_batch_size: T, tasks of a meta-batch, which are alike in way and shot.
-        num_tasks: The length.
+        meta_batch_size: Number of tasks T of a meta-batch, which have the same way and shot.
+        num_tasks: Length of the dataset.
     """
 
     origin: Pool | TaskGenerator
@@ -107,21 +108,21 @@ class Episodes(Dataset[Episode], ABC):
 
     @abstractmethod
     def __getitems__(self, indices: Sequence[int]) -> Episode:
-        """The tasks `indices` of one meta-batch."""
+        """Return the tasks `indices`, which must belong to one meta-batch."""
 
     @abstractmethod
     def classes(self, indices: Sequence[int]) -> Tensor:
-        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for."""
+        """Return the `(T, N)` classes of the pool for each label of the tasks `indices` of one meta-batch."""
 
     def __len__(self) -> int:
         return self.num_tasks
 
     def __iter__(self) -> Iterator[Episode]:
-        """The tasks 0 to `len(self)` - 1, each a meta-batch of one; indexing alone would never end."""
+        """Iterate over tasks 0 to `len(self)` - 1, each with T = 1. Iteration by indexing alone would not end."""
         return map(self.__getitem__, range(self.num_tasks))
 
     def __getitem__(self, index: int) -> Episode:
-        """The meta-batch of the one task `index` (T = 1)."""
+        """Return the task `index` as a meta-batch with T = 1."""
         return self.__getitems__([index])
 
 
@@ -129,12 +130,12 @@ class EpisodeDataset(Episodes):
     """A map-style dataset whose item i is task `i % T` of meta-batch `i // T`.
 
     Args:
-        origin: Where examples come from: a pool of stored ones, or a generator of tasks.
-        split: Which split this is; part of every key.
+        origin: A pool of stored examples, or a generator of tasks.
+        split: Name of the split, part of every random key.
         shape: Way, shot and queries.
-        meta_batch_size: T, tasks that share a way and a shot.
-        num_tasks: The length; items beyond it are as well defined as those before.
-        seed: The seed of every draw.
+        meta_batch_size: Number of tasks T of a meta-batch, which have the same way and shot.
+        num_tasks: Length of the dataset; indices beyond it are valid as well.
+        seed: Seed of all draws.
     """
 
     def __init__(
@@ -155,10 +156,10 @@ class EpisodeDataset(Episodes):
             check_pool(origin, split, shape)
             self._eligible = large_enough(origin, shape)
             if origin.y is not None:
-                self.shape = shape._replace(ways=1)  # an episode is of one task
+                self.shape = shape._replace(ways=1)  # an episode has the rows of one task
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
-        """The tasks `indices` of one meta-batch, drawn at once by tensor indexing."""
+        """Return the tasks `indices` of one meta-batch, drawn together by tensor indexing."""
         numbers = torch.as_tensor(indices, dtype=torch.int64)
         ways, shots = self.sizes(self._meta_batch(indices))
         if isinstance(self.origin, TaskGenerator):
@@ -170,7 +171,7 @@ class EpisodeDataset(Episodes):
         if not self.shape.balanced:
             return self._unbalanced(draw, numbers)
         x = self.origin.gather(draw.classes, torch.cat([draw.support, draw.query], dim=-1))  # (T, N, K + Q, ...)
-        # Labels are repeated, not expanded: pinned memory needs elements of its own.
+        # `repeat` instead of `expand`, since pinned memory needs tensors without shared elements.
         labels = torch.arange(ways, device=x.device).repeat(len(indices), 1)
         support, query = (
             Examples(part.flatten(1, 2), labels.repeat_interleave(part.shape[2], dim=1))
@@ -179,7 +180,7 @@ class EpisodeDataset(Episodes):
         return Episode(support, query, ways, numbers.to(x.device), draw.classes.to(x.device))
 
     def sizes(self, meta_batch: int) -> tuple[int, int]:
-        """Way and shot of a meta-batch."""
+        """Return the way and shot of a meta-batch."""
         ways, shots = self.shape.ways, self.shape.shots
         if not isinstance(ways, int):
             ways = int(integers(key(self._root, _WAYS, meta_batch), *ways))
@@ -188,14 +189,14 @@ class EpisodeDataset(Episodes):
         return ways, shots
 
     def classes(self, indices: Sequence[int]) -> Tensor:
-        """`(T, N)` the class of the pool that each label of the tasks `indices` of one meta-batch stands for.
+        """Return the `(T, N)` classes of the pool for each label of the tasks `indices` of one meta-batch.
 
-        In regression it is `(T, 1)`, the stored task that the rows of each episode are of.
+        In regression, the result is the `(T, 1)` stored task of each episode.
         """
         return self.draw(indices).classes
 
     def draw(self, indices: Sequence[int]) -> Draw:
-        """Which classes and examples the tasks `indices` of one meta-batch hold."""
+        """Draw the classes and examples of the tasks `indices` of one meta-batch."""
         if not isinstance(self.origin, Pool):
             raise TypeError("only tasks over stored examples are drawn; a generator makes its examples")
         ways, shots = self.sizes(self._meta_batch(indices))
@@ -208,18 +209,18 @@ class EpisodeDataset(Episodes):
         if shape.dirichlet is not None:
             shares = ways, ways * shape.queries, shape.dirichlet
             counts = dirichlet_counts(fold(keys, _SHARES), *shares)
-        if shape.support_dirichlet is not None:  # one of each class; the others by their shares
+        if shape.support_dirichlet is not None:  # at least one per class; the shares divide the others
             shares = ways, ways * (shots - 1), shape.support_dirichlet
             support_counts = 1 + dirichlet_counts(fold(keys, _SUPPORT_SHARES), *shares)
         if shape.small_classes == "cap":
             counts = capped_counts(sizes - shots, shape.queries)
-        # The first members of a class do not depend on how many are drawn: nor does the support set on the queries.
+        # The first members do not depend on how many are drawn, so the support set does not depend on the queries.
         most = shape.most_support(ways, shots)
         members = choose(class_keys, most + int(counts.max()), sizes, at_most=shape.small_classes == "cap")
         return Draw(classes, members[..., :most], members[..., most:], counts, support_counts)
 
     def _of_one_task(self, draw: Draw, numbers: Tensor) -> Episode:
-        """The episode of a draw of rows of one stored regression task each."""
+        """Gather the meta-batch of a regression draw, in which each episode has the rows of one stored task."""
         assert isinstance(self.origin, Pool)
         members = torch.cat([draw.support, draw.query], dim=-1)  # (T, 1, K + Q)
         gathers = self.origin.gather, self.origin.gather_targets
@@ -229,7 +230,7 @@ class EpisodeDataset(Episodes):
         return Episode(_dense(support), _dense(query), 0, numbers.to(x.device))
 
     def _unbalanced(self, draw: Draw, numbers: Tensor) -> Episode:
-        """The episode of a draw whose classes differ in their numbers of examples: as many in all in each task."""
+        """Gather the meta-batch of a draw with different numbers of examples per class but equal totals per task."""
         pool = self.origin
         assert isinstance(pool, Pool)
         parts = ((draw.support, draw.support_counts), (draw.query, draw.counts))
@@ -238,7 +239,7 @@ class EpisodeDataset(Episodes):
         return Episode(support, query, draw.classes.shape[1], numbers.to(device), draw.classes.to(device))
 
     def _meta_batch(self, indices: Sequence[int]) -> int:
-        """The number of the meta-batch that all of the tasks belong to."""
+        """Return the number of the meta-batch to which all of the tasks belong."""
         first, *others = sorted({i // self.meta_batch_size for i in indices})
         if others:
             raise ValueError(f"one draw is one meta-batch, these tasks belong to {[first, *others]}")
@@ -246,7 +247,7 @@ class EpisodeDataset(Episodes):
 
 
 def _gathered(pool: Pool, classes: Tensor, members: Tensor, counts: Tensor) -> Examples:
-    """The first `counts[t, n]` of the `(T, N, most)` members of each class, with their labels, class by class."""
+    """Gather the first `counts[t, n]` of the `(T, N, most)` members of each class, in order of their labels."""
     tasks, ways = classes.shape
     drawn = torch.arange(members.shape[-1]) < counts.unsqueeze(-1)
     labels = torch.arange(ways).view(1, -1, 1).expand_as(drawn)[drawn].view(tasks, -1)
@@ -254,34 +255,34 @@ def _gathered(pool: Pool, classes: Tensor, members: Tensor, counts: Tensor) -> E
     return Examples(x, labels.to(pool.x.device))
 
 
-def capped_counts(rooms: Tensor, queries: int) -> Tensor:
-    """Numbers of queries where some classes have fewer than Q left: the others have more, N Q in all.
+def capped_counts(available: Tensor, queries: int) -> Tensor:
+    """Compute the number of queries per class if some classes have fewer than Q examples left, N Q in all.
 
     Args:
-        rooms: `(T, N)` examples of each class that are left for queries, at least N Q in each row.
-        queries: Q.
+        available: `(T, N)` number of examples of each class that are left for queries, at least N Q in each row.
+        queries: Number of queries Q per class.
 
     Returns:
-        `(T, N)` int64, at most `rooms`. The first classes with examples to spare make up for those that lack them.
+        `(T, N)` int64 counts, at most `available`. The first classes with spare examples fill the shortfall.
     """
-    counts = rooms.clamp(max=queries)
-    spare = rooms - counts
-    lacking = rooms.shape[-1] * queries - counts.sum(-1, keepdim=True)
+    counts = available.clamp(max=queries)
+    spare = available - counts
+    lacking = available.shape[-1] * queries - counts.sum(-1, keepdim=True)
     if (spare.sum(-1, keepdim=True) < lacking).any():
-        raise ValueError(f"{rooms.sum(-1).min()} examples are left for {rooms.shape[-1] * queries} queries")
+        raise ValueError(f"{available.sum(-1).min()} examples are left for {available.shape[-1] * queries} queries")
     taken_before = spare.cumsum(-1) - spare
     return counts + (lacking - taken_before).clamp(min=0).minimum(spare)
 
 
 def large_enough(pool: Pool, shape: EpisodeShape) -> Tensor:
-    """The classes that have enough examples to be drawn, as numbers in [0, num_classes); all, where none is skipped."""
+    """Return the classes that can be drawn, as numbers in [0, num_classes); all of them with `refuse`."""
     if shape.small_classes == "refuse" or pool.y is not None:
         return torch.arange(pool.num_classes)
     return (pool.sizes >= shape.needed()).repeat(pool.rotations).nonzero()[:, 0]
 
 
 def _dense(examples: Examples) -> Examples:
-    """The examples of a generator in memory of their own, whatever views it made them by."""
+    """Make the examples of a generator contiguous, since they may be views."""
     return Examples(examples.x.contiguous(), examples.y.contiguous())
 
 
@@ -291,16 +292,16 @@ def check_pool(
     shape: EpisodeShape,
     more_classes: Callable[[], str] = lambda: "by more data or another division",
 ) -> None:
-    """Refuse a pool that cannot fill the episodes asked for.
+    """Check that a pool has enough classes and examples for the requested episodes.
 
     Args:
-        pool: The examples.
-        split: Whose they are.
-        shape: What is drawn of them.
-        more_classes: Says how a split with too few classes gets more.
+        pool: Examples of the split.
+        split: Name of the split.
+        shape: Sizes of the episodes.
+        more_classes: Returns the end of the error message for too few classes, which says how to get more.
 
     Raises:
-        UserError: Too few classes, or a class with too few examples.
+        UserError: The split has too few classes, or a class has too few examples.
     """
     ways, examples = shape.largest()
     test = "" if split == "train" else "test_"
@@ -318,10 +319,10 @@ def check_pool(
             + f"give the {split} split {ways} classes or more, {more_classes()}"
         )
     if shape.small_classes == "cap":
-        # Of fewer classes the smallest leave less room on average, so the smallest way decides.
+        # The smaller the way, the fewer examples its smallest classes have on average, so the smallest way decides.
         fewest = shape.ways if isinstance(shape.ways, int) else shape.ways[0]
-        rooms = pool.sizes[classes % len(pool.names)] - (shape.needed() - 1)
-        least = int(rooms.sort().values[:fewest].sum())
+        available = pool.sizes[classes % len(pool.names)] - (shape.needed() - 1)
+        least = int(available.sort().values[:fewest].sum())
         if least < fewest * shape.queries:
             raise UserError(
                 f"{test}queries: {shape.queries} a class make {fewest * shape.queries} queries a task, but the "
@@ -357,7 +358,7 @@ def check_pool(
 
 
 def _check_rows(pool: Pool, split: Split, rows: int, queries: int) -> None:
-    """Refuse regression tasks that have fewer rows than an episode."""
+    """Check that every regression task of a split has enough rows for an episode."""
     test = "" if split == "train" else "test_"
     if not pool.names:
         raise UserError(f"source: the {split} split has no task; give it one at least")

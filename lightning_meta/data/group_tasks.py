@@ -1,4 +1,4 @@
-"""Classes in groups as tasks: an alphabet, a script or a superclass is one task of telling its classes apart."""
+"""Make one classification task of each group of classes, such as an alphabet, a script or a superclass."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from lightning_meta.tasks import Classification, Task
 
 
 def tasks_of_groups(pools: dict[Split, Pool]) -> tuple[dict[str, Task], dict[Split, TaskSet]]:
-    """Make a task of each group of classes; its labels count the group's classes in the order of the pool.
+    """Make a task of each group of classes; labels follow the order of the group's classes in the pool.
 
     Args:
-        pools: The same classes in every split, in the same order.
+        pools: Pools of the splits, with the same classes in the same order.
 
     Returns:
         The tasks by the name of their group ("all" for classes without one), in order of their first class, and the
         examples of the splits.
 
     Raises:
-        UserError: Splits hold different classes, or a group has a single class.
+        UserError: Splits have different classes, or a group has a single class.
     """
     train = pools["train"]
     for split in SPLITS:
@@ -42,13 +42,13 @@ def tasks_of_groups(pools: dict[Split, Pool]) -> tuple[dict[str, Task], dict[Spl
 
 
 def hashes_of_groups(pools: Mapping[Split, Pool]) -> Hashes:
-    """The hashes of the sets that `tasks_of_groups` makes."""
+    """Return the hashes of the task sets that `tasks_of_groups` makes."""
     members = _members(pools["train"])
     return of_sets({split: _set(pools[split], members) for split in SPLITS})
 
 
 def _members(pool: Pool) -> dict[str, list[int]]:
-    """The classes of each group, by its name."""
+    """Return the classes of each group by its name."""
     members: dict[str, list[int]] = {}
     for number, group in enumerate(pool.groups):
         members.setdefault(group or "all", []).append(number)
@@ -56,7 +56,7 @@ def _members(pool: Pool) -> dict[str, list[int]]:
 
 
 def _set(pool: Pool, members: Mapping[str, list[int]]) -> TaskSet:
-    """The examples of all groups. They stay where they are if the classes of each group lie side by side."""
+    """Make the task set of all groups. Examples are not copied if the classes of each group are adjacent."""
     order = [number for classes in members.values() for number in classes]
     if order != sorted(order):
         pool = pool.select(order)

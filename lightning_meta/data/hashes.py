@@ -1,4 +1,4 @@
-"""What identifies examples: sha256 of all that a data set holds, recorded with results and compared on resume."""
+"""Hashes (sha256) of all examples of a data set, recorded with results and compared on resume."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 
-_CHUNK = 2**22  # bytes that two hashes take one after the other, while they are still in the processor's cache
+_CHUNK = 2**22  # bytes passed to both hashes in turn, few enough to stay in the processor's cache
 
 
 class Hashes(NamedTuple):
     """The sha256 of examples.
 
     Attributes:
-        whole: Of all splits, one after the other.
-        splits: Of each split alone; empty where they are not needed.
+        whole: Hash of all splits, in order.
+        splits: Hash of each split; empty if not needed.
     """
 
     whole: str
@@ -30,24 +30,24 @@ class Hashes(NamedTuple):
 
 
 class HashedParts(NamedTuple):
-    """Hashes together with what they are of.
+    """Hashes and the objects that were hashed.
 
     Attributes:
-        parts: The pools or sets of the splits.
-        hashes: Of these objects.
+        parts: Pools or task sets of the splits.
+        hashes: Hashes of `parts`.
     """
 
     parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
     hashes: Hashes
 
     def of(self, parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]) -> Hashes | None:
-        """The hashes, where these are the very objects; None where a subclass of a source made others of them."""
+        """Return the hashes if `parts` are the hashed objects; None if a subclass of a source has replaced them."""
         same = parts.keys() == self.parts.keys() and all(parts[split] is self.parts[split] for split in parts)
         return self.hashes if same else None
 
 
 def of_pools(pools: Mapping[Split, Pool]) -> Hashes:
-    """Hash class names, groups, sizes, examples and targets, split by split in the order they lie; the whole alone."""
+    """Hash class names, groups, sizes, examples and targets of all splits in order, without hashes per split."""
     whole = hashlib.sha256()
     for split in SPLITS:
         pool = pools[split]
@@ -62,28 +62,28 @@ def of_pools(pools: Mapping[Split, Pool]) -> Hashes:
 
 
 def of_sets(sets: Mapping[Split, TaskSet]) -> Hashes:
-    """Hash names, inputs, targets and rows, split by split and task by task in their order; read in one pass."""
+    """Hash names, inputs, targets and rows by split and task, in order and in one pass over the data."""
     whole, splits = hashlib.sha256(), dict[Split, str]()
     for split in (split for split in SPLITS if split in sets):
-        alone = None if not splits else hashlib.sha256()  # up to its end the first split is all that there is
+        separate = None if not splits else hashlib.sha256()  # the hash of the first split is that of the whole so far
         for content in _contents(split, sets[split]):
             for start in range(0, len(content), _CHUNK):
-                for sha in (whole,) if alone is None else (whole, alone):
+                for sha in (whole,) if separate is None else (whole, separate):
                     sha.update(content[start : start + _CHUNK])
-        splits[split] = (alone or whole).hexdigest()
+        splits[split] = (separate or whole).hexdigest()
     return Hashes(whole.hexdigest(), splits)
 
 
 def _contents(split: Split, data: TaskSet) -> Iterator[Any]:
     inputs = data.inputs.items() if isinstance(data.inputs, dict) else [(split, data.inputs)]
-    of_tasks = [(name, values[name]) for name in data.names for values in (data.targets, data.rows)]
-    for name, values in (*inputs, *of_tasks):
+    by_task = [(name, values[name]) for name in data.names for values in (data.targets, data.rows)]
+    for name, values in (*inputs, *by_task):
         yield json.dumps([name, str(values.dtype), list(values.shape)]).encode()
         yield bytes_of(values)
 
 
 def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
-    """The sha256 of tensors by name: their dtypes, shapes and values."""
+    """Return the sha256 of the names, dtypes, shapes and values of tensors."""
     sha = hashlib.sha256()
     for name, tensor in named:
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -92,5 +92,5 @@ def of_weights(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def bytes_of(values: Tensor) -> Any:
-    """The bytes of a tensor, as a buffer over its own memory where it lies in one piece on the CPU."""
+    """Return the bytes of a tensor as a buffer, without a copy if it is contiguous and on the CPU."""
     return values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

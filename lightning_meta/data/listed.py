@@ -1,4 +1,4 @@
-"""Episodes that a list names instead of a seed."""
+"""Episodes from a list of tasks, in place of random draws."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_meta.data.task_list import ListedTasks
 
 
 class ListedEpisodes(Episodes):
-    """The tasks of a list, each as its rows say, way-major like drawn ones.
+    """The tasks of a list, way-major like drawn ones.
 
-    Batches are dense: where the tasks differ in way, support size or number of queries, each is a meta-batch by itself.
+    Batches are dense: if tasks differ in way, support size or number of queries, each task is a meta-batch.
 
     Args:
-        origin: The pool that the examples lie in.
-        tasks: The tasks.
-        meta_batch_size: T, tasks that are evaluated at once where all are alike.
+        origin: Pool of the examples.
+        tasks: Tasks of the list.
+        meta_batch_size: Number of tasks T of a meta-batch if all tasks have the same sizes.
     """
 
     origin: Pool
@@ -35,7 +35,7 @@ class ListedEpisodes(Episodes):
         self.shape = EpisodeShape(ways if alike else (int(tasks.ways.min()), ways), shots, queries)
 
     def __getitems__(self, indices: Sequence[int]) -> Episode:
-        """The tasks `indices` of one meta-batch."""
+        """Return the tasks `indices` of one meta-batch."""
         numbers = torch.as_tensor(indices, dtype=torch.int64)
         rows, supports = self._rows(numbers)
         device = self.origin.x.device
@@ -47,26 +47,26 @@ class ListedEpisodes(Episodes):
         return Episode(parts[0], parts[1], ways, numbers.to(device), self.classes(indices).to(device))
 
     def classes(self, indices: Sequence[int]) -> Tensor:
-        """`(T, N)` the class that each label of the tasks `indices` of one meta-batch stands for."""
+        """Return the `(T, N)` classes for each label of the tasks `indices` of one meta-batch."""
         rows, supports = self._rows(torch.as_tensor(indices, dtype=torch.int64))
         support = rows[:, :supports]
         empty = torch.zeros(len(indices), int(self.tasks.ways[indices[0]]), dtype=torch.int64)
         return empty.scatter(1, self.tasks.labels[support], self.tasks.classes[support])
 
     def _rows(self, numbers: Tensor) -> tuple[Tensor, int]:
-        """`(T, M)` the rows of tasks that are alike, and how many of the M are support examples."""
+        """Return the `(T, M)` rows of tasks of the same sizes, and how many of the M are support examples."""
         first, end = self.tasks.starts[numbers], self.tasks.starts[numbers + 1]
         supports, ways = self.tasks.supports[numbers], self.tasks.ways[numbers]
         for sizes in (end - first, supports, ways):
             if (sizes != sizes[0]).any():
-                raise ValueError("tasks of one meta-batch are alike in way, support size and number of queries")
+                raise ValueError("tasks of one meta-batch must have the same way, support size and number of queries")
         return first.unsqueeze(1) + torch.arange(int(end[0] - first[0])), int(supports[0])
 
     def _most_of_a_class(self) -> tuple[int, int]:
-        """The most support examples that a class of a task has, and the most queries."""
-        of_task = torch.arange(self.num_tasks).repeat_interleave(self.tasks.starts.diff())
-        place = torch.arange(len(of_task)) - self.tasks.starts[of_task]
-        at = of_task * int(self.tasks.ways.max()) + self.tasks.labels
-        support = place < self.tasks.supports[of_task]
-        shots, queries = (int(torch.bincount(at[part]).max()) for part in (support, ~support))
+        """Return the maximum numbers of support examples and of queries per class of a task."""
+        task_numbers = torch.arange(self.num_tasks).repeat_interleave(self.tasks.starts.diff())
+        place = torch.arange(len(task_numbers)) - self.tasks.starts[task_numbers]
+        groups = task_numbers * int(self.tasks.ways.max()) + self.tasks.labels
+        support = place < self.tasks.supports[task_numbers]
+        shots, queries = (int(torch.bincount(groups[part]).max()) for part in (support, ~support))
         return shots, queries

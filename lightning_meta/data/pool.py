@@ -1,4 +1,4 @@
-"""Stored examples of many classes, or of many regression tasks: one tensor, grouped by class or task."""
+"""Stored examples of many classes or regression tasks in one tensor, ordered by class or task."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from lightning_meta.functional.precision import loses_digits
 class Pool:
     """The examples of one split, grouped by class; classes may differ in size.
 
-    With real targets `y` the groups are regression tasks in place of classes, one of which is drawn for an episode.
+    With real-valued targets `y`, regression tasks take the place of classes, and each episode uses one of them.
 
     Attributes:
-        x: Every example, `(n, *input_shape)`, the classes one after the other; uint8 for images.
-        sizes: `(C,)` int64, how many examples each class has, in the order they lie in `x`.
-        names: The C class names, each once.
-        groups: The group that each class belongs to: an alphabet, a script, a superclass.
-        rotations: 1, or 4 where each class also stands as three more, turned by 90, 180 and 270 degrees
-            (Santoro et al. 2016). Class `r * C + c` is class `c` turned by `r` quarters.
-        y: Real targets of the examples, `(n, outputs)` in their own units; None where the class is what is predicted.
+        x: `(n, *input_shape)` examples, ordered by class; uint8 for images.
+        sizes: `(C,)` int64 number of examples of each class, in the order of `x`.
+        names: The C unique class names.
+        groups: Group of each class, such as an alphabet, a script or a superclass.
+        rotations: 1, or 4 to add three classes for each class, with images rotated by 90, 180 and 270 degrees
+            (Santoro et al. 2016). Class `r * C + c` is class `c` rotated by `90 r` degrees.
+        y: `(n, outputs)` real-valued targets in their original units; None for classification.
     """
 
     x: Tensor
@@ -60,17 +60,17 @@ class Pool:
         groups: Sequence[str] | None = None,
         targets: Tensor | None = None,
     ) -> Pool:
-        """Group examples by their label; within a class they keep their order.
+        """Make a pool of labelled examples, whose order within a class is kept.
 
         Args:
-            x: `(n, *input_shape)`.
+            x: `(n, *input_shape)` examples.
             y: n labels in [0, C).
             names: The C class names.
-            groups: The C groups; by default every class is in the group "".
-            targets: `(n, outputs)` where the C classes are regression tasks.
+            groups: Group of each class; by default "" for all classes.
+            targets: `(n, outputs)` real-valued targets if the C classes are regression tasks.
 
         Raises:
-            UserError: A label is out of range, or there are more or fewer labels than examples.
+            UserError: A label is out of range, or the numbers of labels and examples differ.
         """
         labels = torch.as_tensor(y, dtype=torch.int64)
         if len(labels) != len(x):
@@ -80,21 +80,21 @@ class Pool:
             raise UserError(f"label {wrong} is out of range: there are {len(names)} classes, 0 to {len(names) - 1}")
         order = labels.argsort(stable=True)
         sizes = torch.bincount(labels, minlength=len(names))
-        of_classes = tuple(groups if groups is not None else [""] * len(names))
-        return cls(x[order], sizes, tuple(names), of_classes, y=None if targets is None else targets[order])
+        class_groups = tuple(groups if groups is not None else [""] * len(names))
+        return cls(x[order], sizes, tuple(names), class_groups, y=None if targets is None else targets[order])
 
     @property
     def num_classes(self) -> int:
-        """How many classes can be drawn, rotations included."""
+        """Number of classes, rotations included."""
         return len(self.names) * self.rotations
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one example."""
+        """Shape of one example."""
         return tuple(self.x.shape[1:])
 
     def rotated(self) -> Pool:
-        """The same pool with each class's three quarter-turns as classes of their own.
+        """Return the pool with the rotations of each class by 90, 180 and 270 degrees as additional classes.
 
         Raises:
             UserError: The examples are not square images.
@@ -107,12 +107,12 @@ class Pool:
         return replace(self, rotations=4)
 
     def class_names(self, classes: Iterable[int]) -> list[str]:
-        """Names of classes, turned ones as `name@90`."""
+        """Return the names of classes; those of rotated ones are like `name@90`."""
         count = len(self.names)
         return [self.names[c % count] + (f"@{90 * (c // count)}" if c >= count else "") for c in map(int, classes)]
 
     def select(self, classes: Sequence[int]) -> Pool:
-        """The pool of a few classes, in the order given (a copy of their examples)."""
+        """Return a pool of the given classes, in this order, with a copy of their examples."""
         chosen = torch.as_tensor(classes, dtype=torch.int64)
         sizes, starts = self.sizes[chosen], self.starts[chosen]
         ranges = [torch.arange(s, s + n) for s, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
@@ -122,14 +122,14 @@ class Pool:
         return Pool(self.x[rows], sizes, tuple(names), tuple(groups), self.rotations, y)
 
     def to(self, device: torch.device | str) -> Pool:
-        """The pool with its examples on a device; which of them are drawn is always said on the CPU."""
+        """Return the pool with examples and targets on a device; `sizes` and `starts` stay on the CPU."""
         return replace(self, x=self.x.to(device), y=None if self.y is None else self.y.to(device))
 
     def without_float64(self) -> Pool:
-        """The pool with float32 in place of float64 examples and targets.
+        """Return the pool with float64 examples and targets converted to float32.
 
         Raises:
-            UserError: Targets would become the same.
+            UserError: Different targets would become equal.
         """
         x = self.x.float() if self.x.dtype == torch.float64 else self.x
         y = self.y.float() if self.y is not None and self.y.dtype == torch.float64 else self.y
@@ -144,10 +144,10 @@ class Pool:
         """Look examples up by number.
 
         Args:
-            numbers: `(M,)` in [0, n * rotations): those of each further quarter-turn follow those of the one before.
+            numbers: `(M,)` numbers in [0, n * rotations); example i rotated by 90 r degrees has number `r * n + i`.
 
         Returns:
-            `(M, *input_shape)`.
+            `(M, *input_shape)` examples.
         """
         turns, rows = numbers // len(self.x), numbers % len(self.x)
         base = torch.searchsorted(self.starts, rows, right=True) - 1
@@ -162,7 +162,7 @@ class Pool:
             members: `(..., N, M)` numbers in [0, size of the class).
 
         Returns:
-            `(..., N, M, *input_shape)`, turned where the class is a rotation.
+            `(..., N, M, *input_shape)` examples, rotated as their class.
         """
         rows = self._rows(classes, members)
         flat = rows.flatten().to(self.x.device, non_blocking=True)
@@ -175,12 +175,12 @@ class Pool:
         return x
 
     def gather_targets(self, classes: Tensor, members: Tensor) -> Tensor:
-        """The real targets of examples, `(..., N, M, outputs)`; arguments as of `gather`."""
+        """Look up real-valued targets, `(..., N, M, outputs)`, with the arguments of `gather`."""
         assert self.y is not None
         rows = self._rows(classes, members)
         flat = rows.flatten().to(self.y.device, non_blocking=True)
         return self.y.index_select(0, flat).view(*rows.shape, self.y.shape[1])
 
     def _rows(self, classes: Tensor, members: Tensor) -> Tensor:
-        """Where examples lie in `x` and `y`, `(..., N, M)`."""
+        """Return the `(..., N, M)` rows of examples in `x` and `y`."""
         return self.starts[classes % len(self.names)].unsqueeze(-1) + members

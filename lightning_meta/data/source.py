@@ -1,4 +1,4 @@
-"""What a source promises: it knows files, and nothing about sampling."""
+"""Base classes of sources, which read data sets or generate tasks; sampling is done elsewhere."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lightning_meta.tasks.table import TableSpec
 
 
 class Source(RemembersArguments, ABC):
-    """Finds, verifies and decodes the files of one data set, and hands over a pool per split.
+    """Finds, verifies and decodes the files of one data set, and returns a pool for each split.
 
-    The class splits are fixed and disjoint. Constructing a source is cheap and touches no file.
+    The splits have fixed, disjoint classes. Constructing a source is cheap and accesses no files.
 
     Attributes:
-        regression: Whether its pools hold regression tasks in place of classes: examples with real targets.
-        task_hashes: Hashes of the tasks made of pools of `held_out`, where checking the cache has computed them; else
-            None.
+        regression: Whether the pools have regression tasks, with real-valued targets, in place of classes.
+        task_hashes: Hashes of the tasks made from the pools of `held_out`, if they were computed when the cache was
+            checked; else None.
     """
 
     regression: bool = False
@@ -36,49 +36,49 @@ class Source(RemembersArguments, ABC):
 
     @abstractmethod
     def pools(self) -> dict[Split, Pool]:
-        """The pools of the splits, classes disjoint; called in every process, after `prepare`."""
+        """Return the pools of the splits, with disjoint classes. Called in every process, after `prepare`."""
 
     def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
-        """How the splits get the classes that tasks need; ends the error where one has too few.
+        """Return the end of the error message for a split with too few classes, which says how to get more.
 
         Args:
-            needs: Classes of a task, and examples of each, by split.
+            needs: Number of classes of a task, and of examples per class, by split.
         """
         return "by more data or another division"
 
     def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
-        """By class of a split, the names of its examples in the order of the pool; empty where they have numbers alone.
+        """Return the names of the examples of each class, in the order of the pool; empty if they have only numbers.
 
-        Lists of tasks name examples so.
+        Lists of tasks refer to examples by these names.
         """
         return {}
 
     def prepare_held_out(self) -> None:
-        """As `prepare`, before `held_out`; by default the same."""
+        """Prepare the data for `held_out`; by default, the same as `prepare`."""
         self.prepare()
 
     def held_out(self) -> dict[Split, Pool]:
-        """Pools for multi-task learning: every class in every split, its examples divided between them.
+        """Return pools for multi-task learning: all splits have all classes, and the examples of a class are divided.
 
         Raises:
-            UserError: The data set has no such division.
+            UserError: The source has no such division.
         """
         raise UserError(
             f"source: {type(self).__name__} does not divide the examples of a class; it serves episodes only"
         )
 
     def fingerprint(self) -> str:
-        """A hash of the decoded examples, recorded with the results; "" where there is none."""
+        """Return a hash of the decoded examples, which is recorded with the results; "" if there is none."""
         return ""
 
 
 class TaskSource(RemembersArguments, ABC):
-    """Finds, verifies and decodes the files of one data set of many tasks, and hands over a `TaskSet` per split.
+    """Finds, verifies and decodes the files of one data set of many tasks, and returns a `TaskSet` for each split.
 
-    Constructing a source is cheap and touches no file.
+    Constructing a source is cheap and accesses no files.
 
     Attributes:
-        task_hashes: Hashes of sets of `sets`, where checking the cache has computed them; else None.
+        task_hashes: Hashes of the result of `sets`, if they were computed when the cache was checked; else None.
     """
 
     task_hashes: HashedParts | None = None
@@ -88,36 +88,36 @@ class TaskSource(RemembersArguments, ABC):
 
     @abstractmethod
     def tasks(self) -> dict[str, Task]:
-        """The tasks by name, in order; not yet fitted to training targets. Called after `prepare`."""
+        """Return the tasks by name, in order, before they are fitted to training targets. Called after `prepare`."""
 
     @abstractmethod
     def sets(self) -> dict[Split, TaskSet]:
-        """The examples of the splits, every task in each; called in every process, after `prepare`.
+        """Return the examples of the splits, each with all tasks. Called in every process, after `prepare`.
 
-        Whatever is learned of the inputs (their mean and scale) is learned from the training split alone.
+        Statistics of the inputs, such as mean and scale, must be computed from the training split only.
         """
 
     def descriptors(self) -> Mapping[str, tuple[float, ...]]:
-        """z_i by name of the task, where the data describes its tasks; else empty."""
+        """Return the descriptor z_i of each task by name; empty if the data set has none."""
         return {}
 
     def table(self) -> TableSpec | None:
-        """How new rows become inputs, where the source reads a table; called after `sets`."""
+        """Return how rows of a table are converted to inputs; None for other sources. Called after `sets`."""
         return None
 
     def fingerprint(self) -> str:
-        """The sha256 of all examples as `sets` gives them, recorded with the results."""
+        """Return the sha256 of all examples of `sets`, which is recorded with the results."""
         sets = self.sets()
-        known = self.task_hashes and self.task_hashes.of(sets)
-        return (known or of_sets(sets)).whole
+        hashes = self.task_hashes and self.task_hashes.of(sets)
+        return (hashes or of_sets(sets)).whole
 
 
 class TaskGenerator(RemembersArguments, ABC):
-    """Makes tasks out of random numbers instead of stored examples; every example is new.
+    """Generates tasks from random numbers instead of stored examples.
 
     Attributes:
-        input_shape: The shape of one input.
-        outputs: The dimension of one target.
+        input_shape: Shape of one input.
+        outputs: Dimension of one target.
     """
 
     input_shape: tuple[int, ...]
@@ -125,13 +125,13 @@ class TaskGenerator(RemembersArguments, ABC):
 
     @abstractmethod
     def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:
-        """Make T tasks, each a pure function of its key.
+        """Generate T tasks, each a pure function of its key.
 
         Args:
-            keys: `(T,)` int64, see `lightning_meta.functional.random_bits`.
-            shots: K support examples.
-            queries: Q query examples.
+            keys: `(T,)` int64 random keys, see `lightning_meta.functional.random_bits`.
+            shots: Number of support examples K.
+            queries: Number of query examples Q.
 
         Returns:
-            Support and query, `x` `(T, K, *input_shape)` and `y` `(T, K, outputs)`.
+            Support set, `x` `(T, K, *input_shape)` and `y` `(T, K, outputs)`, and query set with Q in place of K.
         """

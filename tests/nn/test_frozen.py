@@ -116,7 +116,7 @@ def test_unfrozen_it_is_no_longer_frozen() -> None:
 
 
 def test_nothing_to_train_is_refused_in_one_line(tmp_path: Any) -> None:
-    with pytest.raises(UserError, match=r"nothing to train; give max_steps=0"):
+    with pytest.raises(UserError, match=r"nothing to train; set max_steps=0"):
         lm.fit(lm.ProtoNet(Frozen(conv4())), toys.pictures(), runs=tmp_path / "runs", max_steps=1, **OPTIONS)
     assert not (tmp_path / "runs").exists()
 

@@ -335,9 +335,12 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "names for tasks": (lambda: MultiHead(MLP(), tasks=["a"]), ("tasks: a TasksSpec is needed",)),
     "an optimiser that is made": (
         lambda: MAML(MLP(), optimizer=torch.optim.Adam(MLP().parameters())),
-        ("optimizer: expected what makes one", "partial(torch.optim.Adam, lr=0.001)"),
+        ("optimizer: a class or function is needed", "partial(torch.optim.Adam, lr=0.001)"),
     ),
-    "a name for a schedule": (lambda: MAML(MLP(), lr_scheduler="cosine"), ("lr_scheduler: expected what makes one",)),
+    "a name for a schedule": (
+        lambda: MAML(MLP(), lr_scheduler="cosine"),
+        ("lr_scheduler: a class or function is needed",),
+    ),
     "a schedule without its steps": (
         lambda: fit(MAML(MLP(hidden=[2]), lr_scheduler=torch.optim.lr_scheduler.StepLR), datamodule=waves()),
         ("lr_scheduler: ", "'step_size'"),

@@ -320,7 +320,7 @@ def test_trust_passes_no_command_on_to_what_calls_its_arguments(
         assert used("predict", "--trust") == 2
         said = capsys.readouterr().err
         assert said.count("\n") == 1
-        assert f"{act['import_path']} is neither a part of a model nor a function that says that it returns one" in said
+        assert f"{act['import_path']} is neither a part of a model nor a function annotated to return one" in said
         with pytest.raises(UserError, match="neither a part of a model nor"):
             lightning_meta.load(run, allow=["users_net", "subprocess"])
         del spec["init_args"]["more"]
