@@ -486,7 +486,7 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(
     shutil.copy(run / "checkpoints" / "best.ckpt", "alone.ckpt")
     config = f"--config={run / 'config.yaml'}"
     for where, options, said in (
-        (run, ["--ways=2,3"], "--ways: --calibrate is for one number of ways and shots"),
+        (run, ["--ways=2,3"], "--ways: --calibrate takes one number of ways and shots"),
         (run, ["--ways=5"], "--ways: 5 classes a task were asked for, but the val split has 4"),
         (run, ["--calibrate=1"], "--calibrate: a share above 0 and below 1 is needed, such as 0.9; got 1"),
         (Path("alone.ckpt"), [config], "--calibrate: alone.ckpt is not in a run directory"),
