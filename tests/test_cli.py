@@ -205,7 +205,7 @@ def test_help_of_a_class_lists_networks_and_is_short_enough_to_read(capsys: pyte
         run("fit", "--model.help", "ProtoNet")
     text = capsys.readouterr().out
     assert len(text.splitlines()) < 150
-    listed = re.search(r"--model.backbone BACKBONE.*?known\s+subclasses:\s+(.*?),\s+and\s+(\d+)\s+others", text, re.DOTALL)
+    listed = re.search(r"--model.backbone BACKBONE.*?known subclasses: (.*?), and (\d+) others", " ".join(text.split()))
     assert listed is not None
     networks = {path.rpartition(".")[2] for path in "".join(listed[1].split()).split(",")}
     assert networks == {"ChannelNormalized", "Conv4", "LeNet", "MLP", "ResNet12", "TabularMLP"}
