@@ -1,4 +1,4 @@
-"""What may change when a run is resumed: one table, and the comparison of two sets of options by it."""
+"""Which options may change when a run is resumed, and the comparison of two sets of options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
 START_ANEW = "start a new run instead of resuming this one"
 
-# Patterns of options, without `init_args`. What stands nowhere here changes what the numbers mean.
+# Patterns of option names, without `init_args`. Options not listed here affect the meaning of the results.
 HARMLESS = (
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*", "trainer.barebones"),
@@ -36,7 +36,7 @@ HARMLESS = (
     "versions.*",
 )
 MOVABLE = ("model.teacher",)
-"""Where a run lies that training reads: its weights are compared, so it may move; but it cannot come or go."""
+"""Paths of runs that training reads. Their weights are compared, so a run may move, but not appear or disappear."""
 COUNTED = "batches are counted in it"
 IMPOSSIBLE = {
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
@@ -48,7 +48,7 @@ IMPOSSIBLE = {
 }
 FIRST_WEIGHTS = f"it only sets the first weights; {START_ANEW}"
 NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
-"""Where a run lies and how it is resumed."""
+"""The place of a run and how it is resumed."""
 
 _DEFAULTS: dict[str, Any] = {"trainer": Trainer, "checkpoint": RunCheckpoint}
 _ABSENT, _DROPPED = object(), object()
@@ -58,15 +58,15 @@ _HALF = {"16-true", "bf16-true", "transformer-engine", "transformer-engine-float
 
 @dataclass(frozen=True)
 class Difference:
-    """An option that is not what it was.
+    """An option that has changed.
 
     Attributes:
         option: Its name, without `init_args`.
-        old: As it was, plain data; None also where there was no such option.
-        new: As it is.
-        kind: Whether it takes effect and the numbers mean the same ("harmless"), it takes effect and they do not
-            ("meaning"), it cannot take effect ("impossible"), or this version has no such option ("dropped").
-        reason: Why it cannot, and what to do.
+        old: The old value as plain data; None also if there was no such option.
+        new: The new value.
+        kind: "harmless" if the results keep their meaning, "meaning" if they do not, "impossible" if the new value
+            cannot take effect, and "dropped" if this version has no such option.
+        reason: Why it cannot take effect, and what to do.
     """
 
     option: str
@@ -77,7 +77,7 @@ class Difference:
 
     def __str__(self) -> str:
         old, new = _text(self.old), _text(self.new)
-        if max(len(old), len(new)) > LONGEST:  # else two long paths may look the same
+        if max(len(old), len(new)) > LONGEST:  # show the part that differs, or two long paths may look the same
             same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
             start = max(same - 20, 0)
             old, new = (f"...{text[start:]}" if start else text for text in (old, new))
@@ -89,33 +89,33 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
     """Compare the options of a run with those that it is resumed with.
 
     Args:
-        old: As `fit` writes them into `config.yaml`, plain data.
-        new: The same.
+        old: Options of the run, as plain data as in `config.yaml`.
+        new: Options of the resume, likewise.
         plateau: Whether a `ReduceLROnPlateau` has set the learning rate.
 
     Returns:
-        In the order of the options.
+        The differences, in the order of the options.
     """
-    found = []
+    different = []
     first_weights = _first_weights(new.get("model"))
     for option, before, now in _pairs(old, new):
         if now is _DROPPED:
-            found.append(Difference(option, before, None, "dropped"))
+            different.append(Difference(option, before, None, "dropped"))
             continue
         kind, reason = _kind(option, before, now, plateau)
-        if option in first_weights:  # left out, it changes nothing: the checkpoint holds the weights
+        if option in first_weights:  # leaving it out changes nothing, as the checkpoint holds the weights
             kind, reason = ("harmless", "") if now is None else ("impossible", FIRST_WEIGHTS)
-        found.append(Difference(option, before, now, kind, reason))
-    return found
+        different.append(Difference(option, before, now, kind, reason))
+    return different
 
 
 def is_compared(option: str) -> bool:
-    """Whether a new value of an option changes anything that matters to the numbers."""
+    """Whether a new value of an option affects the meaning of the results."""
     return _kind(option, None, None, False)[0] != "harmless"
 
 
 def undescribed(spec: Any, option: str = "") -> Iterator[str]:
-    """Options whose value is an object that nobody can describe, without `init_args`."""
+    """Names of options, without `init_args`, whose values are objects that cannot be described by their arguments."""
     if isinstance(spec, list | tuple):
         for value in spec:
             yield from undescribed(value, option)
@@ -146,14 +146,16 @@ def _first_weights(model: Any) -> set[str]:
     path = model.get("class_path") if isinstance(model, Mapping) else None
     try:
         names = first_weights_of(import_class(path)) if isinstance(path, str) else set()
-    except UserError:  # it is refused where it is made
+    except UserError:  # building the model will refuse it
         names = set()
     return {f"model.{name}" for name in names}
 
 
 def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:
-    """Options whose values differ, outermost class first: of another class only the class is named."""
-    if isinstance(old, str) and marked(new, "class_path"):  # a class to call: the parser writes its path as a mapping
+    """Options whose values differ; if the class of an object differs, its arguments are not compared."""
+    if isinstance(old, str) and marked(
+        new, "class_path"
+    ):  # the parser writes the path of a callable class as a mapping
         old = {"class_path": old}
     if isinstance(new, str) and marked(old, "class_path"):
         new = {"class_path": new}
@@ -161,7 +163,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
         if not _same(option, old, new):
             yield option, _name(old), _name(new)
         return
-    if marked(old, "instance") or marked(new, "instance"):  # made in Python: nothing but the class is known
+    if marked(old, "instance") or marked(new, "instance"):  # made in Python: only the class is known
         if not same_class(_name(old), _name(new)):
             yield option, _name(old), _name(new)
         return
@@ -175,7 +177,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
         if where in NOT_COMPARED:
             continue
         before, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
-        if before is _ABSENT:  # a later version may have added it
+        if before is _ABSENT:  # the option may have been added by a later version
             before = {} if where in _DEFAULTS else _default(owner, str(name))
         if now is _ABSENT:
             taken = before is None or _takes(owner, str(name), where)
@@ -186,7 +188,7 @@ def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[
 def _same(option: str, old: Any, new: Any) -> bool:
     if option == "trainer.precision":
         return _precision(old) == _precision(new)
-    old, new = (None if value == "null" else value for value in (old, new))  # version 0.1 took it for text
+    old, new = (None if value == "null" else value for value in (old, new))  # version 0.1 stored it as text
     return bool(old == new)
 
 
@@ -201,22 +203,22 @@ def _width(precision: Any) -> str:
 
 
 def _default(owner: Any, name: str) -> Any:
-    """What an option is where it is not given; None where nobody says."""
+    """The default of an option; None if it is unknown."""
     default = next((p[name].default for p in _parameters(owner) if name in p), inspect.Parameter.empty)
     return None if default is inspect.Parameter.empty else written(default)
 
 
 def _takes(owner: Any, name: str, option: str) -> bool:
-    """Whether an option that is not given can be given; true where nobody says."""
-    if option == name:  # a section: a configuration has all that there are
+    """Whether a class accepts an option; true if that is unknown."""
+    if option == name:  # a section, of which a configuration has all
         return name == "examples"
-    known = _parameters(owner)
-    further = known and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known[0].values())
-    return not known or bool(further) or any(name in parameters for parameters in known)
+    signatures = _parameters(owner)
+    takes_any = signatures and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signatures[0].values())
+    return not signatures or bool(takes_any) or any(name in parameters for parameters in signatures)
 
 
 def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
-    """Those of the constructors of a class and its parents; none where nobody says."""
+    """The parameters of the constructors of a class and its bases; empty if unknown."""
     try:
         cls = import_class(owner) if isinstance(owner, str) else owner
         constructors = [vars(c)["__init__"] for c in inspect.getmro(cls) if "__init__" in vars(c)]
@@ -226,7 +228,7 @@ def _parameters(owner: Any) -> list[Mapping[str, inspect.Parameter]]:
 
 
 def _name(value: Any) -> Any:
-    """The class alone, of an object."""
+    """The class of an object; any other value itself."""
     return next((value[key] for key in ("class_path", "instance") if marked(value, key)), value)
 
 
@@ -234,5 +236,5 @@ def _text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         value = [_name(v) for v in value]
     if value is None or isinstance(value, bool):
-        value = {None: "null", True: "true", False: "false"}[value]  # as they are typed
+        value = {None: "null", True: "true", False: "false"}[value]  # as on the command line
     return value if isinstance(value, str) else repr(value)

@@ -1,4 +1,4 @@
-"""The run directory, and the metrics file in it."""
+"""The run directory and its metrics file."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lightning_meta.run.tables import read_table
 
 
 class RunLogger(Logger):
-    """Owns `root/<name>/<version>/` and appends to the `metrics.csv` in it: one row a step, one column a metric.
+    """Creates `root/<name>/<version>/` and appends to its `metrics.csv`: one row per step, one column per metric.
 
-    The directory is claimed when it is first asked for, so that a run that fails before it starts leaves none.
-    Two runs that start at once get different versions.
+    The directory is created when it is first used, so that a run that fails before it starts leaves none. Two runs that
+    start at the same time get different versions.
 
     Args:
-        root: The folder of all runs.
-        name: The run's name.
-        version: An existing version to continue; by default a new one.
-        exclusive: Keep other processes that ask for this from training the run meanwhile.
+        root: Folder of all runs.
+        name: Name of the run.
+        version: Number of an existing run to continue; by default a new one.
+        exclusive: Whether to prevent other exclusive processes from training the run at the same time.
     """
 
     def __init__(
@@ -58,43 +58,43 @@ class RunLogger(Logger):
 
     @property
     def version(self) -> int | None:
-        """The run's number under its name; None until it is claimed."""
+        """The number of the run under its name; None until the directory exists."""
         return self._version
 
     @property
     def claimed(self) -> bool:
-        """Whether there is a directory yet."""
+        """Whether the directory exists yet."""
         return self._version is not None
 
     @property
     def directory(self) -> Path:
-        """The run directory, claimed on the first call; for rank 0."""
+        """The run directory, created by the first call; only for rank 0."""
         if self._version is None:
             self._version = _claim(self._root)
             self.hold()
         return self._root / str(self._version)
 
     def hold(self) -> None:
-        """Keep other processes from training an exclusive run that there is, until `release`.
+        """Lock an exclusive run that has a directory until `release`, so that no other process trains it.
 
         Raises:
-            UserError: One does, or the directory cannot be written to.
+            UserError: Another process trains the run, or the directory cannot be written to.
         """
-        # Before there is a Trainer, the first process of another machine passes for rank 0.
+        # Before there is a Trainer, the first process of another machine looks like rank 0.
         elsewhere = os.environ.get("NODE_RANK", "0") != "0"
         if self._exclusive and self.claimed and self._hold is None and _is_rank_zero() and not elsewhere:
             check_writable(self.directory)
             self._hold = Hold(self.directory)
 
     def release(self) -> None:
-        """Let other processes go on with the run."""
+        """Release the lock."""
         if self._hold is not None:
             self._hold.release()
             self._hold = None
 
     @property
     def save_dir(self) -> str | None:
-        """The run directory on rank 0, which `Trainer.log_dir` tells the other ranks."""
+        """The run directory on rank 0; `Trainer.log_dir` broadcasts it to the other ranks."""
         return str(self.directory) if _is_rank_zero() else None
 
     @property
@@ -104,17 +104,17 @@ class RunLogger(Logger):
 
     @property
     def columns(self) -> list[str]:
-        """Those of `metrics.csv` so far."""
+        """The columns of `metrics.csv` so far."""
         return list(self._columns or ())
 
     @property
     def file(self) -> Path:
-        """`metrics.csv`."""
+        """Path of `metrics.csv`."""
         return self.directory / "metrics.csv"
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of a step. The row is written when another one begins, and by `flush`."""
+        """Add metrics to the row of a step. The row is written when the next one starts, and by `flush`."""
         new = {"step": step, **metrics}
         if any(self._row.get(key, value) != value for key, value in new.items()):
             self.flush()
@@ -122,15 +122,15 @@ class RunLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: `config.yaml` holds them."""
+        """Do nothing: `config.yaml` has the hyper-parameters."""
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the last row."""
         self.flush()
 
     def flush(self) -> None:
-        """Write the row that was begun."""
+        """Write the current row."""
         if not self._row:
             return
         row, self._row = self._row, {}
@@ -147,16 +147,16 @@ class RunLogger(Logger):
         self.rows += 1
 
     def cut(self, rows: int, columns: Sequence[str] = ()) -> None:
-        """Keep the first rows of an existing file, and continue after them.
+        """Truncate an existing file after its first rows, and continue there.
 
-        A column that none of them fills is dropped: it will come back in its turn.
+        A column without values in these rows is dropped; it is added again when it is logged.
 
         Args:
-            rows: How many.
-            columns: Those that the file had when they were written.
+            rows: Number of rows to keep.
+            columns: The columns that the file had when these rows were written.
 
         Raises:
-            UserError: The file is damaged: one of the rows or columns is missing or is not whole.
+            UserError: The file is damaged: a row or column is missing or incomplete.
         """
         self._row = {}
         kept = self._read(rows, columns) if rows else []
@@ -165,11 +165,11 @@ class RunLogger(Logger):
         self._rewrite(kept)
 
     def discard(self) -> None:
-        """Remove a directory that this run claimed and never used; let go of an older one."""
+        """Remove a directory that this run created and never used, and release the lock."""
         self.release()
         if _is_rank_zero() and self.is_new and self.claimed:
             shutil.rmtree(self.directory, ignore_errors=True)
-            with contextlib.suppress(OSError):  # only where they are empty
+            with contextlib.suppress(OSError):  # fails unless they are empty
                 self._root.rmdir()
                 self._root.parent.rmdir()
 
@@ -177,7 +177,7 @@ class RunLogger(Logger):
         return {**self.__dict__, "_hold": None}
 
     def _read(self, rows: int, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
-        # What a kill tore lies behind the row that any checkpoint counts to.
+        # Rows that a killed process left incomplete come after the rows that a checkpoint counts.
         try:
             header, table = read_table(self.file, ["step", *columns], rows)
         except UserError as error:
@@ -194,7 +194,7 @@ class RunLogger(Logger):
 
 
 def _claim(root: Path) -> int:
-    """Make the directory of the next version; `mkdir` decides between two runs that start at once."""
+    """Create the directory of the next version; `mkdir` fails for one of two runs that start at the same time."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         version = max(versions(root), default=-1) + 1
@@ -210,7 +210,7 @@ def _claim(root: Path) -> int:
 
 
 def versions(root: Path) -> list[int]:
-    """The versions under a run's name, in order."""
+    """The numbers of the runs with a name, in order."""
     return sorted(int(d.name) for d in root.glob("*") if is_number(d.name)) if root.is_dir() else []
 
 

@@ -1,4 +1,4 @@
-"""How the C library treats memory that tensors have given back."""
+"""How the C library reuses freed memory, and how much memory a process uses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-SHARE = 8  # a process keeps at most an eighth of the memory that it may use
+SHARE = 8  # a process keeps at most an eighth of the available memory
 
 # glibc's names and numbers, from malloc.h, and how many blocks it maps by default.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
@@ -19,17 +19,17 @@ _MAPPED_BLOCKS = 65536
 
 
 def keep_freed_memory() -> bool:
-    """Stop glibc from returning all freed memory to the system, so that the next step can use it again.
+    """Stop glibc from returning all freed memory to the system, so that the next step can reuse it.
 
-    A training step on a CPU frees what it made. By default glibc returns large blocks at once, and the next step waits
-    while the system hands out the same pages again, each cleared. Here the heap is made as large as an eighth of the
-    memory of the machine or its cgroup. Blocks that fit into it are reused; those that do not are mapped and returned
-    as before, so that the process holds at most about that eighth more than it needs. No number changes. Nothing is
-    done without glibc, or where the user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
+    A training step on a CPU frees its tensors. By default glibc returns large blocks immediately, and the next step
+    waits while the system clears and maps the same pages again. This function grows the heap to an eighth of the memory
+    of the machine or its cgroup. Blocks that fit are reused; others are mapped and returned as before, so the process
+    holds at most about that eighth more than it needs. Results do not change. It does nothing without glibc, or if the
+    user has set one of glibc's own variables (`MALLOC_TRIM_THRESHOLD_` and the like).
 
     CPU seconds per step and peak memory, with one thread on a machine of 24 GB (so that 3 GB are kept):
 
-    | step | glibc's defaults | this | all kept, without bound |
+    | step | glibc's defaults | this function | everything kept, without limit |
     | --- | --- | --- | --- |
     | ProtoNet, 60-way 1-shot, 28x28 | 0.48 s, 0.8 GB | 0.29 s, 1.0 GB | 0.30 s, 1.0 GB |
     | MAML, 4 tasks 5-way 1-shot 15 queries, 84x84 | 4.5 s, 2.6 GB | 3.2 s, 2.8 GB | 3.3 s, 2.9 GB |
@@ -43,35 +43,35 @@ def keep_freed_memory() -> bool:
     return _grow_heap(memory_limit() // SHARE)
 
 
-@cache  # once a process: the heap would grow again
+@cache  # once per process, or the heap would grow again
 def _grow_heap(size: int) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):  # another C library
         return False
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
-    # The top of the heap is never returned, and for a moment nothing is mapped: `malloc` extends the heap by `size`.
+    # Never return the top of the heap. While mapping is off, `malloc` extends the heap by `size`.
     taken = [libc.mallopt(_TRIM_THRESHOLD, -1), libc.mallopt(_MMAP_MAX, 0)]
-    block = libc.malloc(size)  # addresses alone: a page takes memory once it is written to
+    block = libc.malloc(size)  # only addresses: a page takes memory when it is first written
     libc.free(block)
-    # A block is mapped where the heap has no room for it; smaller ones extend the heap.
+    # From now on large blocks are mapped if the heap has no room for them; smaller ones extend the heap.
     taken += [libc.mallopt(_MMAP_MAX, _MAPPED_BLOCKS), libc.mallopt(_MMAP_THRESHOLD, 1 << 20)]
-    # A forked worker needs nothing of what is kept; what it shared would be copied when its parent writes to it.
+    # A forked worker does not need the kept memory; sharing it costs a copy of each page that the parent writes to.
     os.register_at_fork(after_in_child=lambda: libc.malloc_trim(0))
     return all(taken) and block is not None
 
 
 def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
-    """The most memory in use so far, in MB of 2^20 bytes; None where it is not known.
+    """Peak memory so far, in MB of 2^20 bytes; None if it is unknown.
 
     Args:
-        device: Of a GPU, the memory of the tensors of this process on it; else that of the whole process, as Linux
-            counts it, with its libraries and data.
-        root: Where `proc` is.
+        device: For a GPU, the memory of the tensors of this process on it; else the memory of the whole process as
+            Linux counts it, including libraries and data.
+        root: Parent folder of `proc`.
     """
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    try:  # not getrusage, which begins with the memory of the process that started this one
+    try:  # getrusage would include the peak of the parent process
         lines = (root / "proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
@@ -80,10 +80,10 @@ def peak_memory(device: torch.device, root: Path = Path("/")) -> float | None:
 
 
 def memory_limit(root: Path = Path("/")) -> int:
-    """Bytes that this process may use: the machine's memory, or the least of its cgroups' and its own limits.
+    """Bytes that this process may use: the smallest of the machine's memory and the limits of cgroups and process.
 
     Args:
-        root: Where `proc` and `sys` are.
+        root: Parent folder of `proc` and `sys`.
     """
     import resource  # not on Windows
 
@@ -94,7 +94,7 @@ def memory_limit(root: Path = Path("/")) -> int:
 
 
 def _cgroup_limits(root: Path) -> Iterator[int]:
-    """The memory limits of the process's cgroups and of those above them, of versions 1 and 2."""
+    """The memory limits of the process's cgroups and their parents, for cgroup versions 1 and 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -102,11 +102,11 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         mount, name = root / "sys/fs/cgroup", "memory.max"
-        if controllers:  # version 1: a hierarchy for each controller
+        if controllers:  # version 1 has a hierarchy for each controller
             if "memory" not in controllers.split(","):
                 continue
             mount, name = mount / "memory", "memory.limit_in_bytes"
-        # In a container the path may be the host's, and only the mount itself be there.
+        # In a container the path may be that of the host, and only the mount exists.
         folder = mount / path.strip("/")
         for place in (folder, *folder.parents):
             if not place.is_relative_to(mount):

@@ -1,4 +1,4 @@
-"""What a run was made with, kept in its checkpoints, and compared when it is resumed."""
+"""The options of a run are stored in its checkpoints and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ _log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
-    """Keeps the options of a run in its checkpoints, and refuses to resume with options that make it another run.
+    """Stores the options of a run in its checkpoints, and refuses to resume with options that change its meaning.
 
-    Must stand before `RunCheckpoint`, which cuts `metrics.csv` when a checkpoint is loaded.
+    Must be a callback before `RunCheckpoint`, which truncates `metrics.csv` when a checkpoint is loaded.
 
     Args:
-        options: The configuration, plain data.
-        allow: Whether options may change that change what the numbers mean.
-        began: When the process began, by `time.monotonic`.
-        say: What its messages call an argument.
+        options: The configuration as plain data.
+        allow: Whether to accept changes that affect the meaning of the results.
+        began: Start of the process, by `time.monotonic`.
+        say: How messages name an argument.
 
     Attributes:
-        start: The step that this process began at.
+        start: The training step at which this process started.
     """
 
-    compares_options = True  # a module need not
+    compares_options = True  # so the module does not compare them itself
 
     def __init__(self, options: Mapping[str, Any], allow: bool, began: float, say: Naming = as_argument) -> None:
         self.options = {name: value for name, value in options.items() if name not in NOT_COMPARED}
@@ -61,26 +61,26 @@ class RunRecord(Callback):
 
     @property
     def seconds(self) -> float:
-        """Seconds of this process, and of those before it up to the checkpoints that they left."""
+        """Training time in seconds: of this process, and of earlier ones up to their last checkpoint."""
         return self._seconds_before + time.monotonic() - self._began
 
     def state_dict(self) -> dict[str, Any]:
-        """The time."""
+        """The training time so far."""
         return {"seconds": self.seconds}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the record."""
+        """Store the options, versions and data hashes."""
         checkpoint[KEY] = {**self._now(trainer), "resumes": self.resumes}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare, and say in one line what differs.
+        """Compare the stored options with the current ones, and log the differences in one line.
 
         Raises:
-            UserError: What differs cannot take effect, or would change what the numbers mean.
+            UserError: An option changed that cannot take effect, or that affects the meaning of the results.
         """
         if trainer.state.fn != "fit":
             return
-        self._file = Path(str(trainer.ckpt_path))  # also one that Lightning found by itself, as on SLURM
+        self._file = Path(str(trainer.ckpt_path))  # Lightning may also find it by itself, as on SLURM
         record, unknown = stored_record(checkpoint, self._file)
         now = self._now(trainer)
         known = {name: part for name, part in now.items() if name in record}
@@ -93,28 +93,28 @@ class RunRecord(Callback):
         unknown += [f"{option}, made in Python" for option in sorted(made) if is_compared(option)]
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
         every = differences(_flat(record), _flat(known), plateau)
-        found = [d for d in every if d.kind != "dropped"]
+        different = [d for d in every if d.kind != "dropped"]
         unknown += [f"{d.option}, which this version does not have" for d in every if d.kind == "dropped"]
         try:
-            self._check(found, trainer, checkpoint)
+            self._check(different, trainer, checkpoint)
         except UserError:
             if trainer.is_global_zero:
                 raise
-            time.sleep(1)  # rank 0 says it first
+            time.sleep(1)  # rank 0 prints the error first
             raise SystemExit(2) from None
-        changed = [d for d in found if d.kind == "meaning"]
+        changed = [d for d in different if d.kind == "meaning"]
         self.start = _step(checkpoint)
         self._take(changed, trainer, pl_module, checkpoint)
-        self._note(record, found, trainer, checkpoint)
+        self._note(record, different, trainer, checkpoint)
         before = ((checkpoint.get("callbacks") or {}).get(self.state_key) or {}).get("seconds")
         self._seconds_before = float(before) if isinstance(before, int | float) else 0.0
         if trainer.is_global_zero:
-            _log.info("%s", self._line(found, unknown, checkpoint))
+            _log.info("%s", self._line(different, unknown, checkpoint))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put new options of the optimiser in the place of the checkpoint's, which Lightning is about to restore."""
+        """Replace the optimiser's options in the checkpoint, which Lightning restores next, by the new ones."""
         loaded = trainer._checkpoint_connector._loaded_checkpoint
-        if loaded and not self.resumed:  # Lightning shows callbacks no checkpoint that holds nothing of any
+        if loaded and not self.resumed:  # without states of callbacks Lightning does not call it
             self.on_load_checkpoint(trainer, pl_module, loaded)
         if self._to_take is not None:
             checkpoint, changed = self._to_take
@@ -126,22 +126,22 @@ class RunRecord(Callback):
     def _now(self, trainer: Trainer) -> dict[str, Any]:
         options = dict(self.options)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RunCheckpoint):  # as it is used, also where it follows from the metric
+            if isinstance(callback, RunCheckpoint):  # the mode in use, which may come from the metric
                 options["checkpoint"] = {**(options.get("checkpoint") or {}), "mode": callback.mode}
         now = {"options": options, "versions": versions()}
         data = getattr(trainer, "datamodule", None)
         if isinstance(data, SourceDataModule):
-            if self._examples is None:  # the hashes take a while
+            if self._examples is None:  # hashing takes a while
                 self._examples = {str(split): digest for split, digest in data.division().items()}
             now["examples"] = self._examples
         return now
 
-    def _check(self, found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
+    def _check(self, different: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]) -> None:
         where = self._file
-        for d in found:
+        for d in different:
             if d.kind == "impossible":
                 raise UserError(f"{where}: {d}: this cannot change in a resume, as {d.reason}; or put it back")
-        changed = [d for d in found if d.kind == "meaning"]
+        changed = [d for d in different if d.kind == "meaning"]
         if changed and not self.allow:
             raise UserError(
                 f"{where} was trained with other options: {_joined(changed)}; put them back, {START_ANEW}, or resume "
@@ -149,48 +149,52 @@ class RunRecord(Callback):
             )
         step, most = _step(checkpoint), trainer.max_steps
         logger = run_logger(trainer)
-        least = step + (logger is not None and logger.is_new)  # a new run directory needs a checkpoint of its own
+        # A new run directory gets a checkpoint only after a step.
+        least = step + (logger is not None and logger.is_new)
         if -1 < most < least:
             raise UserError(f"trainer.max_steps: {where} is at step {step} already, got {most}; give {least} or more")
 
     def _take(
         self, changed: list[Difference], trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Let nothing that a checkpoint holds beat a new option."""
+        """Remove from the checkpoint what would override a new option."""
         of_model = any(d.option.startswith("model.") for d in changed)
         self._to_take = checkpoint, of_model
         states = checkpoint.get("callbacks") or {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.state_key in states:
                 states[callback.state_key]["patience"] = callback.patience
-            # Scores of another metric, model or data do not compare: the best begins anew.
+            # Scores under other options are not comparable, so the search for the best checkpoint starts over.
             if isinstance(callback, RunCheckpoint) and any(not d.option.startswith("trainer.") for d in changed):
                 states.pop(callback.state_key, None)
                 getattr(module, "forget_best", lambda: None)()
 
     def _note(
-        self, record: Mapping[str, Any], found: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]
+        self, record: Mapping[str, Any], different: list[Difference], trainer: Trainer, checkpoint: Mapping[str, Any]
     ) -> None:
         self.resumed, self.resumes = True, list(record.get("resumes") or [])
-        kept = {d.option: [d.old, d.new] for d in found if d.kind == "meaning" or d.option.startswith("versions.")}
+        kept = {d.option: [d.old, d.new] for d in different if d.kind == "meaning" or d.option.startswith("versions.")}
         logger = run_logger(trainer)
         elsewhere = {"checkpoint": str(self._file)} if logger is not None and logger.is_new else {}
         if kept or elsewhere:
             self.resumes.append({"step": _step(checkpoint), **elsewhere, "changes": kept})
 
-    def _line(self, found: list[Difference], unknown: list[str], checkpoint: Mapping[str, Any]) -> str:
+    def _line(self, different: list[Difference], unknown: list[str], checkpoint: Mapping[str, Any]) -> str:
         parts = [f"resumed from {self._file} at step {_step(checkpoint)}"]
-        changed = [d for d in found if d.kind == "meaning"]
-        harmless = [d for d in found if d.kind == "harmless"]
+        changed = [d for d in different if d.kind == "meaning"]
+        harmless = [d for d in different if d.kind == "harmless"]
         parts += [f"changed by {self._allowing}: {_joined(changed)}"] if changed else []
         parts += [f"changed: {_joined(harmless)}"] if harmless else []
-        parts += [] if found else ["nothing has changed"]
+        parts += [] if different else ["nothing has changed"]
         parts += [f"could not be compared: {', '.join(unknown)}"] if unknown else []
         return "; ".join(parts)
 
 
 def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The record in a checkpoint; of one without, the `config.yaml` beside it; and what neither holds.
+    """Read the record of a checkpoint, or the `config.yaml` beside a checkpoint without one.
+
+    Returns:
+        The record, and descriptions of what it does not contain.
 
     Raises:
         UserError: The record is damaged.
@@ -214,13 +218,13 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, 
 
 
 def seed_of(checkpoint: Path) -> Any:
-    """The `seed_everything` of the run that a checkpoint is of; True, which is any, where nothing says it."""
+    """The `seed_everything` of the run of a checkpoint; True, which means any seed, if it is unknown."""
     record, _ = stored_record(read_checkpoint(checkpoint), checkpoint)
     return (record.get("options") or {}).get("seed_everything", True)
 
 
 def comments(resumes: list[dict[str, Any]]) -> str:
-    """Resumes with other options, as lines to stand above a configuration."""
+    """Comment lines for the top of a configuration file, one for each resume with changed options."""
     lines = []
     for resume in resumes:
         changes = [Difference(option, old, new, "meaning") for option, (old, new) in resume["changes"].items()]
@@ -231,7 +235,7 @@ def comments(resumes: list[dict[str, Any]]) -> str:
 
 
 def _with_mode(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with the mode that was used where none was given, as the records in checkpoints have it."""
+    """Add the mode that follows from the metric if none was given, as in the records of checkpoints."""
     checkpoint = options.get("checkpoint") or {}
     if not isinstance(checkpoint, Mapping) or checkpoint.get("mode"):
         return dict(options)
@@ -242,7 +246,7 @@ def _with_mode(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_record(record: Any) -> bool:
     try:
-        list(class_paths(record))  # bounds its size
+        list(class_paths(record))  # refuses records that are too large
     except UserError:
         return False
     if not isinstance(record, Mapping):
@@ -261,13 +265,13 @@ def _is_resume(resume: Any) -> bool:
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, examples and versions beside each other."""
+    """Options, data hashes and versions in one mapping."""
     rest = {name: record[name] for name in ("examples", "versions") if name in record}
     return {**(record.get("options") or {}), **rest}
 
 
 def _watches(states: Any, options: Mapping[str, Any]) -> bool:
-    """Whether a schedule that watches a metric was or is used."""
+    """Whether a `ReduceLROnPlateau` schedule was or is used."""
     watched = any(isinstance(s, Mapping) and "num_bad_epochs" in s for s in states or ())
     init_args = (options.get("model") or {}).get("init_args") or {}
     return watched or WATCHING in str(init_args.get("lr_scheduler"))
@@ -278,5 +282,5 @@ def _step(checkpoint: Mapping[str, Any]) -> int:
     return step if isinstance(step, int) else 0
 
 
-def _joined(found: list[Difference]) -> str:
-    return ", ".join(map(str, found))
+def _joined(different: list[Difference]) -> str:
+    return ", ".join(map(str, different))

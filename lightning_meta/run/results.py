@@ -1,4 +1,4 @@
-"""What a finished run says about itself: `results.json`, `predictions.npz` and `per_task.csv`."""
+"""The result files of a run: `results.json`, `predictions.npz` and `per_task.csv`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ VERSIONED = ("torch", "lightning", "lightning_meta", "numpy", "matplotlib")
 
 
 def write_results(directory: Path, metrics: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-    """Write `results.json`: metrics by their logged names, beside the facts of the run.
+    """Write `results.json`: the logged metrics and facts about the run.
 
     Args:
-        directory: Where to.
-        metrics: What was logged. A number that is not finite becomes null, as JSON has none.
-        facts: What else to note; plain data.
+        directory: Output folder.
+        metrics: Logged metrics by name. Values that are not finite become null, as JSON has no others.
+        facts: Further entries as plain data.
     """
     finite = {name: float(v) if np.isfinite(float(v)) else None for name, v in sorted(metrics.items())}
     with replacing(directory / "results.json") as file:
@@ -44,8 +44,8 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
     """Write the predictions and the scores of every test task: `predictions.npz` and `per_task.csv`.
 
     Args:
-        directory: Where to.
-        report: `predictions`, arrays by name, and `per_task`, one row of values by name for each task.
+        directory: Output folder.
+        report: `predictions`, arrays by name, and `per_task`, one mapping from column to value for each task.
     """
     with replacing(directory / "predictions.npz", "wb") as file:
         np.savez_compressed(file, **report["predictions"])
@@ -57,7 +57,7 @@ def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Args:
         path: The CSV file.
-        rows: Values by name, one row a task.
+        rows: One mapping from column to value for each task.
     """
     with replacing(path) as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -66,16 +66,16 @@ def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def facts(module: LightningModule, data: LightningDataModule | None, trainer: Trainer) -> dict[str, Any]:
-    """What was run, with what and where.
+    """Facts about a run: model, data, versions, device and precision.
 
     Args:
         module: The model.
-        data: Its data, if they are a data module.
-        trainer: What ran it.
+        data: Its data module; None for other data.
+        trainer: Its Trainer.
 
     Returns:
-        Plain data. `precision` is the Trainer's, `float32` what products of float32 numbers used: `full`, or `tf32` if
-        convolutions, recurrent layers or matrix products did.
+        Plain data. `precision` is that of the Trainer. `float32` is the precision of products of float32 numbers:
+        `tf32` if convolutions, recurrent layers or matrix products use TF32, else `full`.
     """
     device = trainer.strategy.root_device
     fingerprint = data.fingerprint() if isinstance(data, SourceDataModule) else ""
@@ -96,35 +96,35 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
 
 
 def test_facts(data: LightningDataModule | None) -> dict[str, Any]:
-    """What a drawn test task is, in words and by the accuracy of guessing; nothing where tasks have names."""
+    """A description of the sampled test tasks and their chance accuracy; empty for named tasks."""
     conditions, chance = getattr(data, "test_conditions", ""), getattr(data, "test_chance", None)
     return {**({"test_conditions": conditions} if conditions else {}), **({"test_chance": chance} if chance else {})}
 
 
 def _shared(module: LightningModule) -> dict[str, int | bool]:
-    """How many trained parameters several tasks share, for a module that says which; whether it is solved."""
+    """Number of trained parameters that tasks share, if the module reports them, and whether it has a closed form."""
     shared = getattr(module, "shared_parameters", None)
-    untold = getattr(module, "tasks", ()) is None  # of what, as it has met no data
-    if shared is None or untold:
+    without_tasks = getattr(module, "tasks", ()) is None  # it has seen no data yet
+    if shared is None or without_tasks:
         return {}
-    solved = {"solved": True} if getattr(module, "solved", False) else {}  # and not trained, as a linear model is
+    solved = {"solved": True} if getattr(module, "solved", False) else {}  # solved, not trained, as a linear model
     return {"shared_parameters": sum(p.numel() for p in shared()), **solved}
 
 
 def _float32(module: LightningModule, device: torch.device) -> str:
-    """What products of float32 numbers use within the steps of a module."""
+    """Precision of products of float32 numbers in the steps of a module: `tf32` or `full`."""
     exact = getattr(module, "exact_arithmetic", nullcontext)  # learners with an inner loop switch TF32 off
     with exact():
         return "tf32" if has_tf32(device) and tf32_in_use() else "full"
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of the packages that decide what comes out."""
+    """The versions of Python and of the packages that affect results."""
     return {"python": platform.python_version(), **{name: _version(name) for name in VERSIONED}}
 
 
 def set_aside_results(directory: Path) -> None:
-    """Rename the results of a run that is about to become another, so that they are not taken for the new one's."""
+    """Rename the results of a run that is resumed, so that they are not mistaken for those of the resumed run."""
     results = directory / "results.json"
     if results.is_file():
         results.replace(directory / BEFORE_RESUME)

@@ -1,4 +1,4 @@
-"""A run's page in Weights & Biases."""
+"""Logging a run to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from lightning_meta.run.termination import Interrupted
 
 PROJECT = "lightning_meta"
 ID_FILE = "wandb_run_id"
-MOST_ROWS = 10_000  # of a table; W&B shows no more
-FINISH_TIMEOUT = 60.0  # seconds; wandb itself would go on trying for a week
+MOST_ROWS = 10_000  # W&B shows no more rows of a table
+FINISH_TIMEOUT = 60.0  # seconds; by default wandb retries for a week
 
 _log = logging.getLogger("lightning_meta.wandb")
 
 
 class WandbRunLogger(WandbLogger):
-    """Lightning's logger, which goes on offline where W&B cannot be reached, and does not wait for it for ever.
+    """A `WandbLogger` that continues offline if W&B cannot be reached, and waits for it only for a limited time.
 
-    The command line puts it in the place of `WandbLogger`, with the same arguments. At the end of a run it waits up to
-    `WANDB_FINISH_TIMEOUT` seconds (0: without end) until the service has taken everything.
+    The command line uses it in place of `WandbLogger`, with the same arguments. At the end of a run it waits up to
+    `WANDB_FINISH_TIMEOUT` seconds (0: without limit) for the upload to finish.
 
     Args:
-        **options: Those of `lightning.pytorch.loggers.WandbLogger`.
+        **options: Arguments of `lightning.pytorch.loggers.WandbLogger`.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -59,7 +59,7 @@ class WandbRunLogger(WandbLogger):
             text = " ".join(str(error).split())
             raise UserError(f"trainer.logger: {text} To log without an account, set WANDB_MODE=offline") from error
         except CommError as error:
-            wandb.teardown()  # the service keeps the number of the run that did not begin
+            wandb.teardown()  # else the service keeps the id of the run that did not start
             self._wandb_init["mode"] = "offline"
             run = super().experiment
             reason = " ".join(str(error).split())[:200]
@@ -68,12 +68,12 @@ class WandbRunLogger(WandbLogger):
 
     @rank_zero_only
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Store the configuration, once and as it was written."""
+        """Store the configuration as it was written."""
         self.experiment.config.update(dict(config), allow_val_change=True)
 
     @rank_zero_only
     def log_run(self, directory: Path, summary: Mapping[str, Any]) -> None:
-        """Store what a finished run directory holds: results, figures, the table of tasks, and the best checkpoint.
+        """Upload a finished run directory: results, figures, scores of the tasks, and the best checkpoint.
 
         Args:
             directory: The run directory.
@@ -99,19 +99,19 @@ class WandbRunLogger(WandbLogger):
                 artifact.add_file(str(best), name="best.ckpt")
                 run.log_artifact(artifact, aliases=["latest", "best"])
         except CommError:
-            # wandb asks the service before it keeps a table or an artifact for later; plain files it keeps.
+            # Offline, wandb stores plain files for a later upload, but not tables and artifacts.
             for kept in files:
                 run.save(str(kept.absolute()), base_path=str(directory.absolute()), policy="end")
 
     @rank_zero_only
     def close(self, status: int) -> None:
-        """End the W&B run, so that another one can begin in this process.
+        """Finish the W&B run, so that another one can start in this process.
 
         Args:
-            status: Zero where the run went well.
+            status: Exit status, 0 for success.
 
         Raises:
-            Interrupted: Ctrl-C.
+            Interrupted: Ctrl-C was pressed.
         """
         run = self._experiment
         if run is None:
@@ -126,17 +126,17 @@ class WandbRunLogger(WandbLogger):
 
 
 def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
-    """The logger's arguments for the run directory: its folder, and the W&B run that belongs to it by number and name.
+    """Complete the logger's arguments for a run directory: the folder, id and name of its W&B run.
 
     Args:
-        options: The arguments as configured; what they say stays.
-        run: The run; on rank 0 its directory holds the number of the W&B run.
+        options: The configured arguments, which take precedence.
+        run: The run; on rank 0 its directory stores the id of the W&B run.
     """
     if run.save_dir is None:  # another rank, which logs nothing
         return options
     made: dict[str, Any] = {}
     if options.get("save_dir"):
-        # wandb's service may have begun in another folder.
+        # A relative path would be relative to the folder where wandb's service started.
         made["save_dir"] = str(Path(options["save_dir"]).absolute())
     if options.get("id") is None and options.get("version") is None:
         made["id"] = _run_id(run.directory)
@@ -151,11 +151,11 @@ def continued(options: dict[str, Any], run: RunLogger) -> dict[str, Any]:
 
 
 def belonging_to(run: RunLogger, logger: Logger) -> Logger:
-    """A logger as a run uses it: in the place of a `WandbLogger` that has not begun, one for the run's own page.
+    """Replace a `WandbLogger` that has not started by one for the W&B run of a run directory.
 
     Args:
         run: The run.
-        logger: Made by the user, with the arguments that hold.
+        logger: The user's logger, whose arguments take precedence; loggers of other classes are returned as they are.
     """
     if type(logger) is not WandbLogger or logger._experiment is not None:
         return logger
@@ -171,7 +171,7 @@ def belonging_to(run: RunLogger, logger: Logger) -> Logger:
 
 
 def _run_id(directory: Path) -> str:
-    """The number of a directory's W&B run: that of before, the one that an agent asks for, or a new one."""
+    """The id of a directory's W&B run: the stored one, the one of a sweep agent, or a new one."""
     file = directory / ID_FILE
     stored = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     if re.fullmatch(r"[\w-]{1,64}", stored) and "WANDB_RUN_ID" not in os.environ:
@@ -188,15 +188,15 @@ def pictures_of(directory: Path) -> list[Path]:
 
 
 def folder_of(run: Any) -> Path:
-    """Where a W&B run keeps its files."""
+    """The folder with the files of a W&B run."""
     return Path(run.dir).parent
 
 
-def _ending_in_time(given: Any) -> Any:
-    """wandb's settings: those given, and an end to the waiting where neither they nor the environment say when."""
+def _ending_in_time(options: Any) -> Any:
+    """wandb's settings, with a time limit for the upload unless they or the environment set one."""
     import wandb
 
-    settings = given.model_copy() if isinstance(given, wandb.Settings) else wandb.Settings(**(given or {}))
+    settings = options.model_copy() if isinstance(options, wandb.Settings) else wandb.Settings(**(options or {}))
     if "finish_timeout" not in settings.model_fields_set and "WANDB_FINISH_TIMEOUT" not in os.environ:
         settings.finish_timeout = FINISH_TIMEOUT
     settings.finish_timeout_raises = True
@@ -204,7 +204,7 @@ def _ending_in_time(given: Any) -> Any:
 
 
 def _typed(row: list[str], name: int) -> list[Any]:
-    """Numbers as such; the task's name, at that place, may be one and stays text."""
+    """Convert cells to numbers, except for the name of the task, which is column `name`."""
 
     def value(text: str) -> Any:
         try:
