@@ -1,4 +1,4 @@
-"""`lightning_meta.calibrate`: learn from tasks of a split how sure a trained meta-learner is."""
+"""`lightning_meta.calibrate`: calibrate a trained meta-learner on validation tasks."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lightning_meta.meta.scores import TaskScores
 from lightning_meta.run.naming import naming_arguments
 
 TASKS = 1000
-OF_TEMPERATURE = 5  # one task in addition for so many: what is learned from it is independent of the others
+OF_TEMPERATURE = 5  # tasks per additional task for the temperature, which must be independent of the others
 
 
 class Calibrated(NamedTuple):
-    """A calibration, and what it came to.
+    """A calibration and its measured coverage.
 
     Attributes:
-        calibration: Learned from validation tasks.
-        measured: By split what `Calibration.measure` says: of `val` on the tasks of the calibration, of `test` on as
-            many tasks of the test split, whose classes are others.
+        calibration: The calibration, from validation tasks.
+        measured: Results of `Calibration.measure` by split: `val` on the tasks of the calibration, `test` on as many
+            tasks of the test split, which has other classes.
     """
 
     calibration: Calibration
@@ -50,33 +50,33 @@ def calibrate(
     tasks: int = TASKS,
     **trainer: Any,
 ) -> Calibrated:
-    """Learn from validation tasks how sure a meta-learner is of new ones.
+    """Calibrate a meta-learner on validation tasks: temperature, prediction sets and abstention.
 
-    A calibration is for tasks of these ways and shots. Its guarantee is about tasks of the validation classes: what
-    it comes to for other classes is measured on the test split::
+    A calibration is for tasks with these ways and shots. Its guarantee is for tasks of the validation classes; the
+    coverage for other classes is measured on the test split::
 
         model = lm.load("runs/protonet_glyphs/0")
         data = lm.EpisodicDataModule(lm.sources.Glyphs(), queries=5)
         calibration, measured = lm.calibrate(model, data, ways=5, shots=1)
-        measured["test"]["coverage"]  # near 0.9; no promise
+        measured["test"]["coverage"]  # near 0.9, without a guarantee
         logits = model.predictor(images, labels).outputs(new_images)  # of 5 classes with one image each
         calibration.sets(calibration.probabilities(logits))  # (M, 5) bool
 
     Args:
         module: The meta-learner.
-        data: Draws the tasks.
-        coverage: 1 − α, in (0, 1): the share of examples whose set holds their label.
-        ways: N; that of validation tasks by default.
-        shots: K; that of validation tasks by default.
-        queries: Q, query examples of a class; that of validation tasks by default.
-        tasks: n; a fifth of them are drawn in addition, for the temperature.
+        data: The data module that draws the tasks.
+        coverage: 1 − α in (0, 1), the share of examples whose set contains their label.
+        ways: N; by default as in validation tasks.
+        shots: K; by default as in validation tasks.
+        queries: Q, query examples per class; by default as in validation tasks.
+        tasks: n, number of tasks; a fifth of n is drawn in addition, for the temperature.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `devices`.
 
     Returns:
-        The calibration, and what was measured.
+        The calibration and the measured coverage.
 
     Raises:
-        UserError: Regression; predictions that depend on the other queries; a split that is too small.
+        UserError: The tasks are regression, predictions depend on the other queries, or a split is too small.
     """
     with naming_arguments():
         instance("module", module, MetaModule)
@@ -129,23 +129,23 @@ def task_logits(
     shots: int | None = None,
     queries: int | None = None,
 ) -> TaskLogits:
-    """What a meta-learner says of the queries of balanced tasks, the same at any number of ranks.
+    """Predict the queries of balanced tasks; the result is the same at any number of ranks.
 
     Args:
-        trainer: What runs it.
+        trainer: The Trainer that runs the evaluation.
         module: The meta-learner.
-        data: Draws the tasks.
+        data: The data module that draws the tasks.
         split: `val` or `test`.
-        tasks: n.
-        ways: N.
-        shots: K.
-        queries: Q.
+        tasks: Number of tasks n.
+        ways: Number of classes N.
+        shots: Support examples per class K.
+        queries: Query examples per class Q.
 
     Returns:
-        Logits on the CPU, in the order of the tasks' numbers.
+        Logits on the CPU, in the order of the task numbers.
 
     Raises:
-        UserError: Regression, predictions that depend on the other queries, or a split that is too small.
+        UserError: The tasks are regression, predictions depend on the other queries, or the split is too small.
     """
     one_of("split", split, Split)
     if data.regression:
@@ -189,14 +189,14 @@ def task_logits(
 
 
 class _Recorder(Callback):
-    """Notes the logits of each task's queries, and of an example of none of its classes, over all ranks."""
+    """Collects, over all ranks, the logits of the queries of each task and of one example of none of its classes."""
 
     def __init__(self) -> None:
         self.scores = TaskScores(keep_outputs=True)
         self.table: Any = None
 
     def record(self, trainer: Trainer, module: MetaModule, batch: Episode) -> None:
-        """Predict a batch of tasks."""
+        """Predict a batch of tasks, with one example of another class per task."""
         x, known = strangers(batch)
         count = batch.query.y.shape[1]
         y = torch.cat([batch.query.y, torch.zeros_like(batch.query.y[:, :1])], 1)  # the stranger has no label
@@ -223,18 +223,18 @@ class _Recorder(Callback):
 
 
 def strangers(batch: Episode) -> tuple[Tensor, Tensor]:
-    """For each task a query of another task of the batch, of a class that the task does not have.
+    """For each task, choose a query of another task in the batch whose class the task does not have.
 
     Args:
         batch: T tasks of N classes.
 
     Returns:
-        Inputs `(T, 1, *input_shape)`, and whether there is such a query, `(T,)` bool; else the input is any.
+        Inputs `(T, 1, *input_shape)`, and whether such a query exists, `(T,)` bool; if not, the input is arbitrary.
     """
     assert batch.classes is not None
     tasks, count = batch.query.y.shape
     class_of = batch.classes.gather(1, batch.query.y).flatten()  # (T M,)
-    # The queries of the next task come first, so that not all tasks meet the same one.
+    # Start with the queries of the next task, so that not all tasks get the same one.
     turns = torch.arange(tasks * count, device=class_of.device).unsqueeze(0)
     order = (turns + count * torch.arange(1, tasks + 1, device=class_of.device).unsqueeze(1)) % (tasks * count)
     strange = (class_of[order].unsqueeze(-1) != batch.classes.unsqueeze(1)).all(-1)  # (T, T M)

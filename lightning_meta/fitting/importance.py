@@ -1,4 +1,4 @@
-"""How much a model of a table uses each column: its loss when the column's values are permuted."""
+"""Permutation importance of the columns of a table."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from lightning_meta.report.saving import save_figure
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.table_rows import Rows
 
-SHOWN = 12  # tasks, and columns of each, that find room in the picture
+SHOWN = 12  # maximum number of tasks in the picture, and of columns per task
 
 
 class Importance(NamedTuple):
-    """What a column is worth to a task.
+    """The importance of a column for a task.
 
     Attributes:
-        task: The task.
-        column: The feature column of the table.
-        increases: Of the task's mean test loss, one for each permutation of the column.
+        task: Name of the task.
+        column: Name of the feature column.
+        increases: Increases of the task's mean test loss, one for each permutation of the column.
     """
 
     task: str
@@ -48,7 +48,7 @@ class Importance(NamedTuple):
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over permutations, divided by their number as scikit-learn does."""
+        """The standard deviation over permutations, with divisor R as in scikit-learn."""
         return math.sqrt(sum((value - self.mean) ** 2 for value in self.increases) / len(self.increases))
 
 
@@ -64,27 +64,27 @@ def permutation_importance(
 
     $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
 
-    All inputs of a column move together: those of its texts, and the one that says where it is missing. Where each task
-    has rows of its own, values are permuted within them. A column that is correlated with others may be worth little by
-    this measure, since the model has the others (Breiman, Random Forests, Machine Learning 45, 2001, section 10). The
-    result is that of `sklearn.inspection.permutation_importance` by the loss. ::
+    All inputs of a column are permuted together: its one-hot inputs and its indicator of missing values. If each task
+    has its own rows, values are permuted within the rows of a task. A column that is correlated with others may have a
+    small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45, 2001, section
+    10). The result is that of `sklearn.inspection.permutation_importance` by the loss. ::
 
         model = lm.load("runs/houses/0")
         lm.permutation_importance(model, data, out="runs/houses/0")
 
     Args:
         module: A model that was trained on a `Table`.
-        data: The table, with the same division.
-        repeats: R, how often each column is permuted.
-        seed: Draws other permutations.
-        out: A folder for `importance.csv` and `importance.png`, such as the run directory.
-        batch_size: Rows that are predicted at once.
+        data: The table, divided as in training.
+        repeats: R, number of permutations of each column.
+        seed: Seed of the permutations.
+        out: Folder for `importance.csv` and `importance.png`, such as the run directory.
+        batch_size: Number of rows per forward pass.
 
     Returns:
-        One for each task and column.
+        The importance of each column for each task.
 
     Raises:
-        UserError: The model or the data are of no table, of different ones, or of one that is divided in another way.
+        UserError: The model or the data do not use a `Table`, or the tables or their divisions differ.
     """
     instance("module", module, MultiTaskModule)
     instance("data", data, MultiTaskDataModule)
@@ -144,7 +144,7 @@ def _write(folder: Path, importances: Sequence[Importance]) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks and columns are text
 def _draw(folder: Path, importances: Sequence[Importance]) -> None:
-    """A panel for each of the first tasks, with the columns that its loss grows by most; bars are ± one deviation."""
+    """Draw a panel for each of the first tasks, with its most important columns; error bars are ± one deviation."""
     tasks = list(dict.fromkeys(found.task for found in importances))[:SHOWN]
     figure = Figure((7, 2.5 * len(tasks)), layout="constrained")
     for axes, task in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):

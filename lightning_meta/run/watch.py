@@ -1,4 +1,4 @@
-"""A rank that dies takes the others with it, soon and with a word, in place of leaving them to wait."""
+"""When a rank dies, the other ranks end soon with an error message instead of waiting for ever."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.termination import NAMES, status_of, stopping_signal
 
-PERIOD = 0.5  # seconds between two looks
-GRACE = 3.0  # seconds in which the ranks of one run may end one after the other
-DYING = 30.0  # seconds from the end of a rank's connection to that of its process, which tells how it ended
+PERIOD = 0.5  # seconds between two checks
+GRACE = 3.0  # seconds in which the ranks of a run may end one after the other
+DYING = 30.0  # seconds between the end of a rank's connection and of its process, whose exit status tells the cause
 
 _CONNECTION = re.compile(r"gloo|nccl|ProcessGroup|c10d|Connection (closed|reset|refused)|Broken pipe", re.IGNORECASE)
 
 
 def lost_connection(error: BaseException | None) -> bool:
-    """Whether an error tells of another rank that went away."""
+    """Whether an error means that the connection to another rank was lost."""
     return isinstance(error, RuntimeError | OSError) and _CONNECTION.search(str(error)) is not None
 
 
 class RankWatch(Callback):
-    """Watches the other ranks that this machine can see, from a thread, while this rank may wait for them in vain.
+    """Ends this process if another rank on this machine dies, which a collective operation might wait for in vain.
 
-    The first rank of a machine sees those that it started, they see it, and ranks of torchrun see its agent. SLURM and
-    MPI end what they started themselves; a shell that started a rank may end before it. Whoever finds another one dead
-    ends this process with status 1 and one line on stderr, or as the other one was stopped: with 143 by SIGTERM, 130 by
-    Ctrl-C.
+    A thread checks the other processes: the first rank of a machine those that it started, these the first rank, and
+    ranks of torchrun its agent. SLURM and MPI end their processes themselves, and a shell that started a rank may end
+    before it. If another rank is dead, this process ends with status 1 and one line on stderr; if a signal stopped the
+    other rank, with its status, 143 for SIGTERM or 130 for Ctrl-C.
 
-    Lightning has a watch of its own, of the first rank alone, that kills all without a word; it is replaced.
+    It replaces Lightning's observer, which only runs on the first rank and kills all ranks without a message.
 
     Args:
-        say: What its messages call an argument.
+        say: How messages name an argument.
     """
 
     def __init__(self, say: Naming = as_argument) -> None:
@@ -60,15 +60,15 @@ class RankWatch(Callback):
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> RankWatch:
-        """Begin as soon as the ranks are there."""
+        """The watch starts in `setup`, when the ranks exist."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End the watch, and wait for the ranks that this one started: to them, its end would be its death.
+        """End the watch, and wait for the ranks that this one started, which would take its end for a failure.
 
-        After an error, those that still wait for this one are ended as well.
+        After an error, ranks that are still waiting for this one are ended.
         """
         self._ended.set()
         if self._thread is not None:
@@ -79,7 +79,7 @@ class RankWatch(Callback):
             self._kill_others()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to watch."""
+        """Start the watch."""
         self._trainer = trainer
         if trainer.world_size == 1 or self._thread is not None:
             return
@@ -98,26 +98,26 @@ class RankWatch(Callback):
         self._thread.start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where the last checkpoint will be: rank 0, which knows, may not be there to be asked."""
+        """Store the path of the last checkpoint: rank 0, which knows it, may die."""
         self.last = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """End the watch: this rank has a word of its own to say."""
+        """End the watch: this rank reports its own error."""
         self._ended.set()
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank is the one to tell of a rank's death: the first one, or the second where that died."""
+        """Whether this rank reports that a rank died: the first one, or the second if the first one died."""
         return self._local_rank == 0 or (self._local_rank == 1 and self.dead() is not None)
 
     def how_to_go_on(self) -> str:
-        """What to do after this run was stopped."""
+        """How to resume this run after it was stopped, for messages."""
         if self.last is None or not self.last.is_file():
             return "there is no checkpoint yet: start it again"
-        return f"go on with {self._say('resume', str(self.last))}"
+        return f"resume with {self._say('resume', str(self.last))}"
 
     def dead(self) -> str | None:
-        """Who of the others has died, and how; None where all that can be seen are alive."""
+        """Which other rank has died, and how; None if all visible ranks are alive."""
         if self._parent is not None and os.getppid() != self._parent:
             return f"{self._starter} died"
         for i, other in enumerate(self._others):
@@ -126,16 +126,16 @@ class RankWatch(Callback):
         return None
 
     def await_end_of_starter(self) -> None:
-        """Wait until the rank that started this one is gone, after a connection: the process ends a moment later."""
+        """Wait for the end of the rank that started this one: its process ends a moment after its connection."""
         if self._started_by_rank:
             _wait(lambda: self.dead() is not None, GRACE)
 
     def stopped_by(self) -> int | None:
-        """The signal that stopped another rank, which went well; None where there is none such."""
+        """The signal after which another rank stopped properly; None if there is none."""
         return next((n for other in self._others if (n := stopping_signal(other.poll()))), None)
 
     def stopped_line(self, number: int) -> str:
-        """What is said of a run that a signal stopped."""
+        """The message about a run that a signal stopped."""
         step = self._trainer.global_step if self._trainer else 0
         return f"\nstopped in step {step} by {NAMES[signal.Signals(number)]}; {self.how_to_go_on()}"
 
@@ -151,7 +151,7 @@ class RankWatch(Callback):
         if self.speaks:
             print(line, file=sys.stderr, flush=True)
         self._kill_others()
-        os._exit(status)  # the main thread may wait for ever in a call to the dead rank
+        os._exit(status)  # the main thread may be blocked in a collective operation
 
     def _kill_others(self) -> None:
         for other in self._others:
@@ -162,7 +162,7 @@ class RankWatch(Callback):
 
 
 def _wait(until: Callable[[], bool], seconds: float) -> None:
-    """Wait until something is so, for some seconds at most."""
+    """Wait until a condition is true, at most for some seconds."""
     end = time.monotonic() + seconds
     while not until() and time.monotonic() < end:
         time.sleep(0.05)

@@ -46,7 +46,7 @@ def coverage(tables: list[list[np.ndarray]], bounded: bool, effect: float) -> fl
 @pytest.mark.parametrize("of_seeds", [0.0, 0.1, 0.4])
 def test_coverage_with_gaussian_effects(seeds: int, tasks: int, of_seeds: float) -> None:
     rng = np.random.default_rng(seeds)
-    # One seed cannot speak of seed-to-seed variation: its interval is about examples.
+    # The interval of one seed only covers the choice of examples.
     of_seeds = 0.0 if seeds == 1 else of_seeds
     tables = [gaussian(rng, tasks, seeds, 60, of_seeds, 0.7) for _ in range(3000 // tasks)]
     # The standard error of 3000 simulations is 0.004. The truncation of variances at zero makes intervals wide where

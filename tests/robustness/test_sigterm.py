@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     last = tmp_path / "stopped" / "toy" / "0" / "checkpoints" / "last.ckpt"
     assert said.count("\n") == 0
     assert said.startswith("stopped in step")
-    assert said.endswith(f"by {name}; go on with --ckpt_path {last}")
+    assert said.endswith(f"by {name}; resume with --ckpt_path {last}")
     assert [signal.getsignal(n) for n, _ in SIGNALS.values()] == handlers
     assert fit(tmp_path / "stopped", schedule, f"--ckpt_path={last}") == 0
     assert fit(tmp_path / "whole", schedule) == 0

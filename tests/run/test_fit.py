@@ -352,7 +352,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_is_a_keyboard_interrupt(capsys: py
         in_python("toy", 8, callbacks=Presses())
     assert raised.type is KeyboardInterrupt  # with a subclass a script would end with status 1, and not 130
     said = capsys.readouterr().err
-    assert "stopped in step 5 by Ctrl-C; go on with resume='runs/toy/1/checkpoints/last.ckpt'" in said
+    assert "stopped in step 5 by Ctrl-C; resume with resume='runs/toy/1/checkpoints/last.ckpt'" in said
     assert not Path("runs/toy/1/results.json").exists()
     in_python("toy", 8, resume="runs/toy/1")
     assert left("runs/toy/1") == left("runs/toy/0")

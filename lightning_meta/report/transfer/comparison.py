@@ -22,8 +22,8 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     """Compare multi-task runs with those of a baseline, task by task.
 
     Args:
-        runs: Run directories, or folders of the versions of one method.
-        baseline: Those of the method to compare with; usually independent networks.
+        runs: Run directories, or folders with the runs of one method.
+        baseline: Runs of the method to compare with, usually `Independent`.
         tuned: Options that were tuned for each method, such as `model.optimizer.lr`: no note says that they differ.
 
     Raises:
@@ -47,13 +47,13 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """The mean over tasks of each method's rank; equals share the mean of their ranks.
+    """Mean rank of each method over tasks; ties get the mean of their ranks.
 
     Args:
-        values: `(methods, T)`, higher is better. Tasks in which a value is NaN do not count.
+        values: Scores `(methods, T)`, higher is better. Tasks with a NaN are left out.
 
     Returns:
-        `(methods,)`, in [1, methods].
+        Mean ranks `(methods,)`, in [1, methods].
     """
     values = values[:, np.isfinite(values).all(0)]
     better = (values[None] > values[:, None]).sum(1)
@@ -154,13 +154,13 @@ def _both(a: bool | None, b: bool | None) -> bool | None:
 
 
 def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
-    """The share of tasks with a verdict; NaN where there are too few seeds for any."""
+    """Share of tasks with a verdict; NaN if there are too few seeds for verdicts."""
     none = any(t.verdict == "too few seeds" for t in tasks)
     return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
 def _selected(method: Method, names: Sequence[str]) -> Selected | None:
-    """A method's mean metric, selected by task and jointly; None where it selects in one way, or metrics mix."""
+    """Mean metric of a method, selected by task and jointly; None without both, or if tasks have different metrics."""
     results = method.runs[0].tasks
     both = [(method.mean(name, "test"), method.mean(name, "joint")) for name in names]
     known = [pair for pair in both if np.isfinite(pair).all()]

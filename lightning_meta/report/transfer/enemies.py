@@ -21,7 +21,7 @@ NOT_CONVERGED = "not converged: train longer"
 def enemy(
     change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
 ) -> str:
-    """Name what hurts a task.
+    """Name the cause if a task is hurt.
 
     Args:
         change_of_loss: `(S,)` training loss of the method − the baseline's, by seed.

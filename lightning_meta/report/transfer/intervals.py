@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is: intervals paired over seeds and test examples."""
+"""Confidence intervals for the difference between two methods, paired over seeds and test examples."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lightning_meta.report.transfer.mean_squares import MeanSquares
 from lightning_meta.report.transfer.moderation import moderated, without_common
 
 LEVEL = 0.95
-ALPHA, FOR_SEEDS = 0.05, 0.035  # the chance of a false verdict in a method, and the part of it spent on common effects
-FEW = 5  # of fewer tasks, what they have in common is not told from their own
+ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
+FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
 METHOD = (
     "Metrics that are no means over examples (AUROC and others) enter by what each example adds to them (infinitesimal "
     "jackknife; of the AUROC that is DeLong's method), with a variance for each class of test examples: few of a class "
@@ -30,15 +30,15 @@ METHOD = (
 
 @dataclass(frozen=True)
 class Intervals:
-    """Vectors over T tasks.
+    """Intervals and p-values of T tasks, each `(T,)`.
 
     Attributes:
-        delta: The mean difference.
-        low: The lower end of the 95 % interval; NaN where there is nothing to estimate a variance from.
-        high: The upper end.
+        delta: Mean difference.
+        low: Lower end of the 95 % interval; NaN if the variance cannot be estimated.
+        high: Upper end of the interval.
         df: Degrees of freedom.
-        p: The two-sided p-value of no difference, one test alone; 1 where there is no interval.
-        p_holm: Corrected for T tests and for what seeds do to all tasks alike.
+        p: Two-sided p-value of no difference, without correction; 1 if there is no interval.
+        p_holm: p-value corrected for T tests and for seed effects that tasks share.
     """
 
     delta: np.ndarray
@@ -133,7 +133,7 @@ def paired_intervals(
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Corrected p-values of T tests: below α with probability at most α where no null hypothesis is false (Holm 1979).
+    """Corrected p-values of T tests, whose family-wise error is at most α (Holm 1979).
 
     Args:
         p: `(T,)`.

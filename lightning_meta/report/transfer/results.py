@@ -1,4 +1,4 @@
-"""The transfer report as data: what sharing did to each task, and over all of them."""
+"""The transfer report as data: the effect of sharing on each task and over all tasks."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ Verdict = Literal["helped", "hurt", "no difference shown", "too few seeds", "not
 
 @dataclass(frozen=True)
 class TaskTransfer:
-    """What one method does to one task; metrics are means over seeds.
+    """The effect of one method on one task; metrics are means over seeds.
 
     Attributes:
-        task: Its name.
-        metric: What is compared.
-        better: Whether a "higher" or a "lower" value of it is better.
-        train_examples: How many the task has.
-        test_examples: How many it is compared on.
-        baseline: The baseline's metric.
-        value: The method's.
-        delta: Δ = value − baseline, or baseline − value where lower is better: above 0 is an improvement.
-        low: The lower end of the 95 % interval of Δ; NaN where nothing varies.
-        high: The upper end.
+        task: Name of the task.
+        metric: Name of the metric.
+        better: Whether a "higher" or a "lower" value of the metric is better.
+        train_examples: Number of training examples.
+        test_examples: Number of test examples.
+        baseline: Metric of the baseline.
+        value: Metric of the method.
+        delta: Δ = value − baseline, or baseline − value if lower is better; above 0 is an improvement.
+        low: Lower end of the 95 % interval of Δ; NaN if nothing varies.
+        high: Upper end of the interval.
         df: Degrees of freedom of the interval.
-        p: The p-value of no difference.
-        p_holm: Corrected for the number of tasks, and for what seeds do to all tasks alike.
-        verdict: "helped" or "hurt" where `p_holm` is below 5 %, from three seeds on.
-        enemy: What hurts a task that is hurt, see `enemies.RULES`; else "".
-        baseline_train_loss: The baseline's training loss at its selected checkpoint.
-        train_loss: The method's.
-        baseline_gap: By how much the baseline's metric is better in training than in validation.
-        gap: The method's.
-        loss_share: The task's share of the method's training loss.
-        gradient_share: Its share of the gradient on shared parameters; NaN where it was not recorded.
-        baseline_joint: The baseline's metric with one selected epoch for all tasks; NaN where it selects so anyway.
-        delta_joint: As `delta`, against `baseline_joint`.
+        p: Two-sided p-value of no difference.
+        p_holm: p-value corrected for the number of tasks and for seed effects that tasks share.
+        verdict: "helped" or "hurt" if `p_holm` is below 5 %, from three seeds on.
+        enemy: The cause if the task is hurt, see `enemies.RULES`; else "".
+        baseline_train_loss: Training loss of the baseline at its selected checkpoint.
+        train_loss: Training loss of the method.
+        baseline_gap: How much better the baseline's metric is in training than in validation.
+        gap: The same of the method.
+        loss_share: Share of the task in the method's training loss.
+        gradient_share: Share of the task in the gradient of the shared parameters; NaN if it was not recorded.
+        baseline_joint: Metric of the baseline with one selected epoch for all tasks; NaN if it always selects so.
+        delta_joint: Δ against `baseline_joint`.
     """
 
     task: str
@@ -67,25 +67,25 @@ class TaskTransfer:
 
 @dataclass(frozen=True)
 class MethodTransfer:
-    """What one method does over all tasks.
+    """The effect of one method over all tasks.
 
     Attributes:
-        method: Its name.
-        tasks: In the order of the data.
-        for_models: What stands for the trained models, over their tasks.
-        for_method: What stands for the method, over its seeds.
+        method: Name of the method.
+        tasks: Results by task, in the order of the data.
+        for_models: Statement about these trained models, over tasks.
+        for_method: Statement about the method, over seeds.
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
-        delta_m_excluded: How many tasks Δm leaves out, as their baseline is below `functional.delta_m.FLOOR`; errors
-            are measured by that of a constant prediction.
-        mean_delta: The mean Δ over all tasks, in the metric's units.
-        mean_delta_joint: The same against the baseline with one selected epoch for all tasks, as the method has; NaN
-            where the baseline selects so anyway.
-        harmed: The share of tasks with the verdict "hurt"; NaN where there are too few seeds for verdicts.
-        helped: The share with "helped".
-        worst: The task of the least Δ.
-        mean_rank: The mean over tasks of the method's rank among all methods, the baseline included; 1 is best.
-        mean_gap: The mean over tasks of how much better the metric is in training than in validation.
-        dominating: The few tasks that hold half of the gradient (or training loss), where it is concentrated.
+        delta_m_excluded: Number of tasks that Δm leaves out because their baseline is below `functional.delta_m.FLOOR`;
+            errors are in units of the error of a constant prediction.
+        mean_delta: Mean Δ over tasks, in the units of the metric.
+        mean_delta_joint: Mean Δ against the baseline with one selected epoch for all tasks, as the method has; NaN if
+            the baseline always selects so.
+        harmed: Share of tasks with the verdict "hurt"; NaN if there are too few seeds for verdicts.
+        helped: Share of tasks with the verdict "helped".
+        worst: Name of the task with the smallest Δ.
+        mean_rank: Mean over tasks of the method's rank among all methods and the baseline; 1 is best.
+        mean_gap: Mean over tasks of the difference between training and validation metric.
+        dominating: Names of the few tasks with half of the gradient (or training loss), if it is concentrated.
     """
 
     method: str
@@ -105,12 +105,12 @@ class MethodTransfer:
 
 
 class Selected(NamedTuple):
-    """A method's mean metric over the tasks that have it under both selections.
+    """Mean metric of a method under both ways to select an epoch, over the tasks that have both.
 
     Attributes:
-        own: With each task's own best epoch.
-        joint: With one epoch for all.
-        tasks: How many tasks.
+        own: Mean with the best epoch of each task.
+        joint: Mean with one epoch for all tasks.
+        tasks: Number of tasks.
     """
 
     own: float
@@ -123,13 +123,13 @@ class TransferReport:
     """Methods against a baseline.
 
     Attributes:
-        baseline: Its name.
-        seeds: Those that every method was run with.
-        methods: In the order given.
-        baseline_rank: The baseline's mean rank.
-        selection: By method that selects an epoch for each task: its mean metric so, and with one joint epoch. Empty
-            where tasks have different metrics.
-        notes: What a reader must know, one line each.
+        baseline: Name of the baseline.
+        seeds: Seeds of the runs, the same for every method.
+        methods: Results by method.
+        baseline_rank: Mean rank of the baseline.
+        selection: For each method that selects an epoch per task, its mean metric with that and with one joint epoch.
+            Empty if tasks have different metrics.
+        notes: Notes for the reader, one line each.
     """
 
     baseline: str

@@ -13,8 +13,8 @@ from scipy.special import nctdtrinc, stdtr, stdtrit
 from lightning_meta.report.transfer.matching import Method
 
 LEVEL, POWER = 0.95, 0.8
-SEEDS_FOR_VERDICTS = 3  # of two, t has one degree of freedom: an interval says something, a verdict hardly ever would
-# As in `val/score`, but that errors and the log loss are over those of a constant prediction.
+SEEDS_FOR_VERDICTS = 3  # with two, t has one degree of freedom and almost never gives a verdict
+# As in `val/score`, except that errors and the log loss are divided by those of a constant prediction.
 FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 RULES = (
     "For these trained models: the mean over tasks of the mean over seeds, t interval with T - 1 degrees of freedom; "
@@ -29,16 +29,16 @@ OverSeedsVerdict = Literal["helps", "hurts", "no difference shown", "too few see
 
 @dataclass(frozen=True)
 class ForTheseModels:
-    """What stands for the trained models at hand, over their tasks; no verdict about the method.
+    """Statement about the trained models, over tasks; it says nothing about the method with other seeds.
 
     Attributes:
-        mean: The mean Δ over tasks; above 0 is an improvement.
-        low: The lower end of its 95 % interval over tasks; NaN for one task.
-        high: The upper end.
-        smallest: The difference that would have been shown in 4 of 5 cases.
-        better: In how many tasks the method is better.
-        worse: In how many it is worse.
-        tasks: How many can be compared.
+        mean: Mean Δ over tasks; above 0 is an improvement.
+        low: Lower end of its 95 % interval over tasks; NaN for one task.
+        high: Upper end of the interval.
+        smallest: Smallest true difference that would be shown with a probability of 80 %.
+        better: Number of tasks in which the method is better.
+        worse: Number of tasks in which it is worse.
+        tasks: Number of tasks that can be compared.
     """
 
     mean: float
@@ -52,17 +52,18 @@ class ForTheseModels:
 
 @dataclass(frozen=True)
 class ForTheMethod:
-    """What stands for the method, over its seeds.
+    """Statement about the method, over seeds.
 
     Attributes:
-        mean: The mean over seeds of each seed's mean Δ over tasks.
-        low: The lower end of its 95 % interval over seeds; NaN for one seed.
-        high: The upper end.
-        smallest: The difference that would have been shown in 4 of 5 cases; NaN below three seeds, which show none.
-        p: The p-value of no difference; NaN for one seed.
-        seeds: How many.
-        verdict: "helps" or "hurts" where the interval excludes 0, from three seeds on; "seeds do not differ" where
-            there is no interval, as of models that do not depend on the seed.
+        mean: Mean over seeds of the mean Δ over tasks.
+        low: Lower end of its 95 % interval over seeds; NaN for one seed.
+        high: Upper end of the interval.
+        smallest: Smallest true difference that would be shown with a probability of 80 %; NaN below three seeds, which
+            give no verdict.
+        p: p-value of no difference; NaN for one seed.
+        seeds: Number of seeds.
+        verdict: "helps" or "hurts" if the interval excludes 0, from three seeds on; "seeds do not differ" if there is
+            no interval, as for models that do not depend on the seed.
     """
 
     mean: float
@@ -75,10 +76,10 @@ class ForTheMethod:
 
 
 def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
-    """Both statements.
+    """Compute both statements.
 
     Args:
-        differences: Δ by seed and task, `(S, T)`, higher is better. Tasks with a NaN do not count.
+        differences: Δ by seed and task, `(S, T)`, higher is better. Tasks with a NaN are left out.
     """
     known = differences[:, np.isfinite(differences).all(0)]
     seeds, tasks = known.shape
@@ -105,7 +106,7 @@ def differences(method: Method, against: Method) -> np.ndarray:
 
 
 def _comparable(method: Method, against: Method, names: Sequence[str]) -> np.ndarray:
-    """Test metrics `(S, T)`, a large value is good."""
+    """Test metrics `(S, T)` in comparable units, higher is better."""
     values = method.per_seed(names, "test")
     for i, name in enumerate(names):
         task = against.runs[0].tasks[name]
@@ -117,9 +118,9 @@ def _comparable(method: Method, against: Method, names: Sequence[str]) -> np.nda
 
 
 def unit(better: str, constant: float, baseline: float) -> float:
-    """What a metric is divided by before tasks are averaged: errors by those of a constant prediction.
+    """The divisor of a metric before averaging over tasks: for errors, the error of a constant prediction.
 
-    Where these are not known, by the baseline's own.
+    If that is unknown, it is the error of the baseline.
     """
     if better == "higher":
         return 1.0
@@ -135,21 +136,21 @@ class _Mean(NamedTuple):
 
 
 def _t(values: np.ndarray) -> _Mean:
-    """Mean, 95 % interval, the smallest difference that is shown with a chance of `POWER`, and p by Student's t."""
+    """Mean, 95 % interval, smallest difference shown with power `POWER`, and p-value of a one-sample t test."""
     mean, df = float(values.mean()) if len(values) else math.nan, len(values) - 1
     error = float(values.std(ddof=1)) / math.sqrt(len(values)) if df > 0 else math.nan
-    if not error > 1e-12 * abs(mean):  # one number, or all equal but for rounding
+    if not error > 1e-12 * abs(mean):  # a single value, or all are equal up to rounding
         return _Mean(mean, math.nan, math.nan, math.nan, math.nan)
     half, p = float(stdtrit(df, (1 + LEVEL) / 2)) * error, float(2 * stdtr(df, -abs(mean) / error))
     return _Mean(mean, mean - half, mean + half, smallest_shown(error, df), p)
 
 
 def smallest_shown(error: float, df: int, alpha: float = 1 - LEVEL) -> float:
-    """The smallest true difference that a t test shows with a chance of `POWER`.
+    """The smallest true difference that a t test detects with power `POWER`, from the noncentral t distribution.
 
     Args:
-        error: The standard error of the mean difference.
+        error: Standard error of the mean difference.
         df: Degrees of freedom.
-        alpha: The chance of a false verdict.
+        alpha: Level of the test.
     """
     return float(nctdtrinc(df, 1 - POWER, stdtrit(df, 1 - alpha / 2))) * error

@@ -16,19 +16,19 @@ from lightning_meta.report.transfer.statement_text import statement_lines
 from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
 
 PIPED_WIDTH = 140
-JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks
+JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks, as the method has
 SHOWN = 20  # tasks in a table that fits on a screen
 NARROW = 125  # columns that a whole row takes with long names
 
 
 def print_report(report: TransferReport, console: Console | None = None, rest: Path | None = None) -> None:
-    """Print a table of tasks for each method, then one of the methods, notes, and what stands over all tasks.
+    """Print a table of tasks for each method, a table of the methods, the notes, and the statements over all tasks.
 
     Args:
         report: The comparison.
-        console: Where to; by default stdout, whose lines are 140 characters long where it is no terminal. In a terminal
-            of less than 125 the gap is left out, and the enemies stand below.
-        rest: The file that holds all tasks, to be named where a table shows the best and the worst alone.
+        console: Output; by default stdout, with lines of 140 characters if it is not a terminal. In a terminal of less
+            than 125 columns the gap is left out, and the causes are printed below the table.
+        rest: File with all tasks, named if a table shows only the best and the worst.
     """
     console = console or Console()
     if not console.is_terminal:
