@@ -1,4 +1,4 @@
-"""Which validation of a run was the best."""
+"""The best validation of a run."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lightning_meta.modes import Mode
 
 
 class BestScore:
-    """The best validation so far: by its score, of equal scores the one with the lower loss, else the earlier.
+    """The best validation so far: ties in the score go to the lower loss, then to the earlier validation.
 
-    NaN is never the best, nor is an infinite score at the bad end.
+    NaN and the worst possible infinite score are never the best.
 
     Args:
-        mode: Whether a good score is large ("max") or small ("min").
+        mode: "max" if larger scores are better, "min" if smaller ones are.
 
     Attributes:
-        score: The best; None where there is none.
-        loss: The loss of the same validation, infinite where none was logged.
-        validations: How many there were, those without a usable score included.
+        score: The best score; None if there is none yet.
+        loss: Loss of the same validation; infinite if none was logged.
+        validations: Number of validations, including those without a finite score.
     """
 
     def __init__(self, mode: Mode) -> None:
@@ -27,16 +27,16 @@ class BestScore:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Reset to the state before the first validation."""
         self.score: float | None = None
         self.loss, self.validations = math.inf, 0
 
     def take(self, score: float, loss: float = math.inf) -> bool:
-        """Take a validation into account; whether it is the best.
+        """Add a validation, and return whether it is the best so far.
 
         Args:
-            score: By which validations are compared.
-            loss: What decides between equal scores; NaN and infinity are the worst.
+            score: Its score.
+            loss: Its loss, which breaks ties; NaN counts as infinity.
         """
         self.validations += 1
         loss = math.inf if math.isnan(loss) else loss
@@ -51,11 +51,11 @@ class BestScore:
         return sign * score > best or (sign * score == best > -math.inf and loss < self.loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """The state for a checkpoint."""
         return {"best_score": self.score, "best_loss": self.loss, "validations": self.validations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it up again; checkpoints of earlier versions hold the score alone, which may be NaN."""
+        """Restore the state; checkpoints of earlier versions only have the score, which may be NaN."""
         score = state["best_score"]
         self.score = None if score is None or math.isnan(score) else score
         self.loss = state.get("best_loss", math.inf)

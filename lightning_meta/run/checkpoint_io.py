@@ -1,4 +1,4 @@
-"""How a checkpoint is written and read."""
+"""Writing and reading checkpoints."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from lightning_meta.signals import delayed_interrupts
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Checkpoints that are whole or not there, and that hold plain data only.
+    """Writes checkpoints atomically, and reads only checkpoints of tensors and plain data.
 
-    Lightning stages a checkpoint in the temporary folder and moves it, which is not atomic where that folder is
-    on another file system.
+    Lightning writes a checkpoint to the temporary folder and moves it, which is not atomic if that folder is on another
+    file system.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | PathLike[str], storage_options: Any | None = None
     ) -> None:
-        """Write a checkpoint beside its target, then rename it; Ctrl-C waits for it."""
+        """Write a checkpoint to a temporary file, then rename it; Ctrl-C is delayed until then."""
         with delayed_interrupts(), replacing(path, "wb") as file, _checksums():
             torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | PathLike[str], map_location: Any | None = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Read a checkpoint; code in it is never run, whatever `weights_only` says."""
+        """Read a checkpoint; code in it is never run, whatever `weights_only` is."""
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | PathLike[str]) -> None:
@@ -45,14 +45,14 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu") -> dict[str, Any]:
-    """Read a checkpoint file that holds tensors and plain data.
+    """Read a checkpoint of tensors and plain data.
 
     Args:
         path: The file.
-        map_location: The device to put its tensors on, as for `torch.load`.
+        map_location: Device for the tensors, as in `torch.load`.
 
     Raises:
-        UserError: There is no such file, it is no checkpoint, it is damaged, or it holds code.
+        UserError: The file does not exist, is not a checkpoint, is damaged, or contains code.
     """
     check_regular(path)
     if wrong := damage(path):
@@ -60,14 +60,14 @@ def read_checkpoint(path: str | PathLike[str], map_location: Any | None = "cpu")
     check_before_torch(path)
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # whatever its parts raise for what they do not take
+    except Exception as error:  # damaged files raise many types of errors
         raise UserError(f"{path} is not a checkpoint, or is damaged") from error
     check_contents(checkpoint, path)
     return dict(checkpoint)
 
 
 def _way_out(file: Path) -> str:
-    """The run's other checkpoint, where it has one that is intact."""
+    """A hint at the other checkpoint of the run, if that is intact."""
     name = {"best.ckpt": "last.ckpt", "last.ckpt": "best.ckpt"}.get(file.name)
     if name is None or damage(other := file.with_name(name)):
         return ""
@@ -76,7 +76,7 @@ def _way_out(file: Path) -> str:
 
 @contextmanager
 def _checksums() -> Iterator[None]:
-    """Write checksums, whatever the process has set."""
+    """Write checksums even if the process has turned them off."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(True)
     try:

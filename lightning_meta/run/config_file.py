@@ -1,4 +1,4 @@
-"""The configuration of a run, kept with it."""
+"""The `config.yaml` of a run directory."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ from lightning_meta.run.wandb_logger import WandbRunLogger
 
 
 class SaveConfig(Callback):
-    """Writes `config.yaml`, which runs the same training again, into the run directory, and once into W&B.
+    """Writes `config.yaml`, which repeats the training, into the run directory, and logs it to W&B once.
 
-    Lightning's own callback writes it where the first logger happens to keep its files, and before the data and
-    the model have been checked.
+    Lightning's own callback writes it to the folder of the first logger, before the data and the model are checked.
 
-    In the directory of a run that is resumed, the configuration of what is there stands until there is something of
-    the new one: the first checkpoint, or a test. Then the results of before are set aside as well.
+    If a run is resumed, its `config.yaml` is replaced only when the first new checkpoint or test exists; the old
+    results are renamed at the same time.
 
     Args:
         text: The configuration as YAML.
-        record: Knows whether the run is resumed, and what has changed.
+        record: The callback that knows whether the run is resumed and what has changed.
     """
 
     def __init__(self, text: str, record: RunRecord) -> None:
@@ -35,19 +34,19 @@ class SaveConfig(Callback):
         self._written = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it, on rank 0, into a new run directory."""
+        """Write the file into a new run directory, on rank 0."""
         logger = run_logger(trainer)
         if not self.record.resumed or (logger is not None and logger.is_new):
             self._write(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write it before the first checkpoint of a resumed run."""
+        """Write the file before the first checkpoint of a resumed run."""
         self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it before the test of a run that had no step left to train.
+        """Write the file before the test of a run without further training steps.
 
-        A best checkpoint is set aside that was chosen before the resume, by scores that do not compare.
+        A best checkpoint from before the resume is renamed if its score is not comparable with the new ones.
         """
         self._write(trainer)
         checkpoint = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # type: ignore[attr-defined]
@@ -61,7 +60,7 @@ class SaveConfig(Callback):
         if self._written:
             return
         self._written = True
-        directory = trainer.log_dir  # every rank asks, as rank 0 tells the others
+        directory = trainer.log_dir  # a broadcast, so every rank must call it
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False) or directory is None:
             return
         if self.record.resumed:

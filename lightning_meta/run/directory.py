@@ -1,4 +1,4 @@
-"""Finding run directories: `runs/<name>/<version>/`, and checkpoints in them."""
+"""Find run directories `runs/<name>/<version>/` and their checkpoints."""
 
 from __future__ import annotations
 
@@ -15,63 +15,66 @@ _log = logging.getLogger(__name__)
 
 
 def checkpoint_to_resume(resume: str, runs: str, name: str, say: Naming = as_argument) -> Path:
-    """The checkpoint to resume from; of a run whose last checkpoint is damaged, the newest that is not.
+    """The checkpoint to resume from: the last one of a run, or its best one if the last is damaged.
 
     Args:
-        resume: A checkpoint, a run directory, or `last`: the newest run of the name.
-        runs: The folder of all runs.
-        name: The run's name.
-        say: What an error calls an argument.
+        resume: A checkpoint, a run directory, or `last` for the newest run with the name.
+        runs: Folder of all runs.
+        name: Name of the run.
+        say: How messages name an argument.
 
     Raises:
-        UserError: There is none.
+        UserError: There is no intact checkpoint.
     """
-    path, given = Path(resume), say("resume", resume)
+    path, argument = Path(resume), say("resume", resume)
     if resume == "last":
         root = Path(runs) / name
-        known = versions(root)
-        if not known:
-            raise UserError(f"{given}: there is no run named {name!r} in {runs}; start one without it")
-        path = root / str(known[-1])
+        numbers = versions(root)
+        if not numbers:
+            raise UserError(f"{argument}: there is no run named {name!r} in {runs}; start one without it")
+        path = root / str(numbers[-1])
     try:
-        is_folder, there = path.is_dir(), path.exists()
+        is_folder, exists = path.is_dir(), path.exists()
     except OSError as error:  # a loop of links, a name that is too long, a folder that may not be read
-        raise UserError(f"{given}: it cannot be read ({error.strerror})") from error
+        raise UserError(f"{argument}: it cannot be read ({error.strerror})") from error
     if is_folder:
         folder = path / "checkpoints"
         if not folder.is_dir() and not (path / "config.yaml").is_file():
-            raise UserError(f"{given}: {path} is no run directory; name one, such as {runs}/{name}/0")
+            raise UserError(f"{argument}: {path} is no run directory; name one, such as {runs}/{name}/0")
         if not any((folder / file).is_file() for file in ("last.ckpt", "best.ckpt")):
-            raise UserError(f"{given}: {path} stopped before its first checkpoint; start a new run")
+            raise UserError(f"{argument}: {path} stopped before its first checkpoint; start a new run")
         return _intact(folder / "last.ckpt", say)
-    if not there:
-        raise UserError(f"{given}: there is no such file, and no such run directory")
+    if not exists:
+        raise UserError(f"{argument}: there is no such file, and no such run directory")
     check_regular(path)
     return _intact(path, say) if path.name == "last.ckpt" and run_directory_of(path) else path
 
 
 def _intact(last: Path, say: Naming) -> Path:
-    """The last checkpoint of a run, or its best where that is damaged: from both a run ends as if it had not stopped.
+    """The last checkpoint of a run, or the best if the last is damaged; resuming from either gives the same result.
 
     Raises:
-        UserError: Neither is intact.
+        UserError: Both are damaged.
     """
-    wrong = damage(last)
-    if wrong is None:
+    last_damage = damage(last)
+    if last_damage is None:
         return last
     best = last.with_name("best.ckpt")
-    if (also := damage(best)) is not None:
-        raise UserError(f"{say('resume')}: {last} {wrong}, and {best} {also}; restore one of them, or start a new run")
-    _log.warning("%s %s: the run goes on from %s, and repeats the steps after that", last, wrong, best)
+    if (best_damage := damage(best)) is not None:
+        raise UserError(
+            f"{say('resume')}: {last} {last_damage}, and {best} {best_damage}; restore one of them, or start a new run"
+        )
+    _log.warning("%s %s: resuming from %s, and repeating the steps after it", last, last_damage, best)
     return best
 
 
 def run_directory_of(checkpoint: Path) -> Path | None:
-    """The run directory that a checkpoint lies in; None where it lies elsewhere."""
-    given, real = checkpoint.parent.parent, checkpoint.resolve().parent.parent
-    named = given if given.parent.name else checkpoint.absolute().parent.parent  # the shorter is the easier to read
-    for run, path in ((named, checkpoint.absolute()), (real, checkpoint.resolve())):  # its checkpoints may be a link
-        known = any((run / file).is_file() for file in ("config.yaml", "metrics.csv"))
-        if path.parent.name == "checkpoints" and is_number(run.name) and known:
+    """The run directory of a checkpoint; None if it is not in one."""
+    written, real = checkpoint.parent.parent, checkpoint.resolve().parent.parent
+    # Prefer the path as written, which is shorter; the folder of checkpoints may be a link.
+    named = written if written.parent.name else checkpoint.absolute().parent.parent
+    for run, path in ((named, checkpoint.absolute()), (real, checkpoint.resolve())):
+        has_files = any((run / file).is_file() for file in ("config.yaml", "metrics.csv"))
+        if path.parent.name == "checkpoints" and is_number(run.name) and has_files:
             return run
     return None

@@ -1,4 +1,4 @@
-"""Metrics that callbacks and schedules follow, checked in the first validation."""
+"""Checks of the metrics that callbacks and schedules monitor."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lightning_meta.modes import check_mode
 
 
 def check_modes(trainer: Trainer) -> None:
-    """Refuse Lightning's callbacks that take a bad value of a metric for a good one; their default mode is "min".
+    """Refuse Lightning's callbacks whose mode contradicts their metric; their default mode is "min".
 
     Raises:
-        UserError: The callback, the metric and the mode that it needs.
+        UserError: A callback has the wrong mode; the message names the callback, the metric and the right mode.
     """
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
@@ -24,10 +24,10 @@ def check_modes(trainer: Trainer) -> None:
 
 
 def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
-    """Refuse a mode that takes a bad value of what a multi-task module logs for a good one.
+    """Refuse a mode that contradicts a metric of a multi-task module.
 
     Raises:
-        UserError: The metric and the mode that it needs.
+        UserError: The mode is wrong; the message names the metric and the right mode.
     """
     modes: dict[str, str] = getattr(module, "metric_modes", dict)()
     needed = modes.get(monitor.partition("/")[2].partition("/")[0], mode)
@@ -37,17 +37,17 @@ def check_task_mode(module: LightningModule, monitor: str, mode: str) -> None:
 
 
 class MonitorCheck(Callback):
-    """Refuses a validation metric that a callback or a schedule follows, and the model does not log.
+    """Refuses callbacks and schedules that monitor a validation metric which the model does not log.
 
-    Lightning would do so after the first checkpoint is written, by an error of another kind for each callback, or not
-    at all. Metrics of other names than `val...` may be logged later than in validation, and are left to it.
+    Lightning would do so only after the first checkpoint, with a different error for each callback, or not at all.
+    Metrics whose names do not start with `val` may be logged after validation and are not checked.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at every monitor.
+        """Check every monitor in the first validation.
 
         Raises:
-            UserError: Whose it is, and what is logged.
+            UserError: A metric is not logged; the message names its callback and the logged metrics.
         """
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return

@@ -1,4 +1,4 @@
-"""A function of tensors as a file that needs nothing of this package."""
+"""Export a module to a file that runs without this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_meta.run.files import replacing
 
 FORMATS = (".pt2", ".onnx")
 METADATA = "lightning_meta.json"
-MOST = 1 << 20  # inputs at once
+MOST = 1 << 20  # maximum number of inputs per call
 INPUTS = {
     torch.float32: "float32; images in [0, 1]",
     torch.uint8: "uint8; images in [0, 255]",
@@ -29,10 +29,10 @@ INPUTS = {
 
 
 def check_target(path: Path) -> None:
-    """Refuse a file that cannot be exported to.
+    """Check the path of an export.
 
     Raises:
-        UserError: Another suffix, a folder, or a folder that is not there.
+        UserError: The suffix is not supported, the path is a folder, or its folder does not exist.
     """
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: a file ending in {' or '.join(FORMATS)} is needed to export to")
@@ -51,20 +51,20 @@ def write_program(
     fewest: int = 1,
     outputs: Sequence[str] | None = None,
 ) -> None:
-    """Write a module as a program, once it is whole.
+    """Export a module; the file is written when the export has succeeded.
 
     Args:
-        path: Where to, `.pt2` or `.onnx`.
-        makers: Make the module in evaluation mode, on the CPU; where there are several, their modules compute the same,
-            and the first that the exporter takes is written.
-        example: The arguments by name, `(M, ...)` each.
-        about: What the reader must know, plain data.
-        name: What errors call the module.
-        fewest: The least M that the program takes.
-        outputs: The names of the outputs in `.onnx`.
+        path: Output file, `.pt2` or `.onnx`.
+        makers: Functions that create the module in evaluation mode on the CPU. If there are several, their modules
+            compute the same, and the first one that can be exported is written.
+        example: Example arguments by name, `(M, ...)` each.
+        about: Metadata for the user of the file, as plain data.
+        name: Name of the module in errors.
+        fewest: Smallest M that the exported function accepts.
+        outputs: Names of the outputs in `.onnx`.
 
     Raises:
-        UserError: A package that is missing, or an operator that cannot be exported.
+        UserError: A package is missing, or an operator cannot be exported.
     """
     content, reasons = b"", list[Exception]()
     with _quiet():
@@ -74,7 +74,7 @@ def write_program(
                 break
             except UserError:
                 raise
-            except Exception as error:  # whatever the exporters raise for what they do not know
+            except Exception as error:  # exporters raise many types for unsupported operators
                 reasons.append(error)
     if not content:
         reason = " ".join(str(reasons[0]).split())[:200]
@@ -99,11 +99,11 @@ def _content(
 
 
 def served_dtypes(input_shape: Sequence[int], input_dtype: str) -> list[torch.dtype]:
-    """The dtypes of inputs that can be exported, that of most use first.
+    """The input dtypes that can be exported, the most useful one first.
 
     Args:
-        input_shape: The shape of one input.
-        input_dtype: The dtype of the stored inputs, such as "uint8"; "" for numbers.
+        input_shape: Shape of one input.
+        input_dtype: Dtype of the stored inputs, such as "uint8"; "" if unknown.
     """
     if are_ids(input_shape, input_dtype):
         return [torch.int64]
@@ -111,10 +111,10 @@ def served_dtypes(input_shape: Sequence[int], input_dtype: str) -> list[torch.dt
 
 
 def chosen_dtype(dtype: torch.dtype | None, served: Sequence[torch.dtype]) -> torch.dtype:
-    """The dtype that was asked for, or else the first.
+    """The requested dtype, or the first one by default.
 
     Raises:
-        UserError: It is not among those that can be exported.
+        UserError: The requested dtype cannot be exported.
     """
     if dtype is not None and dtype not in served:
         raise UserError(f"dtype: {' or '.join(map(str, served))} inputs can be exported, got {dtype}")
@@ -122,7 +122,7 @@ def chosen_dtype(dtype: torch.dtype | None, served: Sequence[torch.dtype]) -> to
 
 
 def image_steps(input_shape: Sequence[int], dtype: torch.dtype, invert: bool = False) -> tuple[list[str], list[str]]:
-    """What is done to an image file before the function, as `read_images` does it, and within; nothing to ids."""
+    """Steps of image processing that the user does before the function, as in `read_images`, and steps inside it."""
     if len(input_shape) != IMAGE_DIMS or dtype == torch.int64:
         return [], []
     channels, height, width = input_shape
@@ -151,9 +151,9 @@ def _onnx(program: Any, example: tuple[Tensor, ...], about: str, outputs: Sequen
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError("onnx and onnxscript are not installed; pip install 'lightning_meta[export]'") from error
-    made = torch.onnx.export(program, example, dynamo=True, verbose=False, output_names=outputs)
-    assert made is not None
-    model = made.model_proto
+    exported = torch.onnx.export(program, example, dynamo=True, verbose=False, output_names=outputs)
+    assert exported is not None
+    model = exported.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, about
     return bytes(model.SerializeToString())
@@ -161,7 +161,7 @@ def _onnx(program: Any, example: tuple[Tensor, ...], about: str, outputs: Sequen
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' remarks on themselves: where they fail, they print the whole graph."""
+    """Silence the exporters, which print the whole graph when they fail."""
     exporters = [logging.getLogger(name) for name in ("torch.fx", "torch.onnx", "onnxscript", "onnx_ir")]
     shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     levels = [(log, log.level) for log in (*exporters, shapes)]

@@ -11,7 +11,7 @@ import torch.distributed
 
 
 def random_state() -> list[dict[str, Any]]:
-    """The state of each rank's generators, as `own_random_state` gives it."""
+    """The state of the generators of every rank, each as from `own_random_state`."""
     state = own_random_state()
     if not _distributed():
         return [state]
@@ -21,7 +21,7 @@ def random_state() -> list[dict[str, Any]]:
 
 
 def restore_random_state(states: list[dict[str, Any]]) -> None:
-    """Put this rank's generators back; another number of ranks than before leaves them as they are."""
+    """Restore the generators of this rank; does nothing if the number of ranks has changed."""
     rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if _distributed() else (0, 1)
     if len(states) == world:
         restore_own_random_state(states[rank])
@@ -39,7 +39,7 @@ def own_random_state() -> dict[str, Any]:
 
 
 def restore_own_random_state(state: dict[str, Any]) -> None:
-    """Put this process's generators back."""
+    """Restore the generators of this process."""
     random.setstate(state["python"])
     np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
     torch.set_rng_state(state["torch"])

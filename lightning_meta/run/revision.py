@@ -1,7 +1,7 @@
-"""The commit that is checked out where a command is run, read without git.
+"""Read the commit that is checked out in a folder, without running git.
 
-Git runs programs that the folder's own configuration names, to watch files and to compare them, and the folder may be
-a stranger's. So whether files differ from the commit is not looked at.
+Git runs programs that the configuration of the folder names, and the folder may not be trusted. So this does not tell
+whether files differ from the commit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lightning_meta.reading import LARGEST_TEXT, read_text
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BRANCH = re.compile(r"ref: (refs/[\w./+@-]+)")
-_SHORT = 4096  # bytes of a file that holds a name
+_SHORT = 4096  # maximum size in bytes of a file with a name
 
 
 def git_revision(folder: Path | None = None) -> str | None:
@@ -28,7 +28,7 @@ def git_revision(folder: Path | None = None) -> str | None:
 
 
 def _revision(home: Path) -> str | None:
-    if home.is_file():  # of a worktree or a submodule
+    if home.is_file():  # a worktree or a submodule
         home = home.parent / read_text(home, _SHORT).removeprefix("gitdir: ").strip()
     head = read_text(home / "HEAD", _SHORT).strip()
     if _HASH.fullmatch(head):
@@ -40,9 +40,9 @@ def _revision(home: Path) -> str | None:
     common = home / read_text(shared, _SHORT).strip() if shared.is_file() else home
     for place in (home, common):
         if (place / branch[1]).is_file():
-            found = read_text(place / branch[1], _SHORT).strip()
-            return found if _HASH.fullmatch(found) else None
+            commit = read_text(place / branch[1], _SHORT).strip()
+            return commit if _HASH.fullmatch(commit) else None
     packed = common / "packed-refs"
     lines = read_text(packed, LARGEST_TEXT).splitlines() if packed.is_file() else []
     pairs = (line.partition(" ") for line in lines)
-    return next((found for found, _, name in pairs if name == branch[1] and _HASH.fullmatch(found)), None)
+    return next((commit for commit, _, name in pairs if name == branch[1] and _HASH.fullmatch(commit)), None)

@@ -1,4 +1,4 @@
-"""CSV files of a run directory, read and distrusted."""
+"""Read CSV files of a run directory, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _BINARY = re.compile("[\0\udc80-\udcff]")  # NUL, and bytes that are not UTF-8, 
 
 
 def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """Read a CSV file whose rows are whole.
+    """Read a CSV file and check that its rows are complete.
 
-    A last row without an end of line is what a kill left of it, and is left out.
+    A last row without an end of line was left by a killed process and is left out.
 
     Args:
         file: The file.
         required: Columns that it must have.
-        rows: How many of its rows to read; by default all. What comes after them is not looked at.
+        rows: Number of rows to read; by default all. Later rows are not checked.
 
     Returns:
         The names of the columns, and the rows.
 
     Raises:
-        UserError: It cannot be read, is no text, has no such columns, has too few rows, or one that is not whole.
+        UserError: The file cannot be read, is not text, lacks a column, has too few rows, or an incomplete row.
     """
     columns, table, torn = _read(file, rows)
     if missing := [name for name in required if name not in columns]:
@@ -51,10 +51,10 @@ def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None
 
 
 def numbers_of(file: Path, column: str, values: Sequence[str]) -> list[float]:
-    """The numbers of a column; NaN where it is empty.
+    """Convert the values of a column to numbers; empty values become NaN.
 
     Raises:
-        UserError: One is not a number.
+        UserError: A value is not a number.
     """
     try:
         return [float(value or "nan") for value in values]

@@ -136,7 +136,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_best(
     spoil(last)
     with caplog.at_level(logging.WARNING):
         assert resume(run, last if named == "file" else None) == 0
-    assert f"the run goes on from {run / 'checkpoints' / 'best.ckpt'}" in caplog.text
+    assert f"resuming from {run / 'checkpoints' / 'best.ckpt'}" in caplog.text
     assert fingerprint(run) == fingerprint(whole)
 
 
