@@ -1,4 +1,4 @@
-"""A file is written beside its target under a name of its own, and renamed once it is whole."""
+"""Atomic writes: a file is written under a temporary name beside its target, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STAGED = r"\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})(?:[0-9a-f]{8})?\.tmp"  # the end of a name that is made here
-ORPHANED_AFTER = 24 * 3600.0  # seconds; nothing takes a day to write
+STAGED = r"\.(?P<pid>\d+)-(?P<machine>[0-9a-f]{8})(?:[0-9a-f]{8})?\.tmp"  # suffix of temporary names
+ORPHANED_AFTER = 24 * 3600.0  # seconds; writing a file never takes a day
 
 
 @contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """A name beside a target to write to: renamed to the target at the end, removed after an error.
+    """Yield a temporary path beside a target, which is renamed to the target at the end and removed after an error.
 
-    What killed processes left of the same target is removed; no other file is touched. A shared lock on the folder
-    says to those who remove that somebody is writing.
+    Temporary files that killed processes left of the same target are removed. A shared lock on the folder tells other
+    processes that remove such files that the folder is in use.
 
     Args:
-        target: The file; its folder is made where it is missing.
+        target: The file; its folder is created if it is missing.
     """
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{_machine()}{secrets.token_hex(4)}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,16 +42,17 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def remove_orphans(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove what killed processes left behind.
+    """Remove temporary files of processes that were killed.
 
     Args:
-        folder: Where.
-        names: Of what may be removed: once its process, as `STAGED` finds it in the name, is gone. Where that cannot be
-            asked, after a day in a folder that nobody writes to: a clock may jump by more than a day.
+        folder: The folder.
+        names: Pattern of the files to remove, with the groups of `STAGED`. A file is removed if its process on this
+            machine is gone. A file of another machine is removed after a day if no process writes to the folder: age
+            alone is not enough, as a clock may jump by more than a day.
     """
-    named = [(file, found) for file in folder.iterdir() if (found := names.fullmatch(file.name))]
-    foreign = [file for file, found in named if found.groupdict().get("machine") != _machine()]
-    orphans = [file for file, found in named if file not in foreign and _gone(int(found["pid"]))]
+    matches = [(file, match) for file in folder.iterdir() if (match := names.fullmatch(file.name))]
+    foreign = [file for file, match in matches if match.groupdict().get("machine") != _machine()]
+    orphans = [file for file, match in matches if file not in foreign and _gone(int(match["pid"]))]
     if foreign:
         with _lock(folder, alone=True) as alone:
             _remove([*orphans, *(file for file in foreign if alone and _is_old(file))])
@@ -74,7 +75,10 @@ def _is_old(file: Path) -> bool:
 
 @contextmanager
 def _lock(folder: Path, alone: bool) -> Iterator[bool]:
-    """Hold a folder, with others or alone; False where it is held by others, or the system has no such locks."""
+    """Lock a folder, shared or exclusively; False if another process holds it or there are no such locks.
+
+    A shared lock of the folder itself needs no lock file, which `filelock` would leave in folders of users.
+    """
     try:
         import fcntl
 
@@ -95,7 +99,7 @@ def _lock(folder: Path, alone: bool) -> Iterator[bool]:
 
 def _gone(process: int) -> bool:
     if sys.platform == "win32":
-        return False  # to ask there is to end it
+        return False  # os.kill would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -107,8 +111,8 @@ def _gone(process: int) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Eight digits for where a process number means something: this machine, since it started, in this container."""
+    """Eight digits that identify the namespace of process numbers: machine, boot and container."""
     where = platform.node()
-    with contextlib.suppress(OSError):  # where there is no /proc, the name has to do
+    with contextlib.suppress(OSError):  # without /proc, use only the name of the machine
         where += Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").readlink())
     return hashlib.sha256(where.encode("utf-8", "replace")).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""Whether a checkpoint file holds what was written."""
+"""Detect damaged checkpoint files by their checksums."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lightning_meta.run.verified import is_verified, remember, state_of
 
 
 def damage(path: str | PathLike[str]) -> str | None:
-    """What is wrong with a checkpoint file, as far as its checksums say; None where nothing is.
+    """Describe the damage of a checkpoint file; None if its checksums are right.
 
-    A checkpoint is an archive with a checksum for each of its parts, which `torch.load` does not compare. To compare
-    them takes about 0.1 s for 100 MB, once for a file that stays as it is. What they do not cover, such as padding,
-    changes nothing that is read.
+    A checkpoint is a zip archive with a checksum for each record, which `torch.load` does not compare. Comparing them
+    takes about 0.1 s for 100 MB, once for a file that does not change. Bytes without a checksum, such as padding, do
+    not affect what is read.
 
     Args:
-        path: The file.
+        path: Path of the file.
     """
     file = Path(path)
     if not file.is_file():
@@ -29,11 +29,11 @@ def damage(path: str | PathLike[str]) -> str | None:
             return None
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # torch's never is
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members):  # torch does not compress
                 return "is refused: its records are compressed"
             if sum(member.file_size for member in members) > file.stat().st_size:
                 return "is not a checkpoint, or is damaged: its records claim more bytes than the file has"
-            written = any(member.CRC for member in members)  # else without checksums, by `set_crc32_options(False)`
+            written = any(member.CRC for member in members)  # not after `set_crc32_options(False)`
             damaged = archive.testzip() if written else None
         if damaged:
             return f"is damaged: {damaged.partition('/')[2]!r} in it is not what was written"

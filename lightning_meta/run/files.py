@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lightning_meta.staging import staging
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]]:
-    """Write a file beside its target, and put it in the target's place once it is complete and on disk.
+    """Write to a temporary file, which replaces the target when it is complete and on disk.
 
-    Several may write to one target at once: the last to end wins.
+    If several processes write the same target, the last one to finish wins.
 
     Args:
-        path: The target; its folder is made where it is missing.
+        path: The target; its folder is created if it is missing.
         mode: "w" for text, "wb" for bytes.
 
     Yields:
@@ -34,17 +34,17 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that no file can be written to, before anything is computed.
+    """Check before a computation that files can be written to a folder.
 
     Args:
-        folder: It, or else the folder that it will be made in.
+        folder: The folder; if it does not exist yet, its nearest existing parent is checked.
 
     Raises:
-        UserError: What the system says.
+        UserError: The folder is not writable; the message has the reason.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What is recorded of the tasks' gradients, as files of the run directory."""
+"""The CSV files of recorded task gradients in a run directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLUMNS = {PAIRS: ("step", "task_i", "task_j", "cosine", "affinity"), SHARES: ("
 
 
 def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
-    """Add the rows of a step in one write."""
+    """Append the rows of a step in one write."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     if not file.is_file():
@@ -34,7 +34,7 @@ def append_rows(file: Path, step: int, rows: Iterable[Sequence[Any]]) -> None:
 
 
 def read_rows(file: Path) -> list[list[str]]:
-    """The rows of a file, without a last one that a kill tore: the step, names of tasks, and two numbers.
+    """Read the rows of a file, without an incomplete last one: the step, names of tasks, and two numbers.
 
     Args:
         file: `gradient_conflict.csv` or `gradient_share.csv`.
@@ -55,7 +55,7 @@ def read_rows(file: Path) -> list[list[str]]:
 
 
 def cut_rows(file: Path, step: int) -> None:
-    """Keep the rows of the steps before this one; no file where there is none."""
+    """Keep only the rows of earlier steps; does nothing if there is no file."""
     if not file.is_file():
         return
     kept = [as_cells(row) for row in read_rows(file) if int(row[0]) < step]
@@ -67,7 +67,7 @@ def cut_rows(file: Path, step: int) -> None:
 
 
 def gradient_shares(directory: str | Path) -> dict[str, float]:
-    """The mean share of each task in the sum of the gradients' norms, over all measurements of a run.
+    """Mean share of each task in the sum of gradient norms, over all measurements of a run.
 
     A task adds 0 to a measurement that it is absent from, so the shares sum to 1.
 
@@ -85,7 +85,7 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
 
 
 def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
-    """What was recorded of every two tasks, as means over the measurements of a run that had both.
+    """Means of the recorded values of each pair of tasks, over the measurements with both tasks.
 
     Args:
         directory: The run directory.

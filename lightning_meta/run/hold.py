@@ -1,4 +1,4 @@
-"""A run directory that one process at a time writes to."""
+"""A lock on a run directory."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ LOCK = "run.lock"
 
 
 class Hold:
-    """Keeps other processes from training the same run, until `release` or the end of this process, however it ends.
+    """Locks a run, so that no other process trains it, until `release` or the end of this process.
 
-    It is a lock of the operating system on a file of the directory, and nobody waits for it. A process that was forked,
-    such as a loader's worker, does not hold it. Where the file system has no such locks, or the directory cannot be
-    written to, nothing is kept from anyone.
+    It is a lock of the operating system on a file in the directory; nothing waits for it. Forked processes, such as
+    workers of a loader, do not hold it. If the file system has no locks or the directory is not writable, nothing is
+    locked.
 
     Args:
         directory: The run directory.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds the lock.
     """
 
     def __init__(self, directory: Path) -> None:
         self._lock = FileLock(directory / LOCK, blocking=False, fallback_to_soft=False)
-        if not directory.is_dir():  # which filelock would make
+        if not directory.is_dir():  # filelock would create it
             return
         try:
             self._lock.acquire()
@@ -40,7 +40,7 @@ class Hold:
             pass
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock."""
         self._lock.release()
 
     def __reduce__(self) -> NoReturn:
@@ -48,10 +48,10 @@ class Hold:
 
 
 def is_held(directory: Path) -> bool:
-    """Whether a process trains the run in this directory.
+    """Whether a process is training the run in a directory.
 
     Args:
-        directory: The run directory; one that is missing is not held.
+        directory: The run directory; if it does not exist, the result is false.
     """
     try:
         Hold(directory).release()

@@ -1,4 +1,4 @@
-"""Whether a file that `torch.load` is to read takes no more memory and time than its size warrants."""
+"""Checks of a checkpoint file that bound the memory and time of `torch.load` by the size of the file."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from lightning_meta.reading import check_regular
 from lightning_meta.run.outline import HostileError, RefusedError, check_outline
 from lightning_meta.run.verified import is_verified, remember, state_of
 
-LARGEST_PICKLE = 2**28  # bytes of plain data; tensors lie in records of their own
-_END = struct.Struct("<4s4H2LH")  # of a zip archive without a comment
+LARGEST_PICKLE = 2**28  # bytes of plain data; tensors are in separate records
+_END = struct.Struct("<4s4H2LH")  # end of a zip archive without a comment
 
 
 def check_before_torch(path: str | PathLike[str]) -> None:
-    """Refuse a file that would make `torch.load` block, or allocate what is not in it.
+    """Refuse a file for which `torch.load` would block or allocate more memory than the file has data.
 
     Args:
-        path: A file in which `damage` finds none. `torch.save` writes zip archives of a pickle, and of one record for
-            each storage.
+        path: A file that passed `damage`. `torch.save` writes a zip archive with a pickle and one record per storage.
 
     Raises:
-        UserError: Why, in one line.
+        UserError: The file is refused; the message says why.
     """
     size = check_regular(path)
     try:
@@ -56,8 +55,8 @@ def _check_archive(path: str | PathLike[str], size: int) -> None:
             file.seek(size - _END.size)
             mark, *_, start, comment = _END.unpack(file.read(_END.size))
     if mark != b"PK\5\6" or comment or start not in (archive.start_dir, 2**32 - 1):
-        raise HostileError("its table of contents is not where it says")  # torch would read another one
-    names = [record.filename.lower() for record in records]  # torch looks for names in either case
+        raise HostileError("its table of contents is not where it says")  # torch would read a different one
+    names = [record.filename.lower() for record in records]  # torch ignores the case of names
     if len(set(names)) < len(names):
         raise RefusedError("two of its records have the same name")
     reader: Any = torch._C.PyTorchFileReader(fspath(path))
@@ -69,20 +68,20 @@ def _check_archive(path: str | PathLike[str], size: int) -> None:
 
 
 def check_contents(checkpoint: Any, path: str | PathLike[str]) -> None:
-    """Refuse what Lightning and this package cannot take for a checkpoint.
+    """Check that loaded data is a checkpoint of Lightning and this package.
 
     Args:
-        checkpoint: What `torch.load` made of the file.
-        path: The file, for the error.
+        checkpoint: The result of `torch.load`.
+        path: Path of the file, for the error.
 
     Raises:
-        UserError: It has no state dict, or one that holds something else than weights by name.
+        UserError: There is no state dict, or it is not a mapping from names to weights.
     """
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a Lightning checkpoint: it has no `state_dict`")
     weights, stored = checkpoint["state_dict"], checkpoint.get("lightning_meta") or {}
-    versions = getattr(weights, "_metadata", {})  # of modules, by name: what `load_state_dict` asks for
-    known = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
-    names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
-    if not (names and known and isinstance(stored, dict)):
+    versions = getattr(weights, "_metadata", {})  # versions of modules by name, which `load_state_dict` reads
+    has_versions = isinstance(versions, dict) and all(isinstance(version, dict) for version in versions.values())
+    has_names = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not (has_names and has_versions and isinstance(stored, dict)):
         raise UserError(f"{path} is not a checkpoint of lightning_meta, or is damaged")

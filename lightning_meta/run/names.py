@@ -1,4 +1,4 @@
-"""Names of runs, which become folders: the same on every system, and never outside the folder of all runs."""
+"""Checks of the names of runs, which are names of folders on every system."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import re
 
 from lightning_meta.errors import UserError
 
-LONGEST = 150  # bytes: file systems take 255, and names of files are made of it
+LONGEST = 150  # bytes; file systems allow 255, and file names are derived from it
 _FORBIDDEN = re.compile(r'[/\\<>:"|?*]')
-_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices of Windows
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices on Windows
 
 
 def refuse_name(option: str, name: str) -> None:
-    """Refuse a name that is not one plain folder.
+    """Refuse a name that is not the name of a single folder.
 
     Args:
-        option: How the user calls it, such as "--name".
+        option: The option for messages, such as "--name".
         name: The name.
 
     Raises:
-        UserError: What is wrong with it, and which names would do.
+        UserError: The name is not valid; the message says which names are.
     """
     if wrong := _wrong(name):
         shown = name if len(name) <= 60 else f"{name[:60]}..."

@@ -1,4 +1,4 @@
-"""What messages call an argument of `lightning_meta.fit`: in Python by its name, on the command line by its option.
+"""How messages name an argument of `lightning_meta.fit`: as an argument in Python, as an option on the command line.
 
 >>> as_argument("trainer.max_steps"), as_argument("resume", "last")
 ('max_steps', "resume='last'")
@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 from lightning_meta.errors import UserError
 
 Naming: TypeAlias = Callable[..., str]
-"""Takes a name, such as `trainer.max_steps` or `resume`, and optionally the value that is shown with it."""
+"""A function of a name, such as `trainer.max_steps` or `resume`, and optionally a value to show."""
 
 
 def as_argument(name: str, *value: Any) -> str:
-    """The argument as it is written in Python, with its value where one is shown."""
+    """The argument as written in Python, with its value if one is given."""
     if value and name.startswith("checkpoint."):
         return f"checkpoint=RunCheckpoint({name.removeprefix('checkpoint.')}={value[0]!r})"
     return name.removeprefix("trainer.") + "".join(f"={v!r}" for v in value)
@@ -26,10 +26,10 @@ def as_argument(name: str, *value: Any) -> str:
 
 @contextmanager
 def naming_arguments() -> Iterator[None]:
-    """Remove the section of the configuration from the head of an error: `trainer.max_steps` is an argument of `fit`.
+    """Remove the section from the start of error messages, as `trainer.max_steps` is the argument `max_steps` of `fit`.
 
     Raises:
-        UserError: The same error.
+        UserError: The error with the shorter message.
     """
     try:
         yield

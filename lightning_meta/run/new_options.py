@@ -1,4 +1,4 @@
-"""New options of an optimiser and its schedule in a resumed run, which would take those of the checkpoint."""
+"""Apply new options of an optimiser and its schedule in a resumed run, in place of those of the checkpoint."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 def take_new_options(
     checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[LRSchedulerConfig]
 ) -> None:
-    """Write the options of new optimisers and schedules over those in a checkpoint that is about to be restored.
+    """Replace the options of optimisers and schedules in a checkpoint, before it is restored.
 
-    A new schedule is stepped as often as the stored one was: the run goes on with the rate that a run with the new
-    options would have at this step, whatever the schedule computes from what. What the optimiser has gathered of each
-    parameter stays.
+    A new schedule is stepped as often as the stored one was, so the run continues with the rate that a run with the new
+    options would have at this step. The state of each parameter, such as momentum, is kept.
 
     Args:
-        checkpoint: As it was read; changed in place.
-        optimizers: As the module makes them, not restored.
-        schedules: Theirs, in order.
+        checkpoint: The checkpoint; changed in place.
+        optimizers: New optimisers of the module, whose state has not been restored.
+        schedules: Their schedules, in order.
     """
     stored = checkpoint.get("lr_schedulers") or []
     watched = any(isinstance(schedule.scheduler, ReduceLROnPlateau) for schedule in schedules)
@@ -35,7 +34,7 @@ def take_new_options(
             continue
         by_interval = checkpoint["global_step"] if schedule.interval == "step" else checkpoint["epoch"]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch expects a step of the optimiser before the schedule's
+            warnings.simplefilter("ignore")  # torch expects the optimiser's step before the schedule's
             for _ in range(before.get("last_epoch", by_interval // schedule.frequency)):
                 schedule.scheduler.step()
         states.append(schedule.scheduler.state_dict())

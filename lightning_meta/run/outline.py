@@ -1,4 +1,4 @@
-"""What a checkpoint would become, found out before anything of it is made.
+"""Determine what a checkpoint's pickle would create, before creating any of it.
 
 `torch.load(weights_only=True)` runs no code, but believes what it reads: a pickle of 10 kB can hold lists that hold
 each other 2^60 times, a tensor can claim more numbers than its storage has, a record can inflate. So the pickle is
@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-DEEPEST = 100  # levels; a checkpoint of Lightning has about ten
-REPEATED = 1_000_000  # values that may be repeated by reference, besides those that are written out
-EXPANDED = 2**30  # bytes by which tensors may be larger than their storages, as those are that `expand` makes
-LARGEST_KEY = 100  # values of a key that is a tuple, of which every one is hashed
-MOST_DIMENSIONS = 64  # of a tensor of torch's
+DEEPEST = 100  # levels of nesting; a Lightning checkpoint has about ten
+REPEATED = 1_000_000  # maximum number of values that are repeated by reference
+EXPANDED = 2**30  # bytes by which tensors may exceed their storages, as after `expand`
+LARGEST_KEY = 100  # values in a tuple that is a key, each of which is hashed
+MOST_DIMENSIONS = 64  # maximum of torch
 
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWFALSE": False, "NEWTRUE": True, "EMPTY_TUPLE": ()}
@@ -48,11 +48,11 @@ _LENGTH = struct.Struct("<I")
 
 
 class HostileError(ValueError):
-    """A pickle that is not what it seems."""
+    """The pickle contradicts itself or the file."""
 
 
 class RefusedError(HostileError):
-    """A pickle that would take more memory or time than its size warrants, or holds what no training writes."""
+    """The pickle would take too much memory or time for its size, or contains what training never writes."""
 
 
 class _Global(str):
@@ -60,7 +60,7 @@ class _Global(str):
 
 
 class _Node:
-    """A list, dictionary, set or object: what it holds, and of what kind it is."""
+    """A list, dictionary, set or object: its kind and contents."""
 
     def __init__(self, kind: str, children: list[Any]) -> None:
         self.kind, self.children = kind, children
@@ -91,7 +91,7 @@ def check_outline(content: bytes, size_of: Callable[[str], int]) -> None:
 
 
 class _Reader:
-    """The machine that a pickle is a program for, with sizes in place of objects."""
+    """The stack machine that runs a pickle, with sizes in place of objects."""
 
     def __init__(self, size_of: Callable[[str], int]) -> None:
         self.size_of = size_of
@@ -100,7 +100,7 @@ class _Reader:
         self.own = {_name(entry) for entry in torch.serialization.get_safe_globals()}
 
     def read(self, content: bytes) -> Any:
-        """The outline of what the pickle makes."""
+        """The outline of the object that the pickle creates."""
         stack: list[Any] = []
         marks: list[list[Any]] = []
         memo: dict[int, Any] = {}
@@ -156,7 +156,7 @@ class _Reader:
             raise HostileError("a storage is not described as one")
         width = _width(kind)
         stored = self.stored.setdefault(key, self.size_of(key))
-        if count * width != stored:  # torch believes the pickle, and would read beyond the record
+        if count * width != stored:  # torch trusts the pickle and would read beyond the record
             raise HostileError(f"storage {key[:50]!r} claims {count * width:,} bytes and has {stored:,}")
         return _Node("storage", [stored, width])
 
@@ -211,7 +211,7 @@ class _Reader:
 
 
 def _opcodes(content: bytes) -> Iterator[tuple[str, Any]]:
-    """What `pickletools.genops` gives, as far as torch takes it, in a fraction of the time."""
+    """The opcodes that torch supports, as from `pickletools.genops` but faster."""
     place, end = 0, len(content)
     while place < end:
         code, place = content[place], place + 1
@@ -254,7 +254,7 @@ def _fill(target: Any, kind: str, items: list[Any]) -> None:
 
 
 def _check_key(key: Any) -> None:
-    """Nested tuples are hashed as trees, without a limit; a tensor by its place in memory."""
+    """Limit the size of keys: nested tuples are hashed as trees, tensors by identity."""
     waiting, size = [key], 1
     while waiting:
         part = waiting.pop()
@@ -268,7 +268,7 @@ def _check_key(key: Any) -> None:
 
 
 def _check_attributes(state: Any) -> None:
-    """Attributes of a tensor; those that every tensor has, such as `data`, would make it another one."""
+    """Refuse attributes that replace those of every tensor, such as `data`."""
     if not isinstance(state, _Node) or state.kind != "dict":
         raise HostileError("the attributes of a tensor are no dictionary")
     for name in state.children[::2]:
@@ -290,7 +290,7 @@ def _bytes_of_view(storage: Any, offset: Any, size: Any, stride: Any, width: int
 
 
 def _width(name: str) -> int:
-    """Bytes of a number, by the name of a dtype or of a storage."""
+    """Bytes per element, by the name of a dtype or of a storage."""
     if name in ("torch.storage.UntypedStorage", "torch.UntypedStorage"):
         return 1
     dtype = getattr(torch, name.removeprefix("torch."), None) if name.startswith("torch.") else None
@@ -300,13 +300,13 @@ def _width(name: str) -> int:
 
 
 def _name(entry: Any) -> str:
-    """What `add_safe_globals` was given: a class or function, or one with its name."""
+    """The entries of `add_safe_globals`: a class or function, or one with its name."""
     return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
 def _check_tree(root: Any, most: int) -> None:
-    """Refuse what holds itself, lies deeply or is large when walked as a tree."""
-    measured: dict[int, tuple[int, int]] = {}  # by identity: values and levels; (0, 0) while it is being measured
+    """Refuse objects that contain themselves, are nested deeply, or are large when traversed as a tree."""
+    measured: dict[int, tuple[int, int]] = {}  # number of values and levels by identity; (0, 0) while in progress
     path: list[tuple[Any, Iterator[Any]]] = [(root, iter(_children(root)))]
     while path:
         value, rest = path[-1]

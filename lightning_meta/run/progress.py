@@ -1,4 +1,4 @@
-"""What a checkpoint says of how far training was, before a run takes it up."""
+"""Checks of the training state in a checkpoint, before a run is resumed from it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _OPTIM = str(Path("torch", "optim")) + "/"
 
 
 def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> None:
-    """Refuse counters that are none, and states that no random number generator can be in.
+    """Check the counters and the states of random number generators in a checkpoint.
 
     Args:
-        checkpoint: With whatever Lightning and `RunCheckpoint` have put in.
-        path: The file, for the error.
+        checkpoint: The checkpoint, with the entries of Lightning and `RunCheckpoint`.
+        path: Path of the checkpoint, for the error.
 
     Raises:
-        UserError: The first that is wrong.
+        UserError: An entry is invalid.
     """
     for part, kind in _PARTS.items():
         value = checkpoint.get(part)
@@ -47,7 +47,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
         key, value = waiting.pop()
         if key in _COUNTERS and not (type(value) is int and 0 <= value < LARGEST):
             raise UserError(f"{path} cannot be resumed: its {key} is {str(value)[:50]}, and should be a whole number")
-        if key not in ("random", "combined_loader"):  # tried out below; of a loader that may be anything
+        if key not in ("random", "combined_loader"):  # states are tested below; that of a loader can be anything
             waiting += _items(value)
     if moment is None:
         return
@@ -57,22 +57,22 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
         seconds, stopped = moment["seconds"], moment["stopped"]
         if not (0 <= float(seconds) < LARGEST) or not isinstance(stopped, bool):
             raise ValueError
-    except Exception as error:  # each generator raises its own
+    except Exception as error:  # each generator raises other errors
         raise UserError(
             f"{path} cannot be resumed: what it says of the moment when it was written is damaged"
         ) from error
 
 
 def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> UserError | None:
-    """What a state that does not fit has led to, in one line; None for errors of other origin.
+    """Turn an error from restoring a state that does not fit into one line; None for other errors.
 
     Args:
-        error: Raised by training.
-        path: What it resumed from; None where it did not.
+        error: The error of training.
+        path: The checkpoint that was resumed; None for a new run.
     """
     frames = traceback.extract_tb(error.__traceback__)
     restoring = any(_restores(frame) for frame in frames)
-    # The optimiser itself takes up its state in a step, within which Lightning trains, by its closure.
+    # An optimiser uses its restored state in its step, and Lightning runs the training step inside it, as closure.
     training = any(frame.name in ("closure", "training_step") for frame in frames)
     restoring |= not training and any(_OPTIM in frame.filename for frame in frames)
     if path is None or not restoring or isinstance(error, UserError | OSError | torch.OutOfMemoryError):
@@ -85,13 +85,13 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
 
 
 def _restores(frame: traceback.FrameSummary) -> bool:
-    if frame.filename.endswith("checkpoint_connector.py"):  # which also writes checkpoints
+    if frame.filename.endswith("checkpoint_connector.py"):  # this file also writes checkpoints
         return "restore" in frame.name
     return frame.name == "restore_random_state"
 
 
 def _are_states(value: list[Any], part: str) -> bool:
-    """Whether these are states of optimisers, which say the options of their parameters, or of schedules."""
+    """Whether these are states of optimisers, which have parameter groups, or of schedules."""
     groups = [state.get("param_groups") if isinstance(state, dict) else None for state in value]
     if part == "optimizer_states" and not all(isinstance(group, list) for group in groups):
         return False
@@ -108,7 +108,7 @@ def _items(value: Any) -> list[tuple[Any, Any]]:
 def _try_out(state: Mapping[str, Any]) -> None:
     random.Random().setstate(state["python"])
     name, keys, position, has_gauss, gauss = state["numpy"]
-    if not 0 <= position <= len(keys):  # numpy would read beyond
+    if not 0 <= position <= len(keys):  # numpy would read out of bounds
         raise ValueError
     np.random.RandomState().set_state((name, keys, position, has_gauss, gauss))
     torch.Generator().set_state(state["torch"])

@@ -1,4 +1,4 @@
-"""An argument as `config.yaml` says it, which is how the parser of the command takes it and writes it."""
+"""Convert arguments to the form that they have in `config.yaml`, which is that of the command's parser."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning_meta.specifications import marked
 
 
 def written(value: Any) -> Any:
-    """Describe an argument in the parser's words.
+    """Convert an argument to plain data as the parser writes it.
 
     >>> import torch
     >>> written({"act": torch.nn.ReLU, "lr": 0.1})
     {'act': 'torch.nn.ReLU', 'lr': 0.1}
 
     Args:
-        value: As `describe` takes it.
+        value: A value that `describe` accepts.
 
     Returns:
         Plain data: a class or a function is its path, a member of an enumeration its name. A `functools.partial` of
-        what is no optimiser and no schedule is `{"instance": <what it calls>}`, as the parser has no form for it.
+        anything but an optimiser or a schedule is `{"instance": <its function>}`, as the parser cannot create it.
     """
     return _in_words(describe(value))
 
@@ -42,7 +42,7 @@ def _in_words(spec: Any) -> Any:
 
 
 def _shortest(path: str) -> str:
-    """The path to a class or a function by the outermost package that exports it, as the parser writes it."""
+    """The path of a class or function in the outermost package that exports it, as the parser writes it."""
     value = import_object(path)
     module, name = value.__module__.split("."), value.__qualname__
     packages = [".".join(module[: i + 1]) for i in range(len(module))]
