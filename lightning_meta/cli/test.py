@@ -11,6 +11,8 @@ from typing import Any, Literal
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+from rich.table import Table
 
 from lightning_meta.checks import instance
 from lightning_meta.cli.calibrating import identity, print_calibration, write_calibration
@@ -28,7 +30,7 @@ from lightning_meta.fitting.calibration import TASKS, calibrate_by
 from lightning_meta.fitting.checks import check_machine, check_seed, check_trainer
 from lightning_meta.fitting.evaluation import Evaluation, evaluate_by
 from lightning_meta.fitting.grid import print_grid, write_grid
-from lightning_meta.fitting.importance import permutation_importance
+from lightning_meta.fitting.importance import Importance, permutation_importance
 from lightning_meta.fitting.progress_bar import progress_bar
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.fitting.table_calibration import calibrate_table_by
@@ -46,6 +48,7 @@ from lightning_meta.run.results import facts, test_facts, write_report
 OF_DATA = {"ways": "test_ways", "shots": "test_shots", "queries": "test_queries", "tasks": "test_tasks"}
 OF_DATA |= {"task_list": "test_task_list"}
 DRAWN = ("ways", "shots", "queries", "tasks")
+MOST_TASKS, MOST_COLUMNS = 20, 5  # in the printed table of importances
 TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "deterministic", "inference_mode")
 
 
@@ -105,8 +108,21 @@ def test(args: Sequence[str]) -> None:
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory, getattr(objects["data"], "test_conditions", ""))
     if config.importance:
-        permutation_importance(module, objects["data"], seed=config.seed_everything, out=logger.directory)
-        print(f"importance of each column: {logger.directory / 'importance.csv'}")
+        importances = permutation_importance(module, objects["data"], seed=config.seed_everything, out=logger.directory)
+        _print_importances(importances)
+        print(f"importance of every column: {logger.directory / 'importance.csv'}")
+
+
+def _print_importances(importances: Sequence[Importance]) -> None:
+    """Print the most important columns of the first tasks."""
+    table = Table("task", "columns, and the increase of the test loss when each is permuted")
+    tasks = list(dict.fromkeys(each.task for each in importances))
+    for task in tasks[:MOST_TASKS]:
+        columns = sorted((each for each in importances if each.task == task), key=lambda each: -each.mean)
+        table.add_row(task, ", ".join(f"{each.column} {each.mean:.3g}" for each in columns[:MOST_COLUMNS]))
+    if len(tasks) > MOST_TASKS:
+        table.caption = f"{len(tasks) - MOST_TASKS} more tasks are in the file"
+    Console(markup=False, emoji=False).print(table)
 
 
 def _check_importance(module: Any, data: Any) -> None:

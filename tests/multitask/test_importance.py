@@ -147,10 +147,13 @@ def test_the_command_tests_and_permutes(
     capsys.readouterr()
     assert main(["test", "--ckpt_path", str(run), "--importance", "--trainer.enable_progress_bar=false"]) == 0
     (table,) = run.glob("tests/*/importance.csv")
-    assert f"importance of each column: {table}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"importance of every column: {table}" in printed
     assert table.with_suffix(".png").stat().st_size > 0
     with table.open(newline="") as file:
         found = {(row["task"], row["column"]): float(row["loss_increase"]) for row in csv.DictReader(file)}
     data = lm.MultiTaskDataModule(Table("t.csv", features=["a", "b", "kind"], **TWO), seed=0)
     expected = lm.permutation_importance(lm.load(run), data, seed=1)  # the run's
+    first = max((f for f in expected if f.task == "y"), key=lambda f: f.mean)
+    assert f"{first.column} {first.mean:.3g}" in printed
     assert found == pytest.approx({(f.task, f.column): f.mean for f in expected}, rel=1e-6)
