@@ -30,6 +30,9 @@ ELSEWHERE = {
     },
     "python scripts/fit.py --config configs/meta_baseline_glyphs.yaml --model.backbone_weights "
     "runs/simple_shot_glyphs/0": "test_first_weights.py starts from a run",
+    "python scripts/fit.py --config configs/multi_head_table_embeddings.yaml": (
+        "its table is not shipped; test_category_embeddings.py trains on one like it"
+    ),
     "python scripts/fit.py --config configs/protonet_table.yaml": "test_labelled_table.py runs it",
     "python scripts/fit.py --config configs/maml_table.yaml": "test_regression_table.py runs it",
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",

@@ -40,7 +40,7 @@ class FEAT(MetricLearner):
     Run it:
         `python scripts/fit.py --config configs/feat_glyphs.yaml`; to start from a classifier, add
         `--model.backbone_weights runs/rfs_glyphs/0`. For the paper's data, use
-        `configs/feat_mini_imagenet.yaml`(results not reproduced here).
+        `configs/feat_mini_imagenet.yaml` (results not reproduced here).
 
     Logged:
         - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its

@@ -59,7 +59,7 @@ class IMAML(GradientBasedLearner):
 
     Run it:
         `python scripts/fit.py --config configs/imaml_glyphs.yaml` without a download. For the paper's data, use
-        `configs/imaml_omniglot.yaml`(results not reproduced here).
+        `configs/imaml_omniglot.yaml` (results not reproduced here).
 
     Logged:
         - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks

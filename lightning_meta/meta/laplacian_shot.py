@@ -52,7 +52,7 @@ class LaplacianShot(CentredClassifier, TransductiveClassifier):
     Run it:
         `python scripts/fit.py --config configs/laplacian_shot_glyphs.yaml`. To reuse the network of another run:
         `--model.backbone_weights runs/rfs_glyphs/0 --trainer.max_steps 0`. For the paper's data, use
-        `configs/laplacian_shot_mini_imagenet.yaml`(results not reproduced here).
+        `configs/laplacian_shot_mini_imagenet.yaml` (results not reproduced here).
 
     Logged:
         - `train/loss`, `train/accuracy`: on the images of one step, among all training classes (chance level: 1 /
