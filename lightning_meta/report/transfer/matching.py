@@ -79,8 +79,8 @@ class Method:
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:
     """The class of each test example of a task, `(n,)`.
 
-    If the contributions of the examples to a custom metric are unknown, each example is its own class, so that the task
-    has no interval.
+    A torchmetrics class that is undefined without some of the examples gives no contributions of examples. In that case
+    each example is its own class, so that the task has no interval.
 
     Args:
         methods: Methods that are compared.
@@ -90,7 +90,7 @@ def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | No
         The classes; None for a metric that is a mean over examples.
     """
     results = [run.tasks[task] for method in methods for run in method.runs]
-    # With unknown contributions, all examples have the same score, the metric itself.
+    # Without contributions all scores equal the metric, see `metrics.values_of_class`.
     if results[0].metric not in NAMED and any((r.scores == r.scores[0]).all() for r in results):
         return np.arange(len(results[0].ids))
     return results[0].classes
