@@ -110,8 +110,8 @@ def fit(
             training = Training(module, data, options, allow_changes=allow_changes, began=began, **parts)
         except BaseException as error:
             place.logger.discard()
-            of_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
-            if of_trainer and not isinstance(error, UserError):
+            from_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
+            if from_trainer and not isinstance(error, UserError):
                 raise UserError(reason(error)) from error
             raise
         try:
@@ -139,10 +139,10 @@ def _messages_on_stderr() -> Iterator[None]:
 
 def _check_names(trainer: dict[str, Any]) -> None:
     """Refuse arguments that neither `fit` nor the Trainer has, with a similar name that exists."""
-    known = list(inspect.signature(Trainer).parameters)
-    own = list(inspect.signature(fit).parameters)
+    of_trainer = list(inspect.signature(Trainer).parameters)
+    of_fit = list(inspect.signature(fit).parameters)
     for name in trainer:
-        if name not in known:
-            close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
+        if name not in of_trainer:
+            close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*of_fit, *of_trainer], n=1)
             meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
             raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")

@@ -25,7 +25,7 @@ from lightning_meta.report.saving import save_figure
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.table_rows import Rows
 
-SHOWN = 12  # maximum number of tasks in the picture, and of columns per task
+SHOWN = 12  # maximum number of tasks in the figure, and of columns per task
 
 
 class Importance(NamedTuple):
@@ -151,11 +151,9 @@ def _draw(folder: Path, importances: Sequence[Importance]) -> None:
     tasks = list(dict.fromkeys(importance.task for importance in importances))[:SHOWN]
     figure = Figure((7, 2.5 * len(tasks)), layout="constrained")
     for axes, task in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
-        of_task = sorted((f for f in importances if f.task == task), key=lambda f: f.mean)[-SHOWN:]
-        axes.barh(
-            range(len(of_task)), [f.mean for f in of_task], xerr=[f.deviation for f in of_task], color="0.6", capsize=2
-        )
-        axes.set_yticks(range(len(of_task)), [f.column for f in of_task], fontsize=7)
+        top = sorted((i for i in importances if i.task == task), key=lambda i: i.mean)[-SHOWN:]
+        axes.barh(range(len(top)), [i.mean for i in top], xerr=[i.deviation for i in top], color="0.6", capsize=2)
+        axes.set_yticks(range(len(top)), [i.column for i in top], fontsize=7)
         axes.set_title(task, fontsize=9)
         axes.axvline(0, color="0.3", lw=0.5)
     axes.set_xlabel("increase of the test loss when the column is permuted")

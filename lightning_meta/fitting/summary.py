@@ -85,10 +85,10 @@ def _named_tasks(file: Path) -> list[dict[str, str]]:
 
 def _over(metrics: Mapping[str, float], metric: str) -> str:
     """The number of tasks over which a metric is averaged, in words."""
-    known, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
-    if known is None or tasks is None or known == tasks:
+    averaged, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
+    if averaged is None or tasks is None or averaged == tasks:
         return ", mean over tasks"
-    return f", mean over {known:.0f} of {tasks:.0f} tasks"
+    return f", mean over {averaged:.0f} of {tasks:.0f} tasks"
 
 
 def _shown(metric: str, value: float) -> str:

@@ -110,6 +110,6 @@ class CGC(MultiTaskModule):
 
     @property
     def _experts(self) -> list[nn.ModuleList]:
-        """The shared experts, and those of each task."""
+        """The shared experts, then the experts of each task."""
         assert isinstance(self.backbone, nn.ModuleList)
         return [part for part in self.backbone if isinstance(part, nn.ModuleList)]

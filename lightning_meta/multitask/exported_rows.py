@@ -51,7 +51,7 @@ def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]
             )
         numbers.append([_number(row, number, column, about) for column in about["numbers"]])
         pairs = zip(about["texts"], indices, strict=True)
-        codes.append([_code(row, number, column, known, about) for column, known in pairs])
+        codes.append([_code(row, number, column, by_text, about) for column, by_text in pairs])
     return {
         "numbers": np.array(numbers, np.float64).reshape(len(numbers), len(about["numbers"])),
         "codes": np.array(codes, np.int64).reshape(len(codes), len(about["texts"])),

@@ -85,7 +85,7 @@ class MTAN(MultiTaskModule):
             last = shape_after(nn.Sequential(*block), shape, input_dtype=dtype)
             if len(last) not in (1, IMAGE_DIMS) or first[1:] != last[1:]:
                 raise UserError(
-                    "backbone: MTAN attends to features (C,) or (C, H, W) that have one shape within a block; those of "
+                    "backbone: MTAN needs features (C,) or (C, H, W) with the same H and W within a block, but those of "
                     f"block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
                     "another number, or use MultiHead"
                 )

@@ -167,7 +167,7 @@ class PLE(MultiTaskModule):
 
     @property
     def _levels(self) -> list[list[nn.ModuleList]]:
-        """The experts of each level: the shared ones, then those of each task."""
+        """The experts of each level: first the shared experts, then the experts of each task."""
         assert isinstance(self.backbone, nn.ModuleList)
         levels = [level for level in self.backbone if isinstance(level, nn.ModuleList)]
         return [[part for part in level if isinstance(part, nn.ModuleList)] for level in levels]

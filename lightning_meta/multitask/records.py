@@ -148,8 +148,8 @@ class TaskRecords(Metric):
             return RecordTable({})
         task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
         if not _ascends(task_numbers, ids):
-            # A rank without examples of its own evaluates one that another rank has too. The sort is stable, so the
-            # first record of each example is kept.
+            # An example may occur twice: a rank without examples evaluates one that another rank evaluates as well.
+            # The sort is stable, so the first record of each example is kept.
             order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))
             pairs = torch.stack([task_numbers, ids])[:, order]
             first = torch.ones(len(order), dtype=torch.bool)

@@ -72,13 +72,13 @@ class StepFeatures:
         """
         counts, detached = [len(i) for i in rows.values()], features.detach()
         if isinstance(rows, Common):
-            of_tasks = detached.repeat(len(rows), *[1] * (detached.dim() - 1))
+            copies = detached.repeat(len(rows), *[1] * (detached.dim() - 1))
         else:
-            of_tasks = detached[torch.cat(list(rows.values()))]
-        of_tasks.requires_grad_()
-        self._copies.append(_Copies(features, of_tasks, rows))
-        places = torch.arange(len(of_tasks), device=features.device).split(counts)
-        return of_tasks, Consecutive(zip(rows, places, strict=True))
+            copies = detached[torch.cat(list(rows.values()))]
+        copies.requires_grad_()
+        self._copies.append(_Copies(features, copies, rows))
+        places = torch.arange(len(copies), device=features.device).split(counts)
+        return copies, Consecutive(zip(rows, places, strict=True))
 
     def add(
         self,

@@ -52,7 +52,7 @@ class About(NamedTuple):
         """Return the title of a figure: the method, its tasks and what the figure shows.
 
         Args:
-            what: What the figure shows, starting with a lower-case letter.
+            what: Description of the figure's content, starting with a lower-case letter.
         """
         head = ", ".join(filter(None, (self.method, self.conditions)))
         return f"{head}: {what}" if head else what[:1].upper() + what[1:]

@@ -37,10 +37,10 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     try:
         with open_regular(file) as stream, zipfile.ZipFile(stream) as archive:
             members = {info.filename: info for info in archive.infolist()}
-            wanted = {name: members.get(f"{name}.npy") for name in names}
-            if missing := [name for name, info in wanted.items() if info is None]:
+            requested = {name: members.get(f"{name}.npy") for name in names}
+            if missing := [name for name, info in requested.items() if info is None]:
                 raise KeyError(missing[0])
-            infos = {name: info for name, info in wanted.items() if info is not None}
+            infos = {name: info for name, info in requested.items() if info is not None}
             size, inflated = os.fstat(stream.fileno()).st_size, sum(info.file_size for info in infos.values())
             if inflated > RATIO * size + SLACK:
                 raise ValueError(f"it would inflate from {size:,} bytes to {inflated / 1e9:,.1f} GB")

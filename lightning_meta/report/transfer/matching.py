@@ -112,8 +112,8 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
             different options, or a run cannot be read.
     """
     baseline_runs = run_directories(baseline)
-    known = {run.resolve() for run in baseline_runs}
-    others = [run for run in run_directories(runs) if run.resolve() not in known]
+    resolved = {run.resolve() for run in baseline_runs}
+    others = [run for run in run_directories(runs) if run.resolve() not in resolved]
     if not others:
         raise UserError(
             "there is nothing to compare: all runs belong to the baseline; name other runs before --baseline"
@@ -122,8 +122,8 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
     if len(baselines) > 1:
         raise UserError(f"--baseline: expected the runs of one method, got {', '.join(m.name for m in baselines)}")
     methods = _methods([*baseline_runs, *others])
-    first = next(m for m in methods if m.runs[0].directory.resolve() in known)
-    if {run.directory.resolve() for run in first.runs} != known:
+    first = next(m for m in methods if m.runs[0].directory.resolve() in resolved)
+    if {run.directory.resolve() for run in first.runs} != resolved:
         raise UserError(f"--baseline: name all runs of {first.name}, or leave the others out of the comparison")
     methods.remove(first)
     for method in methods:

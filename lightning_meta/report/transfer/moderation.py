@@ -1,4 +1,4 @@
-"""Seed effects: those that all tasks share, and those of single tasks, estimated with the help of the other tasks."""
+"""Estimates of seed effects: of the effect on all tasks, and of the effect on each task, moderated by other tasks."""
 
 from __future__ import annotations
 

@@ -166,8 +166,8 @@ def _last_validation(file: Path) -> float:
     if not file.is_file():
         return math.nan
     header, rows = read_table(file, ["step"])
-    of_validation = [i for i, name in enumerate(header) if name.startswith("val/")]
-    steps = [row[header.index("step")] for row in rows if any(row[i] for i in of_validation)]
+    val_columns = [i for i, name in enumerate(header) if name.startswith("val/")]
+    steps = [row[header.index("step")] for row in rows if any(row[i] for i in val_columns)]
     return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan  # the first step is number 0
 
 
