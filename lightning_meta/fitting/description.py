@@ -65,7 +65,9 @@ def config_of(
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
     """Describe the module, without the task description that it took from the data, as for a loaded module."""
     spec = written(module)
-    if isinstance(module, Described) and marked(spec, "instance"):  # some of its arguments cannot be described
+    if isinstance(module, Described) and marked(
+        spec, "instance"
+    ):  # it has arguments without names, which cannot be described
         refuse_unknown(module)
     for name, value in getattr(module, "_init_args", {}).items():
         if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):

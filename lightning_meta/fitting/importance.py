@@ -68,7 +68,8 @@ def permutation_importance(
     r of R. All inputs of a column are permuted together: its one-hot inputs and its indicator of missing values. If
     each task has its own rows, values are permuted within the rows of a task. A column that is correlated with others
     may have a small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45,
-    2001, section 10). The result is that of `sklearn.inspection.permutation_importance` with the loss as the score. ::
+    2001, section 10). The result is that of `sklearn.inspection.permutation_importance` with the negative loss as
+    the score. ::
 
         model = lm.load("runs/houses/0")
         lm.permutation_importance(model, data, out="runs/houses/0")

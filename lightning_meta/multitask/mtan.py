@@ -85,8 +85,8 @@ class MTAN(MultiTaskModule):
             last = shape_after(nn.Sequential(*block), shape, input_dtype=dtype)
             if len(last) not in (1, IMAGE_DIMS) or first[1:] != last[1:]:
                 raise UserError(
-                    "backbone: MTAN needs features (C,) or (C, H, W) with the same H and W within a block, but those of "
-                    f"block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
+                    "backbone: MTAN needs features (C,) or (C, H, W) with the same H and W within a block, but those "
+                    f"of block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
                     "another number, or use MultiHead"
                 )
             shapes.append((first[0], last))

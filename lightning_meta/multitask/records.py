@@ -196,7 +196,7 @@ class RecordTable:
         return dict(self._ranked)
 
     def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
-        """The metrics of each task beside its selection metric, by name of the task and of the metric."""
+        """The metrics of each task besides its selection metric, by name of the task and of the metric."""
         requests = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
         metrics: dict[str, dict[str, float]] = {name: {} for name in tasks}
         for (name, _, metric), value in zip(requests, self._evaluated(requests), strict=True):
