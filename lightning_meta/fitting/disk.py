@@ -42,7 +42,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_writing(error: OSError) -> bool:
-    """Whether an error comes from a full or read-only disk, or from a file that this package may not write."""
+    """Whether an error is a full, read-only or failing disk, or a missing permission of a module that writes files."""
     name = errno.errorcode.get(error.errno or 0)
     return name in _FULL or (name in _FORBIDDEN and _raised_by_a_writer(error))
 

@@ -108,6 +108,8 @@ class Training:
         self.record = RunRecord(written, allow_changes, time.monotonic() if began is None else began, say)
         self.termination, self.watch = Termination(checkpoint), RankWatch(say)
         save_config = SaveConfig(config, self.record)
+        # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
+        # checkpoint callback writes the previous step before other callbacks log values for the next one.
         callbacks = [self.record, MonitorCheck(), checkpoint, self.termination, self.watch, save_config]
         callbacks += as_list(options.get("callbacks"))
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):

@@ -130,6 +130,8 @@ class TableEncoder(nn.Module):
         quantiles: Tensor = getattr(self, f"quantiles_{i}")
         levels: Tensor = getattr(self, f"levels_{i}")
         count, normal = len(quantiles), self.numbers[i].normal
+        # The mean of interpolating from below and from above gives repeated quantiles their middle level. `up` is the
+        # last quantile that is at most x, `down` the first that is at least x.
         slopes = levels.diff() / quantiles.diff()  # infinite between equal quantiles, between which no x lies
         up = ((quantiles <= x.unsqueeze(1)).sum(1) - 1).clamp(0, count - 2)
         down = (quantiles < x.unsqueeze(1)).sum(1).clamp(1, count - 1)
@@ -148,6 +150,7 @@ def normal_quantile(p: Tensor) -> Tensor:
         p: Probabilities, float64.
     """
     q = p - 0.5
+    # The argument is 0.425² − q² in the centre, |q| <= 0.425, and √(−ln min(p, 1 − p)) − 1.6 in the tails.
     centre = 0.180625 - q * q
     tail = torch.minimum(p, 1 - p).clamp_min(torch.finfo(torch.float64).tiny).log().neg().sqrt() - 1.6
     return torch.where(q.abs() <= 0.425, q * _ratio(CENTRE, centre), q.sign() * _ratio(TAIL, tail))
