@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
+from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, fewest_labels
 
 
@@ -38,17 +39,15 @@ class PredictsSets:
         Raises:
             UserError: A label that was not learned, or a target with fewer than (1 − α) / α labels.
         """
-        from lightning_meta.estimators.multi_task import _labels, _plain, _present  # it imports this file
-
         check_is_fitted(self)
         check_consistent_length(X, y)
         outputs = self._outputs(X)
-        columns = _columns(_labels(y), len(outputs), self._many)
+        columns = _columns(labels_of(y), len(outputs), self._many)
         found = []
         for i, (column, (_, z)) in enumerate(zip(columns, outputs, strict=True)):
-            there, known = _present(column), self.classes_[i] if self._many else self.classes_
+            there, known = labelled_rows(column), self.classes_[i] if self._many else self.classes_
             _check_count(i, int(there.sum()), error)
-            labels = _plain(column[there])
+            labels = plain(column[there])
             if (strange := ~np.isin(labels, known)).any():
                 raise UserError(
                     f"y: {str(labels[strange][0])!r} in column {i} is none of the classes that were learned; leave its "
@@ -96,13 +95,11 @@ class PredictsIntervals:
         Raises:
             UserError: A target with fewer than (1 − α) / α rows.
         """
-        from lightning_meta.estimators.multi_task import _numbers  # it imports this file
-
         check_is_fitted(self)
         check_consistent_length(X, y)
         predicted = self.predict(X)
         tasks = predicted.shape[1] if self._many else 1
-        residuals = np.abs(_columns(_numbers(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
+        residuals = np.abs(_columns(numbers_of(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
         found = []
         for i, column in enumerate(residuals):
             there = ~np.isnan(column)

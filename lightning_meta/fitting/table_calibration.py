@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_meta.checks import instance
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.checks import check_machine, check_trainer
-from lightning_meta.fitting.evaluation import QUIET
-from lightning_meta.import_paths import reason
+from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration
 from lightning_meta.multitask.records import TaskRecord
@@ -69,13 +66,7 @@ def calibrate_table(
     with naming_arguments():
         instance("module", module, MultiTaskModule)
         instance("data", data, MultiTaskDataModule)
-        check_trainer(trainer, "test")
-        check_machine(trainer)
-        try:
-            runner = Trainer(**{**QUIET, **trainer})
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(reason(error)) from error
-        return calibrate_table_by(runner, module, data, coverage)
+        return calibrate_table_by(quiet_trainer(trainer), module, data, coverage)
 
 
 def calibrate_table_by(

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import below_one, widths
@@ -19,6 +18,7 @@ from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.nn.stateless import own_buffers, stateless_call
 from lightning_meta.tasks import EpisodeSpec, GaussianRegression, Task
+from lightning_meta.tasks.gaussian import mean_and_deviation
 
 
 class CNP(MetaModule):
@@ -120,8 +120,7 @@ class CNP(MetaModule):
     def decode(self, r: Tensor, x: Tensor) -> Tensor:
         """μ and s `(M, 2 outputs)` of queries `(M, *input_shape)`, each with its own r, `(M, F)`."""
         decoded = self.decoder(torch.cat([r, x.flatten(1).to(r.dtype)], 1))
-        mean, rho = at_least_float32(decoded).chunk(2, -1)
-        return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
+        return mean_and_deviation(decoded, self.least_deviation)
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The negative log likelihood of support and query targets, given the support set."""

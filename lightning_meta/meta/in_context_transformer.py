@@ -6,16 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import below_one, whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.attention import attention
-from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.prototypes import one_hot
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 from lightning_meta.tasks import EpisodeSpec, GaussianRegression, Task
+from lightning_meta.tasks.gaussian import mean_and_deviation
 
 
 class InContextTransformer(MetricLearner):
@@ -131,8 +130,7 @@ class InContextTransformer(MetricLearner):
         outputs: Tensor = self.head(self.norm(tokens))
         if self.spec.task == "classification":
             return outputs
-        mean, rho = at_least_float32(outputs).chunk(2, -1)
-        return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
+        return mean_and_deviation(outputs, self.least_deviation)
 
     def tokens(self, features: Tensor, y: Tensor) -> Tensor:
         """Examples as tokens, `(M, width)`: features `(M, F)` and targets or zeros `(M, outputs)`."""
