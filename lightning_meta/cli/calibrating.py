@@ -92,13 +92,13 @@ def read_calibration(
         values: dict[str, Any] = {name: float(stored[name]) for name in Calibration._fields}
         shares = values["coverage"], values["quantile"], values["threshold"]
         if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
-            raise ValueError("its numbers are none of a calibration")
+            raise ValueError("its values are out of range")
         sizes = int(values.pop("ways")), int(values.pop("shots")), int(values.pop("tasks"))
         calibration = Calibration(*sizes, **values)
         if sizes[:2] != (ways, shots):
             raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
+        raise UserError(f"{path} is not a calibration, or it is damaged ({error}); run {command}") from error
     for name, now in identity(module).items():
         if stored.get(name) != now:
             then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"

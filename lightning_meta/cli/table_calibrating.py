@@ -1,4 +1,4 @@
-"""`lightning-meta test --calibrate` for a model of a table: a file in the run directory that `predict` reads."""
+"""`lightning-meta test --calibrate` for table models: stores a file in the run directory that `predict` reads."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ SHARES = ("coverage", "accuracy", "abstained", "accuracy_of_rest")
 
 
 def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
-    """Store a calibration in its run directory, in the place of an earlier one.
+    """Write a calibration into its run directory; replaces an earlier one.
 
     Args:
         run: The run directory.
-        about: What `identity` says of the model.
-        found: What came out.
+        about: Result of `identity` for the model.
+        found: The calibration and its measured coverage.
 
     Returns:
-        The file.
+        Path of the file.
     """
     path = run / FILE
     refuse_link(path)
@@ -55,15 +55,15 @@ def write_table_calibration(run: Path, about: Mapping[str, Any], found: Calibrat
 
 
 def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
-    """The calibration of a run that was trained on a table.
+    """Read the calibration of a run that was trained on a table.
 
     Args:
         run: The run directory.
-        ckpt_path: What the user calls it.
-        module: As loaded.
+        ckpt_path: The path as the user gave it, for messages.
+        module: The loaded model.
 
     Raises:
-        UserError: There is none, it is of other weights, or it is damaged.
+        UserError: There is no calibration, it belongs to other weights, or the file is damaged.
     """
     path, command = run / FILE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
     if not path.is_file():
@@ -74,9 +74,9 @@ def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -
         coverage = float(stored["coverage"])
         tasks = {name: _of_task(stored["tasks"][name], task) for name, task in module.spec.tasks.items()}
         if not 0 < coverage < 1:
-            raise ValueError("its numbers are none of a calibration")
+            raise ValueError("its values are out of range")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
+        raise UserError(f"{path} is not a calibration, or it is damaged ({error}); run {command}") from error
     for name, now in identity(module).items():
         if stored.get(name) != now:
             then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
@@ -85,7 +85,7 @@ def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -
 
 
 def print_table_calibration(found: CalibratedTable, path: Path) -> None:
-    """Print what was measured on the test split, by task, and where the calibration is."""
+    """Print the results on the test split by task, and the path of the file."""
     (coverage, tasks), measured = found
     measures = [name for name in MEASURES if any(name in of for of in measured.values())]
     table = Table("task", "val labels", *(MEASURES[name] for name in measures))
@@ -109,7 +109,7 @@ def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
     shares = [value for name, value in values.items() if name in ("quantile", "threshold")]
     sound = labels > 0 and all(0 <= value < math.inf for value in values.values()) and max(shares, default=0) <= 1
     if not sound or values.get("temperature", 1.0) == 0:
-        raise ValueError("its numbers are none of a calibration")
+        raise ValueError("its values are out of range")
     return kind(labels, **values)
 
 

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import reason
 from lightning_meta.run.naming import Naming, as_argument
 
 SEEDS = 2**32
@@ -30,6 +32,12 @@ LEAST: dict[str, float] = {
     "num_sanity_val_steps": 0,
 }
 WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 means no limit
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+}
 PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval")
 
 
@@ -82,6 +90,23 @@ def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None
             )
     if options.get("devices") in (0, "0"):
         raise UserError(f"{say('trainer.devices')}: 0 leaves nothing to train on; leave it out, or give 1 or more")
+
+
+def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Make a Trainer for an evaluation that neither prints nor writes anything.
+
+    Args:
+        options: Arguments of `lightning.pytorch.Trainer`, which take precedence over the quiet ones.
+
+    Raises:
+        UserError: An option is out of range, unknown, or not possible on this machine.
+    """
+    check_trainer(options, "test")
+    check_machine(options)
+    try:
+        return Trainer(**{**QUIET, **options})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(reason(error)) from error
 
 
 def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming = as_argument) -> None:
