@@ -85,7 +85,7 @@ def test_ids_that_have_lost_digits_before_are_refused(tmp_path: Path, kind: str)
     else:
         typed = pyarrow.array(np.array(users, kind))
         parquet.write_table(pyarrow.table({"id": typed, "y": y}), path := tmp_path / "t.parquet")
-    with pytest.raises(UserError, match=r"column 'id', row 1 is '9.*merge their neighbours; write whole ones, or text"):
+    with pytest.raises(UserError, match=r"column 'id', row 1 is '9.*may be rounded; use whole numbers or text"):
         Table(path, {"y": "regression"}, task_column="id").tasks()
     Table(path, {"y": "regression"}, ["id"]).sets()  # as a feature they are numbers like others
 

@@ -175,7 +175,7 @@ def test_numbers_with_another_decimal_mark_are_named(
     columns: dict[str, list[str]], options: Any, said: str, tmp_path: Path
 ) -> None:
     path = comma_table(tmp_path, ".csv", **columns)
-    hint = r".*; all values are numbers with ',' before the decimals: if they are, give decimal=','$"
+    hint = r".*; all values look like numbers with the decimal mark ',': if they are, set decimal=','$"
     with pytest.raises(UserError, match=f"({said}){hint}"):
         Table(path, delimiter=";", **options).sets()
     Table(path, delimiter=";", decimal=",", **options).sets()
@@ -186,7 +186,7 @@ def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: 
     options: Any = {"targets": {"y": "regression"}, "delimiter": ";"}
     table = Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), **options)
     assert table.input_names == ["w", "x=0,5", "x=2,5"]
-    assert "column 'x' is text, such as '0,5'; all values are numbers with ',' before the decimals" in caplog.text
+    assert "column 'x' is text, such as '0,5'; all values look like numbers with the decimal mark ','" in caplog.text
     caplog.clear()
     Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), categorical=["x"], **options).sets()
     with pytest.raises(UserError, match=r"expected a number$"):

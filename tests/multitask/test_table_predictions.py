@@ -264,7 +264,7 @@ def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Pa
         trained.predict_table("nowhere.csv")
     with pytest.raises(lm.UserError, match=r"data: expected a path, a DataFrame or lists by column, got int"):
         trained.predict_table(3)
-    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, in training text"):
+    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, but text in training"):
         trained.predict_table({"area": [1.0], "style": [True], "floor": [1]})
 
 

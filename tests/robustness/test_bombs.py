@@ -185,7 +185,7 @@ def test_labels_within_labels_are_not_followed(here: Path) -> None:
         halves = [halves, halves]
     fields = {"data": np.zeros((1, 3072), np.uint8), "fine_labels": halves, "coarse_labels": [1]}
     meta = {"fine_label_names": ["a"], "coarse_label_names": ["b"]}
-    with pytest.raises(Exception, match="no list of whole numbers"):
+    with pytest.raises(Exception, match="not a list of whole numbers"):
         cifar._classes({"train": fields, "test": fields, "meta": meta})
 
 
