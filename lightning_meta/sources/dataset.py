@@ -53,7 +53,7 @@ class FromDataset(Source):
         test: Dataset of the test split.
         names: Names of class 0, 1, ...; by default the name of a class is its number.
         separate_labels: Whether each dataset numbers its own classes from 0, so that label 0 of `train` and label 0 of
-            `test` are different classes, named `train/0` and `test/0`. Not with `names`.
+            `test` are different classes, named `train/0` and `test/0`; cannot be combined with `names`.
     """
 
     def __init__(

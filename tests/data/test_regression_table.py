@@ -324,7 +324,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "target of text": ({"targets": "shift"}, "column 'shift', row 1 is .*: expected a number"),
     "two roles": ({"features": ["a", "machine"]}, "column 'machine' has two roles"),
     "left out": ({"leave_out": ["c"]}, "leave_out: .* has no column 'c'"),
-    "categorical": ({"features": ["a"], "categorical": ["b"]}, "'b' is no feature"),
+    "categorical": ({"features": ["a"], "categorical": ["b"]}, "'b' is not a feature"),
     "no feature": ({"leave_out": ["row", "a", "b", "shift"]}, "no column is left for a feature"),
     "small": ({"least_rows": 20}, "train, val and test need a task each, but .* has 2 with 20 rows or more"),
     "unknown": ({"division": {"val": ["machine 1"], "test": ["pump"]}}, "'pump' for test is no task"),

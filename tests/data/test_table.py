@@ -290,7 +290,7 @@ def test_a_wrong_value_is_named_by_column_and_row(
         ({"fractions": (1.0, 0.0, 0.0)}, "three positive numbers that add up to 1"),
         ({"features": None}, "column 'id' has"),
         ({"features": []}, "no column is left for a feature"),
-        ({"categorical": ["town"]}, "'town' is no feature"),
+        ({"categorical": ["town"]}, "'town' is not a feature"),
         ({"split_column": "town", "group_column": "id"}, "leave group_column out"),
         ({"max_categories": 0}, "max_categories=0"),
         ({"max_categories": 2}, "has 3 different texts in training rows, such as 'mid\\\\ncentury'"),
