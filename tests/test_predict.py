@@ -185,7 +185,10 @@ BAD_TABLES = {
         lambda text: text.replace("\nno,top,t1.png", ""),
         "1 images of flat have no row, the first: fl",
     ),
-    "one label": (lambda text: text.replace("left", "top").replace("right", "top"), "every label is 'top'; at least two"),
+    "one label": (
+        lambda text: text.replace("left", "top").replace("right", "top"),
+        "every label is 'top'; at least two",
+    ),
     "a zero byte": (lambda text: text.replace("t1.png", "t\0.png"), "expected an image below flat"),
 }
 

@@ -175,7 +175,7 @@ def test_a_tar_that_unpacks_to_more_than_cifar(kind: str, here: Path, monkeypatc
     }[kind]
     (here / "data" / ARCHIVE).write_bytes(gzip.compress(packed, 1))
     line = refusal(CIFARFS().prepare)
-    assert ("a note of number 2147483648" if kind == "far note" else "unpacks to more than 33,554,432 bytes") in line
+    assert ("the memo index 2147483648" if kind == "far note" else "unpacks to more than 33,554,432 bytes") in line
 
 
 def test_labels_within_labels_are_not_followed(here: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_parquet_file_of_a_few_bytes_that_stands_for_a_billion_rows(here: Path
         for _ in range(32):
             writer.write_table(once)
     assert Path("t.parquet").stat().st_size < 2**20
-    assert "holds at most 100,000,000 values, and this says 134,217,728" in refusal(
+    assert "may hold at most 100,000,000 values, but it declares 134,217,728" in refusal(
         lambda: Table("t.parquet", {"y": "regression"}).tasks()
     )
 
