@@ -15,8 +15,8 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
 
-# Most examples of all tasks for which joined tensors are stored as well, so that a batch takes a single gather. With more
-# examples, a gather for each task costs little in comparison.
+# Most examples of all tasks for which joined tensors are stored as well, so that a batch takes a single gather. With
+# more examples, a gather for each task costs little in comparison.
 _MOST_JOINED = 10_000_000
 
 
