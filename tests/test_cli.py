@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,25 @@ def test_the_command_line_beats_the_checkpoint() -> None:
     assert run("fit", "--config", "maml.yaml") == 0
     assert run("fit", "--config", "maml.yaml", "--ckpt_path=last", "--model.test_inner_steps=4", "--allow_changes") == 0
     assert "test/mse_step_4" in results(0)
+
+
+@pytest.mark.parametrize("form", ["apart", "equals", "nested", "file"])
+def test_a_network_is_found_by_its_short_name_beside_those_of_other_packages(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = types.ModuleType("another_package")
+    exec("import torch\n\nclass MLP(torch.nn.Module): pass", vars(other))  # as torchvision.ops.MLP
+    monkeypatch.setitem(sys.modules, "another_package", other)
+    Path("short.yaml").write_text("model: {init_args: {backbone: {class_path: MLP, init_args: {in_features: 1}}}}")
+    options = {
+        "apart": ["--model.backbone", "MLP", "--model.backbone.in_features", "1"],
+        "equals": ["--model.backbone=MLP", "--model.backbone.in_features=1"],
+        "nested": ["--model.backbone", "{class_path: MLP, init_args: {in_features: 1}}"],
+        "file": ["--config", "short.yaml"],
+    }[form]
+    assert main(["fit", "--config", "maml.yaml", *options, "--trainer.max_steps", "1", "--name", "maml"]) == 0
+    backbone = yaml.safe_load(Path("runs/maml/0/config.yaml").read_text())["model"]["init_args"]["backbone"]
+    assert backbone["class_path"] == "lightning_meta.nn.MLP"
 
 
 def test_tensorboard_by_its_short_name() -> None:

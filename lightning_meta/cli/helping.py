@@ -10,6 +10,7 @@ import operator
 import re
 import typing
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -30,6 +31,7 @@ for _name, _hint in Trainer.__init__.__annotations__.items():
         Trainer.__init__.__annotations__[_name] = functools.reduce(operator.or_, _kinds)
 
 MANY = 20  # largest number of classes to list
+_CLASS_PATH = re.compile(r"""(\bclass_path["']?\s*:\s*["']?)([A-Za-z_]\w*)(?=["']?\s*(?:[,}\n#]|$))""")
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -79,12 +81,46 @@ class Parser(LightningArgumentParser):
         """
         if self._short_help is None and args is not None:
             args = [_with_null(arg) for arg in args]
+        elif args is not None:
+            args = _with_own_paths(args)
         parsed: Namespace = super().parse_args(args, *rest, **options)
         return parsed
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
-        """Read a configuration; names of earlier versions are replaced."""
-        return super()._load_config_parser_mode(renamed(content), *args, **options)
+        """Read a configuration; names of earlier versions and short names of networks are replaced."""
+        return super()._load_config_parser_mode(_with_own_path(renamed(content)), *args, **options)
+
+
+def _with_own_paths(args: Sequence[str]) -> list[str]:
+    """Replace short names of networks of this package by their paths in the options of the model and the data.
+
+    jsonargparse refuses a short name if another package that is imported has a class of the same name, such as
+    `torchvision.ops.MLP`.
+    """
+    replaced = []
+    for before, arg in pairwise(["", *args]):
+        option, equals, value = arg.partition("=")
+        if not equals:
+            option, value = before, arg
+        if re.fullmatch(r"--(model|data)\b[\w.+]*", option):
+            value = own_networks().get(value, _with_own_path(value))
+        replaced.append(f"{option}={value}" if equals else value)
+    return replaced
+
+
+def _with_own_path(text: str) -> str:
+    """Replace short names of networks of this package by their paths after `class_path:` in YAML."""
+    return _CLASS_PATH.sub(lambda found: f"{found[1]}{own_networks().get(found[2], found[2])}", text)
+
+
+@functools.cache
+def own_networks() -> dict[str, str]:
+    """The public paths of the networks of this package, by their short names.
+
+    >>> own_networks()["MLP"]
+    'lightning_meta.nn.MLP'
+    """
+    return {name: f"{nn.__name__}.{name}" for name in nn.__all__ if isinstance(getattr(nn, name), type)}
 
 
 def _with_null(option: str) -> str:
