@@ -9,7 +9,6 @@ import json
 import operator
 import re
 import typing
-from collections.abc import Sequence
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -20,7 +19,7 @@ from lightning_meta import nn
 from lightning_meta.cli.screens import is_base, screen
 from lightning_meta.configuration import public_path
 from lightning_meta.data import Augmentation
-from lightning_meta.migration import renamed
+from lightning_meta.migration import EARLIER_PATH, current_path
 
 # typing takes `Union[int, float]` and `Union[float, int]` as equal and returns whichever was created first. With the
 # second, `--trainer.limit_val_batches 1` is parsed as 1.0, which means all batches instead of one.
@@ -69,22 +68,18 @@ class Parser(LightningArgumentParser):
         """The help; one screen for a command."""
         return super().format_help(*args) if self._short_help is None else screen(self._short_help)
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
-    ) -> Namespace:
-        """Parse the options, with `null` as None in the arguments of nested classes, too.
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Find the option that an argument sets, with `null` as None in the arguments of nested classes, too.
 
         For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in
         Python's syntax, which would be read as text.
         """
-        if self._short_help is None and args is not None:
-            args = [_with_null(arg) for arg in args]
-        parsed: Namespace = super().parse_args(args, *rest, **options)
-        return parsed
+        return super()._parse_optional(_with_null(arg_string) if self._short_help is None else arg_string)
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
         """Read a configuration; names of earlier versions are replaced."""
-        return super()._load_config_parser_mode(renamed(content), *args, **options)
+        content = EARLIER_PATH.sub(current_path, content)
+        return super()._load_config_parser_mode(content, *args, **options)
 
 
 def _with_null(option: str) -> str:
