@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import Split
 from lightning_meta.checks import whole
 from lightning_meta.configuration import RemembersArguments
-from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
+from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.data.validation import check_validates
@@ -97,7 +97,7 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
         if self.trainer is not None:
             check_validates(self.trainer, sampler.batches)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            options = {"batch_size": sampler.share, "collate_fn": as_is, **self.loader_options()}
+            options = {"batch_size": sampler.share, "collate_fn": sampler.collate, **self.loader_options()}
             return DataLoader(sampler.dataset, sampler=FirstBatches(sampler), **options)
         return TrainLoader(sampler, **self.loader_options())
 

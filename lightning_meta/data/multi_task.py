@@ -13,7 +13,7 @@ from lightning_meta.batches import SPLITS, Split, TaskBatch
 from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.hashes import Hashes, of_sets
-from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
+from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_only
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskSource
@@ -211,7 +211,7 @@ class MultiTaskDataModule(SourceDataModule):
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
         dataset = AllExamples(data, self.evaluation_batch_size)
         sampler = EvaluationSampler(dataset, *self.ranks)
-        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=as_is, **self.loader_options())
+        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
 
 
 def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:

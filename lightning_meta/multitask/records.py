@@ -113,24 +113,29 @@ class TaskRecords(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, losses: Losses, ids: Mapping[str, Tensor], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+        self,
+        losses: Sequence[Losses],
+        ids: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
     ) -> None:
-        """Record examples of tasks of one kind; by name of the task, shapes as in `TaskRecord`."""
-        names = losses.names
+        """Record the examples of a batch, whose losses are grouped by kind of task; shapes as in `TaskRecord`."""
         columns = (ids, outputs, targets)
-        of_ids, of_outputs, of_targets = (torch.cat([of[name] for name in names]) for of in columns)
-        width = of_targets.shape[1] if of_targets.dim() > 1 else 0
-        numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
-        counts = torch.tensor(losses.counts, device=of_ids.device)
-        tasks = torch.tensor([self.order[name] for name in names], device=of_ids.device)
-        of_examples = tasks.repeat_interleave(counts, output_size=len(of_ids))  # else a GPU is asked for the sum
-        self.task_numbers.append(of_examples)
-        self.ids.append(of_ids)
-        self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
-        # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
-        self.losses.append(losses.values.detach().clone())
-        self.outputs.append(F.pad(of_outputs.detach(), (0, max(self.widths) - of_outputs.shape[1])))
-        self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
+        for group in losses:
+            of_ids, of_outputs, of_targets = (torch.cat([of[name] for name in group.names]) for of in columns)
+            width = of_targets.shape[1] if of_targets.dim() > 1 else 0
+            numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
+            counts = torch.tensor(group.counts, device=of_ids.device)
+            tasks = torch.tensor([self.order[name] for name in group.names], device=of_ids.device)
+            of_examples = tasks.repeat_interleave(counts, output_size=len(of_ids))  # else a GPU is asked for the sum
+            self.task_numbers.append(of_examples)
+            self.ids.append(of_ids)
+            self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+            # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be
+            # gathered.
+            self.losses.append(group.values.detach().clone())
+            self.outputs.append(F.pad(of_outputs.detach(), (0, max(self.widths) - of_outputs.shape[1])))
+            self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
         """The records over all ranks; an example that was seen twice stands once."""
