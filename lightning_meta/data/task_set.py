@@ -221,34 +221,37 @@ class TaskSet:
             The batch, where the set lies; an input that several tasks have labels for stands in it once. Where tasks
             are `aligned` and the numbers of all are one tensor, they come in the order of the inputs.
         """
-        first = next(iter(ids.values()))
-        if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
-            once = first.unique()  # in the order of the inputs
-            if len(once) == len(first):
-                return self._common(once.to(self.device))
-        names, parts = list(ids), list(ids.values())
-        counts, joined = [len(i) for i in parts], self._joined
-        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
-        flat, begins = torch.cat(parts), begins.to(parts[0].device)
-        if len(set(counts)) == 1:
-            flat_places = (flat.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
-        else:
-            flat_places = flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))
-        places = flat_places.to(self.device)
+        names, joined, common = list(ids), self._joined, self._common(ids)
+        counts = [] if common is not None else [len(i) for i in ids.values()]
 
         def by_task(values: Tensor) -> dict[str, Tensor]:
             return dict(zip(names, values.split(counts), strict=True))
 
-        def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+        if common is not None:
+            ids = dict.fromkeys(names, common)
+        else:
+            flat = torch.cat(list(ids.values()))
+            places = self._places(flat, names, counts).to(self.device)
+            ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
 
-        ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
+        def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            if joined is None:
+                return {name: of[name][i] for name, i in ids.items()}
+            if common is not None:
+                return dict(zip(names, joined.unflatten(0, (len(names), -1))[:, common].unbind(), strict=True))
+            return by_task(joined[places])
+
         targets = gathered(self.targets, joined.targets)
         weights = None if self.weights is None else gathered(self.weights, joined.weights)
         if isinstance(self.inputs, dict):
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             inputs = {name: self.inputs[name][own] for name, own in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, here, ids, weights)
+        if common is not None:
+            place = torch.arange(len(common), device=common.device)
+            return TaskBatch(
+                self.inputs[self.rows[names[0]][common]], targets, Common.fromkeys(names, place), ids, weights
+            )
         rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
             wanted, place = rows.unique(return_inverse=True)
@@ -256,20 +259,22 @@ class TaskSet:
         place = torch.arange(len(rows), device=rows.device)
         return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(place)), ids, weights)
 
-    def _common(self, ids: Tensor) -> TaskBatch:
-        """The same examples of all tasks, which are `aligned`; their numbers ascend."""
+    def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
+        """The numbers of examples, ascending, if they are one tensor for all tasks, which are `aligned`; else None."""
+        first = next(iter(ids.values()))
+        if not self.aligned or list(ids) != self.names or any(i is not first for i in ids.values()):
+            return None
+        once = first.unique()  # in the order of the inputs
+        return once.to(self.device) if len(once) == len(first) else None
 
-        def by_task(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            if joined is None:
-                return {name: values[ids] for name, values in of.items()}
-            return dict(zip(of, joined.unflatten(0, (len(of), -1))[:, ids].unbind(), strict=True))
-
-        assert isinstance(self.inputs, Tensor)
-        targets = by_task(self.targets, self._joined.targets)
-        weights = None if self.weights is None else by_task(self.weights, self._joined.weights)
-        rows = Common.fromkeys(self.rows, torch.arange(len(ids), device=ids.device))
-        inputs = self.inputs[next(iter(self.rows.values()))[ids]]
-        return TaskBatch(inputs, targets, rows, dict.fromkeys(self.rows, ids), weights)
+    def _places(self, numbers: Tensor, names: list[str], counts: list[int]) -> Tensor:
+        """The places in `_joined` of examples by their numbers, one task after the other."""
+        joined = self._joined
+        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
+        begins = begins.to(numbers.device)
+        if len(set(counts)) == 1:
+            return (numbers.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
+        return numbers + begins.repeat_interleave(torch.tensor(counts, device=numbers.device))
 
 
 class _Joined(NamedTuple):
