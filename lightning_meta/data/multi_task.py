@@ -101,9 +101,8 @@ class MultiTaskDataModule(SourceDataModule):
     def setup(self, stage: str) -> None:
         """Open and check the sets, and describe the tasks in `spec`."""
         if self.spec is not None:
-            self.sets = {
-                split: self.placed(data) for split, data in self.sets.items()
-            }  # the first call may have had no Trainer
+            # The first call may have had no Trainer.
+            self.sets = {s: data.to(self.pool_device, self.has_float64) for s, data in self.sets.items()}
             self.configure_module()
             return
         parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
@@ -144,7 +143,7 @@ class MultiTaskDataModule(SourceDataModule):
             train.statistics_without([] if table is None else [i for i, codes in enumerate(table.codes) if codes]),
             table,
         )
-        self.sets = {split: self.placed(data) for split, data in sets.items()}
+        self.sets = {split: data.to(self.pool_device, self.has_float64) for split, data in sets.items()}
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:

@@ -177,8 +177,10 @@ class TaskSet:
             found[name] = input_statistics(without(sample, coded) if coded else sample)
         return found
 
-    def to(self, device: torch.device | str) -> TaskSet:
-        """The set with its tensors on a device."""
+    def to(self, device: torch.device | str, float64: bool = True) -> TaskSet:
+        """The set with its tensors on a device, converted by `without_float64` if an accelerator has no float64."""
+        if not float64:
+            return self.without_float64().to(device)
         if self.device == torch.device(device):
             return self
         inputs = self.inputs
