@@ -225,10 +225,10 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a spreadsheet": ([*T, "--data.source.path=book.xlsx"], ("book.xlsx: expected a table", ".csv, .tsv or .parquet")),
     "a damaged table": ([*T, "--data.source.path=damaged.parquet"], ("damaged.parquet: the table cannot be read",)),
-    "a table in another encoding": ([*T, "--data.source.path=latin.csv"], ("latin.csv", "save it anew as UTF-8")),
+    "a table in another encoding": ([*T, "--data.source.path=latin.csv"], ("latin.csv", "save it as UTF-8")),
     "a table with semicolons": (
         [*T, "--data.source.path=semicolons.csv"],
-        ("divided by ';'; give --data.source.delimiter ';'",),
+        ("separated by ';'; set --data.source.delimiter ';'",),
     ),
     "a table of a header": ([*T, "--data.source.path=header.csv"], ("header.csv: the table has no rows",)),
     "a table of two rows": (
