@@ -66,8 +66,8 @@ def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> A
     """
     allow = tuple(allow)
     if not paths_are_checked:
-        for path in list(class_paths(spec)):  # check all paths before importing any
-            check_trusted(path, allow)
+        for named in list(class_paths(spec)):  # check all paths before importing any
+            check_trusted(named, allow)
     if isinstance(spec, list | tuple):
         return tuple(build(v, allow, paths_are_checked=True) for v in spec)
     if not isinstance(spec, Mapping):

@@ -74,7 +74,8 @@ class Parser(LightningArgumentParser):
         For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in
         Python's syntax, which would be read as text.
         """
-        return super()._parse_optional(_with_null(arg_string) if self._short_help is None else arg_string)
+        arg_string = _with_null(arg_string) if self._short_help is None else arg_string
+        return super()._parse_optional(arg_string)  # type: ignore[no-untyped-call]
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
         """Read a configuration; names of earlier versions are replaced."""

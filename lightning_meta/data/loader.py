@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
@@ -12,7 +12,7 @@ from lightning_meta.data.episodes import Episodes
 from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
 
-the_only = itemgetter(0)
+the_only: Callable[[Any], Any] = itemgetter(0)
 """Collate function for datasets whose items are whole batches, of which a loader takes one at a time."""
 
 
@@ -41,14 +41,13 @@ class ResumableSampler(DistributedSampler[int]):
         collate: Collate function for the items of the dataset.
     """
 
-    collate: ClassVar[Callable[[Any], Any]] = staticmethod(as_is)
-
     def __init__(
         self, dataset: Any, batches: int, share: int, counted_in: Mapping[str, float], num_replicas: int, rank: int
     ) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         self.batches, self.share, self.counted_in = batches, share, counted_in
         self.next = 0
+        self.collate: Callable[[Any], Any] = as_is
 
     def set_epoch(self, epoch: int) -> None:
         """Move to the start of an epoch, unless a resumed run is already in the middle of it."""
@@ -112,11 +111,10 @@ class TaskBatchSampler(ResumableSampler):
         counted_in: Options, by name, that determine the content of a batch.
     """
 
-    collate = the_only
-
     def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
         batches = len(dataset)
         super().__init__(dataset, batches, 1, {**counted_in, "batches_per_epoch": batches}, num_replicas=1, rank=0)
+        self.collate = the_only
 
 
 class FirstBatches(DistributedSampler[int], SequentialSampler):
