@@ -125,7 +125,7 @@ class FromDataset(Source):
             if xs and (x.shape, x.dtype) != (xs[0].shape, xs[0].dtype):
                 raise UserError(
                     f"{split}[{i}]: x is {tuple(x.shape)} of {x.dtype}, but {split}[0] is "
-                    f"{tuple(xs[0].shape)} of {xs[0].dtype}; all examples must be alike"
+                    f"{tuple(xs[0].shape)} of {xs[0].dtype}; all examples must have the same shape and dtype"
                 )
             xs.append(x)
             ys.append(y)

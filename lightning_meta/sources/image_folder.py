@@ -93,7 +93,7 @@ class ImageFolder(ImageFilesSource):
         for name, folder in sorted(_classes(self.root).items()):
             files = {file.name: file for file in images_of(folder)}
             if len(files) < len(SPLITS):
-                raise UserError(f"{folder}: found {len(files)} images; train, val and test need one each at least")
+                raise UserError(f"{folder}: found {len(files)} images; train, val and test need at least one each")
             split_of = divided(set(files), self.fractions, self.seed, least=1)
             for split in SPLITS:
                 listing[split][name] = [file for file_name, file in files.items() if split_of[file_name] == split]
@@ -121,8 +121,8 @@ class ImageFolder(ImageFilesSource):
         for split in SPLITS:
             if not folders[split]:
                 raise UserError(
-                    f"{self.root / split}: there are no class folders here; train, val and test need one "
-                    f"each at least, or none of the three folders should exist"
+                    f"{self.root / split}: there are no class folders here; train, val and test need at "
+                    f"least one each, or none of the three folders should exist"
                 )
         refuse_shared(folders, str(self.root), "move each class into one of them")
 
@@ -141,9 +141,9 @@ class ImageFolder(ImageFilesSource):
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
             raise UserError(
-                f"{self.root}: found {len(folders)} class folders, but train, val and test need one each at least, and "
-                "as many as the ways of a task for few-shot learning; root is the folder that holds a folder of "
-                "images for each class"
+                f"{self.root}: found {len(folders)} class folders, but train, val and test need at least one each, and "
+                "as many as the ways of a task for few-shot learning; root is the folder that contains a folder "
+                "of images for each class"
             )
         least, most = self.least_classes, len(folders) // 3
         if least > most:

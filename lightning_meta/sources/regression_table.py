@@ -209,11 +209,11 @@ class RegressionTable(Source):
         rows: list[int] = np.flatnonzero(~missing).tolist()
         counts = Counter(self._task_of[row] for row in rows)
         names = sorted(set(self._task_of))
-        few = [name for name in names if counts[name] < self.least_rows]
-        if few:
+        too_few = [name for name in names if counts[name] < self.least_rows]
+        if too_few:
             _log.info(
                 "RegressionTable: %d of %d tasks have fewer than %d rows and are left out, such as %r",
-                *(len(few), len(names), self.least_rows, few[0]),
+                *(len(too_few), len(names), self.least_rows, too_few[0]),
             )
         return [row for row in rows if counts[self._task_of[row]] >= self.least_rows]
 

@@ -135,9 +135,9 @@ def _coded(feature: NumberFeature | TextFeature) -> bool:
 
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
-    known = set(feature.texts)
+    training_texts = set(feature.texts)
     texts, codes = column.texts(feature.of_numbers)
-    return np.array([*(text not in known for text in texts), False])[codes]
+    return np.array([*(text not in training_texts for text in texts), False])[codes]
 
 
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
@@ -146,8 +146,8 @@ def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Colum
     column = columns[spec.task_column]
     if column.missing.any():
         raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-    coded, known = column.texts(spec.task_of_numbers), set(tasks)
-    if (row := coded.first(lambda name: name not in known)) is not None:
+    coded, task_names = column.texts(spec.task_of_numbers), set(tasks)
+    if (row := coded.first(lambda name: name not in task_names)) is not None:
         some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
         raise column.wrong(row, f"the model has no such task; it has {some}")
     order = dict.fromkeys(coded.codes.tolist())  # tasks in the order of their first rows

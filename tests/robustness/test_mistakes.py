@@ -182,9 +182,9 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a file for a folder": ([*I, "--data.source.root=houses.csv"], ("--data.source.root=houses.csv", "no such folder")),
     "a class for the folder of classes": (
         [*I, "--data.source.root=pets/class_0"],
-        ("found 0 class folders", "root is the folder that holds a folder of images for each class"),
+        ("found 0 class folders", "root is the folder that contains a folder of images for each class"),
     ),
-    "one class": ([*I, "--data.source.root=few"], ("found 1 class folders", "need one each at least")),
+    "one class": ([*I, "--data.source.root=few"], ("found 1 class folders", "need at least one each")),
     "too few classes for a division": (
         [*I, "--data.source.fractions=[0.7,0.1,0.2]"],
         (
