@@ -262,9 +262,8 @@ class TaskSet:
             inputs = {name: self.inputs[name][r] for name, r in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, batch_rows, ids, weights)
         if common is not None:
-            inputs = self.inputs[self.rows[names[0]][common]]
-            batch_row = torch.arange(len(common), device=common.device)
-            return TaskBatch(inputs, targets, Common.fromkeys(names, batch_row), ids, weights)
+            rows, batch_row = self.rows[names[0]][common], torch.arange(len(common), device=common.device)
+            return TaskBatch(self.inputs[rows], targets, Common.fromkeys(names, batch_row), ids, weights)
         rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
             distinct, batch_row = rows.unique(return_inverse=True)
