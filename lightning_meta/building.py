@@ -48,12 +48,13 @@ def is_rebuilt() -> bool:
     return _rebuilt.get()
 
 
-def build(spec: Any, allow: Allow = ()) -> Any:
+def build(spec: Any, allow: Allow = (), *, paths_are_checked: bool = False) -> Any:
     """Make the object that a specification describes.
 
     Args:
         spec: Result of `describe`; a value that describes no object is returned unchanged.
         allow: Classes, or names of modules, that may be built in addition to the trusted ones.
+        paths_are_checked: Whether the specification is a part of another, whose paths have all been checked.
 
     Returns:
         The object, with tuples in place of lists; for an optimiser a `functools.partial` to call with the parameters,
@@ -64,19 +65,16 @@ def build(spec: Any, allow: Allow = ()) -> Any:
             too deeply.
     """
     allow = tuple(allow)
-    for path in list(class_paths(spec)):  # check all paths before importing any
-        check_trusted(path, allow)
-    return _build(spec, allow)
-
-
-def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
+    if not paths_are_checked:
+        for named in list(class_paths(spec)):  # check all paths before importing any
+            check_trusted(named, allow)
     if isinstance(spec, list | tuple):
-        return tuple(_build(v, allow) for v in spec)
+        return tuple(build(v, allow, paths_are_checked=True) for v in spec)
     if not isinstance(spec, Mapping):
         return spec
     key = next((key for key in PATHS if marked(spec, key)), None)
     if key is None:
-        return {k: _build(v, allow) for k, v in spec.items()}
+        return {k: build(v, allow, paths_are_checked=True) for k, v in spec.items()}
     path: str = spec[key]
     target = _find(real_path(path), allow)
     if key == "import_path" and "member" in spec:
@@ -84,7 +82,7 @@ def _build(spec: Any, allow: tuple[Any, ...]) -> Any:
     described = spec.get("init_args") or {}
     if not isinstance(described, Mapping) or not all(isinstance(name, str) for name in described):
         raise UserError(f"{path} cannot be built: its init_args must be a mapping from names to values")
-    init_args = {k: _build(v, allow) for k, v in described.items()}
+    init_args = {k: build(v, allow, paths_are_checked=True) for k, v in described.items()}
     if key == "import_path":
         _check_passed(path, target, allow)
         return functools.partial(target, **init_args) if "init_args" in spec else target

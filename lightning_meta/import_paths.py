@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import lightning_meta
 from lightning_meta.errors import UserError
-from lightning_meta.migration import renamed
+from lightning_meta.migration import EARLIER_PATH, current_path
 
 Allow: TypeAlias = Iterable[str | type | Callable[..., Any]]
 
@@ -76,7 +76,7 @@ def public_path(value: Any) -> str:
 
 def real_path(path: str) -> str:
     """Return the path of the file that defines a class, given a public path or one of an earlier version."""
-    path = renamed(path)
+    path = EARLIER_PATH.sub(current_path, path)
     package, _, name = path.rpartition(".")
     if package == lightning_meta.__name__ and name in dir(lightning_meta):
         value = getattr(lightning_meta, name)

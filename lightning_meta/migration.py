@@ -36,18 +36,18 @@ WEIGHTS: dict[str, tuple[tuple[str, str], ...]] = {
 STATISTICS = {"mean": "running_mean", "var": "running_var"}
 
 _BEST = "best._extra_state"
-_EARLIER_PATH = re.compile(
+EARLIER_PATH = re.compile(
     r"(?<![\w.])(" + "|".join(map(re.escape, sorted(PATHS, key=len, reverse=True))) + r")(?![\w])"
 )
 
 
-def renamed(text: str) -> str:
-    """Replace class paths of earlier versions in a text by current ones.
+def current_path(earlier: re.Match[str]) -> str:
+    """Return the current path for a match of `EARLIER_PATH`.
 
-    >>> renamed("source: lightning_meta.data.sources.Omniglot")
+    >>> EARLIER_PATH.sub(current_path, "source: lightning_meta.data.sources.Omniglot")
     'source: lightning_meta.sources.Omniglot'
     """
-    return _EARLIER_PATH.sub(lambda match: PATHS[match[0]], text)
+    return PATHS[earlier[0]]
 
 
 def layout_of(checkpoint: Mapping[str, Any]) -> int:

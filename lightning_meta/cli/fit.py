@@ -16,7 +16,7 @@ from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, as_options, naming_options, places_of
-from lightning_meta.cli.parsing import log_into_run, mistake_in, remember_networks, with_save_dir
+from lightning_meta.cli.parsing import log_into_run, mistake_in, remember_networks, with_own_paths, with_save_dir
 from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
@@ -82,7 +82,7 @@ class MetaCLI(LightningCLI):
         """Parse the options, and find the run directory to resume."""
         with parsing():
             check_fit_configs(args)
-            self.config = parser.parse_args(with_save_dir(args))
+            self.config = parser.parse_args(with_own_paths(with_save_dir(args)))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
         check_seed(self.config.seed_everything, as_option)

@@ -9,8 +9,6 @@ import json
 import operator
 import re
 import typing
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from jsonargparse import DefaultHelpFormatter, Namespace
@@ -18,10 +16,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_meta import nn
+from lightning_meta.cli.parsing import CLASS_PATH, own_path
 from lightning_meta.cli.screens import is_base, screen
 from lightning_meta.configuration import public_path
 from lightning_meta.data import Augmentation
-from lightning_meta.migration import renamed
+from lightning_meta.migration import EARLIER_PATH, current_path
 
 # typing takes `Union[int, float]` and `Union[float, int]` as equal and returns whichever was created first. With the
 # second, `--trainer.limit_val_batches 1` is parsed as 1.0, which means all batches instead of one.
@@ -31,7 +30,6 @@ for _name, _hint in Trainer.__init__.__annotations__.items():
         Trainer.__init__.__annotations__[_name] = functools.reduce(operator.or_, _kinds)
 
 MANY = 20  # largest number of classes to list
-_CLASS_PATH = re.compile(r"""(\bclass_path["']?\s*:\s*["']?)([A-Za-z_]\w*)(?=["']?\s*(?:[,}\n#]|$))""")
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -71,56 +69,19 @@ class Parser(LightningArgumentParser):
         """The help; one screen for a command."""
         return super().format_help(*args) if self._short_help is None else screen(self._short_help)
 
-    def parse_args(  # type: ignore[override]
-        self, args: Sequence[str] | None = None, *rest: Any, **options: Any
-    ) -> Namespace:
-        """Parse the options, with `null` as None in the arguments of nested classes, too.
+    def _parse_optional(self, arg_string: str) -> Any:
+        """Find the option that an argument sets, with `null` as None in the arguments of nested classes, too.
 
         For `--data.source.delimiter null` jsonargparse passes `--delimiter=None` to the parser of the class, in
         Python's syntax, which would be read as text.
         """
-        if self._short_help is None and args is not None:
-            args = [_with_null(arg) for arg in args]
-        elif args is not None:
-            args = _with_own_paths(args)
-        parsed: Namespace = super().parse_args(args, *rest, **options)
-        return parsed
+        arg_string = _with_null(arg_string) if self._short_help is None else arg_string
+        return super()._parse_optional(arg_string)  # type: ignore[no-untyped-call]
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
         """Read a configuration; names of earlier versions and short names of networks are replaced."""
-        return super()._load_config_parser_mode(_with_own_path(renamed(content)), *args, **options)
-
-
-def _with_own_paths(args: Sequence[str]) -> list[str]:
-    """Replace short names of networks of this package by their paths in the options of the model and the data.
-
-    jsonargparse refuses a short name if another package that is imported has a class of the same name, such as
-    `torchvision.ops.MLP`.
-    """
-    replaced = []
-    for before, arg in pairwise(["", *args]):
-        option, equals, value = arg.partition("=")
-        if not equals:
-            option, value = before, arg
-        if re.fullmatch(r"--(model|data)\b[\w.+]*", option):
-            value = own_networks().get(value, _with_own_path(value))
-        replaced.append(f"{option}={value}" if equals else value)
-    return replaced
-
-
-def _with_own_path(text: str) -> str:
-    """Replace short names of networks of this package by their paths after `class_path:` in YAML."""
-    return _CLASS_PATH.sub(lambda found: f"{found[1]}{own_networks().get(found[2], found[2])}", text)
-
-
-@functools.cache
-def own_networks() -> dict[str, str]:
-    """The public paths of the networks of this package, by their short names.
-
-    >>> own_networks()["MLP"]
-    'lightning_meta.nn.MLP'
-    """
-    return {name: f"{nn.__name__}.{name}" for name in nn.__all__ if isinstance(getattr(nn, name), type)}
+        content = CLASS_PATH.sub(own_path, EARLIER_PATH.sub(current_path, content))
+        return super()._load_config_parser_mode(content, *args, **options)
 
 
 def _with_null(option: str) -> str:

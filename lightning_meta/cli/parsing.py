@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, NoReturn
 
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import lightning_meta
+from lightning_meta import nn
 from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import RemembersArguments, remember
 from lightning_meta.errors import UserError
@@ -34,6 +37,37 @@ class PlainParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a `UserError`."""
         raise UserError(message)
+
+
+# The public paths of the networks of this package, by their short names.
+_NETWORKS = {n: f"lightning_meta.nn.{n}" for n in lightning_meta.nn.__all__ if isinstance(getattr(nn, n), type)}
+CLASS_PATH = re.compile(r"""(\bclass_path["']?\s*:\s*["']?)([A-Za-z_]\w*)(?=["']?\s*(?:[,}\n#]|$))""")
+"""A short name after `class_path:` in YAML or JSON."""
+
+
+def own_path(short: re.Match[str]) -> str:
+    """Return the path of a network of this package for a match of `CLASS_PATH`; other names are kept.
+
+    jsonargparse refuses a short name if another package that is imported has a class of the same name, such as
+    `torchvision.ops.MLP`.
+
+    >>> CLASS_PATH.sub(own_path, "backbone: {class_path: MLP}")
+    'backbone: {class_path: lightning_meta.nn.MLP}'
+    """
+    return f"{short[1]}{_NETWORKS.get(short[2], short[2])}"
+
+
+def with_own_paths(args: Sequence[str]) -> list[str]:
+    """Replace short names of networks of this package by their paths in the options of the model and the data."""
+    replaced = []
+    for before, arg in pairwise(["", *args]):
+        option, equals, value = arg.partition("=")
+        if not equals:
+            option, value = before, arg
+        if re.fullmatch(r"--(model|data)\b[\w.+]*", option):
+            value = _NETWORKS.get(value, CLASS_PATH.sub(own_path, value))
+        replaced.append(f"{option}={value}" if equals else value)
+    return replaced
 
 
 SHORT_FORM = "--trainer.logger"

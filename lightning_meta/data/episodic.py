@@ -492,7 +492,7 @@ class EpisodicDataModule(SourceDataModule):
             fingerprint = self.fingerprint() if own is None else ""
             examples = f"{fingerprint} {split}" if fingerprint else ""
             pool = feature_pool(self.trainer, backbone, pool, examples, self._features)
-        return self.placed(pool)
+        return pool.to(self.pool_device, self.has_float64)
 
     def _shape(self, split: Split) -> EpisodeShape:
         return self.train_shape if split == "train" else self.test_shape

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
@@ -10,6 +11,14 @@ from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 from lightning_meta.data.episodes import Episodes
 from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
+
+the_only: Callable[[Any], Any] = itemgetter(0)
+"""Collate function for datasets whose items are whole batches, of which a loader takes one at a time."""
+
+
+def as_is(batch: Any) -> Any:
+    """Collate function for datasets that return several items as one batch."""
+    return batch
 
 
 class ResumableSampler(DistributedSampler[int]):
@@ -29,6 +38,7 @@ class ResumableSampler(DistributedSampler[int]):
 
     Attributes:
         next: Number of the next batch.
+        collate: Collate function for the items of the dataset.
     """
 
     def __init__(
@@ -37,6 +47,7 @@ class ResumableSampler(DistributedSampler[int]):
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         self.batches, self.share, self.counted_in = batches, share, counted_in
         self.next = 0
+        self.collate: Callable[[Any], Any] = as_is
 
     def set_epoch(self, epoch: int) -> None:
         """Move to the start of an epoch, unless a resumed run is already in the middle of it."""
@@ -103,6 +114,7 @@ class TaskBatchSampler(ResumableSampler):
     def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
         batches = len(dataset)
         super().__init__(dataset, batches, 1, {**counted_in, "batches_per_epoch": batches}, num_replicas=1, rank=0)
+        self.collate = the_only
 
 
 class FirstBatches(DistributedSampler[int], SequentialSampler):
@@ -160,7 +172,8 @@ class TrainLoader(DataLoader[Any]):
     sampler: ResumableSampler
 
     def __init__(self, sampler: ResumableSampler, **options: Any) -> None:
-        super().__init__(sampler.dataset, batch_size=sampler.share, sampler=sampler, collate_fn=as_is, **options)
+        options = {"batch_size": sampler.share, "collate_fn": sampler.collate, **options}
+        super().__init__(sampler.dataset, sampler=sampler, **options)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base says which iterator
         # Workers prefetch, so the sampler is ahead of training: count a batch only when it is returned.
@@ -185,8 +198,3 @@ class TrainLoader(DataLoader[Any]):
                     "resume with the same number, or start a new run"
                 )
         self.sampler.next = int(state["next"])
-
-
-def as_is(batch: Any) -> Any:
-    """Collate function for datasets that return whole batches."""
-    return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -13,15 +13,12 @@ from torch.utils.data import DataLoader
 from lightning_meta.batches import Split
 from lightning_meta.checks import whole
 from lightning_meta.configuration import RemembersArguments
-from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader, as_is
-from lightning_meta.data.pool import Pool
-from lightning_meta.data.task_set import TaskSet
+from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader
 from lightning_meta.data.validation import check_validates
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
 
 Place = Literal["cpu", "accelerator"]
-Stored = TypeVar("Stored", Pool, TaskSet)
 
 
 class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
@@ -60,11 +57,10 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
         on_accelerator = self.pool_on == "accelerator" and self.trainer is not None
         return self.trainer.strategy.root_device if on_accelerator else torch.device("cpu")  # type: ignore[union-attr]
 
-    def placed(self, stored: Stored) -> Stored:
-        """Move stored examples to `pool_device`; without float64 if the accelerator does not support it."""
-        if self.trainer is not None and self.trainer.strategy.root_device.type not in HAS_FLOAT64:
-            stored = stored.without_float64()
-        return stored.to(self.pool_device)
+    @property
+    def has_float64(self) -> bool:
+        """Whether the accelerator supports float64."""
+        return self.trainer is None or self.trainer.strategy.root_device.type in HAS_FLOAT64
 
     def configure_module(self) -> None:
         """Let the module create the parameters that depend on the tasks.
@@ -97,7 +93,7 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
         if self.trainer is not None:
             check_validates(self.trainer, sampler.batches)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            options = {"batch_size": sampler.share, "collate_fn": as_is, **self.loader_options()}
+            options = {"batch_size": sampler.share, "collate_fn": sampler.collate, **self.loader_options()}
             return DataLoader(sampler.dataset, sampler=FirstBatches(sampler), **options)
         return TrainLoader(sampler, **self.loader_options())
 

@@ -13,7 +13,7 @@ from lightning_meta.batches import SPLITS, Split, TaskBatch
 from lightning_meta.checks import instance, names_in_list, whole
 from lightning_meta.data.group_tasks import tasks_of_groups
 from lightning_meta.data.hashes import Hashes, of_sets
-from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, as_is
+from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_only
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskSource
@@ -101,9 +101,8 @@ class MultiTaskDataModule(SourceDataModule):
     def setup(self, stage: str) -> None:
         """Open and check the sets, and describe the tasks in `spec`."""
         if self.spec is not None:
-            self.sets = {
-                split: self.placed(data) for split, data in self.sets.items()
-            }  # the first call may have had no Trainer
+            # The first call may have had no Trainer.
+            self.sets = {s: data.to(self.pool_device, self.has_float64) for s, data in self.sets.items()}
             self.configure_module()
             return
         parts: Mapping[Split, Pool] | Mapping[Split, TaskSet]
@@ -144,7 +143,7 @@ class MultiTaskDataModule(SourceDataModule):
             train.statistics_without([] if table is None else [i for i, codes in enumerate(table.codes) if codes]),
             table,
         )
-        self.sets = {split: self.placed(data) for split, data in sets.items()}
+        self.sets = {split: data.to(self.pool_device, self.has_float64) for split, data in sets.items()}
         self.configure_module()
 
     def train_dataloader(self) -> DataLoader[TaskBatch]:
@@ -211,7 +210,7 @@ class MultiTaskDataModule(SourceDataModule):
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
         dataset = AllExamples(data, self.evaluation_batch_size)
         sampler = EvaluationSampler(dataset, *self.ranks)
-        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=as_is, **self.loader_options())
+        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
 
 
 def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:

@@ -121,8 +121,15 @@ class Pool:
         y = None if self.y is None else self.y[rows]
         return Pool(self.x[rows], sizes, tuple(names), tuple(groups), self.rotations, y)
 
-    def to(self, device: torch.device | str) -> Pool:
-        """Return the pool with examples and targets on a device; `sizes` and `starts` stay on the CPU."""
+    def to(self, device: torch.device | str, float64: bool = True) -> Pool:
+        """Return the pool with examples and targets on a device; `sizes` and `starts` stay on the CPU.
+
+        Args:
+            device: The device.
+            float64: Whether the accelerator supports float64; if not, `without_float64` converts the tensors.
+        """
+        if not float64:
+            return self.without_float64().to(device)
         return replace(self, x=self.x.to(device), y=None if self.y is None else self.y.to(device))
 
     def without_float64(self) -> Pool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -42,11 +42,6 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """Return the share of this rank of a batch; a task may be empty in it."""
-        return self.__getitems__([batch])
-
-    def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
-        """Return the share of this rank of a single batch."""
-        (batch,) = batches
         ids = self.ids(batch)
         return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 

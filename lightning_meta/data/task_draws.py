@@ -134,9 +134,8 @@ class DrawnInputs(TaskBatches):
         """Return the labelled examples of the batch of all ranks, by name of the task."""
         return self._labelled(self._order(batch), 0, 1)
 
-    def __getitems__(self, batches: Sequence[int]) -> TaskBatch:
+    def __getitem__(self, batch: int) -> TaskBatch:
         """Return the share of this rank of a batch: every W-th input, with all its targets."""
-        (batch,) = batches
         return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:

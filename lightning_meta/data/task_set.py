@@ -183,8 +183,15 @@ class TaskSet:
             statistics[name] = input_statistics(without(sample, coded) if coded else sample)
         return statistics
 
-    def to(self, device: torch.device | str) -> TaskSet:
-        """Return the set with its tensors on a device."""
+    def to(self, device: torch.device | str, float64: bool = True) -> TaskSet:
+        """Return the set with its tensors on a device.
+
+        Args:
+            device: The device.
+            float64: Whether the accelerator supports float64; if not, `without_float64` converts the tensors.
+        """
+        if not float64:
+            return self.without_float64().to(device)
         if self.device == torch.device(device):
             return self
         inputs = self.inputs
@@ -228,35 +235,35 @@ class TaskSet:
             `aligned` and all tasks have the same tensor of distinct numbers, the examples are in the order of the
             inputs.
         """
-        first = next(iter(ids.values()))
-        if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
-            ascending = first.unique()  # in the order of the inputs
-            if len(ascending) == len(first):
-                return self._common(ascending.to(self.device))
-        names, parts = list(ids), list(ids.values())
-        counts, joined = [len(i) for i in parts], self._joined
-        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
-        flat, begins = torch.cat(parts), begins.to(parts[0].device)
-        # The positions in the joined tensors: the number of an example, plus the position of its task's first example.
-        if len(set(counts)) == 1:
-            flat_places = (flat.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
-        else:
-            flat_places = flat + begins.repeat_interleave(torch.tensor(counts, device=flat.device))
-        places = flat_places.to(self.device)
+        names, joined, common = list(ids), self._joined, self._common(ids)
+        counts = [] if common is not None else [len(i) for i in ids.values()]
 
         def by_task(values: Tensor) -> dict[str, Tensor]:
             return dict(zip(names, values.split(counts), strict=True))
 
-        def gathered(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            return {n: values[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+        if common is not None:
+            ids = dict.fromkeys(names, common)
+        else:
+            flat = torch.cat(list(ids.values()))
+            places = self._places(flat, names, counts).to(self.device)
+            ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
 
-        ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
+        def gathered(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            if joined is None:
+                return {name: values[name][i] for name, i in ids.items()}
+            if common is not None:
+                return dict(zip(names, joined.unflatten(0, (len(names), -1))[:, common].unbind(), strict=True))
+            return by_task(joined[places])
+
         targets = gathered(self.targets, joined.targets)
         weights = None if self.weights is None else gathered(self.weights, joined.weights)
         if isinstance(self.inputs, dict):
             batch_rows = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             inputs = {name: self.inputs[name][r] for name, r in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, batch_rows, ids, weights)
+        if common is not None:
+            rows, batch_row = self.rows[names[0]][common], torch.arange(len(common), device=common.device)
+            return TaskBatch(self.inputs[rows], targets, Common.fromkeys(names, batch_row), ids, weights)
         rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
             distinct, batch_row = rows.unique(return_inverse=True)
@@ -264,24 +271,38 @@ class TaskSet:
         batch_row = torch.arange(len(rows), device=rows.device)
         return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(batch_row)), ids, weights)
 
-    def _common(self, ids: Tensor) -> TaskBatch:
-        """Gather the same examples of all tasks of an `aligned` set.
+    def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the numbers of the examples if they are the same for all tasks of an `aligned` set.
 
         Args:
-            ids: Numbers of the examples, `(n,)`, in ascending order, on the device of the set.
+            ids: Numbers of the examples of each task, by name.
+
+        Returns:
+            The numbers, `(n,)`, in ascending order, on the device of the set; None if `ids` is not one tensor of
+            distinct numbers for all tasks, or the set is not `aligned`.
         """
+        first = next(iter(ids.values()))
+        if not self.aligned or list(ids) != self.names or any(i is not first for i in ids.values()):
+            return None
+        ascending = first.unique()  # in the order of the inputs
+        return ascending.to(self.device) if len(ascending) == len(first) else None
 
-        def by_task(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            if joined is None:
-                return {name: of_task[ids] for name, of_task in values.items()}
-            return dict(zip(values, joined.unflatten(0, (len(values), -1))[:, ids].unbind(), strict=True))
+    def _places(self, numbers: Tensor, names: list[str], counts: list[int]) -> Tensor:
+        """Return the positions of examples in the joined tensors.
 
-        assert isinstance(self.inputs, Tensor)
-        targets = by_task(self.targets, self._joined.targets)
-        weights = None if self.weights is None else by_task(self.weights, self._joined.weights)
-        rows = Common.fromkeys(self.rows, torch.arange(len(ids), device=ids.device))
-        inputs = self.inputs[next(iter(self.rows.values()))[ids]]
-        return TaskBatch(inputs, targets, rows, dict.fromkeys(self.rows, ids), weights)
+        A position is the number of the example, plus the position of its task's first example.
+
+        Args:
+            numbers: Numbers of the examples, `(N,)`, one task after the other.
+            names: Names of these tasks.
+            counts: Number of examples of each.
+        """
+        joined = self._joined
+        begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
+        begins = begins.to(numbers.device)
+        if len(set(counts)) == 1:
+            return (numbers.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
+        return numbers + begins.repeat_interleave(torch.tensor(counts, device=numbers.device))
 
 
 class _Joined(NamedTuple):

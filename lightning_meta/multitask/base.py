@@ -449,12 +449,14 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Record the predictions."""
         with untouched(self, self._all_parts(batch_idx)):
-            self.record("val", batch, self.outputs(batch))
+            outputs = self.outputs(batch)
+            self.records["val"].update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Record the predictions."""
         with untouched(self, self._all_parts(batch_idx)):
-            self.record(EVALUATED[dataloader_idx], batch, self.selected_outputs(batch))
+            outputs, records = self.selected_outputs(batch), self.records[EVALUATED[dataloader_idx]]
+            records.update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def _all_parts(self, batch_idx: int) -> list[nn.Module]:
         """All submodules, collected in the first batch: with many tasks this takes a while."""
@@ -471,7 +473,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; during training, update the best of each task."""
-        table, values = self._report("val", self.records["val"])
+        table = self.records["val"].compute()
+        self.records["val"].reset()
+        values = self._logged("val", table)
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             losses = torch.tensor([values[f"val/loss/{name}"] for name in self.names], dtype=torch.float64)
             followed = self.followed(table, values)
@@ -520,17 +524,19 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the test split, and store predictions and scores per task in `test_report`."""
-        table, values = self._report("test", self.records["test"])
+        tables: dict[str, RecordTable] = {}
+        for stage, records in self.records.items():
+            tables[stage] = records.compute()
+            records.reset()
+        table = tables["test"]
+        values = self._logged("test", table)
         self._warn("test", self._floor_line(table))
         self.log_dict({**values, "test/tasks": float(len(self.names))})
-        others = {stage: records.compute() for stage, records in self.records.items() if stage != "test"}
-        for records in self.records.values():
-            records.reset()
         directory = self.trainer.log_dir  # a collective call: all ranks must reach it
         shares = gradient_shares(directory) if directory else {}
         self.test_report = {
             "predictions": table.predictions(self.spec.tasks),
-            "per_task": rows_of_tasks(self.spec, {"test": table, **others}, self.best.steps, shares),
+            "per_task": rows_of_tasks(self.spec, tables, self.best.steps, shares),
         }
 
     @torch.no_grad()
@@ -633,11 +639,6 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self._likenesses[task] = Likeness(spec.input_shapes[task], dtype, statistics, coded)
         return self._likenesses[task]
 
-    def record(self, stage: str, batch: TaskBatch, outputs: Mapping[str, Tensor]) -> None:
-        """Record the predictions for a batch."""
-        for losses in self._example_losses(outputs, batch):
-            self.records[stage].update(losses, batch.ids, outputs, batch.targets)
-
     def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tasks in a batch, in the order of the outputs; and the outputs."""
         outputs = self.outputs(batch)
@@ -699,18 +700,17 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         dtype = self.spec.input_dtypes.get(name, "")
         return shape_after(self._stems_by_name[name], shape, f"stems.{name}", dtype)
 
-    def _report(self, stage: str, records: TaskRecords) -> tuple[RecordTable, dict[str, float]]:
-        """The predictions for a split, and the metrics to log."""
+    def _logged(self, stage: str, table: RecordTable) -> dict[str, float]:
+        """The metrics of a split to log."""
         self._parts = []
-        table, tasks = records.compute(), self.spec.tasks
-        records.reset()
+        tasks = self.spec.tasks
         ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
         scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": loss for name, loss in table.ranked_losses().items()}
         values = {**by_task(stage, scores), **counted(stage, scores), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
         values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
-        return table, values
+        return values
 
     def _floor_line(self, table: RecordTable) -> str:
         tasks = self.spec.tasks

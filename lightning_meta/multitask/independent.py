@@ -232,7 +232,8 @@ class Independent(MultiTaskModule):
         super().test_step(batch, batch_idx, dataloader_idx)
         if dataloader_idx == 0:
             with self.weights("joint"), untouched(self):
-                self.record("joint", batch, self.outputs(batch))
+                outputs = self.outputs(batch)
+                self.records["joint"].update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores for both selections."""

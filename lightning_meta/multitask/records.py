@@ -113,34 +113,38 @@ class TaskRecords(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
-        self, losses: Losses, ids: Mapping[str, Tensor], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+        self,
+        losses: Sequence[Losses],
+        ids: Mapping[str, Tensor],
+        outputs: Mapping[str, Tensor],
+        targets: Mapping[str, Tensor],
     ) -> None:
-        """Record the examples of tasks of the same kind.
+        """Record the examples of a batch.
 
         Args:
-            losses: Losses of the examples of these tasks.
+            losses: Losses of the examples, grouped by kind of task.
             ids: Numbers of the examples by name of the task, `(n_i,)`.
             outputs: Outputs of the network by name of the task, `(n_i, outputs)`.
             targets: Targets by name of the task, `(n_i, ...)`.
         """
-        names = losses.names
         columns = (ids, outputs, targets)
-        all_ids, all_outputs, all_targets = (torch.cat([column[name] for name in names]) for column in columns)
-        width = all_targets.shape[1] if all_targets.dim() > 1 else 0
-        numbers, dtype = _as_integers(all_targets if width else all_targets.unsqueeze(1))
-        counts = torch.tensor(losses.counts, device=all_ids.device)
-        tasks = torch.tensor([self.order[name] for name in names], device=all_ids.device)
-        # Without `output_size` the host would wait for the GPU to sum the counts.
-        task_numbers = tasks.repeat_interleave(counts, output_size=len(all_ids))
-        self.task_numbers.append(task_numbers)
-        self.ids.append(all_ids)
-        # One number for the shape and the dtype of the targets, which `compute` needs to restore them.
-        self.kinds.append(torch.full_like(all_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
-        # These are copies, since a view would keep the whole tensor behind it in memory. Rows are padded to the same
-        # width for all tasks, so that ranks can gather them.
-        self.losses.append(losses.values.detach().clone())
-        self.outputs.append(F.pad(all_outputs.detach(), (0, max(self.widths) - all_outputs.shape[1])))
-        self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
+        for group in losses:
+            all_ids, all_outputs, all_targets = (torch.cat([c[name] for name in group.names]) for c in columns)
+            width = all_targets.shape[1] if all_targets.dim() > 1 else 0
+            numbers, dtype = _as_integers(all_targets if width else all_targets.unsqueeze(1))
+            counts = torch.tensor(group.counts, device=all_ids.device)
+            tasks = torch.tensor([self.order[name] for name in group.names], device=all_ids.device)
+            # Without `output_size` the host would wait for the GPU to sum the counts.
+            task_numbers = tasks.repeat_interleave(counts, output_size=len(all_ids))
+            self.task_numbers.append(task_numbers)
+            self.ids.append(all_ids)
+            # One number for the shape and the dtype of the targets, which `compute` needs to restore them.
+            self.kinds.append(torch.full_like(all_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+            # These are copies, since a view would keep the whole tensor behind it in memory. Rows are padded to the
+            # same width for all tasks, so that ranks can gather them.
+            self.losses.append(group.values.detach().clone())
+            self.outputs.append(F.pad(all_outputs.detach(), (0, max(self.widths) - all_outputs.shape[1])))
+            self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
         """Return the records over all ranks, each example once."""

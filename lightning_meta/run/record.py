@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning_meta.configuration import class_paths
 from lightning_meta.data.module import SourceDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.migration import renamed
+from lightning_meta.migration import EARLIER_PATH, current_path
 from lightning_meta.modes import known_mode
 from lightning_meta.reading import LARGEST_YAML, parse_yaml, read_text
 from lightning_meta.resuming import WATCHING, check_groups
@@ -209,7 +209,7 @@ def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, 
     if config is None or not config.is_file():
         return {}, ["the options (the checkpoint holds none, and lies beside no config.yaml)"]
     try:
-        options = parse_yaml(renamed(read_text(config, LARGEST_YAML)))
+        options = parse_yaml(EARLIER_PATH.sub(current_path, read_text(config, LARGEST_YAML)))
     except (OSError, ValueError, yaml.YAMLError):
         options = None
     if not _is_record({"options": options}):

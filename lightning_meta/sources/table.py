@@ -176,14 +176,16 @@ class Table(TaskSource):
         sets: dict[Split, TaskSet] = {}
         for x, (split, rows) in zip(inputs, split_rows.items(), strict=True):
             index = torch.from_numpy(rows)
-            columns = {name: y[index] for name, y in values.items()}
+            columns = values
             if self.task_column is None:
-                task_set = TaskSet.of_columns(x, columns, {name: mask[index] for name, mask in present.items()})
+                places = {name: mask[index].nonzero()[:, 0] for name, mask in present.items()}
             else:  # the rows of a split are sorted by task
                 ends = np.cumsum([len(of_task) for of_task in task_rows[split].values()])
                 places = dict(zip(task_rows[split], torch.arange(len(x)).tensor_split(ends.tolist()[:-1]), strict=True))
-                (y,) = columns.values()
-                task_set = TaskSet(x, {name: y[place] for name, place in places.items()}, places)
+                (y,) = values.values()
+                columns = dict.fromkeys(places, y)
+            targets = {name: columns[name][index[place]] for name, place in places.items()}
+            task_set = TaskSet(x, targets, places)
             sets[split] = task_set if weights is None else with_weights(task_set, weights[index])
         return sets if weights is None else with_mean_1(sets)
 

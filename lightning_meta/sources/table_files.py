@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import EXACT, Column
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow import csv as arrow_csv
 
 # Most values of a Parquet file, or 100 per byte if that is more: a few bytes can encode billions of values.
 LARGEST = 100_000_000
@@ -94,35 +95,18 @@ def read_columns(path: Path, argument: str = "Table path=", spelling: Spelling =
         raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
 
 
-def columns_of(
-    table: pyarrow.Table,
-    where: str,
-    as_text: Callable[[str], pyarrow.ChunkedArray] | None = None,
-    decimal: str = ".",
-) -> dict[str, Column]:
+def columns_of(table: pyarrow.Table, where: str) -> dict[str, Column]:
     """Return all columns of a table by name, in order.
 
     Args:
         table: Table in memory.
         where: Name of the table in messages.
-        as_text: Function that reads a column of the file as text, by its name.
-        decimal: Decimal mark of numbers in text.
 
     Raises:
         UserError: The table is empty, or two columns have the same name.
     """
-    _check_header(where, table.column_names)
-    if not table.num_rows:
-        raise UserError(f"{where}: the table has no rows")
-    return {
-        name: Column(
-            f"{where}: column {name!r}",
-            table.column(name),
-            None if as_text is None else partial(as_text, name),
-            decimal,
-        )
-        for name in table.column_names
-    }
+    _check_table(where, table)
+    return {name: Column(f"{where}: column {name!r}", table.column(name)) for name in table.column_names}
 
 
 def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
@@ -133,21 +117,22 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     cells of a column of numbers as written, the column is read again as text.
     """
     from pyarrow import ArrowException, ArrowInvalid, types
+    from pyarrow import csv as arrow_csv
 
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(filter(None, csv.reader(file, delimiter=spelling.delimiter or ",")), [])
     _check_header(path, header)
-    read = partial(_arrow_csv, path, spelling)
+    first_types = dict(zip(header, _first_types(path, spelling, len(header)), strict=True))
     try:
-        table = read(dict(zip(header, _first_types(path, spelling, len(header)), strict=True)))
+        table = arrow_csv.read_csv(path, None, *_csv_options(spelling, first_types))
     except ArrowInvalid:  # a later cell has another type, or the file is damaged, for which text gives a better message
         try:
-            table = _by_all_rows(read, header)
+            table = _by_all_rows(path, spelling, header)
         except ArrowException as error:
             if (other := _other_delimiter(header)) is None:
                 raise
             raise UserError(f"{path}: its columns are separated by {other!r}; set delimiter={other!r}") from error
-    _check_header(path, table.column_names)
+    _check_table(path, table)
     text = [
         name
         for name, column in zip(table.column_names, table.columns, strict=True)
@@ -155,26 +140,33 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
         and not (types.is_float64(column.type) and _exact(column))
     ]
     if text:
-        as_text = _columns_as_text(read, text, len(table))
+        as_text = _columns_as_text(path, spelling, text, len(table))
         for name in text:
             table = table.set_column(table.column_names.index(name), name, as_text.column(name))
 
     def column_as_text(name: str) -> pyarrow.ChunkedArray:
-        return _columns_as_text(read, [name], len(table)).column(name)
+        return _columns_as_text(path, spelling, [name], len(table)).column(name)
 
-    return columns_of(table, str(path), column_as_text, spelling.decimal)
+    return {
+        name: Column(
+            f"{path}: column {name!r}", table.column(name), partial(column_as_text, name), decimal=spelling.decimal
+        )
+        for name in table.column_names
+    }
 
 
-def _arrow_csv(
-    path: Path, spelling: Spelling, column_types: dict[str, Any], only: Sequence[str] | None = None
-) -> pyarrow.Table:
+def _csv_options(
+    spelling: Spelling, column_types: dict[str, pyarrow.DataType] | None = None, only: Sequence[str] | None = None
+) -> tuple[arrow_csv.ParseOptions, arrow_csv.ConvertOptions]:
+    """Return how Arrow parses and converts a CSV file: types by column, of all columns or of some."""
     from pyarrow import csv as arrow_csv
 
-    parse = arrow_csv.ParseOptions(delimiter=spelling.delimiter, newlines_in_values=True)
-    convert = arrow_csv.ConvertOptions(
-        column_types=column_types, strings_can_be_null=True, decimal_point=spelling.decimal, include_columns=only
+    return (
+        arrow_csv.ParseOptions(delimiter=spelling.delimiter, newlines_in_values=True),
+        arrow_csv.ConvertOptions(
+            column_types=column_types, strings_can_be_null=True, decimal_point=spelling.decimal, include_columns=only
+        ),
     )
-    return arrow_csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
 def _first_types(path: Path, spelling: Spelling, count: int) -> list[pyarrow.DataType]:
@@ -182,10 +174,8 @@ def _first_types(path: Path, spelling: Spelling, count: int) -> list[pyarrow.Dat
     from pyarrow import ArrowInvalid, string, types
     from pyarrow import csv as arrow_csv
 
-    parse = arrow_csv.ParseOptions(delimiter=spelling.delimiter, newlines_in_values=True)
-    convert = arrow_csv.ConvertOptions(strings_can_be_null=True, decimal_point=spelling.decimal)
     try:
-        with arrow_csv.open_csv(path, parse_options=parse, convert_options=convert) as rows:
+        with arrow_csv.open_csv(path, None, *_csv_options(spelling)) as rows:
             kinds = [field.type for field in rows.schema]
     except ArrowInvalid:  # reading the whole file gives a better message
         kinds = []
@@ -194,20 +184,22 @@ def _first_types(path: Path, spelling: Spelling, count: int) -> list[pyarrow.Dat
     return [kind if types.is_int64(kind) or types.is_float64(kind) else string() for kind in kinds]
 
 
-def _by_all_rows(read: Callable[..., pyarrow.Table], header: Sequence[str]) -> pyarrow.Table:
+def _by_all_rows(path: Path, spelling: Spelling, header: Sequence[str]) -> pyarrow.Table:
     """Read the table with types that fit all rows, as Arrow infers them, or as text if Arrow finds none."""
     from pyarrow import ArrowInvalid, string
+    from pyarrow import csv as arrow_csv
 
     try:
-        return read({})
+        return arrow_csv.read_csv(path, None, *_csv_options(spelling))
     except ArrowInvalid:
-        return read(dict.fromkeys(header, string()))
+        return arrow_csv.read_csv(path, None, *_csv_options(spelling, dict.fromkeys(header, string())))
 
 
-def _columns_as_text(read: Callable[..., pyarrow.Table], names: list[str], rows: int) -> pyarrow.Table:
+def _columns_as_text(path: Path, spelling: Spelling, names: list[str], rows: int) -> pyarrow.Table:
     from pyarrow import ArrowInvalid, string
+    from pyarrow import csv as arrow_csv
 
-    table = read(dict.fromkeys(names, string()), names)
+    table = arrow_csv.read_csv(path, None, *_csv_options(spelling, dict.fromkeys(names, string()), names))
     if len(table) != rows:
         raise ArrowInvalid("it changed while it was read")
     return table
@@ -255,6 +247,12 @@ def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
         longest = max((compute.max(compute.binary_length(c.dictionary)).as_py() or 0 for c in column.chunks), default=0)
         if longest * len(column) > 10 * most:
             raise UserError(f"{where} has texts of up to {longest:,} bytes in {len(column):,} rows, too many to hold")
+
+
+def _check_table(path: Path | str, table: pyarrow.Table) -> None:
+    _check_header(path, table.column_names)
+    if not table.num_rows:
+        raise UserError(f"{path}: the table has no rows")
 
 
 def _check_header(path: Path | str, names: list[str]) -> None:

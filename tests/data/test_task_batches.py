@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import Examples, TaskBatch
-from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, TrainLoader, as_is
+from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, TrainLoader, the_only
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
@@ -376,7 +376,7 @@ def everything(data: TaskSet, batch_size: int, ranks: int) -> list[list[Ids]]:
     whole = AllExamples(data, batch_size)
     shares = []
     for rank in range(ranks):
-        batches = list(DataLoader(whole, 1, sampler=EvaluationSampler(whole, ranks, rank), collate_fn=as_is))
+        batches = list(DataLoader(whole, 1, sampler=EvaluationSampler(whole, ranks, rank), collate_fn=the_only))
         for batch in batches:
             assert_consistent(data, batch)
         shares.append([ids(batch) for batch in batches])

@@ -125,7 +125,7 @@ def test_records_hold_no_view_of_what_they_are_given() -> None:
     ids, losses, outputs = whole["ids"][:4], whole["losses"][:4], whole["outputs"][:4]
     for name, width, targets in (("a", 3, torch.arange(100)), ("b", 2, torch.zeros(100, 2))):
         of_task = {name: ids}, {name: outputs[:, :width]}, {name: targets[:4]}
-        records.update(Losses([name], [4], losses), *of_task)
+        records.update([Losses([name], [4], losses)], *of_task)
     names = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
     kept = [t for name in names for t in getattr(records, name)]
     assert all(t.untyped_storage().nbytes() == t.nbytes for t in kept)
