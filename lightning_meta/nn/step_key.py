@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -74,8 +75,14 @@ def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
     if small:
         entries = (_plain(v, depth, nested - 1) for v in value)
         return frozenset(entries) if isinstance(value, set | frozenset) else tuple(entries)
-    inner = {} if depth == 0 or isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
+    whole = depth == 0 or isinstance(value, nn.Module | type) or _is_frozen(value)
+    inner = {} if whole else getattr(value, "__dict__", {})
     return _Same(value), tuple((n, _plain(v, depth - 1)) for n, v in inner.items() if len(inner) <= _LARGE)
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether an object is a frozen dataclass, such as the specification of the data, which may be large."""
+    return is_dataclass(value) and bool(value.__dataclass_params__.frozen)  # type: ignore[attr-defined]
 
 
 class _Same:
