@@ -44,7 +44,7 @@ class GraphedSteps(CombinesGradients, ABC):
 
     not_of_a_step = (
         *("_at_floor", "_combined", "_last_batch", "_likenesses", "_logged_obstacle", "_parts", "_stepped_on"),
-        *("_step_features", "_step_gradients", "best", "records"),
+        *("_best", "_step_features", "_step_gradients", "records"),
     )
     _logged_obstacle = False
 
