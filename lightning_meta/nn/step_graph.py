@@ -350,26 +350,26 @@ def _trial(run: Callable[[], _Result], module: nn.Module) -> list[Tensor]:
 
 @contextmanager
 def _attributes_kept(parts: Sequence[nn.Module], ignored: frozenset[str]) -> Iterator[None]:
-    """A context in which modules store no tensors in attributes, as a replay would not.
+    """A context in which modules may not store tensors in attributes, as a replay would not do so.
 
     Raises:
-        NotCapturedError: A module did.
+        NotCapturedError: A module stored one; its attributes are restored.
     """
 
-    def stored() -> list[dict[str, int]]:
-        return [{n: id(v) for n, v in vars(part).items() if isinstance(v, Tensor)} for part in parts]
+    def stored(part: nn.Module) -> dict[str, Tensor]:
+        return {n: v for n, v in vars(part).items() if isinstance(v, Tensor) and n not in ignored}
 
-    before = stored()
-    kept = [value for part in parts for value in vars(part).values() if isinstance(value, Tensor)]  # ids stay taken
+    before = [stored(part) for part in parts]
     yield
-    del kept
-    for part, old, new in zip(parts, before, stored(), strict=True):
-        for name in new:
-            if name not in ignored and new[name] != old.get(name):
-                raise NotCapturedError(
-                    f"{type(part).__name__} stores a tensor in {name}, which a replay would not; register a buffer and "
-                    "change it in place"
-                )
+    changed = ""
+    for part, old in zip(parts, before, strict=True):
+        for name, tensor in stored(part).items():
+            if tensor is not old.get(name):
+                changed = changed or f"{type(part).__name__} stores a tensor in {name}"
+                del vars(part)[name]
+        vars(part).update(old)
+    if changed:
+        raise NotCapturedError(f"{changed}, which a replay would not; register a buffer and change it in place")
 
 
 def _copy(static: Sequence[Tensor], new: Sequence[Tensor]) -> None:

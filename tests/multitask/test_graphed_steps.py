@@ -179,8 +179,9 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(tmp_path: Path) -> Non
     fitted(make, "auto", sums(), max_epochs=2, enable_checkpointing=True, callbacks=[stored])
     torch.manual_seed(1)
     resumed = recorded(make(graph="auto", optimizer=SGD))
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    runs = L.Trainer(max_epochs=4, accelerator="cpu", enable_model_summary=False, **quiet)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    again = ModelCheckpoint(tmp_path / "again", save_last=True, every_n_epochs=1)
+    runs = L.Trainer(max_epochs=4, accelerator="cpu", callbacks=[again], **quiet)
     runs.fit(resumed, sums(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
     assert resumed._graphs.replays
     assert all(torch.equal(t, resumed.state_dict()[n]) for n, t in whole.state_dict().items())
