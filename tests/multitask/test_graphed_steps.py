@@ -52,14 +52,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def some_labels(kind: str) -> MultiTaskDataModule:
-    """Five tasks: three equal ones of numbers, and two of classes; some labels are missing, or some tasks absent."""
-    tasks: dict[str, Task] = {name: Regression(1) for name in "abc"}
-    tasks |= {"d": Classification(3), "e": Classification(2)}
+    """Four tasks, two of numbers and two of classes, in the order b, d, a, c; labels are missing, or tasks absent."""
+    tasks: dict[str, Task] = {"b": Regression(1), "d": Classification(3), "a": Regression(1), "c": Classification(2)}
     generator, sets = torch.Generator().manual_seed(0), {}
     for split in SPLITS:
         x = torch.randn(20, 4, generator=generator)
-        y = {name: x[:, i : i + 1] + 2.0 * i for i, name in enumerate("abc")}
-        y |= {"d": x[:, :3].argmax(-1), "e": (x[:, 0] > 0).long()}
+        y = {"b": 3 * x[:, :1] + 2, "d": x[:, :3].argmax(-1), "a": x[:, 1:2], "c": (x[:, 0] > 0).long()}
         if kind == "absent":
             sets[split] = TaskSet.of_examples({name: Examples(x, targets) for name, targets in y.items()})
         else:
@@ -74,10 +72,10 @@ def some_labels(kind: str) -> MultiTaskDataModule:
 
 @pytest.mark.parametrize("name", slow_but(METHODS, "MultiHead"))
 def test_recorded_training_and_evaluation_are_those_of_the_steps(name: str) -> None:
-    module = same(MULTI_TASK[name], sums)
+    module = same(MULTI_TASK[name], sums, max_epochs=2)
     assert not module._graphs.obstacle
     assert module._graphs.captured == 2
-    assert module._graphs.replays >= 7 + 2
+    assert module._graphs.replays >= 5
     plain = copy.deepcopy(module)
     plain.graph = "off"
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -105,17 +103,16 @@ def test_weightings_of_losses_are_recorded(name: str) -> None:
     assert module._graphs.replays >= 7 + 2
 
 
-@pytest.mark.parametrize("name", ["Equal", "FAMO", "Uncertainty"])
-@pytest.mark.parametrize("kind", ["absent", "missing"])
+@pytest.mark.parametrize(("kind", "name"), [("absent", "FAMO"), ("absent", "Uncertainty"), ("missing", "Equal")])
 @pytest.mark.slow
-def test_tasks_that_are_absent_and_labels_that_are_missing(name: str, kind: str) -> None:
+def test_tasks_that_are_absent_and_labels_that_are_missing(kind: str, name: str) -> None:
     """Weight decay and momentum would move the heads of absent tasks."""
 
     def make(**options: Any) -> MultiTaskModule:
         options["optimizer"] = lambda p: torch.optim.AdamW(p, 0.01)
         return MultiHead(MLP(4, (8,)), weighting=weighting(getattr(weightings, name)), **options)
 
-    module = same(make, lambda: some_labels(kind))
+    module = same(make, lambda: some_labels(kind), max_epochs=2)
     assert not module._graphs.obstacle
     assert module._graphs.captured >= 3
     assert module._graphs.replays >= 3
@@ -169,6 +166,7 @@ def test_weights_can_be_averaged_and_modules_copied_and_pickled() -> None:
         assert other._graphs.captured == 0
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
 @pytest.mark.slow
 def test_a_resumed_run_continues_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     def make(**options: Any) -> MultiTaskModule:
@@ -180,7 +178,7 @@ def test_a_resumed_run_continues_as_if_it_had_not_stopped(tmp_path: Path) -> Non
     torch.manual_seed(1)
     resumed = recorded(make(graph="auto", optimizer=SGD))
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    again = ModelCheckpoint(tmp_path / "again", save_last=True, every_n_epochs=1)
+    again = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=1)
     runs = L.Trainer(max_epochs=4, accelerator="cpu", callbacks=[again], **quiet)
     runs.fit(resumed, sums(), ckpt_path=str(tmp_path / "last.ckpt"), weights_only=True)
     assert resumed._graphs.replays
@@ -250,7 +248,7 @@ def test_dropout_by_seeds_of_each_task_is_not_recorded(caplog: pytest.LogCapture
 @pytest.mark.slow
 def test_shapes_that_do_not_recur_are_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    module = same(MULTI_TASK["MultiHead"], lambda: some_labels("missing"), max_epochs=16)
+    module = same(MULTI_TASK["MultiHead"], lambda: some_labels("missing"), max_epochs=6)
     assert module._graphs.captured <= step_graph.GRAPHS
     assert len(module._graphs._kinds) <= step_graph.KINDS
     assert len(lines(caplog)) <= 1
