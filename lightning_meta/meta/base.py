@@ -6,7 +6,7 @@ import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
     """
 
     batch_type, data_module = Episode, "EpisodicDataModule"
-    not_of_a_step = ("_centred_at", "_compiled", "_vectorises", "_visits_chosen", "_warned_of_loop")
+    not_of_a_step: ClassVar[tuple[str, ...]] = (
+        "_centred_at",
+        "_compiled",
+        "_vectorises",
+        "_visits_chosen",
+        "_warned_of_loop",
+    )
 
     needs_images: bool = False
     """Whether `adapt` and `predict` need images even if the backbone is frozen, for example to augment them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class GraphedSteps(CombinesGradients, ABC):
     it, since each rank captures on its own.
     """
 
-    not_of_a_step = (
+    not_of_a_step: ClassVar[tuple[str, ...]] = (
         *("_at_floor", "_combined", "_last_batch", "_likenesses", "_logged_obstacle", "_parts", "_stepped_on"),
         *("_best", "_step_features", "_step_gradients", "records"),
     )

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Independent(MultiTaskModule):
         **options: Options of `MultiTaskModule`; since nothing is shared, `weighting` must be `Equal`.
     """
 
-    not_of_a_step = ("_batch", "_kept", "_noted")  # the latter of `Snapshots`
+    not_of_a_step: ClassVar[tuple[str, ...]] = ("_batch", "_kept", "_noted")  # the last two of `Snapshots`
 
     def __init__(
         self,

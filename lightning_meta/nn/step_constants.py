@@ -27,7 +27,7 @@ class StepConstants(TorchFunctionMode):
         self._runs = self._next = 0
 
     def __enter__(self) -> StepConstants:
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         self._runs, self._next = self._runs + 1, 0
         return self
 

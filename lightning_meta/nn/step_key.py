@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -82,7 +81,8 @@ def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
 
 def _is_frozen(value: Any) -> bool:
     """Whether an object is a frozen dataclass, such as the specification of the data, which may be large."""
-    return is_dataclass(value) and bool(value.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+    parameters = getattr(value, "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
 
 
 class _Same:
