@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from lightning_meta.batches import TaskBatch
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.multitask.combining import CombinesGradients, in_order
+from lightning_meta.nn.step_constants import StepConstants
+from lightning_meta.tasks.together import LossesTogether
 from lightning_meta.weightings import Aggregator, Weighting
 from lightning_meta.weightings.base import weighted
 
@@ -44,9 +48,10 @@ class GraphedSteps(CombinesGradients, ABC):
 
     not_of_a_step: ClassVar[tuple[str, ...]] = (
         *("_at_floor", "_combined", "_last_batch", "_likenesses", "_logged_obstacle", "_parts", "_stepped_on"),
-        *("_best", "_step_features", "_step_gradients", "records"),
+        *("_best", "_step_features", "_step_gradients", "_together", "records"),
     )
     _logged_obstacle = False
+    _together: LossesTogether | None
 
     @abstractmethod
     def outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
@@ -82,7 +87,8 @@ class GraphedSteps(CombinesGradients, ABC):
         def forward_pass(
             batch: TaskBatch, totals: Tensor | None, weights: Tensor | None
         ) -> tuple[Tensor, tuple[Tensor, Tensor, dict[str, Tensor]]]:
-            of_tasks, outputs = self._losses(batch, totals)
+            with self._constants_of_this_run():
+                of_tasks, outputs = self._losses(batch, totals)
             losses, present = in_order(of_tasks, list(outputs), self.names)
             loss = self.weighting(losses, present) if weights is None else weighted(weights, losses, present)
             return loss, (losses, present, outputs)
@@ -91,6 +97,21 @@ class GraphedSteps(CombinesGradients, ABC):
         loss, (losses, present, outputs) = self._graphs.loss(forward_pass, self, *inputs)
         # Copies, since the weighting may keep them.
         return ForwardPass(loss, losses.clone(), present.clone(), outputs)
+
+    @contextmanager
+    def _constants_of_this_run(self) -> Iterator[None]:
+        """A context in which a run to be captured makes its own constants of the losses.
+
+        Those that other steps keep may be freed, and a graph would go on reading them.
+        """
+        kept = self._together
+        if StepConstants.active():
+            self._together = None
+        try:
+            yield
+        finally:
+            if StepConstants.active():
+                self._together = kept
 
     def _totals(self, batch: TaskBatch) -> Tensor | None:
         """The number of targets of each task over all ranks; None with a single rank, which does not need it."""

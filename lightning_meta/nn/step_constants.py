@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_meta.functional.generators import plain_tensors
+
+_active = ContextVar("_active", default=False)
 
 
 class StepConstants(TorchFunctionMode):
@@ -25,11 +28,23 @@ class StepConstants(TorchFunctionMode):
         super().__init__()
         self._made: list[tuple[str, Tensor]] = []
         self._runs = self._next = 0
+        self._token: Token[bool] | None = None
+
+    @staticmethod
+    def active() -> bool:
+        """Whether a step runs in such a context, so that its tensors may only be used in this run."""
+        return _active.get()
 
     def __enter__(self) -> StepConstants:
         super().__enter__()  # type: ignore[no-untyped-call]
         self._runs, self._next = self._runs + 1, 0
+        self._token = _active.set(True)
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._token is not None:
+            _active.reset(self._token)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

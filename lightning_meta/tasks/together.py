@@ -54,8 +54,6 @@ class LossesTogether:
         tasks: Tasks by name.
     """
 
-    __slots__ = ("_standards", "tasks")  # so that the key of a captured step compares it by identity; see `step_key`
-
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
         self._standards: dict[Hashable, tuple[dict[str, int], Tensor]] = {}

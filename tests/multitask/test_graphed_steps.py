@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import lightning_meta as lm
 from lightning_meta import weightings
@@ -309,3 +310,24 @@ def test_a_weighting_of_losses_may_be_used_several_times_before_a_backward_pass(
     with torch.inference_mode():
         famo(losses, present)
     famo(losses, present).backward()
+
+
+def test_a_graph_reads_no_constant_that_other_steps_may_free() -> None:
+    """Batches of other shapes, and an uncaptured step, replace what is kept of the losses between steps."""
+    given = some_labels("missing")
+    given.setup("fit")
+    module = recorded(MultiHead(MLP(4, (8,)), graph="auto", tasks=given.spec))
+    batch = next(iter(given.train_dataloader()))
+    for _ in range(2):
+        module._graphed_pass(batch)
+    kept = module._together
+    assert kept is not None
+    assert module._graphs.captured == 1
+    for part in (kept._standards, *vars(kept).values()):
+        for tensor in tree_leaves(part):
+            if isinstance(tensor, Tensor):
+                tensor.fill_(torch.nan)  # as memory that was given to another tensor
+    module._together = None
+    assert torch.isfinite(module._graphed_pass(batch).loss)
+    assert not module._graphs.obstacle
+    assert module._graphs.replays == 2
