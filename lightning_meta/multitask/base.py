@@ -163,7 +163,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
-        self._together = None
+        self._together: LossesTogether | None = None
         self._parts: list[nn.Module] = []  # the submodules, cached during an evaluation
 
     # Methods that subclasses must implement.
