@@ -94,7 +94,7 @@ def test_networks_of_each_task_are_recorded_by_vmap() -> None:
     assert module._graphs.captured == 2
 
 
-@pytest.mark.parametrize("name", slow_but(OF_LOSSES, "FAMO", "RandomWeights"))
+@pytest.mark.parametrize("name", slow_but(OF_LOSSES, "FAMO"))
 def test_weightings_of_losses_are_recorded(name: str) -> None:
     kind = getattr(weightings, name)
     module = same(lambda **options: MultiHead(MLP(4, (8,)), weighting=weighting(kind), **options), sums)
