@@ -9,7 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.distributed
@@ -22,7 +22,7 @@ from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_sear
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
 from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
-from lightning_meta.errors import NonFiniteLossError, UserError
+from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
 from lightning_meta.loss_watch import LossWatch
@@ -30,10 +30,20 @@ from lightning_meta.migration import LAYOUT, layout_of, renamed_weights, take_pr
 from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
+from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.resuming import check_groups, check_resumed
 from lightning_meta.specifications import marked
 
 _log = logging.getLogger(__name__)
+
+Graph = Literal["off", "auto", False]  # YAML reads `off` as False
+
+# Attributes that may change between steps without changing what a step computes; see `step_key`.
+_NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
+    *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
+    *("_graphs", "_init_args", "_loss_watch", "_progress_reads", "_stored_groups", "test_report"),
+    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
+}
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -78,6 +88,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         backbone_lr_factor: Learning rate of the backbone's parameters as a multiple of the optimiser's, > 0.
         backbone_weights: Run directory or checkpoint whose backbone initialises the backbone of a new module. It is
             not stored in checkpoints and ignored when one is loaded.
+        graph: Whether `_graphs` captures steps as CUDA graphs.
 
     Attributes:
         spec_name: Name of the constructor's argument that describes the data.
@@ -94,6 +105,8 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     """Arguments, besides those of base classes, that only set the initial weights; a resumed run cannot change them."""
     fixed_options: ClassVar[tuple[str, ...]] = ()
     """Arguments of base classes that the constructor of a method sets itself and does not accept."""
+    not_of_a_step: ClassVar[tuple[str, ...]] = ()
+    """Attributes of a class that may change between steps without changing what a step computes; see `step_key`."""
     backbone: nn.Module
 
     def __init__(
@@ -104,8 +117,13 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         lr_scheduler: LRSchedulerCallable | None,
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
+        graph: Graph = "off",
     ) -> None:
         super().__init__()
+        graph = "off" if graph is False else graph
+        one_of("graph", graph, Literal["off", "auto"])
+        ignored = [name for base in type(self).__mro__ for name in vars(base).get("not_of_a_step", ())]
+        self.graph, self._graphs = graph, StepGraphs(_NOT_OF_A_STEP.union(ignored))
         factory("optimizer", optimizer, "torch.optim.Adam or partial(torch.optim.Adam, lr=0.001)")
         if lr_scheduler is not None:
             factory("lr_scheduler", lr_scheduler, "partial(torch.optim.lr_scheduler.StepLR, step_size=100)")

@@ -14,5 +14,5 @@ python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'gpu.
 failed=0
 timeout 330 python -m pytest -m gpu -q --maxfail 20 >"$out/tests.txt" 2>&1 || failed=1
 tail -n 25 "$out/tests.txt"
-timeout 240 python scripts/benchmark.py --device cuda --short --rows graphs protonet --out "$out/benchmark" || failed=1
+timeout 240 python scripts/benchmark.py --device cuda --short --rows graphs multi_task_graphs protonet --out "$out/benchmark" || failed=1
 exit $failed

@@ -9,7 +9,7 @@ from pathlib import Path
 import benchmark
 import pytest
 import torch
-from benchmarks import images, measure, peers, row, rows, work
+from benchmarks import images, measure, multi_task_graphs, peers, row, rows, work
 
 import lightning_meta as lm
 from lightning_meta.data import EpisodeShape, Pool
@@ -71,6 +71,15 @@ def test_a_row_that_fails_is_told(
     monkeypatch.setitem(rows.ROWS, "sampling", lambda setting: 1 / 0)
     assert benchmark.main(["--rows", "sampling", "--out", str(tmp_path)]) == 1
     assert "benchmark: error: sampling: division by zero" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", multi_task_graphs.CASES)
+def test_multi_task_steps_are_timed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seconds, replays, _ = multi_task_graphs.seconds(name, "auto", torch.device("cpu"), steps=4, warm_up=2)
+    assert seconds > 0
+    assert replays == 0  # on a CPU
 
 
 def test_operations_are_counted() -> None:

@@ -20,7 +20,7 @@ def generator_states(device: torch.device) -> list[Tensor]:
     Returns:
         One state, or two if the device has its own generator.
     """
-    with _plain_tensors():
+    with plain_tensors():
         states = [torch.get_rng_state()]
         if _on_accelerator(device):
             states.append(torch.get_device_module(device).get_rng_state(*_which(device)))
@@ -29,7 +29,7 @@ def generator_states(device: torch.device) -> list[Tensor]:
 
 def set_generator_states(device: torch.device, states: list[Tensor]) -> None:
     """Set the generators to states returned by `generator_states`."""
-    with _plain_tensors():
+    with plain_tensors():
         torch.set_rng_state(states[0])
         if _on_accelerator(device):
             torch.get_device_module(device).set_rng_state(states[1], *_which(device))
@@ -58,7 +58,7 @@ def seeded_generators(device: torch.device, seed: int) -> Iterator[None]:
 
 def same_states(some: list[Tensor], others: list[Tensor]) -> bool:
     """Whether nothing was drawn between two calls of `generator_states`."""
-    with _plain_tensors():
+    with plain_tensors():
         return all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(some, others, strict=True))  # on the CPU
 
 
@@ -88,7 +88,7 @@ def _which(device: torch.device) -> tuple[torch.device, ...]:
 
 
 @contextmanager
-def _plain_tensors() -> Iterator[None]:
-    """A state is plain bytes, within `vmap` and in dispatch modes as well."""
+def plain_tensors() -> Iterator[None]:
+    """A context without `vmap`, other transforms of `torch.func` and dispatch modes, as for states of generators."""
     with torch._C._DisableFuncTorch(), torch._C._DisableTorchDispatch():
         yield

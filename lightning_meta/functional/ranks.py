@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_refused = ContextVar("_refused", default=False)
+
+
+@contextmanager
+def refusing_sums() -> Iterator[None]:
+    """A context in which sums over several ranks raise a RuntimeError: a single rank runs what is in it."""
+    token = _refused.set(True)
+    try:
+        yield
+    finally:
+        _refused.reset(token)
 
 
 def world_size() -> int:
@@ -21,6 +37,8 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of a tensor over ranks, on each of them; no gradient flows through it."""
     if world_size() == 1:
         return tensor.detach()
+    if _refused.get():
+        raise RuntimeError("it exchanges values between ranks, which not all of them might replay together")
     total = tensor.detach().clone()
     dist.all_reduce(total)
     return total

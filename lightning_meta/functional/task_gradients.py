@@ -106,4 +106,20 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(None if g is None else g * of_loss.to(g.dtype) for g in ctx.gradients)
+        return None, None, *_multiplied(ctx.gradients, of_loss)
+
+
+def _multiplied(gradients: Sequence[Tensor | None], factor: Tensor) -> list[Tensor | None]:
+    """Multiply gradients by a scalar, all of a dtype by one kernel: modules of many tasks have many parameters."""
+    products: list[Tensor | None] = [None] * len(gradients)
+    dense: dict[torch.dtype, list[int]] = {}
+    for i, gradient in enumerate(gradients):
+        if gradient is not None and gradient.is_sparse:
+            products[i] = gradient * factor.to(gradient.dtype)
+        elif gradient is not None:
+            dense.setdefault(gradient.dtype, []).append(i)
+    for dtype, places in dense.items():
+        of_dtype = [gradient for i in places if (gradient := gradients[i]) is not None]
+        for i, product in zip(places, torch._foreach_mul(of_dtype, factor.to(dtype)), strict=True):
+            products[i] = product
+    return products

@@ -6,10 +6,9 @@ import logging
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_meta.batch_check import ChecksBatches
@@ -22,6 +21,7 @@ from lightning_meta.meta.choice import Strategy, as_options, by_measurement, by_
 from lightning_meta.meta.learner import Learner
 from lightning_meta.meta.predictor import Predictor
 from lightning_meta.meta.scores import TaskScores, TaskTable
+from lightning_meta.module import Graph
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import IMAGE_DIMS, output_size, shape_after
 from lightning_meta.nn.frozen import frozen_part
@@ -43,31 +43,9 @@ from lightning_meta.nn.stateless import (
     tensors_of,
     untouched,
 )
-from lightning_meta.nn.step_graph import StepGraphs
 from lightning_meta.tasks import EpisodeSpec
 
 _log = logging.getLogger(__name__)
-
-Graph = Literal["off", "auto", False]  # YAML reads `off` as False
-
-# Attributes that may change between steps without changing what a step computes; see `step_key`.
-_NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
-    *("calls", "collected", "statistics"),  # of `TaskBatchNorm`, within a pass
-    *(
-        "_centred_at",
-        "_compiled",
-        "_graphs",
-        "_init_args",
-        "_loss_watch",
-        "_progress_reads",
-        "_stored_groups",
-        "_vectorises",
-        "_visits_chosen",
-        "_warned_of_loop",
-        "test_report",
-    ),
-    *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
-}
 
 OnTask = Callable[[TaskMap, int, Examples, Examples], Any]
 """A function of one task; its arguments are how tasks are visited, N, the support set and the query set."""
@@ -130,6 +108,13 @@ class MetaModule(ChecksBatches, Learner, ABC):
     """
 
     batch_type, data_module = Episode, "EpisodicDataModule"
+    not_of_a_step: ClassVar[tuple[str, ...]] = (
+        "_centred_at",
+        "_compiled",
+        "_vectorises",
+        "_visits_chosen",
+        "_warned_of_loop",
+    )
 
     needs_images: bool = False
     """Whether `adapt` and `predict` need images even if the backbone is frozen, for example to augment them.
@@ -150,18 +135,15 @@ class MetaModule(ChecksBatches, Learner, ABC):
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
     ) -> None:
-        super().__init__(backbone, episodes, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights)
+        super().__init__(backbone, episodes, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights, graph)
         one_of("strategy", strategy, Strategy)
         if chunk_size is not None and (chunk_size < 1 or strategy != "vmap"):
             raise UserError(f"chunk_size: a positive number for strategy vmap, got {chunk_size} for {strategy}")
         if compile and strategy in ("loop", "measured"):
             raise UserError(f"compile: needs strategy vmap or auto, got {strategy}")
-        graph = "off" if graph is False else graph
-        one_of("graph", graph, Literal["off", "auto"])
-        if compile and graph == "auto":
+        if compile and self.graph == "auto":
             raise UserError("graph: a compiled step is not recorded as a graph; give compile or graph: auto, not both")
         self.strategy, self._compiles, self._compiled = strategy, compile, Compiled()
-        self.graph, self._graphs = graph, StepGraphs(_NOT_OF_A_STEP)
         self.task_map = TaskMap(strategy, chunk_size, compile) if strategy in ("vmap", "loop") else None
         check_layers(backbone, self.inner_gradients)
         self.backbone = per_task(backbone)

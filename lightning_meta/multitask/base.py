@@ -25,7 +25,9 @@ from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.metrics import NAMED, SMALL_IS_GOOD
 from lightning_meta.modes import Mode
-from lightning_meta.multitask.combining import CombinesGradients, in_order
+from lightning_meta.module import Graph
+from lightning_meta.multitask.combining import in_order
+from lightning_meta.multitask.graphed_steps import GraphedSteps
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
 from lightning_meta.multitask.step_features import StepFeatures
@@ -61,7 +63,7 @@ _log = logging.getLogger(__name__)
 EVALUATED = ("test", "val", "train")  # the splits that a test evaluates, in the order of the loaders
 
 
-class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
+class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     r"""Base class for learning a fixed set of tasks jointly: $\min \sum_i w_i L_i(\theta_{sh}, \theta_i)$.
 
     To add a method, implement `build`, which makes the parameters once the tasks are known, and `forward`.
@@ -105,6 +107,10 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             than 1 for a pretrained backbone that is not frozen.
         backbone_weights: Run directory or checkpoint, such as `runs/baseline/0`, whose backbone weights the backbone
             starts from. Not needed to resume a run or load a checkpoint.
+        graph: `auto` captures training and evaluation steps as CUDA graphs, which helps where the GPU waits for the CPU
+            to launch small kernels; `off` does not. Batches must recur in shape: with missing labels most do not. A
+            step that cannot be captured runs without a graph, and the log says why; training steps of a weighting that
+            combines gradients (`Aggregator`) never are. Not yet run on a GPU. See `docs/gpus.md`.
     """
 
     batch_type, data_module, monitor = TaskBatch, "MultiTaskDataModule", "val/score"
@@ -128,8 +134,9 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
         head_dropout: float = 0.0,
         backbone_lr_factor: float = 1.0,
         backbone_weights: str | None = None,
+        graph: Graph = "off",
     ) -> None:
-        super().__init__(backbone, tasks, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights)
+        super().__init__(backbone, tasks, optimizer, lr_scheduler, backbone_lr_factor, backbone_weights, graph)
         if hasattr(type(self), "selection_score"):
             raise UserError(
                 f"{type(self).__name__}.selection_score is not called any more; give `followed`, what each task is "
@@ -196,7 +203,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def selected_outputs(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Predictions for a batch by the selected weights, as used in testing and predicting."""
         with self.selected_weights():
-            return self.outputs(batch)
+            return self._graphed_outputs(batch)
 
     def selected_weights(self) -> AbstractContextManager[None]:
         """A context in which the module has the weights for testing and predicting: by default the current ones."""
@@ -401,11 +408,14 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             own = self._own_parameters()
             shared = [p for p in self._shared_parameters(own) if p.requires_grad]
             by_features = bool(shared) and self.weighting.rep_grad
-        with self._step_features.recorded() if by_features else nullcontext():
-            of_tasks, outputs = self._losses(batch)
-        losses, present = in_order(of_tasks, list(outputs), self.names)
-        weighed = losses.detach().requires_grad_() if shared else losses
-        loss: Tensor = self.weighting(weighed, present)
+        if self._captures_training():
+            loss, losses, present, outputs = self._graphed_pass(batch)
+        else:
+            with self._step_features.recorded() if by_features else nullcontext():
+                of_tasks, outputs = self._losses(batch)
+            losses, present = in_order(of_tasks, list(outputs), self.names)
+            weighed = losses.detach().requires_grad_() if shared else losses
+            loss = self.weighting(weighed, present)
         self.check_finite(loss)
         ranks = world_size()
         means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
@@ -449,7 +459,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
     def validation_step(self, batch: TaskBatch, batch_idx: int) -> None:
         """Record the predictions."""
         with untouched(self, self._all_parts(batch_idx)):
-            outputs = self.outputs(batch)
+            outputs = self._graphed_outputs(batch)
             self.records["val"].update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def test_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -639,7 +649,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             self._likenesses[task] = Likeness(spec.input_shapes[task], dtype, statistics, coded)
         return self._likenesses[task]
 
-    def _losses(self, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def _losses(self, batch: TaskBatch, totals: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The losses of the tasks in a batch, in the order of the outputs; and the outputs."""
         outputs = self.outputs(batch)
         groups, ranks = self._example_losses(outputs, batch), world_size()
@@ -650,8 +660,11 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
             places = {name: place for place, name in enumerate(names)}
             losses = losses[torch.tensor([places[name] for name in outputs], device=losses.device)]
         if ranks > 1:
-            counts = torch.tensor([len(batch.targets[name]) for name in outputs], device=self.device)
-            losses = losses * (ranks / sum_over_ranks(counts).clamp_min(1).to(losses.dtype))
+            totals = self._totals(batch) if totals is None else totals
+            assert totals is not None
+            by_name = dict(zip(batch.targets, totals.unbind(), strict=True))
+            of_outputs = torch.stack([by_name[name] for name in outputs])
+            losses = losses * (ranks / of_outputs.clamp_min(1).to(losses.dtype))
         return losses, outputs
 
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:

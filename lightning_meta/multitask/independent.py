@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,8 @@ class Independent(MultiTaskModule):
         **options: Options of `MultiTaskModule`; since nothing is shared, `weighting` must be `Equal`.
     """
 
+    not_of_a_step: ClassVar[tuple[str, ...]] = ("_batch", "_kept", "_noted")  # the last two of `Snapshots`
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -155,6 +157,12 @@ class Independent(MultiTaskModule):
             _log.warning("tasks are visited in a loop, as vmap cannot run the networks: %s", reason)
             return in_a_loop
         return {name: outputs[name] for name in rows}
+
+    def _graph_obstacle(self) -> str:
+        """Why training steps cannot be captured."""
+        if self.draws or self._random:
+            return "the networks draw random numbers, by seeds of the task and the step that a replay would repeat"
+        return super()._graph_obstacle()
 
     def own_modules(self, task: int) -> list[nn.Module]:
         """The task's network, head and stem."""
@@ -232,7 +240,7 @@ class Independent(MultiTaskModule):
         super().test_step(batch, batch_idx, dataloader_idx)
         if dataloader_idx == 0:
             with self.weights("joint"), untouched(self):
-                outputs = self.outputs(batch)
+                outputs = self._graphed_outputs(batch)
                 self.records["joint"].update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def on_test_epoch_end(self) -> None:

@@ -74,6 +74,7 @@ class Linear(MultiTaskModule):
         "head_dropout",
         "backbone_lr_factor",
         "backbone_weights",
+        "graph",
     )
 
     def __init__(self, pooled: bool = False, tasks: TasksSpec | None = None) -> None:

@@ -8,7 +8,7 @@ Python decides in a step is part of the key of its graph; see `step_key`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,8 +19,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from torchmetrics import Metric
 
 from lightning_meta.functional.precision import without_autocast, without_cast_cache
+from lightning_meta.functional.ranks import refusing_sums, world_size
 from lightning_meta.functional.task_gradients import loss_with_gradients
 from lightning_meta.nn.stateless import parts_of, untouched
+from lightning_meta.nn.step_constants import StepConstants
 from lightning_meta.nn.step_key import Key, step_key
 
 _log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class _Captured:
         result: The result that a replay overwrites.
         play: Replays the graph.
         noise: Relative differences between two uncaptured runs.
+        constants: Tensors that the graph reads besides these.
         replays: Number of replays.
     """
 
@@ -57,6 +60,7 @@ class _Captured:
     result: Any
     play: Callable[[], None]
     noise: list[float]
+    constants: StepConstants
     replays: int = 0
 
 
@@ -120,8 +124,8 @@ class StepGraphs:
         trained = [p for p in trained if p.requires_grad]
 
         def with_gradients(*arguments: Any) -> _Result:
-            reads = getattr(module, _READS, 0)
-            with torch.enable_grad(), without_cast_cache(_device(arguments).type):
+            reads, device = getattr(module, _READS, 0), _device(arguments).type
+            with torch.enable_grad(), without_cast_cache(device), _attributes_kept(parts, self.ignored):
                 loss, others = step(*arguments)
             if getattr(module, _READS, 0) != reads:
                 raise NotCapturedError(
@@ -143,19 +147,31 @@ class StepGraphs:
         assert result.loss is not None
         return loss_with_gradients(result.loss, trained, result.gradients), result.others
 
-    def values(self, step: Callable[..., Others], module: nn.Module, *inputs: Any) -> Others:
-        """Copies of the results of a step without gradients, which changes no buffer; arguments as for `loss`."""
+    def values(
+        self, step: Callable[..., Others], module: nn.Module, *inputs: Any, unread: Collection[nn.Module] = ()
+    ) -> Others:
+        """Copies of the results of a step without gradients, which changes no buffer.
+
+        Args:
+            step: Function from the inputs to a pytree.
+            module: As for `loss`.
+            *inputs: As for `loss`.
+            unread: Submodules that the step does not run.
+        """
+        parts = _parts(module)
+        left_out = {id(part) for part in unread}
+        read = [part for part in parts if id(part) not in left_out]
 
         def checked(*arguments: Any) -> _Result:
             buffers = list(module.buffers())
             before = [buffer._version for buffer in buffers]
-            with without_cast_cache(_device(arguments).type):
+            with without_cast_cache(_device(arguments).type), _attributes_kept(read, self.ignored):
                 others = step(*arguments)
             if before != [buffer._version for buffer in buffers]:
                 raise NotCapturedError("it changes a buffer, which a replay could not detect and undo")
             return _Result(None, [], tree_map(_detached, others))
 
-        kind = self._kind(_parts(module), [], inputs)
+        kind = self._kind(parts, [], inputs, read)
         if kind is None:
             return step(*inputs)
         try:
@@ -166,7 +182,13 @@ class StepGraphs:
             self._give_up(str(error))
             return step(*inputs)
 
-    def _kind(self, parts: Sequence[nn.Module], trained: Sequence[Tensor], inputs: Any) -> Key | None:
+    def _kind(
+        self,
+        parts: Sequence[nn.Module],
+        trained: Sequence[Tensor],
+        inputs: Any,
+        read: Sequence[nn.Module] | None = None,
+    ) -> Key | None:
         """The key of a step that is captured or to be captured now; None for one that runs uncaptured."""
         if self.obstacle:
             return None
@@ -186,7 +208,7 @@ class StepGraphs:
         if addresses != self._addresses:
             self._kinds.clear()  # graphs of the old addresses cannot be used again
             self._addresses = addresses
-        key = step_key(parts, inputs, self.ignored)
+        key = step_key(parts if read is None else read, inputs, self.ignored)
         if key in self._kinds:
             if self._kinds[key] is None and self.captured >= GRAPHS:
                 self._warn_of_limit(f"{GRAPHS} kinds of steps have a CUDA graph; others")
@@ -207,9 +229,7 @@ class StepGraphs:
         graph = self._kinds[key]
         if graph is None:
             graph = self._kinds[key] = self._record(whole, module, inputs)
-        new = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        for static, tensor in zip(graph.tensors, new, strict=True):
-            static.copy_(tensor, non_blocking=True)
+        _copy(graph.tensors, [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)])
         if graph.replays % COMPARED_EVERY == 0 or graph.replays.bit_count() == 1:
             self._compare(graph, whole, module)
         graph.play()
@@ -220,10 +240,11 @@ class StepGraphs:
     def _record(self, whole: Callable[..., _Result], module: nn.Module, inputs: Any) -> _Captured:
         leaves, structure = tree_flatten(inputs)
         static = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        arguments = tree_unflatten(static, structure)
+        arguments, constants = tree_unflatten(static, structure), StepConstants()
 
         def run() -> _Result:
-            return whole(*arguments)
+            with refusing_sums(), constants:
+                return whole(*arguments)
 
         device = _device(inputs)
         try:
@@ -236,7 +257,7 @@ class StepGraphs:
         except RuntimeError as error:
             raise NotCapturedError(" ".join(str(error).split())[:200]) from error
         tensors = [leaf for leaf in static if isinstance(leaf, Tensor)]
-        return _Captured(arguments, tensors, result, play, _differences(first, second))
+        return _Captured(arguments, tensors, result, play, _differences(first, second), constants)
 
     def _compare(self, graph: _Captured, whole: Callable[..., _Result], module: nn.Module) -> None:
         """Compare a replay with an uncaptured run from the same random state and buffers.
@@ -327,6 +348,42 @@ def _trial(run: Callable[[], _Result], module: nn.Module) -> list[Tensor]:
         return [tensor.clone() for tensor in (*results, *module.buffers())]
 
 
+@contextmanager
+def _attributes_kept(parts: Sequence[nn.Module], ignored: frozenset[str]) -> Iterator[None]:
+    """A context in which modules may not store tensors in attributes, as a replay would not do so.
+
+    Raises:
+        NotCapturedError: A module stored one; its attributes are restored.
+    """
+
+    def stored(part: nn.Module) -> dict[str, Tensor]:
+        return {n: v for n, v in vars(part).items() if isinstance(v, Tensor) and n not in ignored}
+
+    before = [stored(part) for part in parts]
+    yield
+    changed = ""
+    for part, old in zip(parts, before, strict=True):
+        for name, tensor in stored(part).items():
+            if tensor is not old.get(name):
+                changed = changed or f"{type(part).__name__} stores a tensor in {name}"
+                del vars(part)[name]
+        vars(part).update(old)
+    if changed:
+        raise NotCapturedError(f"{changed}, which a replay would not; register a buffer and change it in place")
+
+
+def _copy(static: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Copy inputs into those of a graph, all of a dtype by one call: a batch of many tasks has many small tensors."""
+    by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for to, tensor in zip(static, new, strict=True):
+        if tensor.numel():
+            targets, sources = by_dtype.setdefault(tensor.dtype, ([], []))
+            targets.append(to)
+            sources.append(tensor)
+    for targets, sources in by_dtype.values():
+        torch._foreach_copy_(targets, sources, non_blocking=True)
+
+
 def _differences(some: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:
     """The norm of each difference, relative to the first tensor; equal non-finite values do not differ."""
     distances = []
@@ -362,8 +419,11 @@ def _scaled(device: torch.device) -> str:
 
 
 def _hook(parts: Sequence[nn.Module], trained: Sequence[Tensor]) -> str:
-    """Names a hook that a replay would not call; empty if there is none."""
+    """Names what a replay would not call: a hook, or an exchange between ranks; empty if there is nothing."""
+    ranks = world_size()
     for part in parts:
+        if ranks > 1 and isinstance(part, nn.SyncBatchNorm):
+            return "SyncBatchNorm exchanges statistics between ranks, which not all of them might replay together"
         if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
             return f"{type(part).__name__} has a hook, which a graph does not call"
     if any(p._backward_hooks for p in trained):

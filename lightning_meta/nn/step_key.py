@@ -74,8 +74,15 @@ def _plain(value: Any, depth: int = 2, nested: int = 4) -> Hashable:
     if small:
         entries = (_plain(v, depth, nested - 1) for v in value)
         return frozenset(entries) if isinstance(value, set | frozenset) else tuple(entries)
-    inner = {} if depth == 0 or isinstance(value, nn.Module | type) else getattr(value, "__dict__", {})
+    whole = depth == 0 or isinstance(value, nn.Module | type) or _is_frozen(value)
+    inner = {} if whole else getattr(value, "__dict__", {})
     return _Same(value), tuple((n, _plain(v, depth - 1)) for n, v in inner.items() if len(inner) <= _LARGE)
+
+
+def _is_frozen(value: Any) -> bool:
+    """Whether an object is a frozen dataclass, such as the specification of the data, which may be large."""
+    parameters = getattr(value, "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
 
 
 class _Same:

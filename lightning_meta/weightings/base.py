@@ -67,7 +67,7 @@ class Weighting(Described, nn.Module, ABC):
         Returns:
             The objective, a scalar.
         """
-        return (self.weights().to(losses) * losses * present).sum()
+        return weighted(self.weights(), losses, present)
 
     def observe(self, losses: Tensor, present: Tensor) -> None:
         """Update state after a training step.
@@ -87,3 +87,8 @@ class Weighting(Described, nn.Module, ABC):
 
     def end_epoch(self) -> None:
         """Update state after a training epoch."""
+
+
+def weighted(weights: Tensor, losses: Tensor, present: Tensor) -> Tensor:
+    r"""The objective $\sum_i w_i L_i$ over the present tasks; all arguments `(T,)`."""
+    return (weights.to(losses) * losses * present).sum()

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_meta.checks import not_negative as at_least_zero
 from lightning_meta.checks import positive
 from lightning_meta.tasks import Task
-from lightning_meta.weightings.of_losses import EPSILON, LossWeighting, not_negative
+from lightning_meta.weightings.of_losses import EPSILON, LossWeighting, kept, not_negative
 
 BETAS = 0.9, 0.999  # of Adam
 
@@ -73,7 +73,7 @@ class FAMO(LossWeighting):
 
     def weigh(self, losses: Tensor, present: Tensor) -> Tensor:
         """The weights of algorithm 1, T times; arguments as in `LossWeighting`."""
-        self._before = losses
+        self._before = kept(self._before, losses)
         weights = self._shares(present) / (not_negative(losses) + EPSILON)
         return present.sum() * weights / weights.sum()
 

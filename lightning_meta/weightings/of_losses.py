@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.tasks import Task
-from lightning_meta.weightings.base import Weighting
+from lightning_meta.weightings.base import Weighting, weighted
 
 EPSILON = 1e-8
 """What FAMO and DB-MTL add to a loss before they take its logarithm."""
@@ -60,8 +60,26 @@ class LossWeighting(Weighting, ABC):
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """The weighted losses; arguments as in `Weighting`."""
         with torch.no_grad():
-            self.applied = self.weigh(at_least_float32(mean_over_ranks(losses)), present)
-        return super().forward(losses, present)
+            weights = self.weigh(at_least_float32(mean_over_ranks(losses)), present)
+            self.applied = kept(self.applied, weights)
+        return weighted(weights, losses, present)
+
+
+@torch.no_grad()
+def kept(place: Tensor, values: Tensor) -> Tensor:
+    """Values that an attribute keeps for after the step, in the same place if they fit, as a CUDA graph needs it.
+
+    Args:
+        place: What the attribute has kept so far.
+        values: The values of this step.
+
+    Returns:
+        The tensor for the attribute.
+    """
+    alike = (place.shape, place.dtype, place.device) == (values.shape, values.dtype, values.device)
+    if alike and place.is_inference() == torch.is_inference_mode_enabled():
+        return place.copy_(values)
+    return values.detach().clone()
 
 
 def not_negative(losses: Tensor) -> Tensor:

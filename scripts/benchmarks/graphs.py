@@ -142,18 +142,20 @@ def _busy(function: Callable[[], object]) -> float:
     return sum(event.device_time for event in events) / 1000
 
 
-class _Clock(L.Callback):
+class Clock(L.Callback):
     """Measures the time of a step in seconds, after `warm_up` steps."""
 
     def __init__(self, warm_up: int) -> None:
         self.warm_up, self.began, self.seconds = warm_up, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Start the clock after the warm-up."""
         if trainer.global_step == self.warm_up:
             torch.cuda.synchronize()
             self.began = time.perf_counter()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the clock."""
         torch.cuda.synchronize()
         self.seconds = (time.perf_counter() - self.began) / (trainer.global_step - self.warm_up)
 
@@ -163,7 +165,7 @@ def _under_the_trainer(name: str, case: Case, setting: Setting) -> Iterator[Row]
     for place in PLACES:
         taken = {}
         for graph in GRAPH:
-            clock = _Clock(100)
+            clock = Clock(100)
             data = EpisodicDataModule(
                 Glyphs(), ways=case.ways, shots=1, queries=case.queries, meta_batch_size=case.tasks,
                 meta_batches_per_epoch=steps, val_tasks=1, test_tasks=1, pool_on=place, seed=0,

@@ -16,6 +16,7 @@ from benchmarks.graphs import graphs
 from benchmarks.images import maml, protonet, sampling
 from benchmarks.measure import Timing, peak_memory
 from benchmarks.methods import evaluations, method_steps
+from benchmarks.multi_task_graphs import multi_task_graphs
 from benchmarks.row import Row, Setting
 from benchmarks.sine import sine
 from lightning_meta.meta import RFS
@@ -151,6 +152,7 @@ ROWS: dict[str, Callable[[Setting], Iterator[Row]]] = {
     "augmentation": augmentation,
     "logistic": logistic,
     "graphs": graphs,
+    "multi_task_graphs": multi_task_graphs,
     "imports": imports,
     "processes": processes,
 }

@@ -9,7 +9,6 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,29 +27,12 @@ from lightning_meta.nn import MLP, step_graph
 from lightning_meta.nn.step_key import step_key
 from lightning_meta.testing.toys import pictures
 from tests.methods import META, OF_SINES, conv4, sines
-from tests.nn.recorder import recorded
-
-SGD = partial(torch.optim.SGD, lr=0.05)
-
-
-def fitted(make: Callable[..., lm.MetaModule], graph: str, data: Any = None, **trainer: Any) -> lm.MetaModule:
-    """A module after a few epochs, with steps as they are or recorded."""
-    L.seed_everything(0, verbose=False)
-    module = recorded(make(graph=graph, optimizer=SGD))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    options = {"max_epochs": 3, "accelerator": "cpu", "enable_model_summary": False, **quiet, **trainer}
-    L.Trainer(**options).fit(module, datamodule=data or pictures())
-    return module
+from tests.nn import recorder
+from tests.nn.recorder import SGD, fitted, recorded
 
 
 def same(make: Callable[..., lm.MetaModule], data: Callable[[], Any] = pictures, **trainer: Any) -> lm.MetaModule:
-    """Check that recorded training gives the same weights and buffers, bit for bit; the module that was recorded."""
-    plain, module = (fitted(make, graph, data(), **copy.deepcopy(trainer)) for graph in ("off", "auto"))
-    rounding = 0.02 if "precision" in trainer else 0.0
-    for name, tensor in plain.state_dict().items():
-        torch.testing.assert_close(module.state_dict()[name], tensor, rtol=rounding, atol=rounding)
-    assert plain._graphs.replays == 0
-    return module
+    return recorder.same(make, data, **trainer)
 
 
 def maml(**options: Any) -> lm.MAML:
@@ -194,9 +176,52 @@ def test_a_number_that_the_key_does_not_see_is_noticed(caplog: pytest.LogCapture
             outcome = super().task_loss(support, query, ways)
             return outcome._replace(loss=outcome.loss * calls["count"])
 
-    module = fitted(lambda **options: Hidden(MLP(256, (8,)), **options), "auto")
+    module = fitted(lambda **options: Hidden(MLP(256, (8,)), **options), "auto", pictures())
     assert "after 1 steps the relative difference between the captured" in module._graphs.obstacle
     assert module._graphs.obstacle in caplog.text
+
+
+class Stores(nn.Linear):
+    """Keeps its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x
+        return super().forward(x)
+
+
+def test_a_tensor_in_an_attribute_is_noticed() -> None:
+    """A replay would leave that of the capture there."""
+    graphs, network, x = recorded(lm.ProtoNet(MLP(4, (3,)), graph="auto"))._graphs, Stores(4, 3), torch.ones(2, 4)
+    for _ in range(3):
+        graphs.loss(lambda x: (network(x).square().mean(), None), network, x)
+        assert network.last is x
+    assert "Stores stores a tensor in last, which a replay would not" in graphs.obstacle
+
+
+def test_constants_of_a_step_are_made_once() -> None:
+    """Making a tensor of numbers on a GPU waits for it, which a graph cannot."""
+    x, network = torch.randn(2, 4), nn.Linear(4, 3)
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        changed = torch.tensor([1.0, 2.0, 3.0])
+        changed += x.new_tensor([[1.0, 1.0, 1.0]])[0]  # of a copy
+        rows = network(x)[[1, 0]] * changed
+        return rows.square().sum(), rows[:, [2, 0]]
+
+    graphs = recorded(lm.ProtoNet(MLP(4, (3,)), graph="auto"))._graphs
+    for _ in range(4):
+        loss, found = graphs.loss(step, network, x)
+        expected = network(x)[[1, 0]] * torch.tensor([2.0, 3.0, 4.0])
+        assert torch.equal(loss, expected.square().sum())
+        assert torch.equal(found, expected[:, [2, 0]])
+    assert (graphs.captured, graphs.replays) == (1, 3)
+
+
+def test_a_step_whose_numbers_change_from_run_to_run_is_not_recorded() -> None:
+    graphs, network, runs = recorded(lm.ProtoNet(MLP(4, (3,)), graph="auto"))._graphs, nn.Linear(4, 3), iter(range(99))
+    for _ in range(3):
+        graphs.loss(lambda x: (network(x).sum() * torch.tensor([next(runs)]).sum(), None), network, torch.ones(2, 4))
+    assert "numbers that change from run to run" in graphs.obstacle
 
 
 def test_the_number_of_graphs_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
