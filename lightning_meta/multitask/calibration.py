@@ -77,11 +77,11 @@ class LabelCalibration(NamedTuple):
         Returns:
             Means over rows: `coverage`, the share whose set holds the label; `set_size`, labels in a set; `accuracy`;
             `abstained`, the share that is abstained from; `accuracy_of_rest`, of those that are not. None where there
-            is no such row.
+            is no such row. The other values are those of `coverage_of`.
         """
         sets, abstained, right = self.sets(logits), self.abstained(logits), logits.argmax(-1) == labels
         return {
-            "coverage": _mean(sets.gather(-1, labels.unsqueeze(-1))),
+            **coverage_of(sets.gather(-1, labels.unsqueeze(-1))),
             "set_size": _mean(sets.sum(-1)),
             "accuracy": _mean(right),
             "abstained": _mean(abstained),
@@ -115,8 +115,8 @@ class NumberCalibration(NamedTuple):
         return cls(len(residuals), _quantile(residuals.double(), coverage))
 
     def measure(self, residuals: Tensor) -> Measured:
-        """What intervals come to on M rows: `coverage`, the share that holds the number; `width`, of each interval."""
-        return {"coverage": _mean(residuals <= self.radius), "width": 2 * self.radius}
+        """What intervals come to on M rows: the values of `coverage_of`, and `width`, of each interval."""
+        return {**coverage_of(residuals <= self.radius), "width": 2 * self.radius}
 
 
 class TableCalibration(NamedTuple):
@@ -190,6 +190,31 @@ def fewest_labels(coverage: float) -> int:
         coverage: 1 − α, in (0, 1).
     """
     return max(1, math.ceil(coverage / (1 - coverage) * (1 - 1e-9)))  # 0.9 / 0.1 is 9, whatever its rounding
+
+
+def coverage_of(covered: Tensor) -> Measured:
+    r"""The share of M rows whose set or interval holds the label, with its 95 % confidence interval by Wilson.
+
+    $$\frac{c + z^2 / 2M \pm z \sqrt{c (1 - c) / M + z^2 / 4M^2}}{1 + z^2 / M}$$
+
+    c is the share and z the 97.5 % quantile of the normal distribution (Wilson, Probable Inference, the Law of
+    Succession, and Statistical Inference, JASA 22 (1927)). It supposes that rows are independent: for rows in groups
+    it is too narrow.
+
+    Args:
+        covered: Whether the label of each row is in its set or interval, M values.
+
+    Returns:
+        `labels`, M; `coverage`, `coverage_low` and `coverage_high` in [0, 1], None if there is no row.
+    """
+    count, share, z = covered.numel(), _mean(covered), 1.959964
+    if share is None:
+        return {"labels": 0, "coverage": None, "coverage_low": None, "coverage_high": None}
+    c = float(covered.double().mean())
+    middle = c + z**2 / (2 * count)
+    half = z * math.sqrt(c * (1 - c) / count + z**2 / (4 * count**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
+    return {"labels": count, "coverage": share, "coverage_low": round(low, 6), "coverage_high": round(high, 6)}
 
 
 def class_logits(task: Task, outputs: Tensor) -> Tensor:
