@@ -103,10 +103,12 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
             becomes = "a category of their own" if _coded(feature) else "none of the texts of training"
             if isinstance(feature, NumberFeature):
                 becomes = "the training median" if feature.quantiles else "the training mean"
-            yield (
-                f"column {feature.name!r}: {lost} of {count} values are missing, the first in row {first + 1}; as in "
-                f"training they count as {becomes}"
-            )
+            missing = f"column {feature.name!r}: {lost} of {count} values are missing, the first in row {first + 1}"
+            if feature.missed is False:  # None if it is not known
+                untrained = ", which was never trained" if _coded(feature) else ""
+                yield f"{missing}, while no training row misses one; they count as {becomes}{untrained}"
+            else:
+                yield f"{missing}; {'as in training ' if feature.missed else ''}they count as {becomes}"
         if isinstance(feature, TextFeature) and (new := _not_in(feature, column)).any():
             row, (texts, codes) = int(new.argmax()), column.texts(feature.of_numbers)
             kinds = [texts[code] for code in dict.fromkeys(codes[new].tolist())]
