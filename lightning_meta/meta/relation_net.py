@@ -16,6 +16,8 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.prototypes import class_means, one_hot
 from lightning_meta.meta.base import Outcome
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
+from lightning_meta.nn.features import IMAGE_DIMS, shape_after
+from lightning_meta.nn.frozen import layers_of
 from lightning_meta.nn.normalization import TaskBatchNorm, statistics_from
 from lightning_meta.tasks import EpisodeSpec
 
@@ -58,8 +60,9 @@ class RelationNet(MetricLearner):
 
     Args:
         backbone: The embedding f. The paper's is `Conv4(halvings=2)`.
-        channels: C: the backbone lays a square map of so many channels out flat. By default each feature is a channel
-            of its own, in one position; then there is nothing to pool, and the convolutions are linear layers.
+        channels: C: the backbone lays a square map of so many channels out flat. By default those of the map, if the
+            last of the backbone's stages flattens one, as in `Conv4`. Else each feature is a channel of its own, in one
+            position; then there is nothing to pool, and the convolutions are linear layers.
         width: Channels of g's blocks.
         hidden: Width of g's linear layer before the last.
         batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
@@ -86,12 +89,12 @@ class RelationNet(MetricLearner):
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the relation module g for pairs of maps `(2 C, side, side)`."""
-        channels = self.channels or self.feature_size
+        channels = self.channels or self._channels_of_map(episodes)
         side = math.isqrt(self.feature_size // channels)
         if channels * side**2 != self.feature_size:
             raise UserError(
                 f"channels: the backbone's {self.feature_size} features are no square maps of {channels} channels; "
-                "give the width of its last block"
+                "give the width of its last block, and square images"
             )
         self.map_shape = (channels, side, side)
         layers: list[nn.Module] = []
@@ -103,6 +106,15 @@ class RelationNet(MetricLearner):
                 side //= 2
         last = [nn.Linear(self.width * side**2, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)]
         self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
+
+    def _channels_of_map(self, episodes: EpisodeSpec) -> int:
+        """The channels of the map that the backbone flattens; all features if it flattens none."""
+        layers = layers_of(self.backbone)
+        if not layers or not isinstance(layers[-1], nn.Flatten):
+            return self.feature_size
+        shape, dtype = self.backbone_input_shape(episodes), episodes.input_dtype
+        before = shape_after(nn.Sequential(*layers[:-1]), shape, input_dtype=dtype)
+        return before[0] if len(before) == IMAGE_DIMS else self.feature_size
 
     @property
     def network(self) -> nn.Module:
