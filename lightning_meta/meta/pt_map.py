@@ -183,10 +183,11 @@ def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
         degrees = coupling.sum(-1)
         curvature = degrees.diag_embed() - coupling + _regular(degrees)
         share = scores.shape[0] / scores.shape[-1]
-        change = torch.linalg.solve_ex(curvature, share - plan.sum(0)).result
+        change: Tensor = torch.linalg.solve_ex(curvature, share - plan.sum(0)).result
         # A damped step that cannot overshoot, since softmax is self-concordant; see `logistic_regression`.
         size = (change.amax(-1) - change.amin(-1)).clamp_min(torch.finfo(change.dtype).tiny)
-        return potentials + size.log1p() / size * (change - change.mean())
+        after: Tensor = potentials + size.log1p() / size * (change - change.mean())
+        return after
 
     return repeated(step, NEWTON_STEPS, potentials)
 
