@@ -37,6 +37,8 @@ ELSEWHERE = {
     "python scripts/fit.py --config configs/maml_table.yaml": "test_regression_table.py runs it",
     "lightning-meta fit --config protonet_glyphs": "test_shipped_configs.py runs it",
     "lightning-meta fit --config photos": "test_photos.py runs the script",
+    "lightning-meta fit --config points.yaml": "test_regression_table.py runs it",
+    "lightning-meta test --ckpt_path runs/points/0 --shots 2,10": "test_regression_table.py runs it",
     "lightning-meta predict": "test_photos.py runs the script",
     'pip install -e ".[pretrained]"': "an extra, which .ci/run installs with [dev]",
     "lightning-meta configs": "test_shipped_configs.py runs it",

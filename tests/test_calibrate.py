@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import measure_coverage
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from scipy import stats
 from torch import nn
 
 import lightning_meta as lm
+from lightning_meta.cli.calibrating import MEASURES, print_calibration
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.calibration import strangers, task_logits
+from lightning_meta.fitting.calibration import Calibrated, strangers, task_logits
 from lightning_meta.fitting.checks import QUIET
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.tasks import EpisodeSpec
@@ -71,11 +74,25 @@ def test_measures_by_hand() -> None:
         "accuracy": right.mean(),
         "abstained": 1 - kept.mean(),
         "accuracy_of_rest": right[kept].mean(),
+        "tasks": 40,
+        # The interval over tasks, whose 6 queries are alike.
+        "coverage_ci95": stats.t.ppf(0.975, 39) * stats.sem((of_label >= 0.3).mean((1, 2))),
     }
     measured = calibration.measure(tasks)
     assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-6)
     without = calibration.measure(tasks._replace(strangers=tasks.strangers[:0]))
     assert without["open_set_auroc"] is without["abstained_strangers"] is None
+    assert calibration.measure(TaskLogits(logits[:1], labels[:1], tasks.strangers))["coverage_ci95"] is None
+
+
+def test_the_table_shows_the_interval_of_the_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = dict.fromkeys(MEASURES, 0.5)
+    fitted, other = ({**values, "tasks": 40.0, "coverage_ci95": interval} for interval in (None, 0.0123))
+    print_calibration(Calibrated(Calibration(3, 1, 40, 0.9, 2.0, 0.7, 0.5), {"val": fitted, "test": other}), tmp_path)
+    said = capsys.readouterr().out
+    assert "50.0 % " in said
+    assert "50.0 ± 1.2 % " in said
+    assert "40 tasks each" in said
 
 
 def test_too_few_tasks_leave_no_label_out() -> None:

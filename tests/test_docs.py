@@ -108,6 +108,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in ("photos/a/1.jpg", "photos/a/2.jpg", "photos/b/1.jpg", "new.jpg"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 30), "red" if "/a/" in file else "blue").save(folder / file)
+    curves = [f"curve {c},{x / 9 - 1},{20 + c + x % 3}" for c in range(8) for x in range(20)]
+    (folder / "points.csv").write_text("\n".join(["curve,x,y", *curves]) + "\n")
+    (folder / "points.yaml").write_text(next(y for _, y in blocks(ROOT / "docs" / "data.md", "yaml") if "CNP" in y))
+    brief = ["--trainer.max_steps=2", "--data.val_tasks=2", "--data.test_tasks=2", "--trainer.accelerator=cpu"]
+    source = f"--data.source.path={folder / 'points.csv'}"
+    assert main(["fit", "--config", str(folder / "points.yaml"), source, f"--runs={folder / 'runs'}", *brief]) == 0
     predictor = lightning_meta.load(folder / "runs" / "protonet_glyphs" / "0").predictor(
         torch.rand(2, 1, 28, 28), ["a", "b"]
     )
@@ -132,6 +138,8 @@ def test_python_blocks_run_one_after_the_other(page: Path, runs: Path, monkeypat
         exec(compile("\n" * line + text, page, "exec"), namespace)
     if page.name == "images.md":
         assert set(namespace["predictor"](namespace["new_images"])) <= {"alpha", "beta", "gamma"}
+    if page.name == "data.md":
+        assert namespace["mean"].shape == namespace["deviation"].shape == (3, 1)
     if page.name == "scikit_learn.md":
         assert namespace["classifier"].predict(["new.jpg"]).tolist() == ["b"]
         assert namespace["regressor"].score(namespace["X"], namespace["y"]) > 0.9

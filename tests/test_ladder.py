@@ -287,3 +287,23 @@ def test_a_changed_configuration_of_a_begun_run_is_an_error(capsys: pytest.Captu
 def test_options_of_fit_hold_for_every_rung() -> None:
     assert climb("--seeds=[3]", "--trainer.max_steps=5", "--rungs=[plain, wide]") == 0
     assert {json.loads((run / "results.json").read_text())["steps"] for run in runs().values()} == {5}
+
+
+def test_messages_about_the_data_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{i % 7},{'yes' if i % 10 == 0 else 'no'}" for i in range(100)]
+    Path("table.csv").write_text("\n".join(["a,rare", *rows]) + "\n")
+    source = {
+        "class_path": "lightning_meta.sources.Table",
+        "init_args": {"path": "table.csv", "targets": {"rare": None}},
+    }
+    data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
+    network = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 1, "hidden": [2]}}
+    save(
+        shared={"data": data, "trainer": {**LADDER["shared"]["trainer"], "max_steps": 1}},
+        model={"init_args": {"backbone": network}},
+        rungs={name: {"class_path": "lightning_meta.MultiHead"} for name in ("plain", "wide")},
+    )
+    assert climb("--seeds=[1]") == 0
+    said = capsys.readouterr().err
+    assert said.count("metric: 1 of 1 tasks") == 1
+    assert said.count("table: inputs from the columns 'a'") == 1

@@ -112,10 +112,11 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     shown = [SPLITS[split] for split in measured]
     table = Table(f"{calibration.ways}-way {calibration.shots}-shot", *shown)
     for name, words in MEASURES.items():
-        table.add_row(words, *(_shown(name, of_split[name]) for of_split in measured.values()))
+        table.add_row(words, *(_shown(name, of_split) for of_split in measured.values()))
     aim = f"{100 * calibration.coverage:g} %"
     table.caption = (
-        f"{calibration.tasks} tasks each. New tasks of the classes of calibration have the label in the set for "
+        f"{calibration.tasks} tasks each; ± is the half-width of the 95 % interval over tasks. "
+        "New tasks of the classes of calibration have the label in the set for "
         f"{aim} of images or more, on average; for other classes this is no promise."
     )
     Console(markup=False, emoji=False).print(table)
@@ -133,7 +134,10 @@ def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     return {"model": public_path(type(module)), **options, "weights": weights}
 
 
-def _shown(name: str, value: float | None) -> str:
+def _shown(name: str, measured: Mapping[str, float | None]) -> str:
+    value, interval = measured[name], measured.get(f"{name}_ci95")
     if value is None:
         return "-"
+    if interval is not None:
+        return f"{100 * value:.1f} ± {100 * interval:.1f} %"
     return f"{value:.3g}" if name in ("set_size", "open_set_auroc") else f"{100 * value:.1f} %"

@@ -22,6 +22,7 @@ from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
 
 LONGEST = 400
+MOST = 12  # options that a message lists
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
 
@@ -72,7 +73,10 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
         if (cls := _class_of(refusal.owner)) is not None and found[1] in fixed_options(cls):
             return f"{owner} sets it itself; leave it out"
         names, of_owner = (_arguments(refusal.owner), f" of {owner}") if owner else (options, "")
-        meant = _meant(found[1], names, "" if owner else "--") or f"; {_pointer(command, refusal)}"
+        meant = _meant(found[1], names, "" if owner else "--")
+        if not meant and owner and names and refusal.key not in ("model", "data"):  # those have a help of their own
+            meant = f"; it has {', '.join(names[:MOST])}" + (f" and {len(names) - MOST} more" if names[MOST:] else "")
+        meant = meant or f"; {_pointer(command, refusal)}"
         return f"there is no such option{of_owner}{meant}"
     # The second alternative is the message of lazy_loader.
     missing = (
@@ -91,7 +95,9 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
-        return f"expected {_type(found[1])}, got {'null' if found[2] == 'None' else found[2]}"
+        kind = _type(found[1])
+        example = ", such as {NAME: VALUE}," if kind == "Mapping" else ","
+        return f"expected {kind}{example} got {'null' if found[2] == 'None' else found[2]}"
     if refusal.expected and reason.startswith(("Expected", "Import path")):
         return f"expected {_type(refusal.expected)}, got {refusal.value}; {_pointer(command)}"
     if found := re.fullmatch(r"File does not exist: '?([^']*)'?", reason):

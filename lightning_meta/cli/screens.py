@@ -83,7 +83,7 @@ Test a trained model, on its own test tasks or on others.
                         normalise query examples.
   --calibrate SHARE     Instead of a test, calibrate the model on validation
                         tasks: predict can then write sets of labels that
-                        contain the true label for this share of images.
+                        contain the true label for this share of images or rows.
   --config FILE         Configuration of other data; --trust if the run names
                         your own classes.
   --seed_everything N   Seed of all generators; by default the run's.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,7 @@ from lightning_meta.cli.calibrating import identity
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.table_calibration import CalibratedTable
 from lightning_meta.multitask import MultiTaskModule
-from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, TableCalibration
+from lightning_meta.multitask.calibration import LabelCalibration, Measured, NumberCalibration, TableCalibration
 from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.files import replacing
 from lightning_meta.tasks import Regression
@@ -24,8 +25,7 @@ FILE = "calibration_table.json"
 SHOWN = 20  # tasks that are printed; all are in the file
 MEASURES = {
     "coverage": "covered",
-    "set_size": "set size",
-    "width": "width",
+    "size": "size",
     "accuracy": "accuracy",
     "abstained": "abstained",
     "accuracy_of_rest": "accuracy of the rest",
@@ -87,16 +87,20 @@ def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -
 def print_table_calibration(found: CalibratedTable, path: Path) -> None:
     """Print the results on the test split by task, and the path of the file."""
     (coverage, tasks), measured = found
-    measures = [name for name in MEASURES if any(name in of for of in measured.values())]
-    table = Table("task", "val labels", *(MEASURES[name] for name in measures))
+    shown = {name: {**of, "size": of.get("set_size", of.get("width"))} for name, of in measured.items()}
+    measures = [name for name in MEASURES if any(name in of for of in shown.values())]
+    table = Table("task", "labels val, test", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in measures:
+        table.add_column(MEASURES[name], no_wrap=name == "coverage")
     for name in list(tasks)[:SHOWN]:
-        cells = (_shown(measure, measured[name].get(measure)) for measure in measures)
-        table.add_row(name, str(tasks[name].labels), *cells)
+        cells = (_shown(measure, shown[name]) for measure in measures)
+        table.add_row(name, f"{tasks[name].labels}, {measured[name]['labels']:.0f}", *cells)
     more = f"; {len(tasks) - SHOWN} more tasks are in the file" if len(tasks) > SHOWN else ""
     table.caption = (
-        f"Calibrated on the labels of the validation split; the other columns are measured on the test split{more}. "
-        "The rest are the rows without abstention. Sets and intervals of new rows contain the label for "
-        f"{100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+        "Calibrated on the labels of the validation split; the other columns are measured on the labels of the test "
+        f"split, with a 95 % interval over independent rows in brackets{more}. The size is the number of labels in a "
+        "set, or the width of an interval. The rest are the rows without abstention. Sets and intervals of new rows "
+        f"contain the label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
     )
     Console(markup=False, emoji=False).print(table)
     print(f"written to {path}")
@@ -113,7 +117,13 @@ def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
     return kind(labels, **values)
 
 
-def _shown(name: str, value: float | None) -> str:
+def _shown(name: str, measured: Measured) -> str:
+    value = measured.get(name)
     if value is None:
         return "-"
+    if name == "coverage":
+        low, high = measured["coverage_low"], measured["coverage_high"]
+        assert low is not None
+        assert high is not None
+        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
     return f"{100 * value:.1f} %" if name in SHARES else f"{value:.3g}"

@@ -109,7 +109,8 @@ def calibrate_by(
     shape = data.test_shape
     calibration = Calibration.of(shape.shots if shots is None else shots, coverage, first, then)  # type: ignore[arg-type]
     test = task_logits(trainer, module, data, "test", tasks, **sizes)
-    return Calibrated(calibration, {"val": calibration.measure(then), "test": calibration.measure(test)})
+    val = {**calibration.measure(then), "coverage_ci95": None}  # the sets were fitted to the coverage of these tasks
+    return Calibrated(calibration, {"val": val, "test": calibration.measure(test)})
 
 
 def task_logits(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[
 def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str = "") -> None:
     """Print the run directory and the test scores: the mean over drawn tasks with its 95 % interval, or named tasks.
 
+    If named tasks are compared by different metrics, a task shows its own metric first, then the others that it has, so
+    that the table lists every value of the printed means.
+
     Args:
         metrics: Logged test metrics by name.
         directory: The run directory.
@@ -44,24 +48,23 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
     """
     table = Table("test", "", title=None, show_header=False)
     named = _named_tasks(directory / "per_task.csv")
+    averaged = list(dict.fromkeys(row["metric"] for row in named))
     shown = named if len(named) <= MOST_TASKS else named[: MOST_TASKS - 1]
     for row in shown:
-        mark = f", {row['mark']}" if row.get("mark") else ""
-        table.add_row(row["task"], _shown(row["metric"], float(row["test"])) + mark)
+        table.add_row(row["task"], _of_task(row, averaged, metrics))
     if len(shown) < len(named):
         rest = named[len(shown) :]
         marked = sum(bool(row.get("mark")) for row in rest)
         table.add_row(f"{len(rest)} more tasks", "per_task.csv" + (f", {marked} with a mark" if marked else ""))
     if named:
         table.add_section()
-    for metric in dict.fromkeys([row["metric"] for row in named]) if named else ("accuracy", "mse"):
+    for metric in averaged if named else ("accuracy", "mse"):
         if (score := metrics.get(f"test/{metric}")) is not None:
             half_width = ""
             if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
                 half_width = f" ± {_shown(metric, interval)} (95 %)"
-            table.add_row(
-                f"test {metric}" + (_over(metrics, metric) if named else ""), _shown(metric, score) + half_width
-            )
+            over = _over(metrics, metric) if named else ""
+            table.add_row(f"test {metric}", _shown(metric, score) + half_width + over)
     if (median := metrics.get("test/mse_median")) is not None:
         table.add_row("test mse, median", _shown("mse", median))
     if (tasks := metrics.get("test/tasks")) is not None:
@@ -81,6 +84,18 @@ def _named_tasks(file: Path) -> list[dict[str, str]]:
     """The row of each named task of a test; empty if the tasks were drawn."""
     columns, rows = read_table(file) if file.is_file() else ([], [])
     return [dict(zip(columns, values, strict=True)) for values in rows] if "metric" in columns else []
+
+
+def _of_task(row: Mapping[str, str], averaged: Sequence[str], metrics: Mapping[str, float]) -> str:
+    """The metric of a named task and its mark; and its other metrics that enter a printed mean."""
+    own, task = row["metric"], row["task"]
+    mark = f", {row['mark']}" if row.get("mark") else ""
+    score = _shown(own, float(row["test"])) + mark
+    if len(averaged) == 1:
+        return score
+    others = {metric: metrics.get(f"test/{metric}/{task}", math.nan) for metric in averaged if metric != own}
+    further = [f"{metric} {_shown(metric, value)}" for metric, value in others.items() if not math.isnan(value)]
+    return "\n".join([f"{own} {score}", *further])
 
 
 def _over(metrics: Mapping[str, float], metric: str) -> str:

@@ -11,6 +11,7 @@ from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.inner_optimizers import InnerAdam
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.functional.repetition import repeated
 from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
 
@@ -92,12 +93,15 @@ class AlphaTIM(TransductiveClassifier):
         support, query = state["features"], self.scaled_features(x)
         members = state["members"].to(query.dtype)
         weights, optimizer = members.T @ support / members.sum(0).unsqueeze(-1), InnerAdam()
-        moments = optimizer.init({"weights": weights})
         settings = self.alpha, self.temperature, self.support_weight, self.entropy_weight
-        for _ in range(self.steps):
+
+        def step(state: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+            weights, moments = state
             gradient = loss_gradient(weights, support, members, query, *settings)
             direction, moments = optimizer.update({"weights": gradient}, moments, {"weights": weights})
-            weights = weights - self.step_size * direction["weights"]
+            return weights - self.step_size * direction["weights"], moments
+
+        weights, _ = repeated(step, self.steps, (weights, optimizer.init({"weights": weights})))
         return -self.temperature / 2 * squared_euclidean(query, weights)
 
 
@@ -129,10 +133,10 @@ def loss_gradient(
     """
     features = torch.cat([support, query])
     p_support, p = (
-        (-temperature / 2 * squared_euclidean(features, weights)).softmax(-1).split([len(support), len(query)])
+        (-temperature / 2 * squared_euclidean(features, weights)).softmax(-1).split([support.shape[0], query.shape[0]])
     )
     # Derivative of the entropies in the probabilities, up to a constant, which cancels in the softmax's Jacobian.
-    in_p = alpha * (_log(p.mean(0), alpha) - entropy_weight * _log(p, alpha)) / len(query)
+    in_p = alpha * (_log(p.mean(0), alpha) - entropy_weight * _log(p, alpha)) / query.shape[0]
     in_logits = torch.cat(
         [support_weight * (p_support - members) / len(support), p * (in_p - (p * in_p).sum(-1, keepdim=True))]
     )

@@ -13,6 +13,7 @@ from lightning_meta.functional.conformal import (
     open_set_auroc,
     prediction_sets,
 )
+from lightning_meta.meta.scores import mean_and_interval
 
 
 class TaskLogits(NamedTuple):
@@ -95,17 +96,23 @@ class Calibration(NamedTuple):
         """Evaluate prediction sets and abstention on tasks.
 
         Returns:
-            Means over the queries of all tasks: `coverage`, the share whose set contains the true label; `set_size`,
-            labels per set; `accuracy`; `abstained`, the share of abstentions; `accuracy_of_rest`, accuracy on the
-            others. For examples of other classes: `abstained_strangers`, and `open_set_auroc`, the AUROC of the largest
-            probability in separating them from queries. None if there is no such example.
+            `tasks`, their number n. Means over the queries of all tasks: `coverage`, the share whose set contains the
+            true label; `set_size`, labels per set; `accuracy`; `abstained`, the share of abstentions;
+            `accuracy_of_rest`, accuracy on the others. `coverage_ci95` is the half-width of the 95 % confidence
+            interval of the coverage over new tasks (`mean_and_interval`), None for a single task; it does not apply to
+            the tasks of the calibration, to which the sets were fitted. For examples of other classes:
+            `abstained_strangers`, and `open_set_auroc`, the AUROC of the largest probability in separating them from
+            queries. None if there is no such example.
         """
         p = self.probabilities(predicted.logits)
         sets, abstained, right = self.sets(p), self.abstained(p), p.argmax(-1) == predicted.labels
         strange = self.probabilities(predicted.strangers)
         some = len(strange) > 0
+        covered = sets.gather(-1, predicted.labels.unsqueeze(-1)).squeeze(-1).double()
+        _, interval = mean_and_interval(covered.mean(1), 1 / covered.shape[1])
         means: dict[str, Tensor | None] = {
-            "coverage": sets.gather(-1, predicted.labels.unsqueeze(-1)).double().mean(),
+            "coverage": covered.mean(),
+            "coverage_ci95": torch.tensor(interval) if len(covered) > 1 else None,
             "set_size": sets.sum(-1).double().mean(),
             "accuracy": right.double().mean(),
             "abstained": abstained.double().mean(),
@@ -113,4 +120,5 @@ class Calibration(NamedTuple):
             "abstained_strangers": self.abstained(strange).double().mean() if some else None,
             "open_set_auroc": open_set_auroc(p.flatten(0, 1), strange) if some else None,
         }
-        return {name: None if mean is None else round(float(mean), 6) for name, mean in means.items()}
+        rounded = {name: None if mean is None else round(float(mean), 6) for name, mean in means.items()}
+        return {"tasks": float(len(covered)), **rounded}

@@ -64,7 +64,7 @@ class AdaptedModel(nn.Module):
             return False
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(state[name])
+                tensor.data = state[name].detach().clone()  # the head may have another number of outputs
         return True
 
     def _state(self) -> Any:

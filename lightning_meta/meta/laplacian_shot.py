@@ -110,9 +110,10 @@ class LaplacianShot(CentredClassifier, TransductiveClassifier):
 def nearest_neighbours(query: Tensor, count: int) -> Tensor:
     """w `(M, M)` of queries `(M, F)`: w_jk = 1 if k is among the `count` nearest neighbours of j, else 0."""
     distances = squared_euclidean(query, query)
-    distances = distances.masked_fill(torch.eye(len(query), dtype=torch.bool, device=query.device), math.inf)
-    nearest = distances.topk(min(count, len(query) - 1), largest=False).indices
-    return torch.zeros_like(distances).scatter(1, nearest, 1.0)
+    itself = torch.eye(query.shape[0], dtype=torch.bool, device=query.device)
+    # The place of each query among the neighbours; unlike topk, also if M is only known later, in an exported model.
+    places = distances.masked_fill(itself, math.inf).argsort().argsort()
+    return ((places < count) & ~itself).to(distances.dtype)
 
 
 @in_float32

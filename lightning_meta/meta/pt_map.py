@@ -11,6 +11,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import one_hot, squared_euclidean, unit_length
+from lightning_meta.functional.repetition import repeated
 from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
@@ -140,15 +141,19 @@ def transport_and_means(
     members = members.to(query.dtype)
     features = torch.cat([support, query])
     means = members.T @ support / members.sum(0).unsqueeze(-1)
-    potentials = query.new_zeros(members.shape[-1])
-    for step in range(steps + 1):
+
+    def plan_of(means: Tensor, potentials: Tensor) -> tuple[Tensor, Tensor]:
         scores = -regularisation * squared_euclidean(query, means)
         potentials = balanced(scores, potentials)
-        plan = (scores + potentials).softmax(-1)
-        if step < steps:
-            weights = torch.cat([members, plan])
-            means = means + rate * (weights.T @ features / weights.sum(0).unsqueeze(-1) - means)
-    return plan
+        return (scores + potentials).softmax(-1), potentials
+
+    def step(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        means, potentials = state
+        plan, potentials = plan_of(means, potentials)
+        weights = torch.cat([members, plan])
+        return means + rate * (weights.T @ features / weights.sum(0).unsqueeze(-1) - means), potentials
+
+    return plan_of(*repeated(step, steps, (means, query.new_zeros(members.shape[-1]))))[0]
 
 
 def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
@@ -169,24 +174,27 @@ def balanced(scores: Tensor, potentials: Tensor) -> Tensor:
     Returns:
         β `(N,)`.
     """
-    share = len(scores) / scores.shape[-1]
-    for _ in range(NEWTON_STEPS):
+
+    def step(potentials: Tensor) -> Tensor:
         plan = (scores + potentials).softmax(-1)
         # The Hessian is a graph Laplacian. Its diagonal is computed as a sum: p (1 - p) would lose digits for p near 1.
         coupling = plan.T @ plan
         coupling = coupling - coupling.diagonal().diag_embed()
         degrees = coupling.sum(-1)
         curvature = degrees.diag_embed() - coupling + _regular(degrees)
-        change = torch.linalg.solve_ex(curvature, share - plan.sum(0)).result
+        share = scores.shape[0] / scores.shape[-1]
+        change: Tensor = torch.linalg.solve_ex(curvature, share - plan.sum(0)).result
         # A damped step that cannot overshoot, since softmax is self-concordant; see `logistic_regression`.
-        size = (change.amax() - change.amin()).clamp_min(torch.finfo(change.dtype).tiny)
-        potentials = potentials + size.log1p() / size * (change - change.mean())
-    return potentials
+        size = (change.amax(-1) - change.amin(-1)).clamp_min(torch.finfo(change.dtype).tiny)
+        after: Tensor = potentials + size.log1p() / size * (change - change.mean())
+        return after
+
+    return repeated(step, NEWTON_STEPS, potentials)
 
 
 def _regular(degrees: Tensor) -> Tensor:
     """What is added to make the Laplacian `(N, N)` invertible: constants and unconnected classes lie in its kernel."""
     numbers = torch.finfo(degrees.dtype)
-    ridge = 64 * numbers.eps * degrees.amax() + numbers.tiny**0.5
+    ridge = 64 * numbers.eps * degrees.amax(-1) + numbers.tiny**0.5
     added: Tensor = ridge * torch.eye(len(degrees)).to(degrees) + degrees.mean() / len(degrees)
     return added

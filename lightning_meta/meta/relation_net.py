@@ -16,6 +16,8 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.prototypes import class_means, one_hot
 from lightning_meta.meta.base import Outcome
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
+from lightning_meta.nn.features import IMAGE_DIMS, shape_after
+from lightning_meta.nn.frozen import layers_of
 from lightning_meta.nn.normalization import TaskBatchNorm, statistics_from
 from lightning_meta.tasks import EpisodeSpec
 
@@ -59,8 +61,9 @@ class RelationNet(MetricLearner):
 
     Args:
         backbone: The embedding f. The paper's is `Conv4(halvings=2)`.
-        channels: C: the backbone lays a square map of so many channels out flat. By default each feature is a channel
-            of its own, in one position; then there is nothing to pool, and the convolutions are linear layers.
+        channels: Number of channels C of the square map that the backbone flattens. By default that of its map, if the
+            last of its stages flattens one, as in `Conv4`. Otherwise each feature is a channel of a 1x1 map: there is
+            nothing to pool, and the convolutions are linear layers.
         width: Number of channels of the blocks of g.
         hidden: Width of the hidden linear layer of g.
         batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
@@ -87,12 +90,12 @@ class RelationNet(MetricLearner):
 
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the relation module g for pairs of maps `(2 C, side, side)`."""
-        channels = self.channels or self.feature_size
+        channels = self.channels or self._channels_of_map(episodes)
         side = math.isqrt(self.feature_size // channels)
         if channels * side**2 != self.feature_size:
             raise UserError(
                 f"channels: the backbone's {self.feature_size} features are no square maps of {channels} channels; "
-                "give the width of its last block"
+                "give the width of its last block, and square images"
             )
         self.map_shape = (channels, side, side)
         layers: list[nn.Module] = []
@@ -104,6 +107,15 @@ class RelationNet(MetricLearner):
                 side //= 2
         last = [nn.Linear(self.width * side**2, self.hidden), nn.ReLU(), nn.Linear(self.hidden, 1)]
         self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
+
+    def _channels_of_map(self, episodes: EpisodeSpec) -> int:
+        """The channels of the map that the backbone flattens; all features if it flattens none."""
+        layers = layers_of(self.backbone)
+        if not layers or not isinstance(layers[-1], nn.Flatten):
+            return self.feature_size
+        shape, dtype = self.backbone_input_shape(episodes), episodes.input_dtype
+        before = shape_after(nn.Sequential(*layers[:-1]), shape, input_dtype=dtype)
+        return before[0] if len(before) == IMAGE_DIMS else self.feature_size
 
     @property
     def network(self) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
 from lightning_meta.functional.prototypes import squared_euclidean
+from lightning_meta.functional.repetition import repeated
 from lightning_meta.functional.span import in_their_span
 from lightning_meta.meta.transductive import TransductiveClassifier
 from lightning_meta.nn.stateless import Tensors
@@ -117,16 +118,19 @@ def informative_weights(
     members = members.to(query.dtype)
     weights = members.T @ support / members.sum(0).unsqueeze(-1)
     share = support_weight / (1 + entropy_weight) / len(support)  # weight of a support example; a query has 1 / M
-    for _ in range(steps):
+    of_support, sizes, count = share * (members.T @ support), share * members.sum(0), query.shape[0]
+
+    def step(weights: Tensor) -> Tensor:
         logits = -temperature / 2 * squared_euclidean(query, weights)
         assigned = assignments(logits.log_softmax(-1), entropy_weight)
         p_support = (-temperature / 2 * squared_euclidean(support, weights)).softmax(-1)
         p_query = logits.softmax(-1)
         # Proposition 2: the stationary point of the loss in w, with the predictions fixed at the present weights.
-        numerator = share * (members.T @ support) + assigned.T @ query / len(query)
-        numerator += share * _repulsion(p_support, support, weights) + _repulsion(p_query, query, weights) / len(query)
-        weights = numerator / (share * members.sum(0) + assigned.mean(0)).unsqueeze(-1)
-    return weights
+        numerator = of_support + assigned.T @ query / count
+        numerator += share * _repulsion(p_support, support, weights) + _repulsion(p_query, query, weights) / count
+        return numerator / (sizes + assigned.mean(0)).unsqueeze(-1)
+
+    return repeated(step, steps, weights)
 
 
 def assignments(log_p: Tensor, entropy_weight: float) -> Tensor:

@@ -76,13 +76,13 @@ class LabelCalibration(NamedTuple):
         """Measure sets and abstention on M labelled rows.
 
         Returns:
-            `coverage`, the fraction of sets that contain the label; `set_size`, the mean number of labels in a set;
-            `accuracy`; `abstained`, the fraction of rows that the model abstains from; `accuracy_of_rest`, the accuracy
-            on the other rows. None if there is no such row.
+            `coverage_of` of the sets, which contain the label or do not; `set_size`, the mean number of labels in a
+            set; `accuracy`; `abstained`, the fraction of rows that the model abstains from; `accuracy_of_rest`, the
+            accuracy on the other rows. None if there is no such row.
         """
         sets, abstained, right = self.sets(logits), self.abstained(logits), logits.argmax(-1) == labels
         return {
-            "coverage": _mean(sets.gather(-1, labels.unsqueeze(-1))),
+            **coverage_of(sets.gather(-1, labels.unsqueeze(-1))),
             "set_size": _mean(sets.sum(-1)),
             "accuracy": _mean(right),
             "abstained": _mean(abstained),
@@ -116,8 +116,8 @@ class NumberCalibration(NamedTuple):
         return cls(len(residuals), _quantile(residuals.double(), coverage))
 
     def measure(self, residuals: Tensor) -> Measured:
-        """Measure intervals on M rows: `coverage`, the fraction that contain the target; `width` of an interval."""
-        return {"coverage": _mean(residuals <= self.radius), "width": 2 * self.radius}
+        """Measure intervals on M rows: `coverage_of` them, and `width` of an interval."""
+        return {**coverage_of(residuals <= self.radius), "width": 2 * self.radius}
 
 
 class TableCalibration(NamedTuple):
@@ -190,6 +190,31 @@ def fewest_labels(coverage: float) -> int:
         coverage: Coverage 1 − α, in (0, 1).
     """
     return max(1, math.ceil(coverage / (1 - coverage) * (1 - 1e-9)))  # 0.9 / 0.1 is 9, but may be rounded up
+
+
+def coverage_of(covered: Tensor) -> Measured:
+    r"""Compute the fraction of M rows whose set or interval contains the label, with Wilson's 95 % interval.
+
+    $$\frac{c + z^2 / 2M \pm z \sqrt{c (1 - c) / M + z^2 / 4M^2}}{1 + z^2 / M}$$
+
+    c is the fraction and z the 97.5 % quantile of the normal distribution (Wilson, Probable Inference, the Law of
+    Succession, and Statistical Inference, JASA 22 (1927)). Rows are assumed independent; for rows in groups the
+    interval is too narrow.
+
+    Args:
+        covered: Whether the set or interval of each row contains its label, M values.
+
+    Returns:
+        `labels`, M; `coverage`, `coverage_low` and `coverage_high` in [0, 1], None if there is no row.
+    """
+    count, share, z = covered.numel(), _mean(covered), 1.959964
+    if share is None:
+        return {"labels": 0, "coverage": None, "coverage_low": None, "coverage_high": None}
+    c = float(covered.double().mean())
+    middle = c + z**2 / (2 * count)
+    half = z * math.sqrt(c * (1 - c) / count + z**2 / (4 * count**2))
+    low, high = ((middle + sign * half) / (1 + z**2 / count) for sign in (-1, 1))
+    return {"labels": count, "coverage": share, "coverage_low": round(low, 6), "coverage_high": round(high, 6)}
 
 
 def class_logits(task: Task, outputs: Tensor) -> Tensor:

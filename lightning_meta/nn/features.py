@@ -81,14 +81,23 @@ def shape_after(
         raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        fix = (
-            "set its in_channels or in_features to fit the data, or the data's image size to fit the backbone"
-            if zeros.is_floating_point()
-            else "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are no ids"
-        )
-        kind = " (channels first)" if zeros.is_floating_point() else f" of {input_dtype} ids"
+        kind = "" if zeros.is_floating_point() else f" of {input_dtype} ids"
+        if len(shape) == IMAGE_DIMS and not kind:
+            kind = " (channels first)"
+        fix = _fix(shape, zeros.is_floating_point())
         raise UserError(f"{option}: {name} does not take inputs of shape {shape}{kind}: {reason}; {fix}") from error
     return tuple(output.shape[1:])
+
+
+def _fix(shape: tuple[int, ...], real: bool) -> str:
+    """What to change for a network that does not take inputs of a shape, by the kind of data."""
+    if not real:
+        return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are no ids"
+    if len(shape) == IMAGE_DIMS:
+        return f"its in_channels must be {shape[0]}, and the data's image size must fit the backbone"
+    if len(shape) == 1:
+        return f"set its in_features to {shape[0]}, or choose a network of vectors, such as lightning_meta.nn.MLP"
+    return "set its sizes to fit the data"
 
 
 def output_size(network: nn.Module, input_shape: Sequence[int], input_dtype: str = "") -> int:
@@ -104,9 +113,10 @@ def output_size(network: nn.Module, input_shape: Sequence[int], input_dtype: str
     """
     features = shape_after(network, input_shape, input_dtype=input_dtype)
     if len(features) != 1 or not features[0]:
+        fix = "flatten or average its last map" if len(input_shape) == IMAGE_DIMS else "flatten its output"
         raise UserError(
             f"backbone: {type(network).__name__} turns inputs of shape {tuple(input_shape)} into {features}; "
-            "a backbone must return one vector of features per input: flatten or average its last map"
+            f"a backbone must return one vector of features per input: {fix}"
         )
     return features[0]
 

@@ -11,6 +11,7 @@ from lightning_meta.checks import instance
 from lightning_meta.configuration import Described
 from lightning_meta.errors import UserError
 from lightning_meta.nn.normalization import per_task, task_norms
+from lightning_meta.nn.stages import stages_of
 
 
 class FeatureExtractor(Described, nn.Module, ABC):
@@ -90,6 +91,19 @@ class Frozen(FeatureExtractor):
         """Inputs `(M, *input_shape)` to features `(M, F)`."""
         features: Tensor = self.network(x)
         return features
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """The layers whose composition is the network, as far as its stages, and those of its parts, are known.
+
+    Args:
+        network: Network of any kind; if it has no stages, it is the only layer.
+    """
+    if isinstance(network, Frozen):
+        return layers_of(network.network)
+    if not isinstance(network, nn.Sequential) and not callable(getattr(network, "stages", None)):
+        return [network]
+    return [layer for stage in stages_of(network) for layer in layers_of(stage)]
 
 
 def frozen_part(backbone: nn.Module) -> FeatureExtractor | None:

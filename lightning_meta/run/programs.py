@@ -77,8 +77,12 @@ def write_program(
             except Exception as error:  # exporters raise many types for unsupported operators
                 reasons.append(error)
     if not content:
-        reason = " ".join(str(reasons[0]).split())[:200]
-        raise UserError(f"{path}: {name} cannot be exported: {reason}") from reasons[0]
+        first: BaseException = reasons[0]
+        while first.__cause__ is not None:  # the exporter to ONNX names the operator in the first of several errors
+            first = first.__cause__
+        reason = " ".join(str(first).split())[:200]
+        other = "; .pt2 may support it" if path.suffix == ".onnx" else ""
+        raise UserError(f"{path}: {name} cannot be exported: {reason}{other}") from reasons[0]
     with replacing(path, "wb") as out:
         out.write(content)
 

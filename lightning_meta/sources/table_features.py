@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -56,13 +57,14 @@ def learn_features(
         missing = column.missing[train]
         if missing.all():
             raise UserError(f"{column.where} has no value in any training row; leave it out of the features")
-        indicator = indicators and bool(missing.any())
+        missed = bool(missing.any())
+        indicator = indicators and missed
         if name in categorical or column.first_text is not None:
             texts = _texts(column, train, name in categorical, max_categories)
             coded = categories == "codes"  # these need no indicator, as one code means missing
-            features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded))
+            features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded, missed))
         else:
-            features.append(_number(name, column, train, indicator, scaling))
+            features.append(replace(_number(name, column, train, indicator, scaling), missed=missed))
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         names = ", ".join(map(repr, constant))
         _log.warning("Table: these columns are constant in the training rows, so their inputs are always 0: %s", names)

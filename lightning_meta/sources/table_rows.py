@@ -105,10 +105,12 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
             meaning = "a separate category" if _coded(feature) else "none of the training texts"
             if isinstance(feature, NumberFeature):
                 meaning = "the training median" if feature.quantiles else "the training mean"
-            yield (
-                f"column {feature.name!r}: {missing} of {count} values are missing, the first in row {first + 1}; as "
-                f"in training, they are treated as {meaning}"
-            )
+            where = f"column {feature.name!r}: {missing} of {count} values are missing, the first in row {first + 1}"
+            if feature.missed is False:  # None if it is not known
+                untrained = ", which was never trained" if _coded(feature) else ""
+                yield f"{where}, while no training row misses one; they are treated as {meaning}{untrained}"
+            else:
+                yield f"{where}; {'as in training, ' if feature.missed else ''}they are treated as {meaning}"
         if isinstance(feature, TextFeature) and (unseen := _not_in(feature, column)).any():
             row, (texts, codes) = int(unseen.argmax()), column.texts(feature.of_numbers)
             unseen_texts = [texts[code] for code in dict.fromkeys(codes[unseen].tolist())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -29,6 +29,7 @@ class NumberFeature:
         indicator: Whether one more input says where the number is missing.
         quantiles: Of the training rows, less the offset, at evenly spaced levels from 0 to 1; none for standard units.
         normal: Whether Φ⁻¹ is taken of the share, so that training inputs are normally distributed.
+        missed: Whether a training row misses the number; None in checkpoints of earlier versions.
     """
 
     name: str
@@ -39,10 +40,12 @@ class NumberFeature:
     indicator: bool = False
     quantiles: Sequence[float] = ()
     normal: bool = False
+    missed: bool | None = field(default=None, compare=False)  # it changes no input
 
     def __post_init__(self) -> None:
         kinds = {"mean": float, "scale": float, "offset": int, "constant": bool, "indicator": bool, "normal": bool}
         _check_types(self, name=str, **kinds)
+        _check_missed(self)
         object.__setattr__(self, "quantiles", _ascending(self.name, self.quantiles))
         if not (isfinite(self.mean) and isfinite(self.scale) and self.scale > 0):
             raise UserError(f"column {self.name!r}: mean {self.mean} and scale {self.scale} are no figures of a column")
@@ -70,6 +73,7 @@ class TextFeature:
         of_numbers: Whether the column held numbers, so that 1 and 1.0 are the same text.
         indicator: Whether one more input says where the text is missing.
         coded: Whether its input is a code.
+        missed: Whether a training row misses the text; None in checkpoints of earlier versions.
     """
 
     name: str
@@ -77,9 +81,11 @@ class TextFeature:
     of_numbers: bool = False
     indicator: bool = False
     coded: bool = False
+    missed: bool | None = field(default=None, compare=False)  # it changes no input
 
     def __post_init__(self) -> None:
         _check_types(self, name=str, of_numbers=bool, indicator=bool, coded=bool)
+        _check_missed(self)
         object.__setattr__(self, "texts", _texts(f"column {self.name!r}", self.texts))
         if self.coded and self.indicator:
             raise UserError(f"column {self.name!r}: a code says where the text is missing, and needs no indicator")
@@ -160,6 +166,11 @@ def _check_types(owner: Any, **kinds: type) -> None:
         value = getattr(owner, name)
         if type(value) is not kind:
             raise UserError(f"{type(owner).__name__}: {name} is {str(value)[:50]!r}, expected {kind.__name__}")
+
+
+def _check_missed(feature: NumberFeature | TextFeature) -> None:
+    if feature.missed is not None:
+        _check_types(feature, missed=bool)
 
 
 def _texts(where: str, texts: Any) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -452,3 +453,40 @@ def test_a_folder_of_files_with_semicolons_and_decimal_commas(tmp_path: Path) ->
         assert torch.equal(one.y, other.y)
     with pytest.raises(lm.UserError, match="set delimiter=';'"):
         RegressionTable(folders[1], "flow").pools()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["CNP", "AttentiveCNP", "InContextTransformer"])
+def test_points_with_uncertainty_as_the_page_says(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands and code of docs/data.md on sine waves with noise, whose deviations they find."""
+    monkeypatch.chdir(tmp_path)
+    generator, rows = np.random.default_rng(0), ["curve,x,y"]
+    for curve in range(200):
+        phase, x = generator.uniform(0, 2 * np.pi), generator.uniform(-2, 2, 40)
+        y = 20 + 5 * np.sin(x + phase) + generator.normal(0, 1, 40)
+        rows += [f"curve {curve},{a},{b}" for a, b in zip(x, y, strict=True)]
+    Path("points.csv").write_text("\n".join(rows) + "\n")
+    page = (CONFIG.parents[1] / "docs" / "data.md").read_text()
+    section = page.partition("### Points (x, y)")[2]
+    config, commands, *code = re.findall(r"^```(?:yaml|sh|python)\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+    config = config.replace("lightning_meta.CNP", f"lightning_meta.{method}")
+    if method == "InContextTransformer":
+        config = config.replace("in_features: 2", "in_features: 1")
+    Path("points.yaml").write_text(config)
+    brief = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+    of_fit = ["--trainer.max_steps=600", "--seed_everything=1", "--data.val_tasks=100"]
+    if method == "InContextTransformer":
+        of_fit += ["--model.width=32", "--model.layers=2", "--trainer.max_steps=300"]
+    for command in commands.splitlines():
+        _, name, *options = command.split()
+        assert main([name, *options, *brief, *(of_fit if name == "fit" else [])]) == 0
+    names: dict[str, Any] = {}
+    for block in code[:2]:
+        exec(block, names)
+    results = yaml.safe_load(Path("runs/points/0/results.json").read_text())
+    assert results["test/mse"] < 0.5 * 13.5  # the variance of y
+    with np.load("runs/points/0/predictions.npz") as stored:
+        inside = np.abs(stored["target"] - stored["output"][..., :1]) < 1.645 * stored["output"][..., 1:]
+    assert inside.mean() == pytest.approx(0.9, abs=0.05)
+    assert names["mean"].shape == (3, 1)
+    assert (names["deviation"] > 0.3).all()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,25 @@ from torch import Tensor
 
 from lightning_meta.errors import UserError
 from lightning_meta.meta import (
+    BDCSPN,
     CAVIA,
     CNP,
     MAML,
+    PTMAP,
+    TIM,
+    AlphaTIM,
     AttentiveCNP,
     Baseline,
     InContextTransformer,
+    LaplacianShot,
     MetaModule,
     Predictor,
+    ProtoMAML,
     ProtoNet,
     RelationNet,
 )
 from lightning_meta.nn import MLP, Conv4
+from lightning_meta.run.programs import write_program
 from lightning_meta.tasks import EpisodeSpec
 from tests.meta.oracles import episodes, roughen, task
 from tests.meta.test_predictor import SPEC, images
@@ -44,8 +52,9 @@ METHODS: dict[str, Callable[[], MetaModule]] = {
     "in-context transformer": lambda: InContextTransformer(
         Conv4(1, 4, blocks=2), width=8, layers=2, heads=2, episodes=SPEC
     ),
+    "proto maml": lambda: ProtoMAML(Conv4(1, 4, blocks=2), 0.1, 3, batch_norm="inductive", episodes=SPEC),
 }
-SLOW = {"relation net", "in-context transformer"}
+SLOW = {"relation net", "in-context transformer", "proto maml"}
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in METHODS]
 REGRESSION: dict[str, Callable[[EpisodeSpec], MetaModule]] = {
     "attentive cnp": lambda spec: AttentiveCNP(MLP(4, (8,)), decoder=(5,), episodes=spec),
@@ -84,6 +93,25 @@ def test_an_exported_task_gives_the_same_numbers_for_any_number_of_inputs(name: 
     for count in (1, 5, len(query)):
         part = query[:count]
         torch.testing.assert_close(model(part / 255), predictor.probabilities(part), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [5, 40], ids=["narrow", "wide"])  # fewer and more features than examples
+@pytest.mark.parametrize("method", [AlphaTIM, BDCSPN, LaplacianShot, PTMAP, partial(TIM, steps=50)])
+def test_methods_that_predict_queries_together_give_the_same_numbers_for_any_number_of_queries(
+    method: Callable[..., MetaModule], width: int, tmp_path: Path
+) -> None:
+    """In float64, since some of them amplify rounding; TIM by less than its 150 steps for the same reason."""
+    torch.manual_seed(0)
+    module = method(MLP(64, (width,)), episodes=replace(SPEC, classes=7)).double()
+    support, query = images()
+    predictor = module.predictor(support, ["owl", "owl", "ant", "ant", "bee", "bee"])
+    model = torch.export.load(predictor.export(tmp_path / "task.pt2", torch.uint8)).module()
+    for count in (2, 5, len(query)):
+        expected = predictor.probabilities(query[:count])
+        assert expected.std() > 0.001
+        torch.testing.assert_close(model(query[:count]), expected, rtol=0, atol=1e-6)
+    assert (tmp_path / "task.pt2").stat().st_size < 2e6
 
 
 @pytest.mark.slow
@@ -210,3 +238,17 @@ def test_a_failure_leaves_the_file_that_was_there(tmp_path: Path) -> None:
         Fickle(Conv4(1, 4, blocks=2), episodes=SPEC).predictor(images()[0], list("aabbcc")).export(file)
     assert file.read_bytes() == before
     assert [f.name for f in tmp_path.iterdir()] == ["task.pt2"]
+
+
+@pytest.mark.slow
+def test_an_operator_that_onnx_lacks_is_named_in_one_line(tmp_path: Path) -> None:
+    class Solves(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.solve_ex(x.T @ x + 1, x.T).result.T
+
+    with pytest.raises(
+        UserError, match=r"Solves cannot be exported: .*linalg_solve_ex.*; \.pt2 may support it"
+    ) as error:
+        write_program(tmp_path / "task.onnx", [Solves], {"x": torch.rand(3, 2)}, {}, "Solves")
+    assert "\n" not in str(error.value)
+    write_program(tmp_path / "task.pt2", [Solves], {"x": torch.rand(3, 2)}, {}, "Solves")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import lightning_meta as lm
 from lightning_meta.batches import Examples
 from lightning_meta.errors import UserError
-from lightning_meta.nn import MLP, Conv4
+from lightning_meta.nn import MLP, Conv4, Frozen, LeNet
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
@@ -142,10 +142,38 @@ def test_certain_scores_leave_loss_and_gradient_finite(dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize(
+    ("wrap", "shape"),
+    [
+        (lambda network: network, (4, 4, 4)),
+        (Frozen, (4, 4, 4)),
+        (lambda network: nn.Sequential(nn.Identity(), network), (4, 4, 4)),
+        (lambda network: nn.Sequential(network.blocks, nn.Flatten()), (4, 4, 4)),
+        (lambda network: nn.Sequential(network, nn.Linear(64, 6)), (6, 1, 1)),
+        (lambda network: Conv4(1, 4, blocks=2, spatial="mean"), (4, 1, 1)),
+        (lambda network: LeNet(1, 16, features=5), (5, 1, 1)),
+    ],
+)
+def test_channels_are_by_default_those_of_the_map_that_the_backbone_flattens(wrap: Any, shape: Any) -> None:
+    spec = EpisodeSpec("classification", (1, 16, 16), 3)
+    torch.manual_seed(0)
+    module, backbone = lm.RelationNet(wrap(Conv4(1, 4, blocks=2)), width=3, episodes=spec), Conv4(1, 4, blocks=2)
+    assert module.map_shape == shape
+    given = lm.RelationNet(wrap(backbone), channels=shape[0], width=3, episodes=spec)
+    given.load_state_dict(module.state_dict())
+    x, y = torch.randn(6, 1, 16, 16), torch.arange(3).repeat(2)
+    outputs = [each.eval().predict(each.adapt(Examples(x, y), 3), x) for each in (module, given)]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: made(channels=3), "channels: the backbone's 64 features are no square maps of 3 channels"),
         (lambda: made(channels=32), "features are no square maps of 32 channels"),
+        (
+            lambda: made(EpisodeSpec("classification", (1, 8, 16), 3), Conv4(1, 4, blocks=2), channels=None),
+            "features are no square maps of 4 channels; .* square images",
+        ),
         (lambda: made(channels=0), "channels"),
         (lambda: made(hidden=0), "hidden"),
         (lambda: made(width=0), "width"),

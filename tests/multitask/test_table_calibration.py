@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.optimize import minimize_scalar
 
 import lightning_meta as lm
@@ -23,6 +24,7 @@ from lightning_meta.multitask.calibration import (
     LabelCalibration,
     NumberCalibration,
     TableCalibration,
+    coverage_of,
     fewest_labels,
 )
 from lightning_meta.nn import MLP
@@ -96,7 +98,9 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
         assert ends == pytest.approx([price - radius, price + radius], rel=1e-9)
     found, wanted = predicted(run, "test", "price")
     inside = np.mean(np.abs(found["price [kEUR]"] - wanted) <= radius)
-    assert stored["measured"]["test"]["price"] == pytest.approx({"coverage": inside, "width": 2 * radius}, abs=1e-4)
+    measured = stored["measured"]["test"]
+    expected = {"labels": len(wanted), **_wilson(inside, len(wanted)), "coverage": inside, "width": 2 * radius}
+    assert measured["price"] == pytest.approx(expected, abs=1e-4)
 
     for task, classes in (("sold", ["no", "yes"]), ("grade", list("ABC"))):
         found, wanted = predicted(run, "val", task)
@@ -118,10 +122,25 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
         found, wanted = predicted(run, "test", task)
         p, y = _probabilities(found, task, classes), np.array([classes.index(label) for label in wanted])
         sets, kept = 1 - p <= of_task["quantile"] + 1e-6, p.max(1) >= of_task["threshold"] - 1e-6
-        right, measured = p.argmax(1) == y, stored["measured"]["test"][task]
-        figures = [sets[np.arange(len(y)), y].mean(), sets.sum(1).mean(), right.mean()]
-        figures += [1 - kept.mean(), right[kept].mean()]
-        assert list(measured.values()) == pytest.approx(figures, abs=1e-5)
+        right, inside = p.argmax(1) == y, sets[np.arange(len(y)), y].mean()
+        figures = {"labels": len(y), "coverage": inside, **_wilson(inside, len(y)), "set_size": sets.sum(1).mean()}
+        figures |= {"accuracy": right.mean(), "abstained": 1 - kept.mean(), "accuracy_of_rest": right[kept].mean()}
+        assert measured[task] == pytest.approx(figures, abs=1e-5)
+        interval = f"{100 * figures['coverage_low']:.1f}, {100 * figures['coverage_high']:.1f}"
+        assert f"{stored['tasks'][task]['labels']}, {len(y)} " in said
+        assert f"{100 * inside:.1f} [{interval}] %" in said
+
+
+def _wilson(share: float, count: int) -> dict[str, float]:
+    interval = stats.binomtest(round(share * count), count).proportion_ci(0.95, "wilson")
+    return {"coverage_low": interval.low, "coverage_high": interval.high}
+
+
+def test_without_test_labels_there_is_no_coverage() -> None:
+    assert coverage_of(torch.zeros(0, dtype=torch.bool))["coverage_low"] is None
+    one = coverage_of(torch.ones(3, dtype=torch.bool))
+    assert (one["coverage"], one["coverage_high"]) == (1, 1)
+    assert one["coverage_low"] == pytest.approx(_wilson(1, 3)["coverage_low"], abs=1e-6)
 
 
 def _probabilities(found: Any, task: str, classes: list[str]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,29 @@ def test_what_is_handled_as_in_training_is_told(
     known = [{**row, "style": "old", "area": 100} for row in houses(4, seed=1)]
     trained.predict_table(write(tmp_path / "known.csv", known, leave_out=tuple(TARGETS)))
     assert not caplog.records
+
+
+@pytest.mark.parametrize("categories", ["one_hot", "codes"])
+def test_what_is_missing_is_compared_with_training(categories: Any, tmp_path: Path) -> None:
+    """Training rows miss areas, but no style: only the former count as in training."""
+    rows = [{**row, "area": row["area"] if i % 3 else None} for i, row in enumerate(houses())]
+    rows = [{**row, "style": row["style"] or "old"} for row in rows]
+    spec = table(write(tmp_path / "houses.csv", rows), categories=categories).table()
+    new = [{**row, "area": None, "style": None} for row in houses(2, seed=1)]
+    columns = columns_in(write(tmp_path / "new.csv", new, leave_out=tuple(TARGETS)))
+    codes = "a category of their own, which was never trained"
+    becomes = "none of the texts of training" if categories == "one_hot" else codes
+    found = rows_of(spec, (), columns)
+    assert found.notes == [
+        "column 'area': 2 of 2 values are missing, the first in row 1; as in training they count as the training mean",
+        "column 'style': 2 of 2 values are missing, the first in row 1, while no training row misses one; they "
+        f"count as {becomes}",
+    ]
+    unknown = replace(spec, features=[replace(feature, missed=None) for feature in spec.features])
+    assert unknown == spec  # what a checkpoint of an earlier version holds is the same table
+    before = rows_of(unknown, (), columns)
+    assert torch.equal(before.inputs, found.inputs)
+    assert "in training" not in before.notes[0]
 
 
 def test_only_the_tasks_of_the_model_are_predicted(tmp_path: Path) -> None:

@@ -111,7 +111,10 @@ def test_finding_the_output_size_changes_nothing() -> None:
         (Conv4(1), (3, 28, 28), ["backbone: Conv4", "(3, 28, 28)", "in_channels"]),
         (Conv4(1), (1, 8, 8), ["backbone: Conv4", "(1, 8, 8)", "image size"]),
         (LeNet(1, 28), (1, 32, 32), ["backbone: LeNet", "(1, 32, 32)", "image size"]),
-        (MLP(4), (5,), ["backbone: MLP", "(5,)", "in_features"]),
+        (MLP(4), (5,), ["backbone: MLP", "(5,)", "set its in_features to 5"]),
+        (Conv4(1), (5,), ["backbone: Conv4", "(5,)", "choose a network of vectors"]),
+        (nn.GRU(4, 2), (7, 3), ["backbone: GRU", "(7, 3)", "set its sizes to fit the data"]),
+        (nn.Linear(3, 2), (7, 3), ["backbone: Linear", "(7, 2)", "flatten its output"]),
         (nn.Sequential(nn.Conv2d(1, 4, 3)), (1, 8, 8), ["backbone: Sequential", "(4, 6, 6)", "flatten or average"]),
         (nn.Embedding(3, 4), (5,), ["backbone: Embedding", "(5,)"]),
     ],
@@ -122,6 +125,8 @@ def test_a_network_that_does_not_fit_is_one_clear_line(network: Any, shape: tupl
     message = str(raised.value)
     assert "\n" not in message
     assert [part for part in says if part not in message] == []
+    of_images = [word for word in ("channels", "image", "map") if word in message]
+    assert len(shape) == 3 or not of_images  # no advice on images for a table
 
 
 @pytest.mark.parametrize("halvings", [5, -1])

@@ -241,7 +241,11 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a feature misspelt": ([*T, "--data.source.features=[sise]"], ("--data.source.features", "did you mean 'size'?")),
     "a kind misspelt": ([*T, "--data.source.targets={price: regresion}"], ("--data.source.targets", "'regression'")),
-    "targets as a list": ([*T, "--data.source.targets=[price]"], ("--data.source.targets: expected Mapping",)),
+    "targets as a list": ([*T, "--data.source.targets=[price]"], ("expected Mapping, such as {NAME: VALUE}, got",)),
+    "an option that the source lacks": (
+        [*T, "--data.source.file=houses.csv"],
+        ("--data.source.file: there is no such option of Table; it has path, targets, features", "more"),
+    ),
     "one target as text": ([*T, "--data.source.targets=price"], ("--data.source.targets: expected Mapping",)),
     "a task misspelt": ([*T, "--data.tasks=[prise]"], ("--data.tasks: there is no task 'prise'", "'price', 'style'")),
     "two divisions": (

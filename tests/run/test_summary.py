@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,25 @@ def test_many_tasks(tasks: int, shown: int, tmp_path: Path, capsys: pytest.Captu
     assert sum("│ task " in line for line in lines) == shown
     assert any("115 more tasks" in line and "per_task.csv, 2 with a mark" in line for line in lines) == (tasks == 139)
     assert len(lines) < 40
+
+
+def test_means_are_over_listed_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The accuracy of a task that is compared by AUROC enters the mean accuracy, so it is listed."""
+    rows = ["sick,accuracy,0.5,", "weight,r2,-0.25,", "kind,accuracy,0.25,"]
+    rows += ["rare,auroc,0.375,no better", "none,auroc,nan,"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,test,mark", *rows]) + "\n")
+    of_tasks = {"accuracy/sick": 0.5, "accuracy/kind": 0.25, "accuracy/rare": 0.75, "f1/rare": 0.125}
+    means = {"accuracy": 0.5, "accuracy_tasks": 3, "auroc": 0.375, "auroc_tasks": 1, "r2": -0.25, "r2_tasks": 1}
+    logged = {**of_tasks, **means, "r2/weight": -0.25, "auroc/rare": 0.375, "auroc/none": float("nan"), "tasks": 5}
+    print_summary({f"test/{name}": value for name, value in logged.items()}, tmp_path)
+    text = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in text.splitlines())  # none was broken
+    listed, printed = text.split("├")
+    assert "auroc 0.375, no better" in listed
+    assert "f1" not in text
+    means_printed = re.findall(r"test (\w+) +│ (\S+)(?: %)?, mean over (\d) of 5 tasks", printed)
+    assert [metric for metric, _, _ in means_printed] == ["accuracy", "r2", "auroc"]
+    for metric, mean, tasks in means_printed:
+        values = [float(value) for value in re.findall(rf"{metric} (-?[\d.]+)", listed)]
+        assert len(values) == int(tasks)
+        assert sum(values) / len(values) == pytest.approx(float(mean))

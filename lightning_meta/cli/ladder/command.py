@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -216,8 +217,11 @@ def _train(
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
-    before = torch.get_num_threads()
+    before, once = torch.get_num_threads(), _Once()
+    handlers = list(logging.getLogger("lightning_meta").handlers)
     torch.set_num_threads(threads)
+    for handler in handlers:
+        handler.addFilter(once)
     try:
         for line, run in runs:
             print(line, flush=True)
@@ -227,3 +231,20 @@ def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
                 raise UserError(f"{run.title}: {error}") from error
     finally:
         torch.set_num_threads(before)
+        for handler in handlers:
+            handler.removeFilter(once)
+
+
+class _Once(logging.Filter):
+    """Shows each message once, since all runs of a ladder read the same data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the message is new."""
+        message = record.getMessage()
+        is_new = message not in self.shown
+        self.shown.add(message)
+        return is_new
