@@ -9,6 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import isfinite
 from typing import Any, ClassVar, Self
 
 import torch
@@ -34,6 +35,8 @@ from lightning_meta.resuming import check_groups, check_resumed
 from lightning_meta.specifications import marked
 
 _log = logging.getLogger(__name__)
+
+_PLAIN = (str, int, bool, type(None))
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -395,8 +398,11 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The loss is not finite; the message gives its value and the step.
         """
+        alone = loss.device.type == "cpu" and world_size() == 1
+        if alone and isfinite(loss.item()):  # without the lists that several losses need
+            return
         self._loss_watch.note(loss, self.global_step)
-        if loss.device.type == "cpu" and world_size() == 1:
+        if alone:
             self._check_losses()
 
     def optimizer_step(
@@ -450,6 +456,19 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {step}")
             error.on_all_ranks = True
             raise error
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch to a device; on a CPU it is there already, which Lightning would ask of each tensor."""
+        if device.type == "cpu" and isinstance(batch, self.batch_type):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; plain values at once, since Lightning sets one more than 40 times in a step."""
+        if type(value) in _PLAIN and name in self.__dict__:
+            object.__setattr__(self, name, value)  # no parameter, buffer or module, so there is none to replace
+        else:
+            super().__setattr__(name, value)
 
     @property
     def global_step(self) -> int:

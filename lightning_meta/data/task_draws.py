@@ -218,7 +218,7 @@ class _Orders:
     def _taken(self, epoch: int, name: int, start: int, count: int, n: int) -> Tensor:
         kept, (turn, first) = self._kept[name], divmod(start, n)
         if first + count <= n:
-            return kept[epoch, turn, n][first : first + count]
+            return kept[epoch, turn, n].narrow(0, first, count)
         parts = []
         while count:
             part = kept[epoch, turn, n][first : first + count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,7 +133,13 @@ class TaskSet:
         begins = counts.cumsum(0) - counts
         large = int(counts.sum()) > _MOST_JOINED
         columns = (None if of is None or large else _in_one(of) for of in (self.rows, self.targets, self.weights))
-        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), *columns)
+        rows, targets, weights = columns
+        in_order = rows is not None and torch.equal(rows, torch.arange(len(rows), device=rows.device))
+        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), rows, targets, weights, in_order)
+
+    @cached_property
+    def _last_rows(self) -> dict[str, Any]:
+        return {}
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
@@ -227,7 +233,7 @@ class TaskSet:
             if len(once) == len(first):
                 return self._common(once.to(self.device))
         names, parts = list(ids), list(ids.values())
-        counts, joined = [len(i) for i in parts], self._joined
+        counts, joined = [i.shape[0] for i in parts], self._joined
         begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
         flat, begins = torch.cat(parts), begins.to(parts[0].device)
         if len(set(counts)) == 1:
@@ -237,10 +243,10 @@ class TaskSet:
         places = flat_places.to(self.device)
 
         def by_task(values: Tensor) -> dict[str, Tensor]:
-            return dict(zip(names, values.split(counts), strict=True))
+            return dict(zip(names, values.split_with_sizes(counts), strict=True))
 
         def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined.index_select(0, places))
 
         ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
         targets = gathered(self.targets, joined.targets)
@@ -249,12 +255,24 @@ class TaskSet:
             here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             inputs = {name: self.inputs[name][own] for name, own in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, here, ids, weights)
-        rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
+        if joined.in_order:
+            rows = places
+        elif joined.rows is None:
+            rows = torch.cat(list(gathered(self.rows, None).values()))
+        else:
+            rows = joined.rows.index_select(0, places)
         if self.overlapping:
             wanted, place = rows.unique(return_inverse=True)
             return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
-        place = torch.arange(len(rows), device=rows.device)
-        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(place)), ids, weights)
+        inputs = self.inputs.index_select(0, rows)
+        return TaskBatch(inputs, targets, self._consecutive(names, counts), ids, weights)
+
+    def _consecutive(self, names: list[str], counts: list[int]) -> Consecutive:
+        """The rows of a batch of so many examples of each task; those of the last batch if it had as many."""
+        last = self._last_rows
+        if last.get("counts") != counts:
+            last["counts"], last["rows"] = counts, torch.arange(sum(counts), device=self.device).split(counts)
+        return Consecutive(zip(names, last["rows"], strict=True))
 
     def _common(self, ids: Tensor) -> TaskBatch:
         """The same examples of all tasks, which are `aligned`; their numbers ascend."""
@@ -281,6 +299,7 @@ class _Joined(NamedTuple):
         rows: Those of `TaskSet`; like the others None where they are too many to be stored twice.
         targets: None where those of tasks differ in shape or kind.
         weights: None where there are none.
+        in_order: Whether `rows` is known to be 0, 1, 2, ...
     """
 
     begins: Tensor
@@ -288,6 +307,7 @@ class _Joined(NamedTuple):
     rows: Tensor | None
     targets: Tensor | None
     weights: Tensor | None
+    in_order: bool
 
 
 def _in_one(of: dict[str, Tensor]) -> Tensor | None:
