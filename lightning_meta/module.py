@@ -457,12 +457,6 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             error.on_all_ranks = True
             raise error
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to a device; on a CPU it is there already, which Lightning would ask of each tensor."""
-        if device.type == "cpu" and isinstance(batch, self.batch_type):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; plain values at once, since Lightning sets one more than 40 times in a step."""
         if type(value) in _PLAIN and name in self.__dict__:

@@ -138,6 +138,11 @@ class TaskSet:
         return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), rows, targets, weights, in_order)
 
     @cached_property
+    def _every_row(self) -> bool:
+        """Whether the first task has a label for every row, so that its examples have the numbers of the rows."""
+        return len(next(iter(self.rows.values()))) == len(self.inputs)
+
+    @cached_property
     def _last_rows(self) -> dict[str, Any]:
         return {}
 
@@ -230,7 +235,7 @@ class TaskSet:
         first = next(iter(ids.values()))
         if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
             once = first.unique()  # in the order of the inputs
-            if len(once) == len(first):
+            if once.shape == first.shape:
                 return self._common(once.to(self.device))
         names, parts = list(ids), list(ids.values())
         counts, joined = [i.shape[0] for i in parts], self._joined
@@ -280,13 +285,14 @@ class TaskSet:
         def by_task(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
             if joined is None:
                 return {name: values[ids] for name, values in of.items()}
-            return dict(zip(of, joined.unflatten(0, (len(of), -1))[:, ids].unbind(), strict=True))
+            of_tasks = joined.view(len(of), -1, *joined.shape[1:])
+            return dict(zip(of, of_tasks.index_select(1, ids).unbind(), strict=True))
 
         assert isinstance(self.inputs, Tensor)
         targets = by_task(self.targets, self._joined.targets)
         weights = None if self.weights is None else by_task(self.weights, self._joined.weights)
         rows = Common.fromkeys(self.rows, torch.arange(len(ids), device=ids.device))
-        inputs = self.inputs[next(iter(self.rows.values()))[ids]]
+        inputs = self.inputs.index_select(0, ids if self._every_row else next(iter(self.rows.values()))[ids])
         return TaskBatch(inputs, targets, rows, dict.fromkeys(self.rows, ids), weights)
 
 
