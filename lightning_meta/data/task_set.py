@@ -276,7 +276,8 @@ class TaskSet:
         """The rows of a batch of so many examples of each task; those of the last batch if it had as many."""
         last = self._last_rows
         if last.get("counts") != counts:
-            last["counts"], last["rows"] = counts, torch.arange(sum(counts), device=self.device).split(counts)
+            with torch.inference_mode(False):  # so that they may be saved for a backward pass later
+                last["counts"], last["rows"] = counts, torch.arange(sum(counts), device=self.device).split(counts)
         return Consecutive(zip(names, last["rows"], strict=True))
 
     def _common(self, ids: Tensor) -> TaskBatch:

@@ -14,6 +14,8 @@ from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
 
+_Standards = tuple[Tensor, Tensor]  # μ and σ
+
 
 class Losses(NamedTuple):
     """Losses of the examples of several tasks, grouped by task.
@@ -56,8 +58,8 @@ class LossesTogether:
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
-        self._standards: dict[Hashable, tuple[list[str], tuple[Tensor, Tensor]]] = {}
-        self._of_rows: tuple[Any, Tensor, Tensor] | None = None  # μ and σ of every row of the last batch
+        self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
+        self._of_rows: tuple[Any, _Standards] | None = None  # of every row of the last batch, and of which
         self._grouped: tuple[Hashable, list[list[str]]] = ((), [])  # the groups of the last call, and what they are of
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
@@ -97,27 +99,27 @@ class LossesTogether:
             values = task.losses(y, joined)
         return Losses(names, counts, values)
 
-    def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
         """Return μ and σ of every row, `(M, outputs)` each; most batches have as many rows of each task as the last."""
         which = (names, counts, outputs, like.dtype, like.device)
         if self._of_rows is None or self._of_rows[0] != which:
-            self._of_rows = which, *_rows_of(self._standards_of(names, like, outputs), counts)
-        return self._of_rows[1:]
+            with torch.inference_mode(False):  # kept from a validation for the training steps that follow
+                numbers, standards = self._standards_of(like, outputs)
+                tasks = torch.tensor([numbers[name] for name in names], device=like.device)
+                self._of_rows = which, _rows_of(standards, counts, tasks)
+        return self._of_rows[1]
 
-    def _standards_of(self, names: list[str], like: Tensor, outputs: int) -> tuple[Tensor, Tensor]:
+    def _standards_of(self, like: Tensor, outputs: int) -> tuple[dict[str, int], _Standards]:
+        """Return the place of each regression with so many outputs, and μ and σ of all, `(T, outputs)` each."""
         which = (outputs, like.dtype, like.device)
         if which not in self._standards:
             alike = {n: t for n, t in self.tasks.items() if type(t) is Regression and t.outputs == outputs}
-            self._standards[which] = list(alike), standards_of(list(alike.values()), like)
-        order, standards = self._standards[which]
-        if names == order:
-            return standards
-        numbers = {name: number for number, name in enumerate(order)}
-        places = torch.tensor([numbers[name] for name in names], device=like.device)
-        return standards[0][places], standards[1][places]
+            numbers = {name: number for number, name in enumerate(alike)}
+            self._standards[which] = numbers, standards_of(list(alike.values()), like)
+        return self._standards[which]
 
 
-def standards_of(tasks: Sequence[Task], like: Tensor) -> tuple[Tensor, Tensor]:
+def standards_of(tasks: Sequence[Task], like: Tensor) -> _Standards:
     """Return μ and σ of T regressions with the same number of outputs, `(T, outputs)` each; 0 and 1 if not fitted."""
     pairs = []
     for task in tasks:
@@ -127,7 +129,7 @@ def standards_of(tasks: Sequence[Task], like: Tensor) -> tuple[Tensor, Tensor]:
     return mean.contiguous(), scale.contiguous()
 
 
-def standardised(targets: Tensor, counts: Sequence[int], standards: tuple[Tensor, Tensor]) -> Tensor:
+def standardised(targets: Tensor, counts: Sequence[int], standards: _Standards) -> Tensor:
     """Standardise the floating-point targets of T tasks, grouped by task; equals `Regression.standardised`.
 
     Args:
@@ -138,18 +140,17 @@ def standardised(targets: Tensor, counts: Sequence[int], standards: tuple[Tensor
     Returns:
         Standardised targets `(M, outputs)`, in the dtype of the targets.
     """
-    mean, scale = _rows_of(standards, counts)
+    mean, scale = _rows_of(standards, counts, torch.arange(len(counts), device=targets.device))
     return (targets - mean) / scale
 
 
-def _rows_of(standards: tuple[Tensor, Tensor], counts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Repeat the rows of μ and σ for as many targets as each task has."""
+def _rows_of(standards: _Standards, counts: Sequence[int], tasks: Tensor) -> _Standards:
+    """Return μ and σ of every row, given the places of its task among them, `(T,)`."""
+    equal = len(set(counts)) == 1
+    repeats = counts[0] if equal else torch.tensor(counts, device=tasks.device)
+    rows = tasks.repeat_interleave(repeats, output_size=sum(counts))  # else a GPU is asked for the sum
     mean, scale = standards
-    if len(set(counts)) == 1:
-        return mean.repeat_interleave(counts[0], 0), scale.repeat_interleave(counts[0], 0)
-    repeats = torch.tensor(counts, device=mean.device)
-    count = sum(counts)  # else a GPU is asked for the sum
-    return mean.repeat_interleave(repeats, 0, output_size=count), scale.repeat_interleave(repeats, 0, output_size=count)
+    return mean[rows], scale[rows]
 
 
 def _kind(task: Task, dtype: torch.dtype) -> Hashable:
