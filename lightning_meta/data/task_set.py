@@ -269,8 +269,7 @@ class TaskSet:
         if self.overlapping:
             wanted, place = rows.unique(return_inverse=True)
             return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
-        inputs = self.inputs.index_select(0, rows)
-        return TaskBatch(inputs, targets, self._consecutive(names, counts), ids, weights)
+        return TaskBatch(self.inputs.index_select(0, rows), targets, self._consecutive(names, counts), ids, weights)
 
     def _consecutive(self, names: list[str], counts: list[int]) -> Consecutive:
         """The rows of a batch of so many examples of each task; those of the last batch if it had as many."""

@@ -15,6 +15,7 @@ from lightning_meta.tasks.classification import Binary, Classification, Multilab
 from lightning_meta.tasks.regression import Regression
 
 _Standards = tuple[Tensor, Tensor]  # μ and σ
+_Named = list[tuple[str, torch.dtype]]  # names of tasks and their targets' dtypes
 
 
 class Losses(NamedTuple):
@@ -60,7 +61,7 @@ class LossesTogether:
         self.tasks = tasks
         self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
         self._of_rows: tuple[Any, _Standards] | None = None  # of every row of the last batch, and of which
-        self._grouped: tuple[Hashable, list[list[str]]] = ((), [])  # the groups of the last call, and what they are of
+        self._grouped: tuple[_Named, list[list[str]]] = ([], [])  # the groups of the last call, and what they are of
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
         """Compute the losses of all examples.
@@ -75,7 +76,7 @@ class LossesTogether:
         groups = self._groups([(name, targets[name].dtype) for name in outputs])
         return [self._of(names, [outputs[n] for n in names], [targets[n] for n in names]) for names in groups]
 
-    def _groups(self, dtypes: list[tuple[str, torch.dtype]]) -> list[list[str]]:
+    def _groups(self, dtypes: _Named) -> list[list[str]]:
         """Group the names of tasks by kind, given their targets' dtypes."""
         if self._grouped[0] != dtypes:
             alike: dict[Hashable, list[str]] = {}
