@@ -89,6 +89,28 @@ class TaskBatch(NamedTuple):
     ids: dict[str, Tensor]
     weights: dict[str, Tensor] | None = None
 
+    def to(self, device: torch.device | str) -> TaskBatch:
+        """Return the batch on a device; Lightning calls this. A tensor that several tasks have is moved once."""
+        device, moved = torch.device(device), dict[int, Tensor]()
+        wait = device.type in ("cpu", "mps")  # as in Lightning
+
+        def one(x: Tensor) -> Tensor:
+            if id(x) not in moved:
+                moved[id(x)] = x.to(device, non_blocking=not wait)
+            return moved[id(x)]
+
+        def each(of: dict[str, Tensor]) -> dict[str, Tensor]:
+            return type(of)(zip(of, map(one, of.values()), strict=True))
+
+        inputs, targets, rows, ids, weights = self
+        return TaskBatch(
+            each(inputs) if isinstance(inputs, dict) else one(inputs),
+            each(targets),
+            each(rows),
+            each(ids),
+            None if weights is None else each(weights),
+        )
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a dtype, such as "uint8"."""

@@ -9,6 +9,7 @@ import os
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from math import isfinite
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -44,6 +45,7 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("_graphs", "_init_args", "_loss_watch", "_progress_reads", "_stored_groups", "test_report"),
     *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
 }
+_PLAIN = (str, int, bool, type(None))
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -413,8 +415,11 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The loss is not finite; the message gives its value and the step.
         """
+        alone = loss.device.type == "cpu" and world_size() == 1
+        if alone and isfinite(loss.item()):  # without the lists that several losses need
+            return
         self._loss_watch.note(loss, self.global_step)
-        if loss.device.type == "cpu" and world_size() == 1:
+        if alone:
             self._check_losses()
 
     def optimizer_step(
@@ -468,6 +473,13 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
             error = NonFiniteLossError(f"the training loss of rank {rank} became {loss} at step {step}")
             error.on_all_ranks = True
             raise error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; plain values at once, since Lightning sets one more than 40 times in a step."""
+        if type(value) in _PLAIN and name in self.__dict__:
+            object.__setattr__(self, name, value)  # no parameter, buffer or module, so there is none to replace
+        else:
+            super().__setattr__(name, value)
 
     @property
     def global_step(self) -> int:

@@ -12,10 +12,11 @@ from lightning_meta.batches import TaskBatch
 from lightning_meta.data.task_batches import TaskBatches
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
-from lightning_meta.functional.random_bits import choose, key, name_key, uniform
+from lightning_meta.functional.random_bits import choose, fold, key, name_key, uniform
 
 # Purposes of draws, part of their keys.
 _WHICH_TASKS, _ORDER = range(2)
+_FEW = 4  # keys that take longer in small arrays than one by one
 _AT_ONCE = 1_000_000  # random numbers per draw, to bound the memory
 
 
@@ -141,7 +142,7 @@ class DrawnInputs(TaskBatches):
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
         """Return the examples of a rank for every task of the whole batch; a task may be empty on the rank."""
         if self.data.aligned:
-            return dict.fromkeys(self.data.names, order[rank::ranks])
+            return dict.fromkeys(self.data.rows, order[rank::ranks] if ranks > 1 else order)
         positions = self.data.position_table[:, self._rows[order]]
         present = (positions >= 0).any(1).tolist()
         mine = positions[:, rank::ranks]
@@ -178,7 +179,7 @@ class _Orders:
     """Endless random sequences of n items: no item repeats before all were used."""
 
     def __init__(self, root: Tensor) -> None:
-        self._root = root
+        self._root = key(root, _ORDER)
         self._kept: dict[int, dict[tuple[int, int, int], Tensor]] = {}  # orders in use, by name
 
     def take(self, name: int, epoch: int, start: int, count: int, n: int) -> Tensor:
@@ -194,7 +195,9 @@ class _Orders:
         """
         missing: dict[int, list[tuple[int, int]]] = {}  # names and turns by n: orders of one length are drawn together
         for name, start, count, n in wanted:
-            kept = self._kept.setdefault(name, {})
+            kept, turn = self._kept.setdefault(name, {}), start // n
+            if (epoch, turn, n) in kept and start + count <= (turn + 1) * n:
+                continue
             turns = range(start // n, (start + count - 1) // n + 1)
             for old in [which for which in kept if which[0] != epoch or which[1] not in turns or which[2] != n]:
                 del kept[old]
@@ -208,8 +211,12 @@ class _Orders:
         return [self._taken(epoch, *of_name) for of_name in wanted]
 
     def _draw(self, epoch: int, n: int, which: Sequence[tuple[int, int]]) -> None:
-        names, turns = torch.tensor(which).unbind(1)
-        orders = choose(key(self._root, _ORDER, names, epoch, turns), n, n)
+        if len(which) <= _FEW:
+            keys = torch.stack([fold(self._root, name, epoch, turn) for name, turn in which])
+        else:
+            names, turns = torch.tensor(which).unbind(1)
+            keys = fold(self._root, names, epoch, turns)
+        orders = choose(keys, n, n)
         for (name, turn), order in zip(which, orders, strict=True):
             # Copied, because a view would keep the whole joint tensor in memory.
             self._kept[name][epoch, turn, n] = order.clone() if len(which) > 1 else order
@@ -217,7 +224,7 @@ class _Orders:
     def _taken(self, epoch: int, name: int, start: int, count: int, n: int) -> Tensor:
         kept, (turn, first) = self._kept[name], divmod(start, n)
         if first + count <= n:
-            return kept[epoch, turn, n][first : first + count]
+            return kept[epoch, turn, n].narrow(0, first, count)
         parts = []
         while count:
             part = kept[epoch, turn, n][first : first + count]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -135,11 +135,21 @@ class TaskSet:
         counts = torch.tensor([len(rows) for rows in self.rows.values()])
         begins = counts.cumsum(0) - counts
         large = int(counts.sum()) > _MOST_JOINED
-        columns = (
+        rows, targets, weights = (
             None if by_task is None or large else _in_one(by_task)
             for by_task in (self.rows, self.targets, self.weights)
         )
-        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), *columns)
+        in_order = rows is not None and torch.equal(rows, torch.arange(len(rows), device=rows.device))
+        return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), rows, targets, weights, in_order)
+
+    @cached_property
+    def _every_row(self) -> bool:
+        """Whether the first task has a label for every row, so that its examples have the numbers of the rows."""
+        return len(next(iter(self.rows.values()))) == len(self.inputs)
+
+    @cached_property
+    def _last_rows(self) -> dict[str, Any]:
+        return {}
 
     def select(self, names: Sequence[str]) -> TaskSet:
         """Return the set of the given tasks, in this order, with only the inputs for which they have targets."""
@@ -236,10 +246,10 @@ class TaskSet:
             inputs.
         """
         names, joined, common = list(ids), self._joined, self._common(ids)
-        counts = [] if common is not None else [len(i) for i in ids.values()]
+        counts = [] if common is not None else [i.shape[0] for i in ids.values()]
 
         def by_task(values: Tensor) -> dict[str, Tensor]:
-            return dict(zip(names, values.split(counts), strict=True))
+            return dict(zip(names, values.split_with_sizes(counts), strict=True))
 
         if common is not None:
             ids = dict.fromkeys(names, common)
@@ -252,8 +262,9 @@ class TaskSet:
             if joined is None:
                 return {name: values[name][i] for name, i in ids.items()}
             if common is not None:
-                return dict(zip(names, joined.unflatten(0, (len(names), -1))[:, common].unbind(), strict=True))
-            return by_task(joined[places])
+                of_tasks = joined.unflatten(0, (len(names), -1)).index_select(1, common)
+                return dict(zip(names, of_tasks.unbind(), strict=True))
+            return by_task(joined.index_select(0, places))
 
         targets = gathered(self.targets, joined.targets)
         weights = None if self.weights is None else gathered(self.weights, joined.weights)
@@ -262,14 +273,27 @@ class TaskSet:
             inputs = {name: self.inputs[name][r] for name, r in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, batch_rows, ids, weights)
         if common is not None:
-            rows, batch_row = self.rows[names[0]][common], torch.arange(len(common), device=common.device)
-            return TaskBatch(self.inputs[rows], targets, Common.fromkeys(names, batch_row), ids, weights)
-        rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
+            rows = common if self._every_row else self.rows[names[0]][common]
+            shared, batch_row = self.inputs.index_select(0, rows), torch.arange(len(common), device=common.device)
+            return TaskBatch(shared, targets, Common.fromkeys(names, batch_row), ids, weights)
+        if joined.in_order:
+            rows = places
+        elif joined.rows is None:
+            rows = torch.cat(list(gathered(self.rows, None).values()))
+        else:
+            rows = joined.rows.index_select(0, places)
         if self.overlapping:
             distinct, batch_row = rows.unique(return_inverse=True)
             return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
-        batch_row = torch.arange(len(rows), device=rows.device)
-        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(batch_row)), ids, weights)
+        return TaskBatch(self.inputs.index_select(0, rows), targets, self._consecutive(names, counts), ids, weights)
+
+    def _consecutive(self, names: list[str], counts: list[int]) -> Consecutive:
+        """Return the rows of a batch with these numbers of examples; those of the last batch if it had the same."""
+        last = self._last_rows
+        if last.get("counts") != counts:
+            with torch.inference_mode(False):  # so that a later backward pass may save them
+                last["counts"], last["rows"] = counts, torch.arange(sum(counts), device=self.device).split(counts)
+        return Consecutive(zip(names, last["rows"], strict=True))
 
     def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
         """Return the numbers of the examples if they are the same for all tasks of an `aligned` set.
@@ -317,6 +341,7 @@ class _Joined(NamedTuple):
         rows: Rows of the inputs, as in `TaskSet`.
         targets: Targets.
         weights: Weights; None if the set has none.
+        in_order: Whether `rows` is 0, 1, 2, ...; False if it is None.
     """
 
     begins: Tensor
@@ -324,6 +349,7 @@ class _Joined(NamedTuple):
     rows: Tensor | None
     targets: Tensor | None
     weights: Tensor | None
+    in_order: bool
 
 
 def _in_one(by_task: dict[str, Tensor]) -> Tensor | None:

@@ -164,7 +164,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
         self._together: LossesTogether | None = None
-        self._parts: list[nn.Module] = []  # the submodules, cached during an evaluation
+        self._parts: list[nn.Module] = []  # the submodules with buffers, cached during an evaluation
 
     # Methods that subclasses must implement.
 
@@ -469,9 +469,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             records.update(self._example_losses(outputs, batch), batch.ids, outputs, batch.targets)
 
     def _all_parts(self, batch_idx: int) -> list[nn.Module]:
-        """All submodules, collected in the first batch: with many tasks this takes a while."""
+        """All submodules with buffers, collected in the first batch: with many tasks this takes a while."""
         if batch_idx == 0 or not self._parts:
-            self._parts = parts_of(self)
+            self._parts = [part for part in parts_of(self) if part._buffers]
         return self._parts
 
     def predict_step(self, batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ def rows_of(features: Tensor, rows: Mapping[str, Tensor], separately: bool = Fal
         return [features] * len(rows)
     counts = [i.shape[0] for i in rows.values()]  # `len` would fix them in an exported program
     if isinstance(rows, Consecutive):
-        return torch.split(features, counts)
+        return features.split_with_sizes(counts)
     if separately or not features.requires_grad:
         return [features[i] for i in rows.values()]
     # The backward pass of each indexing allocates a gradient of the size of all features, so index only once.

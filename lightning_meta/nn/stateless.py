@@ -285,7 +285,7 @@ def untouched(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> It
 
     Args:
         module: The module that runs.
-        parts: Its `parts_of`, if the caller has them already.
+        parts: Those of its `parts_of` that have buffers, if the caller has them already.
     """
     parts = parts_of(module) if parts is None else parts
     # In training mode torch's batch normalisation changes running statistics without increasing their version.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
 from lightning_meta.tasks.regression import Regression
+
+_Standards = tuple[Tensor, Tensor]  # μ and σ
+_Named = list[tuple[str, torch.dtype]]  # names of tasks and their targets' dtypes
 
 
 class Losses(NamedTuple):
@@ -56,7 +59,9 @@ class LossesTogether:
 
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
-        self._standards: dict[Hashable, tuple[dict[str, int], Tensor]] = {}
+        self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
+        self._of_rows: tuple[Any, _Standards] | None = None  # of every row of the last batch, and of which
+        self._grouped: tuple[_Named, list[list[str]]] = ([], [])  # the groups of the last call, and what they are of
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
         """Compute the losses of all examples.
@@ -68,45 +73,64 @@ class LossesTogether:
         Returns:
             One entry for each group of tasks of the same kind.
         """
-        alike: dict[Hashable, list[str]] = {}
-        for name in outputs:
-            alike.setdefault(_kind(self.tasks[name], targets[name]) or name, []).append(name)
-        return [self._of(names, [outputs[n] for n in names], [targets[n] for n in names]) for names in alike.values()]
+        groups = self._groups([(name, targets[name].dtype) for name in outputs])
+        return [self._of(names, [outputs[n] for n in names], [targets[n] for n in names]) for names in groups]
+
+    def _groups(self, dtypes: _Named) -> list[list[str]]:
+        """Group the names of tasks by kind, given their targets' dtypes."""
+        if self._grouped[0] != dtypes:
+            alike: dict[Hashable, list[str]] = {}
+            for name, dtype in dtypes:
+                alike.setdefault(_kind(self.tasks[name], dtype) or name, []).append(name)
+            self._grouped = dtypes, list(alike.values())
+        return self._grouped[1]
 
     def _of(self, names: list[str], outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Losses:
-        counts, task = [len(y) for y in outputs], self.tasks[names[0]]
+        counts, task = [y.shape[0] for y in outputs], self.tasks[names[0]]
         if len(names) == 1:
             return Losses(names, counts, task.losses(outputs[0], targets[0]))
         y, joined = at_least_float32(torch.cat(list(outputs))), torch.cat(list(targets))
         if isinstance(task, Regression):
             joined = at_least_float32(joined)
-            joined = standardised(joined, counts, self._standards_of(names, joined, task.outputs)).to(y.dtype)
+            mean, scale = self._standards_of_rows(names, counts, joined, task.outputs)
+            joined = ((joined - mean) / scale).to(y.dtype)
             errors = F.mse_loss(y, joined, reduction="none")
             values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
             values = task.losses(y, joined)
         return Losses(names, counts, values)
 
-    def _standards_of(self, names: list[str], like: Tensor, outputs: int) -> Tensor:
+    def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
+        """Return μ and σ of every row, `(M, outputs)` each; most batches have as many rows of each task as the last."""
+        which = (names, counts, outputs, like.dtype, like.device)
+        if self._of_rows is None or self._of_rows[0] != which:
+            with torch.inference_mode(False):  # kept from a validation for the training steps that follow
+                numbers, standards = self._standards_of(like, outputs)
+                tasks = torch.tensor([numbers[name] for name in names], device=like.device)
+                self._of_rows = which, _rows_of(standards, counts, tasks)
+        return self._of_rows[1]
+
+    def _standards_of(self, like: Tensor, outputs: int) -> tuple[dict[str, int], _Standards]:
+        """Return the place of each regression with so many outputs, and μ and σ of all, `(T, outputs)` each."""
         which = (outputs, like.dtype, like.device)
         if which not in self._standards:
             alike = {n: t for n, t in self.tasks.items() if type(t) is Regression and t.outputs == outputs}
-            order = {name: number for number, name in enumerate(alike)}
-            self._standards[which] = order, standards_of(list(alike.values()), like)
-        order, standards = self._standards[which]
-        return standards if names == list(order) else standards[:, [order[name] for name in names]]
+            numbers = {name: number for number, name in enumerate(alike)}
+            self._standards[which] = numbers, standards_of(list(alike.values()), like)
+        return self._standards[which]
 
 
-def standards_of(tasks: Sequence[Task], like: Tensor) -> Tensor:
-    """Return μ and σ of T regressions with the same number of outputs, `(2, T, outputs)`; 0 and 1 if not fitted."""
+def standards_of(tasks: Sequence[Task], like: Tensor) -> _Standards:
+    """Return μ and σ of T regressions with the same number of outputs, `(T, outputs)` each; 0 and 1 if not fitted."""
     pairs = []
     for task in tasks:
         assert isinstance(task, Regression)
         pairs.append((task.mean, task.scale) if task.scale else ((0.0,) * task.outputs, (1.0,) * task.outputs))
-    return like.new_tensor(pairs).transpose(0, 1)
+    mean, scale = like.new_tensor(pairs).unbind(1)
+    return mean.contiguous(), scale.contiguous()
 
 
-def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> Tensor:
+def standardised(targets: Tensor, counts: Sequence[int], standards: _Standards) -> Tensor:
     """Standardise the floating-point targets of T tasks, grouped by task; equals `Regression.standardised`.
 
     Args:
@@ -117,22 +141,25 @@ def standardised(targets: Tensor, counts: Sequence[int], standards: Tensor) -> T
     Returns:
         Standardised targets `(M, outputs)`, in the dtype of the targets.
     """
-    if len(set(counts)) == 1:
-        mean, scale = standards.unsqueeze(2)
-        of_tasks: Tensor = (targets.view(len(counts), counts[0], targets.shape[1]) - mean) / scale
-        return of_tasks.view_as(targets)
-    repeats = torch.tensor(counts, device=targets.device)
-    mean, scale = standards.repeat_interleave(repeats, 1, output_size=len(targets))
-    of_rows: Tensor = (targets - mean) / scale
-    return of_rows
+    mean, scale = _rows_of(standards, counts, torch.arange(len(counts), device=targets.device))
+    return (targets - mean) / scale
 
 
-def _kind(task: Task, targets: Tensor) -> Hashable:
+def _rows_of(standards: _Standards, counts: Sequence[int], tasks: Tensor) -> _Standards:
+    """Return μ and σ of every row, given the places of its task among them, `(T,)`."""
+    equal = len(set(counts)) == 1
+    repeats = counts[0] if equal else torch.tensor(counts, device=tasks.device)
+    rows = tasks.repeat_interleave(repeats, output_size=sum(counts))  # else a GPU is asked for the sum
+    mean, scale = standards
+    return mean[rows], scale[rows]
+
+
+def _kind(task: Task, dtype: torch.dtype) -> Hashable:
     """Return a key shared by tasks whose losses can be computed together; None for a task computed alone."""
     kind = type(task)  # exact type: a subclass may override the losses
     weighted = kind is not Regression and getattr(task, "weighted", True)
     if kind not in (Regression, Classification, Binary, Multilabel) or weighted:
         return None
-    if kind is Regression and not targets.is_floating_point():  # `Regression.standardised` keeps the digits of integers
+    if kind is Regression and not dtype.is_floating_point:  # `Regression.standardised` keeps the digits of integers
         return None
-    return kind, task.outputs, targets.dtype
+    return kind, task.outputs, dtype

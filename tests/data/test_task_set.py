@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.utils._pytree import tree_leaves
 
-from lightning_meta.batches import Examples, Split
+from lightning_meta.batches import Common, Examples, Split, TaskBatch
 from lightning_meta.data.hashes import of_sets
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -35,6 +37,47 @@ def test_data_sets_of_their_own() -> None:
     assert batch.inputs[batch.rows["b"]].flatten().tolist() == [11, 10]
     assert batch.targets["b"].tolist() == [1, 2]
     assert batch.inputs[batch.rows["a"]].flatten().tolist() == [2]
+
+
+def test_batches_with_other_numbers_of_examples_have_rows_of_their_own() -> None:
+    data = apart()
+    for ids in ({"a": [2, 0], "b": [1]}, {"a": [1], "b": [0, 1]}, {"b": [1, 0]}, {"a": [2, 1], "b": [0]}):
+        batch = data.batch({name: torch.tensor(of) for name, of in ids.items()})
+        assert isinstance(batch.inputs, torch.Tensor)
+        for name, of in ids.items():
+            assert batch.inputs[batch.rows[name]].flatten().tolist() == [10 * (name == "b") + i for i in of]
+
+
+def test_rows_of_an_evaluation_can_be_saved_for_a_later_backward_pass() -> None:
+    data, ids = apart(), {"a": torch.tensor([2, 0]), "b": torch.tensor([1])}
+    with torch.inference_mode():
+        data.batch(ids)
+    x = torch.ones(3, 1, requires_grad=True)
+    x[data.batch(ids).rows["a"]].sum().backward()
+    assert x.grad is not None
+    assert x.grad.flatten().tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("data", [apart(), shared()], ids=["apart", "shared"])
+def test_lightning_moves_a_batch_whole_and_keeps_the_kind_of_its_rows(data: TaskSet) -> None:
+    batch = data.batch({"a": torch.tensor([1, 2]), "b": torch.tensor([0, 1])})
+    moved = move_data_to_device(batch, torch.device("meta"))
+    assert type(moved) is TaskBatch
+    for of, there in zip(batch, moved, strict=True):
+        assert type(of) is type(there)
+        if isinstance(of, dict) and isinstance(there, dict):
+            assert list(of) == list(there)
+        for before, after in zip(tree_leaves(of), tree_leaves(there), strict=True):
+            assert (after is None) if before is None else (after.shape, after.device.type) == (before.shape, "meta")
+
+
+def test_what_all_tasks_have_in_common_is_moved_once() -> None:
+    data = TaskSet.of_columns(torch.arange(4.0).view(4, 1), *[dict.fromkeys("ab", torch.ones(4, dtype=torch.bool))] * 2)
+    ids = torch.tensor([3, 1])
+    moved = data.batch(dict.fromkeys("ab", ids)).to("meta")
+    assert isinstance(moved.rows, Common)
+    assert moved.rows["a"] is moved.rows["b"]
+    assert moved.ids["a"] is moved.ids["b"]
 
 
 def test_one_input_with_several_targets_is_in_a_batch_once() -> None:

@@ -301,13 +301,14 @@ def test_what_is_missing_is_compared_with_training(categories: Any, tmp_path: Pa
     spec = table(write(tmp_path / "houses.csv", rows), categories=categories).table()
     new = [{**row, "area": None, "style": None} for row in houses(2, seed=1)]
     columns = columns_in(write(tmp_path / "new.csv", new, leave_out=tuple(TARGETS)))
-    codes = "a category of their own, which was never trained"
-    becomes = "none of the texts of training" if categories == "one_hot" else codes
+    codes = "a separate category, which was never trained"
+    becomes = "none of the training texts" if categories == "one_hot" else codes
     found = rows_of(spec, (), columns)
     assert found.notes == [
-        "column 'area': 2 of 2 values are missing, the first in row 1; as in training they count as the training mean",
+        "column 'area': 2 of 2 values are missing, the first in row 1; as in training, they are treated as the "
+        "training mean",
         "column 'style': 2 of 2 values are missing, the first in row 1, while no training row misses one; they "
-        f"count as {becomes}",
+        f"are treated as {becomes}",
     ]
     unknown = replace(spec, features=[replace(feature, missed=None) for feature in spec.features])
     assert unknown == spec  # what a checkpoint of an earlier version holds is the same table
