@@ -113,9 +113,6 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the optimiser's options in the checkpoint, which Lightning restores next, by the new ones."""
-        loaded = trainer._checkpoint_connector._loaded_checkpoint
-        if loaded and not self.resumed:  # without states of callbacks Lightning does not call it
-            self.on_load_checkpoint(trainer, pl_module, loaded)
         if self._to_take is not None:
             checkpoint, changed = self._to_take
             check_groups(trainer.optimizers, checkpoint.get("optimizer_states") or [])

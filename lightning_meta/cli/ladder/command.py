@@ -150,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def ladder_options() -> list[str]:
     """Names of all options."""
-    return [action.dest for action in make_parser()._actions]
+    return list(vars(make_parser().parse_args([])))
 
 
 def _list(text: str) -> list[Any]:

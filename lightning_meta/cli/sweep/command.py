@@ -83,7 +83,7 @@ def make_parser() -> PlainParser:
 
 def sweep_options() -> list[str]:
     """Names of all options."""
-    return [action.dest for action in make_parser()._actions]
+    return list(vars(make_parser().parse_args([])))
 
 
 def _checked(fit_args: Sequence[str], space: Sweep) -> Sequence[str]:
