@@ -1,12 +1,15 @@
-"""`lightning-meta test --calibrate`: a file in the run directory, for each way and shot, that `predict` reads."""
+"""`lightning-meta test --calibrate`: files in the run directory that `predict` reads.
+
+There is one for each way and shot of a few-shot classifier, or one for all targets of a table.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -15,23 +18,29 @@ from lightning_meta.configuration import public_path
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import Calibrated
+from lightning_meta.fitting.table_calibration import CalibratedTable
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import OPTIONS
 from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, TableCalibration
 from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.files import replacing
+from lightning_meta.tasks import Regression
 
+OF_TABLE = "calibration_table.json"
+SHOWN = 20  # targets that are printed; all are in the file
+OF_ABSTENTION = {"accuracy": "accuracy", "abstained": "abstained", "accuracy_of_rest": "accuracy of the rest"}
 MEASURES = {
-    "coverage": "label in the set",
-    "set_size": "labels in a set",
-    "accuracy": "accuracy",
-    "abstained": "abstained",
-    "accuracy_of_rest": "accuracy of the rest",
-    "abstained_strangers": "abstained, images of other classes",
-    "open_set_auroc": "open-set AUROC",
+    **{"coverage": "label in the set", "set_size": "labels in a set"},
+    **OF_ABSTENTION,
+    **{"abstained_strangers": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
 }
+TABLE_MEASURES = {"coverage": "covered", "set_size": "set size", "width": "width", **OF_ABSTENTION}
+NO_SHARES = ("set_size", "width", "open_set_auroc")
 SPLITS = {"val": "calibration tasks", "test": "test tasks, other classes"}
+
+T = TypeVar("T")
 
 
 def file_of(run: Path, ways: int, shots: int) -> Path:
@@ -51,13 +60,26 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
         The file.
     """
     calibration, measured = found
-    path = file_of(run, calibration.ways, calibration.shots)
-    refuse_link(path)
     about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
-    with replacing(path) as file:
-        json.dump(about, file, indent=2)
-        file.write("\n")
-    return path
+    return _write(file_of(run, calibration.ways, calibration.shots), about)
+
+
+def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
+    """Store the calibration of a model of a table in its run directory, in the place of an earlier one.
+
+    Args:
+        run: The run directory.
+        about: What `identity` says of the model.
+        found: What came out.
+
+    Returns:
+        The file.
+    """
+    (coverage, calibrated), measured = found
+    tasks = {name: task._asdict() for name, task in calibrated.items()}
+    return _write(
+        run / OF_TABLE, {"split": "val", "coverage": coverage, "tasks": tasks, **about, "measured": {"test": measured}}
+    )
 
 
 def read_calibration(
@@ -86,24 +108,43 @@ def read_calibration(
             f"--calibrated: {run} is not calibrated for the {ways} classes with {shots} images each of --support"
             f"{others}; run {command}"
         )
-    try:
-        check_regular(path)
-        stored = json.loads(read_text(path))
+
+    def parse(stored: Any) -> Calibration:
         values: dict[str, Any] = {name: float(stored[name]) for name in Calibration._fields}
         shares = values["coverage"], values["quantile"], values["threshold"]
         if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
             raise ValueError("its numbers are none of a calibration")
         sizes = int(values.pop("ways")), int(values.pop("shots")), int(values.pop("tasks"))
-        calibration = Calibration(*sizes, **values)
         if sizes[:2] != (ways, shots):
             raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
-    for name, now in identity(module).items():
-        if stored.get(name) != now:
-            then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
-            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
-    return calibration
+        return Calibration(*sizes, **values)
+
+    return _read(path, command, module, parse)
+
+
+def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
+    """The calibration of a run that was trained on a table.
+
+    Args:
+        run: The run directory.
+        ckpt_path: What the user calls it.
+        module: As loaded.
+
+    Raises:
+        UserError: There is none, it is of other weights, or it is damaged.
+    """
+    path, command = run / OF_TABLE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
+    if not path.is_file():
+        raise UserError(f"--calibrated: {run} is not calibrated; run {command}")
+
+    def parse(stored: Any) -> TableCalibration:
+        coverage = float(stored["coverage"])
+        tasks = {name: _of_task(stored["tasks"][name], task) for name, task in module.spec.tasks.items()}
+        if not 0 < coverage < 1:
+            raise ValueError("its numbers are none of a calibration")
+        return TableCalibration(coverage, tasks)
+
+    return _read(path, command, module, parse)
 
 
 def print_calibration(found: Calibrated, path: Path) -> None:
@@ -126,6 +167,24 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     print(f"written to {path}")
 
 
+def print_table_calibration(found: CalibratedTable, path: Path) -> None:
+    """Print what was measured on the test split, by task, and where the calibration is."""
+    (coverage, tasks), measured = found
+    measures = [name for name in TABLE_MEASURES if any(name in of for of in measured.values())]
+    table = Table("task", "val labels", *(TABLE_MEASURES[name] for name in measures))
+    for name in list(tasks)[:SHOWN]:
+        cells = (_shown(measure, measured[name].get(measure)) for measure in measures)
+        table.add_row(name, str(tasks[name].labels), *cells)
+    more = f"; {len(tasks) - SHOWN} more tasks are in the file" if len(tasks) > SHOWN else ""
+    table.caption = (
+        f"Calibrated on the labels of the validation split; the other columns are measured on the test split{more}. "
+        "The rest are the rows without abstention. Sets and intervals of new rows contain the label for "
+        f"{100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+    )
+    Console(markup=False, emoji=False).print(table)
+    print(f"written to {path}")
+
+
 def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     """What a calibration holds for: the weights, and options that change predictions."""
     weights = of_weights((name, tensor) for name, tensor in module.state_dict().items() if hasattr(tensor, "dtype"))
@@ -133,7 +192,48 @@ def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     return {"model": public_path(type(module)), **options, "weights": weights}
 
 
+def _write(path: Path, content: Mapping[str, Any]) -> Path:
+    refuse_link(path)
+    with replacing(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    return path
+
+
+def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse: Callable[[Any], T]) -> T:
+    """Read a calibration, and check that it is of this model.
+
+    Args:
+        path: The file.
+        command: The command that writes it, for messages.
+        module: As loaded.
+        parse: Turns the content into a calibration; raises an error if it is damaged.
+    """
+    try:
+        check_regular(path)
+        stored = json.loads(read_text(path))
+        calibration = parse(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
+    for name, now in identity(module).items():
+        if stored.get(name) != now:
+            then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
+            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
+    return calibration
+
+
+def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
+    kind = NumberCalibration if isinstance(task, Regression) else LabelCalibration
+    values = {name: float(stored[name]) for name in kind._fields}
+    labels = int(values.pop("labels"))
+    shares = [value for name, value in values.items() if name in ("quantile", "threshold")]
+    sound = labels > 0 and all(0 <= value < math.inf for value in values.values()) and max(shares, default=0) <= 1
+    if not sound or values.get("temperature", 1.0) == 0:
+        raise ValueError("its numbers are none of a calibration")
+    return kind(labels, **values)
+
+
 def _shown(name: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if name in ("set_size", "open_set_auroc") else f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name in NO_SHARES else f"{100 * value:.1f} %"
