@@ -322,8 +322,3 @@ def _path_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config")
     parser.add_argument("--trust", action="store_true")
     return parser
-
-
-def test_options() -> list[str]:
-    """Names of all options."""
-    return list(make_parser().get_defaults().keys())

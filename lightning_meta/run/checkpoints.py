@@ -18,7 +18,7 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import check_modes, check_task_mode
+from lightning_meta.run.monitors import check_modes, check_task_mode, logged_in_validation
 from lightning_meta.run.randomness import random_state, restore_random_state
 
 _STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
@@ -134,12 +134,10 @@ class RunCheckpoint(Callback):
         if self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
-            logged = (
-                ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
-                or "nothing"
+            raise UserError(
+                f"checkpoint.monitor: {self.monitor!r} is not logged in validation; monitor one of the logged metrics: "
+                f"{logged_in_validation(trainer)}"
             )
-            given = f"checkpoint.monitor: {self.monitor!r}"
-            raise UserError(f"{given} is not logged in validation; monitor one of the logged metrics: {logged}")
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)
