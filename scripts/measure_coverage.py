@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 
 import lightning_meta as lm
 from lightning_meta.fitting.calibration import OF_TEMPERATURE, task_logits
-from lightning_meta.fitting.evaluation import QUIET
+from lightning_meta.fitting.checks import QUIET
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 
 HEADER = (

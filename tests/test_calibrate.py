@@ -14,7 +14,7 @@ from torch import nn
 import lightning_meta as lm
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import strangers, task_logits
-from lightning_meta.fitting.evaluation import QUIET
+from lightning_meta.fitting.checks import QUIET
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.tasks import EpisodeSpec
 from tests.test_evaluate import Noisy

@@ -471,7 +471,7 @@ def test_a_calibration_that_does_not_fit_is_refused(run: Path, capsys: pytest.Ca
 
     refused("was made with batch_norm running, and not inductive", "--batch_norm=inductive")
     file.write_text('{"ways": NaN}')
-    refused("is no calibration, or is damaged")
+    refused("is not a calibration, or it is damaged")
     file.write_text(json.dumps({**json.loads(text), "weights": "none of these"}))
     refused("was made with other weights; calibrate again by `lightning-meta test")
     file.rename(run / "calibration_3way_5shot.json")

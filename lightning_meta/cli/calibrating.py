@@ -65,15 +65,15 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
 
 
 def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
-    """Store the calibration of a model of a table in its run directory, in the place of an earlier one.
+    """Write the calibration of a table model into its run directory; replaces an earlier one.
 
     Args:
         run: The run directory.
-        about: What `identity` says of the model.
-        found: What came out.
+        about: Result of `identity` for the model.
+        found: The calibration and its measured coverage.
 
     Returns:
-        The file.
+        Path of the file.
     """
     (coverage, calibrated), measured = found
     tasks = {name: task._asdict() for name, task in calibrated.items()}
@@ -113,7 +113,7 @@ def read_calibration(
         values: dict[str, Any] = {name: float(stored[name]) for name in Calibration._fields}
         shares = values["coverage"], values["quantile"], values["threshold"]
         if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
-            raise ValueError("its numbers are none of a calibration")
+            raise ValueError("its values are out of range")
         sizes = int(values.pop("ways")), int(values.pop("shots")), int(values.pop("tasks"))
         if sizes[:2] != (ways, shots):
             raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
@@ -123,15 +123,15 @@ def read_calibration(
 
 
 def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
-    """The calibration of a run that was trained on a table.
+    """Read the calibration of a run that was trained on a table.
 
     Args:
         run: The run directory.
-        ckpt_path: What the user calls it.
-        module: As loaded.
+        ckpt_path: The path as the user gave it, for messages.
+        module: The loaded model.
 
     Raises:
-        UserError: There is none, it is of other weights, or it is damaged.
+        UserError: There is no calibration, it belongs to other weights, or the file is damaged.
     """
     path, command = run / OF_TABLE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
     if not path.is_file():
@@ -141,7 +141,7 @@ def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -
         coverage = float(stored["coverage"])
         tasks = {name: _of_task(stored["tasks"][name], task) for name, task in module.spec.tasks.items()}
         if not 0 < coverage < 1:
-            raise ValueError("its numbers are none of a calibration")
+            raise ValueError("its values are out of range")
         return TableCalibration(coverage, tasks)
 
     return _read(path, command, module, parse)
@@ -168,7 +168,7 @@ def print_calibration(found: Calibrated, path: Path) -> None:
 
 
 def print_table_calibration(found: CalibratedTable, path: Path) -> None:
-    """Print what was measured on the test split, by task, and where the calibration is."""
+    """Print the results on the test split by task, and the path of the file."""
     (coverage, tasks), measured = found
     measures = [name for name in TABLE_MEASURES if any(name in of for of in measured.values())]
     table = Table("task", "val labels", *(TABLE_MEASURES[name] for name in measures))
@@ -214,7 +214,7 @@ def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse:
         stored = json.loads(read_text(path))
         calibration = parse(stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is no calibration, or is damaged ({error}); run {command}") from error
+        raise UserError(f"{path} is not a calibration, or it is damaged ({error}); run {command}") from error
     for name, now in identity(module).items():
         if stored.get(name) != now:
             then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
@@ -229,7 +229,7 @@ def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
     shares = [value for name, value in values.items() if name in ("quantile", "threshold")]
     sound = labels > 0 and all(0 <= value < math.inf for value in values.values()) and max(shares, default=0) <= 1
     if not sound or values.get("temperature", 1.0) == 0:
-        raise ValueError("its numbers are none of a calibration")
+        raise ValueError("its values are out of range")
     return kind(labels, **values)
 
 

@@ -1,4 +1,4 @@
-"""How sure the estimators of several targets are: sets of labels and intervals of numbers, from further rows."""
+"""Calibration of the estimators for several targets: prediction sets and intervals, from rows not used in `fit`."""
 
 from __future__ import annotations
 
@@ -11,48 +11,46 @@ from numpy.typing import NDArray
 
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
+from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, fewest_labels
 
 
 class PredictsSets:
-    """The part of `MultiTaskClassifier` that says how sure it is."""
+    """Calibration methods of `MultiTaskClassifier`."""
 
     _many: bool
     classes_: Any
     _outputs: Any
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
-        r"""Learn from further labelled rows how large the sets of `predict_set` must be, for each target by itself.
+        r"""Determine the sets of `predict_set` from labelled rows, for each target separately.
 
-        It is split conformal prediction (`lightning_meta.functional.conformal.conformal_quantile`). Labels and
-        probabilities stay as they are. `fit` forgets it.
+        The method is split conformal prediction (`lightning_meta.functional.conformal.conformal_quantile`). It does not
+        change predicted labels and probabilities. A new `fit` discards the calibration.
 
         Args:
-            X: `(n, F)`, rows that were not in `fit`, of the kind that will be predicted.
-            y: `(n,)` or `(n, T)` labels, all of them in `classes_`; NaN or None where missing.
-            error: α in (0, 1): the share of new rows whose set may lack their label.
+            X: Features `(n, F)` of rows that were not used in `fit`, distributed like the rows to be predicted.
+            y: Labels `(n,)` or `(n, T)`, all of them in `classes_`; NaN or None where missing.
+            error: Error rate α in (0, 1), the largest fraction of new rows whose set does not contain their label.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: A label that was not learned, or a target with fewer than (1 − α) / α labels.
+            UserError: A label is not in `classes_`, or a target has fewer than (1 − α) / α labels.
         """
-        from lightning_meta.estimators.multi_task import _labels, _plain, _present  # it imports this file
-
         check_is_fitted(self)
         check_consistent_length(X, y)
         outputs = self._outputs(X)
-        columns = _columns(_labels(y), len(outputs), self._many)
+        columns = _columns(labels_of(y), len(outputs), self._many)
         found = []
         for i, (column, (_, z)) in enumerate(zip(columns, outputs, strict=True)):
-            there, known = _present(column), self.classes_[i] if self._many else self.classes_
+            there, known = labelled_rows(column), self.classes_[i] if self._many else self.classes_
             _check_count(i, int(there.sum()), error)
-            labels = _plain(column[there])
+            labels = plain(column[there])
             if (strange := ~np.isin(labels, known)).any():
                 raise UserError(
-                    f"y: {str(labels[strange][0])!r} in column {i} is none of the classes that were learned; leave its "
-                    "rows out"
+                    f"y: {str(labels[strange][0])!r} in column {i} is not one of the classes of fit; leave its rows out"
                 )
             numbers = torch.from_numpy(np.searchsorted(known, labels))
             found.append(LabelCalibration.of(1 - error, z[torch.from_numpy(there)], numbers))
@@ -60,13 +58,16 @@ class PredictsSets:
         return self
 
     def predict_set(self, X: Any) -> Any:
-        """Which labels a row may have, `(n, N)` bool; a list of them, one for each target, as `classes_` is.
+        """Predict the set of labels that each row may have.
 
-        Of rows that are exchangeable with those of `calibrate`, the share whose set holds their label is 1 − α at
-        least, for each target, on average over all that may be drawn for calibration and prediction. Sets may be empty.
+        For rows that are exchangeable with those of `calibrate`, a set contains its label with probability at least
+        1 − α, for each target, on average over the draw of the calibration rows. Sets may be empty.
 
         Args:
-            X: `(n, F)`.
+            X: Features `(n, F)`.
+
+        Returns:
+            Sets `(n, N)` as bool, with columns as in `classes_`; for several targets a list, one array per target.
         """
         calibrations = _calibrations(self, "predict_set")
         sets = [of.sets(z).numpy() for of, (_, z) in zip(calibrations, self._outputs(X), strict=True)]
@@ -74,35 +75,34 @@ class PredictsSets:
 
 
 class PredictsIntervals:
-    """The part of `MultiTaskRegressor` that says how sure it is."""
+    """Calibration methods of `MultiTaskRegressor`."""
 
     _many: bool
     predict: Any
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
-        r"""Learn from further rows how wide the intervals of `predict_interval` must be, for each target by itself.
+        r"""Determine the width of the intervals of `predict_interval`, for each target separately.
 
-        It is split conformal prediction with absolute residuals: all rows have the same width. Predictions stay as they
-        are. `fit` forgets it.
+        The method is split conformal prediction with absolute residuals, so all intervals of a target have the same
+        width. It does not change predictions. A new `fit` discards the calibration.
 
         Args:
-            X: `(n, F)`, rows that were not in `fit`, of the kind that will be predicted.
-            y: `(n,)` or `(n, T)`, NaN where missing.
-            error: α in (0, 1): the share of new rows whose interval may lack their target.
+            X: Features `(n, F)` of rows that were not used in `fit`, distributed like the rows to be predicted.
+            y: Targets `(n,)` or `(n, T)`; NaN where missing.
+            error: Error rate α in (0, 1), the largest fraction of new rows whose interval does not contain their
+                target.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: A target with fewer than (1 − α) / α rows.
+            UserError: A target has fewer than (1 − α) / α rows.
         """
-        from lightning_meta.estimators.multi_task import _numbers  # it imports this file
-
         check_is_fitted(self)
         check_consistent_length(X, y)
         predicted = self.predict(X)
         tasks = predicted.shape[1] if self._many else 1
-        residuals = np.abs(_columns(_numbers(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
+        residuals = np.abs(_columns(numbers_of(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
         found = []
         for i, column in enumerate(residuals):
             there = ~np.isnan(column)
@@ -112,13 +112,16 @@ class PredictsIntervals:
         return self
 
     def predict_interval(self, X: Any) -> NDArray[np.float64]:
-        """Between which numbers a target may lie, `(n, 2)` or `(n, T, 2)`: the lower and the upper.
+        """Predict the interval that contains the target of each row.
 
-        Of rows that are exchangeable with those of `calibrate`, the share whose interval holds their target is 1 − α at
-        least, for each target, on average over all that may be drawn for calibration and prediction.
+        For rows that are exchangeable with those of `calibrate`, an interval contains its target with probability at
+        least 1 − α, for each target, on average over the draw of the calibration rows.
 
         Args:
-            X: `(n, F)`.
+            X: Features `(n, F)`.
+
+        Returns:
+            Lower and upper ends, `(n, 2)`, or `(n, T, 2)` for several targets.
         """
         radii = np.array([of.radius for of in _calibrations(self, "predict_interval")])
         predicted = self.predict(X)
@@ -136,7 +139,7 @@ def _calibrations(estimator: Any, method: str) -> list[Any]:
 
 
 def _columns(y: NDArray[Any], tasks: int, many: bool) -> NDArray[Any]:
-    """The targets by column, `(T, n)`, refused where they are not as in `fit`."""
+    """The targets by column, `(T, n)`; refused if their shape is not that of `fit`."""
     if (y.ndim == 2) != many or y.reshape(len(y), -1).shape[1] != tasks:
         expected = f"(n, {tasks})" if many else "(n,)"
         raise UserError(f"y: the shape {expected} of fit is needed, got {y.shape}")

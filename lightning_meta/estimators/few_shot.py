@@ -186,7 +186,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():
             unknown = targets[~np.isin(targets, self.classes_)][0]
-            raise UserError(f"y: {str(unknown)!r} is none of the classes that were learned; leave its examples out")
+            raise UserError(f"y: {str(unknown)!r} is not one of the classes of fit; leave its examples out")
         labels = torch.from_numpy(np.searchsorted(self.classes_, targets))
         # The quantile uses the uncalibrated probabilities, because the temperature is fitted to the same examples.
         self.quantile_ = float(conformal_quantile(logits.softmax(1), labels, error))

@@ -25,7 +25,6 @@ from lightning_meta.estimators.needed import (
     ClassifierMixin,
     RegressorMixin,
     accuracy_score,
-    check_array,
     check_classification_targets,
     check_consistent_length,
     check_is_fitted,
@@ -33,6 +32,7 @@ from lightning_meta.estimators.needed import (
     r2_score,
     validate_data,
 )
+from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
@@ -278,11 +278,11 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
             sample_weight: Weights of the rows, `(n,)`.
         """
         predicted = self.predict(X).reshape(len(y), -1)
-        targets = _numbers(y).reshape(len(y), -1)
+        targets = numbers_of(y).reshape(len(y), -1)
         return _mean_score(r2_score, targets.T, predicted.T, ~np.isnan(targets).T, sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
-        numbers = _numbers(y)
+        numbers = numbers_of(y)
         self._many = numbers.ndim == 2
         columns = list(numbers.reshape(len(numbers), -1).T)
         targets = [np.nan_to_num(column)[:, None] for column in columns]
@@ -346,18 +346,18 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
             sample_weight: Weights of the rows, `(n,)`.
         """
         predicted = self.predict(X).reshape(len(y), -1)
-        labels = _labels(y).reshape(len(y), -1)
-        there = np.stack([_present(column) for column in labels.T])
+        labels = labels_of(y).reshape(len(y), -1)
+        there = np.stack([labelled_rows(column) for column in labels.T])
         return _mean_score(_accuracy, labels.T, predicted.T, there, sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
-        labels = _labels(y)
+        labels = labels_of(y)
         self._many = labels.ndim == 2
         tasks: list[Task] = []
         targets, all_classes, present = [], [], []
         for i, column in enumerate(labels.reshape(len(labels), -1).T):
-            there = _present(column)
-            labelled = _plain(column[there])
+            there = labelled_rows(column)
+            labelled = plain(column[there])
             if there.any():
                 check_classification_targets(labelled)
             classes, numbers = np.unique(labelled, return_inverse=True)
@@ -377,45 +377,8 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
         return [there & (target == label) for target, there in pairs for label in np.unique(target[there])]
 
 
-def _numbers(y: Any) -> NDArray[np.float64]:
-    """Real targets, NaN where missing."""
-    options = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
-    numbers: NDArray[np.float64] = check_array(y, **options)
-    return numbers
-
-
-def _labels(y: Any) -> NDArray[Any]:
-    """Labels of any kind, some of which may be missing."""
-    options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
-    labels: NDArray[Any] = check_array(y, **options)
-    return labels
-
-
-def _present(column: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return the mask of the labels that are not None, NaN, or the missing value of pandas."""
-    if column.dtype.kind == "f":
-        if np.isinf(column).any():
-            raise UserError("y: labels are finite, these hold infinity")
-        there: NDArray[np.bool_] = ~np.isnan(column)
-        return there
-    if column.dtype.kind != "O":
-        return np.ones(len(column), np.bool_)
-    return np.array([not _is_missing(value) for value in column], np.bool_)
-
-
-def _is_missing(value: Any) -> bool:
-    return (
-        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
-    )
-
-
-def _plain(labels: NDArray[Any]) -> NDArray[Any]:
-    """Convert an array of Python objects to the dtype of the labels."""
-    return np.array(labels.tolist()) if labels.dtype == object else labels
-
-
 def _accuracy(labels: NDArray[Any], predicted: NDArray[Any], sample_weight: Any) -> float:
-    return float(accuracy_score(_plain(labels), _plain(predicted), sample_weight=sample_weight))
+    return float(accuracy_score(plain(labels), plain(predicted), sample_weight=sample_weight))
 
 
 def _mean_score(score: Any, targets: Any, predicted: Any, present: Any, sample_weight: Any) -> float:

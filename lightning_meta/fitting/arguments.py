@@ -1,4 +1,4 @@
-"""Type checks for the arguments of `fit` in Python, which no parser has checked."""
+"""Type checks for the arguments of `lightning_meta.fit`, which, unlike those of the command, no parser has checked."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def check_arguments(
 def check_counts(trainer: Mapping[str, Any]) -> None:
     """Refuse counts of the Trainer that are not whole numbers.
 
+    Args:
+        trainer: Arguments of `lightning.pytorch.Trainer` by name.
+
     Raises:
         UserError: A count is not a whole number.
     """
@@ -63,9 +66,10 @@ def check_counts(trainer: Mapping[str, Any]) -> None:
             raise UserError(f"{name}: a whole number is needed{without_end}, got {_said(value)}")
 
 
-def _check_each(name: str, given: Any, kind: type) -> None:
-    for one in given if isinstance(given, Sequence) and not isinstance(given, str) else [given]:
-        instance(name, one, kind)
+def _check_each(name: str, value: Any, kind: type) -> None:
+    """Check the type of a single object, or of each in a sequence."""
+    for item in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
+        instance(name, item, kind)
 
 
 def _said(value: Any) -> str:

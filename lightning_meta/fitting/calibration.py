@@ -6,7 +6,6 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
@@ -14,9 +13,8 @@ from lightning_meta.batches import Episode, Examples, Split
 from lightning_meta.checks import instance, whole
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError, one_of
-from lightning_meta.fitting.checks import check_machine, check_trainer
-from lightning_meta.fitting.evaluation import QUIET, own_names
-from lightning_meta.import_paths import reason
+from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.evaluation import own_names
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.meta.scores import TaskScores
@@ -81,12 +79,7 @@ def calibrate(
     with naming_arguments():
         instance("module", module, MetaModule)
         instance("data", data, EpisodicDataModule)
-        check_trainer(trainer, "test")
-        check_machine(trainer)
-        try:
-            runner = Trainer(**{**QUIET, **trainer})
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(reason(error)) from error
+        runner = quiet_trainer(trainer)
         return calibrate_by(
             runner, module, data, coverage=coverage, ways=ways, shots=shots, queries=queries, tasks=tasks
         )

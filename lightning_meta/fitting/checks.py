@@ -6,17 +6,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import reason
 from lightning_meta.run.naming import Naming, as_argument
 
 SEEDS = 2**32
 LEAST: dict[str, float] = {
-    "max_steps": 0,  # nothing is trained: a frozen model is tested and kept
+    "max_steps": 0,  # 0 trains nothing: a frozen model is tested and saved
     "max_epochs": 1,
     "min_steps": 0,
     "min_epochs": 0,
@@ -29,7 +31,13 @@ LEAST: dict[str, float] = {
     "gradient_clip_val": 0,
     "num_sanity_val_steps": 0,
 }
-WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 is "all"
+WITHOUT_END = ("max_steps", "max_epochs", "num_sanity_val_steps")  # -1 means no limit
+QUIET: dict[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+}
 PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "val_check_interval")
 
 
@@ -47,8 +55,8 @@ def check_trainer(options: Mapping[str, Any], used: str, say: Naming = as_argume
     for name, least in LEAST.items():
         value = options.get(name)
         if value is not None and _is_number(value) and not (value >= least or (value == -1 and name in WITHOUT_END)):
-            all_of = ", or -1 for no limit" if name in WITHOUT_END else ""
-            raise UserError(f"{say(f'trainer.{name}')}: at least {least:g} is needed{all_of}, got {value}")
+            no_limit = ", or -1 for no limit" if name in WITHOUT_END else ""
+            raise UserError(f"{say(f'trainer.{name}')}: at least {least:g} is needed{no_limit}, got {value}")
     for name in PARTS:
         needed = name in (f"limit_{used}_batches", "val_check_interval")
         _check_part(say(f"trainer.{name}"), options.get(name), needed)
@@ -84,8 +92,30 @@ def check_machine(options: Mapping[str, Any], say: Naming = as_argument) -> None
         raise UserError(f"{say('trainer.devices')}: 0 leaves nothing to train on; leave it out, or give 1 or more")
 
 
+def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
+    """Make a Trainer for an evaluation that neither prints nor writes anything.
+
+    Args:
+        options: Arguments of `lightning.pytorch.Trainer`, which take precedence over the quiet ones.
+
+    Raises:
+        UserError: An option is out of range, unknown, or not possible on this machine.
+    """
+    check_trainer(options, "test")
+    check_machine(options)
+    try:
+        return Trainer(**{**QUIET, **options})
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise UserError(reason(error)) from error
+
+
 def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming = as_argument) -> None:
     """Refuse to choose the best checkpoint by a metric that is never computed.
+
+    Args:
+        options: Arguments of `lightning.pytorch.Trainer`.
+        monitor: Validation metric that selects the best checkpoint; None if there is none.
+        say: Formats the name of an argument in the error.
 
     Raises:
         UserError: Validation is turned off, but a validation metric is monitored.
@@ -101,8 +131,12 @@ def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming =
 def check_seed(seed: Any, say: Naming = as_argument) -> None:
     """Refuse seeds that some random generators do not accept.
 
+    Args:
+        seed: Seed, in [0, 2³²); None or a bool is not checked.
+        say: Formats the name of an argument in the error.
+
     Raises:
-        UserError: It is negative or too large.
+        UserError: The seed is negative or too large.
     """
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
         raise UserError(f"{say('seed')}: expected 0 to {SEEDS - 1}, got {seed}")
@@ -110,6 +144,10 @@ def check_seed(seed: Any, say: Naming = as_argument) -> None:
 
 def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:
     """Refuse a meta-batch that cannot be divided evenly among the ranks, before they start and before data are read.
+
+    Args:
+        trainer: The Trainer, which knows the number of ranks.
+        data: The data module.
 
     Raises:
         UserError: The number of ranks does not divide the size of the meta-batch.
@@ -119,11 +157,11 @@ def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:
 
 
 def _check_part(name: str, value: Any, needed: bool) -> None:
-    """Refuse a value that is neither a number of batches nor a fraction of them."""
+    """Refuse a value that is neither a number of batches nor a fraction of them; 0 is also refused if `needed`."""
     if not _is_number(value):
         return
-    share = isinstance(value, float)
-    if value < 0 or (value == 0 and needed) or (share and not value <= 1):
+    is_fraction = isinstance(value, float)
+    if value < 0 or (value == 0 and needed) or (is_fraction and not value <= 1):
         low = "above 0" if needed else "from 0"
         raise UserError(
             f"{name}: a whole number of batches {low}, or a fraction of them {low} up to 1.0, is needed, got {value}"

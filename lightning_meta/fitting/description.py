@@ -45,11 +45,11 @@ def config_of(
         UserError: The module has arguments without names.
     """
     defaults = {name: p.default for name, p in inspect.signature(Trainer).parameters.items()}
-    given = {**defaults, **trainer, **{name: trainer.get(name) or None for name in ("callbacks", "logger")}}
+    values = {**defaults, **trainer, **{name: trainer.get(name) or None for name in ("callbacks", "logger")}}
     options = {
         "seed_everything": seed,
         "trainer": {
-            name: written(given[name] or None if name in ("callbacks", "logger") else given[name]) for name in given
+            name: written(values[name] or None if name in ("callbacks", "logger") else values[name]) for name in values
         },
         "model": _model(module, data),
         "data": written(data),
@@ -65,7 +65,9 @@ def config_of(
 def _model(module: LightningModule, data: LightningDataModule) -> Any:
     """Describe the module, without the task description that it took from the data, as for a loaded module."""
     spec = written(module)
-    if isinstance(module, Described) and marked(spec, "instance"):  # it has arguments without names
+    if isinstance(module, Described) and marked(
+        spec, "instance"
+    ):  # it has arguments without names, which cannot be described
         refuse_unknown(module)
     for name, value in getattr(module, "_init_args", {}).items():
         if isinstance(value, EpisodeSpec | TasksSpec) and isinstance(data, SourceDataModule):

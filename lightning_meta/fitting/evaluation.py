@@ -9,21 +9,17 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from lightning_meta.checks import instance, whole
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.checks import check_machine, check_trainer
-from lightning_meta.import_paths import reason
+from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.shot_and_way import Point
 from lightning_meta.run.naming import naming_arguments
 
-QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-QUIET |= {"enable_progress_bar": False}
 _OF_DATA = re.compile(r"\btest_(ways|shots|queries|tasks)\b")
 
 Numbers = int | Sequence[int]
@@ -102,12 +98,7 @@ def evaluate(
     with naming_arguments():
         instance("module", module, MetaModule)
         instance("data", data, EpisodicDataModule)
-        check_trainer(trainer, "test")
-        check_machine(trainer)
-        try:
-            runner = Trainer(**{**QUIET, **trainer})
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(reason(error)) from error
+        runner = quiet_trainer(trainer)
         return evaluate_by(runner, module, data, ways=ways, shots=shots, queries=queries, tasks=tasks)
 
 

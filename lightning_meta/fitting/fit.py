@@ -29,7 +29,7 @@ from lightning_meta.run.naming import naming_arguments
 from lightning_meta.run.termination import Interrupted
 from lightning_meta.run.wandb_logger import belonging_to
 
-# Names of these arguments in other libraries and in the command.
+# Names in other libraries and in the command, and the corresponding argument of `fit`.
 MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
 
 
@@ -100,24 +100,24 @@ def fit(
         check_trainer(options, "train")
         check_monitor(options, checkpoint.monitor)
         place = find_place(os.fspath(runs), name, None if resume is None else os.fspath(resume))
-        used, remark = set_seed(seed, place)
-        config = remark + config_of(module, data, options, checkpoint, place, used)
+        used_seed, comment = set_seed(seed, place)
+        config = comment + config_of(module, data, options, checkpoint, place, used_seed)
         place.logger.hold()
         try:
             if not options.get("fast_dev_run"):
                 options["logger"] = [belonging_to(place.logger, each) for each in options["logger"]]
-            made: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
-            training = Training(module, data, options, allow_changes=allow_changes, began=began, **made)
+            parts: dict[str, Any] = {"checkpoint": checkpoint, "place": place, "config": config}
+            training = Training(module, data, options, allow_changes=allow_changes, began=began, **parts)
         except BaseException as error:
             place.logger.discard()
-            of_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
-            if of_trainer and not isinstance(error, UserError):
+            from_trainer = isinstance(error, TypeError | ValueError | MisconfigurationException)
+            if from_trainer and not isinstance(error, UserError):
                 raise UserError(reason(error)) from error
             raise
         try:
             return training.run()
         except Interrupted:
-            raise KeyboardInterrupt from None  # after a subclass of it Python would end with status 1, and not 130
+            raise KeyboardInterrupt from None  # a subclass would end Python with status 1 instead of 130
 
 
 @contextmanager
@@ -138,10 +138,11 @@ def _messages_on_stderr() -> Iterator[None]:
 
 
 def _check_names(trainer: dict[str, Any]) -> None:
-    known = list(inspect.signature(Trainer).parameters)
-    own = list(inspect.signature(fit).parameters)
+    """Refuse arguments that neither `fit` nor the Trainer has, with a similar name that exists."""
+    of_trainer = list(inspect.signature(Trainer).parameters)
+    of_fit = list(inspect.signature(fit).parameters)
     for name in trainer:
-        if name not in known:
-            close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*own, *known], n=1)
+        if name not in of_trainer:
+            close = [MEANT[name]] if name in MEANT else difflib.get_close_matches(name, [*of_fit, *of_trainer], n=1)
             meant = f"did you mean {close[0]}?" if close else "see the documentation of lightning.pytorch.Trainer"
             raise UserError(f"{name}: neither lightning_meta.fit nor the Trainer has such an argument; {meant}")

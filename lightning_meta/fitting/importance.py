@@ -25,7 +25,7 @@ from lightning_meta.report.saving import save_figure
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.table_rows import Rows
 
-SHOWN = 12  # maximum number of tasks in the picture, and of columns per task
+SHOWN = 12  # maximum number of tasks in the figure, and of columns per task
 
 
 class Importance(NamedTuple):
@@ -60,14 +60,16 @@ def permutation_importance(
     out: str | Path | None = None,
     batch_size: int = 512,
 ) -> list[Importance]:
-    r"""Measure by how much each task's test loss grows when the values of one column are permuted over test rows.
+    r"""Measure by how much each task's test loss grows if the values of one column are permuted among test rows.
 
     $$I_{t,j} = \frac{1}{R} \sum_r L_t(\pi_r^j x) - L_t(x)$$
 
-    All inputs of a column are permuted together: its one-hot inputs and its indicator of missing values. If each task
-    has its own rows, values are permuted within the rows of a task. A column that is correlated with others may have a
-    small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45, 2001, section
-    10). The result is that of `sklearn.inspection.permutation_importance` by the loss. ::
+    Here $L_t$ is the mean test loss of task t, x are the test inputs, and $\pi_r^j$ permutes column j with permutation
+    r of R. All inputs of a column are permuted together: its one-hot inputs and its indicator of missing values. If
+    each task has its own rows, values are permuted within the rows of a task. A column that is correlated with others
+    may have a small importance, since the model still has the others (Breiman, Random Forests, Machine Learning 45,
+    2001, section 10). The result is that of `sklearn.inspection.permutation_importance` with the negative loss as
+    the score. ::
 
         model = lm.load("runs/houses/0")
         lm.permutation_importance(model, data, out="runs/houses/0")
@@ -75,10 +77,10 @@ def permutation_importance(
     Args:
         module: A model that was trained on a `Table`.
         data: The table, divided as in training.
-        repeats: R, number of permutations of each column.
-        seed: Seed of the permutations.
-        out: Folder for `importance.csv` and `importance.png`, such as the run directory.
-        batch_size: Number of rows per forward pass.
+        repeats: Number R of permutations of each column, at least 1.
+        seed: Seed of the permutations, at least 0.
+        out: Folder for `importance.csv` and `importance.png`, such as the run directory; nothing is written by default.
+        batch_size: Number of rows per forward pass, at least 1.
 
     Returns:
         The importance of each column for each task.
@@ -96,7 +98,9 @@ def permutation_importance(
     if table is None or data.spec is None or data.spec.table is None:
         raise UserError("permutation_importance: expected a model and data of a lightning_meta.sources.Table")
     if table.inputs != data.spec.table.inputs or module.names != test.names or not isinstance(test.inputs, Tensor):
-        raise UserError("permutation_importance: the data has other columns or tasks than those of training; give its")
+        raise UserError(
+            "permutation_importance: the data has other columns or tasks than in training; give the table of training"
+        )
     if table.features != data.spec.table.features:
         raise UserError(
             "permutation_importance: the rows are not divided or scaled as in training; give the table of training, "
@@ -104,7 +108,7 @@ def permutation_importance(
         )
     x = test.inputs
     before = _losses(module, x, test, batch_size)
-    found: dict[tuple[str, str], list[float]] = {(n, f.name): [] for n in before for f in table.features}
+    increases: dict[tuple[str, str], list[float]] = {(n, f.name): [] for n in before for f in table.features}
     groups = {"": torch.arange(len(x))} if test.overlapping else test.rows
     start = 0
     for feature in table.features:
@@ -115,8 +119,8 @@ def permutation_importance(
                 draw = key(seed, name_key(feature.name), repeat, name_key(group))
                 permuted[rows, inputs] = x[rows[choose(draw, len(rows), len(rows)).to(rows.device)], inputs]
             for name, loss in _losses(module, permuted, test, batch_size).items():
-                found[name, feature.name].append(loss - before[name])
-    importances = [Importance(task, column, tuple(values)) for (task, column), values in found.items()]
+                increases[name, feature.name].append(loss - before[name])
+    importances = [Importance(task, column, tuple(values)) for (task, column), values in increases.items()]
     if out is not None:
         _write(Path(out), importances)
         _draw(Path(out), importances)
@@ -125,7 +129,7 @@ def permutation_importance(
 
 def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, batch_size: int) -> dict[str, float]:
     """The mean loss of each task that has test rows."""
-    rows = {name: of.cpu() for name, of in test.rows.items() if len(of)}
+    rows = {name: indices.cpu() for name, indices in test.rows.items() if len(indices)}
     outputs = outputs_of(module, Rows(x, rows, []), batch_size)
     return {
         name: float(module.spec.tasks[name].losses(y, test.targets[name].to(y.device)).double().mean())
@@ -137,22 +141,20 @@ def _write(folder: Path, importances: Sequence[Importance]) -> None:
     with replacing(folder / "importance.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["task", "column", "loss_increase", "standard_deviation", "permutations"])
-        for found in importances:
-            numbers = [found.mean, found.deviation, len(found.increases)]
-            writer.writerow(as_cells([found.task, found.column, *numbers]))
+        for importance in importances:
+            numbers = [importance.mean, importance.deviation, len(importance.increases)]
+            writer.writerow(as_cells([importance.task, importance.column, *numbers]))
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks and columns are text
 def _draw(folder: Path, importances: Sequence[Importance]) -> None:
     """Draw a panel for each of the first tasks, with its most important columns; error bars are ± one deviation."""
-    tasks = list(dict.fromkeys(found.task for found in importances))[:SHOWN]
+    tasks = list(dict.fromkeys(importance.task for importance in importances))[:SHOWN]
     figure = Figure((7, 2.5 * len(tasks)), layout="constrained")
     for axes, task in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
-        of_task = sorted((f for f in importances if f.task == task), key=lambda f: f.mean)[-SHOWN:]
-        axes.barh(
-            range(len(of_task)), [f.mean for f in of_task], xerr=[f.deviation for f in of_task], color="0.6", capsize=2
-        )
-        axes.set_yticks(range(len(of_task)), [f.column for f in of_task], fontsize=7)
+        top = sorted((i for i in importances if i.task == task), key=lambda i: i.mean)[-SHOWN:]
+        axes.barh(range(len(top)), [i.mean for i in top], xerr=[i.deviation for i in top], color="0.6", capsize=2)
+        axes.set_yticks(range(len(top)), [i.column for i in top], fontsize=7)
         axes.set_title(task, fontsize=9)
         axes.axvline(0, color="0.3", lw=0.5)
     axes.set_xlabel("increase of the test loss when the column is permuted")

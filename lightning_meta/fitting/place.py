@@ -20,10 +20,10 @@ class Place:
     """The location of a run.
 
     Attributes:
-        runs: The folder of all runs.
-        name: The name of the run.
-        logger: The logger that owns the run directory.
-        checkpoint: The checkpoint to resume from; None for a new run.
+        runs: Folder of all runs.
+        name: Name of the run.
+        logger: Logger that creates the run directory and writes to it.
+        checkpoint: Checkpoint to resume from; None for a new run.
     """
 
     runs: str
@@ -32,7 +32,7 @@ class Place:
     checkpoint: Path | None = None
 
     def seed(self) -> Any:
-        """The `seed_everything` of the resumed run; True, which means any seed, if it is not known."""
+        """The `seed_everything` of the resumed run; True, which means any seed, if it is unknown or the run is new."""
         return True if self.checkpoint is None else seed_of(self.checkpoint)
 
 
@@ -42,11 +42,11 @@ def find_place(
     """Find the run directory to resume, or the folder of a new run, whose directory is created later.
 
     Args:
-        runs: The folder of all runs.
-        name: The name of the run; None for the default.
-        resume: A checkpoint, a run directory, or `last`, the newest run of this name.
+        runs: Folder of all runs.
+        name: Name of the run; None for the default.
+        resume: Checkpoint or run directory to resume, or `last`, the newest run of this name; None for a new run.
         say: Formats the name of an argument in the error.
-        default: The default name.
+        default: Default name.
 
     Raises:
         UserError: The name is not valid, or there is no such checkpoint.

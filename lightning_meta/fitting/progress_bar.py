@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from rich.console import Console
 
-PERIOD = 30.0  # seconds from one line to the next
-NEW_METRICS = 0.5  # seconds from one reading of the bar's metrics to the next
+PERIOD = 30.0  # seconds between two lines
+NEW_METRICS = 0.5  # seconds between two updates of the bar's metrics
 
 
 def progress_bar() -> ProgressBar:
@@ -29,7 +29,7 @@ class Bar(RichProgressBar):
         self._read = -math.inf
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics shown next to the bar, read twice a second at most: a GPU has to finish its work for them."""
+        """The metrics next to the bar, read at most twice a second, since reading them waits for the GPU."""
         now = time.monotonic()
         if now - self._read > NEW_METRICS or not trainer.training:
             self._metrics, self._read = super().get_metrics(trainer, pl_module), now
@@ -37,7 +37,8 @@ class Bar(RichProgressBar):
         return dict(self._metrics)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return super()._get_train_description(current_epoch).replace("/-2", "")  # where only steps are counted
+        # Lightning shows "/-2" as the number of epochs if only steps are limited.
+        return super()._get_train_description(current_epoch).replace("/-2", "")
 
 
 class Lines(ProgressBar):
@@ -68,10 +69,10 @@ class Lines(ProgressBar):
         if not self._is_time():
             return
         step, total = trainer.global_step, trainer.estimated_stepping_batches
-        known = 0 < total < math.inf  # -1 where a loader has no length and nothing else ends training
-        parts = [f"step {step}" + (f" of {total:.0f}" if known else "")]
+        has_end = 0 < total < math.inf  # -1 or inf if the loader has no length and no option limits training
+        parts = [f"step {step}" + (f" of {total:.0f}" if has_end else "")]
         parts += [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
-        if known and step > self._first_step:
+        if has_end and step > self._first_step:
             left = (time.monotonic() - self._began) / (step - self._first_step) * (total - step)
             parts.append(f"about {in_words(left)} left")
         print(", ".join(parts), flush=True)
@@ -105,6 +106,7 @@ class Lines(ProgressBar):
             print(f"{stage}, batch {batch + 1}" + (f" of {total:.0f}" if math.isfinite(total) else ""), flush=True)
 
     def _is_time(self) -> bool:
+        """Whether to print a line now; if so, the next one is due after `PERIOD`."""
         now = time.monotonic()
         if not self._on or now - self._said < PERIOD:
             return False

@@ -12,9 +12,9 @@ from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_seed
 from lightning_meta.fitting.place import Place
 
-SEED = "PL_GLOBAL_SEED"  # where `lightning.seed_everything` notes it
-# Prefix of that number after a run has drawn from the seed. "+1" still parses as a number, and only seeding again, with
-# any seed, removes the prefix.
+SEED = "PL_GLOBAL_SEED"  # environment variable in which `lightning.seed_everything` stores the seed
+# Prefix of the stored seed after a run has drawn random numbers from it. "+1" still parses as a number, and only
+# seeding again, with any seed, removes the prefix.
 USED = "+"
 
 _log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
     check_seed(seed := None if seed is None else int(seed))
     before = os.environ.get(SEED)
     resumed = place.seed() if seed is None else True
-    if resumed is False:  # of a command that set none: its data were drawn with the default
+    if resumed is False:  # the command ran with `seed_everything: false`, so its data were drawn with the default seed
         os.environ.pop(SEED, None)
         return False, ""
     if seed is None and resumed is not True:
@@ -49,8 +49,8 @@ def set_seed(seed: int | None, place: Place) -> tuple[int | bool, str]:
     if seed is None and place.checkpoint is None:
         _log.warning("the weights were drawn without a seed: call lightning.seed_everything before creating the module")
     used = int(seed_everything(seed or 0, workers=True, verbose=False))
-    drawn = place.checkpoint is not None or before == str(used)
-    return used, "" if drawn else "# The weights were drawn before this seed was set.\n"
+    reproducible = place.checkpoint is not None or before == str(used)
+    return used, "" if reproducible else "# The weights were drawn before this seed was set.\n"
 
 
 def note_use_of_seed() -> None:

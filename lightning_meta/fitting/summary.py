@@ -35,7 +35,7 @@ def write_outcome(directory: Path, metrics: Mapping[str, float], about: Mapping[
 
 
 def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str = "") -> None:
-    """Print the run directory and the test score: with its 95 % interval over drawn tasks, or for each named task.
+    """Print the run directory and the test scores: the mean over drawn tasks with its 95 % interval, or named tasks.
 
     Args:
         metrics: Logged test metrics by name.
@@ -56,17 +56,19 @@ def print_summary(metrics: Mapping[str, float], directory: Path, conditions: str
         table.add_section()
     for metric in dict.fromkeys([row["metric"] for row in named]) if named else ("accuracy", "mse"):
         if (score := metrics.get(f"test/{metric}")) is not None:
-            around = ""
+            half_width = ""
             if (interval := metrics.get(f"test/{metric}_ci95")) is not None:
-                around = f" ± {_shown(metric, interval)} (95 %)"
-            table.add_row(f"test {metric}" + (_over(metrics, metric) if named else ""), _shown(metric, score) + around)
+                half_width = f" ± {_shown(metric, interval)} (95 %)"
+            table.add_row(
+                f"test {metric}" + (_over(metrics, metric) if named else ""), _shown(metric, score) + half_width
+            )
     if (median := metrics.get("test/mse_median")) is not None:
         table.add_row("test mse, median", _shown("mse", median))
     if (tasks := metrics.get("test/tasks")) is not None:
         table.add_row("tasks", f"{tasks:.0f}" + (f", {conditions}" if conditions else ""))
     steps = sorted((int(m[2]), m[1], value) for name, value in metrics.items() if (m := CURVE.fullmatch(name)))
     for step, metric, value in steps:
-        # Of many: 0, 1, 2, 5, 10, 20, 50 and so on, and the last.
+        # Of many steps, print 0, 1, 2, 5, 10, 20, 50 and so on, and the last.
         if len(steps) <= MOST_STEPS or step == steps[-1][0] or re.fullmatch("0|[125]0*", str(step)):
             table.add_row(f"after {step} inner step{'' if step == 1 else 's'}", _shown(metric, value))
     if len(steps) > MOST_STEPS:
@@ -83,10 +85,10 @@ def _named_tasks(file: Path) -> list[dict[str, str]]:
 
 def _over(metrics: Mapping[str, float], metric: str) -> str:
     """The number of tasks over which a metric is averaged, in words."""
-    known, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
-    if known is None or tasks is None or known == tasks:
+    averaged, tasks = metrics.get(f"test/{metric}_tasks"), metrics.get("test/tasks")
+    if averaged is None or tasks is None or averaged == tasks:
         return ", mean over tasks"
-    return f", mean over {known:.0f} of {tasks:.0f} tasks"
+    return f", mean over {averaged:.0f} of {tasks:.0f} tasks"
 
 
 def _shown(metric: str, value: float) -> str:

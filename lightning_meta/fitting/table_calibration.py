@@ -1,19 +1,16 @@
-"""`lightning_meta.calibrate_table`: learn from validation rows how sure a model of a table is of each target."""
+"""`lightning_meta.calibrate_table`: calibrate a table model on validation rows."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any, NamedTuple
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_meta.checks import instance
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.checks import check_machine, check_trainer
-from lightning_meta.fitting.evaluation import QUIET
-from lightning_meta.import_paths import reason
+from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration
 from lightning_meta.multitask.records import TaskRecord
@@ -23,11 +20,11 @@ _log = logging.getLogger(__name__)
 
 
 class CalibratedTable(NamedTuple):
-    """A calibration of a table's targets, and what it came to.
+    """A calibration of all targets of a table and its measured coverage.
 
     Attributes:
-        calibration: Learned from the validation split.
-        measured: By name of the task, what sets, intervals and abstention come to on the test split.
+        calibration: The calibration, from the validation split.
+        measured: Results of `TableCalibration.measure` on the test split, by task name.
     """
 
     calibration: TableCalibration
@@ -37,10 +34,10 @@ class CalibratedTable(NamedTuple):
 def calibrate_table(
     module: MultiTaskModule, data: MultiTaskDataModule, *, coverage: float = 0.9, **trainer: Any
 ) -> CalibratedTable:
-    """Learn from the validation rows of a table how sure a model is of each target.
+    """Calibrate a table model on validation rows: temperature, prediction sets, abstention and intervals.
 
-    Each task is calibrated by itself, from the rows that have its label. Targets with classes get a temperature,
-    prediction sets and a threshold for abstention; targets of numbers get intervals::
+    Each task is calibrated separately, on the rows with its label. Targets with classes get a temperature, prediction
+    sets and an abstention threshold; numeric targets get prediction intervals::
 
         model = lm.load("runs/ladder_table/multi_head/0")
         source = lm.sources.Table("houses.csv", {"price": "regression", "sold": "binary"}, leave_out=["name"])
@@ -48,34 +45,28 @@ def calibrate_table(
         measured["price"]["coverage"]  # on the test split, near 0.9
         model.predict_table("new_rows.csv", calibration=calibration)
 
-    The guarantee is for rows that are exchangeable with those of the validation split. If that split also chose the
-    checkpoint, coverage can be slightly lower than said. For rows of new groups of a `group_column`, of which the
-    validation split has few, and for later rows of a `time_column`, it can be clearly lower; a warning says so. Weights
-    of rows are ignored: every row with a label counts once.
+    The guarantee is for rows that are exchangeable with the validation rows. Coverage can be slightly lower if the
+    validation split also selected the checkpoint. It can be clearly lower for rows of new groups of a `group_column`,
+    since the validation split has few groups, and for later rows of a `time_column`; a warning says so. Row weights are
+    ignored: every row with a label counts once.
 
     Args:
         module: A model that was trained on a `Table`.
-        data: The table of training, with the same division.
-        coverage: 1 − α, in (0, 1): the share of rows whose set or interval holds their label.
+        data: The training table, divided as in training.
+        coverage: Coverage 1 − α in (0, 1), the fraction of rows whose set or interval contains their label.
         **trainer: Arguments of `lightning.pytorch.Trainer`, such as `devices`.
 
     Returns:
-        The calibration, and what was measured.
+        The calibration and the measured coverage.
 
     Raises:
-        UserError: The model or the data are of no table or of different ones, a task has too few validation labels, or
-            predictions are not finite.
+        UserError: The model was not trained on a table, `data` is another table or none, a task has too few validation
+            labels, or predictions are not finite.
     """
     with naming_arguments():
         instance("module", module, MultiTaskModule)
         instance("data", data, MultiTaskDataModule)
-        check_trainer(trainer, "test")
-        check_machine(trainer)
-        try:
-            runner = Trainer(**{**QUIET, **trainer})
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise UserError(reason(error)) from error
-        return calibrate_table_by(runner, module, data, coverage)
+        return calibrate_table_by(quiet_trainer(trainer), module, data, coverage)
 
 
 def calibrate_table_by(
@@ -108,16 +99,16 @@ def calibrate_table_by(
 
 
 class _Recorder(Callback):
-    """Keeps what a test predicts for the validation and the test split, over all ranks."""
+    """Collects the predictions of a test for the validation and test rows, over all ranks."""
 
     def __init__(self) -> None:
         self.records: dict[str, dict[str, TaskRecord]] = {}
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Refuse rows of another table: rows that were trained on would be taken for new ones."""
+        """Refuse another table or division, since its validation rows may have been training rows of the model."""
         of_model, of_data = pl_module.spec.table, trainer.datamodule.spec.table  # type: ignore[attr-defined]
         if of_data is None:
-            raise UserError("data: expected those of a lightning_meta.sources.Table, the one of training")
+            raise UserError("data: a lightning_meta.sources.Table is needed, the one of training")
         for name in ("features", "targets", "task_column"):
             if getattr(of_model, name) != getattr(of_data, name):
                 raise UserError(
@@ -126,5 +117,5 @@ class _Recorder(Callback):
                 )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Gather them; this is called before the module forgets them."""
+        """Gather the predictions, before the module resets its records."""
         self.records = {split: pl_module.records[split].compute().of for split in ("val", "test")}

@@ -108,6 +108,8 @@ class Training:
         self.record = RunRecord(written, allow_changes, time.monotonic() if began is None else began, say)
         self.termination, self.watch = Termination(checkpoint), RankWatch(say)
         save_config = SaveConfig(config, self.record)
+        # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
+        # checkpoint callback writes the previous step before other callbacks log values for the next one.
         callbacks = [self.record, MonitorCheck(), checkpoint, self.termination, self.watch, save_config]
         callbacks += as_list(options.get("callbacks"))
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
@@ -151,12 +153,12 @@ class Training:
             self._train()
         except NonFiniteLossError:
             raise
-        except SystemExit:  # by Ctrl-C or SIGTERM
+        except SystemExit:  # after Ctrl-C or SIGTERM
             if directory.claimed and not any(directory.directory.glob("checkpoints/*.ckpt")):
                 directory.discard()
             raise
         except Exception as error:
-            # A run that never trained, or that failed on wrong input before its first checkpoint, is deleted.
+            # Delete the directory of a run that took no step, or failed on wrong input before its first checkpoint.
             untrained = trainer.global_step <= self.record.start
             if untrained or (isinstance(error, UserError) and not self._has_trained_checkpoint()):
                 directory.discard()
@@ -195,7 +197,7 @@ class Training:
 
     def _has_trained_checkpoint(self) -> bool:
         """Whether the last checkpoint contains steps that this process trained."""
-        if not self.directory.claimed:  # by rank 0 alone
+        if not self.directory.claimed:  # only rank 0 creates the directory
             return False
         last = self.directory.directory / "checkpoints" / "last.ckpt"
         return last.is_file() and read_checkpoint(last).get("global_step") != self.record.start
@@ -248,7 +250,7 @@ def _frozen_on_purpose(module: LightningModule) -> Iterator[None]:
 
 @contextmanager
 def _pages(trainer: Trainer) -> Iterator[None]:
-    """Close the W&B runs however the run ends, so that the next run of this process gets new ones."""
+    """Close the W&B runs at the end, also after an error, so that the next run of this process gets new ones."""
     status = 1
     try:
         yield

@@ -1,4 +1,4 @@
-"""Attentive neural processes, their deterministic path."""
+"""Attentive neural processes without their latent path."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from lightning_meta.tasks import EpisodeSpec
 class AttentiveCNP(CNP):
     r"""A conditional neural process in which each query attends to the support examples that are near it.
 
-    It is the deterministic path of the attentive neural process of Kim et al. (ICLR 2019, section 3 and figure 2;
-    https://arxiv.org/abs/1901.05761): in place of the mean representation r of `CNP`, a query x has its own,
+    This is the deterministic path of the attentive neural process of Kim et al. (ICLR 2019, section 3 and figure 2;
+    https://arxiv.org/abs/1901.05761). Where `CNP` has one mean representation r, each query x has its own,
 
     $$r(x) = W_o\, \mathrm{attention}\left(W_q\, e(x),\; W_k\, e(x_{1:K}),\; W_v\, h_\theta(x_i, y_i)_{i=1}^K\right),
       \qquad (\mu, \rho) = g_\theta(x, r(x))$$
 
-    with dot-product attention of several heads and e a network of the inputs. The standard deviation s and the loss are
-    those of `CNP`, whose mean loses what single examples say, so that it fits the support set badly (section 1). There
-    are no latent variables: targets are independent given the support set, and no functions can be sampled. It is for
-    regression; any number of examples is served.
+    with multi-head dot-product attention and a network e of the inputs. The standard deviation s and the loss are those
+    of `CNP`. The mean over the support set in `CNP` loses the details of single examples, so `CNP` underfits the
+    support set (section 1). There are no latent variables: targets are independent given the support set, and no
+    functions can be sampled. The method is for regression, with any number of support examples.
 
     At a glance:
         - Shared: an encoder h, an embedding e of inputs, attention and a decoder g.
         - Own: keys and values of the support examples.
-        - New task: encode.
+        - New task: encode the support set.
 
     Run it:
         `python scripts/fit.py --config configs/attentive_cnp_gaussian_process.yaml`, without a download.
 
     Logged:
-        - `val/loss`, `test/loss`: the negative log likelihood of a query target, in nats, the mean over queries and
-          tasks. Of stored data it is that of the standardised target.
-        - `train/loss`: the same over support and query examples together, which is what is minimised.
-        - `val/mse`, `test/mse`, `train/mse`: of μ on the query set.
+        - `val/loss`, `test/loss`: the negative log-likelihood of a query target in nats, averaged over queries and
+          tasks. For stored data it is that of the standardised target.
+        - `train/loss`: the same over support and query examples together; training minimises it.
+        - `val/mse`, `test/mse`, `train/mse`: the mean squared error of μ on the query set.
 
-        The rest, and what the intervals are over, is said at `MetaModule`. Predictions are `(M, 2 outputs)`: μ of all
+        `MetaModule` explains the other metrics and what the intervals cover. Predictions are `(M, 2 outputs)`: μ of all
         dimensions, then s, both in the units of the targets.
 
     Deviations:
-        - Section 3: the latent path is not there, and with it the variational bound: the log likelihood is maximised
-          itself. Support examples do not attend to one another, as they may in figure 2.
-        - Weights start from torch's initialisation, where the authors' projections start from normal numbers.
+        - Section 3: there is no latent path, so the loss is the negative log-likelihood and not a variational bound.
+          Support examples do not attend to one another, as they may in figure 2.
+        - Weights have torch's initialisation; the authors initialise the projections from a normal distribution.
 
     Args:
-        backbone: The encoder below its last layer: of `(x, y)` side by side, so that it has as many inputs as x and y
-            together. A linear layer of the same width follows.
-        heads: Of the attention; it divides the width of the backbone's features.
-        decoder: Widths of the hidden layers of g, which takes r and x side by side.
-        least_deviation: s_min in [0, 1): 0.1 in the authors' code. Below it the targets cannot be known.
-        **options: Those of `MetaModule`.
+        backbone: The encoder h without its last layer. Its input is x and y concatenated, so it has as many inputs as
+            x and y together. A linear layer of the same width follows.
+        heads: Number of attention heads, a divisor of the number of features of the backbone.
+        decoder: Widths of the hidden layers of g, whose input is r and x concatenated.
+        least_deviation: The least standard deviation s_min, in [0, 1); 0.1 in the authors' code. Choose it no larger
+            than the noise of the targets.
+        **options: Options of `MetaModule`.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class AttentiveCNP(CNP):
         self.heads = heads
 
     def build(self, episodes: EpisodeSpec) -> None:
-        """Make e, the projections of the attention, and what `CNP` makes."""
+        """Make e, the projections of the attention, and the layers of `CNP`."""
         super().build(episodes)
         width = self.feature_size
         if width % self.heads:

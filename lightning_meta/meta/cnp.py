@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import below_one, widths
@@ -19,6 +18,7 @@ from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.nn.stateless import own_buffers, stateless_call
 from lightning_meta.tasks import EpisodeSpec, GaussianRegression, Task
+from lightning_meta.tasks.gaussian import mean_and_deviation
 
 
 class CNP(MetaModule):
@@ -28,8 +28,9 @@ class CNP(MetaModule):
       s = s_{\min} + (1 - s_{\min})\, \mathrm{softplus}(\rho)$$
 
     and the loss is the mean of $-\log N(y; \mu, s^2)$ over support and query examples (equations 1 to 3, section 2.2;
-    https://arxiv.org/abs/1807.01613). A black box: what learns a task is a network, without gradient steps, and the
-    prediction does not depend on the order of the support set. It is for regression; any number of examples is served.
+    https://arxiv.org/abs/1807.01613). The method is a black box: a network learns the task, without gradient steps.
+    Predictions do not depend on the order of the support set. The method is for regression, with any number of support
+    examples.
 
     At a glance:
         - Shared: an encoder h and a decoder g.
@@ -40,30 +41,31 @@ class CNP(MetaModule):
         `python scripts/fit.py --config configs/cnp_gaussian_process.yaml`, without a download.
 
     Logged:
-        - `val/loss`, `test/loss`: the negative log likelihood of a query target, in nats, the mean over queries and
-          tasks. Of stored data it is that of the standardised target.
-        - `train/loss`: the same over support and query examples together, which is what is minimised.
-        - `val/mse`, `test/mse`, `train/mse`: of μ on the query set.
+        - `val/loss`, `test/loss`: the negative log-likelihood of a query target in nats, averaged over queries and
+          tasks. For stored data it is that of the standardised target.
+        - `train/loss`: the same over support and query examples together; training minimises it.
+        - `val/mse`, `test/mse`, `train/mse`: the mean squared error of μ on the query set.
 
-        The rest, and what the intervals are over, is said at `MetaModule`. Predictions are `(M, 2 outputs)`: μ of all
+        `MetaModule` explains the other metrics and what the intervals cover. Predictions are `(M, 2 outputs)`: μ of all
         dimensions, then s, both in the units of the targets.
 
     Deviations:
-        - Section 2.2, equation 3: as in the paper's code, the loss in training is over the support set and further
-          examples, here the query set. Evaluation is on the query set alone.
-        - Section 2.2: weights start from torch's initialisation. That s is at least s_min, and that the dimensions of a
-          target are independent given r, is as in the paper's code.
+        - Section 2.2, equation 3: as in the paper's code, the training loss covers the support set and further
+          examples, here the query set. Evaluation uses the query set alone.
+        - Section 2.2: weights have torch's initialisation. As in the paper's code, s is at least s_min, and the
+          dimensions of a target are independent given r.
 
     Args:
-        backbone: The encoder below its last layer: of `(x, y)` side by side, so that it has as many inputs as x and y
-            together. A linear layer of the same width follows.
-        decoder: Widths of the hidden layers of g, which takes r and x side by side.
-        least_deviation: s_min in [0, 1): 0.1 in the paper's code. Below it the targets cannot be known.
-        **options: Those of `MetaModule`.
+        backbone: The encoder h without its last layer. Its input is x and y concatenated, so it has as many inputs as
+            x and y together. A linear layer of the same width follows.
+        decoder: Widths of the hidden layers of g, whose input is r and x concatenated.
+        least_deviation: The least standard deviation s_min, in [0, 1); 0.1 in the paper's code. Choose it no larger
+            than the noise of the targets.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False
-    needs_images = True  # the encoder takes y as well, so that no features can be kept
+    needs_images = True  # features cannot be stored, since the encoder takes y as well
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class CNP(MetaModule):
             )
 
     def backbone_input_shape(self, episodes: EpisodeSpec) -> tuple[int, ...]:
-        """x and y side by side; a target that is no number is refused."""
+        """The shape of x and y concatenated; tasks other than regression are refused."""
         if episodes.task != "regression":
             raise UserError(f"{type(self).__name__} predicts real targets; for classification use ProtoNet")
         return (math.prod(episodes.input_shape) + episodes.outputs,)
@@ -98,11 +100,11 @@ class CNP(MetaModule):
 
     @property
     def task(self) -> Task:
-        """Negative log likelihood and mean squared error."""
+        """Negative log-likelihood and mean squared error."""
         return GaussianRegression(self.spec.outputs, self.spec.target_mean, self.spec.target_scale)
 
     def adapt(self, support: Examples, ways: int) -> Any:
-        """r, `(F,)`."""
+        """The mean representation r, `(F,)`."""
         encoded = self.encode(support)
         return at_least_float32(encoded).mean(0).to(encoded.dtype)
 
@@ -111,20 +113,19 @@ class CNP(MetaModule):
         return self.decode(state.expand(x.shape[0], -1), x)
 
     def encode(self, support: Examples) -> Tensor:
-        """What h makes of each support example, `(K, F)`."""
+        """The representation of each support example, `(K, F)`."""
         pairs = torch.cat([support.x.flatten(1), support.y.to(support.x.dtype)], 1)
         features, _ = stateless_call(self.backbone, own_buffers(self.backbone), pairs, "stored")
         encoded: Tensor = self.last(features)
         return encoded
 
     def decode(self, r: Tensor, x: Tensor) -> Tensor:
-        """μ and s `(M, 2 outputs)` of queries `(M, *input_shape)`, each with its own r, `(M, F)`."""
+        """μ and s `(M, 2 outputs)` for queries `(M, *input_shape)`, each with its own r, `(M, F)`."""
         decoded = self.decoder(torch.cat([r, x.flatten(1).to(r.dtype)], 1))
-        mean, rho = at_least_float32(decoded).chunk(2, -1)
-        return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
+        return mean_and_deviation(decoded, self.least_deviation)
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
-        """The negative log likelihood of support and query targets, given the support set."""
+        """The negative log-likelihood of support and query targets, given the support set."""
         outputs = self.predict(self.adapt(support, ways), torch.cat([support.x, query.x]))
         loss = self.task.loss(outputs, torch.cat([support.y, query.y]))
         return Outcome(loss, outputs[len(support.x) :], query.y, {})

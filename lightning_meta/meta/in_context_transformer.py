@@ -1,4 +1,4 @@
-"""A transformer that learns a task in its context."""
+"""A transformer that learns a task from its context."""
 
 from __future__ import annotations
 
@@ -6,68 +6,68 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import below_one, whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.attention import attention
-from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.functional.prototypes import one_hot
 from lightning_meta.meta.metric import BatchNorm, MetricLearner
 from lightning_meta.tasks import EpisodeSpec, GaussianRegression, Task
+from lightning_meta.tasks.gaussian import mean_and_deviation
 
 
 class InContextTransformer(MetricLearner):
-    r"""Learn in context: a transformer reads the support set as tokens and predicts each query, with no weight adapted.
+    r"""Learn in context: a transformer reads the support set as tokens and predicts queries without adapting weights.
 
-    Support tokens are $E [f_\theta(x_i), y_i]$, query tokens $E [f_\theta(x), 0]$, with a label y as N numbers that are
-    0 or 1. In each layer all tokens attend to the support tokens, and to no other:
+    Support tokens are $E [f_\theta(x_i), y_i]$ and query tokens $E [f_\theta(x), 0]$; class labels are one-hot, `(N,)`.
+    In each layer all tokens attend to the support tokens only:
 
     $$z' = z + \mathrm{attention}(\mathrm{LN}(z), \mathrm{LN}(Z_S)), \qquad z'' = z' + \mathrm{MLP}(\mathrm{LN}(z'))$$
 
-    so queries are predicted independently, and there are no positions: the order of the support set does not matter.
-    This is the architecture of the diagonal transformer neural process, TNP-D (Nguyen and Grover, ICML 2022, section
+    so queries are predicted independently. There are no positions: the order of the support set does not matter. This
+    is the architecture of the diagonal transformer neural process, TNP-D (Nguyen and Grover, ICML 2022, section
     3.2; https://arxiv.org/abs/2207.04179) and of prior-fitted networks (Müller et al. 2022,
-    https://arxiv.org/abs/2112.10510). In regression it predicts a normal distribution, and the loss is the negative log
-    likelihood of the query set; in classification it is the cross-entropy. Any number of examples is served, and the
-    way that it was trained with.
+    https://arxiv.org/abs/2112.10510). In regression the prediction is a normal distribution and the loss the negative
+    log-likelihood of the query set; in classification the loss is the cross-entropy. The support set may have any
+    number of examples; the number of ways is that of training.
 
     At a glance:
         - Shared: an embedding θ and a transformer.
         - Own: the support tokens before each layer.
-        - New task: one pass over the support set.
+        - New task: one forward pass over the support set.
 
     Run it:
         `python scripts/fit.py --config configs/in_context_transformer_gaussian_process.yaml`, without a download.
 
     Logged:
-        - `val/loss`, `test/loss`, `train/loss`: the loss of the query set, in nats. Of stored regression data it is
+        - `val/loss`, `test/loss`, `train/loss`: the loss on the query set in nats. For stored regression data it is
           that of the standardised target.
-        - `val/mse`, `test/mse`, `train/mse` in regression, `val/accuracy`, `test/accuracy`, `train/accuracy` in
-          classification: of the query set. There is no inner loop, so no `_step_<j>`.
+        - `val/mse`, `test/mse`, `train/mse` in regression, and `val/accuracy`, `test/accuracy`, `train/accuracy` in
+          classification, on the query set. There is no inner loop, so no `_step_<j>`.
 
-        The rest, and what the intervals are over, is said at `MetaModule`. Predictions in regression are
+        `MetaModule` explains the other metrics and what the intervals cover. Predictions in regression are
         `(M, 2 outputs)`: the means of all dimensions, then the standard deviations, in the units of the targets.
 
     Deviations:
-        - TNP-D embeds x and y together by a network; here f embeds x, and E is linear in f and y.
-        - TNP-D normalises after each sum; here before, with a last normalisation, as in GPT-2, whose decoder is that of
-          Garg et al. 2022 (https://arxiv.org/abs/2208.01066). It trains without a warm-up.
+        - TNP-D embeds x and y together by a network; here f embeds x, and E is linear in f(x) and y.
+        - TNP-D normalises after each residual sum. Here layers are normalised before attention and MLP, with a final
+          normalisation, as in GPT-2, which Garg et al. 2022 use (https://arxiv.org/abs/2208.01066). There is no
+          learning rate warm-up.
         - The standard deviation is $s_{\min} + (1 - s_{\min})\, \mathrm{softplus}(\rho)$, as in `CNP`.
-        - How classes are numbered matters a little to a prediction; training draws the numbers anew in each episode.
+        - The numbering of the classes changes a prediction a little; training draws a new numbering in each episode.
 
     Args:
-        backbone: The embedding f of inputs.
-        width: Numbers in a token.
-        layers: Of the transformer.
-        heads: Of each layer's attention; it divides the width.
-        hidden: Width of the hidden layer of each layer's MLP.
-        least_deviation: s_min in [0, 1), of regression.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself.
-        **options: Those of `MetricLearner`.
+        backbone: Embedding network f of the inputs.
+        width: Size of a token.
+        layers: Number of transformer layers.
+        heads: Number of attention heads per layer, a divisor of the width.
+        hidden: Width of the hidden layer of each MLP.
+        least_deviation: The least standard deviation s_min in regression, in [0, 1).
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries.
+        **options: Options of `MetricLearner`.
     """
 
     classifies_only = False
@@ -100,17 +100,17 @@ class InContextTransformer(MetricLearner):
 
     @property
     def task(self) -> Task:
-        """Negative log likelihood and mean squared error in regression; cross-entropy and accuracy of classes."""
+        """Negative log-likelihood and mean squared error in regression; cross-entropy and accuracy for classes."""
         if self.spec.task == "classification":
             return super().task
         return GaussianRegression(self.spec.outputs, self.spec.target_mean, self.spec.target_scale)
 
     def check_ways(self, ways: int) -> None:
-        """Refuse another way than that of the labels in a token."""
+        """Refuse a number of ways other than that of the labels in a token."""
         if ways != self.spec.outputs:
             raise UserError(
-                f"ways: this {type(self).__name__} reads labels of {self.spec.outputs} ways and serves no other, got "
-                f"{ways or 'differing ways'}; a metric method such as ProtoNet serves any"
+                f"ways: this {type(self).__name__} was trained with {self.spec.outputs} ways and supports no other "
+                f"number, got {ways or 'differing ways'}; a metric method such as ProtoNet supports any"
             )
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
@@ -131,17 +131,16 @@ class InContextTransformer(MetricLearner):
         outputs: Tensor = self.head(self.norm(tokens))
         if self.spec.task == "classification":
             return outputs
-        mean, rho = at_least_float32(outputs).chunk(2, -1)
-        return torch.cat([mean, self.least_deviation + (1 - self.least_deviation) * F.softplus(rho)], -1)
+        return mean_and_deviation(outputs, self.least_deviation)
 
     def tokens(self, features: Tensor, y: Tensor) -> Tensor:
-        """Examples as tokens, `(M, width)`: features `(M, F)` and targets or zeros `(M, outputs)`."""
+        """Tokens `(M, width)` of features `(M, F)` with targets, or with zeros for queries, `(M, outputs)`."""
         tokens: Tensor = self.embed(torch.cat([features, y.to(features.dtype)], -1))
         return tokens
 
 
 class _Block(nn.Module):
-    """A layer: attention to the support tokens, and an MLP, both added to a token."""
+    """A transformer layer: attention to the support tokens and an MLP, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()

@@ -21,52 +21,53 @@ from lightning_meta.tasks import EpisodeSpec
 
 
 class RelationNet(MetricLearner):
-    r"""Learn how to compare a query with a class: a relation module scores the two, side by side (Sung et al. 2018).
+    r"""Learn how to compare a query with a class: a network scores their concatenated features (Sung et al. 2018).
 
     $$r_n(x) = \sigma\left(g_\phi([c_n, f_\theta(x)])\right) \in (0, 1), \qquad
       L = \frac1N \sum_{n=1}^{N} \left(r_n(x) - \mathbb{1}[y = n]\right)^2$$
 
-    with $c_n$ the mean feature of class n (equations 1 and 2, section 3.2; https://arxiv.org/abs/1711.06025), and L the
-    mean over queries. Features are maps of C channels, concatenated in depth; g has two blocks of a convolution, batch
-    normalisation, ReLU and a 2x2 max-pool, then two linear layers. The class with the largest score is predicted. Any
-    way is served.
+    with $c_n$ the mean feature of class n (equations 1 and 2, section 3.2; https://arxiv.org/abs/1711.06025). The loss
+    is the mean of L over queries. Features are maps of C channels, concatenated along the channels; the relation module
+    g has two blocks of a convolution, batch normalisation, ReLU and 2x2 max-pooling, then two linear layers. The
+    prediction is the class with the largest score. Tasks may have any number of ways.
 
     At a glance:
         - Shared: an embedding θ and a relation module φ.
         - Own: prototypes of the support set.
-        - New task: embed.
+        - New task: embed the support set.
 
     Run it:
-        `python scripts/fit.py --config configs/relation_net_glyphs.yaml` without a download; the paper's experiments
-        are `configs/relation_net_omniglot.yaml` and `configs/relation_net_mini_imagenet.yaml`, not run here.
+        `python scripts/fit.py --config configs/relation_net_glyphs.yaml` without a download. For the paper's
+        experiments, use `configs/relation_net_omniglot.yaml` and `configs/relation_net_mini_imagenet.yaml` (results not
+        reproduced here).
 
     Logged:
-        - `val/accuracy`, `test/accuracy`: the share of right queries, the mean over tasks of `test_ways` classes, with
-          its `_ci95`. There is no inner loop, so no `_step_<j>`.
+        - `val/accuracy`, `test/accuracy`: accuracy on the queries, averaged over tasks of `test_ways` classes, with its
+          `_ci95`. There is no inner loop, so no `_step_<j>`.
         - `train/accuracy`, `train/loss`: of one step's episodes, of `ways` classes each; the loss is L. `val/loss` and
           `test/loss` are the cross-entropy of the probabilities $r_n / \sum_m r_m$.
 
-        The rest, and what the intervals are over, is said at `MetaModule`. Predictions are log r, `(M, N)`.
+        `MetaModule` explains the other metrics and what the intervals cover. Predictions are log r, `(M, N)`.
 
     Deviations:
-        - Section 3.2: the features of K examples of a class are averaged and not added, so that a module serves other
-          numbers of shots than it was trained with. At a fixed K the first layer of g absorbs the factor.
-        - Section 3.2, equation 2: the mean of the squared errors, as in the authors' code, and not their sum.
-        - Section 3.4: all convolutions are padded. In the authors' code some are not, so that their map of
-          mini-ImageNet is 19x19 where that of `Conv4` is 21x21, and what g's linear layers take is 3x3 where here it
-          is 5x5. Weights start from torch's initialisation, and running statistics follow with torch's momentum of 0.1.
+        - Section 3.2: the features of the K examples of a class are averaged, not summed, so that a trained model can
+          be tested with other numbers of shots. At a fixed K the first layer of g absorbs the factor.
+        - Section 3.2, equation 2: the loss is the mean of the squared errors, as in the authors' code, not their sum.
+        - Section 3.4: all convolutions are padded. In the authors' code some are not: on mini-ImageNet their feature
+          map is 19x19, that of `Conv4` 21x21, and the input of the linear layers of g is 3x3 there, 5x5 here. Weights
+          have torch's initialisation, and running statistics torch's momentum of 0.1.
 
     Args:
         backbone: The embedding f. The paper's is `Conv4(halvings=2)`.
         channels: C: the backbone lays a square map of so many channels out flat. By default each feature is a channel
             of its own, in one position; then there is nothing to pool, and the convolutions are linear layers.
-        width: Channels of g's blocks.
-        hidden: Width of g's linear layer before the last.
-        batch_norm: Which statistics normalise an embedding in evaluation: `running`, kept over training (training
-            embeds support and query of a task together); `inductive`, those of the support set; `transductive`, those
-            of the support set for itself and of the query set for itself. In training g normalises by the pairs of a
-            task, in evaluation always by running statistics.
-        **options: Those of `MetricLearner`.
+        width: Number of channels of the blocks of g.
+        hidden: Width of the hidden linear layer of g.
+        batch_norm: Statistics that normalise features in evaluation: `running`, averaged over training (where the
+            support and query examples of a task form one batch); `inductive`, those of the support set; `transductive`,
+            those of the support set for support examples and of the query set for queries. The relation module g is
+            normalised by the pairs of a task in training, and by running statistics in evaluation.
+        **options: Options of `MetricLearner`.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class RelationNet(MetricLearner):
 
     @property
     def network(self) -> nn.Module:
-        """All of it: the relation module has batch statistics as well."""
+        """The whole module, since the relation module has batch statistics as well."""
         return self
 
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ class RelationNet(MetricLearner):
         return F.logsigmoid(at_least_float32(scores))
 
     def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
-        """The mean squared error of the relation scores, whose target is 1 for the query's class and 0 for others."""
+        """The mean squared error of the relation scores; targets are 1 for the class of the query and 0 for others."""
         scores = outputs.exp()
         return F.mse_loss(scores, one_hot(query.y, outputs.shape[-1]).to(scores.dtype))
 
@@ -139,6 +140,6 @@ class RelationNet(MetricLearner):
             return super().predict(state, x)
 
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
-        """The loss of one task; its relation module is normalised by the task's pairs."""
+        """The loss of one task, with the relation module normalised by the pairs of the task."""
         outcome = super().task_loss(support, query, ways)
         return outcome._replace(buffers={f"backbone.{name}": tensor for name, tensor in outcome.buffers.items()})

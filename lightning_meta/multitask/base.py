@@ -40,7 +40,7 @@ from lightning_meta.multitask.tables import (
     mean_of_known,
     rows_of_tasks,
 )
-from lightning_meta.nn.categories import take_columns
+from lightning_meta.nn.categories import awaits_columns, take_columns
 from lightning_meta.nn.checks import check_layers
 from lightning_meta.nn.features import shape_after
 from lightning_meta.nn.heads import check_head, make_head, seeded
@@ -342,7 +342,7 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
                 )
             self.stems = nn.ModuleList(self._stems_by_name[name] for name in names)
         stems = {f"stems.{name}": stem for name, stem in self._stems_by_name.items()}
-        waits = self._waits_for_columns
+        waits = awaits_columns(self.backbone)
         take_columns(stems or {"backbone": self.backbone}, self.spec.codes)
         if waits and self.backbone_weights is not None:
             super().take_first_weights()
@@ -353,12 +353,8 @@ class MultiTaskModule(ChecksBatches, CombinesGradients, ABC):
 
     def take_first_weights(self) -> None:
         """As of every module; a network that has no layers before it knows its columns takes the weights then."""
-        if is_rebuilt() or not self._waits_for_columns:
+        if is_rebuilt() or not awaits_columns(self.backbone):
             super().take_first_weights()
-
-    @property
-    def _waits_for_columns(self) -> bool:
-        return any(isinstance(part, TabularMLP) and part.columns is None for part in self.backbone.modules())
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Parameter groups of the optimizer; those of the weighting have no weight decay."""

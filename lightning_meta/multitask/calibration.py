@@ -1,4 +1,4 @@
-"""How sure a model of a table is of each target: what is learned from rows that it was not trained on."""
+"""Calibration of a table model by target, from rows that it was not trained on."""
 
 from __future__ import annotations
 
@@ -18,22 +18,23 @@ Measured = dict[str, float | None]
 
 
 class LabelCalibration(NamedTuple):
-    r"""A temperature, prediction sets and a threshold of abstention for a target with classes.
+    r"""Temperature, prediction sets and abstention threshold for a target with classes.
 
     With logits z and probabilities $p = \mathrm{softmax}(z)$:
 
-    - the set of a row holds the labels with $1 - p_y \le q$;
-    - the model abstains where $\max_y p_y$ is below the threshold;
-    - $\mathrm{softmax}(z / T)$ are the probabilities to read. Sets and abstention do not use T, so that all labels
-      serve for both: if T depended on the rows that q comes from, coverage would not be guaranteed.
+    - the set of a row contains the labels with $1 - p_y \le q$;
+    - the model abstains if $\max_y p_y$ is below the threshold;
+    - the reported probabilities are $\mathrm{softmax}(z / T)$. Sets and abstention do not use T, so that all n labels
+      can be used for both: if T depended on the rows that determine q, coverage would not be guaranteed.
 
     Attributes:
-        labels: n, rows with a label that all this was learned from.
-        temperature: T > 0 (`lightning_meta.functional.conformal.fit_temperature`); 1 if the most probable label is
-            right for all n rows, whose likelihood has its maximum at T = 0. It is very large, and the probabilities are
-            uniform, if the logits say nothing about the label.
-        quantile: q in [0, 1] (`lightning_meta.functional.conformal.conformal_quantile`).
-        threshold: In [0, 1]; at most the share 1 − coverage of new rows has a largest probability below it.
+        labels: Number n of labelled rows that the calibration used.
+        temperature: Temperature T > 0 (`lightning_meta.functional.conformal.fit_temperature`); 1 if the most probable
+            label is correct for all n rows, since the likelihood is then largest at T = 0. It is very large, and the
+            probabilities are uniform, if the logits carry no information about the label.
+        quantile: Quantile q in [0, 1] (`lightning_meta.functional.conformal.hierarchical_quantile` with one example per
+            task).
+        threshold: Threshold in [0, 1]; at most a fraction 1 − coverage of new rows has a smaller largest probability.
     """
 
     labels: int
@@ -43,12 +44,12 @@ class LabelCalibration(NamedTuple):
 
     @classmethod
     def of(cls, coverage: float, logits: Tensor, labels: Tensor) -> LabelCalibration:
-        """Learn from n rows with enough labels (`fewest_labels`).
+        """Calibrate on n rows, at least `fewest_labels(coverage)`.
 
         Args:
-            coverage: 1 − α, in (0, 1).
-            logits: `(n, N)`.
-            labels: `(n,)` in [0, N).
+            coverage: Coverage 1 − α, in (0, 1).
+            logits: Logits `(n, N)`.
+            labels: Labels `(n,)`, in [0, N).
         """
         p = logits.double().softmax(-1)
         of_label = p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
@@ -62,22 +63,22 @@ class LabelCalibration(NamedTuple):
         return (logits.double() / self.temperature).softmax(-1)
 
     def sets(self, logits: Tensor) -> Tensor:
-        """The labels that a row may have, `(M, N)` bool; a set may be empty."""
+        """Prediction sets `(M, N)` as bool; a set may be empty."""
         p = logits.double().softmax(-1)
         return prediction_sets(p, p.new_tensor(self.quantile))
 
     def abstained(self, logits: Tensor) -> Tensor:
-        """Whether no label is probable enough, `(M,)` bool."""
+        """Whether the model abstains from each row, `(M,)` bool."""
         largest = logits.double().softmax(-1).amax(-1)
         return ~prediction_sets(largest, largest.new_tensor(1 - self.threshold))
 
     def measure(self, logits: Tensor, labels: Tensor) -> Measured:
-        """What sets and abstention come to on M rows.
+        """Measure sets and abstention on M labelled rows.
 
         Returns:
-            Means over rows: `coverage`, the share whose set holds the label; `set_size`, labels in a set; `accuracy`;
-            `abstained`, the share that is abstained from; `accuracy_of_rest`, of those that are not. None where there
-            is no such row.
+            `coverage`, the fraction of sets that contain the label; `set_size`, the mean number of labels in a set;
+            `accuracy`; `abstained`, the fraction of rows that the model abstains from; `accuracy_of_rest`, the accuracy
+            on the other rows. None if there is no such row.
         """
         sets, abstained, right = self.sets(logits), self.abstained(logits), logits.argmax(-1) == labels
         return {
@@ -90,15 +91,15 @@ class LabelCalibration(NamedTuple):
 
 
 class NumberCalibration(NamedTuple):
-    r"""Intervals for a target of numbers, $[\hat y - r, \hat y + r]$.
+    r"""Prediction intervals for a numeric target, $[\hat y - r, \hat y + r]$.
 
     r is the k-th smallest of n absolute residuals $|y - \hat y|$, $k = \lceil (n + 1)(1 - \alpha) \rceil$ (split
     conformal prediction: Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, Distribution-Free Predictive Inference for
-    Regression, JASA 113 (2018), https://arxiv.org/abs/1604.04173, algorithm 2). All rows have the same width.
+    Regression, JASA 113 (2018), https://arxiv.org/abs/1604.04173, algorithm 2). All intervals have the same width.
 
     Attributes:
-        labels: n.
-        radius: r, at least 0, in the unit of the target.
+        labels: Number n of labelled rows that the calibration used.
+        radius: Half-width r >= 0 of the intervals, in the unit of the target.
     """
 
     labels: int
@@ -106,29 +107,28 @@ class NumberCalibration(NamedTuple):
 
     @classmethod
     def of(cls, coverage: float, residuals: Tensor) -> NumberCalibration:
-        """Learn from n rows with enough labels (`fewest_labels`).
+        """Calibrate on n rows, at least `fewest_labels(coverage)`.
 
         Args:
-            coverage: 1 − α, in (0, 1).
-            residuals: `(n,)`, absolute, in the unit of the target.
+            coverage: Coverage 1 − α, in (0, 1).
+            residuals: Absolute residuals `(n,)` in the unit of the target.
         """
         return cls(len(residuals), _quantile(residuals.double(), coverage))
 
     def measure(self, residuals: Tensor) -> Measured:
-        """What intervals come to on M rows: `coverage`, the share that holds the number; `width`, of each interval."""
+        """Measure intervals on M rows: `coverage`, the fraction that contain the target; `width` of an interval."""
         return {"coverage": _mean(residuals <= self.radius), "width": 2 * self.radius}
 
 
 class TableCalibration(NamedTuple):
-    """How sure a model is of each target of a table.
+    """Calibration of all targets of a table.
 
-    The set or the interval of a new row holds its label with a probability of at least `coverage`, if the row is
-    exchangeable with the labelled rows of the calibration. That holds for each task by itself, on average over the draw
-    of these rows.
+    If a new row is exchangeable with the labelled calibration rows, its set or interval contains its label with
+    probability at least `coverage`. This holds for each task separately, on average over the draw of these rows.
 
     Attributes:
-        coverage: 1 − α, in (0, 1).
-        tasks: By name of the task.
+        coverage: Coverage 1 − α, in (0, 1).
+        tasks: The calibration of each task, by name.
     """
 
     coverage: float
@@ -136,12 +136,12 @@ class TableCalibration(NamedTuple):
 
     @classmethod
     def of(cls, coverage: float, tasks: Mapping[str, Task], records: Mapping[str, TaskRecord]) -> TableCalibration:
-        """Learn from the labelled rows of each task.
+        """Calibrate each task on its labelled rows.
 
         Args:
-            coverage: 1 − α, in (0, 1).
-            tasks: By name.
-            records: By name, predictions for rows that were not learned from.
+            coverage: Coverage 1 − α, in (0, 1).
+            tasks: The tasks by name.
+            records: Predictions by task name, for rows that the model was not trained on.
 
         Raises:
             UserError: A task has too few labels, or predictions are not finite.
@@ -160,18 +160,18 @@ class TableCalibration(NamedTuple):
             if bad := int((~record.outputs.isfinite()).any(1).sum()):
                 raise UserError(
                     f"task {name!r}: predictions for {bad} of {len(record.ids)} validation rows are NaN or infinite, "
-                    "so nothing can be said of how sure they are; train anew, with a smaller learning rate"
+                    "so they cannot be calibrated; train again with a smaller learning rate"
                 )
             if isinstance(task, Regression):
                 found[name] = NumberCalibration.of(coverage, residuals(task, record))
             elif isinstance(task, Binary | Classification):
                 found[name] = LabelCalibration.of(coverage, class_logits(task, record.outputs), classes(record))
             else:
-                raise UserError(f"task {name!r}: {type(task).__name__} has neither classes nor numbers to be sure of")
+                raise UserError(f"task {name!r}: {type(task).__name__} has no classes or numbers to calibrate")
         return cls(coverage, found)
 
     def measure(self, tasks: Mapping[str, Task], records: Mapping[str, TaskRecord]) -> dict[str, Measured]:
-        """What sets, intervals and abstention come to on other labelled rows, by name of the task."""
+        """Measure sets, intervals and abstention of each task, by name, on other labelled rows."""
         measured = {}
         for name, task in tasks.items():
             calibration, record = self.tasks[name], records[name]
@@ -184,16 +184,16 @@ class TableCalibration(NamedTuple):
 
 
 def fewest_labels(coverage: float) -> int:
-    r"""How many labels a finite quantile needs: $\lceil (1 - \alpha) / \alpha \rceil$, 9 for 0.9.
+    r"""The smallest number of labels with a finite quantile, $\lceil (1 - \alpha) / \alpha \rceil$: 9 for 0.9.
 
     Args:
-        coverage: 1 − α, in (0, 1).
+        coverage: Coverage 1 − α, in (0, 1).
     """
-    return max(1, math.ceil(coverage / (1 - coverage) * (1 - 1e-9)))  # 0.9 / 0.1 is 9, whatever its rounding
+    return max(1, math.ceil(coverage / (1 - coverage) * (1 - 1e-9)))  # 0.9 / 0.1 is 9, but may be rounded up
 
 
 def class_logits(task: Task, outputs: Tensor) -> Tensor:
-    """Logits of the classes `(M, N)` float64; those of no are 0 for a binary task."""
+    """Logits of the classes `(M, N)` float64; for a binary task, the logit of the negative class is 0."""
     z = outputs.double()
     return torch.cat([torch.zeros_like(z), z], 1) if isinstance(task, Binary) else z
 
@@ -205,7 +205,8 @@ def classes(record: TaskRecord) -> Tensor:
 
 def residuals(task: Regression, record: TaskRecord) -> Tensor:
     """|y − ŷ| of labelled rows, `(n,)` float64 in the unit of the target."""
-    wanted = task.standardised(record.targets, torch.float64)  # large targets cancel before they are rounded
+    # In float64: the difference of large targets would lose digits.
+    wanted = task.standardised(record.targets, torch.float64)
     errors = (record.outputs.double() - wanted).abs()[:, 0]
     return errors * task.scale[0] if task.scale else errors
 

@@ -98,10 +98,10 @@ class CGC(MultiTaskModule):
         features, places = self.shared_features(torch.stack([expert(x) for expert in shared], 1), rows)
         outputs, numbers = {}, self.task_numbers
         for name, i in rows.items():
-            task, of_task = numbers[name], x[i]
-            of_own = [expert(of_task).unsqueeze(1) for expert in own[task]]
-            both = torch.cat([features[places[name]], *of_own], 1)
-            outputs[name] = self.heads[task](mixed(self.gates[task], of_task, both))
+            task, task_input = numbers[name], x[i]
+            own_features = [expert(task_input).unsqueeze(1) for expert in own[task]]
+            both = torch.cat([features[places[name]], *own_features], 1)
+            outputs[name] = self.heads[task](mixed(self.gates[task], task_input, both))
         return outputs
 
     def own_modules(self, task: int) -> list[nn.Module]:
@@ -110,6 +110,6 @@ class CGC(MultiTaskModule):
 
     @property
     def _experts(self) -> list[nn.ModuleList]:
-        """The shared experts, and those of each task."""
+        """The shared experts, then the experts of each task."""
         assert isinstance(self.backbone, nn.ModuleList)
         return [part for part in self.backbone if isinstance(part, nn.ModuleList)]

@@ -1,6 +1,6 @@
-"""Rows of a CSV file as the inputs of an exported model. This file needs numpy alone: copy it to where the model runs.
+"""Rows of a CSV file as the inputs of an exported model.
 
-With ONNX::
+This file only needs NumPy, so it can be copied to the machine that runs the model. With ONNX::
 
     session = onnxruntime.InferenceSession("model.onnx")
     about = json.loads(session.get_modelmeta().custom_metadata_map["lightning_meta.json"])
@@ -20,37 +20,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING, UNSEEN = -1, -2
-"""The codes of a text that is missing, and of one that no training row has."""
+"""Codes of a missing text, and of a text that no training row has."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
 SWAPPED = str.maketrans(",.", ".,")
 
 
 def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Turn rows into the inputs of an exported model, as `predict_table` reads them.
+    """Convert rows to the inputs of an exported model, with the same rules as `predict_table`.
 
     Args:
-        rows: M of them, as `csv.DictReader` gives them: by column, the text of the cell. Further columns are not looked
-            at.
-        about: What `lightning_meta.json` in the exported file says.
+        rows: M rows, such as those of `csv.DictReader`: the text of each cell by column. Columns that the model does
+            not need are ignored.
+        about: Content of `lightning_meta.json` in the exported file.
 
     Returns:
-        `numbers`, `(M, numbers)` float64, NaN where missing; and `codes`, `(M, texts)` int64.
+        `numbers`, `(M, numbers)` float64, NaN if missing; and `codes`, `(M, texts)` int64.
 
     Raises:
-        ValueError: A column is missing, or a cell is no finite number: the row, from 1, the column and the cell.
+        ValueError: A row has another number of cells than the header, a column is missing, or a cell is not a finite
+            number. The message names the row, counted from 1, and the column and the cell if there is one.
     """
     numbers, codes = list[list[float]](), list[list[int]]()
-    places = [{text: place for place, text in enumerate(column["texts"])} for column in about["texts"]]
+    indices = [{text: index for index, text in enumerate(column["texts"])} for column in about["texts"]]
     for number, row in enumerate(rows, 1):
         if None in row or None in row.values():
             header = [name for name in row if name is not None]
             raise ValueError(
                 f"row {number} has {'more' if None in row else 'fewer'} cells than the header has names: "
-                f"{', '.join(header)}; a wrong delimiter can be the reason"
+                f"{', '.join(header)}; check the delimiter"
             )
         numbers.append([_number(row, number, column, about) for column in about["numbers"]])
-        pairs = zip(about["texts"], places, strict=True)
-        codes.append([_code(row, number, column, known, about) for column, known in pairs])
+        pairs = zip(about["texts"], indices, strict=True)
+        codes.append([_code(row, number, column, by_text, about) for column, by_text in pairs])
     return {
         "numbers": np.array(numbers, np.float64).reshape(len(numbers), len(about["numbers"])),
         "codes": np.array(codes, np.int64).reshape(len(codes), len(about["texts"])),
@@ -58,7 +59,7 @@ def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]
 
 
 def _cell(row: Mapping[str, str | None], number: int, column: str, about: Mapping[str, Any]) -> str:
-    """The trimmed text of a cell, "" where it is missing."""
+    """The text of a cell without surrounding spaces; "" if it is missing."""
     if column not in row:
         raise ValueError(f"row {number} has no column {column!r}, which the model needs; it has {', '.join(row)}")
     text = row[column]
@@ -66,10 +67,11 @@ def _cell(row: Mapping[str, str | None], number: int, column: str, about: Mappin
 
 
 def _number(row: Mapping[str, str | None], number: int, column: Mapping[str, Any], about: Mapping[str, Any]) -> float:
+    """The number in a cell minus the offset of its column; NaN if it is missing."""
     text = _cell(row, number, column["column"], about)
     if not text:
         return math.nan
-    if WHOLE.fullmatch(text):  # exact, before float64 merges neighbours
+    if WHOLE.fullmatch(text):  # subtract as integers: float64 would round large ones
         return float(int(text) - column["offset"])
     value = _as_float(text, about)
     if value is None or not math.isfinite(value):
@@ -81,11 +83,12 @@ def _code(
     row: Mapping[str, str | None],
     number: int,
     column: Mapping[str, Any],
-    places: Mapping[str, int],
+    indices: Mapping[str, int],
     about: Mapping[str, Any],
 ) -> int:
+    """The code of the text in a cell: its index in the texts of the column, `UNSEEN` or `MISSING`."""
     text = _cell(row, number, column["column"], about)
-    if text and column["of_numbers"]:  # equal numbers are one text: 1, 1.0 and 01
+    if text and column["of_numbers"]:  # equal numbers, such as 1, 1.0 and 01, are the same text
         value = _as_float(text, about)
         if WHOLE.fullmatch(text):
             text = str(int(text))
@@ -93,11 +96,11 @@ def _code(
             raise ValueError(f"row {number}: column {column['column']!r} is {text!r}; expected a finite number or text")
         elif value is not None:
             text = f"{value:.0f}" if value == round(value) else repr(value)
-    return places.get(text, UNSEEN) if text else MISSING
+    return indices.get(text, UNSEEN) if text else MISSING
 
 
 def _as_float(text: str, about: Mapping[str, Any]) -> float | None:
-    """A number as the table spells it; None for other text, and for the underscores that Python allows."""
+    """Parse a number with the decimal mark of the table; None for other text, and for Python's underscores."""
     try:
         return None if "_" in text else float(text.translate(SWAPPED) if about["decimal"] == "," else text)
     except ValueError:

@@ -74,7 +74,7 @@ class Grouped(MultiTaskModule):
         super().__init__(backbone, **options)
         if not isinstance(self.weighting, Equal):
             raise UserError(
-                f"weighting: Grouped weights all losses alike, so that no group depends on another; got "
+                f"weighting: Grouped gives all losses the same weight, so that groups do not depend on each other; got "
                 f"{type(self.weighting).__name__}, leave it out"
             )
         self.groups = None if groups is None else _checked(groups)
@@ -83,10 +83,10 @@ class Grouped(MultiTaskModule):
         """Make a copy of the backbone for each group and a head for each task."""
         self.groups = [list(spec.tasks)] if self.groups is None else self.groups
         grouped = [name for group in self.groups for name in group]
-        if odd := [name for name in grouped if name not in spec.tasks]:
-            raise UserError(f"groups: there is no task {odd[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
+        if unknown := [name for name in grouped if name not in spec.tasks]:
+            raise UserError(f"groups: there is no task {unknown[0]!r}; there are {', '.join(map(repr, spec.tasks))}")
         if missing := [name for name in spec.tasks if name not in grouped]:
-            raise UserError(f"groups: task {missing[0]!r} is in none; every task is in one, alone if need be")
+            raise UserError(f"groups: task {missing[0]!r} is in no group; add it to a group, or as a separate group")
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         self.backbone = nn.ModuleList(copy.deepcopy(self.backbone) for _ in self.groups)
         self.heads = nn.ModuleList(self.head(n, features) for n in spec.tasks)
@@ -144,8 +144,9 @@ class Grouped(MultiTaskModule):
 
 
 def _checked(groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    right = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups)
-    for group in groups if right else [""]:
+    """Refuse anything but non-empty lists of distinct names, and return them as lists."""
+    is_list = isinstance(groups, Sequence) and not isinstance(groups, str) and len(groups)
+    for group in groups if is_list else [""]:  # the empty text is refused in the loop
         if isinstance(group, str) or not isinstance(group, Sequence) or not len(group):
             raise UserError(f"groups: expected lists of names of tasks, such as [[a, b], [c]], got {groups!r}")
     for name, count in Counter(name for group in groups for name in group).items():

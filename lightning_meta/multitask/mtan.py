@@ -1,4 +1,4 @@
-"""Multi-task attention: a shared backbone, to whose features each task attends after every stage."""
+"""Multi-task attention: a shared backbone, and attention of each task to its features after every block of stages."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class MTAN(MultiTaskModule):
     $$\hat a_i^{(j)} = a_i^{(j)} \odot p^{(j)}, \qquad
     a_i^{(j)} = h_i^{(j)}\big(g_i^{(j)}\big([u^{(j)}; f^{(j)}(\hat a_i^{(j-1)})]\big)\big)$$
 
-    (equations 1 and 2; https://arxiv.org/abs/1803.10704). Block j of the backbone is one or more of its stages;
-    $u^{(j)}$ are the features after the first of them and $p^{(j)}$ those after the last. g is a 1x1 convolution (a
-    linear layer, where features have no positions), batch normalisation and a ReLU; h is the same with a sigmoid; f is
-    shared by the tasks and brings features to the shape of $u^{(j)}$. The first block has no f. A head is behind the
-    last $\hat a_i^{(j)}$.
+    (equations 1 and 2; https://arxiv.org/abs/1803.10704). Block j consists of one or more stages of the backbone;
+    $u^{(j)}$ are the features after its first stage and $p^{(j)}$ those after its last. g is a 1x1 convolution (a
+    linear layer for features without spatial dimensions), batch normalisation and a ReLU; h is the same with a sigmoid.
+    f is shared by the tasks and maps features to the shape of $u^{(j)}$; the first block has no f. The head of task i
+    takes the last $\hat a_i^{(j)}$.
 
     At a glance:
         - Shared: a backbone, and f between its blocks.
@@ -50,17 +50,17 @@ class MTAN(MultiTaskModule):
         `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - Section 3.2: f is a stage like the first of its block, with other weights, in place of a 3x3 convolution and
-          pooling: in a `Conv4` it is both, in an `MLP` a layer. A frozen or published stage keeps its weights in f.
-        - Figure 2: in a block of one stage, which is the default, u is p; the paper's blocks have two or three
-          convolutions.
-        - Batch normalisation in the attention is by the task's examples in the batch. Under DDP it is by each rank's
-          share, as everywhere.
+        - Section 3.2: f has the architecture of the first stage of its block, with other weights; in the paper it is a
+          3x3 convolution and pooling. For a `Conv4` it is both, for an `MLP` a layer. If the stage is frozen or
+          pretrained, f has the same weights.
+        - Figure 2: in a block of one stage, the default, u equals p; the paper's blocks have two or three convolutions.
+        - Batch normalisation in the attention uses the statistics of the task's examples in the batch; under DDP, of
+          those on the same rank, as in all other layers.
 
     Args:
         backbone: The shared network, in stages.
-        stages_per_block: How many stages a block has; the last block may have fewer.
-        batch_norm: Whether there is batch normalisation in the attention.
+        stages_per_block: Number of stages in a block, at least 1; the last block may have fewer.
+        batch_norm: Whether the attention has batch normalisation.
         **options: Options of `MultiTaskModule`.
     """
 
@@ -77,7 +77,7 @@ class MTAN(MultiTaskModule):
         self.stages_per_block, self.batch_norm = stages_per_block, batch_norm
 
     def build(self, spec: TasksSpec) -> None:
-        """Make f between the blocks, and attention and a head for each task."""
+        """Make f between the blocks, and the attention and the head of each task."""
         features = output_size(self.backbone, self.input_shape, self.input_dtype)
         shape, dtype, shapes = self.input_shape, self.input_dtype, []
         for j, block in enumerate(self._blocks()):
@@ -85,8 +85,8 @@ class MTAN(MultiTaskModule):
             last = shape_after(nn.Sequential(*block), shape, input_dtype=dtype)
             if len(last) not in (1, IMAGE_DIMS) or first[1:] != last[1:]:
                 raise UserError(
-                    "backbone: MTAN attends to features (C,) or (C, H, W) that have one shape within a block; those of "
-                    f"block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
+                    "backbone: MTAN needs features (C,) or (C, H, W) with the same H and W within a block, but those "
+                    f"of block {j} of {type(self.backbone).__name__} are {first} and {last}; set stages_per_block to "
                     "another number, or use MultiHead"
                 )
             shapes.append((first[0], last))
@@ -100,21 +100,21 @@ class MTAN(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(name, features) for name in spec.tasks)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; the backbone sees each input once, f once for each task."""
+        """Predict for several tasks; each input passes once through the backbone, and through f once for each task."""
         p, attended, numbers = x, dict[str, Tensor](), self.task_numbers
         for j, (first, *others) in enumerate(self._blocks()):
             u = p = first(p)
             for stage in others:
                 p = stage(p)
-            if j:  # all tasks at once: batch normalisation in f is theirs together
+            if j:  # one pass for all tasks, so that batch normalisation in f uses their joint statistics
                 counts = [i.shape[0] for i in rows.values()]
-                brought = self.between[j - 1](torch.cat([attended[name] for name in rows])).split(counts)
-                seen = {n: torch.cat([u[i], f], 1) for (n, i), f in zip(rows.items(), brought, strict=True)}
+                mapped = self.between[j - 1](torch.cat([attended[name] for name in rows])).split(counts)
+                inputs = {n: torch.cat([u[i], f], 1) for (n, i), f in zip(rows.items(), mapped, strict=True)}
             else:
-                seen = {name: u[i] for name, i in rows.items()}
+                inputs = {name: u[i] for name, i in rows.items()}
             for name, i in rows.items():
                 attention = self.attention[numbers[name]][j]  # type: ignore[index]
-                attended[name] = attention(seen[name]) * p[i]
+                attended[name] = attention(inputs[name]) * p[i]
         return {name: self.heads[numbers[name]](features) for name, features in attended.items()}
 
     def own_modules(self, task: int) -> list[nn.Module]:
@@ -122,16 +122,27 @@ class MTAN(MultiTaskModule):
         return [self.attention[task], *super().own_modules(task)]
 
     def _blocks(self) -> list[list[nn.Module]]:
+        """The stages of each block."""
         stages, size = stages_of(self.backbone), self.stages_per_block
         return [stages[start : start + size] for start in range(0, len(stages), size)]
 
     def _like(self, stage: nn.Module, j: int) -> nn.Module:
-        made = fresh(stage, int(key(self.key, j)))
-        if not any(isinstance(part, FeatureExtractor) for part in made.modules()):
-            made.requires_grad_(True)  # it is trained where the user froze the stage, whose weights it does not have
-        return made
+        """Make f in front of block j, with the architecture of its first stage."""
+        network = fresh(stage, int(key(self.key, j)))
+        if not any(isinstance(part, FeatureExtractor) for part in network.modules()):
+            # Trained even if the user froze the stage by `requires_grad`, since f does not have the stage's weights.
+            network.requires_grad_(True)
+        return network
 
     def _attention(self, name: str, j: int, inputs: int, shape: tuple[int, ...]) -> nn.Module:
+        """Make g and h of a task in block j.
+
+        Args:
+            name: Name of the task.
+            j: Index of the block.
+            inputs: Number of input channels: C of u, and for j > 0 those of f as well.
+            shape: Shape of p, `(C,)` or `(C, H, W)`.
+        """
         width, layers = shape[0], list[nn.Module]()
         with seeded(int(key(self.key, name_key(name), 1, j))):
             for c, after in ((inputs, nn.ReLU()), (width, nn.Sigmoid())):

@@ -1,4 +1,4 @@
-"""Progressive layered extraction: levels of shared and own experts, mixed by gates between them."""
+"""Progressive layered extraction: levels of shared and task-specific experts, with gates between the levels."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ class PLE(MultiTaskModule):
 
     $$g^{k,j}(x) = w^{k,j}(g^{k,j-1}(x))\, S^{k,j}(x), \quad y^k(x) = t^k(g^{k,N}(x)), \quad g^{k,0}(x) = x$$
 
-    (equations 5 and 6; https://doi.org/10.1145/3383313.3412236), with w and S at each of N levels as in `CGC`. The own
-    experts of task k look at $g^{k,j-1}$, the shared ones at $g^{s,j-1}$, which a shared gate makes of all experts of
-    its level, those of all tasks included; the last level has no shared gate. So what a task has in lower levels acts
-    on all tasks, and is shared; its own are the experts of the last level and the gates of the last two. A level is one
-    or more stages of the backbone. With one level it is `CGC`.
+    (equations 5 and 6; https://doi.org/10.1145/3383313.3412236), with w and S at each of N levels as in `CGC`. The
+    input of task k's experts at level j is $g^{k,j-1}$; that of the shared experts is $g^{s,j-1}$, the mixture by a
+    shared gate of all experts of level j − 1, including those of all tasks. The last level has no shared gate. The
+    experts and gates of a task at lower levels therefore act on all tasks and count as shared parameters; only its
+    experts of the last level and its gates of the last two levels are its own. A level consists of one or more stages
+    of the backbone. With one level it is `CGC`.
 
-    Every input runs through the experts of all tasks but in the last level, where it runs through those of the tasks
-    that it belongs to: the cost of an example grows with T.
+    Below the last level every input passes through the experts of all tasks, so the cost per example grows with T. In
+    the last level it passes through the shared experts and those of its tasks.
 
     At a glance:
         - Shared: experts and gates.
@@ -49,18 +50,18 @@ class PLE(MultiTaskModule):
         `MultiTaskModule` explains the other metrics.
 
     Deviations:
-        - An expert is a part of any backbone, where the paper's is a small perceptron; a gate is linear in what it
-          looks at, laid out flat. With stems, the inputs are the outputs of the stems.
-        - All tasks have equally many own experts, at all levels alike.
+        - Experts are stages of an arbitrary backbone; the paper's are small perceptrons. Gates are linear in their
+          flattened input. With stems, the inputs are the outputs of the stems.
+        - All tasks have the same number of own experts, at all levels.
         - Experts start from different weights; see `MixtureOfExperts`.
 
     Args:
         backbone: The first shared expert of each level; the others have the same architecture and other initial
             weights. Pretrained weights are the same in all experts: those from `backbone_weights`, `nn.Pretrained` and
             `nn.Frozen`.
-        shared_experts: $m_s$, experts for all tasks in each level.
-        own_experts: $m_k$, experts of each task in each level.
-        stages_per_level: How many stages of the backbone a level has; the last level may have fewer.
+        shared_experts: Number $m_s$ of shared experts in each level, at least 1.
+        own_experts: Number $m_k$ of experts of each task in each level, at least 0.
+        stages_per_level: Number of stages of the backbone in a level, at least 1; the last level may have fewer.
         same_start: Whether all experts start from the weights of `backbone`, for example those of a network that you
             have loaded.
         **options: Options of `MultiTaskModule`.
@@ -102,15 +103,16 @@ class PLE(MultiTaskModule):
                 for k in names.values()
             ),
         ]
-        # For each level, the shared experts and then those of each task.
+        # Modules by level; in each level the shared experts, then those of each task.
         groups = [[self._cut(network) for network in group] for group in networks]
         self.backbone = nn.ModuleList(
             nn.ModuleList(nn.ModuleList(levels[j] for levels in group) for group in groups) for j in range(len(widths))
         )
-        chosen, every = (self.shared_experts + count * self.own_experts for count in (1, len(names)))
+        # Numbers of experts that a task's gate and a shared gate mix.
+        per_task, every = (self.shared_experts + count * self.own_experts for count in (1, len(names)))
         self.gates = nn.ModuleList(
             nn.ModuleList(
-                new_gate(width, chosen, int(key(self.key, k, 1, j)), () if j else columns)
+                new_gate(width, per_task, int(key(self.key, k, 1, j)), () if j else columns)
                 for j, width in enumerate(widths)
             )
             for k in names.values()
@@ -122,36 +124,39 @@ class PLE(MultiTaskModule):
         self.heads = nn.ModuleList(self.head(name, features) for name in names)
 
     def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predict for several tasks; every input runs through the experts of all tasks but in the last level."""
+        """Predict for several tasks; below the last level every input passes through the experts of all tasks."""
         numbers = self.task_numbers
         *lower, (shared, *own) = self._levels
-        common, of_tasks = x, dict.fromkeys(numbers.values(), x)  # what the experts of the next level look at
-        for j, (below, *own_below) in enumerate(lower):
-            for_all = [expert(common) for expert in below]
-            for_one = [[expert(of_tasks[k]) for expert in experts] for k, experts in enumerate(own_below)]
-            every = torch.stack([*for_all, *(f for features in for_one for f in features)], 1)
-            common = mixed(self.shared_gates[j], common, every)
-            # The last level has the tasks of the batch alone.
-            needed = list(of_tasks) if j + 1 < len(lower) else [numbers[name] for name in rows]
-            of_tasks = {
-                k: mixed(self._gate(k, j), of_tasks[k], torch.stack([*for_all, *for_one[k]], 1)) for k in needed
+        shared_input, task_inputs = x, dict.fromkeys(numbers.values(), x)  # inputs of the experts of the next level
+        for j, (shared_experts, *own_experts) in enumerate(lower):
+            from_shared = [expert(shared_input) for expert in shared_experts]
+            from_own = [[expert(task_inputs[k]) for expert in experts] for k, experts in enumerate(own_experts)]
+            every = torch.stack([*from_shared, *(f for features in from_own for f in features)], 1)
+            shared_input = mixed(self.shared_gates[j], shared_input, every)
+            # The last level needs the inputs of the tasks in the batch only.
+            needed = list(task_inputs) if j + 1 < len(lower) else [numbers[name] for name in rows]
+            task_inputs = {
+                k: mixed(self._gate(k, j), task_inputs[k], torch.stack([*from_shared, *from_own[k]], 1)) for k in needed
             }
-        features, outputs = [expert(common) for expert in shared], {}
+        features, outputs = [expert(shared_input) for expert in shared], {}
         for name, i in rows.items():
             task = numbers[name]
-            of_task = of_tasks[task][i]
-            both = torch.stack([f[i] for f in features] + [expert(of_task) for expert in own[task]], 1)
-            outputs[name] = self.heads[task](mixed(self._gate(task, -1), of_task, both))
+            task_input = task_inputs[task][i]
+            both = torch.stack([f[i] for f in features] + [expert(task_input) for expert in own[task]], 1)
+            outputs[name] = self.heads[task](mixed(self._gate(task, -1), task_input, both))
         return outputs
 
     def own_modules(self, task: int) -> list[nn.Module]:
-        """The task's experts of the last level, which no shared gate sees, its last two gates, its head and stem."""
+        """The task's experts of the last level, its gates of the last two levels, its head and its stem.
+
+        A shared gate mixes the outputs of all lower experts, and so the gates before them act on all tasks.
+        """
         gates = self.gates[task]
         assert isinstance(gates, nn.ModuleList)
         return [self._levels[-1][1 + task], *list(gates)[-2:], *super().own_modules(task)]
 
     def _cut(self, network: nn.Module) -> list[nn.Sequential]:
-        """The levels of an expert."""
+        """Divide a network into the levels of one expert."""
         stages, size = stages_of(network), self.stages_per_level
         return [nn.Sequential(*stages[start : start + size]) for start in range(0, len(stages), size)]
 
@@ -162,7 +167,7 @@ class PLE(MultiTaskModule):
 
     @property
     def _levels(self) -> list[list[nn.ModuleList]]:
-        """For each level, the shared experts, and those of each task."""
+        """The experts of each level: first the shared experts, then the experts of each task."""
         assert isinstance(self.backbone, nn.ModuleList)
         levels = [level for level in self.backbone if isinstance(level, nn.ModuleList)]
         return [[part for part in level if isinstance(part, nn.ModuleList)] for level in levels]

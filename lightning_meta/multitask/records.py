@@ -1,4 +1,4 @@
-"""What was predicted for every labelled example of every task: each counted once at any number of ranks."""
+"""Predictions for all labelled examples of all tasks, gathered so that each counts once for any number of ranks."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_meta.tasks import Task
 from lightning_meta.tasks.evaluating import Evaluation, evaluated, means_of
 from lightning_meta.tasks.together import Losses
 
-_DTYPES = (torch.float32, torch.float64, torch.int64)  # of targets, as they are recorded
+_DTYPES = (torch.float32, torch.float64, torch.int64)  # possible dtypes of recorded targets
 _COLUMNS = ("task_numbers", "ids", "kinds", "losses", "outputs", "targets")
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """The predictions for one task in a split, on the CPU, in the order of its examples' numbers, which are unique.
+    """The predictions for one task in a split, on the CPU, sorted by the numbers of the examples, which are unique.
 
     Attributes:
-        ids: `(n,)`.
-        losses: `(n,)`.
-        outputs: `(n, outputs)`.
-        targets: `(n, ...)`, as they came.
+        ids: Numbers of the examples, `(n,)`, ascending.
+        losses: Losses of the examples, `(n,)`.
+        outputs: Outputs of the network, `(n, outputs)`.
+        targets: Targets as in the batches, `(n, ...)`.
     """
 
     ids: Tensor
@@ -40,47 +40,47 @@ class TaskRecord:
     targets: Tensor
 
     def score(self, task: Task) -> float:
-        """The metric of selection; NaN where there is no example, or where it is not defined."""
+        """The selection metric of the task; NaN without examples, or if the metric is undefined."""
         return task.evaluate(self.outputs.double(), self.targets)
 
     def ranked_score(self, task: Task) -> float:
-        """As `score`, but infinitely bad where predictions that are not finite made it NaN.
+        """The same as `score`, but infinitely bad if it is NaN because predictions are not finite.
 
-        A mean over tasks leaves out tasks that have no score, such as R² of equal targets. It must not rise because a
-        task's predictions blew up.
+        The mean over tasks leaves out tasks without a score, such as R² of equal targets. It must not improve because
+        the predictions for a task became infinite or NaN.
         """
         return self.as_ranked(self.score(task), task)
 
     def as_ranked(self, score: float, task: Task) -> float:
-        """The ranked score, given the score."""
+        """Convert a value of `score` to one of `ranked_score`."""
         failed = score != score and not bool(torch.isfinite(self.outputs).all())
         return float("-inf" if task.selection_mode == "max" else "inf") if failed else score
 
     def constant_score(self, task: Task) -> float:
-        """The metric of selection of the best prediction that ignores the input; NaN where it is not known."""
+        """The selection metric of the best prediction that ignores the input; NaN if that prediction is unknown."""
         outputs = task.constant()
         return nan if outputs is None else task.evaluate(outputs.expand(len(self.ids), -1), self.targets)
 
     def example_scores(self, task: Task) -> Tensor:
-        """What each example adds to the metric of selection, `(n,)`; NaN where it is not defined."""
+        """The contribution of each example to the selection metric, `(n,)`; NaN if the metric is undefined."""
         outputs = self.outputs.double()
         scores = task.example_scores(outputs, self.targets) if len(self.ids) else self.losses.double()
         return torch.full_like(scores, torch.nan) if isnan(self.score(task)) else scores
 
     def loss(self) -> float:
-        """The mean loss; NaN where there is no example."""
+        """The mean loss; NaN without examples."""
         return float(self.losses.double().mean()) if len(self.ids) else float("nan")
 
     def ranked_loss(self) -> float:
-        """As `loss`, but infinite where predictions that are not finite made it NaN: see `ranked_score`."""
+        """The same as `loss`, but infinite if there are examples and it is NaN; see `ranked_score`."""
         return self.as_ranked_loss(self.loss())
 
     def as_ranked_loss(self, loss: float) -> float:
-        """The ranked loss, given the loss."""
+        """Convert a value of `loss` to one of `ranked_loss`."""
         return inf if len(self.ids) and isnan(loss) else loss
 
     def further(self, task: Task) -> dict[str, float]:
-        """The metrics that a task of a user's own adds, by name; NaN where there is no example."""
+        """The additional metrics of a custom task (`Task.metrics`), by name; NaN without examples."""
         metrics = task.metrics()
         if not metrics or not len(self.ids):
             return dict.fromkeys(metrics, nan)
@@ -91,7 +91,7 @@ class TaskRecord:
 
 
 class TaskRecords(Metric):
-    """Gathers predictions over batches and ranks.
+    """Collects predictions over batches and gathers them over ranks.
 
     Args:
         tasks: The tasks by name, in order.
@@ -115,53 +115,72 @@ class TaskRecords(Metric):
     def update(
         self, losses: Losses, ids: Mapping[str, Tensor], outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]
     ) -> None:
-        """Record examples of tasks of one kind; by name of the task, shapes as in `TaskRecord`."""
+        """Record the examples of tasks of the same kind.
+
+        Args:
+            losses: Losses of the examples of these tasks.
+            ids: Numbers of the examples by name of the task, `(n_i,)`.
+            outputs: Outputs of the network by name of the task, `(n_i, outputs)`.
+            targets: Targets by name of the task, `(n_i, ...)`.
+        """
         names = losses.names
         columns = (ids, outputs, targets)
-        of_ids, of_outputs, of_targets = (torch.cat([of[name] for name in names]) for of in columns)
-        width = of_targets.shape[1] if of_targets.dim() > 1 else 0
-        numbers, dtype = _as_integers(of_targets if width else of_targets.unsqueeze(1))
-        counts = torch.tensor(losses.counts, device=of_ids.device)
-        tasks = torch.tensor([self.order[name] for name in names], device=of_ids.device)
-        of_examples = tasks.repeat_interleave(counts, output_size=len(of_ids))  # else a GPU is asked for the sum
-        self.task_numbers.append(of_examples)
-        self.ids.append(of_ids)
-        self.kinds.append(torch.full_like(of_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
-        # Copies, since a view would keep all that it is a view of; rows of all tasks are equally wide, to be gathered.
+        all_ids, all_outputs, all_targets = (torch.cat([column[name] for name in names]) for column in columns)
+        width = all_targets.shape[1] if all_targets.dim() > 1 else 0
+        numbers, dtype = _as_integers(all_targets if width else all_targets.unsqueeze(1))
+        counts = torch.tensor(losses.counts, device=all_ids.device)
+        tasks = torch.tensor([self.order[name] for name in names], device=all_ids.device)
+        # Without `output_size` the host would wait for the GPU to sum the counts.
+        task_numbers = tasks.repeat_interleave(counts, output_size=len(all_ids))
+        self.task_numbers.append(task_numbers)
+        self.ids.append(all_ids)
+        # One number for the shape and the dtype of the targets, which `compute` needs to restore them.
+        self.kinds.append(torch.full_like(all_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
+        # These are copies, since a view would keep the whole tensor behind it in memory. Rows are padded to the same
+        # width for all tasks, so that ranks can gather them.
         self.losses.append(losses.values.detach().clone())
-        self.outputs.append(F.pad(of_outputs.detach(), (0, max(self.widths) - of_outputs.shape[1])))
+        self.outputs.append(F.pad(all_outputs.detach(), (0, max(self.widths) - all_outputs.shape[1])))
         self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
-        """The records over all ranks; an example that was seen twice stands once."""
-        if not len(self.task_numbers):  # one tensor, where ranks were gathered
+        """Return the records over all ranks, each example once."""
+        if not len(self.task_numbers):  # a list of tensors, or one tensor after gathering over ranks
             return RecordTable({})
         task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
         if not _ascends(task_numbers, ids):
-            order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))  # stable: the first stays
+            # An example may occur twice: a rank without examples evaluates one that another rank evaluates as well.
+            # The sort is stable, so the first record of each example is kept.
+            order = torch.from_numpy(np.lexsort((ids.numpy(), task_numbers.numpy())))
             pairs = torch.stack([task_numbers, ids])[:, order]
             first = torch.ones(len(order), dtype=torch.bool)
             first[1:] = (pairs[:, 1:] != pairs[:, :-1]).any(0)
             order = order[first]
-            task_numbers, ids, *others = (of[order] for of in (task_numbers, ids, *others))
+            task_numbers, ids, *others = (column[order] for column in (task_numbers, ids, *others))
         kinds, losses, outputs, targets = others
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        columns = [of.split(counts) for of in (ids, at_least_float32(losses), at_least_float32(outputs))]
-        begins = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
-        of_tasks = [int(kinds[begin]) if count else 0 for begin, count in zip(begins, counts, strict=True)]
-        by_dtype = {n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in of_tasks}}
-        found = {}
-        for name, kind, own, *of in zip(self.order, of_tasks, self.widths, *columns, strict=True):
+        columns = [column.split(counts) for column in (ids, at_least_float32(losses), at_least_float32(outputs))]
+        starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
+        task_kinds = [int(kinds[start]) if count else 0 for start, count in zip(starts, counts, strict=True)]
+        by_dtype = {
+            n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in task_kinds}
+        }
+        records = {}
+        for name, kind, own_width, *parts in zip(self.order, task_kinds, self.widths, *columns, strict=True):
             width, dtype = divmod(kind, len(_DTYPES))
-            wanted = by_dtype[dtype][self.order[name]]
-            found[name] = TaskRecord(of[0], of[1], of[2][:, :own], wanted[:, :width] if width else wanted[:, 0])
-        return RecordTable(found)
+            padded = by_dtype[dtype][self.order[name]]
+            records[name] = TaskRecord(
+                parts[0], parts[1], parts[2][:, :own_width], padded[:, :width] if width else padded[:, 0]
+            )
+        return RecordTable(records)
 
 
 class RecordTable:
     """The records of a split by name of the task.
 
-    It is neither a mapping nor a dataclass, since torchmetrics would take these apart.
+    It is neither a mapping nor a dataclass, since torchmetrics would apply its conversions to their parts.
+
+    Args:
+        of: Record of each task by its name.
     """
 
     def __init__(self, of: dict[str, TaskRecord]) -> None:
@@ -177,50 +196,51 @@ class RecordTable:
         return dict(self._ranked)
 
     def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
-        """`TaskRecord.metrics` by name."""
-        wanted = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
-        found: dict[str, dict[str, float]] = {name: {} for name in tasks}
-        for (name, _, metric), value in zip(wanted, self._evaluated(wanted), strict=True):
-            found[name][metric] = value
-        return {name: {**found[name], **self.of[name].further(task)} for name, task in tasks.items()}
+        """The metrics of each task besides its selection metric, by name of the task and of the metric."""
+        requests = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
+        metrics: dict[str, dict[str, float]] = {name: {} for name in tasks}
+        for (name, _, metric), value in zip(requests, self._evaluated(requests), strict=True):
+            metrics[name][metric] = value
+        return {name: {**metrics[name], **self.of[name].further(task)} for name, task in tasks.items()}
 
     def ranked_losses(self) -> dict[str, float]:
         """`TaskRecord.ranked_loss` by name."""
         means = zip(self.of.items(), means_of([record.losses for record in self.of.values()]), strict=True)
         return {name: record.as_ranked_loss(mean) for (name, record), mean in means}
 
-    def _evaluated(self, wanted: Sequence[tuple[str, Task, str]]) -> list[float]:
-        """Metrics of tasks: by name of the task, the task and the metric."""
-        records = [self.of[name] for name, _, _ in wanted]
-        return evaluated([Evaluation(r.outputs, r.targets, *of[1:]) for r, of in zip(records, wanted, strict=True)])
+    def _evaluated(self, requests: Sequence[tuple[str, Task, str]]) -> list[float]:
+        """Evaluate metrics, each given by the name of the task, the task and the metric."""
+        records = [self.of[name] for name, _, _ in requests]
+        return evaluated([Evaluation(r.outputs, r.targets, *q[1:]) for r, q in zip(records, requests, strict=True)])
 
     def predictions(self, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
-        """All records as one table, as written to `predictions.npz`; narrower rows end in NaN."""
+        """All records as one table, as written to `predictions.npz`; narrower rows are padded with NaN."""
         records = [self.of[name] for name in tasks]
         outputs = max(record.outputs.shape[1] for record in records)
-        wanted = [r.targets.double() if r.targets.dim() > 1 else r.targets.double().unsqueeze(1) for r in records]
-        targets = max(rows.shape[1] for rows in wanted)
+        target_rows = [r.targets.double() if r.targets.dim() > 1 else r.targets.double().unsqueeze(1) for r in records]
+        targets = max(rows.shape[1] for rows in target_rows)
         scores = [record.example_scores(task) for record, task in zip(records, tasks.values(), strict=True)]
         columns = {
             "task": torch.cat([torch.full_like(r.ids, i) for i, r in enumerate(records)]),
             "id": torch.cat([r.ids for r in records]),
             "score": torch.cat(scores),
             "output": torch.cat([_widened(r.outputs, outputs) for r in records]),
-            "target": torch.cat([_widened(w, targets) for w in wanted]),
+            "target": torch.cat([_widened(rows, targets) for rows in target_rows]),
         }
         return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}
 
 
 def _ascends(tasks: Tensor, ids: Tensor) -> bool:
-    """Whether examples are sorted by task and number already, none twice."""
+    """Whether examples are already sorted by task and number, without duplicates."""
     later, same = tasks[1:] > tasks[:-1], tasks[1:] == tasks[:-1]
     return bool((later | (same & (ids[1:] > ids[:-1]))).all())
 
 
 def _as_integers(targets: Tensor) -> tuple[Tensor, torch.dtype]:
-    """Targets as int64, and what they were: bits of real numbers, since not every device has float64.
+    """Encode targets as int64 without loss, and return their dtype; real numbers are encoded as their bits.
 
-    Classes and real numbers of all tasks lie in one tensor, which ranks exchange, and keep all their digits.
+    In this way one tensor, which ranks exchange, holds the classes and real numbers of all tasks in full precision, and
+    the device needs no float64.
     """
     if not targets.is_floating_point():
         return targets.long(), torch.int64
@@ -230,10 +250,12 @@ def _as_integers(targets: Tensor) -> tuple[Tensor, torch.dtype]:
 
 
 def _from_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Decode targets that `_as_integers` encoded."""
     if dtype == torch.int64:
         return numbers
     return (numbers.int() if dtype == torch.float32 else numbers).view(dtype)
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:
+    """Pad rows with NaN to a width."""
     return F.pad(rows, (0, width - rows.shape[1]), value=torch.nan)

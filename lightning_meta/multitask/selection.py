@@ -1,4 +1,4 @@
-"""The best validation of each task and of their mean, and the metric that decides."""
+"""The best validation of each task and of the mean over tasks, and the metric that selects it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def monitored(trainer: Trainer) -> tuple[str, int]:
 
 
 def of_tasks(monitor: str, names: list[str], logged: Mapping[str, float]) -> dict[str, float]:
-    """The values that a monitored mean is the mean of, by name of the task; or that metric of all tasks.
+    """The logged values of a metric by name of the task, given the name of its mean over tasks or of one task's value.
 
     Args:
         monitor: Name of the metric, such as `val/auroc` or `val/auroc/<task>`.
@@ -37,7 +37,7 @@ def of_tasks(monitor: str, names: list[str], logged: Mapping[str, float]) -> dic
     """
     stage, _, rest = monitor.partition("/")
     metric = rest.partition("/")[0]
-    return {name: logged[of] for name in names if (of := f"{stage}/{metric}/{name}") in logged}
+    return {name: logged[key] for name in names if (key := f"{stage}/{metric}/{name}") in logged}
 
 
 class Improved(NamedTuple):
@@ -53,15 +53,14 @@ class Improved(NamedTuple):
 
 
 class BestSoFar(nn.Module):
-    """The best validation of each task and of their mean: the score, the loss and the training step of each.
+    """The score, the loss and the training step of the best validation of each task and of the mean over tasks.
 
     Ties are broken by the lower loss, then by the earlier step; −∞ is never the best. For a task without any defined
-    score, such as the AUROC of constant labels, the lowest loss decides. Stored in the state dict in double precision,
-    for any precision of the module.
+    score, such as the AUROC of constant labels, the lowest loss decides. The state dict stores double precision, for
+    any precision of the module.
 
     Args:
         tasks: Number of tasks T.
-
     """
 
     def __init__(self, tasks: int) -> None:
@@ -75,37 +74,41 @@ class BestSoFar(nn.Module):
 
     @property
     def scores(self) -> list[float]:
-        """`(T,)`, −∞ before the first validation."""
+        """The best score of each task, `(T,)`; −∞ before the first validation."""
         return [score for score, _, _ in self._best[:-1]]
 
     @property
     def steps(self) -> list[int]:
-        """`(T,)`, −1 before the first validation."""
+        """The training step of each task's best validation, `(T,)`; −1 before the first validation."""
         return [step for _, _, step in self._best[:-1]]
 
     @property
     def mean(self) -> float:
-        """The best mean."""
+        """The best mean score over tasks; −∞ before the first validation."""
         return self._best[-1][0]
 
     @property
     def mean_step(self) -> int:
-        """The training step of the best mean."""
+        """The training step of the best mean; −1 before the first validation."""
         return self._best[-1][2]
 
     def update(self, scores: Tensor, losses: Tensor, step: int) -> Improved:
-        """Update by a validation.
+        """Compare a validation with the best so far.
 
         Args:
-            scores: Scores of the tasks, `(T,)`; higher is better.
+            scores: Scores of the tasks, `(T,)`; higher is better, NaN if undefined.
             losses: Losses of the tasks, `(T,)`.
             step: Number of training steps so far.
+
+        Returns:
+            Which scores are now the best.
         """
         improved = []
         with_means = [torch.cat([v.cpu().double(), v.cpu().double().nanmean()[None]]) for v in (scores, losses)]
         for i, (score, loss) in enumerate(zip(*(values.tolist() for values in with_means), strict=True)):
             ranked = (score, -inf if isnan(loss) else -loss)
-            improved.append(score > -inf and ranked > self._best[i][:2])  # false where the score is NaN
+            improved.append(score > -inf and ranked > self._best[i][:2])  # False if the score is NaN
+            # A task that never had a score is ranked by its loss.
             if isnan(score) and isfinite(loss) and i < self._tasks and self._best[i][0] == -inf:
                 ranked = (-inf, -loss)
                 improved[-1] = ranked > self._best[i][:2]

@@ -1,4 +1,4 @@
-"""Copies of the weights of each task, which can be put in place again."""
+"""Copies of the weights of each task, which can be restored."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Snapshots(nn.Module):
 
     def __init__(self, modules: Sequence[Sequence[nn.Module]]) -> None:
         super().__init__()
-        self._modules_of = [list(of) for of in modules]
-        self._names = [[list(_by_name(module)) for module in of] for of in self._modules_of]
+        self._modules_of = [list(own) for own in modules]
+        self._names = [[list(_by_name(module)) for module in own] for own in self._modules_of]
         self._noted: list[Tensor] = []
         self._kept = {selection: self._all() for selection in ("selected", "joint")}
 
@@ -71,15 +71,16 @@ class Snapshots(nn.Module):
         return [self._flat(task) for task in range(len(self._names))]
 
     def _tensors(self, task: int) -> list[Tensor]:
-        """The tensors of a task, in their original order, which pruning changes."""
-        found = []
+        """The tensors of a task, in the order of the first call; pruning changes the order in the module."""
+        ordered = []
         for module, names in zip(self._modules_of[task], self._names[task], strict=True):
             tensors = _by_name(module)
-            found += [tensors[name][0] for name in names]
-        return found
+            ordered += [tensors[name][0] for name in names]
+        return ordered
 
     @torch.no_grad()
     def _flat(self, task: int) -> Tensor:
+        """The current weights of a task as one vector `(P_i,)`, with pruning masks applied."""
         parts: list[Tensor] = []
         for module, names in zip(self._modules_of[task], self._names[task], strict=True):
             tensors = _by_name(module)
@@ -89,21 +90,25 @@ class Snapshots(nn.Module):
 
     @torch.no_grad()
     def _restore(self, task: int, flat: Tensor) -> None:
+        """Write a vector of `_flat` back to the tensors of a task."""
         tensors = self._tensors(task)
         for tensor, part in zip(tensors, flat.to(tensors[0]).split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
 def _by_name(module: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Real parameters and buffers by name; those pruned by `torch.nn.utils.prune` by their old names, with masks."""
+    """Real-valued parameters and buffers by name, each with its mask if `torch.nn.utils.prune` has pruned it.
+
+    Pruning replaces `weight` by `weight_orig` and `weight_mask`; the name here remains `weight`.
+    """
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     masks = {name.removesuffix("_mask"): mask for name, mask in tensors.items() if name.endswith("_mask")}
     masks = {name: mask for name, mask in masks.items() if f"{name}_orig" in tensors}
-    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    by_name: dict[str, tuple[Tensor, Tensor | None]] = {}
     for name, tensor in tensors.items():
         plain = name.removesuffix("_orig")
         if plain != name and plain in masks:
-            found[plain] = (tensor, masks[plain])
+            by_name[plain] = (tensor, masks[plain])
         elif tensor.is_floating_point() and not (name.endswith("_mask") and name.removesuffix("_mask") in masks):
-            found[name] = (tensor, None)
-    return found
+            by_name[name] = (tensor, None)
+    return by_name

@@ -37,7 +37,7 @@ class StepFeatures:
         used: For each shared parameter, whether the features of the step depend on it.
 
     Args:
-        method: Name of the module's class, for messages.
+        method: Name of the module's class, used in messages.
     """
 
     def __init__(self, method: str) -> None:
@@ -72,13 +72,13 @@ class StepFeatures:
         """
         counts, detached = [len(i) for i in rows.values()], features.detach()
         if isinstance(rows, Common):
-            of_tasks = detached.repeat(len(rows), *[1] * (detached.dim() - 1))
+            copies = detached.repeat(len(rows), *[1] * (detached.dim() - 1))
         else:
-            of_tasks = detached[torch.cat(list(rows.values()))]
-        of_tasks.requires_grad_()
-        self._copies.append(_Copies(features, of_tasks, rows))
-        places = torch.arange(len(of_tasks), device=features.device).split(counts)
-        return of_tasks, Consecutive(zip(rows, places, strict=True))
+            copies = detached[torch.cat(list(rows.values()))]
+        copies.requires_grad_()
+        self._copies.append(_Copies(features, copies, rows))
+        places = torch.arange(len(copies), device=features.device).split(counts)
+        return copies, Consecutive(zip(rows, places, strict=True))
 
     def add(
         self,
@@ -139,8 +139,8 @@ class StepFeatures:
             self._features.append(c.features)
             wide = at_least_float32(gradient)
             self._gradients.append(_by_task(wide / share if share > 1 else wide, c, names))
-        of_own = iter(gradients[len(copies) : len(copies) + len(flat)])
-        return [[next(of_own) for _ in parameters] for parameters in own]
+        own_gradients = iter(gradients[len(copies) : len(copies) + len(flat)])
+        return [[next(own_gradients) for _ in parameters] for parameters in own]
 
     def direction(self, aggregator: Aggregator, shared: Sequence[Tensor], scale: Tensor | None) -> Tensor | None:
         """The gradient of the shared parameters, `(P,)`, the same on all ranks; it resets the collected batches.
@@ -162,8 +162,10 @@ class StepFeatures:
         if not self._gradients:
             return None
         batches, ranks = self._gradients, world_size()
-        of_rank = torch.cat(batches, 1) if len(batches) > 1 else batches[0]
-        gradients, own = columns_of_ranks(of_rank / ranks if ranks > 1 else of_rank)
+        local = torch.cat(batches, 1) if len(batches) > 1 else batches[0]
+        # Losses are means over ranks, hence the divisor. All ranks get the columns of all ranks, and `own` selects
+        # those of this rank.
+        gradients, own = columns_of_ranks(local / ranks if ranks > 1 else local)
         features, self._features, self._gradients = self._features, [], []
         if not all_finite(gradients):
             self.used = [True] * len(shared)
@@ -171,6 +173,7 @@ class StepFeatures:
         direction = combined(aggregator, gradients, self.means, "feature")[own]
         pieces = (direction if scale is None else direction * scale).split([f.numel() for f in features])
         back = [piece.view_as(f).to(f.dtype) for piece, f in zip(pieces, features, strict=True)]
+        # The only backward pass through the shared part; the sum over ranks is the gradient of the whole batch.
         by_parameter = torch.autograd.grad(features, shared, back, allow_unused=True)
         self.used = [g is not None for g in by_parameter]
         flat = [p.new_zeros(p.numel()) if g is None else g.flatten() for p, g in zip(shared, by_parameter, strict=True)]
@@ -190,5 +193,5 @@ def _by_task(gradient: Tensor, copies: _Copies, names: Sequence[str]) -> Tensor:
         return gradient.reshape(len(names), -1)
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.cat([numbers[name] * count + i for name, i in rows.items()])
-    of_all = gradient.new_zeros(len(names) * count, *gradient.shape[1:])
-    return of_all.index_add_(0, places, gradient).reshape(len(names), -1)
+    all_rows = gradient.new_zeros(len(names) * count, *gradient.shape[1:])
+    return all_rows.index_add_(0, places, gradient).reshape(len(names), -1)

@@ -21,7 +21,7 @@ class StepLosses:
         self._batches = torch.zeros(0)
 
     def clear(self) -> None:
-        """Discard what was added since the last step."""
+        """Discard the losses added since the last step."""
         self._sums = None
 
     def add(self, losses: Tensor, present: Tensor) -> None:
@@ -56,7 +56,7 @@ def combined(aggregator: Aggregator, gradients: Tensor, losses: StepLosses, of: 
         aggregator: The aggregator.
         gradients: Gradients of the tasks, `(T, P)`, the same on all ranks.
         losses: Losses of the step.
-        of: What P counts, for the error message.
+        of: Name of what the P columns are, used in the error message, such as "feature".
 
     Raises:
         UserError: The direction has another shape.
@@ -84,7 +84,7 @@ class StepGradients:
         self.means = StepLosses()
 
     def clear(self) -> None:
-        """Discard what was added since the last step, and what was combined."""
+        """Discard the gradients added since the last step, and the combined ones."""
         self._gradients = self.combined = None
         self.means.clear()
 

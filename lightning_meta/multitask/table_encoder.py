@@ -1,4 +1,4 @@
-"""How the rows of a table become inputs, as a function of tensors that can be exported."""
+"""Encoding of the rows of a table as inputs, with tensor operations that can be exported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from lightning_meta.multitask.exported_rows import MISSING, UNSEEN
 from lightning_meta.sources.scaling import EDGE
 from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
-# Wichura, Algorithm AS 241: PPND16, Applied Statistics 37 (1988): numerators and denominators, highest power first.
+# Wichura, Algorithm AS 241: PPND16, Applied Statistics 37 (1988). Coefficients of numerators and denominators, highest
+# power first.
 CENTRE = (
     (
         *(2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457),
@@ -34,14 +35,14 @@ TAIL = (
 
 
 class TableEncoder(nn.Module):
-    """Raw numbers and codes of texts to inputs; the same as `sources.table_features.encode` makes of the table.
+    """Converts raw numbers and codes of texts to inputs, with the same result as `sources.table_features.encode`.
 
     Args:
-        spec: What was learned of the table.
+        spec: The columns of the table, with the statistics of the training rows.
 
     Attributes:
-        numbers: The features of numbers, in the order of their columns in `forward`.
-        texts: Those of texts.
+        numbers: The numeric features, in the order of their columns in `forward`.
+        texts: The text features, in the order of their columns in `forward`.
     """
 
     mean: Tensor
@@ -66,7 +67,7 @@ class TableEncoder(nn.Module):
         for i, feature in enumerate(self.numbers):
             if feature.quantiles:
                 self.register_buffer(f"quantiles_{i}", torch.tensor(feature.quantiles, dtype=torch.float64))
-                # NumPy's, whose last digits scikit-learn has; a buffer, so that it lies where the rows do.
+                # By NumPy, for the same last digits as in scikit-learn; a buffer, to be on the device of the rows.
                 self.register_buffer(f"levels_{i}", torch.from_numpy(np.linspace(0, 1, len(feature.quantiles))))
         one_hot = [(i, feature) for i, feature in enumerate(self.texts) if not feature.coded]
         pairs = [(i, place) for i, feature in one_hot for place in range(len(feature.texts))]
@@ -78,12 +79,12 @@ class TableEncoder(nn.Module):
         """Encode rows.
 
         Args:
-            numbers: `(M, numbers)` float64 less each feature's offset, NaN where missing.
-            codes: `(M, texts)` int64, the place of each text in its feature's; `MISSING` or
-                `exported_rows.UNSEEN`.
+            numbers: Numbers minus the offset of their feature, `(M, numbers)` float64, NaN if missing.
+            codes: Index of each text in the `texts` of its feature, `(M, texts)` int64; `MISSING`, or
+                `exported_rows.UNSEEN` for a text that no training row has.
 
         Returns:
-            `(M, D)` float32.
+            Inputs of the network, `(M, D)` float32.
         """
         missing = numbers.isnan()
         units = (numbers - self.mean) / self.scale
@@ -99,7 +100,10 @@ class TableEncoder(nn.Module):
         return torch.cat(parts, 1).index_select(1, self.order)
 
     def _order(self, spec: TableSpec) -> list[int]:
-        """Where each of the D inputs lies among units, missing numbers, one-hot texts, missing texts and codes."""
+        """The index of each of the D inputs in the concatenation in `forward`.
+
+        The concatenation has scaled numbers, missing numbers, one-hot texts, missing texts and codes.
+        """
         numbers, ones = len(self.numbers), len(self.column)
         number, text, one, order = 0, 0, 2 * numbers, list[int]()
         for feature in spec.features:
@@ -117,11 +121,18 @@ class TableEncoder(nn.Module):
         return order
 
     def _share(self, i: int, x: Tensor) -> Tensor:
-        """The share of training numbers below x, or Φ⁻¹ of it: `sources.scaling.scaled` without a search."""
+        """The share of training numbers below x, `(M,)`, or Φ⁻¹ of it: `sources.scaling.scaled` without `np.interp`.
+
+        Args:
+            i: Index of the numeric feature.
+            x: Numbers `(M,)`.
+        """
         quantiles: Tensor = getattr(self, f"quantiles_{i}")
         levels: Tensor = getattr(self, f"levels_{i}")
         count, normal = len(quantiles), self.numbers[i].normal
-        slopes = levels.diff() / quantiles.diff()  # infinite between equal quantiles, where nothing lies
+        # The mean of interpolating from below and from above gives repeated quantiles their middle level. `up` is the
+        # last quantile that is at most x, `down` the first that is at least x.
+        slopes = levels.diff() / quantiles.diff()  # infinite between equal quantiles, between which no x lies
         up = ((quantiles <= x.unsqueeze(1)).sum(1) - 1).clamp(0, count - 2)
         down = (quantiles < x.unsqueeze(1)).sum(1).clamp(1, count - 1)
         from_below = levels[up] + (x - quantiles[up]) * slopes[up]
@@ -133,19 +144,21 @@ class TableEncoder(nn.Module):
 
 
 def normal_quantile(p: Tensor) -> Tensor:
-    """Φ⁻¹(p) to 16 digits by operators that ONNX has, for p in [10⁻¹¹, 1 − 10⁻¹¹] (Wichura's AS 241).
+    """Compute Φ⁻¹(p) to 16 digits with operators of ONNX, for p in [10⁻¹¹, 1 − 10⁻¹¹] (Wichura's AS 241).
 
     Args:
         p: Probabilities, float64.
     """
     q = p - 0.5
+    # The argument is 0.425² − q² in the centre, |q| <= 0.425, and √(−ln min(p, 1 − p)) − 1.6 in the tails.
     centre = 0.180625 - q * q
     tail = torch.minimum(p, 1 - p).clamp_min(torch.finfo(torch.float64).tiny).log().neg().sqrt() - 1.6
     return torch.where(q.abs() <= 0.425, q * _ratio(CENTRE, centre), q.sign() * _ratio(TAIL, tail))
 
 
 def _ratio(polynomials: tuple[tuple[float, ...], tuple[float, ...]], r: Tensor) -> Tensor:
-    numerator, denominator = (torch.full_like(r, of[0]) for of in polynomials)
-    for above, below in zip(*(of[1:] for of in polynomials), strict=True):
+    """Evaluate the ratio of two polynomials at r by Horner's method."""
+    numerator, denominator = (torch.full_like(r, coefficients[0]) for coefficients in polynomials)
+    for above, below in zip(*(coefficients[1:] for coefficients in polynomials), strict=True):
         numerator, denominator = numerator * r + above, denominator * r + below
     return numerator / denominator

@@ -1,4 +1,4 @@
-"""Predictions for new rows of a table, as columns with the names of its targets."""
+"""Predictions for new rows of a table, as columns named after its targets."""
 
 from __future__ import annotations
 
@@ -46,19 +46,22 @@ def predict_table(
     decimal: Decimal | None = None,
     calibration: TableCalibration | None = None,
 ) -> Predictions:
-    """What `MultiTaskModule.predict_table` returns.
+    """Predict the targets of new rows of a table; see `MultiTaskModule.predict_table`.
 
     Args:
         module: A model that was trained on a table.
         data: A path, a DataFrame, or lists by column.
-        batch_size: Rows that are predicted at once.
-        argument: What named the path, as errors begin.
-        delimiter: What divides the columns of a CSV file; by default as in training.
-        decimal: What stands before the decimals of its numbers; by default as in training.
-        calibration: Adds sets, abstention and intervals.
+        batch_size: Number of rows per forward pass, at least 1.
+        argument: Name of the argument that gave the path, with which errors begin.
+        delimiter: Delimiter of the columns of a CSV file; by default as in training.
+        decimal: Decimal mark of the numbers of a CSV file; by default as in training.
+        calibration: Calibration of the model, which adds prediction sets, abstention and intervals.
+
+    Returns:
+        Columns by name, each with one value per row.
 
     Raises:
-        UserError: The model does not know how a row becomes inputs, or the table is not like that of training.
+        UserError: The model does not store how to encode rows, or the table does not match that of training.
     """
     from lightning_meta.sources.table_rows import columns_in, rows_of  # reads files, which few modules need
 
@@ -66,11 +69,11 @@ def predict_table(
     spec = module.spec.table
     if spec is None:
         raise UserError(
-            "the model does not know how a row becomes inputs: it was trained by an earlier version, or not on a "
-            "lightning_meta.sources.Table; train it anew on one"
+            "the model does not store how to encode the rows of a table: it was trained by an earlier version, or not "
+            "on a lightning_meta.sources.Table; train it again on one"
         )
-    of_tasks = {} if calibration is None else calibration.tasks
-    if calibration is not None and (unknown := next((name for name in module.names if name not in of_tasks), None)):
+    calibrations = {} if calibration is None else calibration.tasks
+    if calibration is not None and (unknown := next((name for name in module.names if name not in calibrations), None)):
         raise UserError(f"calibration: it has no task {unknown!r}, which the model has; calibrate this model")
     columns = columns_in(data, argument, _spelling(spec, data, delimiter, decimal))
     reach = [max(-low, high) for low, high, *_ in module.spec.input_statistics.values()]
@@ -78,7 +81,8 @@ def predict_table(
     shapes = set(map(tuple, module.spec.input_shapes.values()))
     if shapes != {rows.inputs.shape[1:]}:
         raise UserError(
-            f"the model takes inputs of shape {shapes}, and its table gives {rows.inputs.shape[1]}; damaged?"
+            f"the model takes inputs of shape {shapes}, but its description of the table gives {rows.inputs.shape[1]}; "
+            "the checkpoint may be damaged"
         )
     for note in rows.notes:
         _log.warning("%s", note)
@@ -86,40 +90,46 @@ def predict_table(
     predictions: Predictions = {}
     if spec.task_column:
         predictions[spec.task_column] = np.array(_names_of(rows), dtype=object)
-        predictions |= _by_row(spec.targets[0], module.spec.tasks, outputs, rows, of_tasks)
+        predictions |= _by_row(spec.targets[0], module.spec.tasks, outputs, rows, calibrations)
     else:
         for target in spec.targets:
             if target.name in outputs:
-                of_task = module.spec.tasks[target.name], outputs[target.name], of_tasks.get(target.name)
-                predictions |= columns_for(target, *of_task)
+                arguments = module.spec.tasks[target.name], outputs[target.name], calibrations.get(target.name)
+                predictions |= columns_for(target, *arguments)
     return predictions
 
 
 def _spelling(spec: TableSpec, data: Any, delimiter: str | None, decimal: Decimal | None) -> Spelling:
-    """How a file of new rows is written: as is said, else as the table of training where it is a file of its kind."""
+    """The delimiter and decimal mark of a file of new rows: as given, otherwise as in training.
+
+    The delimiter of training is only used for `.csv` files. Parquet files and tables in memory have neither.
+    """
     from lightning_meta.sources.table_files import Spelling
 
     if not isinstance(data, str | PathLike):
         return Spelling()
     path = Path(data)
     Spelling(delimiter, decimal or ".").check("predict", path)
-    of_training = spec.delimiter if path.suffix.lower() == ".csv" else ""
-    found = Spelling(delimiter or of_training or None, decimal or spec.decimal)  # type: ignore[arg-type]
-    return Spelling() if path.suffix.lower() == ".parquet" else found
+    in_training = spec.delimiter if path.suffix.lower() == ".csv" else ""
+    spelling = Spelling(delimiter or in_training or None, decimal or spec.decimal)  # type: ignore[arg-type]
+    return Spelling() if path.suffix.lower() == ".parquet" else spelling
 
 
 def columns_for(
     target: TableTarget, task: Task, outputs: Tensor, calibration: LabelCalibration | NumberCalibration | None = None
 ) -> Predictions:
-    """The columns of one target: numbers in its unit; or the label, and the probability of each class.
+    """The columns of one target: numbers in the unit of the target, or the label and the probability of each class.
 
-    With a calibration also the interval of a number, or the set of labels and whether the model abstains.
+    With a calibration, also the interval of a number, or the set of labels and whether the model abstains.
 
     Args:
-        target: Its names.
-        task: Its kind.
-        outputs: `(n, outputs)`.
-        calibration: That of the task.
+        target: The target: its name, its unit and the names of its classes.
+        task: The task of the target.
+        outputs: Outputs of the network for n rows, `(n, outputs)`.
+        calibration: Calibration of the task; None for no further columns.
+
+    Returns:
+        Columns `(n,)` by name.
     """
     if not target.classes:
         unit = f" [{target.unit}]" if target.unit else ""
@@ -132,7 +142,7 @@ def columns_for(
     probabilities = task.for_classes(outputs).float().cpu()
     if isinstance(task, Binary):
         probabilities = torch.stack([1 - probabilities, probabilities], 1)
-        label = (outputs[:, 0] > 0).long()  # as accuracy has it: a probability of ½ may be rounded
+        label = (outputs[:, 0] > 0).long()  # as in accuracy; the probability may be rounded to ½
     else:
         label = outputs.argmax(1)
     columns = {target.name: np.array(target.classes, dtype=object)[label.cpu().numpy()]}
@@ -146,36 +156,43 @@ def columns_for(
 
 @torch.no_grad()
 def outputs_of(module: MultiTaskModule, rows: Rows, batch_size: int) -> dict[str, Tensor]:
-    """The outputs of each task for its rows, `(n_i, outputs)`, of the weights that a test uses."""
+    """Compute the outputs of each task for its rows, `(n_i, outputs)`, with the weights that a test uses.
+
+    Args:
+        module: The model.
+        rows: The rows.
+        batch_size: Number of rows per forward pass.
+    """
     count = len(rows.inputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in rows.of_task}
     with in_evaluation_mode(module), untouched(module):
         for start in range(0, count, batch_size):
             x = rows.inputs[start : start + batch_size].to(module.device)
             here = {}
-            for name, of in rows.of_task.items():
-                inside = of[(of >= start) & (of < start + batch_size)] - start
+            for name, indices in rows.of_task.items():
+                inside = indices[(indices >= start) & (indices < start + batch_size)] - start
                 if len(inside):
                     here[name] = inside.to(module.device)
             inputs = dict.fromkeys(here, x) if len(module.stems) else x
             for name, y in module.selected_outputs(TaskBatch(inputs, {}, here, {})).items():
                 parts[name].append(check_outputs(y))
-    return {name: torch.cat(of) for name, of in parts.items()}
+    return {name: torch.cat(batches) for name, batches in parts.items()}
 
 
 def _names_of(rows: Rows) -> list[str]:
+    """The name of each row's task."""
     names = [""] * len(rows.inputs)
-    for name, of in rows.of_task.items():
-        for row in of.tolist():
+    for name, indices in rows.of_task.items():
+        for row in indices.tolist():
             names[row] = name
     return names
 
 
 def _labels_in(sets: Tensor, classes: Sequence[str]) -> NDArray[Any]:
-    """The labels of each set, a tuple for each row."""
-    labels = np.empty(len(sets), dtype=object)  # NumPy would make a matrix of tuples of one length
-    for row, inside in enumerate(sets.tolist()):
-        labels[row] = tuple(name for name, here in zip(classes, inside, strict=True) if here)
+    """The labels in each set, as a tuple for each row; sets are `(n, N)` bool."""
+    labels = np.empty(len(sets), dtype=object)  # np.array would make a matrix of tuples of equal length
+    for row, members in enumerate(sets.tolist()):
+        labels[row] = tuple(name for name, is_member in zip(classes, members, strict=True) if is_member)
     return labels
 
 
@@ -186,7 +203,7 @@ def _by_row(
     rows: Rows,
     calibrations: Mapping[str, LabelCalibration | NumberCalibration],
 ) -> Predictions:
-    """The columns of the one target, each row from its own task."""
+    """The columns of the only target, in which each row is predicted by its own task."""
     parts = [columns_for(target, tasks[name], y, calibrations.get(name)) for name, y in outputs.items()]
     order = torch.cat(list(rows.of_task.values())).argsort().numpy()
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}

@@ -1,4 +1,4 @@
-"""A perceptron for the rows of a table, which embeds categories."""
+"""A multi-layer perceptron for rows of a table, with embeddings of categories."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from lightning_meta.nn.heads import seeded
 
 
 class TabularMLP(Described, nn.Module):
-    """Embeds the categories of a `Table`, beside its numbers; then linear layers, each followed by a ReLU.
+    """Concatenates numeric inputs with embeddings of categories; then linear layers, each followed by a ReLU.
 
-    Give the `Table` `categories: codes`. How many inputs there are, and how many texts a column has, the network takes
-    from the table when training begins. An unseen and a missing text have an embedding each: that of an unseen one is
-    0, and stays so, as no training row has it.
+    Use it with `categories: codes` of a `Table`. When training begins, the network gets the number of inputs, and the
+    number of texts of each column, from the table. Unseen and missing texts have an embedding each. That of unseen
+    texts is 0 and is never trained, since no training row has one.
 
     Args:
-        hidden: Widths of the layers; the last is the width of the features.
-        embedding_size: Numbers in the embedding of each column; by default 1.6·n^0.56 for n texts, at most 600.
-        columns: For each input, 0 for a number, else how many codes it has, those of unseen and missing texts included;
-            filled in from the table.
+        hidden: Widths of the layers; the last is the number of features.
+        embedding_size: Size of the embedding of each column; by default 1.6·n^0.56 for n texts, at most 600.
+        columns: Number of codes of each input, including those of unseen and missing texts; 0 for a numeric input. By
+            default taken from the table.
     """
 
     def __init__(
@@ -42,18 +42,18 @@ class TabularMLP(Described, nn.Module):
         self.hidden, self.embedding_size = tuple(hidden), embedding_size
         self.columns: tuple[int, ...] | None = None
         self.layers = nn.Sequential()
-        self._seed = int(torch.randint(2**62, ()))  # what is drawn later is decided when the network is made
+        self._seed = int(torch.randint(2**62, ()))  # so that later layers depend on the random state at construction
         if columns is not None:
             self.take_columns(columns)
 
     def take_columns(self, columns: Sequence[int]) -> None:
-        """Make the layers, once it is known what the inputs are.
+        """Make the layers for these columns.
 
         Args:
-            columns: As the constructor takes them.
+            columns: Number of codes of each input; 0 for a numeric input.
 
         Raises:
-            UserError: The layers were made for other columns.
+            UserError: The layers were made for other columns, or there are none.
         """
         if self.columns is not None:
             if columns and self.columns != tuple(columns):
@@ -64,8 +64,8 @@ class TabularMLP(Described, nn.Module):
             return
         if not columns:
             raise UserError(
-                "TabularMLP takes its inputs from a lightning_meta.sources.Table, and the data is none; use MLP, or "
-                "give columns"
+                "TabularMLP gets its columns from a lightning_meta.sources.Table, and the data is no table; use MLP, "
+                "or give columns"
             )
         check_columns(columns)
         self.columns = tuple(columns)
@@ -77,11 +77,11 @@ class TabularMLP(Described, nn.Module):
             self.layers = nn.Sequential(nn.Sequential(embedding, *layers[0]), *layers[1:])
 
     def stages(self) -> list[nn.Module]:
-        """The layers one after the other; the first embeds as well."""
+        """The layers in order; the first includes the embeddings."""
         return list(self._made())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs `(M, D)` to features `(M, hidden[-1])`."""
+        """Features `(M, hidden[-1])` of inputs `(M, D)`."""
         features: Tensor = self._made()(x.flatten(1))
         return features
 

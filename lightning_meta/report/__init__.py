@@ -1,4 +1,4 @@
-"""What a person looks at after a run."""
+"""Figures and tables of runs, and in `transfer` the comparison of multi-task runs."""
 
 import lazy_loader
 

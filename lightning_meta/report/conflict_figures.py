@@ -1,4 +1,4 @@
-"""Pictures of what `GradientConflict` recorded: who pulls with whom, and how often tasks disagree."""
+"""Figures of the records of `GradientConflict`: which tasks agree, and how often they conflict."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from lightning_meta.report.figures import SIZE
 from lightning_meta.report.saving import save_figure
 from lightning_meta.run.gradient_table import PAIRS, mean_pairs
 
-# From dark blue by grey to light yellow: the sign is told by the hue and, in print, by the lightness.
+# From dark blue through grey to light yellow: hue shows the sign, and so does lightness in black and white.
 COLOURS = "cividis"
-PRINTED = 16  # tasks whose values find room in the cells
+PRINTED = 16  # maximum number of tasks for which the values are printed in the cells
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -25,32 +25,32 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 def write_conflict_figures(directory: str | Path) -> list[Path]:
     """Draw `figures/gradient_cosine.png`, `affinity.png` and `conflict_share.png` from `gradient_conflict.csv`.
 
-    Values are means over the measurements of a run that had both tasks. Tasks stand in the order of a hierarchical
-    clustering of their cosines (average linkage of 1 − cosine), in both matrices the same. Cells are white on the
-    diagonal of the cosines, where all are 1, and for two tasks that were never in a batch together.
+    Values are means over the measurements of a run with both tasks in the batch. In both matrices, tasks are in the
+    order of a hierarchical clustering of their cosines (average linkage of 1 − cosine). Cells are white on the diagonal
+    of the cosines, which is always 1, and for pairs of tasks that were never in a batch together.
 
     Args:
         directory: The run directory.
 
     Returns:
-        The pictures drawn: none without a measurement of two tasks, no affinity where it was not measured.
+        The files of the figures: none without a measurement of two tasks, and no affinity if it was not measured.
     """
     directory = Path(directory)
     if not (directory / PAIRS).is_file():
         return []
     names, (cosines, affinity), conflicts = mean_pairs(directory)
-    apart = ~np.eye(len(names), dtype=bool)
-    if not np.isfinite(cosines[apart]).any():
+    off_diagonal = ~np.eye(len(names), dtype=bool)
+    if not np.isfinite(cosines[off_diagonal]).any():
         return []
     order = _clustered(cosines)
     labels = [names[i] for i in order]
-    np.fill_diagonal(cosines, np.nan)  # 1, always
+    np.fill_diagonal(cosines, np.nan)  # always 1
     figures = {
         "gradient_cosine.png": _heatmap(
             cosines[np.ix_(order, order)], labels, "mean cosine between task gradients", "", ""
         )
     }
-    if np.isfinite(affinity[apart]).any():
+    if np.isfinite(affinity[off_diagonal]).any():
         axes = ("relative fall of the loss of task j", "after a gradient step of task i")
         figures["affinity.png"] = _heatmap(affinity[np.ix_(order, order)], labels, "mean inter-task affinity", *axes)
     figures["conflict_share.png"] = _over_steps(conflicts)
@@ -61,7 +61,11 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
 
 
 def _clustered(cosines: np.ndarray) -> list[int]:
-    """The order of the tasks in which those that pull the same way stand together."""
+    """The indices of the tasks in an order in which tasks with similar gradients are adjacent.
+
+    Args:
+        cosines: Mean cosines `(T, T)`; NaN counts as 0.
+    """
     distance = 1 - np.clip(np.where(np.isfinite(cosines), cosines, 0), -1, 1)  # rounding may exceed 1
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0)
@@ -71,7 +75,15 @@ def _clustered(cosines: np.ndarray) -> list[int]:
 
 
 def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "", down: str = "") -> Figure:
-    """A matrix of tasks; colours are scaled to the values off the diagonal, symmetric about 0."""
+    """Draw a matrix of tasks, with colours scaled to the values off the diagonal and symmetric about 0.
+
+    Args:
+        values: Matrix `(T, T)`; cells with NaN are white.
+        names: Names of the T tasks.
+        title: Title of the figure.
+        across: Label of the columns.
+        down: Label of the rows.
+    """
     count = len(names)
     printed = count <= PRINTED
     side = max(count * (0.45 if printed else 0.16), 1.8)
@@ -79,14 +91,14 @@ def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "",
     margin = 0.08 * max(map(len, labels)) + 0.6
     figure = Figure((max(side + margin + 1.1, 4.5), side + margin + 0.4), layout="constrained")
     axes = figure.subplots()
-    apart = np.abs(values[~np.eye(count, dtype=bool)])
-    # The largest, but of many values not the two in a hundred that would bleach all others.
-    limit = float(np.quantile(apart[np.isfinite(apart)], 0.98, method="higher")) or 1.0
+    off_diagonal = np.abs(values[~np.eye(count, dtype=bool)])
+    # The 98 % quantile, so that a few large values do not make all others pale; with few values it is the largest.
+    limit = float(np.quantile(off_diagonal[np.isfinite(off_diagonal)], 0.98, method="higher")) or 1.0
     exponent = int(np.floor(np.log10(limit))) if limit < 0.01 else 0
     shown, limit = values / 10.0**exponent, limit / 10.0**exponent
     image = axes.imshow(shown, COLOURS, vmin=-limit, vmax=limit, interpolation="nearest")
-    beyond = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
-    extend = beyond[bool(np.nanmin(shown) < -limit), bool(np.nanmax(shown) > limit)]
+    extends = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
+    extend = extends[bool(np.nanmin(shown) < -limit), bool(np.nanmax(shown) > limit)]
     bar = figure.colorbar(image, ax=axes, extend=extend, shrink=0.8 if count > 4 else 1.0)
     if exponent:
         title += f", × 10{str(exponent).translate(SUPERSCRIPTS)}"
@@ -106,14 +118,18 @@ def _print_values(axes: Axes, shown: np.ndarray, limit: float) -> None:
     digits = 3 if limit < 0.1 else 2
     for (i, j), value in np.ndenumerate(shown):
         if np.isfinite(value):
-            value = round(value, digits) + 0.0  # no −0.00
+            value = round(value, digits) + 0.0  # avoids −0.00
             text = f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.0f}"
             colour = "w" if value < 0.1 * limit else "k"
             axes.text(j, i, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=colour)
 
 
 def _over_steps(conflicts: dict[int, float]) -> Figure:
-    """The share of pairs in conflict at each measurement, and its moving mean."""
+    """Draw the share of pairs in conflict at each measurement, and its moving average.
+
+    Args:
+        conflicts: Share of pairs with a cosine below 0, by training step.
+    """
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     steps, shares = np.array(list(conflicts)), np.array(list(conflicts.values()))

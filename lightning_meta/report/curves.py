@@ -1,4 +1,4 @@
-"""Training curves of several runs side by side."""
+"""Training curves of several runs in one figure."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
 def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = "val/accuracy") -> Path:
-    """Draw a metric of several runs against the training step; the shade is its 95 % interval where it was logged.
+    """Draw a metric of several runs against the training step, with its 95 % interval shaded if it was logged.
 
     Args:
         runs: Run directories.
-        out: The picture.
-        metric: As it is named in `metrics.csv`.
+        out: File of the figure, such as `curves.png`; its suffix sets the format.
+        metric: Name of the metric in `metrics.csv`, such as `val/accuracy`.
 
     Returns:
-        The picture.
+        The file of the figure.
 
     Raises:
-        UserError: A run without `metrics.csv`, one that did not log the metric, or a picture that cannot be written.
+        UserError: A run has no `metrics.csv` or no finite value of the metric, or the figure cannot be written.
     """
     target = _target(out)
-    stage, _, of = metric.partition("/")
-    scale = scale_of(of)
+    stage, _, short_name = metric.partition("/")
+    scale = scale_of(short_name)
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     drawn = []
@@ -44,32 +44,33 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
             raise UserError(f"{run}: there is no metrics.csv; name a run directory, such as runs/protonet_glyphs/0")
         columns = columns_of(file)
         if metric not in columns:
-            known = ", ".join(sorted(name for name in columns if name.startswith("val/") and "_step_" not in name))
-            raise UserError(f"--metric {metric}: {file} has no such column; it has {known or 'nothing of validation'}")
-        if not (there := np.isfinite(columns[metric])).any():
-            raise UserError(f"--metric {metric}: {file} holds no finite value of it; leave the run out")
-        step, value = columns["step"][there], scale * columns[metric][there]
+            logged = ", ".join(sorted(name for name in columns if name.startswith("val/") and "_step_" not in name))
+            raise UserError(f"--metric {metric}: {file} has no such column; it has {logged or 'no validation metrics'}")
+        if not (finite := np.isfinite(columns[metric])).any():
+            raise UserError(f"--metric {metric}: {file} has no finite value of it; leave the run out")
+        step, value = columns["step"][finite], scale * columns[metric][finite]
         line, marker = LINES[number % len(LINES)]
         shade = str(0.7 * (number // len(LINES) % 3) / 2)
         drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
         if (interval := columns.get(f"{metric}_ci95")) is not None:
-            low, high = band(value, scale * interval[there])
+            low, high = band(value, scale * interval[finite])
             axes.fill_between(step, low, high, color=shade, alpha=0.12, lw=0)
-    axes.set(xlabel="training step", ylabel=label_of(of))
+    axes.set(xlabel="training step", ylabel=label_of(short_name))
     shade = "; shade: 95 % interval over tasks" if axes.collections else ""
     axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
-    # By the lines that were drawn: matplotlib's own list leaves out names that begin with "_".
+    # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
     axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
     save_figure(figure, target)
     return target
 
 
 def _target(out: str | Path) -> Path:
-    """The file of the picture."""
+    """Check that the file of the figure can be written: its format and its folder."""
     target = Path(out)
-    known = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})  # pictures without more
-    if target.suffix.removeprefix(".").lower() not in known:
-        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in known)}")
+    # PGF needs LaTeX, and raw pixels have no size.
+    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
+    if target.suffix.removeprefix(".").lower() not in formats:
+        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
     if not target.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {target.parent}")
     if target.is_dir():

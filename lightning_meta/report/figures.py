@@ -1,4 +1,4 @@
-"""Pictures of one run, drawn from the files in its directory alone."""
+"""Figures of one run, drawn from the files in its directory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from lightning_meta.report.saving import save_figure
 from lightning_meta.run.tables import numbers_of, read_table
 
 SIZE = (6.0, 4.0)  # inches
-LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))  # and their markers
+# Line styles and markers.
+LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def write_figures(directory: Path, results: Mapping[str, Any] | None = None) -> list[Path]:
-    """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, where they are there.
+    """Draw `figures/training.png` from `metrics.csv` and `figures/tasks.png` from `per_task.csv`, if these files exist.
 
     Args:
         directory: The run directory.
-        results: The metrics of the test by name, and the facts of the run; by default those of `results.json`.
+        results: Test metrics by name, and facts about the run; by default the content of `results.json`.
 
     Returns:
-        The pictures drawn.
+        The files of the figures.
     """
     folder = directory / "figures"
     if results is None:
@@ -57,11 +58,11 @@ def write_figures(directory: Path, results: Mapping[str, Any] | None = None) -> 
 
 
 def columns_of(file: Path, words: bool = False) -> dict[str, np.ndarray]:
-    """The columns of a CSV file by name, as numbers; NaN where there is none.
+    """Read the columns of a CSV file as numbers, by name; empty cells are NaN.
 
     Args:
         file: The file.
-        words: Whether it is a table of tasks, where a column may hold words, as `task` does.
+        words: Whether it is a table of tasks, in which a column, such as `task`, may contain text.
 
     Raises:
         UserError: The file is damaged.
@@ -82,19 +83,23 @@ def _column(file: Path, name: str, values: list[str], words: bool) -> np.ndarray
 
 
 def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
-    """The metric in training and validation against the step; the shade is the 95 % interval over tasks."""
+    """Draw the training and validation metric against the step, with its 95 % interval over tasks shaded.
+
+    Returns:
+        The figure; None if the metric was not logged.
+    """
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     scale = scale_of(metric)
-    for name, said, colour, marker in (
+    for name, stage, colour, marker in (
         (f"train/{metric}", "training", "0.65", "."),
         (f"val/{metric}", "validation", "k", "o"),
     ):
-        if name in columns and (there := np.isfinite(columns[name])).any():
-            step, value = columns["step"][there], scale * columns[name][there]
-            axes.plot(step, value, label=said, color=colour, marker=marker, markersize=3)
+        if name in columns and (finite := np.isfinite(columns[name])).any():
+            step, value = columns["step"][finite], scale * columns[name][finite]
+            axes.plot(step, value, label=stage, color=colour, marker=marker, markersize=3)
             if (interval := columns.get(f"{name}_ci95")) is not None:
-                low, high = band(value, scale * interval[there])
+                low, high = band(value, scale * interval[finite])
                 shade = "its 95 % interval over tasks" if np.isfinite(low).any() else None
                 axes.fill_between(step, low, high, color="k", alpha=0.15, lw=0, label=shade)
     if not axes.lines:
@@ -110,13 +115,22 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figu
 
 
 def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The borders of an interval around values; NaN where it is not finite, which is not drawn."""
+    """Return the lower and upper end of intervals around values; NaN, which is not drawn, if they are not finite.
+
+    Args:
+        value: Values `(n,)`.
+        interval: Half-widths of the intervals, `(n,)`.
+    """
     interval = np.where(np.isfinite(interval), interval, np.nan)
     return value - interval, value + interval
 
 
 def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
-    """The adaptation curve over inner steps with its 95 % interval; without inner steps, the spread over tasks."""
+    """Draw the metric after each inner step with its 95 % interval; without inner steps, a histogram over tasks.
+
+    Returns:
+        The figure; None with fewer than two tasks whose scores are all finite.
+    """
     scores = [c for name, c in columns.items() if name != "task" and c.dtype.kind == "f"]
     finite = np.all([np.isfinite(column) for column in scores], axis=0) if scores else np.zeros(0, bool)
     scale, tasks = scale_of(metric), int(finite.sum())
@@ -130,8 +144,8 @@ def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure 
         steps, means = np.arange(len(scores)), np.array([s.mean() for s in scores])
         intervals = np.array([stdtrit(tasks - 1, 0.975) * s.std(ddof=1) / tasks**0.5 for s in scores])
         few = len(steps) <= 12
-        marks = {"marker": "o" if few else None, "ms": 4, "capsize": 3 if few else 0}
-        axes.errorbar(steps, means, intervals, color="k", label="mean and 95 % interval", **marks)  # type: ignore[arg-type]
+        style = {"marker": "o" if few else None, "ms": 4, "capsize": 3 if few else 0}
+        axes.errorbar(steps, means, intervals, color="k", label="mean and 95 % interval", **style)  # type: ignore[arg-type]
         axes.set(xlabel="inner step", ylabel=label_of(metric))
         axes.set_title(about.title(f"adaptation on {tasks} test tasks{left_out}"))
         axes.xaxis.set_major_locator(FixedLocator(steps.tolist()) if few else MaxNLocator(integer=True))
@@ -149,11 +163,15 @@ def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure 
 
 
 def _edges(scores: np.ndarray) -> np.ndarray:
-    """Borders of some 20 bins; where few scores are possible, as shares of Q queries are, as many of them in each."""
+    """Edges of about 20 histogram bins.
+
+    If scores lie on a grid, such as the multiples of 1/Q for accuracies on Q queries, each bin covers the same number
+    of possible scores.
+    """
     values = np.unique(scores.round(6))
     steps = np.diff(values)
     grid = steps.min() if len(steps) else 1.0
-    # Where one score dwarfs the others, rounding makes every number a multiple of the grid.
+    # If one score is very large, every number is a multiple of the grid up to rounding.
     dwarfed = len(steps) > 0 and values[-1] - values[0] > 1e6 * grid
     if len(steps) == 0 or dwarfed or not np.allclose(steps / grid, (steps / grid).round(), atol=1e-2):
         return np.histogram_bin_edges(scores, bins=20)

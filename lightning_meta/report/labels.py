@@ -1,4 +1,4 @@
-"""What pictures write beside the numbers: names of metrics and tasks, the method, and the accuracy of guessing."""
+"""Labels of figures: names of metrics and tasks, titles, and the chance level."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
-LONGEST = 28  # letters of a name
+LONGEST = 28  # maximum number of characters of a name
 LABELS = {
     "accuracy": "accuracy, %",
     "balanced_accuracy": "balanced accuracy",
@@ -21,12 +21,12 @@ LABELS = {
 
 
 class About(NamedTuple):
-    """What a picture says of its run beside the numbers.
+    """Facts about a run that its figures show.
 
     Attributes:
-        method: The name of the module's class; "" where it is not known.
-        conditions: What a test task is, such as `5-way 1-shot`; "" where the tasks have names.
-        chance: The accuracy of guessing, in [0, 1]; None where there is no such level.
+        method: Name of the module's class; "" if it is unknown.
+        conditions: Description of a test task, such as `5-way 1-shot`; "" if the tasks have names.
+        chance: Accuracy of guessing, in [0, 1]; None if there is no chance level.
     """
 
     method: str = ""
@@ -35,7 +35,11 @@ class About(NamedTuple):
 
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> About:
-        """From the facts in `results.json`, where older runs have no conditions."""
+        """Read the facts in `results.json`; results of older versions have no conditions.
+
+        Args:
+            results: Content of `results.json`.
+        """
         conditions = str(results.get("test_conditions") or "").partition(", chance")[0]
         chance = results.get("test_chance")
         return cls(
@@ -45,13 +49,17 @@ class About(NamedTuple):
         )
 
     def title(self, what: str) -> str:
-        """A title: the method, its tasks, and what is shown."""
+        """Return the title of a figure: the method, its tasks and what the figure shows.
+
+        Args:
+            what: Description of the figure's content, starting with a lower-case letter.
+        """
         head = ", ".join(filter(None, (self.method, self.conditions)))
         return f"{head}: {what}" if head else what[:1].upper() + what[1:]
 
 
 def shortened(name: str) -> str:
-    """A name that leaves room for the picture: of a long one the beginning and the end, which tell it from others."""
+    """Shorten a name to `LONGEST` characters by leaving out its middle, since names often differ only at the end."""
     if len(name) <= LONGEST:
         return name
     half = (LONGEST - 1) // 2
@@ -59,16 +67,22 @@ def shortened(name: str) -> str:
 
 
 def label_of(metric: str) -> str:
-    """A metric's name as a person would write it, with its unit where it is drawn in one."""
+    """Return the readable name of a metric, with the unit in which it is drawn if it has one."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
 def scale_of(metric: str) -> float:
-    """The factor by which a metric is drawn: accuracies in per cent."""
+    """Return the factor by which a metric is drawn: 100 for accuracies, which are in per cent, otherwise 1."""
     return 100.0 if metric == "accuracy" else 1.0
 
 
 def draw_chance(axes: Axes, metric: str, chance: float | None) -> None:
-    """Draw a line at the accuracy of guessing, where there is one."""
+    """Draw a line at the accuracy of guessing, if the metric is the accuracy and there is a chance level.
+
+    Args:
+        axes: Axes to draw on.
+        metric: Name of the metric.
+        chance: Accuracy of guessing, in [0, 1]; None if there is no chance level.
+    """
     if metric == "accuracy" and chance is not None:
         axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"chance, {100 * chance:.3g} %")

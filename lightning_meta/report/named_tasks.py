@@ -1,4 +1,4 @@
-"""A picture of a fixed set of tasks: what each reached in training, validation and testing."""
+"""A figure of a fixed set of tasks: the score of each in training, validation and testing."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from matplotlib.figure import Figure
 from lightning_meta.report.labels import About, label_of, scale_of, shortened
 from lightning_meta.report.rows import heights, name_rows, named_rows
 
-WIDTH, ROW, MARGIN = 6.0, 0.2, 1.3  # inches: the picture, a row, and what a panel needs beside its rows
+WIDTH, ROW, MARGIN = 6.0, 0.2, 1.3  # inches: width of the figure, height of a row, rest of the height of a panel
 
 
 def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figure | None:
-    """A panel for each metric; one row a task, the best on top; the line from test to train is the generalisation gap.
+    """Draw a panel for each metric with one row per task, the best test score on top.
+
+    The line from the test to the training score of a task is its generalisation gap.
 
     Args:
-        columns: Those of `per_task.csv`.
-        method: The name of the method, for the title.
+        columns: Columns of `per_task.csv` by name.
+        method: Name of the method, for the title.
 
     Returns:
-        The picture; None without tasks.
+        The figure; None without tasks.
     """
     metrics = list(dict.fromkeys(columns["metric"].tolist()))
     if not metrics:
@@ -29,8 +31,8 @@ def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figu
     sizes = [MARGIN + ROW * max(heights(named_rows(len(panel["task"])))[-1] + 1, 6) for panel in panels]
     figure = Figure((WIDTH, sum(sizes)), layout="constrained")
     axes = figure.subplots(len(panels), height_ratios=sizes, squeeze=False)[:, 0]
-    for panel, metric, where in zip(panels, metrics, axes, strict=True):
-        _draw(where, panel, str(metric))
+    for panel, metric, panel_axes in zip(panels, metrics, axes, strict=True):
+        _draw(panel_axes, panel, str(metric))
     tasks = len(columns["task"])
     figure.suptitle(About(method).title(f"{tasks} task{'s' if tasks > 1 else ''} (number of training examples)"))
     axes[0].legend(frameon=False, loc="best", fontsize=8)
@@ -38,7 +40,13 @@ def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figu
 
 
 def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
-    """The rows of the tasks that share a metric."""
+    """Draw the rows of the tasks with the same metric.
+
+    Args:
+        axes: Axes of the panel.
+        columns: Columns of `per_task.csv` for these tasks.
+        metric: Name of the metric.
+    """
     scale = scale_of(metric)
     scores = {stage: scale * np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
     better = columns.get("better", np.array([]))
@@ -47,13 +55,14 @@ def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
     low, named = -1.0 if metric == "r2" else 0.0, named_rows(len(order))
     rows = heights(named)
 
+    # +∞ is not drawn; scores below `low`, including −∞, are drawn at it.
     def shown(values: np.ndarray) -> np.ndarray:
         return np.maximum(np.where(values == np.inf, np.nan, values)[order], low)
 
     axes.hlines(rows, shown(scores["test"]), shown(scores["train"]), color="0.75", lw=1, zorder=1)
     marks = [("training", "train", "|", "0.4"), ("validation", "val", "o", "white"), ("test", "test", "o", "k")]
     for label, stage, marker, face in marks:
-        for large in (True, False):  # thin rows have small marks
+        for large in (True, False):  # thin rows have small markers
             if (here := named == large).any():
                 style = {"mfc": face, "mec": "k", "ms": 5 if large else 2.5, "mew": 0.8 if large else 0.5, "zorder": 2}
                 axes.plot(shown(scores[stage])[here], rows[here], marker, label=label if large else None, **style)  # type: ignore[arg-type]

@@ -1,15 +1,15 @@
-"""Rows of a picture of named tasks: of many tasks the best and the worst have a name, the others are thin."""
+"""Rows in figures of named tasks: with many tasks, only the best and the worst have a name, and the others are thin."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.axes import Axes
 
-NAMED, THIN = 40, 0.25  # rows with names in a picture of more tasks, and the height of the others
+NAMED, THIN = 40, 0.25  # number of rows with a name if there are many tasks, and relative height of the other rows
 
 
 def named_rows(tasks: int) -> np.ndarray:
-    """Which of T sorted rows have a name, `(T,)`: of many tasks the first and the last."""
+    """Return which of T sorted rows have a name, `(T,)` bool: all, or with many tasks the first and the last ones."""
     named = np.ones(tasks, dtype=bool)
     if tasks > NAMED + 20:
         named[NAMED // 2 : -NAMED // 2] = False
@@ -17,22 +17,26 @@ def named_rows(tasks: int) -> np.ndarray:
 
 
 def heights(named: np.ndarray) -> np.ndarray:
-    """The heights at which rows are drawn, `(T,)`; those without a name are thin."""
+    """Return the heights at which rows are drawn, `(T,)`; rows without a name are thin.
+
+    Args:
+        named: Which rows have a name, `(T,)` bool.
+    """
     steps = np.where(named | np.roll(named, 1), 1.0, THIN)
     return np.asarray(steps.cumsum() - 1)
 
 
 def name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str], file: str) -> None:
-    """Write the names beside their rows.
+    """Label the rows that have a name.
 
     Args:
-        axes: Where to.
-        rows: Heights `(T,)`.
-        named: Which of them have a name, `(T,)`.
-        names: T names.
-        file: The table that has the names of the others.
+        axes: Axes of the panel.
+        rows: Heights of the rows, `(T,)`.
+        named: Which rows have a name, `(T,)` bool.
+        names: Names of all T tasks, in the order of the rows.
+        file: Name of the table with the names of the other tasks.
     """
-    ticks, labels = list(rows[named]), [name for name, shown in zip(names, named, strict=True) if shown]
+    ticks, labels = list(rows[named]), [name for name, has_name in zip(names, named, strict=True) if has_name]
     if not named.all():
         ticks.append(float(rows[~named].mean()))
         labels.append(f"{(~named).sum()} more,\nby name in\n{file}")

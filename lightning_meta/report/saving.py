@@ -1,4 +1,4 @@
-"""How a picture is written: whole or not at all."""
+"""Atomic writing of figures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ DPI = 150
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a picture beside its target, then rename it: a process that is killed leaves no half of one.
+    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure.
 
     Args:
-        figure: The picture.
-        file: Where to, in the format of its suffix; the folder is made where it is missing.
+        figure: The figure.
+        file: File to write, in the format of its suffix; its folder is created if it does not exist.
     """
     with replacing(file, "wb") as out:
         figure.savefig(out, format=file.suffix.removeprefix(".").lower(), dpi=DPI)

@@ -1,4 +1,4 @@
-"""A score against the number of examples and of classes, as a table and a picture."""
+"""The score against the number of support examples and of classes, as a table and a figure."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Point(NamedTuple):
     """The score at one way and shot.
 
     Attributes:
-        ways: N; 0 in regression.
-        shots: K.
-        score: The mean over tasks; an accuracy in [0, 1].
-        interval: The half-width of its 95 % interval.
-        tasks: How many tasks.
+        ways: Number N of classes; 0 in regression.
+        shots: Number K of support examples, per class in classification.
+        score: Mean over tasks; for the accuracy in [0, 1].
+        interval: Half-width of its 95 % interval.
+        tasks: Number of tasks.
     """
 
     ways: int
@@ -42,9 +42,9 @@ def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
     """Write a CSV file with a row for each way and shot.
 
     Args:
-        points: The scores.
-        metric: Which score it is.
-        file: Where to.
+        points: Scores.
+        metric: Name of the score, such as `accuracy`.
+        file: File to write.
     """
     with replacing(file) as out:
         writer = csv.writer(out)
@@ -53,23 +53,23 @@ def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
 
 
 def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:
-    """Draw the score against shot, a line for each way, with 95 % intervals.
+    """Draw the score against the number of shots, a line for each way, with 95 % intervals.
 
     Args:
-        points: The scores; of one number of tasks.
-        metric: Which score it is.
-        left_out: Ways and shots that were not measured, for the title.
-        method: Its name, for the title.
+        points: Scores, all over the same number of tasks.
+        metric: Name of the score, such as `accuracy`.
+        left_out: Ways and shots that could not be measured, for the title.
+        method: Name of the method, for the title.
     """
     figure = Figure((6.0, 4.0), layout="constrained")
     axes = figure.subplots()
     scale = scale_of(metric)
     for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
-        mine = sorted(p for p in points if p.ways == ways)
+        of_way = sorted(p for p in points if p.ways == ways)
         axes.errorbar(
-            [p.shots for p in mine],
-            [scale * p.score for p in mine],
-            [scale * p.interval for p in mine],
+            [p.shots for p in of_way],
+            [scale * p.score for p in of_way],
+            [scale * p.interval for p in of_way],
             ls=line,
             marker=marker,
             color="k",
@@ -78,14 +78,14 @@ def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = 
             label=f"{ways}-way (chance {100 / ways:.0f} %)" if ways else None,
         )
     axes.set_xscale("log")
-    known = sorted({p.shots for p in points})
-    axes.set_xticks(known, [str(k) for k in known])
+    shots = sorted({p.shots for p in points})
+    axes.set_xticks(shots, [str(k) for k in shots])
     axes.minorticks_off()
     per = "of a class " if points and points[0].ways else ""
     axes.set(xlabel=f"support examples {per}(shot)", ylabel=label_of(metric))
     tasks = points[0].tasks if points else 0
     title = About(method).title(f"mean and 95 % interval over {tasks} test tasks each")
-    missing = textwrap.wrap(f"not served: {', '.join(left_out)}", 90) if left_out else []
+    missing = textwrap.wrap(f"left out: {', '.join(left_out)}", 90) if left_out else []
     axes.set_title("\n".join([title, *missing]), fontsize=8)
     if any(p.ways for p in points):
         axes.legend(frameon=False, fontsize=8)

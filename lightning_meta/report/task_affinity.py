@@ -1,4 +1,4 @@
-"""How tasks help each other, as runs have recorded it."""
+"""Recorded affinities between tasks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lightning_meta.run.gradient_table import PAIRS, mean_pairs
 
 
 class TaskAffinity(NamedTuple):
-    r"""What runs of tasks that train together recorded of every two tasks.
+    r"""Mean affinities and gradient cosines of jointly trained tasks.
 
     Attributes:
-        tasks: Their names, T of them.
-        affinity: The mean inter-task affinity $Z_{i \to j}$, `(T, T)` float64, a row for each task that steps; NaN for
-            two tasks that were never in a batch together.
-        cosine: The mean cosine of their gradients, `(T, T)` float64.
+        tasks: Names of the T tasks.
+        affinity: Mean inter-task affinity $Z_{i \to j}$, `(T, T)` float64, with a row for each task i that takes the
+            gradient step; NaN for pairs of tasks that were never in a batch together.
+        cosine: Mean cosine of the gradients of each pair of tasks, `(T, T)` float64.
     """
 
     tasks: tuple[str, ...]
@@ -31,40 +31,40 @@ class TaskAffinity(NamedTuple):
 
 
 def recorded_affinity(runs: str | Path | Sequence[str | Path]) -> TaskAffinity:
-    """Read what `GradientConflict` recorded: the mean over the measurements of a run, then over runs.
+    """Read the records of `GradientConflict`: means over the measurements of each run, then over runs.
 
-    With `task_groups` it says which tasks to train together::
+    With them, `task_groups` proposes which tasks to train together::
 
         recorded = lm.recorded_affinity("runs/ladder_glyphs/multi_head")
         groups = lm.task_groups(recorded.affinity, groups=3).groups
 
     Args:
-        runs: Run directories, such as `runs/multi_head/0`, or folders of them, which stand for all their versions.
+        runs: Run directories, such as `runs/multi_head/0`, or folders with the runs of one method.
 
     Raises:
-        UserError: A run recorded nothing or is damaged, or runs have different tasks.
+        UserError: A run has no records or is damaged, or runs have different tasks.
     """
     paths = [runs] if isinstance(runs, str | Path) else runs
     directories = run_directories(paths)
     if not directories:
         raise UserError("runs: name a run directory, such as runs/multi_head/0")
     names: list[str] = []
-    found = []
+    run_means = []
     for directory in directories:
         if not (directory / PAIRS).is_file():
             raise UserError(
                 f"{directory} has no {PAIRS}; train it with --trainer.callbacks+=lightning_meta.GradientConflict and "
                 "two tasks or more that share parameters"
             )
-        own, means, _ = mean_pairs(directory)
-        names = names or own
-        if sorted(own) != sorted(names):
-            odd = sorted({*own} ^ {*names})[0]
-            raise UserError(f"{directory} and {directories[0]} have different tasks: {odd!r} is in one only")
-        order = [own.index(name) for name in names]
-        found.append(means[:, order][:, :, order])
-    stacked = np.stack(found)
-    known = np.isfinite(stacked)
-    sums, counts = np.where(known, stacked, 0).sum(0), known.sum(0)
+        own_names, means, _ = mean_pairs(directory)
+        names = names or own_names
+        if sorted(own_names) != sorted(names):
+            unshared = sorted({*own_names} ^ {*names})[0]
+            raise UserError(f"{directory} and {directories[0]} have different tasks: {unshared!r} is in one only")
+        order = [own_names.index(name) for name in names]
+        run_means.append(means[:, order][:, :, order])
+    stacked = np.stack(run_means)
+    finite = np.isfinite(stacked)
+    sums, counts = np.where(finite, stacked, 0).sum(0), finite.sum(0)
     cosine, affinity = torch.from_numpy(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0))
     return TaskAffinity(tuple(names), affinity, cosine)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.regression import Regression
@@ -49,3 +50,19 @@ class GaussianRegression(Regression):
         mean, deviation = at_least_float32(outputs).chunk(2, -1)
         means = self._of_mean.readable(mean)
         return torch.cat([means, (deviation * deviation.new_tensor(self._target_scale)).to(means)], -1)
+
+
+def mean_and_deviation(outputs: Tensor, least: float) -> Tensor:
+    r"""Turn the outputs of a network into the mean and the standard deviation of a normal distribution.
+
+    $$(\mu, \rho) \mapsto (\mu, s), \qquad s = s_{\min} + (1 - s_{\min})\, \mathrm{softplus}(\rho)$$
+
+    Args:
+        outputs: μ of all dimensions, then ρ, `(..., 2 * outputs)`.
+        least: s_min, the least standard deviation, in [0, 1).
+
+    Returns:
+        μ of all dimensions, then s, `(..., 2 * outputs)`, float32 or more precise.
+    """
+    mean, rho = at_least_float32(outputs).chunk(2, -1)
+    return torch.cat([mean, least + (1 - least) * functional.softplus(rho)], -1)

@@ -26,7 +26,7 @@ from domain_benchmark.entry import Entry, read_entry
 from domain_benchmark.episodes import episodes_sha256
 from lightning_meta.data.source import Source
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.fitting.evaluation import QUIET
+from lightning_meta.fitting.checks import QUIET
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO
 from lightning_meta.run.memory import keep_freed_memory

@@ -71,7 +71,7 @@ def test_sets_are_the_labels_that_are_probable_enough() -> None:
         score = 1 - p[np.arange(len(p)), labels[there, task].astype(int)]
         expected = 1 - classifier.predict_proba(new)[task] <= kth(score, 0.8) + 1e-6
         assert (sets[task] == expected).all()
-    with pytest.raises(UserError, match=r"y: '7\.0' in column 0 is none of the classes that were learned"):
+    with pytest.raises(UserError, match=r"y: '7\.0' in column 0 is not one of the classes of fit"):
         classifier.calibrate(other, np.where(np.isnan(labels), labels, 7 * (labels > 0)), error=0.2)
     names = np.array(["a", "b", None], dtype=object)[np.nan_to_num(y[:, 1], nan=2).astype(int)]
     alone = lm.estimators.MultiTaskClassifier(**SMALL).fit(x, names).calibrate(x, names)

@@ -195,7 +195,7 @@ def test_calibration_by_further_examples() -> None:
     assert (own.fit(x, y).predict_proba(x) == FewShotClassifier().fit(x, y).predict_proba(x)).all()
     with pytest.raises(lm.UserError, match=r"predict_set: call calibrate\(X, y\) first"):
         own.predict_set(x)
-    with pytest.raises(lm.UserError, match="y: 'e' is none of the classes that were learned"):
+    with pytest.raises(lm.UserError, match="y: 'e' is not one of the classes of fit"):
         own.calibrate(x[:2], ["a", "e"])
 
 

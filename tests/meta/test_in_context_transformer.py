@@ -117,7 +117,7 @@ def test_predictions_of_stored_tasks_are_in_the_units_of_the_targets() -> None:
         (lambda: made(SPECS["classes"], least_deviation=1.0), "least_deviation: "),
         (
             lambda: made(SPECS["classes"]).check_ways(5),
-            "ways: this InContextTransformer reads labels of 3 ways and serves no other, got 5",
+            "ways: this InContextTransformer was trained with 3 ways and supports no other number, got 5",
         ),
     ],
 )

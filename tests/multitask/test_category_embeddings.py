@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from lightning_meta.fitting.importance import permutation_importance
 from lightning_meta.multitask.exported_rows import inputs_of
 from lightning_meta.multitask.table_encoder import TableEncoder
 from lightning_meta.nn import MLP, Frozen, TabularMLP
-from lightning_meta.nn.categories import CategoryEmbedding, embedding_size
+from lightning_meta.nn.categories import CategoryEmbedding, OneHot, embedding_size
 from lightning_meta.sources import Table
 from lightning_meta.sources.table_rows import columns_in, rows_of
 from tests import methods
@@ -215,7 +215,9 @@ def test_it_trains_in_bf16(precision: Any) -> None:
 
 def test_codes_that_16_bits_do_not_tell_apart_are_refused() -> None:
     network = TabularMLP((4,), columns=[0, 259])
-    with pytest.raises(UserError, match=r"bfloat16 tell 256 codes .* has 259; use precision 32-true or bf16-mixed"):
+    with pytest.raises(
+        UserError, match=r"bfloat16 can represent 256 codes .* has 259; use precision 32"
+    ):
         network.bfloat16()(torch.zeros(2, 2, dtype=torch.bfloat16))
     exact = torch.arange(257).to(torch.bfloat16).long()
     assert torch.equal(exact, torch.arange(257))
@@ -243,9 +245,9 @@ def test_a_column_is_permuted_as_a_whole() -> None:
     assert again["floor"] != 0.0
 
 
-def test_what_would_take_codes_for_numbers_is_refused() -> None:
+def test_a_network_that_would_treat_codes_as_numbers_is_refused() -> None:
     data = data_of()
-    with pytest.raises(UserError, match=r"backbone: MLP would take .*TabularMLP, .* categories: one_hot"):
+    with pytest.raises(UserError, match=r"backbone: MLP would treat .*TabularMLP, .* categories: one_hot"):
         trained(lambda **options: lm.MultiHead(MLP(4, (8,)), **options), data)
     film = partial(lm.Conditioned, enters="film", at=(0,))
     with pytest.raises(UserError, match=r"at: z cannot enter codes of categories by film.* at 1 or later"):
@@ -275,6 +277,34 @@ def test_it_starts_from_the_backbone_of_a_run_and_stays_so_where_it_is_frozen() 
         assert all(torch.equal(weight, expected[name]) for name, weight in found.state_dict().items())
         assert all(p.requires_grad != frozen for p in found.parameters())
         assert sum(p.numel() for p in made.parameters() if p.requires_grad) > 0
+
+
+class OwnNetwork(nn.Module):
+    """A network of a user's, which makes its layers once it knows its columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: tuple[int, ...] | None = None
+        self.layers = nn.Sequential()
+
+    def take_columns(self, columns: Sequence[int]) -> None:
+        if self.columns is None:
+            self.columns, flat = tuple(columns), OneHot(columns)
+            self.layers = nn.Sequential(flat, nn.Linear(flat.out_features, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.layers(x))
+
+
+@pytest.mark.filterwarnings("ignore:Found .* in eval mode")
+def test_a_network_of_a_users_starts_from_a_run_once_it_has_layers() -> None:
+    first = trained(lambda **options: lm.MultiHead(OwnNetwork(), **options), data_of())
+    first.trainer.save_checkpoint("own.ckpt")
+    made = lm.MultiHead(OwnNetwork(), backbone_weights="own.ckpt", optimizer=partial(torch.optim.SGD, lr=0.0))
+    trainer(1, limit_val_batches=0).fit(made, datamodule=data_of())
+    expected = first.backbone.state_dict()
+    assert len(expected) == 2
+    assert all(torch.equal(weight, expected[name]) for name, weight in made.backbone.state_dict().items())
 
 
 def test_a_table_with_other_texts_is_refused() -> None:

@@ -123,7 +123,7 @@ def test_rows_of_a_task_keep_to_it(tmp_path: Path) -> None:
 def test_data_of_another_table_are_refused(tmp_path: Path) -> None:
     module, data = made(tmp_path, **TWO)
     other = lm.MultiTaskDataModule(Table(tmp_path / "t.csv", {"y": "regression", "z": "binary"}, ["a"]), seed=0)
-    with pytest.raises(lm.UserError, match="other columns or tasks than those of training"):
+    with pytest.raises(lm.UserError, match="other columns or tasks than in training"):
         lm.permutation_importance(module, other)
     with pytest.raises(lm.UserError, match="not divided or scaled as in training"):
         lm.permutation_importance(module, made(tmp_path, **TWO, seed=7)[1])

@@ -1,4 +1,4 @@
-"""The transfer report as pictures."""
+"""The figures of the transfer report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer,
 from lightning_meta.report.transfer.text import printable, unit
 
 ROW, PANEL, NAMES = 0.2, 3.2, 2.4  # inches
-# Verdicts differ in shape, filling and grey, so that no colour is needed to tell them.
+# Verdicts differ in shape, fill and grey level, so that they can be distinguished without colour.
 MARKERS: dict[Verdict, tuple[str, str, str]] = {
     "helped": ("^", "black", "black"),
     "hurt": ("v", "black", "black"),
@@ -31,28 +31,28 @@ SHAPES = "sD^vP*X<>"
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_forest(report: TransferReport, file: Path) -> None:
-    """Draw Δ of every task with its 95 % interval, a panel a method; the mark is the verdict.
+    """Draw Δ of every task with its 95 % interval, in a panel for each method; the marker shows the verdict.
 
-    Tasks of different metrics stand in panels of their own, below each other.
+    If tasks have different metrics, there is a row of panels for each metric.
 
     Args:
         report: The comparison.
-        file: Where to.
+        file: File to write, in the format of its suffix.
     """
     methods, metrics = report.methods, _metrics(report)
     blocks = [_sorted_tasks(report, metric) for metric in metrics]
     named = [named_rows(len(order)) for order in blocks]
-    rows = [heights(shown) for shown in named]
+    rows = [heights(has_name) for has_name in named]
     sizes = [ROW * max(float(r[-1]) + 1, 4) + 0.5 for r in rows]
     figure = Figure((NAMES + PANEL * len(methods), 1.3 + sum(sizes)), layout="constrained")
     panels = figure.subplots(len(blocks), len(methods), sharex="row", sharey="row", squeeze=False, height_ratios=sizes)
-    for line, metric, order, shown, at in zip(panels, metrics, blocks, named, rows, strict=True):
-        for panel, method in zip(line, methods, strict=True):
-            _draw_method(panel, method, order, at, shown, scale_of(metric))
+    for panel_row, metric, order, has_name, row_heights in zip(panels, metrics, blocks, named, rows, strict=True):
+        for panel, method in zip(panel_row, methods, strict=True):
+            _draw_method(panel, method, order, row_heights, has_name, scale_of(metric))
         names = [_label(methods[0].tasks[i].task) for i in order]
-        name_rows(line[0], at, shown, names, "transfer.csv")
+        name_rows(panel_row[0], row_heights, has_name, names, "transfer.csv")
         if len(metrics) > 1:
-            for panel in line:
+            for panel in panel_row:
                 panel.set_xlabel(f"Δ, {unit({metric})}", fontsize=8, parse_math=False)
     for panel, method in zip(panels[0], methods, strict=True):
         panel.set_title(printable(method.method), parse_math=False, fontsize=10)
@@ -61,11 +61,11 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     how = "lines: 95 % intervals of each task alone\nmarks: verdicts, corrected for the number of tasks"
     count = len(methods[0].tasks)
     figure.supxlabel(f"{what}, {count} task{'s' if count > 1 else ''}\n{how}", fontsize=9, parse_math=False)
-    given = {task.verdict for method in methods for task in method.tasks}
+    verdicts = {task.verdict for method in methods for task in method.tasks}
     handles = [
         panels[0, 0].plot([], [], marker, mfc=fill, mec=edge, color=edge, ls="-", label=verdict, ms=5)[0]
         for verdict, (marker, fill, edge) in MARKERS.items()
-        if verdict in given
+        if verdict in verdicts
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, file)
@@ -73,11 +73,11 @@ def draw_forest(report: TransferReport, file: Path) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
-    """Draw the gap train − validation of every task against its number of training examples, a panel a metric.
+    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric.
 
     Args:
         report: The comparison.
-        file: Where to.
+        file: File to write, in the format of its suffix.
     """
     metrics = _metrics(report)
     figure = Figure((6.4, 4.4 * len(metrics)), layout="constrained")
@@ -90,7 +90,7 @@ def draw_gap(report: TransferReport, file: Path) -> None:
 
 
 def _draw_gaps(axes: Axes, report: TransferReport, metric: str) -> list[Line2D]:
-    """The gaps of the tasks that share a metric, by method."""
+    """Draw the gaps of the tasks that have a metric, and return the markers of the baseline and of each method."""
     chosen, scale = _of_metric(report, metric), scale_of(metric)
     first = [report.methods[0].tasks[i] for i in chosen]
     examples = np.array([t.train_examples for t in first])
@@ -114,17 +114,17 @@ def _draw_gaps(axes: Axes, report: TransferReport, metric: str) -> list[Line2D]:
 
 
 def _metrics(report: TransferReport) -> list[str]:
-    """The metrics of the tasks, each once."""
+    """The metrics of the tasks without duplicates."""
     return list(dict.fromkeys(t.metric for t in report.methods[0].tasks))
 
 
 def _of_metric(report: TransferReport, metric: str) -> list[int]:
-    """The numbers of the tasks that have a metric."""
+    """The indices of the tasks that have a metric."""
     return [i for i, t in enumerate(report.methods[0].tasks) if t.metric == metric]
 
 
 def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
-    """The tasks of a metric, the largest mean Δ first, those without one before them."""
+    """The indices of the tasks of a metric, sorted by mean Δ over methods, largest first; tasks without Δ precede."""
     chosen = np.array(_of_metric(report, metric))
     mean = np.array([[method.tasks[i].delta for i in chosen] for method in report.methods]).mean(0)
     order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")[::-1]
@@ -134,6 +134,16 @@ def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
 def _draw_method(
     axes: Axes, method: MethodTransfer, order: list[int], rows: np.ndarray, named: np.ndarray, factor: float
 ) -> None:
+    """Draw the tasks of a method.
+
+    Args:
+        axes: Axes of the panel.
+        method: The method.
+        order: Indices of the tasks, from the first row on.
+        rows: Heights of the rows, `(len(order),)`.
+        named: Which rows have a name, `(len(order),)` bool; the others are thin.
+        factor: Factor by which Δ is drawn, 100 for accuracy.
+    """
     axes.axvline(0, color="0.2", lw=1, zorder=0.9)
     for y, large, i in zip(rows, named, order, strict=True):
         task: TaskTransfer = method.tasks[i]

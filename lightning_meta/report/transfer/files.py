@@ -1,4 +1,4 @@
-"""The transfer report as CSV and JSON."""
+"""Write the transfer report as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ METHOD_COLUMNS = (
 
 
 def write_csv(report: TransferReport, file: Path) -> None:
-    """Write one row for each method and task; what is unknown is empty.
+    """Write a CSV file with one row for each method and task; unknown values are empty.
 
     Args:
         report: The comparison.
-        file: Where to.
+        file: File to write.
     """
     with replacing(file) as stream:
         writer = csv.writer(stream)
@@ -43,18 +43,18 @@ def write_csv(report: TransferReport, file: Path) -> None:
 
 
 def method_row(method: MethodTransfer) -> dict[str, Any]:
-    """A method's figures over all tasks by the names in `METHOD_COLUMNS`."""
+    """The results of a method over all tasks, by the names in `METHOD_COLUMNS`."""
     row = asdict(method)
     row |= {f"{name}_{key}": value for name in NESTED for key, value in row[name].items()}
     return {name: row[name] for name in METHOD_COLUMNS} | {"dominating": ", ".join(method.dominating)}
 
 
 def write_json(report: TransferReport, file: Path) -> None:
-    """Write everything, and by what rules it was found; what is unknown is null.
+    """Write the whole report and the rules of its statistics as JSON; unknown values are null.
 
     Args:
         report: The comparison.
-        file: Where to.
+        file: File to write.
     """
     content = {
         "sign": "higher is better",
@@ -69,6 +69,7 @@ def write_json(report: TransferReport, file: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """Convert tuples to lists and numbers that are not finite to None, which JSON can represent."""
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Runs that may be compared: grouped into methods, paired with the baseline by seed, on the same data."""
+"""Group runs by method, and check that they can be paired with the baseline: same seeds and same data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
 
 MODE = "checkpoint.mode"
-# What the methods of a fair comparison have in common, by its place in `config.yaml`.
+# Options that the methods of a fair comparison have in common, as paths in `config.yaml`.
 COMMON = (
     "data",
     "checkpoint.monitor",
@@ -31,16 +31,16 @@ COMMON = (
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
 )
-NAMED_DIFFERENCES = 5  # of one place
+NAMED_DIFFERENCES = 5  # maximum number of differences listed for one of these options
 
 
 @dataclass(frozen=True)
 class Method:
-    """The runs of one method, one a seed.
+    """The runs of one method, one for each seed.
 
     Attributes:
-        name: That of the folder of its versions.
-        runs: In the order of their seeds.
+        name: Name of the folder of the runs; with its parent folder if several methods have the same name.
+        runs: Runs in the order of their seeds.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Method:
         return tuple(run.seed for run in self.runs)
 
     def scores(self, task: str) -> np.ndarray:
-        """What each test example adds to a task's metric, `(S, n)`."""
+        """The contribution of each test example to the metric of a task, `(S, n)`."""
         return np.stack([run.tasks[task].scores for run in self.runs])
 
     def per_seed(self, tasks: Sequence[str], field: str) -> np.ndarray:
@@ -60,7 +60,7 @@ class Method:
         return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in self.runs])
 
     def converged(self, task: str) -> bool | None:
-        """Whether a task's best validation came before the last in every seed; None where a run does not say."""
+        """Whether a task's best validation came before the last one in every seed; None if a run does not record it."""
         if self.is_fitted:
             return True
         left = np.array([run.last_step - run.tasks[task].best_step for run in self.runs])
@@ -68,7 +68,7 @@ class Method:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether this is a linear model, which is solved for its optimum and not trained in steps."""
+        """Whether this is a linear model, whose optimum is computed directly instead of by training steps."""
         return all(run.solved for run in self.runs)
 
     def mean(self, task: str, field: str) -> float:
@@ -77,16 +77,20 @@ class Method:
 
 
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:
-    """The class of each test example, `(n,)`; each its own, and so no interval, where a metric's parts are not known.
+    """The class of each test example of a task, `(n,)`.
+
+    A torchmetrics class that is undefined without some of the examples gives no contributions of examples. In that case
+    each example is its own class, so that the task has no interval.
 
     Args:
-        methods: Those that are compared.
-        task: Its name.
+        methods: Methods that are compared.
+        task: Name of the task.
 
     Returns:
-        None for a metric that is a mean over examples.
+        The classes; None for a metric that is a mean over examples.
     """
     results = [run.tasks[task] for method in methods for run in method.runs]
+    # Without contributions all scores equal the metric, see `metrics.values_of_class`.
     if results[0].metric not in NAMED and any((r.scores == r.scores[0]).all() for r in results):
         return np.arange(len(results[0].ids))
     return results[0].classes
@@ -96,29 +100,30 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
     """Read runs, and check that they can be compared.
 
     Args:
-        runs: Run directories or folders of versions; those of the baseline among them are left out, so that a pattern
-            may name all.
-        baseline: Those of the method to compare with.
+        runs: Run directories, or folders with the runs of one method. Runs of the baseline among them are left out, so
+            that a pattern may match all runs.
+        baseline: Run directories of the method to compare with, or their folder.
 
     Returns:
-        The baseline, and the methods in the order given.
+        The baseline, and the other methods in the given order.
 
     Raises:
-        UserError: The runs differ in tasks, data, test examples or seeds, a seed stands twice, or a run cannot be read.
+        UserError: The runs differ in tasks, data, test examples or seeds, two runs of a method have the same seed or
+            different options, or a run cannot be read.
     """
-    of_baseline = run_directories(baseline)
-    known = {run.resolve() for run in of_baseline}
-    others = [run for run in run_directories(runs) if run.resolve() not in known]
+    baseline_runs = run_directories(baseline)
+    resolved = {run.resolve() for run in baseline_runs}
+    others = [run for run in run_directories(runs) if run.resolve() not in resolved]
     if not others:
         raise UserError(
-            "there is nothing to compare: every run is one of the baseline's; name others before --baseline"
+            "there is nothing to compare: all runs belong to the baseline; name other runs before --baseline"
         )
-    against = _methods(of_baseline)
-    if len(against) > 1:
-        raise UserError(f"--baseline: expected the runs of one method, got {', '.join(m.name for m in against)}")
-    methods = _methods([*of_baseline, *others])
-    first = next(m for m in methods if m.runs[0].directory.resolve() in known)
-    if {run.directory.resolve() for run in first.runs} != known:
+    baselines = _methods(baseline_runs)
+    if len(baselines) > 1:
+        raise UserError(f"--baseline: expected the runs of one method, got {', '.join(m.name for m in baselines)}")
+    methods = _methods([*baseline_runs, *others])
+    first = next(m for m in methods if m.runs[0].directory.resolve() in resolved)
+    if {run.directory.resolve() for run in first.runs} != resolved:
         raise UserError(f"--baseline: name all runs of {first.name}, or leave the others out of the comparison")
     methods.remove(first)
     for method in methods:
@@ -133,12 +138,15 @@ def match(runs: Sequence[str | Path], baseline: Sequence[str | Path]) -> tuple[M
 
 
 def differences_in_common(baseline: Method, methods: Iterable[Method], tuned: Collection[str] = ()) -> list[str]:
-    """What a fair comparison would share and these methods do not, one line each.
+    """Describe each option of `COMMON`, and the number of training steps, in which methods differ from the baseline.
 
     Args:
-        baseline: The method to compare with.
+        baseline: Method to compare with.
         methods: The other methods.
-        tuned: Options that were tuned for each method, such as `model.optimizer.lr`, which are left out.
+        tuned: Options that were tuned for each method, such as `model.optimizer.lr`; they are left out.
+
+    Returns:
+        Lines, one for each difference.
     """
     lines = []
     tuned_places = tuple(map(_as_option, tuned))
@@ -147,12 +155,12 @@ def differences_in_common(baseline: Method, methods: Iterable[Method], tuned: Co
         fitted = method.is_fitted or baseline.is_fitted
         for place in COMMON:
             a, b = ((_mode(config) if place == MODE else _at(config, place)) for config in (ours, theirs))
-            if place.startswith("model.") and fitted:  # it has no backbone and no optimiser
+            if place.startswith("model.") and fitted:  # a linear model has no backbone and no optimizer
                 continue
             untuned = (d for d in _differing(a, b, place) if not _as_option(d[0]).startswith(tuned_places))
             for where, left, right in islice(untuned, NAMED_DIFFERENCES):
                 lines.append(f"{method.name} and {baseline.name} differ in {where}: {_short(left)} and {_short(right)}")
-        steps = [np.mean([run.last_step for run in of.runs]) for of in (method, baseline)]
+        steps = [np.mean([run.last_step for run in each.runs]) for each in (method, baseline)]
         if np.isfinite(steps).all() and steps[0] != steps[1] and not fitted:
             lines.append(
                 f"{method.name} and {baseline.name} differ in the training steps that were made, on average "
@@ -162,6 +170,7 @@ def differences_in_common(baseline: Method, methods: Iterable[Method], tuned: Co
 
 
 def _methods(directories: Sequence[Path]) -> list[Method]:
+    """Read runs and group them by their folder; the runs of a method have different seeds and the same model."""
     groups: dict[Path, list[Run]] = {}
     for directory in directories:
         groups.setdefault(directory.resolve().parent, []).append(read_run(directory))
@@ -174,23 +183,24 @@ def _methods(directories: Sequence[Path]) -> list[Method]:
             if a.seed == b.seed:
                 raise UserError(
                     f"{a.directory} and {b.directory} have the same seed, {a.seed}; leave one "
-                    "out, or give variants names of their own with fit --name"
+                    "out, or give variants different names with fit --name"
                 )
         for run in ordered[1:]:
             for where, a, b in _differing(run.config.get("model"), ordered[0].config.get("model"), "model"):
                 raise UserError(
                     f"{run.directory} and {ordered[0].directory} are runs of {name} that differ in {where}: "
-                    f"{_short(a)} and {_short(b)}; one method has one configuration, give them names of their own"
+                    f"{_short(a)} and {_short(b)}; a method has a single configuration, give variants different names"
                 )
         methods.append(Method(name, tuple(ordered)))
     return methods
 
 
 def _check_same_data(run: Run, first: Run) -> None:
+    """Refuse a run with other tasks, data, test examples, metrics or training examples than the first run."""
     if set(run.tasks) != set(first.tasks):
-        odd = sorted(set(run.tasks) ^ set(first.tasks))
+        unshared = sorted(set(run.tasks) ^ set(first.tasks))
         raise UserError(
-            f"{run.directory} and {first.directory} have different tasks: {odd[0]!r} is in one only "
+            f"{run.directory} and {first.directory} have different tasks: {unshared[0]!r} is in one only "
             f"({len(run.tasks)} and {len(first.tasks)} tasks)"
         )
     if run.fingerprint != first.fingerprint:
@@ -217,20 +227,21 @@ def _check_same_data(run: Run, first: Run) -> None:
 
 
 def _at(config: dict[str, Any], place: str) -> Any:
-    found: Any = config
+    """The value at a path with dots in a configuration; None if it has none."""
+    value: Any = config
     for key in place.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _mode(config: dict[str, Any]) -> Any:
-    """What the run selected by: as its name says, where the configuration leaves it open."""
-    given = _at(config, MODE)
-    return known_mode(str(_at(config, "checkpoint.monitor"))) if given is None else given
+    """The selection mode of a run, "max" or "min"; if the configuration has none, it follows from the metric's name."""
+    mode = _at(config, MODE)
+    return known_mode(str(_at(config, "checkpoint.monitor"))) if mode is None else mode
 
 
 def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
-    """The places at which two configurations differ, with what stands there."""
+    """Yield the path of each option in which two configurations differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(k for k in b if k not in a)]:
             yield from _differing(a.get(key), b.get(key), f"{place}.{key}")
@@ -239,7 +250,7 @@ def _differing(a: Any, b: Any, place: str) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _as_option(place: str) -> str:
-    """The short option of a place, with a dot at its end."""
+    """The name of an option without `init_args`, with a dot at the end, so that a prefix matches whole names."""
     return f"{place.replace('.init_args.', '.')}."
 
 

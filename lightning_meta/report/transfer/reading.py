@@ -1,4 +1,4 @@
-"""Multi-task run directories, read and distrusted."""
+"""Read multi-task run directories, and refuse damaged or contradictory files."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from lightning_meta.run.tables import numbers_of, read_table
 
 COLUMNS = ("metric", "train_examples", "test_examples", "train", "val", "test", "train_loss")
 OPTIONAL = ("joint", "gradient_share", "constant", "best_step")
-MEANS = ("accuracy", "log_loss", "r2", "mae", "rmse")  # over examples, or the root of one
+MEANS = ("accuracy", "log_loss", "r2", "mae", "rmse")  # metrics that are a mean over examples, or the root of one
 SHARE_NOTHING = ("lightning_meta.Independent",)
 ARRAYS = {"names": "U", "task": "i", "id": "i", "score": "f", "output": "f", "target": "f"}
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """One task in one run.
+    """The results of one task in one run.
 
     Attributes:
-        metric: What the task is selected and compared by.
-        better: Whether a "higher" or a "lower" value of it is better.
-        train_examples: How many it was trained on.
-        train: The metric at the selected checkpoint, on a fixed subset of the training data.
-        val: The metric in validation.
-        test: The metric in testing.
-        train_loss: The loss where `train` was measured.
-        joint: The test metric where all tasks share one selected epoch; NaN where the run selects so anyway.
-        gradient_share: The task's share of the gradient on shared parameters; NaN where it was not recorded.
-        constant: The test metric of the best prediction that ignores the input; NaN where it was not recorded.
-        best_step: The training step of its best validation; NaN where it was not recorded.
-        ids: `(n,)` numbers of the test examples, ascending.
-        scores: `(n,)`, what each example adds to the metric; the mean is `test`.
-        targets: `(n, d)`.
-        outputs: How many numbers a network predicts for one example.
+        metric: Name of the metric by which the task is selected and compared.
+        better: Whether a "higher" or a "lower" value of the metric is better.
+        train_examples: Number of training examples.
+        train: Metric at the selected checkpoint, on a fixed subset of the training data.
+        val: Validation metric.
+        test: Test metric.
+        train_loss: Loss on the same subset and at the same checkpoint as `train`.
+        joint: Test metric with one selected epoch for all tasks; NaN if the run always selects so.
+        gradient_share: Share of the task in the gradient of the shared parameters; NaN if it was not recorded.
+        constant: Test metric of the best prediction that ignores the input; NaN if it was not recorded.
+        best_step: Training step of the task's best validation; NaN if it was not recorded.
+        ids: Numbers of the test examples, `(n,)`, ascending.
+        scores: Contribution of each test example to the metric, `(n,)`; their mean is `test`.
+        targets: Targets of the test examples, `(n, d)`.
+        outputs: Number of network outputs for one example.
     """
 
     metric: str
@@ -65,12 +65,12 @@ class TaskResult:
 
     @property
     def classes(self) -> np.ndarray | None:
-        """`(n,)` the class of each test example, see `classes_of`; None for means, which treat all alike."""
+        """The class of each test example, `(n,)`, see `classes_of`; None for metrics in `MEANS`."""
         return None if self.metric in MEANS else classes_of(self.targets, self.outputs)
 
     @property
     def sign(self) -> int:
-        """1 where a higher value is better, else −1."""
+        """1 if a higher value of the metric is better, else −1."""
         return 1 if self.better == "higher" else -1
 
 
@@ -79,14 +79,14 @@ class Run:
     """A finished multi-task run.
 
     Attributes:
-        directory: Where it was read from.
-        seed: Its `seed_everything`.
-        fingerprint: The hash of its data; None where the data has none.
-        config: The content of `config.yaml`.
+        directory: The run directory.
+        seed: Seed of the run, its `seed_everything`.
+        fingerprint: Hash of the data; None if the data has none.
+        config: Content of `config.yaml`.
         shares: Whether tasks share parameters.
-        solved: Whether the model is solved for its optimum, and not trained in steps.
-        last_step: The training steps done at the last validation; NaN where `metrics.csv` does not say.
-        tasks: By name, in order.
+        solved: Whether the optimum of the model is computed directly instead of by training steps.
+        last_step: Number of training steps before the last validation; NaN if `metrics.csv` does not record it.
+        tasks: Results by name of the task, in order.
     """
 
     directory: Path
@@ -100,16 +100,16 @@ class Run:
 
 
 def run_directories(paths: Sequence[str | Path]) -> list[Path]:
-    """The run directories that paths name, each once.
+    """Find the run directories that paths name, each once.
 
     Args:
-        paths: Run directories, or folders of versions, which stand for all of them. A version that stopped before its
-            first checkpoint is passed over.
+        paths: Run directories, or folders with the runs of one method. In such a folder, runs that stopped before their
+            first checkpoint are skipped.
 
     Raises:
-        UserError: A path names no run.
+        UserError: A path does not name a run.
     """
-    found: dict[Path, Path] = {}
+    directories: dict[Path, Path] = {}
     for path in map(Path, paths):
         versions = sorted((d for d in path.glob("*") if is_number(d.name)), key=lambda d: int(d.name))
         if not path.is_dir():
@@ -122,8 +122,8 @@ def run_directories(paths: Sequence[str | Path]) -> list[Path]:
             begun = [path]
         else:
             raise UserError(f"{path} is neither a run directory, such as runs/multi_head/0, nor a folder of them")
-        found |= {run.resolve(): run for run in begun}
-    return list(found.values())
+        directories |= {run.resolve(): run for run in begun}
+    return list(directories.values())
 
 
 def read_run(directory: Path) -> Run:
@@ -133,7 +133,7 @@ def read_run(directory: Path) -> Run:
         directory: The run directory.
 
     Raises:
-        UserError: It is not finished, not multi-task, damaged, or its files contradict each other.
+        UserError: The run is not finished, not a multi-task run, or damaged, or its files contradict each other.
     """
     results = read_results(directory)
     rows = _rows(directory / "per_task.csv")
@@ -144,7 +144,7 @@ def read_run(directory: Path) -> Run:
     tasks = {name: _task(directory, name, rows[name], arrays, names.index(name)) for name in rows}
     seed, fingerprint = results.get("seed"), results.get("data_fingerprint")
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise UserError(f"{directory / 'results.json'}: seed is a whole number, got {seed!r}")
+        raise UserError(f"{directory / 'results.json'}: the seed must be a whole number, got {seed!r}")
     shared = results.get("shared_parameters")  # earlier versions did not record it
     shares = shared > 0 if isinstance(shared, int) else results.get("model") not in SHARE_NOTHING
     last_step = _last_validation(directory / "metrics.csv")
@@ -162,11 +162,12 @@ def read_run(directory: Path) -> Run:
 
 
 def _last_validation(file: Path) -> float:
+    """The number of training steps before the last validation in `metrics.csv`; NaN if there is none."""
     if not file.is_file():
         return math.nan
     header, rows = read_table(file, ["step"])
-    of_validation = [i for i, name in enumerate(header) if name.startswith("val/")]
-    steps = [row[header.index("step")] for row in rows if any(row[i] for i in of_validation)]
+    val_columns = [i for i, name in enumerate(header) if name.startswith("val/")]
+    steps = [row[header.index("step")] for row in rows if any(row[i] for i in val_columns)]
     return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan  # the first step is number 0
 
 
@@ -186,58 +187,71 @@ def read_results(directory: Path) -> dict[str, Any]:
             "leave it out"
         )
     try:
-        found = json.loads(read_text(file))
+        results = json.loads(read_text(file))
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{file} is damaged: {_brief(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged: it holds no table of results")
-    return found
+    if not isinstance(results, dict):
+        raise UserError(f"{file} is damaged: it is not a JSON object")
+    return results
 
 
 def _rows(file: Path) -> dict[str, dict[str, str]]:
+    """Read `per_task.csv`: the cells by column, by name of the task."""
     if not file.exists():
-        raise UserError(f"{file.parent} is no multi-task run: it has no per_task.csv")
+        raise UserError(f"{file.parent} is not a multi-task run: it has no per_task.csv")
     header, lines = read_table(file)
     if missing := [c for c in ("task", *COLUMNS) if c not in header]:
         raise UserError(
-            f"{file.parent} is no multi-task run: its per_task.csv has no column {missing[0]!r}, "
+            f"{file.parent} is not a multi-task run: its per_task.csv has no column {missing[0]!r}, "
             f"only {', '.join(name[:40] for name in header[:6]) or 'nothing'}"
         )
     table = [dict(zip(header, line, strict=True)) for line in lines]
     names = [row["task"] for row in table]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"{file} is damaged: it needs one whole row for each task, and at least one")
+        raise UserError(f"{file} is damaged: it must have one complete row for each task, and at least one task")
     return {row["task"]: row for row in table}
 
 
 def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Read `predictions.npz`, and check the types and shapes of its arrays."""
     try:
         arrays = read_arrays(file, ARRAYS)
     except FileNotFoundError as error:
-        raise UserError(f"{file.parent} is no multi-task run: it has no predictions.npz") from error
+        raise UserError(f"{file.parent} is not a multi-task run: it has no predictions.npz") from error
     except KeyError as error:
         raise UserError(
-            f"{file.parent} is no multi-task run: its predictions.npz has no array {error.args[0]!r} "
+            f"{file.parent} is not a multi-task run: its predictions.npz has no array {error.args[0]!r} "
             f"(its model is {results.get('model')})"
         ) from error
     for name, kind in ARRAYS.items():
         if arrays[name].dtype.kind != kind:
-            raise UserError(f"{file} is damaged: {name} is of type {arrays[name].dtype}")
+            raise UserError(f"{file} is damaged: array {name!r} has the wrong type {arrays[name].dtype}")
     n, tasks = len(arrays["task"]) if arrays["task"].ndim else 0, arrays["task"]
     flat = all(arrays[k].shape == (n,) for k in ("task", "id", "score")) and arrays["names"].ndim == 1
     if not flat or any(arrays[k].ndim != 2 or len(arrays[k]) != n for k in ("output", "target")):
-        raise UserError(f"{file} is damaged: its arrays are of different lengths")
+        raise UserError(f"{file} is damaged: its arrays have the wrong shapes or different lengths")
     if n and not 0 <= tasks.min() <= tasks.max() < len(arrays["names"]):
-        raise UserError(f"{file} is damaged: a row is of task {tasks.max()}, and there are {len(arrays['names'])}")
+        raise UserError(
+            f"{file} is damaged: a row has the task number {tasks.max()}, but there are {len(arrays['names'])} tasks"
+        )
     return arrays
 
 
 def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int) -> TaskResult:
-    mine = np.flatnonzero(arrays["task"] == number)
-    mine = mine[np.argsort(arrays["id"][mine], kind="stable")]
-    ids, scores = arrays["id"][mine], arrays["score"][mine]
+    """Combine a row of `per_task.csv` with the predictions for its task.
+
+    Args:
+        directory: The run directory.
+        name: Name of the task.
+        row: Cells of its row by column.
+        arrays: Arrays of `predictions.npz`.
+        number: Number of the task in `arrays`.
+    """
+    own = np.flatnonzero(arrays["task"] == number)
+    own = own[np.argsort(arrays["id"][own], kind="stable")]
+    ids, scores = arrays["id"][own], arrays["score"][own]
     if not len(ids) or (np.diff(ids) == 0).any():
-        raise UserError(f"{directory}: predictions.npz has each test example once, and task {name!r} has not")
+        raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
     try:
         numbers = {k: float(row[k]) if row[k] else math.nan for k in COLUMNS if k != "metric"}
         numbers |= {k: float(row.get(k) or "nan") for k in OPTIONAL}
@@ -252,23 +266,25 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
         )
     better = row.get("better") or "higher"  # earlier versions had no other metrics
     if better not in ("higher", "lower"):
-        raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: better is higher or lower, got {better[:40]!r}")
-    outputs = int((~np.isnan(arrays["output"][mine]).all(0)).sum())  # narrower rows end in NaN
+        raise UserError(
+            f"{directory / 'per_task.csv'}, task {name!r}: expected higher or lower as better, got {better[:40]!r}"
+        )
+    outputs = int((~np.isnan(arrays["output"][own]).all(0)).sum())  # narrower rows are padded with NaN
     rest: dict[str, Any] = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
-    targets = arrays["target"][mine]
+    targets = arrays["target"][own]
     return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=targets, outputs=outputs)
 
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        found = read_yaml(file)
+        config = read_yaml(file)
     except FileNotFoundError as error:
         raise UserError(f"{file.parent} has no config.yaml; the run is damaged") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} is damaged: {_brief(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged: it holds no configuration")
-    return found
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is damaged: it has no configuration")
+    return config
 
 
 def _brief(error: BaseException) -> str:

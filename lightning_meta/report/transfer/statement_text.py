@@ -1,4 +1,4 @@
-"""The two statements over all tasks as people read them."""
+"""The two statements over all tasks as text."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lightning_meta.report.transfer.text import change_text, printable
 
 
 def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
-    """A heading, one line for the trained models and one for the method.
+    """Return a heading, a line for the trained models and a line for the method.
 
     Args:
-        method: What was found.
-        baseline: The name of what it is compared with.
+        method: Results of the method.
+        baseline: Name of the baseline.
     """
     metrics, errors = {t.metric for t in method.tasks}, any(t.better == "lower" for t in method.tasks)
     metric = metrics.pop() if len(metrics) == 1 and not errors else ""
@@ -27,37 +27,40 @@ def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
 
 
 def _of_models(method: MethodTransfer, metric: str) -> str:
-    found = method.for_models
-    if not found.tasks:
+    models = method.for_models
+    if not models.tasks:
         return "no task can be compared."
-    equal = found.tasks - found.better - found.worse
-    counts = f"better in {found.better} of {found.tasks} tasks, worse in {found.worse}"
+    equal = models.tasks - models.better - models.worse
+    counts = f"better in {models.better} of {models.tasks} tasks, worse in {models.worse}"
     counts += f", equal in {equal}" if equal else ""
-    mean = f"mean Δ {_amount(metric, found.mean)}"
-    if not math.isfinite(found.low):
-        why = "one task has no interval" if found.tasks == 1 else "tasks do not differ, so that there is no interval"
+    mean = f"mean Δ {_amount(metric, models.mean)}"
+    if not math.isfinite(models.low):
+        why = "one task has no interval" if models.tasks == 1 else "tasks do not differ, so that there is no interval"
         return f"{counts}; {mean}; {why}."
-    said = "not shown to differ"
-    if found.low > 0 or found.high < 0:
-        said = "better over the tasks" if found.low > 0 else "worse over the tasks"
-    interval = f"95 % interval over tasks {_interval(metric, found.low, found.high)}"
-    return f"{said}: {counts}; {mean}, {interval}. {_smallest(metric, found.smallest)}"
+    verdict = "not shown to differ"
+    if models.low > 0 or models.high < 0:
+        verdict = "better over the tasks" if models.low > 0 else "worse over the tasks"
+    interval = f"95 % interval over tasks {_interval(metric, models.low, models.high)}"
+    return f"{verdict}: {counts}; {mean}, {interval}. {_smallest(metric, models.smallest)}"
 
 
 def _of_method(method: MethodTransfer, metric: str) -> str:
-    found = method.for_method
-    missing = SEEDS_FOR_VERDICTS - found.seeds
+    over_seeds = method.for_method
+    missing = SEEDS_FOR_VERDICTS - over_seeds.seeds
     needed = f"a verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more"
-    if found.seeds == 1:
+    if over_seeds.seeds == 1:
         return f"one seed says nothing about other seeds; {needed}."
-    over = f"{found.seeds} seeds"
-    if not math.isfinite(found.low):
+    seeds = f"{over_seeds.seeds} seeds"
+    if not math.isfinite(over_seeds.low):
         more = f"; {needed}." if missing > 0 else "."
-        return f"seeds do not differ: mean Δ {_amount(metric, found.mean)}, and {over} have no interval{more}"
-    said = f"mean Δ {_amount(metric, found.mean)}, 95 % interval over {over} {_interval(metric, found.low, found.high)}"
+        return f"seeds do not differ: mean Δ {_amount(metric, over_seeds.mean)}, and {seeds} have no interval{more}"
+    estimate = (
+        f"mean Δ {_amount(metric, over_seeds.mean)}, 95 % interval over {seeds} "
+        f"{_interval(metric, over_seeds.low, over_seeds.high)}"
+    )
     if missing > 0:
-        return f"no verdict ({needed}): {said}."
-    return f"{found.verdict}: {said}. {_smallest(metric, found.smallest)}"
+        return f"no verdict ({needed}): {estimate}."
+    return f"{over_seeds.verdict}: {estimate}. {_smallest(metric, over_seeds.smallest)}"
 
 
 def _amount(metric: str, value: float) -> str:

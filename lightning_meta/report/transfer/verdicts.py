@@ -12,22 +12,22 @@ from scipy.special import stdtrit
 from lightning_meta.report.transfer.intervals import holm
 from lightning_meta.report.transfer.statements import LEVEL, ForTheMethod, smallest_shown
 
-VERDICTS = {"helps": "better", "hurts": "worse"}  # a method that is weighed against a baseline that shares, too
+VERDICTS = {"helps": "better", "hurts": "worse"}  # the baseline may share parameters as well
 
 
 @dataclass(frozen=True)
 class MethodVerdict:
-    """What stands for a method over its seeds, in a family of methods.
+    """The difference between one of several methods and the baseline, over seeds.
 
     Attributes:
-        mean: The mean over seeds of each seed's mean Δ over tasks; above 0 is an improvement.
-        low: The lower end of its 95 % interval over seeds, of this method alone; NaN where there is none.
-        high: The upper end.
-        p_holm: The p-value of no difference, corrected for the number of methods; NaN where there is none.
-        smallest: The difference that would have been shown in 4 of 5 cases, at the level of the first step of Holm's
-            procedure; NaN below three seeds.
-        verdict: "better" or "worse" where `p_holm` is below 5 %, from three seeds on; else "no difference shown", "too
-            few seeds" or "seeds do not differ".
+        mean: Mean over seeds of each seed's mean Δ over tasks; above 0 is an improvement.
+        low: Lower end of its 95 % interval over seeds, without correction; NaN if there is no interval.
+        high: Upper end of the interval.
+        p_holm: p-value of no difference, corrected for the number of methods; NaN if there is no interval.
+        smallest: Smallest true difference that would be shown with a probability of 80 %, at the level of the first
+            step of Holm's procedure; NaN below three seeds, or if seeds do not differ.
+        verdict: "better" or "worse" if `p_holm` is below 5 %, from three seeds on; else "no difference shown", "too few
+            seeds" or "seeds do not differ".
     """
 
     mean: float
@@ -39,23 +39,31 @@ class MethodVerdict:
 
 
 def method_verdicts(methods: Mapping[str, ForTheMethod]) -> dict[str, MethodVerdict]:
-    """A verdict for each method; where none differs from the baseline, one of them is false in at most 5 % of cases.
+    """Give a verdict for each method, corrected for their number.
+
+    If no method differs from the baseline, the probability that any is called better or worse is at most 5 %.
 
     Args:
-        methods: What stands over seeds, by the name of each method that is compared with the baseline.
+        methods: Statement over seeds by name of the method.
+
+    Returns:
+        Verdicts by name of the method.
     """
-    p = np.array([of.p for of in methods.values()], dtype=float)
+    p = np.array([statement.p for statement in methods.values()], dtype=float)
     tested = np.isfinite(p)
     corrected = np.full(len(p), np.nan)
     corrected[tested] = holm(p[tested])
-    alpha = (1 - LEVEL) / max(int(tested.sum()), 1)
-    return {name: _verdict(of, float(p), alpha) for (name, of), p in zip(methods.items(), corrected, strict=True)}
+    alpha = (1 - LEVEL) / max(int(tested.sum()), 1)  # the level of Holm's first step, for the smallest p-value
+    return {name: _verdict(one, float(p), alpha) for (name, one), p in zip(methods.items(), corrected, strict=True)}
 
 
-def _verdict(of: ForTheMethod, p_holm: float, alpha: float) -> MethodVerdict:
-    smallest, verdict = math.nan, of.verdict
+def _verdict(statement: ForTheMethod, p_holm: float, alpha: float) -> MethodVerdict:
+    smallest, verdict = math.nan, statement.verdict
     if verdict not in ("too few seeds", "seeds do not differ"):
-        error = (of.high - of.low) / 2 / float(stdtrit(of.seeds - 1, (1 + LEVEL) / 2))
-        smallest = smallest_shown(error, of.seeds - 1, alpha)
-        verdict = "no difference shown" if p_holm >= 1 - LEVEL else "helps" if of.mean > 0 else "hurts"
-    return MethodVerdict(of.mean, of.low, of.high, p_holm, smallest, VERDICTS.get(verdict, verdict))
+        # The standard error, from the half-width of the t interval.
+        error = (statement.high - statement.low) / 2 / float(stdtrit(statement.seeds - 1, (1 + LEVEL) / 2))
+        smallest = smallest_shown(error, statement.seeds - 1, alpha)
+        verdict = "no difference shown" if p_holm >= 1 - LEVEL else "helps" if statement.mean > 0 else "hurts"
+    return MethodVerdict(
+        statement.mean, statement.low, statement.high, p_holm, smallest, VERDICTS.get(verdict, verdict)
+    )

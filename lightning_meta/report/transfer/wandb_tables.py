@@ -1,4 +1,4 @@
-"""The transfer report as tables and pictures of a Weights & Biases run."""
+"""Log the transfer report to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lightning_meta.report.transfer.results import TransferReport
 
 
 def log_report(report: TransferReport, folder: Path, project: str) -> None:
-    """Log the report as a run of its own; without a network under `WANDB_MODE=offline`.
+    """Log the tables and figures of the report as a separate W&B run; offline with `WANDB_MODE=offline`.
 
     Args:
         report: The comparison.
-        folder: Where its pictures are, and where the run's own files go.
-        project: The W&B project.
+        folder: Folder that has `forest.png` and `gap.png`, and to which wandb writes its files.
+        project: Name of the W&B project.
 
     Raises:
-        UserError: wandb is not installed, or refuses.
+        UserError: wandb is not installed, or reports an error.
     """
     try:
         import wandb

@@ -1,4 +1,4 @@
-"""A folder that holds the whole transfer report."""
+"""Write the transfer report to a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def write_report(report: TransferReport, folder: str | Path) -> Path:
 
     Args:
         report: The comparison.
-        folder: Where to; made where it is missing.
+        folder: Folder to write to; created if it does not exist.
 
     Returns:
         The folder.

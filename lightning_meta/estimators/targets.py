@@ -1,0 +1,48 @@
+"""Targets of the estimators as arrays, and which of them are missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_meta.errors import UserError
+from lightning_meta.estimators.needed import check_array
+
+
+def numbers_of(y: Any) -> NDArray[np.float64]:
+    """Real targets, NaN where missing."""
+    options = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
+    numbers: NDArray[np.float64] = check_array(y, **options)
+    return numbers
+
+
+def labels_of(y: Any) -> NDArray[Any]:
+    """Labels of any kind, some of which may be missing."""
+    options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
+    labels: NDArray[Any] = check_array(y, **options)
+    return labels
+
+
+def labelled_rows(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the mask of the labels that are not None, NaN, or the missing value of pandas."""
+    if column.dtype.kind == "f":
+        if np.isinf(column).any():
+            raise UserError("y: labels are finite, these hold infinity")
+        there: NDArray[np.bool_] = ~np.isnan(column)
+        return there
+    if column.dtype.kind != "O":
+        return np.ones(len(column), np.bool_)
+    return np.array([not _is_missing(value) for value in column], np.bool_)
+
+
+def _is_missing(value: Any) -> bool:
+    return (
+        value is None or type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and value != value)
+    )
+
+
+def plain(labels: NDArray[Any]) -> NDArray[Any]:
+    """Convert an array of Python objects to the dtype of the labels."""
+    return np.array(labels.tolist()) if labels.dtype == object else labels
