@@ -10,8 +10,7 @@ from jsonargparse import ArgumentParser
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
-from lightning_meta.report.transfer.wandb_tables import log_report
-from lightning_meta.report.transfer.writing import FILES
+from lightning_meta.report.transfer.writing import FILES, log_report
 
 
 def compare(args: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.report.curves import compare_training
+from lightning_meta.report.figures import compare_training
 
 
 def curves(args: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_meta.report.saving import save_figure
+from lightning_meta.report.drawing import save_figure
 
 SOURCES = Path(__file__).parents[2] / "lightning_meta"
 
