@@ -40,7 +40,7 @@ class PlainParser(argparse.ArgumentParser):
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:
     """Names of all options of a parser, for suggestions."""
-    return list(parser.get_defaults() if isinstance(parser, ArgumentParser) else vars(parser.parse_args([])))
+    return list(parser.get_defaults().keys() if isinstance(parser, ArgumentParser) else vars(parser.parse_args([])))
 
 
 def add_overwrite(parser: ArgumentParser) -> None:

@@ -215,7 +215,9 @@ def test_it_trains_in_bf16(precision: Any) -> None:
 
 def test_codes_that_16_bits_do_not_tell_apart_are_refused() -> None:
     network = TabularMLP((4,), columns=[0, 259])
-    with pytest.raises(UserError, match=r"bfloat16 can represent 256 codes .* has 259; use precision 32"):
+    with pytest.raises(
+        UserError, match=r"bfloat16 can represent 256 codes .* has 259; use precision 32"
+    ):
         network.bfloat16()(torch.zeros(2, 2, dtype=torch.bfloat16))
     exact = torch.arange(257).to(torch.bfloat16).long()
     assert torch.equal(exact, torch.arange(257))
