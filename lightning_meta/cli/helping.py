@@ -83,7 +83,10 @@ class Parser(LightningArgumentParser):
         return parsed
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
-        """Read a configuration; names of earlier versions are replaced."""
+        """Read a configuration; names of earlier versions are replaced.
+
+        A loader, the public way, would read every single value as well.
+        """
         return super()._load_config_parser_mode(renamed(content), *args, **options)
 
 
