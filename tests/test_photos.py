@@ -107,7 +107,7 @@ def test_eight_classes_of_five_photographs_by_the_pretrained_network(capsys: pyt
 
 SMALL = {
     "classes": (4, 5, [], "2 classes each for train, val and test are 6, but FOLDER has 4 class folders; add some\n"),
-    "two classes": (2, 5, [], "found 2 class folders, but train, val and test need one each at least"),
+    "two classes": (2, 5, [], "found 2 class folders, but train, val and test need at least one each"),
     "images": (
         6,
         4,

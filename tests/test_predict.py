@@ -174,7 +174,7 @@ BAD_TABLES = {
     "semicolons": (lambda text: text.replace(",", ";"), "no column 'file', only comment;label;file"),
     "no rows": (lambda text: f"{text.splitlines()[0]}\n", "the table has no rows"),
     "a missing file": (lambda text: text + "\nno,top,t9.png", "row 7 is 't9.png': expected an image below flat"),
-    "a file twice": (lambda text: text + "\nno,left,./t1.png", "row 7 is './t1.png': row 2 names this file already"),
+    "a file twice": (lambda text: text + "\nno,left,./t1.png", "row 7 is './t1.png': row 2 already names this file"),
     "a long name": (lambda text: text + f"\nno,top,{'9' * 400}.png", ".png': expected an image below flat"),
     "no name": (lambda text: text + "\nno,left,", "row 7 is None: expected an image below flat"),
     "outside": (lambda text: text + "\nno,left,../flat/t1.png", "'../flat/t1.png': expected an image below flat"),
@@ -183,9 +183,12 @@ BAD_TABLES = {
     "a null label": (lambda text: text.replace("top,t1", "NA,t1"), "row 2 is None: expected a label; empty, NA"),
     "without a row": (
         lambda text: text.replace("\nno,top,t1.png", ""),
-        "1 images of flat are in no row, the first: fl",
+        "1 images of flat have no row, the first: fl",
     ),
-    "one label": (lambda text: text.replace("left", "top").replace("right", "top"), "every label is 'top'; two"),
+    "one label": (
+        lambda text: text.replace("left", "top").replace("right", "top"),
+        "every label is 'top'; at least two",
+    ),
     "a zero byte": (lambda text: text.replace("t1.png", "t\0.png"), "expected an image below flat"),
 }
 

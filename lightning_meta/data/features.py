@@ -1,4 +1,4 @@
-"""Stored images as the features that a frozen backbone makes of them: computed once, then memory-mapped."""
+"""Cache of the features of stored images from a frozen backbone: computed once, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -24,47 +24,54 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.nn.frozen import FeatureExtractor, frozen_part
 
-FORMAT = 1  # part of every key: raise it when the layout of the files changes
-BATCH = 64  # images that are run at once
-PROBED = 8  # images that are run again when a file is read
-TOLERANCE = 1e-2  # of the norm of their features: rounding of bf16 is 4e-3
+FORMAT = 1  # part of every key; increase it when the layout of the files changes
+BATCH = 64  # number of images per forward pass
+PROBED = 8  # number of images whose features are recomputed to check a file
+TOLERANCE = 1e-2  # largest difference, relative to the norm of their features; rounding of bf16 is 4e-3
 
 _log = logging.getLogger(__name__)
 
 
 def backbone_of_features(trainer: Trainer | None, input_shape: tuple[int, ...]) -> FeatureExtractor | None:
-    """The frozen backbone whose features a meta-learner can be given in place of its images; None where it cannot."""
+    """Return the frozen backbone of a meta-learner, if features can replace its images; otherwise None.
+
+    Args:
+        trainer: Trainer of the meta-learner.
+        input_shape: Shape of a stored image.
+    """
     module: Any = None if trainer is None else trainer.lightning_module
     if module is None or not hasattr(module, "episodes") or getattr(module, "needs_images", False):
         return None
     part = frozen_part(module.backbone)
-    known = part is not None and part.passes is not None and module.spec.input_shape == input_shape
-    return part if known else None
+    replaceable = part is not None and part.passes is not None and module.spec.input_shape == input_shape
+    return part if replaceable else None
 
 
 Kept = dict[str, tuple[Path, tuple[int, ...], Tensor]]
-"""By examples: the file that was read last, what told it from an earlier one of its name, and its features."""
+"""By the identity of examples: the file read last, its version (inode, time and size), and its features."""
 
 
 def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str, kept: Kept) -> Pool:
-    """The features of a pool's examples as a pool, from the cache; computed first by one process of each machine.
+    """Return the features of a pool's examples as a pool, from the cache.
 
-    The file is named by all that decides what is in it: the examples, the backbone's weights and how it was made, the
-    precision and the kind of device. What no name says, such as the code of the backbone, is found out by running a few
-    images again.
+    If they are not in the cache, one process of each machine computes them first. The name of the file is a hash of
+    everything known to determine its content: the examples, the weights and the configuration of the backbone, the
+    precision and the kind of device. Other causes of different features, such as a change in the code of the backbone,
+    are detected by recomputing the features of a few images.
 
     Args:
-        trainer: Its module is on its device.
-        backbone: The frozen part of the module's backbone.
-        pool: Images.
-        examples: What identifies them, such as the hash of a data set and the split; "" where it is not known.
-        kept: What was read before, so that a file is read and checked once; it is added to.
+        trainer: Trainer whose module is on its device.
+        backbone: Frozen part of the module's backbone.
+        pool: Pool of images.
+        examples: Identity of the examples, such as the hash of a data set and the split; "" if it is not known, in
+            which case the images are hashed.
+        kept: Features read before, so that each file is read and checked only once; the result is added to it.
 
     Returns:
-        A pool of `(n, F)`, with the same classes.
+        A pool of features `(n, F)`, with the same classes.
 
     Raises:
-        UserError: The cache folder cannot be written.
+        UserError: The cache folder cannot be written, or a written file cannot be read back.
     """
     key = _key(trainer, backbone, pool, examples or hashlib.sha256(bytes_of(pool.x)).hexdigest())
     path = cache_folder() / "features" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
@@ -72,34 +79,35 @@ def feature_pool(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examp
     if trainer.local_rank == 0:
         features = _read_once(path, examples, kept)
         if features is not None and not _probe(trainer, backbone, pool, features):
-            _log.warning("the cached features in %s are not those of this backbone any more; they are made again", path)
+            _log.warning("the cached features in %s no longer match this backbone; they are recomputed", path)
             features = None
         if features is None:
             computed = _computed(trainer, backbone, pool, path)
             with replacing(path) as temporary:
                 sha = hashlib.sha256(bytes_of(computed)).hexdigest()
                 save_file({"features": computed}, temporary, metadata={"key": key, "sha256": sha})
-    trainer.strategy.barrier("features")  # of all machines, each of which has its own cache or shares one
+    trainer.strategy.barrier("features")  # waits for all machines, which have separate caches or share one
     features = _read_once(path, examples, kept)
     if features is None:
-        raise UserError(f"{path}: cannot be read back after it was written; is the disk sound?")
+        raise UserError(f"{path}: cannot be read back after it was written; check the disk for errors")
     names, times = tuple(pool.class_names(range(pool.num_classes))), pool.rotations
-    return Pool(features, pool.sizes.repeat(times), names, pool.groups * times, y=pool.y)  # no task is turned
+    # Rotated classes become separate classes of the pool, as features cannot be rotated when tasks are drawn.
+    return Pool(features, pool.sizes.repeat(times), names, pool.groups * times, y=pool.y)
 
 
 def _computed(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, path: Path) -> Tensor:
     began, count = time.monotonic(), pool.rotations * len(pool.x)
     batches = torch.arange(count).split(BATCH)
-    shown = progress(batches, f"features of {count:,} images", total=len(batches))
-    features = torch.cat([_run(trainer, backbone, pool, rows) for rows in shown])
+    batches_shown = progress(batches, f"features of {count:,} images", total=len(batches))
+    features = torch.cat([_run(trainer, backbone, pool, rows) for rows in batches_shown])
     seconds = time.monotonic() - began
-    _log.info("features of %s images took %.0f s, and are kept in %s", f"{count:,}", seconds, path)
+    _log.info("features of %s images took %.0f s, and are stored in %s", f"{count:,}", seconds, path)
     return features
 
 
 @torch.no_grad()
 def _run(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, rows: Tensor) -> Tensor:
-    """The features of images by number; those of each further quarter-turn follow those of the one before."""
+    """Compute the features of images by number; number `r * n + i` is image i of n, rotated by 90 r degrees."""
     images = pool.examples(rows)
     module: Any = trainer.lightning_module
     with trainer.precision_plugin.forward_context(), module.exact_arithmetic():
@@ -108,7 +116,7 @@ def _run(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, rows: Tensor)
 
 
 def _probe(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, features: Tensor) -> bool:
-    """Whether a few images, taken from all over the pool, have the features that are stored."""
+    """Whether a few images, spread evenly over the pool, have the stored features."""
     count = pool.rotations * len(pool.x)
     if len(features) != count:
         return False
@@ -133,15 +141,15 @@ def _key(trainer: Trainer, backbone: FeatureExtractor, pool: Pool, examples: str
 
 
 def _read_once(path: Path, examples: str, kept: Kept) -> Tensor | None:
-    """As `_read`, unless the very file was read before."""
+    """Return the features of a file like `_read`, without reading it again if it is unchanged."""
     try:
-        found = path.stat()
+        state = path.stat()
     except FileNotFoundError:
         return None
-    version = found.st_ino, found.st_mtime_ns, found.st_size
-    known = kept.get(examples)
-    if known is not None and known[:2] == (path, version):
-        return known[2]
+    version = state.st_ino, state.st_mtime_ns, state.st_size
+    previous = kept.get(examples)
+    if previous is not None and previous[:2] == (path, version):
+        return previous[2]
     features = _read(path)
     if features is not None:
         kept[examples] = path, version, features
@@ -149,7 +157,7 @@ def _read_once(path: Path, examples: str, kept: Kept) -> Tensor | None:
 
 
 def _read(path: Path) -> Tensor | None:
-    """The features, memory-mapped; None where there is no file, or a damaged one."""
+    """Return the features in a file, memory-mapped; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             features: Tensor = file.get_tensor("features")
@@ -157,9 +165,9 @@ def _read(path: Path) -> Tensor | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # a damaged file can break any step of the above
-        _log.warning("the cache file %s is damaged (%s) and is made again", path, error)
+        _log.warning("the cache file %s is damaged (%s) and is recomputed", path, error)
         return None
     if hashlib.sha256(bytes_of(features)).hexdigest() != expected:
-        _log.warning("the cache file %s is damaged (its content differs from its hash) and is made again", path)
+        _log.warning("the cache file %s is damaged (its content differs from its hash) and is recomputed", path)
         return None
     return features

@@ -1,7 +1,7 @@
-"""Finds the official file of a data set, or downloads it, and has its content verified.
+"""Finding or downloading the official file of a data set, and verifying its content.
 
-A file is verified by what it decodes to (counts and a hash in canonical order), not by the hash of its bytes,
-so an archive that was packed anew passes and a damaged one does not.
+A file is verified by its decoded content (counts, and a hash in canonical order), not by the hash of its bytes, so that
+an archive that was repacked passes and a damaged one does not.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from lightning_meta.errors import UserError
 
 T = TypeVar("T")
 
-RETRIES = 3  # after the first attempt; pooch waits 1, 2, 3 seconds in between
+RETRIES = 3  # retries after the first attempt; pooch waits 1, 2 and 3 seconds in between
 
-# All that reading a truncated or altered archive may raise.
+# Exceptions that reading a truncated or altered archive may raise.
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -35,26 +35,26 @@ _DAMAGED = (
     lzma.LZMAError,
     EOFError,
     OSError,
-    NotImplementedError,  # zipfile: a compression method or encryption it does not know
-    RuntimeError,  # zipfile: a member that asks for a password; tarfile: links in a circle
-    KeyError,  # tarfile: a link to nowhere
-    ValueError,  # tarfile: a header of no numbers
+    NotImplementedError,  # zipfile: an unknown compression method or encryption
+    RuntimeError,  # zipfile: a member with a password; tarfile: circular links
+    KeyError,  # tarfile: a link without a target
+    ValueError,  # tarfile: a header without numbers
     MemoryError,
     pickle.UnpicklingError,
 )
 
 
 class WrongContentError(Exception):
-    """A file can be read, but does not hold what it should: the message says what is wrong."""
+    """A file can be read, but its content is wrong; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class OfficialFile:
-    """A file as its authors publish it.
+    """A file published by the authors of a data set.
 
     Attributes:
-        path: Where it lies below `$LIGHTNING_META_DATA`, and below the folder of downloads.
-        url: Where its authors publish it.
+        path: Path below `$LIGHTNING_META_DATA`, and below the folder of downloads.
+        url: URL at which the authors publish the file.
     """
 
     path: str
@@ -62,67 +62,75 @@ class OfficialFile:
 
 
 class Limited:
-    """A decompressed stream that ends in an error, and not in a full memory, where it is longer than expected.
+    """A decompressed stream with a size limit, so that a small file cannot expand until it exhausts the memory.
 
     Args:
-        stream: To read from.
-        most: How many bytes it may hold.
+        stream: Stream to read from.
+        most: Largest number of bytes it may unpack to.
     """
 
     def __init__(self, stream: gzip.GzipFile, most: int) -> None:
         self._stream, self._most = stream, most
 
     def read(self, size: int = -1) -> bytes:
-        """As of a file."""
+        """Read up to `size` bytes, or all that are left if it is negative.
+
+        Raises:
+            WrongContentError: The stream is already at the limit.
+        """
         left = self._most - self._stream.tell()
         if left <= 0 and size:
             raise WrongContentError(f"it unpacks to more than {self._most:,} bytes")
         return self._stream.read(left if size < 0 else min(size, left))
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """As of a file; not beyond the limit, since to seek is to unpack."""
+        """Move to a position from the start; decompressed streams seek by unpacking, so it must be within the limit.
+
+        Raises:
+            WrongContentError: The position is beyond the limit, or is not relative to the start.
+        """
         if whence or offset > self._most:
             raise WrongContentError(f"it unpacks to more than {self._most:,} bytes")
         return self._stream.seek(offset)
 
     def tell(self) -> int:
-        """As of a file."""
+        """Return the position in the unpacked stream."""
         return self._stream.tell()
 
 
 def data_folder() -> Path | None:
-    """`$LIGHTNING_META_DATA`, the user's folder of data sets, or None where it is not set.
+    """Return `$LIGHTNING_META_DATA`, the user's folder of data sets, or None if it is not set.
 
     Raises:
-        UserError: It is set to something that is not a folder.
+        UserError: The variable is set to something that is not a folder.
     """
-    given = os.environ.get("LIGHTNING_META_DATA")
-    if not given:
+    value = os.environ.get("LIGHTNING_META_DATA")
+    if not value:
         return None
-    folder = Path(given).expanduser()
+    folder = Path(value).expanduser()
     if not folder.is_dir():
-        raise UserError(f"LIGHTNING_META_DATA={given}: there is no such folder; mend or unset the variable")
+        raise UserError(f"LIGHTNING_META_DATA={value}: there is no such folder; correct or unset the variable")
     return folder
 
 
 def read_official(file: OfficialFile, read: Callable[[Path], T]) -> T:
-    """Find a file in the data folder or among the downloads, else download it, and read it.
+    """Find a file in the data folder or among the downloads, or otherwise download it, and read it.
 
     Args:
-        file: What to look for.
-        read: Decodes the file at a path and raises `WrongContentError` where it is not what it should be.
+        file: File to look for.
+        read: Function that decodes the file at a path, and raises `WrongContentError` if its content is wrong.
 
     Returns:
-        What `read` returned.
+        Result of `read`.
 
     Raises:
-        UserError: The file is damaged, is another file, or cannot be downloaded. A download that fails the
-            check is removed.
+        UserError: The file is damaged, is another file, or cannot be downloaded. A download that fails the check is
+            removed.
     """
     folder = data_folder()
     if folder is not None and (path := folder / file.path).exists():
-        mend = f"delete it, or put the official file from {file.url} in its place"
-        return _checked(path, str(path), read, mend)
+        fix = f"delete it, or put the official file from {file.url} in its place"
+        return _checked(path, str(path), read, fix)
     path = cache_folder() / "downloads" / file.path
     if path.exists():
         return _read_downloaded(file, path, read)
@@ -132,7 +140,7 @@ def read_official(file: OfficialFile, read: Callable[[Path], T]) -> T:
 
 
 def _read_downloaded(file: OfficialFile, path: Path, read: Callable[[Path], T]) -> T:
-    """Read an earlier download, which passed the check then; remove it where it has been damaged since."""
+    """Read an earlier download; remove it if it has been damaged since it passed the check."""
     try:
         return _checked(path, str(path), read, f"it was removed: run again to download it from {file.url}")
     except UserError:
@@ -140,16 +148,16 @@ def _read_downloaded(file: OfficialFile, path: Path, read: Callable[[Path], T]) 
         raise
 
 
-def _checked(path: Path, shown: str, read: Callable[[Path], T], mend: str) -> T:
-    if not path.is_file():  # to open a pipe is to wait
-        raise UserError(f"{shown}: this is not a regular file; {mend}")
+def _checked(path: Path, shown: str, read: Callable[[Path], T], fix: str) -> T:
+    if not path.is_file():  # opening a named pipe would block
+        raise UserError(f"{shown}: this is not a regular file; {fix}")
     try:
         return read(path)
     except WrongContentError as error:
-        raise UserError(f"{shown}: {error}; {mend}") from error
+        raise UserError(f"{shown}: {error}; {fix}") from error
     except _DAMAGED as error:
         problem = f"the file is damaged, truncated or unreadable ({_line(error)})"
-        raise UserError(f"{shown}: {problem}; {mend}") from error
+        raise UserError(f"{shown}: {problem}; {fix}") from error
 
 
 def _download(file: OfficialFile, target: Path) -> None:
@@ -162,9 +170,9 @@ def _download(file: OfficialFile, target: Path) -> None:
     )
     try:
         downloads.fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=True))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors; ValueError: no such protocol
+    except (OSError, ValueError) as error:  # errors of requests are OSErrors; ValueError means an unknown protocol
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's errors have a number, and `replacing` explains them
+            raise  # an error of the disk, which has an error number and is explained by `replacing`
         raise UserError(
             f"{file.url}: the download failed {RETRIES + 1} times ({_line(error)}); try again, "
             f"or get the file by other means and put it at $LIGHTNING_META_DATA/{file.path}"

@@ -1,4 +1,4 @@
-"""What the sources that read a user's folder of images share: list it, check it, decode it."""
+"""Listing, checking and decoding of image files, shared by the sources that read a user's folder of images."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular
 
 Listing = dict[Split, dict[str, list[Path]]]
-"""The files of each class of each split, in the order of the pool."""
+"""Files of each class by split, in the order of the pool."""
 
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-# Pillow looks at the content, not at the suffix, and some of its other readers start programs.
+# Pillow selects a reader by the content, not the suffix, and some of its other readers start programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 
 class ImageFilesSource(DecodedSource):
-    """Images in files of a folder: a subclass lists which file is of which class and split.
+    """Images in the files of a folder; a subclass lists the files of each class and split.
 
-    Images are turned as their EXIF orientation says, resized to a square without keeping their proportions
-    (Lanczos, antialiased), and an alpha channel is dropped. Symbolic links are followed. The cache is bound
-    to the folder and to the names, sizes and times of its files: a folder that changes is decoded anew.
+    Images are rotated according to their EXIF orientation and resized to a square without keeping their proportions
+    (Lanczos, antialiased), and an alpha channel is dropped. Symbolic links are followed. The key of the cache includes
+    the folder and the names, sizes and modification times of its files: a folder that changes is decoded again.
     """
 
     root: Path
@@ -55,10 +55,14 @@ class ImageFilesSource(DecodedSource):
 
     @abstractmethod
     def _listing(self) -> Listing:
-        """List the files, and complain about what is missing."""
+        """List the files.
+
+        Raises:
+            UserError: Files or folders are missing.
+        """
 
     def example_names(self, split: Split) -> Mapping[str, Sequence[str]]:
-        """By class, the names of its files."""
+        """Return the names of the files of each class."""
         return {name: [file.name for file in files] for name, files in self._listing()[split].items()}
 
     def _key(self) -> str:
@@ -83,14 +87,14 @@ class ImageFilesSource(DecodedSource):
     def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
         before = self._keyed
         pools = {split: self._pool(listing[split], split) for split in SPLITS}
-        if self._key_of(listing) != before:  # what was read now must not be kept for what the files were then
+        if self._key_of(listing) != before:  # the pools must not be cached under the key of the earlier files
             raise UserError(f"{self.root}: files changed while they were read; wait until all are there and run again")
         return pools
 
     def _pool(self, classes: dict[str, list[Path]], split: Split) -> Pool:
         files = [file for of_class in classes.values() for file in of_class]
         x = np.empty((len(files), self.channels, self.image_size, self.image_size), np.uint8)
-        # Pillow releases the GIL, so threads decode in parallel. A bomb's warning is an error in all of them.
+        # Pillow releases the GIL, so threads decode in parallel. Its warning of a decompression bomb becomes an error.
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             decoded = threads.map(lambda file: decode(file, self.image_size, self.channels), files)
@@ -102,19 +106,19 @@ class ImageFilesSource(DecodedSource):
 
 
 def folders_in(root: Path) -> list[Path]:
-    """The folders right in a folder, hidden ones left out, by name; none where there is no such folder."""
+    """Return the folders directly in a folder, without hidden ones, sorted by name; none if `root` does not exist."""
     if not root.is_dir():
         return []
     return sorted(f for f in _entries(root) if f.is_dir())
 
 
 def image_files_in(folder: Path) -> list[Path]:
-    """The files right in a folder that have the suffix of an image, hidden ones left out, by name."""
+    """Return the files directly in a folder that have the suffix of an image, without hidden ones, sorted by name."""
     return sorted(f for f in _entries(folder) if f.suffix.lower() in SUFFIXES and not f.is_dir())
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in a folder, hidden ones left out."""
+    """Return the files and folders in a folder, without hidden ones."""
     try:
         entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
@@ -125,10 +129,10 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def refuse_odd_name(path: Path) -> None:
-    """Refuse a name that no table can hold.
+    """Check that a name can be written into tables, which are in UTF-8.
 
     Raises:
-        UserError: It is not in UTF-8.
+        UserError: The name is not in UTF-8.
     """
     try:
         str(path).encode()
@@ -137,43 +141,60 @@ def refuse_odd_name(path: Path) -> None:
 
 
 def images_of(folder: Path) -> list[Path]:
-    """The images of a class.
+    """Return the image files of a class.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no images.
     """
-    if found := image_files_in(folder):
-        return found
+    if images := image_files_in(folder):
+        return images
     raise UserError(f"{folder}: this class has no images ({', '.join(sorted(SUFFIXES))}); add some or remove it")
 
 
 def refuse_deep(image: Image.Image, where: str) -> None:
-    """Refuse more than 8 bits a channel, which Pillow would clip to white without a word."""
+    """Check that an image has at most 8 bits per channel; Pillow would clip larger values to white silently.
+
+    Args:
+        image: Opened image.
+        where: Name of the image, at the beginning of the message.
+
+    Raises:
+        UserError: The image has more than 8 bits per channel.
+    """
     if image.mode[0] in "IF":
         raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
 
 
 def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray:
-    """One image file as uint8 `(channels, size, size)`, light and dark exchanged where that is asked for.
+    """Decode an image file.
+
+    Args:
+        path: Path of the file.
+        size: Height and width in pixels to which the image is resized.
+        channels: Number of channels: 3 for colour, 1 for grey.
+        invert: Whether to invert brightness.
+
+    Returns:
+        Image `(channels, size, size)`, uint8.
 
     Raises:
-        UserError: The file is empty, truncated, no image, too large to be safe, or has more than 8 bits.
+        UserError: The file is empty, truncated, not an image, too large to be safe, or has over 8 bits per channel.
     """
-    if path.exists() and not path.is_file():  # to read from a pipe is to wait
+    if path.exists() and not path.is_file():  # reading a named pipe would block
         raise UserError(f"{path}: this is not a regular file; remove it")
     try:
         with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             refuse_deep(image, str(path))
             upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
-        if invert:  # before it is resized, as `Omniglot` does it: afterwards some pixels are rounded the other way
+        if invert:  # before resizing, as in `Omniglot`; afterwards some pixels would be rounded differently
             upright = ImageOps.invert(upright)
         resized = upright.resize((size, size), Image.Resampling.LANCZOS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: the image is too large to be safe ({error}); shrink or remove it") from error
     except UserError:
         raise
-    except Exception as error:  # Pillow's readers raise whatever their parts do, as struct.error for a damaged EXIF tag
-        why = str(error) or type(error).__name__
-        what = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({why})"
-        raise UserError(f"{path}: the file {what}; mend or remove it") from error
+    except Exception as error:  # Pillow raises errors of other libraries, such as struct.error for a damaged EXIF tag
+        cause = str(error) or type(error).__name__
+        problem = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({cause})"
+        raise UserError(f"{path}: the file {problem}; repair or remove it") from error
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Where the examples of a list of tasks are looked up: in the pool of a source, or in image files."""
+"""Look-up of the examples of a list of tasks in the pool of a source, or in image files."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 
-DIGITS = 18  # of a number that int64 holds
+DIGITS = 18  # every number with this many digits fits into int64
 
 Find = Callable[[str, str, str], tuple[int, int]]
-"""Where it stands, a class and an example: the number of the class, and of the example within it."""
+"""Function of a position in the list (for messages), a class and an example. It returns the number of the class, and of
+the example within the class."""
 
 
 def in_pool(pool: Pool, names: Mapping[str, Sequence[str]]) -> Find:
-    """Look examples up in a pool.
+    """Return a function that looks up examples in a pool.
 
     Args:
-        pool: The pool.
-        names: By class, the names of its examples in order; by number where there are none.
+        pool: Pool of the source.
+        names: Names of the examples of each class, in order. Examples of a class without names are looked up by number.
 
     Returns:
-        The look-up; it raises a `UserError` for a class or an example that is not there.
+        The function; it raises a `UserError` for a class or an example that does not exist.
     """
     count = len(pool.names)
     numbers = {name: number for number, name in enumerate(pool.class_names(range(pool.num_classes)))}
@@ -39,13 +40,13 @@ def in_pool(pool: Pool, names: Mapping[str, Sequence[str]]) -> Find:
         number = numbers.get(name)
         if number is None:
             close = difflib.get_close_matches(name, numbers, n=1)
-            meant = f"did you mean {close[0]!r}?" if close else f"it has {pool.num_classes}, such as {pool.names[0]!r}"
-            raise UserError(f"{where}: the test split has no class {name!r}; {meant}")
-        base = number % count
-        if (named := members.get(pool.names[base])) is not None:
-            if example not in named:
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {pool.num_classes}, such as {pool.names[0]!r}"
+            raise UserError(f"{where}: the test split has no class {name!r}; {hint}")
+        base = number % count  # the class that is not rotated
+        if (number_of := members.get(pool.names[base])) is not None:
+            if example not in number_of:
                 raise UserError(f"{where}: class {name!r} has no file {example!r}; name one of its {sizes[base]} files")
-            return number, named[example]
+            return number, number_of[example]
         if not (is_number(example) and len(example) <= DIGITS and int(example) < sizes[base]):
             raise UserError(
                 f"{where}: class {name!r} has no example {example!r}; it has {sizes[base]}, numbered 0 to "
@@ -57,45 +58,57 @@ def in_pool(pool: Pool, names: Mapping[str, Sequence[str]]) -> Find:
 
 
 class InFiles:
-    """Image files below a folder; each is read once, however many tasks hold it.
+    """Image files below a folder; each file is read once, even if it occurs in several tasks.
 
     Args:
-        folder: What the files' paths are relative to.
+        folder: Folder to which the paths of the files are relative.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.classes: dict[str, int] = {}
-        self.files: list[dict[str, int]] = []  # by class, the numbers of its files by path
-        self.class_of: dict[str, str] = {}  # by path
+        self.classes: dict[str, int] = {}  # number of each class by its name
+        self.files: list[dict[str, int]] = []  # for each class, the numbers of its files by path
+        self.class_of: dict[str, str] = {}  # name of the class of each file by path
 
     def find(self, where: str, name: str, example: str) -> tuple[int, int]:
-        """Look a file up; its class is a new one where there is none of this name.
+        """Look up a file, and add it and its class if they are new.
+
+        Args:
+            where: Position in the list, for messages.
+            name: Name of the class.
+            example: Path of the file, relative to the folder.
+
+        Returns:
+            Number of the class, and of the file within the class.
 
         Raises:
-            UserError: There is no such file, it lies elsewhere, or another class has it.
+            UserError: The file does not exist, is outside the folder, or is in another class.
         """
         path = PurePosixPath(example)
-        file = str(path)  # ./a.png and a//b.png have other spellings
+        file = str(path)  # normalises the path, such as ./a.png and a//b.png
         number = self.classes.setdefault(name, len(self.classes))
         if number == len(self.files):
             self.files.append({})
         of_class = self.files[number]
         if file not in of_class:
             if path.is_absolute() or ".." in path.parts:
-                raise UserError(f"{where}: {example} leads out of {self.folder}; put the file below it")
+                raise UserError(f"{where}: {example} is outside {self.folder}; put the file below it")
             if not _is_file(self.folder / path):
                 raise UserError(f"{where}: there is no file {self.folder / path}")
             if (other := self.class_of.setdefault(file, name)) != name:
-                raise UserError(f"{where}: {file} is of class {name!r} here and of {other!r} above; give it one class")
+                raise UserError(f"{where}: {file} is of class {name!r} here but {other!r} above; give it one class")
             of_class[file] = len(of_class)
         return number, of_class[file]
 
     def pool(self, input_shape: Sequence[int], invert: bool = False) -> Pool:
-        """The images of all files that were found, as `read_images` decodes them.
+        """Return the images of all files looked up so far, decoded by `read_images`.
+
+        Args:
+            input_shape: Shape of the images, `(channels, size, size)`.
+            invert: Whether to invert brightness.
 
         Raises:
-            UserError: A file is no image, or the shape is not that of square images.
+            UserError: A file is not an image, or the shape is not that of square images.
         """
         files = [self.folder / file for of_class in self.files for file in of_class]
         sizes = torch.tensor([len(of_class) for of_class in self.files])
@@ -104,12 +117,12 @@ class InFiles:
 
     @staticmethod
     def sha256(pool: Pool) -> str:
-        """The sha256 of decoded images."""
+        """Return the SHA-256 of decoded images."""
         return hashlib.sha256(pool.x.numpy().data).hexdigest()
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # too long a name, for one, is that of no file
+    except OSError:  # for example, the name is too long
         return False

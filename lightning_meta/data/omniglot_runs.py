@@ -1,8 +1,8 @@
-"""Omniglot's one-shot classification runs (Lake, Salakhutdinov and Tenenbaum, Science 2015): a folder of tasks.
+"""Omniglot's one-shot classification runs (Lake, Salakhutdinov and Tenenbaum, Science 2015), read as a list of tasks.
 
-Its authors publish 20 runs of 20 characters of one alphabet each, `all_runs.zip` in
-https://github.com/brendenlake/omniglot. Unpacked, `run01/class_labels.txt` pairs each drawing to classify with the one
-drawing of its character: `run01/test/item01.png run01/training/class08.png`.
+The authors publish 20 runs with 20 characters of one alphabet each, as `all_runs.zip` in
+https://github.com/brendenlake/omniglot. In the unpacked folder, `run01/class_labels.txt` pairs each drawing to classify
+with the single training drawing of its character: `run01/test/item01.png run01/training/class08.png`.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from lightning_meta.errors import UserError
 from lightning_meta.reading import open_regular, read_text
 
 LABELS = "class_labels.txt"
-SIDE = 105  # pixels of a drawing
+SIDE = 105  # height and width of a drawing in pixels
 
 
 def read_runs(root: Path) -> tuple[bytes, Iterator[tuple[str, str, str, str, str]]]:
-    """The rows of all runs in a folder, as `task_list.collect` takes them; task t is the run t + 1.
+    """Read the runs in a folder as rows for `task_list.collect`; task t is run t + 1.
 
     Args:
-        root: The folder that holds `run01`, `run02`, ...
+        root: Folder that contains `run01`, `run02`, ...
 
     Returns:
-        The label files of all runs one after the other, for a hash, and the rows.
+        Concatenated label files of all runs, to be hashed, and the rows.
 
     Raises:
-        UserError: There are no runs, or a run is not whole.
+        UserError: There are no runs, or a run is incomplete.
     """
     runs = [folder for folder in folders_in(root) if (folder / LABELS).is_file()]
     if not runs:
         raise UserError(
-            f"{root}: there is no run01/{LABELS} here; name a list of tasks, or the folder that holds the runs of "
+            f"{root}: there is no run01/{LABELS} here; name a list of tasks, or the folder that contains the runs of "
             "Omniglot's one-shot task, run01, run02, ..."
         )
     pairs = [_pairs(run) for run in runs]
@@ -44,7 +44,10 @@ def read_runs(root: Path) -> tuple[bytes, Iterator[tuple[str, str, str, str, str
 
 
 def _pairs(run: Path) -> list[tuple[str, str, str]]:
-    """Where a line stands, its drawing to classify and that of its class, both relative to the folder of runs."""
+    """Read the lines of a run: position for messages, drawing to classify, and the training drawing of its class.
+
+    Paths of drawings are relative to the folder of runs.
+    """
     file = run / LABELS
     try:
         lines = read_text(file).splitlines()
@@ -54,33 +57,33 @@ def _pairs(run: Path) -> list[tuple[str, str, str]]:
     for number, line in enumerate(lines, 1):
         where, names = f"{file}, line {number}", line.split()
         if len(names) != 2:
-            raise UserError(f"{where}: a line names two drawings, of test/ and of training/, and this {len(names)}")
+            raise UserError(f"{where}: expected two drawings, of test/ and of training/, got {len(names)}")
         pairs.append((where, names[0], names[1]))
     for part, named in (("test", [test for _, test, _ in pairs]), ("training", {name for _, _, name in pairs})):
-        there = [f"{run.name}/{part}/{image.name}" for image in _drawings(run / part)]
-        if sorted(named) != there:
-            odd = sorted(set(named) ^ set(there)) or sorted(named)
-            raise UserError(f"{file}: its lines and the {len(there)} images in {run / part} differ, as in {odd[0]}")
+        drawings = [f"{run.name}/{part}/{image.name}" for image in _drawings(run / part)]
+        if sorted(named) != drawings:
+            odd = sorted(set(named) ^ set(drawings)) or sorted(named)  # without a difference, a name is repeated
+            raise UserError(f"{file}: its lines and the {len(drawings)} images in {run / part} differ, as in {odd[0]}")
     return pairs
 
 
 def _drawings(folder: Path) -> list[Path]:
-    """The drawings in a folder of a run, by name.
+    """Return the drawings in a folder of a run, sorted by name.
 
     Raises:
-        UserError: There is no such folder, or a drawing has another size than Omniglot's.
+        UserError: The folder does not exist, or a drawing cannot be read or does not have the size of Omniglot's.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; copy the whole run")
+        raise UserError(f"{folder}: there is no such folder; copy the complete run")
     images = image_files_in(folder)
     for image in images:
         try:
             with open_regular(image) as file, Image.open(file, formats=["PNG"]) as drawing:
                 size = drawing.size
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{image}: this is no readable PNG ({error}); copy it anew") from error
+            raise UserError(f"{image}: this is not a readable PNG ({error}); copy it again") from error
         if size != (SIDE, SIDE):
-            raise UserError(f"{image}: {size[0]}x{size[1]} pixels, and Omniglot's drawings have {SIDE}x{SIDE}")
+            raise UserError(f"{image}: {size[0]}x{size[1]} pixels, but Omniglot's drawings have {SIDE}x{SIDE}")
     return images
 
 

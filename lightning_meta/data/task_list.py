@@ -1,4 +1,4 @@
-"""Lists of fixed tasks, so that several methods and people evaluate on the same ones.
+"""Lists of fixed tasks, so that different methods and people can evaluate on the same tasks.
 
 A list is a CSV file with a row for each example, `task,set,class,example`:
 
@@ -8,10 +8,11 @@ A list is a CSV file with a row for each example, `task,set,class,example`:
     0,query,Greek/alpha,0
     0,query,Greek/beta,7
 
-Tasks are numbered 0, 1, 2, ... in order. `set` is support or query, `class` a class of the source's test split,
-`example` its number within the class, from 0, or the name of its file where the source reads a folder of images. With
-the column `file` in place of `example` images lie in files below the folder of the list, named by their paths from
-there; `class` is then any name. Label n of a task stands for the class whose support examples come n-th.
+Tasks are numbered 0, 1, 2, ... in order. `set` is support or query, `class` is a class of the source's test split, and
+`example` is the number of the example within the class, from 0, or the name of its file if the source reads a folder of
+images. With the column `file` instead of `example`, images are files below the folder of the list, named by their paths
+relative to it; `class` can then be any name. The classes of a task are labelled 0, 1, 2, ... in the order in which they
+first occur in its support set.
 """
 
 from __future__ import annotations
@@ -42,19 +43,19 @@ SETS = ("support", "query")
 COLUMNS = ["task", "set", "class"]
 
 Row = tuple[str, str, str, str, str]
-"""Where it stands, for an error; then task, set, class and example."""
+"""Position in the list, for messages; then task, set, class and example."""
 
 
 class ListedTasks(NamedTuple):
-    """Tasks by the numbers of their examples, one task after the other, each way-major, its support set first.
+    """The R examples of n tasks, concatenated; each task has its support set first, and each set is sorted by label.
 
     Attributes:
-        classes: `(R,)` the class of each example in its pool.
-        members: `(R,)` its number within the class.
-        labels: `(R,)` its label in [0, N).
-        starts: `(n + 1,)` where each task begins, and R.
-        supports: `(n,)` how many support examples it has.
-        ways: `(n,)` its N.
+        classes: Class of each example in its pool, `(R,)`.
+        members: Number of each example within its class, `(R,)`.
+        labels: Label of each example, `(R,)`, in [0, N).
+        starts: Index of the first example of each task, and R at the end, `(n + 1,)`.
+        supports: Number of support examples of each task, `(n,)`.
+        ways: Number of classes N of each task, `(n,)`.
     """
 
     classes: Tensor
@@ -66,13 +67,13 @@ class ListedTasks(NamedTuple):
 
 
 class TaskList(NamedTuple):
-    """A list that was read.
+    """Content of a list.
 
     Attributes:
-        tasks: Its tasks.
-        pool: The images that it brings itself; None where its examples are those of the test split.
-        sha256: Of the list; of a folder of runs, of all their label files.
-        images_sha256: Of the decoded images that it brings; None where it brings none.
+        tasks: Tasks of the list.
+        pool: Images in the files of the list; None if its examples are those of the test split.
+        sha256: SHA-256 of the list, or of all label files of a folder of runs.
+        images_sha256: SHA-256 of the decoded images in `pool`; None without them.
     """
 
     tasks: ListedTasks
@@ -82,22 +83,22 @@ class TaskList(NamedTuple):
 
 
 def read_task_list(path: Path, pool: Pool, names: Mapping[str, Sequence[str]], input_shape: Sequence[int]) -> TaskList:
-    """Read a list, or a folder of Omniglot's one-shot runs, and find its examples.
+    """Read a list, or a folder of Omniglot's one-shot runs, and look up its examples.
 
     Args:
-        path: The list or the folder.
-        pool: Where examples of the source are looked for: its test split.
-        names: By class of the pool, the names of its examples in order, where they have some.
-        input_shape: `(channels, size, size)` of images that the list brings.
+        path: Path of the list or the folder.
+        pool: Test split of the source, in which examples are looked up.
+        names: Names of the examples of each class of the pool, in order, for classes whose examples have names.
+        input_shape: Shape `(channels, size, size)` of images in files of the list.
 
     Raises:
-        UserError: The line and what is wrong with it.
+        UserError: The list is invalid or cannot be read; the message names the line and what is wrong with it.
     """
     if path.is_dir():
         labels, rows = read_runs(path)
         files = InFiles(path)
         tasks = collect(rows, files.find)
-        images = files.pool(input_shape, invert=True)  # ink is black there, and white as `Omniglot` decodes it
+        images = files.pool(input_shape, invert=True)  # ink is black in the files, but white in `Omniglot`
         return TaskList(tasks, images, hashlib.sha256(labels).hexdigest(), files.sha256(images))
     try:
         content = read_bytes(path, LARGEST_TABLE)
@@ -107,7 +108,7 @@ def read_task_list(path: Path, pool: Pool, names: Mapping[str, Sequence[str]], i
     except OSError as error:
         raise UserError(f"test_task_list: {path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: this is no text in UTF-8, and a CSV file is needed") from error
+        raise UserError(f"{path}: this is not text in UTF-8; expected a CSV file") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
@@ -120,23 +121,24 @@ def read_task_list(path: Path, pool: Pool, names: Mapping[str, Sequence[str]], i
             images = files.pool(input_shape)
             return TaskList(tasks, images, sha256, files.sha256(images))
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: this is no CSV ({error})") from error
+        raise UserError(f"{path}, line {reader.line_num}: this is not CSV ({error})") from error
     raise UserError(
-        f"{path}: the first line of a list is task,set,class,example or task,set,class,file, "
+        f"{path}: the first line of a list must be task,set,class,example or task,set,class,file, "
         f"got {','.join(columns)[:80]!r}"
     )
 
 
 def write_task_list(file: Path, dataset: EpisodeDataset, names: Mapping[str, Sequence[str]]) -> None:
-    """Write the tasks that are drawn from a pool as a list.
+    """Write tasks drawn from a pool as a list.
 
     Args:
-        file: Where to.
-        dataset: The tasks.
-        names: By class of the pool, the names of its examples in order, where they have some.
+        file: Path of the list.
+        dataset: Tasks to write.
+        names: Names of the examples of each class of the pool, in order, for classes whose examples have names.
 
     Raises:
-        UserError: The list cannot be written, or would be larger than those that are read; nothing is left of it.
+        UserError: The list cannot be written, or would be larger than `read_task_list` accepts; no partial file is
+            left.
     """
     try:
         with staging(file) as staged, staged.open("w", encoding="utf-8", newline="") as out:
@@ -161,35 +163,35 @@ def _write(out: TextIO, file: Path, dataset: EpisodeDataset, names: Mapping[str,
             )
             for part, members in zip(SETS, (support, query), strict=True):
                 for number, name, drawn in zip(classes, pool.class_names(classes), members, strict=True):
-                    own = names.get(pool.names[number % len(pool.names)])
-                    examples = [own[member] for member in drawn] if own else drawn
+                    file_names = names.get(pool.names[number % len(pool.names)])
+                    examples = [file_names[member] for member in drawn] if file_names else drawn
                     writer.writerows(as_cells([task, part, name, example]) for example in examples)
         if out.tell() > LARGEST_TABLE:
             raise UserError(
-                f"{file}: the list would be larger than {LARGEST_TABLE:,} bytes, the most that is read; write "
+                f"{file}: the list would be larger than {LARGEST_TABLE:,} bytes, the limit for reading it; write "
                 f"fewer than {len(dataset):,} tasks"
             )
 
 
 def collect(rows: Iterable[Row], find: Find) -> ListedTasks:
-    """Check rows and gather them into tasks.
+    """Check the rows of a list and collect them into tasks.
 
     Args:
-        rows: Those of a list in order.
-        find: Looks an example up.
+        rows: Rows of a list, in order.
+        find: Function that looks up an example.
 
     Raises:
-        UserError: Where a row stands, and what is wrong with it.
+        UserError: A row is invalid; the message names its position and what is wrong with it.
     """
     numbers, starts, supports, ways = array("q"), array("q", [0]), array("q"), array("q")
     for task, (name, of_task) in enumerate(groupby(rows, itemgetter(1))):
-        given = list(of_task)
+        task_rows = list(of_task)
         if name != str(task):
             raise UserError(
-                f"{given[0][0]}: task {name!r} stands where task {task} should begin; number tasks 0, 1, 2, ... and "
-                "keep the rows of each together"
+                f"{task_rows[0][0]}: found task {name!r} where task {task} should begin; number tasks 0, 1, 2, ... and "
+                "keep the rows of each task together"
             )
-        labels, support, query = _task(given, find)
+        labels, support, query = _task(task_rows, find)
         numbers.extend(number for part in (support, query) for row in sorted(part, key=itemgetter(0)) for number in row)
         starts.append(len(numbers) // 3)
         supports.append(len(support))
@@ -201,7 +203,7 @@ def collect(rows: Iterable[Row], find: Find) -> ListedTasks:
 
 
 def _task(rows: list[Row], find: Find) -> tuple[dict[str, int], list[tuple[int, int, int]], list[tuple[int, int, int]]]:
-    """The labels of a task's classes, and (label, class, member) of its support and query examples."""
+    """Return the labels of a task's classes, and (label, class, member) of its support and query examples."""
     parts: dict[str, list[Row]] = {part: [] for part in SETS}
     for row in rows:
         if row[2] not in parts:
@@ -214,32 +216,32 @@ def _task(rows: list[Row], find: Find) -> tuple[dict[str, int], list[tuple[int, 
     if len(labels) < 2 or not parts["query"]:
         raise UserError(
             f"{where}: task {task} has support examples of {len(labels)} classes and {len(parts['query'])} queries; "
-            "two classes and one query are needed at least"
+            "at least two classes and one query are needed"
         )
     seen: dict[tuple[int, int], str] = {}
-    found: list[list[tuple[int, int, int]]] = []
+    examples: list[list[tuple[int, int, int]]] = []
     for part in SETS:
-        found.append([])
+        examples.append([])
         for where, _, _, name, example in parts[part]:
             if name not in labels:
                 raise UserError(
-                    f"{where}: class {name!r} has a query in task {task} and no support example; give it one, or leave "
+                    f"{where}: class {name!r} has a query in task {task} but no support example; add one, or leave "
                     "the query out"
                 )
-            at = find(where, name, example)
-            if at in seen:
+            place = find(where, name, example)
+            if place in seen:
                 raise UserError(
-                    f"{where}: example {example} of class {name!r} is in the {seen[at]} set of task {task} already; a "
-                    "task holds an example once"
+                    f"{where}: example {example} of class {name!r} is already in the {seen[place]} set of task {task}; "
+                    "a task must not contain an example twice"
                 )
-            seen[at] = part
-            found[-1].append((labels[name], *at))
-    return labels, found[0], found[1]
+            seen[place] = part
+            examples[-1].append((labels[name], *place))
+    return labels, examples[0], examples[1]
 
 
 def _rows(reader: Iterator[list[str]], path: Path) -> Iterator[Row]:
     for row in reader:
         where = f"{path}, line {reader.line_num}"  # type: ignore[attr-defined]
         if len(row) != 4:
-            raise UserError(f"{where}: a row has 4 values, task, set, class and example or file; this has {len(row)}")
+            raise UserError(f"{where}: expected 4 values, task, set, class and example or file, got {len(row)}")
         yield where, row[0], row[1], as_text(row[2]), as_text(row[3])

@@ -15,18 +15,21 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
 
-_MOST_JOINED = 10_000_000  # examples of all tasks; a gather for each task costs little where they have so many
+# Most examples of all tasks for which joined tensors are stored as well, so that a batch takes a single gather. With
+# more examples, a gather for each task costs little in comparison.
+_MOST_JOINED = 10_000_000
 
 
 @dataclass(frozen=True)
 class TaskSet:
-    """The labelled examples of every task in one split, laid out like one large `TaskBatch`.
+    """The labelled examples of every task in one split, in the layout of one large `TaskBatch`.
 
     Attributes:
-        inputs: `(n, *input_shape)`, uint8 for images; where tasks have inputs of different shapes, one tensor a task.
-        targets: By name of the task, `(n_i, ...)`.
-        rows: By name, `(n_i,)` int64 in ascending order: the row of `inputs` that each target belongs to.
-        weights: By name, `(n_i,)`: what the loss of each example is multiplied by; None for 1.
+        inputs: Inputs `(n, *input_shape)`, uint8 for images; if tasks have inputs of different shapes, one tensor per
+            task, by name.
+        targets: Targets of each task by name, `(n_i, ...)`.
+        rows: Row of `inputs` of each target, by name of the task, `(n_i,)` int64 in ascending order.
+        weights: Factor of the loss of each example, by name of the task, `(n_i,)`; None for 1.
     """
 
     inputs: Tensor | dict[str, Tensor]
@@ -43,17 +46,17 @@ class TaskSet:
             if self.weights is not None and len(self.weights[name]) != len(rows):
                 raise ValueError(f"task {name!r} has {len(self.weights[name])} weights for {len(rows)} rows")
             if len(rows) > 1 and not (rows.diff() > 0).all():
-                raise ValueError(f"task {name!r}: rows ascend, and none is named twice")
+                raise ValueError(f"task {name!r}: rows must be in ascending order, without duplicates")
 
     @classmethod
     def of_examples(cls, examples: Mapping[str, Examples]) -> TaskSet:
-        """Tasks with a data set each; inputs are kept apart only where their shapes differ.
+        """Make a set of tasks with a separate data set each; inputs are joined unless their shapes or dtypes differ.
 
         Args:
-            examples: By name of the task, inputs `(n_i, *input_shape)` and targets `(n_i, ...)`.
+            examples: Inputs `(n_i, *input_shape)` and targets `(n_i, ...)` of each task, by name.
 
         Raises:
-            UserError: A task has more or fewer targets than inputs.
+            UserError: A task has different numbers of targets and inputs.
         """
         for name, (x, y) in examples.items():
             if len(x) != len(y):
@@ -61,8 +64,8 @@ class TaskSet:
         targets = {name: y for name, (_, y) in examples.items()}
         counts = [len(y) for y in targets.values()]
         if len({(x.shape[1:], x.dtype) for x, _ in examples.values()}) > 1:
-            apart = {name: x for name, (x, _) in examples.items()}
-            return cls(apart, targets, {name: torch.arange(len(y), device=y.device) for name, y in targets.items()})
+            separate = {name: x for name, (x, _) in examples.items()}
+            return cls(separate, targets, {name: torch.arange(len(y), device=y.device) for name, y in targets.items()})
         starts = [sum(counts[:i]) for i in range(len(counts))]
         rows = {
             name: torch.arange(s, s + len(y), device=y.device)
@@ -72,35 +75,35 @@ class TaskSet:
 
     @classmethod
     def of_columns(cls, inputs: Tensor, columns: Mapping[str, Tensor], present: Mapping[str, Tensor]) -> TaskSet:
-        """One input with several targets, some of them missing.
+        """Make a set whose inputs have a target for each of several tasks, some of which may be missing.
 
         Args:
-            inputs: `(n, *input_shape)`.
-            columns: By name of the task, `(n, ...)` targets.
-            present: By name, `(n,)` bool: which targets are there.
+            inputs: Inputs `(n, *input_shape)`.
+            columns: Targets of each task by name, `(n, ...)`; those that are missing are ignored.
+            present: Masks of the targets that are not missing, by name of the task, `(n,)` bool.
         """
         rows = {name: mask.nonzero()[:, 0] for name, mask in present.items()}
         return cls(inputs, {name: column[rows[name]] for name, column in columns.items()}, rows)
 
     @property
     def names(self) -> list[str]:
-        """The tasks, in order."""
+        """Names of the tasks, in order."""
         return list(self.targets)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many labelled examples each task has."""
+        """Number of labelled examples of each task."""
         return {name: len(rows) for name, rows in self.rows.items()}
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of one input, by task."""
+        """Shape of one input of each task."""
         inputs = self.inputs
         return {n: tuple((inputs[n] if isinstance(inputs, dict) else inputs).shape[1:]) for n in self.targets}
 
     @cached_property
     def overlapping(self) -> bool:
-        """Whether an input has targets of more than one task."""
+        """Whether some input has targets of more than one task."""
         if isinstance(self.inputs, dict) or not self.rows:
             return False
         rows = torch.cat(list(self.rows.values()))
@@ -108,7 +111,7 @@ class TaskSet:
 
     @cached_property
     def position_table(self) -> Tensor:
-        """For each task and every row of the inputs, which of the task's targets belongs to it, or -1: `(T, n)`."""
+        """Index of each row among the targets of each task, `(T, n)`; -1 if the task has no target for the row."""
         assert isinstance(self.inputs, Tensor)
         table = torch.full((len(self.rows), len(self.inputs)), -1)
         for positions, rows in zip(table, self.rows.values(), strict=True):
@@ -122,63 +125,66 @@ class TaskSet:
 
     @cached_property
     def aligned(self) -> bool:
-        """Whether there are several tasks, with labels for exactly the same rows of one tensor."""
+        """Whether there are several tasks, with targets for exactly the same rows of a single input tensor."""
         first, *others = self.rows.values()
-        one = isinstance(self.inputs, Tensor) and len(first) > 0
-        return one and bool(others) and all(torch.equal(rows, first) for rows in others)
+        single = isinstance(self.inputs, Tensor) and len(first) > 0
+        return single and bool(others) and all(torch.equal(rows, first) for rows in others)
 
     @cached_property
     def _joined(self) -> _Joined:
         counts = torch.tensor([len(rows) for rows in self.rows.values()])
         begins = counts.cumsum(0) - counts
         large = int(counts.sum()) > _MOST_JOINED
-        columns = (None if of is None or large else _in_one(of) for of in (self.rows, self.targets, self.weights))
+        columns = (
+            None if by_task is None or large else _in_one(by_task)
+            for by_task in (self.rows, self.targets, self.weights)
+        )
         return _Joined(begins, dict(zip(self.rows, begins.tolist(), strict=True)), *columns)
 
     def select(self, names: Sequence[str]) -> TaskSet:
-        """The set of a few tasks, in the order given; the rows of the others stay behind unless they are shared."""
+        """Return the set of the given tasks, in this order, with only the inputs for which they have targets."""
         targets, rows = {n: self.targets[n] for n in names}, {n: self.rows[n] for n in names}
         weights = None if self.weights is None else {n: self.weights[n] for n in names}
         if isinstance(self.inputs, dict):
-            found = TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
-            return replace(found, weights=weights)
+            selected = TaskSet.of_examples({n: Examples(self.inputs[n], targets[n]) for n in names})
+            return replace(selected, weights=weights)
         kept = torch.cat(list(rows.values())).unique()
-        place = torch.full((len(self.inputs),), -1, device=kept.device)
-        place[kept] = torch.arange(len(kept), device=kept.device)
-        return TaskSet(self.inputs[kept], targets, {n: place[r] for n, r in rows.items()}, weights)
+        new_row = torch.full((len(self.inputs),), -1, device=kept.device)
+        new_row[kept] = torch.arange(len(kept), device=kept.device)
+        return TaskSet(self.inputs[kept], targets, {n: new_row[r] for n, r in rows.items()}, weights)
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the examples lie."""
+        """Device of the examples."""
         return next(iter(self.rows.values())).device
 
     @property
     def input_dtypes(self) -> dict[str, str]:
-        """The dtype of the inputs, by task, such as "uint8"."""
+        """Name of the dtype of the inputs of each task, such as "uint8"."""
         inputs = self.inputs
         return {n: dtype_name((inputs[n] if isinstance(inputs, dict) else inputs).dtype) for n in self.targets}
 
     @property
     def input_statistics(self) -> dict[str, tuple[float, ...]]:
-        """Range and brightness of the inputs, by task."""
+        """Range and brightness of the inputs of each task, from `lightning_meta.nn.likeness.input_statistics`."""
         return self.statistics_without(())
 
     def statistics_without(self, coded: Sequence[int]) -> dict[str, tuple[float, ...]]:
-        """The same of some inputs.
+        """Return the `input_statistics` without inputs that are codes of categories.
 
         Args:
-            coded: The places of those that are left out, the codes of categories.
+            coded: Indices of the inputs to leave out.
         """
         inputs = self.inputs
-        found = {}
+        statistics = {}
         for name, rows in self.rows.items():
-            few = rows[:: max(1, len(rows) // SAMPLE)]
-            sample = (inputs[name] if isinstance(inputs, dict) else inputs)[few]
-            found[name] = input_statistics(without(sample, coded) if coded else sample)
-        return found
+            sampled = rows[:: max(1, len(rows) // SAMPLE)]
+            sample = (inputs[name] if isinstance(inputs, dict) else inputs)[sampled]
+            statistics[name] = input_statistics(without(sample, coded) if coded else sample)
+        return statistics
 
     def to(self, device: torch.device | str) -> TaskSet:
-        """The set with its tensors on a device."""
+        """Return the set with its tensors on a device."""
         if self.device == torch.device(device):
             return self
         inputs = self.inputs
@@ -188,10 +194,10 @@ class TaskSet:
         return TaskSet(moved, targets, rows, weights)
 
     def without_float64(self) -> TaskSet:
-        """The set with float32 in place of float64 inputs and targets.
+        """Return the set with float64 inputs and targets converted to float32.
 
         Raises:
-            UserError: Targets of a task would become the same.
+            UserError: Different targets of a task would become equal.
         """
 
         def narrow(x: Tensor) -> Tensor:
@@ -204,7 +210,7 @@ class TaskSet:
         for name, y in self.targets.items():
             if y.dtype == torch.float64 and loses_digits(y, torch.float32):
                 raise UserError(
-                    f"task {name!r}: this accelerator has no float64, and float32 cannot tell the targets apart, such "
+                    f"task {name!r}: this accelerator has no float64, and float32 cannot distinguish the targets, such "
                     f"as {y.flatten()[0].item()}; subtract a constant from them, or train with accelerator=cpu"
                 )
         narrowed = {n: narrow(x) for n, x in inputs.items()} if isinstance(inputs, dict) else narrow(inputs)
@@ -212,24 +218,26 @@ class TaskSet:
         return TaskSet(narrowed, {n: narrow(y) for n, y in self.targets.items()}, self.rows, weights)
 
     def batch(self, ids: Mapping[str, Tensor]) -> TaskBatch:
-        """Gather labelled examples.
+        """Gather labelled examples into a batch.
 
         Args:
-            ids: By name of the tasks in the batch, `(n_i,)` numbers of labelled examples, all on one device.
+            ids: Numbers of the labelled examples of each task in the batch, by name, `(n_i,)`, all on one device.
 
         Returns:
-            The batch, where the set lies; an input that several tasks have labels for stands in it once. Where tasks
-            are `aligned` and the numbers of all are one tensor, they come in the order of the inputs.
+            The batch, on the device of the set. An input with targets of several tasks occurs in it once. If the set is
+            `aligned` and all tasks have the same tensor of distinct numbers, the examples are in the order of the
+            inputs.
         """
         first = next(iter(ids.values()))
         if self.aligned and list(ids) == self.names and all(i is first for i in ids.values()):
-            once = first.unique()  # in the order of the inputs
-            if len(once) == len(first):
-                return self._common(once.to(self.device))
+            ascending = first.unique()  # in the order of the inputs
+            if len(ascending) == len(first):
+                return self._common(ascending.to(self.device))
         names, parts = list(ids), list(ids.values())
         counts, joined = [len(i) for i in parts], self._joined
         begins = joined.begins if names == self.names else torch.tensor([joined.begin[name] for name in names])
         flat, begins = torch.cat(parts), begins.to(parts[0].device)
+        # The positions in the joined tensors: the number of an example, plus the position of its task's first example.
         if len(set(counts)) == 1:
             flat_places = (flat.view(len(names), counts[0]) + begins.unsqueeze(1)).view(-1)
         else:
@@ -239,30 +247,34 @@ class TaskSet:
         def by_task(values: Tensor) -> dict[str, Tensor]:
             return dict(zip(names, values.split(counts), strict=True))
 
-        def gathered(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
-            return {n: of[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
+        def gathered(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+            return {n: values[n][i] for n, i in ids.items()} if joined is None else by_task(joined[places])
 
         ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
         targets = gathered(self.targets, joined.targets)
         weights = None if self.weights is None else gathered(self.weights, joined.weights)
         if isinstance(self.inputs, dict):
-            here = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
-            inputs = {name: self.inputs[name][own] for name, own in gathered(self.rows, joined.rows).items()}
-            return TaskBatch(inputs, targets, here, ids, weights)
+            batch_rows = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
+            inputs = {name: self.inputs[name][r] for name, r in gathered(self.rows, joined.rows).items()}
+            return TaskBatch(inputs, targets, batch_rows, ids, weights)
         rows = torch.cat(list(gathered(self.rows, None).values())) if joined.rows is None else joined.rows[places]
         if self.overlapping:
-            wanted, place = rows.unique(return_inverse=True)
-            return TaskBatch(self.inputs[wanted], targets, by_task(place), ids, weights)
-        place = torch.arange(len(rows), device=rows.device)
-        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(place)), ids, weights)
+            distinct, batch_row = rows.unique(return_inverse=True)
+            return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
+        batch_row = torch.arange(len(rows), device=rows.device)
+        return TaskBatch(self.inputs[rows], targets, Consecutive(by_task(batch_row)), ids, weights)
 
     def _common(self, ids: Tensor) -> TaskBatch:
-        """The same examples of all tasks, which are `aligned`; their numbers ascend."""
+        """Gather the same examples of all tasks of an `aligned` set.
 
-        def by_task(of: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
+        Args:
+            ids: Numbers of the examples, `(n,)`, in ascending order, on the device of the set.
+        """
+
+        def by_task(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
             if joined is None:
-                return {name: values[ids] for name, values in of.items()}
-            return dict(zip(of, joined.unflatten(0, (len(of), -1))[:, ids].unbind(), strict=True))
+                return {name: of_task[ids] for name, of_task in values.items()}
+            return dict(zip(values, joined.unflatten(0, (len(values), -1))[:, ids].unbind(), strict=True))
 
         assert isinstance(self.inputs, Tensor)
         targets = by_task(self.targets, self._joined.targets)
@@ -273,14 +285,17 @@ class TaskSet:
 
 
 class _Joined(NamedTuple):
-    """The examples of all tasks, one task after the other, so that a batch is one gather and not one for each task.
+    """The examples of all T tasks concatenated, so that a batch takes one gather instead of one for each task.
+
+    The tensors are None if there are more than `_MOST_JOINED` examples, or if those of the tasks differ in shape or
+    dtype.
 
     Attributes:
-        begins: `(T,)` where each task's begin.
-        begin: The same, by name.
-        rows: Those of `TaskSet`; like the others None where they are too many to be stored twice.
-        targets: None where those of tasks differ in shape or kind.
-        weights: None where there are none.
+        begins: Index of the first example of each task, `(T,)`.
+        begin: The same indices by name of the task.
+        rows: Rows of the inputs, as in `TaskSet`.
+        targets: Targets.
+        weights: Weights; None if the set has none.
     """
 
     begins: Tensor
@@ -290,6 +305,6 @@ class _Joined(NamedTuple):
     weights: Tensor | None
 
 
-def _in_one(of: dict[str, Tensor]) -> Tensor | None:
-    values = list(of.values())
+def _in_one(by_task: dict[str, Tensor]) -> Tensor | None:
+    values = list(by_task.values())
     return torch.cat(values) if len({(v.dtype, v.shape[1:]) for v in values}) == 1 else None

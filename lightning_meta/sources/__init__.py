@@ -1,4 +1,4 @@
-"""Sources: one file a data set, which finds, verifies and decodes it."""
+"""Sources: one file per data set, which finds, verifies and decodes its files."""
 
 import lazy_loader
 

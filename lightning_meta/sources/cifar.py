@@ -1,4 +1,4 @@
-"""CIFAR-FS and FC100: the 100 classes of CIFAR-100, split for few-shot learning in two ways."""
+"""CIFAR-FS and FC100: two few-shot splits of the 100 classes of CIFAR-100."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 IMAGES = {"train": 50000, "test": 10000}
 PER_CLASS = 600
 
-# The sha256 of superclass, class and images, class by class in alphabetical order, images in canonical order.
+# The SHA-256 of superclass, class and images, class by class in alphabetical order, images sorted by their hash.
 CONTENT = "ceb1680246a70fe066aa553ae9e94015f0ac8edb18e7ac50e59c6acc4ad243eb"
 
-# Of one member of the archive, of which the largest has 155 MB, or 225 as pickled by Python 3; and of all of them.
+# Upper limits, in bytes, for one member of the archive, the largest of which has 155 MB (225 MB if pickled by Python
+# 3), and for the whole unpacked archive.
 _MAX_BYTES, _MAX_UNPACKED = 256 * 2**20, 384 * 2**20
 
 
@@ -37,9 +38,9 @@ class CifarClass(NamedTuple):
     """A class of CIFAR-100.
 
     Attributes:
-        superclass: One of 20.
-        images: `(600, 3072)` uint8, ordered by their hash.
-        official_test: `(600,)` bool, whether each image is from the test file.
+        superclass: Name of its superclass, one of 20.
+        images: Images `(600, 3072)`, uint8, sorted by their hash.
+        official_test: Mask `(600,)`, bool, of the images from the official test file.
     """
 
     superclass: str
@@ -48,10 +49,10 @@ class CifarClass(NamedTuple):
 
 
 class _Cifar100(DecodedSource):
-    """The official archive, train and test files taken together: 600 images of each class.
+    """CIFAR-100 from the official archive, with the train and test files merged: 600 images per class.
 
     Args:
-        url: Where to download the archive from.
+        url: URL from which to download the archive.
     """
 
     def __init__(self, url: str = URL) -> None:
@@ -59,7 +60,7 @@ class _Cifar100(DecodedSource):
 
     @abstractmethod
     def _split(self, superclass: dict[str, str]) -> dict[Split, list[str]]:
-        """The classes of each split, given the superclass of every class."""
+        """Return the classes of each split, given the superclass of every class."""
 
     def _key(self) -> str:
         return f"{type(self).__name__} of the official archive"
@@ -73,10 +74,10 @@ class _Cifar100(DecodedSource):
 class CIFARFS(_Cifar100):
     """CIFAR-FS (Bertinetto et al. 2019): 64, 16 and 20 classes of CIFAR-100, divided at random.
 
-    Images are 32x32 in colour, 600 a class; the group of a class is its superclass. Found as
-    `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB). Within a class
-    the images are ordered by their hash, so that the order of rows in the file does not matter and the first
-    n are as good as drawn at random.
+    There are 600 colour images of 32x32 pixels per class; the group of a class is its superclass. The archive is read
+    from `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB). Within a class the
+    images are sorted by their hash: the order of rows in the file has no effect, and the first n images are
+    effectively a random sample.
 
     At a glance:
         - Classes: 64 / 16 / 20.
@@ -84,7 +85,7 @@ class CIFARFS(_Cifar100):
         - From: its authors, or `LIGHTNING_META_DATA`.
 
     Args:
-        url: Where to download the archive from.
+        url: URL from which to download the archive.
     """
 
     def _split(self, superclass: dict[str, str]) -> dict[Split, list[str]]:
@@ -94,8 +95,8 @@ class CIFARFS(_Cifar100):
 class FC100(_Cifar100):
     """FC100 (Oreshkin et al. 2018): CIFAR-100 divided by superclass: 12, 4 and 4 superclasses.
 
-    That is 60, 20 and 20 classes, and test classes are farther from training classes than in CIFAR-FS. Images
-    are 32x32 in colour, 600 a class; the group of a class is its superclass. Found as
+    The splits have 60, 20 and 20 classes; test classes are farther from training classes than in CIFAR-FS. There are
+    600 colour images of 32x32 pixels per class; the group of a class is its superclass. The archive is read from
     `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB).
 
     At a glance:
@@ -104,35 +105,41 @@ class FC100(_Cifar100):
         - From: its authors, or `LIGHTNING_META_DATA`.
 
     Args:
-        url: Where to download the archive from.
+        url: URL from which to download the archive.
     """
 
     def _split(self, superclass: dict[str, str]) -> dict[Split, list[str]]:
         splits = class_list("fc100")
-        return {s: [name for name, of in superclass.items() if of in splits[s]] for s in SPLITS}
+        return {s: [name for name, parent in superclass.items() if parent in splits[s]] for s in SPLITS}
 
 
 def read_cifar100(path: Path) -> dict[str, CifarClass]:
-    """The 100 classes of the archive in alphabetical order.
+    """Read the 100 classes of the archive.
+
+    Args:
+        path: Path of the archive.
+
+    Returns:
+        Classes by name, in alphabetical order.
 
     Raises:
-        WrongContentError: It does not hold the official images.
+        WrongContentError: The archive does not hold the official images.
     """
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     unpacked = gzip.open(path)  # noqa: SIM115 - closed below, with the archive
-    limited: Any = Limited(unpacked, _MAX_UNPACKED)  # as much of a file as tarfile needs
+    limited: Any = Limited(unpacked, _MAX_UNPACKED)  # has the methods of a file that tarfile calls
     with unpacked, tarfile.open(fileobj=limited, mode="r:") as archive:  # members are read, never extracted
         for member in progress(archive, "decoding CIFAR-100", total=len(IMAGES) + 1):
             if member.size > _MAX_BYTES:
                 raise WrongContentError(f"its member {member.name} has {member.size} bytes, too many for CIFAR-100")
-            stream = archive.extractfile(member) if member.isreg() else None  # links lead to no more than is here
+            stream = archive.extractfile(member) if member.isreg() else None  # a link could only repeat a member
             if stream is not None:
                 name = member.name.rpartition("/")[2]
                 if name in (*IMAGES, "meta"):
-                    found[name] = restricted_pickle.load(io.BytesIO(stream.read()))
-    if missing := {*IMAGES, "meta"} - found.keys():
+                    members[name] = restricted_pickle.load(io.BytesIO(stream.read()))
+    if missing := {*IMAGES, "meta"} - members.keys():
         raise WrongContentError(f"it has no member {' and no member '.join(sorted(missing))}")
-    classes = _classes(found)
+    classes = _classes(members)
     sha = hashlib.sha256()
     for name, c in classes.items():
         sha.update(f"{c.superclass}/{name}".encode())
@@ -147,7 +154,7 @@ def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
     try:
         fields = {member: {_text(k): v for k, v in content.items()} for member, content in members.items()}
         if not all(isinstance(fields[member]["data"], np.ndarray) for member in IMAGES):
-            raise WrongContentError("its images are no array")
+            raise WrongContentError("its images are not an array")
         images = np.concatenate([fields[member]["data"] for member in IMAGES])
         fine, coarse = (
             np.concatenate([_integers(fields[member][kind]) for member in IMAGES])
@@ -161,7 +168,7 @@ def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
         classes = {}
         for name in sorted(names):
             rows = np.flatnonzero(fine == names.index(name))
-            test = rows >= IMAGES["train"]  # decides between equal images
+            test = rows >= IMAGES["train"]  # breaks ties between identical images
             rows = rows[np.lexsort((test, np.array([hashlib.sha256(images[row].data).hexdigest() for row in rows])))]
             if len(rows) != PER_CLASS:
                 raise WrongContentError(f"it has {len(rows)} images of class {name}, expected {PER_CLASS}")
@@ -172,9 +179,9 @@ def _classes(members: dict[str, Any]) -> dict[str, CifarClass]:
 
 
 def _integers(labels: Any) -> np.ndarray:
-    """Labels as an array; lists within lists, of which a few repeated by reference have no end, are none."""
+    """Convert labels to an array; nested lists are refused, as a few shared by reference expand without limit."""
     if not isinstance(labels, np.ndarray) and not (isinstance(labels, list) and all(type(n) is int for n in labels)):
-        raise WrongContentError("its labels are no list of whole numbers")
+        raise WrongContentError("its labels are not a list of whole numbers")
     return np.asarray(labels, np.int64)
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-100 as 20 tasks: in each superclass, to tell its five classes apart."""
+"""CIFAR-100 as 20 tasks: the classification of the five classes of each superclass."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from lightning_meta.tasks import Task
 
 VALIDATION = 50  # training images of each class
 
-# The sha256 of which image is a test image, class by class in alphabetical order, images ordered by their hash.
+# The SHA-256 of the masks of test images, class by class in alphabetical order, images sorted by their hash.
 DIVISION = "a612e0f3344c7ae1fae32583535b03b296b9b7bcd190de5d8d0fd7f3d78f2c51"
 
 
 class CIFAR100(TaskSource):
     """CIFAR-100 (Krizhevsky 2009) as 20 tasks of five classes, a superclass each (Rosenbaum et al. 2018; PCGrad 2020).
 
-    The official division: of each class its 100 test images are for test. Of its 500 training images the 50 whose
-    hashes come first, as good as drawn at random, are for val, and 450 for train; the papers train on all 500. As
-    published, ten test images are also training images, four of them with the same label.
+    The division is the official one: the test split has the 100 test images of each class. Of its 500 training images,
+    the 50 whose hashes sort first, effectively a random sample, are for validation and 450 for training; the papers
+    train on all 500. In the published data, ten test images are also training images, four of them with the same label.
 
-    Images are uint8 `(3, 32, 32)`. A task is called by its superclass; its labels count its classes in alphabetical
-    order. Found as `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its authors (161 MB).
+    Images are uint8 `(3, 32, 32)`. The name of a task is that of its superclass; its labels number its classes in
+    alphabetical order. The archive is read from `$LIGHTNING_META_DATA/cifar-100-python.tar.gz`, or downloaded from its
+    authors (161 MB).
 
     At a glance:
         - Tasks: 20 superclasses of 5 classes.
@@ -42,22 +43,22 @@ class CIFAR100(TaskSource):
         - From: its authors, or `LIGHTNING_META_DATA`.
 
     Args:
-        url: Where to download the archive from.
+        url: URL from which to download the archive.
     """
 
     def __init__(self, url: str = URL) -> None:
         self.url = url
 
     def prepare(self) -> None:
-        """Download and decode into the cache what is not there yet; runs in one process per machine."""
+        """Download and decode what the cache does not hold yet; runs in one process per machine."""
         self.sets()
 
     def tasks(self) -> dict[str, Task]:
-        """A classification of five for each superclass, in alphabetical order."""
+        """Return a classification of five classes for each superclass, in alphabetical order."""
         return self._tasks_and_sets[0]
 
     def sets(self) -> dict[Split, TaskSet]:
-        """2,250, 250 and 500 images of each task."""
+        """Return the train, val and test sets, with 2,250, 250 and 500 images of each task."""
         return self._tasks_and_sets[1]
 
     @cached_property
@@ -76,17 +77,17 @@ class CIFAR100(TaskSource):
 
 def _read(path: Path) -> dict[str, CifarClass]:
     classes = read_cifar100(path)
-    found = hashlib.sha256(np.concatenate([c.official_test for c in classes.values()]).tobytes()).hexdigest()
-    if found != DIVISION:
-        raise WrongContentError(f"its division into training and test images is not the official one ({found})")
+    sha256 = hashlib.sha256(np.concatenate([c.official_test for c in classes.values()]).tobytes()).hexdigest()
+    if sha256 != DIVISION:
+        raise WrongContentError(f"its division into training and test images is not the official one ({sha256})")
     return classes
 
 
 def _pool(split: Split, classes: dict[str, CifarClass]) -> Pool:
     test = {name: c.images[c.official_test] for name, c in classes.items()}
     training = {name: c.images[~c.official_test] for name, c in classes.items()}
-    taken = slice(VALIDATION) if split == "val" else slice(VALIDATION, None)
-    images = list(test.values()) if split == "test" else [of_class[taken] for of_class in training.values()]
+    part = slice(VALIDATION) if split == "val" else slice(VALIDATION, None)
+    images = list(test.values()) if split == "test" else [of_class[part] for of_class in training.values()]
     x = torch.from_numpy(np.concatenate(images)).reshape(-1, 3, 32, 32)
     groups = tuple(c.superclass for c in classes.values())
     return Pool(x, torch.tensor([len(i) for i in images]), tuple(classes), groups)

@@ -1,4 +1,4 @@
-"""The columns of a user's table: what is in them as numbers or as text."""
+"""Columns of a user's table, parsed as numbers or as text."""
 
 from __future__ import annotations
 
@@ -17,50 +17,54 @@ if TYPE_CHECKING:
     import pyarrow
 
 EXACT = {"halffloat": 2.0**11, "float": 2.0**24, "double": 2.0**53}
-"""Where whole numbers begin to merge, by Arrow's name of a floating-point type."""
+"""Magnitude from which a floating-point type cannot distinguish all whole numbers, by Arrow's name of the type."""
 WHOLE = re.compile(r"[+-]?[0-9]+")
 SWAPPED = str.maketrans(",.", ".,")
 
 
 class Coded(NamedTuple):
-    """Texts of n rows, each different one once: a million rows need no million Python objects.
+    """Texts of n rows, stored as distinct texts and codes, so that a million rows do not need a million Python objects.
 
     Attributes:
-        texts: The different texts that occur, in no order.
-        codes: `(n,)` int64, the place of each row's text; -1 where missing.
+        texts: The distinct texts that occur, in no particular order.
+        codes: Index of each row's text, `(n,)` int64; -1 where it is missing.
     """
 
     texts: Sequence[str]
     codes: NDArray[np.int64]
 
     def of_rows(self) -> list[str]:
-        """The text of each row, "" where missing."""
+        """Return the text of each row, "" where it is missing."""
         texts = [*self.texts, ""]
         return [texts[code] for code in self.codes.tolist()]
 
     def changed(self, texts: Iterable[str | None]) -> Coded:
-        """Other texts in place of these, in their order; equal ones become one, and None or "" is missing."""
-        place: dict[str, int] = {}
-        new = [place.setdefault(text, len(place)) if text else -1 for text in texts]
-        return Coded(list(place), np.array([*new, -1])[self.codes])
+        """Replace the distinct texts by new ones, in the same order.
+
+        Args:
+            texts: New texts; equal ones are merged, and None or "" means missing.
+        """
+        code_of: dict[str, int] = {}
+        new = [code_of.setdefault(text, len(code_of)) if text else -1 for text in texts]
+        return Coded(list(code_of), np.array([*new, -1])[self.codes])  # code -1, missing, selects the last element
 
     def first(self, wrong: Callable[[str], bool]) -> int | None:
-        """The first row with such a text; None where there is none."""
+        """Return the first row whose text satisfies a condition; None if there is none."""
         rows = np.array([*map(wrong, self.texts), False])[self.codes]
         return int(rows.argmax()) if rows.any() else None
 
 
 class Column:
-    """One column, parsed when it is first asked for; what is wrong in it is an error that names the row, from 1.
+    """One column of n rows, parsed when it is first used; errors name the row, counted from 1.
 
     Args:
-        where: The file and the column, for messages.
-        array: The column as read.
-        as_text: Reads the same column as text, where the file holds text and the array numbers.
-        decimal: What stands before the decimals in texts of numbers.
+        where: Name of the file and the column, for messages.
+        array: Column as read by Arrow.
+        as_text: Function that reads the same column as text, if the file holds text and the array numbers.
+        decimal: Decimal mark of numbers in text.
 
     Attributes:
-        where: As given, and so are the others.
+        where: Name of the file and the column; the other arguments are attributes as well.
     """
 
     def __init__(
@@ -74,7 +78,7 @@ class Column:
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:
-        """The column as integers or floating-point numbers, null where missing; None where it is text."""
+        """The column as integers or floating-point numbers, null where missing; None for a column of text."""
         from pyarrow import types
 
         array, kind = self.array, self.array.type
@@ -88,19 +92,19 @@ class Column:
         if types.is_null(kind):
             return array.cast("float64")
         texts = (types.is_string, types.is_large_string, types.is_string_view, types.is_decimal)
-        dates = (types.is_date, types.is_timestamp, types.is_time)  # read as a CSV file spells them
+        dates = (types.is_date, types.is_timestamp, types.is_time)  # become the text that a CSV file would hold
         if not any(is_kind(kind) for is_kind in (*texts, *dates)):
             raise UserError(f"{self.where} is of type {kind}, expected numbers or text; leave it out, or convert it")
         return None
 
     @cached_property
     def _texts(self) -> Coded:
-        """The trimmed cells of a column of text."""
+        """Cells of a column of text, without leading and trailing white space."""
         return _coded(self.array)
 
     @cached_property
     def _values(self) -> NDArray[np.float64] | None:
-        """Numbers, NaN where missing; None where not all that is present are numbers to Arrow."""
+        """The numbers, NaN where missing; None if Arrow cannot parse all present cells as numbers."""
         from pyarrow import ArrowInvalid, array, float64, string
 
         if self._cells is not None:
@@ -115,9 +119,9 @@ class Column:
 
     @cached_property
     def whole(self) -> NDArray[np.int64] | NDArray[np.uint64] | None:
-        """Whole numbers of 64 bits as they are, 0 where missing; None where a number has a fraction, or there is text.
+        """Exact 64-bit whole numbers, 0 where missing; None if a number has a fraction or a cell holds text.
 
-        They never pass through floating point, which merges those beyond 2^53.
+        They are never converted to floating point, which cannot distinguish all whole numbers beyond 2^53.
         """
         from pyarrow import ArrowInvalid, array, string, types
 
@@ -136,18 +140,18 @@ class Column:
 
     @cached_property
     def beyond_float64(self) -> bool:
-        """Whether these are whole numbers, some of which float64 cannot tell from their neighbours."""
+        """Whether these are whole numbers, some so large that float64 cannot distinguish them from their neighbours."""
         values = self._values
         return values is not None and bool((np.abs(values) >= EXACT["double"]).any()) and self.whole is not None
 
     @cached_property
     def missing(self) -> NDArray[np.bool_]:
-        """`(n,)` which rows have no value."""
+        """Mask `(n,)` of the rows without a value."""
         return self._texts.codes < 0 if self._values is None else np.isnan(self._values)
 
     @cached_property
     def first_text(self) -> int | None:
-        """The first row that holds no number; None where all that is present are numbers."""
+        """The first row that holds text and not a number; None if all present values are numbers."""
         return None if self._values is not None else self._texts.first(lambda text: not self._is_number(text))
 
     @property
@@ -157,25 +161,25 @@ class Column:
 
     @cached_property
     def numbers(self) -> NDArray[np.float64]:
-        """The numbers, NaN where missing; not to be changed.
+        """The numbers, NaN where missing; callers must not change the array.
 
         Raises:
-            UserError: A row holds text, or infinity.
+            UserError: A row holds text or infinity.
         """
         if self.first_text is not None:
             raise self.wrong(self.first_text, f"expected a number{self.hint}")
         values = self._values
-        if values is None:  # numbers to Python that Arrow does not read
+        if values is None:  # some are numbers that Python can parse, but not Arrow
             texts, codes = self._texts
             values = np.array([*(float(self._as_number(text)) for text in texts), np.nan])[codes]
-        values += 0.0  # no −0
+        values += 0.0  # turns −0 into 0
         if np.isinf(values).any():
             raise self.wrong(int(np.isinf(values).argmax()), "expected a finite number")
         return values
 
     @cached_property
     def offset(self) -> int:
-        """What is taken off whole numbers so that float64 tells them apart: the first, where some are beyond 2^53."""
+        """Number subtracted so that float64 can distinguish whole numbers beyond 2^53: the first value; otherwise 0."""
         if not self.beyond_float64 or self.whole is None:
             return 0
         present = self.whole[~self.missing]
@@ -183,42 +187,42 @@ class Column:
 
     @property
     def centred(self) -> NDArray[np.float64]:
-        """The numbers less `offset`, NaN where missing; not to be changed."""
+        """The numbers minus `offset`, NaN where missing; callers must not change the array."""
         return self.less(self.offset)
 
     def less(self, offset: int) -> NDArray[np.float64]:
-        """The numbers less an offset, NaN where missing; whole ones exactly, before float64 would merge them."""
+        """Return the numbers minus an offset, NaN where missing; for whole numbers the difference is exact."""
         if not offset:
             return self.numbers
         if self.whole is None:
             return self.numbers - offset
-        apart = np.array([float(number - offset) for number in self.whole.tolist()])
-        return np.where(self.missing, np.nan, apart)
+        differences = np.array([float(number - offset) for number in self.whole.tolist()])  # subtracts Python integers
+        return np.where(self.missing, np.nan, differences)
 
     @cached_property
     def coded(self) -> Coded:
-        """The values as text; equal numbers are the same text, as in 1 and 1.0.
+        """The values as text; equal numbers have the same text, such as 1 and 1.0.
 
         Raises:
-            UserError: A number has so many digits that its neighbours may have become the same.
+            UserError: A floating-point number is so large that it may have been rounded to a neighbouring one.
         """
         if self.first_text is not None:
             return self._texts
         cells, numbers = self._cells, self.numbers
-        there = ~np.isnan(numbers)
+        present = ~np.isnan(numbers)
         if self.whole is None and cells is None:
             return self._texts.changed(map(self._exact, self._texts.texts))
         if self.whole is None and cells is not None:
-            merged = np.abs(numbers) >= EXACT.get(str(cells.type), EXACT["double"])
-            if merged.any():
-                raise self.wrong(int(merged.argmax()), MERGED)
-        values, codes = np.unique((numbers if self.whole is None else self.whole)[there], return_inverse=True)
-        of_rows = np.full(len(numbers), -1)
-        of_rows[there] = codes
-        return Coded([_as_label(v) if self.whole is None else str(v) for v in values.tolist()], of_rows)
+            inexact = np.abs(numbers) >= EXACT.get(str(cells.type), EXACT["double"])
+            if inexact.any():
+                raise self.wrong(int(inexact.argmax()), MERGED)
+        values, present_codes = np.unique((numbers if self.whole is None else self.whole)[present], return_inverse=True)
+        codes = np.full(len(numbers), -1)
+        codes[present] = present_codes
+        return Coded([_as_label(v) if self.whole is None else str(v) for v in values.tolist()], codes)
 
     def _exact(self, text: str) -> str:
-        """The label of a number that a file spells so."""
+        """Return the label of a number that is written as `text` in the file."""
         number = float(self._as_number(text)) + 0.0
         if not abs(number) >= EXACT["double"]:
             return _as_label(number)
@@ -230,56 +234,57 @@ class Column:
 
     @property
     def labels(self) -> list[str]:
-        """The text of each row as `coded` has it, "" where missing."""
+        """The text of each row as in `coded`, "" where it is missing."""
         return self.coded.of_rows()
 
     @cached_property
     def spelled(self) -> Coded:
-        """The text of each cell as it stands: 01 is not 1. Numbers of Parquet are as in `coded`."""
+        """The text of each cell as written in the file: 01 is not 1. Numbers of a Parquet file are as in `coded`."""
         if self._cells is None:
             return self._texts
         return self.coded if self.as_text is None else _coded(self.as_text())
 
     def texts(self, of_numbers: bool) -> Coded:
-        """The cells as the texts of another column.
+        """Return the cells as text that can be compared with the texts of the training column.
 
         Args:
-            of_numbers: Whether that column held numbers, of which equal ones are the same text.
+            of_numbers: Whether the training column held numbers, so that equal numbers have the same text.
 
         Raises:
-            UserError: These are booleans, which are text in CSV files and numbers in others.
+            UserError: The column holds booleans, which are text in CSV files and numbers in other files, but the
+                training column held text.
         """
         if of_numbers and self.first_text is None:
             return self.coded
         if of_numbers:
             return self.spelled.changed(map(self._number_as_text, self.spelled.texts))
         if self.boolean:
-            raise UserError(f"{self.where} holds booleans, in training text; give the texts of training")
+            raise UserError(f"{self.where} holds booleans, but text in training; use the texts of the training table")
         return self.spelled
 
     @property
     def boolean(self) -> bool:
-        """Whether a file said that these are booleans; here they are 0 and 1."""
+        """Whether the file stores these values as booleans, which are read as 0 and 1."""
         from pyarrow import types
 
         return bool(types.is_boolean(self.array.type))
 
     def classes(self) -> list[str]:
-        """The different labels, numbers by value and text by code point."""
+        """Return the distinct labels, sorted: numbers by value, text by code point."""
         return sorted(self.coded.texts, key=Decimal) if self.first_text is None else sorted(self.coded.texts)
 
     @property
     def hint(self) -> str:
-        """How to read texts of a CSV file that are numbers with the other mark before decimals; "" for other texts."""
+        """Advice for a CSV column of text that would be numbers with the other decimal mark; "" for other columns."""
         other = "." if self.decimal == "," else ","
-        spelled = Column(self.where, self.array, decimal=other)
+        with_other_mark = Column(self.where, self.array, decimal=other)
         of_csv = self.as_text is not None
-        if not of_csv or self.first_text is None or not all(map(spelled._is_number, self._texts.texts)):
+        if not of_csv or self.first_text is None or not all(map(with_other_mark._is_number, self._texts.texts)):
             return ""
-        return f"; all values are numbers with {other!r} before the decimals: if they are, give decimal={other!r}"
+        return f"; all values look like numbers with the decimal mark {other!r}: if they are, set decimal={other!r}"
 
     def shown(self, row: int) -> str:
-        """A value in a message."""
+        """Return the value of a row as messages show it."""
         if self.missing[row]:
             return repr(None)
         if self._cells is not None and self.as_text is None:
@@ -287,15 +292,15 @@ class Column:
         return repr(self.spelled.texts[self.spelled.codes[row]])
 
     def wrong(self, row: int, problem: str) -> UserError:
-        """The error for a value."""
+        """Return the error for the value of a row; `problem` says what was expected."""
         return UserError(f"{self.where}, row {row + 1} is {self.shown(row)}: {problem}")
 
     def _as_number(self, text: str) -> str:
-        """A text in which a point stands before the decimals if it is a number, and only then."""
+        """Return a text in Python's notation of numbers: with a decimal comma, points and commas are swapped."""
         return text.translate(SWAPPED) if self.decimal == "," else text
 
     def _is_number(self, text: str) -> bool:
-        """Whether a person would call it a number: without the underscores that Python allows."""
+        """Whether a text is a number in the usual sense, without the underscores that Python allows."""
         try:
             float(self._as_number(text))
         except ValueError:
@@ -303,14 +308,14 @@ class Column:
         return "_" not in text
 
     def _number_as_text(self, text: str) -> str:
-        """A number as `coded` has it; other text as it is."""
+        """Return a number as it is written in `coded`, and other text unchanged."""
         if WHOLE.fullmatch(text):
             return str(int(text))
         number = float(self._as_number(text)) if self._is_number(text) else np.inf
         return _as_label(number) if np.isfinite(number) else text
 
 
-MERGED = "floating-point numbers as large merge their neighbours; write whole ones, or text"
+MERGED = "floating-point numbers as large as this may be rounded; use whole numbers or text"
 
 
 def _as_label(number: float) -> str:
@@ -318,7 +323,7 @@ def _as_label(number: float) -> str:
 
 
 def _coded(array: pyarrow.ChunkedArray) -> Coded:
-    """Trimmed cells; an empty one is missing."""
+    """Encode cells without leading and trailing white space; an empty cell is missing."""
     from pyarrow import chunked_array, compute, string, types
 
     if not types.is_dictionary(array.type):
@@ -326,6 +331,6 @@ def _coded(array: pyarrow.ChunkedArray) -> Coded:
     chunks = array.unify_dictionaries().chunks
     codes = chunked_array([chunk.indices for chunk in chunks]).cast("int64").fill_null(-1).to_numpy()
     words = chunks[0].dictionary.cast(string())
-    used = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # categories of a DataFrame may not occur
+    occurs = np.bincount(codes + 1, minlength=len(words) + 1)[1:] > 0  # a DataFrame may have unused categories
     trimmed = compute.utf8_trim_whitespace(words).to_pylist()
-    return Coded(trimmed, codes).changed(t if there else None for t, there in zip(trimmed, used, strict=True))
+    return Coded(trimmed, codes).changed(t if used else None for t, used in zip(trimmed, occurs, strict=True))

@@ -1,4 +1,4 @@
-"""Any map-style dataset of `(x, y)` pairs as a source, in Python."""
+"""A source made in Python from map-style datasets of `(x, y)` pairs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_meta.sources.class_lists import refuse_shared
 
 
 class MapDataset(Protocol):
-    """What can be counted and indexed: a `torch.utils.data.Dataset`, a list of pairs."""
+    """Object with a length and an index, such as a `torch.utils.data.Dataset` or a list of pairs."""
 
     def __len__(self) -> int: ...
 
@@ -30,12 +30,12 @@ class MapDataset(Protocol):
 
 
 class FromDataset(Source):
-    """Three datasets of `(x, y)` pairs, one a split, read into memory when first asked for.
+    """Three datasets of `(x, y)` pairs, one per split, read into memory when they are first used.
 
-    `x` is a tensor or an array, taken as it is (images: channels first), or a PIL image, which becomes
-    uint8 `(channels, height, width)`; all of one shape. `y` is an integer. A label means the same class in
-    all three datasets. In few-shot learning one that occurs in two of them is an error, as it would leak from
-    training into test; multi-task learning asks for the same labels in all three.
+    `x` is a tensor or an array, which is used as it is (images: channels first), or a PIL image, which is converted to
+    uint8 `(channels, height, width)`; all have the same shape. `y` is an integer. A label means the same class in all
+    three datasets. In few-shot learning, a label that occurs in two of them is an error, as the class would leak from
+    training into test; multi-task learning requires the same labels in all three.
 
     At a glance:
         - Classes: yours.
@@ -48,12 +48,12 @@ class FromDataset(Source):
         ('3', '4')
 
     Args:
-        train: The dataset of the training classes.
-        val: The dataset of the validation classes.
-        test: The dataset of the test classes.
-        names: The name of class 0, 1, ...; by default a class is called by its number.
-        separate_labels: Each dataset numbers its own classes from 0, so label 0 of `train` and label 0 of
-            `test` are different classes; they are then called `train/0` and `test/0`. Not with `names`.
+        train: Dataset of the training split.
+        val: Dataset of the validation split.
+        test: Dataset of the test split.
+        names: Names of class 0, 1, ...; by default the name of a class is its number.
+        separate_labels: Whether each dataset numbers its own classes from 0, so that label 0 of `train` and label 0 of
+            `test` are different classes, named `train/0` and `test/0`; cannot be combined with `names`.
     """
 
     def __init__(
@@ -79,29 +79,33 @@ class FromDataset(Source):
         self._separate = separate_labels
 
     def pools(self) -> dict[Split, Pool]:
-        """The pools of the splits, read once."""
+        """Return the pool of each split; the datasets are read once.
+
+        Raises:
+            UserError: A class is in two datasets.
+        """
         pools = self._everything
-        mend = "give it to one split, or set separate_labels=True if the labels mean different classes"
-        refuse_shared({split: pools[split].names for split in SPLITS}, "FromDataset", mend)
+        fix = "give it to one split, or set separate_labels=True if the labels mean different classes"
+        refuse_shared({split: pools[split].names for split in SPLITS}, "FromDataset", fix)
         return pools
 
     def held_out(self) -> dict[Split, Pool]:
-        """The same pools where all three datasets hold the same classes: one task, without a group.
+        """Return the same pools, if all three datasets hold the same classes; they are one task, without a group.
 
         Raises:
             UserError: A dataset lacks a class that another one has.
         """
         pools = self._everything
         for split, other in ((a, b) for a in SPLITS for b in SPLITS):
-            if alone := sorted(set(pools[split].names) - set(pools[other].names)):
+            if missing := sorted(set(pools[split].names) - set(pools[other].names)):
                 raise UserError(
-                    f"FromDataset {other}: there is no class {alone[0]!r}, which {split} has; "
+                    f"FromDataset {other}: there is no class {missing[0]!r}, which {split} has; "
                     f"a task needs every class in train, val and test"
                 )
         return pools
 
     def fingerprint(self) -> str:
-        """The sha256 of all examples and class names."""
+        """Return the SHA-256 of all examples and class names."""
         return self._hash
 
     @cached_property
@@ -116,12 +120,12 @@ class FromDataset(Source):
         dataset = self._datasets[split]
         xs: list[Tensor] = []
         ys: list[int] = []
-        for i in range(len(dataset)):  # by index: a dataset need not stop iterating at its end
+        for i in range(len(dataset)):  # by index, as iteration over a dataset may not end at its length
             x, y = self._pair(dataset[i], f"{split}[{i}]")
             if xs and (x.shape, x.dtype) != (xs[0].shape, xs[0].dtype):
                 raise UserError(
                     f"{split}[{i}]: x is {tuple(x.shape)} of {x.dtype}, but {split}[0] is "
-                    f"{tuple(xs[0].shape)} of {xs[0].dtype}; all examples must be alike"
+                    f"{tuple(xs[0].shape)} of {xs[0].dtype}; all examples must have the same shape and dtype"
                 )
             xs.append(x)
             ys.append(y)

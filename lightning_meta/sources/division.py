@@ -17,15 +17,15 @@ def merged(pools: Mapping[Split, Pool]) -> Pool:
     parts = [pools[split] for split in SPLITS]
     names = [name for part in parts for name in part.names]
     groups = [group for part in parts for group in part.groups]
-    together = Pool(torch.cat([p.x for p in parts]), torch.cat([p.sizes for p in parts]), tuple(names), tuple(groups))
-    return together.select(sorted(range(len(names)), key=names.__getitem__))
+    joined = Pool(torch.cat([p.x for p in parts]), torch.cat([p.sizes for p in parts]), tuple(names), tuple(groups))
+    return joined.select(sorted(range(len(names)), key=names.__getitem__))
 
 
 def divide(pool: Pool, members: Mapping[Split, Sequence[int]]) -> dict[Split, Pool]:
-    """Divide the examples of every class in the same way.
+    """Divide the examples of every class between the splits, in the same way for all classes.
 
     Args:
-        pool: Pool whose classes all have these examples.
+        pool: Pool whose classes all have the examples named in `members`.
         members: Numbers of the examples within their class, by split.
     """
     pools: dict[Split, Pool] = {}
@@ -79,14 +79,14 @@ def divided_classes(names: Iterable[str], fractions: Sequence[float], least: int
         seed: Seed of the division.
     """
     # Hashes, because random generators may change between releases of a library.
-    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
-    sizes = class_counts(len(drawn), fractions, least)
+    shuffled = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    sizes = class_counts(len(shuffled), fractions, least)
     val, both = sizes["val"], sizes["val"] + sizes["test"]
-    return {"train": sorted(drawn[both:]), "val": sorted(drawn[:val]), "test": sorted(drawn[val:both])}
+    return {"train": sorted(shuffled[both:]), "val": sorted(shuffled[:val]), "test": sorted(shuffled[val:both])}
 
 
 def _rounded(number: float) -> int:
-    """To the nearest, halves up: 15 % of 30 classes are 5, where `round` makes 4 of 4.5."""
+    """Round to the nearest whole number, halves up: 15 % of 30 classes are 5, while `round` turns 4.5 into 4."""
     return math.floor(number + 0.5 + 1e-9)
 
 
@@ -99,7 +99,7 @@ def divided(units: set[str], fractions: Sequence[float], seed: int, least: int =
         seed: Seed of the division.
         least: Smallest number of units of val and of test; more than 2 * `least` units are required.
     """
-    drawn = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
-    val, test = (max(least, round(fraction * len(drawn))) for fraction in fractions[1:])
-    train = max(1, len(drawn) - val - test)
-    return {u: "train" if i < train else "val" if i < train + val else "test" for i, u in enumerate(drawn)}
+    shuffled = sorted(units, key=lambda unit: hashlib.sha256(f"{seed}/{unit}".encode()).digest())
+    val, test = (max(least, round(fraction * len(shuffled))) for fraction in fractions[1:])
+    train = max(1, len(shuffled) - val - test)
+    return {u: "train" if i < train else "val" if i < train + val else "test" for i, u in enumerate(shuffled)}

@@ -23,9 +23,9 @@ class GaussianProcess(TaskGenerator):
     on average. The paper does not state the constants; the defaults are those of its published code.
 
     At a glance:
-        - Classes: functions without end (regression).
+        - Classes: any number of functions (regression).
         - Examples: any number.
-        - From: made on the spot.
+        - From: generated on demand.
 
     Args:
         length_scale: Length scale ℓ, > 0.
@@ -49,7 +49,7 @@ class GaussianProcess(TaskGenerator):
     ) -> None:
         positive(length_scale=length_scale, amplitude=amplitude, noise=noise)
         if not x_range[0] <= x_range[1]:
-            raise UserError(f"GaussianProcess: x_range is {x_range}, expected a pair of numbers that does not fall")
+            raise UserError(f"GaussianProcess: x_range is {x_range}, expected (low, high) with low <= high")
         if noise < 1e-3 * amplitude:
             raise UserError(f"noise: at least a thousandth of the amplitude is needed, {amplitude / 1000}, got {noise}")
         self.length_scale, self.amplitude, self.noise, self.x_range = length_scale, amplitude, noise, x_range

@@ -1,8 +1,8 @@
-"""Glyph outlines of the fonts that matplotlib carries, and their rasterisation by exact arithmetic.
+"""Glyph outlines of the fonts shipped with matplotlib, and their rasterisation by exact arithmetic.
 
-Outlines are read in font units, without scaling or hinting, and filled here. The images then depend on the
-font files alone, which have not changed from matplotlib 3.8 to 3.11, and not on the FreeType of a release of
-matplotlib or Pillow, which changes nearly every glyph a little.
+Outlines are read in font units, without scaling or hinting, and filled here. The images therefore depend only on the
+font files, which have not changed from matplotlib 3.8 to 3.11, and not on the FreeType version of a release of
+matplotlib or Pillow, which changes nearly every glyph slightly.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 UNITS_PER_EM = 2048
-_MOVE, _LINE, _CURVE, _CLOSE = 1, 2, 3, 79  # matplotlib.path.Path's codes
-_PIECES = 4  # straight pieces per quadratic curve: at 28 pixels the error is far below a grey level
-_SCANLINES = 5  # per pixel row; along a scanline the coverage is exact
-# before 3.11 matplotlib divides x by this factor, with a loss; the enumeration of flags is there since 3.10
+_MOVE, _LINE, _CURVE, _CLOSE = 1, 2, 3, 79  # codes of matplotlib.path.Path
+_PIECES = 4  # straight segments per quadratic curve: at 28 pixels the error is far below one grey level
+_SCANLINES = 5  # scanlines per pixel row; along a scanline the coverage is exact
+# Before 3.11, matplotlib divides x by the hinting factor, which loses precision; `LoadFlags` exists since 3.10.
 _EXACT: dict[str, Any] = {"hinting_factor": 1} if matplotlib.__version_info__ < (3, 11) else {}
 _NO_SCALE: Any = getattr(ft2font, "LoadFlags", None)
 _NO_SCALE = _NO_SCALE.NO_SCALE if _NO_SCALE else 1
 
 
 class Outlines(NamedTuple):
-    """Closed outlines of several glyphs as straight segments, each glyph's segments in one run.
+    """Closed outlines of G glyphs as S straight segments; the segments of a glyph are contiguous.
 
     Attributes:
-        ends: `(S, 2, 2)` start and end of every segment as (x, y); y points up.
-        counts: `(G,)` how many segments each glyph has; at least one.
+        ends: Start and end of every segment as (x, y), `(S, 2, 2)`; y points up.
+        counts: Number of segments of each glyph, `(G,)`; at least one.
     """
 
     ends: Floats
@@ -44,43 +44,48 @@ class Outlines(NamedTuple):
 
     @property
     def owner(self) -> Ints:
-        """`(S,)` the glyph that each segment belongs to."""
+        """Index of the glyph of each segment, `(S,)`."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def bounds(self) -> tuple[Floats, Floats]:
-        """The lower left and upper right corner of every glyph, each `(G, 2)`."""
+        """Return the lower left and upper right corners of the bounding box of every glyph, each `(G, 2)`."""
         starts = self.counts.cumsum() - self.counts
         low = np.minimum.reduceat(self.ends.min(axis=1), starts)
         return low, np.maximum.reduceat(self.ends.max(axis=1), starts)
 
     def mapped(self, matrix: Floats, shift: Floats) -> Outlines:
-        """Every glyph under its own affine map: `matrix` is `(G, 2, 2)`, `shift` is `(G, 2)`."""
+        """Apply a separate affine map to every glyph.
+
+        Args:
+            matrix: Matrix of each map, `(G, 2, 2)`.
+            shift: Translation of each map, `(G, 2)`, applied after the matrix.
+        """
         owner = self.owner
         moved = np.einsum("sij,spj->spi", matrix[owner], self.ends) + shift[owner, None]
         return Outlines(moved, self.counts)
 
 
 def charmap(face: str) -> set[int]:
-    """The code points that a face has a glyph for."""
+    """Return the code points for which a face has a glyph."""
     return set(_font(face).get_charmap())
 
 
 def _font(face: str) -> ft2font.FT2Font:
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
     if not path.is_file():
-        raise UserError(f"Glyphs: the font {path} is missing, but matplotlib carries it: reinstall matplotlib")
+        raise UserError(f"Glyphs: the font {path} is missing, but matplotlib ships it: reinstall matplotlib")
     return ft2font.FT2Font(str(path), **_EXACT)
 
 
 def read_outlines(face: str, codes: Sequence[int]) -> Outlines:
-    """The outlines of a few characters in one face, in font units.
+    """Read the outlines of characters in one face, in font units.
 
     Args:
-        face: The name of a face that matplotlib carries, for example "DejaVuSans-Bold".
+        face: Name of a face shipped with matplotlib, for example "DejaVuSans-Bold".
         codes: Unicode code points.
 
     Raises:
-        UserError: There is no such face, or it lacks a character (a "missing glyph" box is never drawn).
+        UserError: The face does not exist, or it lacks a character (a "missing glyph" box is never drawn).
     """
     font = _font(face)
     missing = sorted(set(codes) - font.get_charmap().keys())
@@ -97,12 +102,19 @@ def read_outlines(face: str, codes: Sequence[int]) -> Outlines:
 
 
 def _straighten(vertices: Floats, kinds: NDArray[np.uint8], owner: Ints, glyphs: int) -> Outlines:
-    """Straight segments of paths of moves, lines, quadratic curves and closings; one `owner` a vertex."""
+    """Convert paths of moves, lines, quadratic curves and closing lines into straight segments.
+
+    Args:
+        vertices: Vertices of all paths, `(V, 2)`.
+        kinds: Path code of each vertex, `(V,)`.
+        owner: Index of the glyph of each vertex, `(V,)`.
+        glyphs: Number of glyphs.
+    """
     index = np.arange(len(kinds))
-    first = np.maximum.accumulate(np.where(kinds == _MOVE, index, 0))  # where each contour began
-    run = np.maximum.accumulate(np.where(kinds != _CURVE, index, 0))
+    first = np.maximum.accumulate(np.where(kinds == _MOVE, index, 0))  # first vertex of the contour of each vertex
+    run = np.maximum.accumulate(np.where(kinds != _CURVE, index, 0))  # last vertex that is not of a curve
     lines, closes = index[kinds == _LINE], index[kinds == _CLOSE]
-    controls = index[(kinds == _CURVE) & ((index - run) % 2 == 1)]  # a curve is a pair: control point, end
+    controls = index[(kinds == _CURVE) & ((index - run) % 2 == 1)]  # a curve has two vertices: control point, end point
     t = np.linspace(0.0, 1.0, _PIECES + 1)[:, None, None]
     curves = (
         (1 - t) ** 2 * vertices[controls - 1] + 2 * t * (1 - t) * vertices[controls] + t**2 * vertices[controls + 1]
@@ -119,29 +131,34 @@ def _straighten(vertices: Floats, kinds: NDArray[np.uint8], owner: Ints, glyphs:
 
 
 def rasterise(outlines: Outlines, size: int) -> NDArray[np.uint8]:
-    """Fill outlines given in pixels: `(G, size, size)` ink, 255 where a pixel is covered, 0 outside.
+    """Fill outlines and return images `(G, size, size)` with the ink of each pixel, 255 if it is covered, 0 if outside.
 
-    The origin is the lower left corner. Every scanline accumulates, at each crossing of an outline, how much
-    of the pixel and of all to the right of it lies beyond; overlapping contours of one glyph count once.
+    At each crossing of a scanline and an outline, the signed coverage of the pixel is recorded, and the sum from the
+    left gives the coverage of every pixel. Overlapping contours of a glyph count once.
+
+    Args:
+        outlines: Outlines in pixels, with the origin at the lower left corner of the image.
+        size: Height and width of the images in pixels.
     """
     (x0, y0), (x1, y1) = outlines.ends.transpose(1, 2, 0)
     rows = size * _SCANLINES
-    y0, y1 = (size - y0) * _SCANLINES - 0.5, (size - y1) * _SCANLINES - 0.5  # downwards, scanline k at y = k
+    y0, y1 = (size - y0) * _SCANLINES - 0.5, (size - y1) * _SCANLINES - 0.5  # y points down, and scanline k is at y = k
     low = np.clip(np.ceil(np.minimum(y0, y1)), 0, rows).astype(np.int64)
     crossings = np.clip(np.ceil(np.maximum(y0, y1)), 0, rows).astype(np.int64) - low
     segment = np.repeat(np.arange(len(low)), crossings)
     row = np.arange(len(segment)) - np.repeat(crossings.cumsum() - crossings, crossings) + low[segment]
     with np.errstate(divide="ignore", invalid="ignore"):
-        slope = (x1 - x0) / (y1 - y0)  # infinite for a horizontal one, which crosses no scanline
+        slope = (x1 - x0) / (y1 - y0)  # infinite for a horizontal segment, which crosses no scanline
     x = np.clip(x0[segment] + (row - y0[segment]) * slope[segment], 0, size)
     pixel = x.astype(np.int64)
-    beyond = x - pixel
-    sign = np.where(y1 > y0, 1.0, -1.0)[segment]
+    fraction = x - pixel
+    sign = np.where(y1 > y0, 1.0, -1.0)[segment]  # by the direction of the segment
 
     glyphs, width = len(outlines.counts), size + 2
-    at = (outlines.owner[segment] * rows + row) * width + pixel
+    position = (outlines.owner[segment] * rows + row) * width + pixel
     total = glyphs * rows * width
-    ink = np.bincount(at, sign * (1 - beyond), total) + np.bincount(at + 1, sign * beyond, total)
+    # A crossing adds its sign to all pixels to the right, and to its own pixel the share that is right of the crossing.
+    ink = np.bincount(position, sign * (1 - fraction), total) + np.bincount(position + 1, sign * fraction, total)
     ink = np.minimum(np.abs(ink.reshape(glyphs, rows, width).cumsum(axis=2)[..., :size]), 1.0)
     shades: NDArray[np.uint8] = np.rint(ink.reshape(glyphs, size, _SCANLINES, size).mean(axis=2) * 255).astype(np.uint8)
     return shades

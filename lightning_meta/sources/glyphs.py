@@ -1,13 +1,13 @@
-"""Glyphs: letters of five scripts, digits and signs, rendered from the fonts that matplotlib carries.
+"""Glyphs: letters of five scripts, digits and symbols, rendered from the fonts shipped with matplotlib.
 
-Nothing is downloaded. A class is a character, an example is that character in one of twelve DejaVu faces under
-a small random affine map, a group is a script. Characters and their splits are a text file of this package,
+Nothing is downloaded. A class is a character, an example is that character in one of twelve DejaVu faces under a small
+random affine map, and a group is a script. The characters and their splits are listed in a text file of this package,
 made by `scripts/make_glyph_lists.py`:
 
-- What differs by case, diacritic, stroke or hook alone shares a base, and so does what looks nearly the same
-  (Greek Eta and Latin H, sha and turned m); a base lies in one split.
-- Characters that look the same in every face are one class. Where they belong to two scripts (Latin A, Greek
-  Alpha, Cyrillic A) the later one is marked "twin" and is in no split.
+- Characters that differ only by case, diacritic, stroke or hook share a base, and so do characters that look nearly
+  the same (Greek Eta and Latin H, sha and turned m). All characters with the same base are in one split.
+- Characters that look the same in every face are one class. If they belong to two scripts (Latin A, Greek Alpha,
+  Cyrillic A), the later one is marked "twin" and is in no split.
 """
 
 from __future__ import annotations
@@ -35,29 +35,31 @@ FACES: tuple[str, ...] = tuple(
     for family, slant in (("Sans", "Oblique"), ("SansMono", "Oblique"), ("Serif", "Italic"))
     for style in ("", "-Bold", f"-{slant}", f"-Bold{slant}")
 )
-# Upright and slanted together, for they are nearly each other's shear; each at the weight whose bold is for training.
+# Upright and slanted faces stay together, since one is nearly a shear of the other. The regular weight is held out; the
+# bold weight of the same families is for training.
 HELD_OUT_FACES: dict[Split, tuple[str, ...]] = {
     "val": ("DejaVuSansMono", "DejaVuSansMono-Oblique"),
     "test": ("DejaVuSerif", "DejaVuSerif-Italic"),
 }
 LIST = resources.files("lightning_meta.sources").joinpath("glyph_lists").joinpath("glyphs.txt")
 
-_EM = 20 / 28  # of the image; an x is then 11 of 28 pixels high, a capital 15
-_MIDDLE = 780  # font units above the baseline that lie at half the image's height
-_MARGIN = 0.5  # of a pixel at each border, which no outline enters
-# the most that jitter=1 does to a glyph, each drawn evenly from -most to +most
+_EM = 20 / 28  # em size as a fraction of the image size; an x is then 11 of 28 pixels high, a capital letter 15
+_MIDDLE = 780  # height above the baseline, in font units, that is placed at half the height of the image
+_MARGIN = 0.5  # width in pixels of the margin at each border, which no outline enters
+# Bounds of the jitter at jitter=1: rotation in radians, shear, log scale, and shift relative to the image size. Each is
+# drawn uniformly from -bound to +bound.
 _TURN, _SHEAR, _STRETCH, _SHIFT = np.radians(15), 0.18, 0.18, 2.5 / 28
 
 
 class Character(NamedTuple):
-    """A line of the list.
+    """A line of the list of characters.
 
     Attributes:
-        code: The Unicode code point.
-        script: The writing system, or "Digit" or "Symbol".
-        base: The letter that stands for all that must share a split with this one.
+        code: Unicode code point.
+        script: Writing system, or "Digit" or "Symbol".
+        base: Letter that represents all characters that must be in the same split as this one.
         split: "train", "val", "test", or "twin".
-        name: The Unicode name.
+        name: Unicode name.
     """
 
     code: int
@@ -68,12 +70,12 @@ class Character(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The class name, as in "U+00E9 é"."""
+        """Name of the class, such as "U+00E9 é"."""
         return f"U+{self.code:04X} {chr(self.code)}"
 
 
 def read_characters() -> list[Character]:
-    """The shipped list: every character once, by script and code point, twins included."""
+    """Return the shipped list: every character once, sorted by script and code point, including twins."""
     lines = LIST.read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines if not line.startswith("# ")]
     return [Character(int(code[2:], 16), script, base, split, name) for code, _, script, base, split, name in rows]
@@ -82,9 +84,9 @@ def read_characters() -> list[Character]:
 class Glyphs(Source):
     """Characters of the DejaVu fonts: the embedded data set, which needs no download.
 
-    Images are uint8 `(1, image_size, image_size)`, ink 255 on 0. The examples of a class come face by face,
-    in the order of `face_names`: example `i` is in face `i // copies`. A glyph's jitter depends on the seed,
-    the character, the face and the copy alone, so it is the same whatever else is rendered.
+    Images are uint8 `(1, image_size, image_size)`, with ink 255 on a background of 0. The examples of a class are
+    ordered by face, as in `face_names`: example `i` is in face `i // copies`. The jitter of a glyph depends only on the
+    seed, the character, the face and the copy, so it is the same whatever else is rendered.
 
     At a glance:
         - Classes: 806 / 216 / 384 characters.
@@ -94,12 +96,12 @@ class Glyphs(Source):
         - From: rendered from matplotlib's fonts in seconds.
 
     Args:
-        seed: The seed of the jitter, 0 or more.
-        jitter: How much each glyph is turned, sheared, stretched and shifted: 0 for not at all, 1 for up to
-            15 degrees, 18 %, 18 % and 2.5 of 28 pixels, at most 2. No glyph leaves the image.
-        copies: Examples of each character in each face. A class has 12 times as many; with more than one, the
-            support and the query set of an episode may show the same face.
-        image_size: Height and width in pixels, at least 16.
+        seed: Seed of the jitter, from 0 to 2^63 - 1.
+        jitter: Strength of the random affine map, from 0 (none) to 2. With 1, glyphs are rotated by up to 15 degrees,
+            sheared and stretched by up to 18 %, and shifted by up to 2.5 of 28 pixels. No glyph leaves the image.
+        copies: Number of examples of each character in each face, at least 1; a class has 12 times as many. With more
+            than one, the support and the query set of an episode may show the same face.
+        image_size: Height and width of the images in pixels, at least 16.
 
     Raises:
         UserError: An argument is out of range.
@@ -111,44 +113,49 @@ class Glyphs(Source):
         if not 0 <= seed < 2**63:
             raise UserError(f"Glyphs: seed is {seed}, expected a whole number from 0 to 2**63 - 1")
         if not 0 <= jitter <= 2:
-            raise UserError(f"Glyphs: jitter is {jitter}, expected a number from 0 (none) to 2; 1 is the usual")
+            raise UserError(f"Glyphs: jitter is {jitter}, expected a number from 0 (none) to 2; the default is 1")
         if copies < 1:
             raise UserError(f"Glyphs: copies is {copies}, expected at least 1 example per face")
         if image_size < 16:
-            raise UserError(f"Glyphs: image_size is {image_size}, expected at least 16 pixels: 28 is the usual")
+            raise UserError(f"Glyphs: image_size is {image_size}, expected at least 16 pixels; the default is 28")
         self.seed, self.jitter, self.copies, self.image_size = seed, jitter, copies, image_size
 
     def pools(self) -> dict[Split, Pool]:
-        """Train, val and test: about 60, 15 and 25 % of the characters, 12 * copies examples each."""
+        """Return train, val and test with about 60, 15 and 25 % of the characters, `12 * copies` examples per class."""
         return self._pools
 
     def held_out(self) -> dict[Split, Pool]:
-        """Every character of every script in each split, in other faces: eight for train, two for val, two for test.
+        """Return every character in each split, in different faces: eight for train, two for val, two for test.
 
-        Unseen in training are DejaVu Sans Mono and its oblique (val), DejaVu Serif and its italic (test). A slanted
-        face is nearly the shear of its upright one, so the two stay together; what training shows of both families is
-        the bold, and of the regular weight the proportional sans.
+        DejaVu Sans Mono and its oblique (val) and DejaVu Serif and its italic (test) do not occur in training. A
+        slanted face is nearly a shear of its upright face, so the two stay together. Training has the bold weight of
+        both families, and the regular weight of the proportional sans.
 
-        A script holds all its distinct characters. Twins of other scripts are among them, as each script is a task of
-        its own: 847 Latin, 306 Greek, 185 Cyrillic, 78 Armenian and 44 Georgian characters, 10 digits, 24 symbols.
-        Two of the 1,494 (U+02B9, U+0559) are drawn alike in a face of test and one of train, 40 in one of val; their
-        jitter differs.
+        Each script is a separate task with all its distinct characters, including those that are twins of characters of
+        other scripts: 847 Latin, 306 Greek, 185 Cyrillic, 78 Armenian and 44 Georgian characters, 10 digits, 24
+        symbols. Of these 1,494 characters, two (U+02B9, U+0559) are drawn identically in a face of test and a face of
+        train, and 40 in a face of val and a face of train; their jitter differs.
 
         Returns:
-            Pools with `8 * copies`, `2 * copies` and `2 * copies` examples a class; classes by script and code point.
+            Pools with `8 * copies`, `2 * copies` and `2 * copies` examples per class; the classes are sorted by script
+            and code point.
         """
         characters = read_characters()
         pool = _pool(self.render(characters), characters)
-        held = {face for faces in HELD_OUT_FACES.values() for face in faces}
-        faces = {"train": tuple(face for face in FACES if face not in held), **HELD_OUT_FACES}
+        held_out = {face for faces in HELD_OUT_FACES.values() for face in faces}
+        faces = {"train": tuple(face for face in FACES if face not in held_out), **HELD_OUT_FACES}
         return divide(pool, {split: self._members(faces[split]) for split in SPLITS})
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images: train, val, test, each by script, code point and face."""
+        """Return the SHA-256 of all images: train, val, test, each sorted by script, code point and face."""
         return self._hash
 
     def render(self, characters: Sequence[Character]) -> Tensor:
-        """Images of any characters of the list, twins too: `(C, 12 * copies, 1, image_size, image_size)`."""
+        """Render characters of the list, twins included: `(C, 12 * copies, 1, image_size, image_size)` uint8.
+
+        Args:
+            characters: The C characters.
+        """
         size, codes = self.image_size, [character.code for character in characters]
         images = np.empty((len(codes), len(FACES), self.copies, 1, size, size), np.uint8)
         jitter = np.stack([self._draw(code) for code in codes])
@@ -173,11 +180,11 @@ class Glyphs(Source):
         return digest.hexdigest()
 
     def _members(self, faces: Sequence[str]) -> list[int]:
-        """The examples of a class that are in a few faces."""
+        """Return the numbers of the examples of a class that are in the given faces."""
         return [FACES.index(face) * self.copies + copy for face in faces for copy in range(self.copies)]
 
     def _draw(self, code: int) -> NDArray[np.float64]:
-        """`(copies, 12, 6)` numbers in [-jitter, jitter], from a counter-based generator keyed by the code."""
+        """Draw the jitter of a character, `(copies, 12, 6)` in [-jitter, jitter], keyed by seed and code point."""
         stream = np.random.Generator(np.random.Philox(key=np.array([self.seed, code], np.uint64)))
         return stream.uniform(-self.jitter, self.jitter, (self.copies, len(FACES), 6))
 
@@ -192,7 +199,7 @@ def _pool(images: Tensor, characters: Sequence[Character]) -> Pool:
 
 
 def _centred(glyphs: Outlines, size: int) -> Outlines:
-    """Outlines from font units to pixels; the origin is mid-width, at a fixed height above the baseline."""
+    """Convert outlines from font units to pixels; the origin is at mid-width, at a fixed height above the baseline."""
     low, high = glyphs.bounds()
     scale = np.eye(2) * (size * _EM / UNITS_PER_EM)
     middle = np.stack([(low[:, 0] + high[:, 0]) / 2, np.full(len(low), float(_MIDDLE))], axis=1)
@@ -200,7 +207,7 @@ def _centred(glyphs: Outlines, size: int) -> Outlines:
 
 
 def _jittered(glyphs: Outlines, draws: NDArray[np.float64], size: int) -> Outlines:
-    """Each glyph turned, sheared, stretched and shifted by its six draws, then brought inside the image."""
+    """Rotate, shear, stretch and shift each glyph by its six random numbers, and fit it into the image."""
     turn, shear, wide, tall = draws[:, :4].T * np.array([_TURN, _SHEAR, _STRETCH, _STRETCH])[:, None]
     cos, sin, one, zero = np.cos(turn), np.sin(turn), np.ones_like(turn), np.zeros_like(turn)
     rotation = np.array([[cos, -sin], [sin, cos]]).transpose(2, 0, 1)

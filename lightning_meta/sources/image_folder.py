@@ -1,4 +1,4 @@
-"""A user's own images: a folder a class."""
+"""A source for the user's own images, with one folder per class."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lightning_meta.sources.division import divided, divided_classes, enough_cla
 class ImageFolder(ImageFilesSource):
     """Images in folders named by class: `root/train|val|test/<class>/*`, or `root/<class>/*`.
 
-    For few-shot learning the folders of the first layout say which class is in which split. In the second the
-    classes are divided here: at random, but the same on every machine, and by `seed` and the names of the
-    classes alone.
+    For few-shot learning, the folders of the first layout state which class is in which split. In the second layout the
+    classes are divided at random; the division depends only on `seed` and the names of the classes, so it is the same
+    on every machine.
 
-    Files with the usual suffixes of images are read in the order of their names, hidden files and others are
-    passed over, and so are folders inside a class. Images are turned as their EXIF orientation says, resized
-    to a square without keeping their proportions (Lanczos, antialiased), and an alpha channel is dropped; of
-    an animation the first frame is read. Symbolic links are followed.
+    Files with the usual suffixes of images are read in the order of their names; hidden files, other files and folders
+    inside a class are skipped. Images are rotated according to their EXIF orientation and resized to a square without
+    keeping their proportions (Lanczos, antialiased); an alpha channel is dropped, and only the first frame of an
+    animation is read. Symbolic links are followed.
 
     At a glance:
         - Classes: yours.
@@ -36,14 +36,14 @@ class ImageFolder(ImageFilesSource):
         - From: your folder, `root/train|val|test/<class>/*` or `root/<class>/*`.
 
     Args:
-        root: The folder.
+        root: Folder of the images.
         image_size: Height and width of the images in pixels.
-        channels: 3 for colour, 1 for grey.
-        fractions: Which part of the classes, or for multi-task learning of each class's images, goes to train, val
-            and test, where the folder does not say; each gets one at least.
-        least_classes: How many classes each split gets at least, whatever the fractions, where the folder does not say:
-            the ways of its tasks.
-        seed: Draws another division into train, val and test.
+        channels: Number of channels: 3 for colour, 1 for grey.
+        fractions: Shares of train, val and test, > 0, with sum 1: shares of the classes, or for multi-task learning of
+            the images of each class. Used only if the folder has no splits; each split gets at least one.
+        least_classes: Smallest number of classes per split, which has priority over the fractions; set it to the number
+            of ways of the tasks. Used only if the folder has no splits.
+        seed: Seed of the division into train, val and test.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class ImageFolder(ImageFilesSource):
         self.least_classes = least_classes
 
     def held_out(self) -> dict[Split, Pool]:
-        """Every class in each split: `root/train|val|test/<class>/*` with the same classes, or `root/<class>/*`.
+        """Return every class in each split: `root/train|val|test/<class>/*` with the same classes, or `root/<class>/*`.
 
-        In the first layout the folders say which image is in which split, in the second the images of each class are
-        divided by `fractions`, `seed` and their names alone. A folder that holds folders and no images is a group of
-        classes, and with that a task: `root/<group>/<class>/*`, or `root/train/<group>/<class>/*` and so on.
+        In the first layout the folders state which image is in which split; in the second the images of each class are
+        divided, depending only on `fractions`, `seed` and the names of the files. A folder that holds folders and no
+        images is a group of classes, and thus a task: `root/<group>/<class>/*`, or `root/train/<group>/<class>/*` etc.
 
         Raises:
-            UserError: A class has no image in some split, or fewer than three to divide.
+            UserError: A class has no image in some split, or fewer than three images to divide.
         """
         listing = self._held_out_listing()
         return self._held_out(f"examples divided; {self._key_of(listing)}", lambda: self._pools_of(listing))
@@ -83,9 +83,9 @@ class ImageFolder(ImageFilesSource):
         if any(folders_in(self.root / split) for split in SPLITS):
             classes = {split: _classes(self.root / split) for split in SPLITS}
             for split, other in ((a, b) for a in SPLITS for b in SPLITS):
-                if alone := sorted(classes[split].keys() - classes[other].keys()):
+                if missing := sorted(classes[split].keys() - classes[other].keys()):
                     raise UserError(
-                        f"{self.root / other}: there is no class {alone[0]!r}, which {split} has; "
+                        f"{self.root / other}: there is no class {missing[0]!r}, which {split} has; "
                         f"tasks need every class in train, val and test"
                     )
             return {split: {name: images_of(f) for name, f in sorted(classes[split].items())} for split in SPLITS}
@@ -93,10 +93,10 @@ class ImageFolder(ImageFilesSource):
         for name, folder in sorted(_classes(self.root).items()):
             files = {file.name: file for file in images_of(folder)}
             if len(files) < len(SPLITS):
-                raise UserError(f"{folder}: found {len(files)} images; train, val and test need one each at least")
+                raise UserError(f"{folder}: found {len(files)} images; train, val and test need at least one each")
             split_of = divided(set(files), self.fractions, self.seed, least=1)
             for split in SPLITS:
-                listing[split][name] = [file for of, file in files.items() if split_of[of] == split]
+                listing[split][name] = [file for file_name, file in files.items() if split_of[file_name] == split]
         if not listing["train"]:
             raise UserError(f"{self.root}: found no class folders")
         return listing
@@ -121,13 +121,13 @@ class ImageFolder(ImageFilesSource):
         for split in SPLITS:
             if not folders[split]:
                 raise UserError(
-                    f"{self.root / split}: there are no class folders here; train, val and test need one "
-                    f"each at least, or none of the three folders should exist"
+                    f"{self.root / split}: there are no class folders here; train, val and test need at "
+                    f"least one each, or none of the three folders should exist"
                 )
         refuse_shared(folders, str(self.root), "move each class into one of them")
 
     def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
-        """Which `least_classes` gives every split enough, or how few ways the folder is enough for."""
+        """Return advice for a message: a `least_classes` with which every split has enough, or a smaller way."""
         tasks = ", ".join(f"{ways} of {examples} images in {split}" for split, (ways, examples) in needs.items())
         if any(folders_in(self.root / split) for split in SPLITS):
             return f"by folders in {self.root}/train, val and test: tasks need {tasks}"
@@ -141,9 +141,9 @@ class ImageFolder(ImageFilesSource):
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:
         if len(folders) < 3:
             raise UserError(
-                f"{self.root}: found {len(folders)} class folders, but train, val and test need one each at least, and "
-                "as many as the ways of a task for few-shot learning; root is the folder that holds a folder of "
-                "images for each class"
+                f"{self.root}: found {len(folders)} class folders, but train, val and test need at least one each, and "
+                "as many as the ways of a task for few-shot learning; root is the folder that contains a folder "
+                "of images for each class"
             )
         least, most = self.least_classes, len(folders) // 3
         if least > most:
@@ -158,9 +158,9 @@ class ImageFolder(ImageFilesSource):
 
 
 def _classes(root: Path) -> dict[str, Path]:
-    """The folders of the classes of all groups by `class`, or `group/class`."""
-    found: dict[str, Path] = {}
+    """Return the folders of the classes of all groups by name, which is `class` or `group/class`."""
+    classes: dict[str, Path] = {}
     for folder in folders_in(root):
         inside = [] if image_files_in(folder) else folders_in(folder)
-        found |= {f"{folder.name}/{f.name}": f for f in inside} if inside else {folder.name: folder}
-    return found
+        classes |= {f"{folder.name}/{f.name}": f for f in inside} if inside else {folder.name: folder}
+    return classes

@@ -1,4 +1,4 @@
-"""A table of the user's own for few-shot learning: every row is an example of the class in its label column."""
+"""A source for the user's own table in few-shot classification, with one example per row."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class LabelledTable(Source):
-    """A CSV or Parquet file whose rows are examples of many classes: columns of features, and one of labels.
+    """A CSV or Parquet file whose rows are examples of many classes, with columns of features and a column of labels.
 
-    The classes, not the rows, are divided between training, validation and test: at random, but the same on every
-    machine, by `seed` and the names of the classes alone; or as a `split_column` says.
+    The classes, not the rows, are divided between training, validation and test, either at random, depending only on
+    `seed` and the names of the classes, so that the division is the same on every machine; or by a `split_column`.
 
-    Features become numbers as in `Table`, and what is learned of them is learned from the rows of the training classes:
-    numbers are standardised, and a missing one is replaced by the mean; text becomes one input of 0 or 1 for each of
-    the texts in training rows. A row without a label is left out.
+    Features are converted to inputs as in `Table`, with statistics of the rows of the training classes: numbers are
+    standardised, and a missing number is replaced by the mean; text is one-hot encoded, with one input per text of the
+    training rows. Rows without a label are left out.
 
     At a glance:
         - Classes: yours.
@@ -48,22 +48,24 @@ class LabelledTable(Source):
             source = LabelledTable("flowers.csv", label="species")
 
     Args:
-        path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
-        label: The column of the class; text or whole numbers.
-        features: Names of the feature columns; by default all that are nothing else.
-        split_column: The column that says `train`, `val` or `test`, the same in all rows of a class.
-        least_examples: Classes with fewer rows are left out, and a line says how many: the shots and queries of a task.
-        least_classes: How many classes each split gets at least, whatever the fractions: the ways of its tasks.
-        fractions: Which part of the classes goes to train, val and test; each gets one at least.
-        seed: Draws another division.
-        categorical: Feature columns to be taken as text although they hold numbers.
-        max_categories: The most different texts that a feature may have: more is likely a name or a date.
-        scaling: How numbers become inputs, as in `Table`.
-        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
-        decimal: What stands before the decimals of its numbers, a point or a comma.
+        path: Path of the file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
+        label: Name of the column with the class, as text or whole numbers.
+        features: Names of the feature columns; by default all columns without another role.
+        split_column: Name of a column with `train`, `val` or `test`, the same in all rows of a class.
+        least_examples: Smallest number of rows of a class; classes with fewer are left out, and their number is logged.
+            Set it to the number of shots and queries per class of a task.
+        least_classes: Smallest number of classes per split, which has priority over the fractions; set it to the number
+            of ways of the tasks.
+        fractions: Shares of the classes for train, val and test, > 0, with sum 1; each split gets at least one class.
+        seed: Seed of the division.
+        categorical: Names of feature columns to treat as text although they hold numbers.
+        max_categories: Largest number of different texts of a feature; a column with more is likely a name or a date.
+        scaling: How numbers are scaled, as in `Table`.
+        delimiter: Separator of the columns of a CSV file, one character; by default a comma, or a tab in a `.tsv` file.
+        decimal: Decimal mark of the numbers of a CSV file, a point or a comma.
 
     Raises:
-        UserError: Options that do not go together, or a file or column that is not as they say.
+        UserError: Options contradict each other, or the file or a column does not match them.
     """
 
     def __init__(
@@ -89,27 +91,29 @@ class LabelledTable(Source):
         names_in_list(features=features, categorical=categorical)
         whole(1, least_examples=least_examples, least_classes=least_classes, max_categories=max_categories)
         if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-            raise UserError(f"LabelledTable fractions={list(fractions)}: three positive numbers that add up to 1")
+            raise UserError(
+                f"LabelledTable fractions={list(fractions)}: expected three positive numbers that add up to 1"
+            )
         self.label, self.features, self.split_column = label, features, split_column
         self.least_examples, self.least_classes = least_examples, least_classes
         self.fractions, self.seed = tuple(fractions), seed
         self.categorical, self.max_categories = tuple(categorical or ()), max_categories
 
     def pools(self) -> dict[Split, Pool]:
-        """Inputs `(n, D)` float32, class by class in the order of their names; classes have the names of the labels."""
+        """Return pools with inputs `(n, D)`, float32, sorted by class; the names of the classes are the labels."""
         inputs, labels = self._inputs, np.array(self._columns[self.label].labels, dtype=object)
         pools: dict[Split, Pool] = {}
         for split in SPLITS:
             names = self._classes[split]
             number = {name: i for i, name in enumerate(names)}
-            here = np.array([label in number for label in labels])
+            in_split = np.array([label in number for label in labels])
             pools[split] = Pool.from_examples(
-                inputs[torch.from_numpy(here)], [number[label] for label in labels[here]], names
+                inputs[torch.from_numpy(in_split)], [number[label] for label in labels[in_split]], names
             )
         return pools
 
     def more_classes(self, needs: Mapping[Split, tuple[int, int]]) -> str:
-        """Which `least_classes` gives every split enough, or how few ways the table is enough for."""
+        """Return advice for a message: a `least_classes` with which every split has enough, or a smaller way."""
         tasks = ", ".join(f"{ways} of {examples} rows in {split}" for split, (ways, examples) in needs.items())
         if self.split_column is not None:
             return f"in the column {self.split_column!r} of {self.path}: tasks need {tasks}"
@@ -121,12 +125,12 @@ class LabelledTable(Source):
         return f"by more classes: tasks need {tasks}, and there are {count}{ways}"
 
     def fingerprint(self) -> str:
-        """The sha256 of all examples as `pools` gives them."""
+        """Return the SHA-256 of all examples in the pools."""
         return of_pools(self.pools()).whole
 
     @cached_property
     def input_names(self) -> list[str]:
-        """What each of the D inputs is: a column, or `column=text`."""
+        """Names of the D inputs, each a column or `column=text`."""
         return self._encoded[0]
 
     @property
@@ -136,9 +140,9 @@ class LabelledTable(Source):
     @cached_property
     def _columns(self) -> dict[str, Column]:
         columns = read_columns(self.path, spelling=self.spelling)
-        of_options = {"label": [self.label], "features": self.features, "categorical": self.categorical}
-        of_options["split_column"] = [] if self.split_column is None else [self.split_column]
-        for option, names in of_options.items():
+        named = {"label": [self.label], "features": self.features, "categorical": self.categorical}
+        named["split_column"] = [] if self.split_column is None else [self.split_column]
+        for option, names in named.items():
             for name in names or ():
                 if name not in columns:
                     instead = instead_of(name, list(columns))
@@ -147,7 +151,7 @@ class LabelledTable(Source):
 
     @cached_property
     def _classes(self) -> dict[Split, list[str]]:
-        """The classes of each split, in the order of their names."""
+        """The classes of each split, sorted by name."""
         column = self._columns[self.label]
         texts, codes = column.coded
         counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
@@ -182,12 +186,12 @@ class LabelledTable(Source):
 
     @cached_property
     def _encoded(self) -> tuple[list[str], torch.Tensor]:
-        taken = {self.label, self.split_column}
-        names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
-        if wrong := [name for name in names if name in taken]:
-            raise UserError(f"LabelledTable features: {wrong[0]!r} is the label or the split, and no feature")
+        other_roles = {self.label, self.split_column}
+        names = self.features if self.features is not None else [n for n in self._columns if n not in other_roles]
+        if wrong := [name for name in names if name in other_roles]:
+            raise UserError(f"LabelledTable features: {wrong[0]!r} is the label or the split, and not a feature")
         if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"LabelledTable categorical: {wrong[0]!r} is no feature")
+            raise UserError(f"LabelledTable categorical: {wrong[0]!r} is not a feature")
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
         columns = {name: self._columns[name] for name in names}
@@ -196,6 +200,6 @@ class LabelledTable(Source):
         return [name for feature in features for name in feature.inputs], encode(columns, features)
 
     def _in_training(self) -> NDArray[np.bool_]:
-        """`(n,)` which rows belong to a training class."""
+        """Return the mask `(n,)` of the rows that belong to a training class."""
         classes = set(self._classes["train"])
         return np.array([label in classes for label in self._columns[self.label].labels], np.bool_)

@@ -1,4 +1,4 @@
-"""Labelled images that lie in one folder, with a table that says which is of which class."""
+"""Labelled images in one folder, with a table that states the class of each."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lightning_meta.sources.table_files import read_columns
 
 
 def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], list[str]]:
-    """The images of a folder and their labels, which a table gives: a row for each image.
+    """Find the images of a folder and read their labels from a table with a row for each image.
 
     Args:
-        folder: Where the images lie; hidden files and those without the suffix of an image are passed over.
-        table: `.csv`, `.tsv` or `.parquet` with the columns `file`, a path below the folder, and `label`; others are
-            passed over.
+        folder: Folder of the images; hidden files and those without the suffix of an image are skipped.
+        table: Path of a `.csv`, `.tsv` or `.parquet` file with the columns `file`, a path below the folder, and
+            `label`; other columns are ignored.
 
     Returns:
         M files, sorted by path, and the M labels.
 
     Raises:
-        UserError: The table is missing or damaged, has no such columns, names a file twice, or one that is no image
-            of the folder, gives no label, leaves an image of the folder out, or has fewer than two labels.
+        UserError: The table is missing or damaged, lacks a column, names a file twice or one that is not an image of
+            the folder, lacks a label, leaves out an image of the folder, or has fewer than two different labels.
     """
     root, path = Path(folder), Path(table)
     if not root.is_dir():
@@ -35,15 +35,15 @@ def files_of_table(folder: str | Path, table: str | Path) -> tuple[list[Path], l
     columns = read_columns(path)
     for name in ("file", "label"):
         if name not in columns:
-            raise UserError(f"{path}: there is no column {name!r}, only {', '.join(columns)}; call it so")
+            raise UserError(f"{path}: there is no column {name!r}, only {', '.join(columns)}; rename or add it")
     images = image_files([root])
     label_of = _label_of(root, set(images), columns["file"], columns["label"])
     if unnamed := [file for file in images if file not in label_of]:
         raise UserError(
-            f"{path}: {len(unnamed)} images of {root} are in no row, the first: {unnamed[0]}; add rows, or move them"
+            f"{path}: {len(unnamed)} images of {root} have no row, the first: {unnamed[0]}; add rows or move the images"
         )
     if len(labels := sorted(set(label_of.values()))) < 2:
-        raise UserError(f"{path}: every label is {labels[0]!r}; two at least are needed")
+        raise UserError(f"{path}: every label is {labels[0]!r}; at least two different labels are needed")
     return images, [label_of[file] for file in images]
 
 
@@ -52,11 +52,11 @@ def _label_of(root: Path, images: Container[Path], names: Column, labels: Column
     label_of: dict[Path, str] = {}
     for row, (name, label) in enumerate(zip(names.spelled.of_rows(), labels.spelled.of_rows(), strict=True)):
         file = root / as_text(name)
-        if file not in images:  # no name is looked up on the disk
+        if file not in images:  # compares with the listing, so that no name from the table is opened
             raise names.wrong(row, f"expected an image below {root}")
         if file in row_of:
-            raise names.wrong(row, f"row {row_of[file] + 1} names this file already; one row for each is needed")
+            raise names.wrong(row, f"row {row_of[file] + 1} already names this file; give each file one row")
         if labels.missing[row]:
-            raise labels.wrong(row, "expected a label; empty, NA, N/A, NaN and null stand for none")
+            raise labels.wrong(row, "expected a label; empty, NA, N/A, NaN and null mean that it is missing")
         row_of[file], label_of[file] = row, as_text(label)
     return label_of

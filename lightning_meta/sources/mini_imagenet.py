@@ -21,9 +21,9 @@ PER_CLASS = 600
 class MiniImageNet(ImageFilesSource):
     """mini-ImageNet in the split of Ravi and Larochelle (2017): 64, 16 and 20 classes, 600 images each.
 
-    ImageNet's licence forbids handing its images on, so you supply them: `root/images/*.jpg` under the names
-    of the published lists, which `train.csv`, `val.csv` and `test.csv` hold. The lists are read from `root`,
-    or as `mini_imagenet_<split>.csv` from `$LIGHTNING_META_DATA/splits`. A class is named by its WordNet id.
+    ImageNet's licence forbids redistribution, so you must provide the images as `root/images/*.jpg`, with the names of
+    the published lists `train.csv`, `val.csv` and `test.csv`. The lists are read from `root`, or as
+    `mini_imagenet_<split>.csv` from `$LIGHTNING_META_DATA/splits`. The name of a class is its WordNet ID.
 
     At a glance:
         - Classes: 64 / 16 / 20.
@@ -31,8 +31,8 @@ class MiniImageNet(ImageFilesSource):
         - From: your copy of the images.
 
     Args:
-        root: The folder with `images` in it.
-        image_size: Height and width of the images in pixels; resized with antialiasing (Lanczos).
+        root: Folder that contains the folder `images`.
+        image_size: Height and width in pixels to which images are resized, with antialiasing (Lanczos).
     """
 
     def __init__(self, root: str | Path, image_size: int = 84) -> None:
@@ -41,8 +41,8 @@ class MiniImageNet(ImageFilesSource):
     def _listing(self) -> Listing:
         if not (self.root / "images").is_dir():
             raise UserError(
-                f"MiniImageNet root={self.root}: there is no folder 'images' in it; put the 60,000 images "
-                f"there (they come from ImageNet, image-net.org, and cannot be downloaded for you)"
+                f"MiniImageNet root={self.root}: it has no folder 'images'; put the 60,000 images "
+                f"there (they are part of ImageNet, image-net.org, and cannot be downloaded automatically)"
             )
         listing = {split: self._read_list(split) for split in SPLITS}
         files = [file for classes in listing.values() for of_class in classes.values() for file in of_class]
@@ -52,20 +52,22 @@ class MiniImageNet(ImageFilesSource):
             raise UserError(f"{self.root / 'images'}: the folder cannot be read ({error.strerror})") from error
         if missing := [file for file in files if file.name not in present]:
             raise UserError(
-                f"{missing[0]}: this image is missing, and {len(missing)} of {len(files)} in all; take them "
-                f"from ImageNet (image-net.org) under the names in the lists of {LISTS_URL}"
+                f"{missing[0]}: this image is missing ({len(missing)} of {len(files)} are missing); copy them "
+                f"from ImageNet (image-net.org) with the names in the lists of {LISTS_URL}"
             )
         return listing
 
     def _read_list(self, split: Split) -> dict[str, list[Path]]:
-        """The files of each class of one split, in the published order of classes."""
+        """Return the files of each class of a split, in the published order of classes."""
         path = self._list_path(split)
         classes: dict[str, list[Path]] = {name: [] for name in class_list("mini_imagenet")[split]}
         try:
             rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"{path}: not a list of images ({said}); get the published one from {LISTS_URL}") from error
+            cause = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: not a list of images ({cause}); get the published one from {LISTS_URL}"
+            ) from error
         for row in rows:
             name, file = row.get("label"), row.get("filename")
             if name not in classes or not file or Path(file).name != file:

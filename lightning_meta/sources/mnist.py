@@ -1,4 +1,4 @@
-"""MNIST's four files, found and verified: what MultiMNIST is made of."""
+"""Reading and verification of the four files of MNIST, from which MultiMNIST is made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
 SIDE = 28
 
-# Per file: how many images or labels it holds, and the sha256 of its bytes, unpacked.
+# Number of images or labels of each file, and the SHA-256 of its unpacked bytes.
 FILES = {
     "train-images-idx3-ubyte": (60000, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
     "train-labels-idx1-ubyte": (60000, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
@@ -31,8 +31,8 @@ class Digits(NamedTuple):
     """Handwritten digits.
 
     Attributes:
-        images: `(n, 28, 28)` uint8, ink 255 on 0.
-        labels: `(n,)` int64, 0 to 9.
+        images: Images `(n, 28, 28)`, uint8, with ink 255 on a background of 0.
+        labels: Labels `(n,)`, int64, from 0 to 9.
     """
 
     images: Tensor
@@ -40,15 +40,18 @@ class Digits(NamedTuple):
 
 
 def read_mnist(url: str = URL) -> tuple[Digits, Digits]:
-    """MNIST's 60,000 training and 10,000 test images (LeCun et al. 1998), in the order of the files.
+    """Read the 60,000 training and 10,000 test images of MNIST (LeCun et al. 1998), in the order of the files.
 
-    Found in `$LIGHTNING_META_DATA/mnist/`, or downloaded (12 MB).
+    The files are read from `$LIGHTNING_META_DATA/mnist/`, or downloaded (12 MB).
 
     Args:
-        url: The folder to download the four files from.
+        url: URL of the folder from which to download the four files.
+
+    Returns:
+        Training and test digits.
 
     Raises:
-        UserError: A file is damaged, is another file, or cannot be downloaded.
+        UserError: A file is damaged, is not the official file, or cannot be downloaded.
     """
     content = {
         name: read_official(OfficialFile(f"mnist/{name}.gz", f"{url.rstrip('/')}/{name}.gz"), partial(_read, name))
@@ -62,12 +65,12 @@ def read_mnist(url: str = URL) -> tuple[Digits, Digits]:
 
 
 def _read(name: str, path: Path) -> Tensor:
-    """The bytes after the header, verified; never more than the official file holds are unpacked."""
+    """Return the bytes after the header, verified; at most one byte more than the official file holds is unpacked."""
     count, expected = FILES[name]
     header, size = (16, count * SIDE**2) if "images" in name else (8, count)
     with gzip.open(path) as file:
-        content = file.read(header + size + 1)
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise WrongContentError(f"its content is not the official one (its sha256 is {found})")
+        content = file.read(header + size + 1)  # with one more byte, a longer file has another hash
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != expected:
+        raise WrongContentError(f"its content is not the official one (its sha256 is {sha256})")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=header).copy())

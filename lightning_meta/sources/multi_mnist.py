@@ -1,4 +1,4 @@
-"""MultiMNIST: two overlapping digits in one image; to read the left one and the right one are two tasks."""
+"""MultiMNIST: images of two overlapping digits; recognising the left and the right digit are two tasks."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from lightning_meta.sources.mnist import SIDE, URL, Digits, read_mnist
 from lightning_meta.tasks import Classification, Task
 
 CANVAS = 36
-OFFSET = 6  # of the right digit, down and to the right
+OFFSET = 6  # pixels by which the right digit is shifted, down and to the right
 TRAINING_IMAGES = 60000
 
 
 class MultiMNIST(TaskSource):
     """MultiMNIST (Sabour et al. 2017) by the recipe of Sener and Koltun 2018, section 5.1, and their published code.
 
-    Each MNIST image is once the left digit of a pair. A canvas of 36x36 holds it at the top left and the right digit 6
-    pixels lower and farther right, the larger grey value where they overlap, and is resized to 28x28 by the nearest
-    pixel. Tasks are `left` and `right`, of ten classes; inputs are uint8 `(1, 28, 28)`, shared by both.
+    Each MNIST image is the left digit of exactly one pair. It is placed at the top left of a canvas of 36x36 pixels,
+    and the right digit 6 pixels lower and farther right; where they overlap, the larger grey value is used. The canvas
+    is resized to 28x28 by nearest-neighbour interpolation. The tasks are `left` and `right`, of ten classes; both share
+    the inputs, uint8 `(1, 28, 28)`.
 
-    The right digit is drawn at random from all images of the same split, the left one itself among them; the draw is a
-    function of the seed, the split and the number of the left image alone, so it is the same on every machine.
+    The right digit is drawn at random from all images of the same split, including the left one. The draw depends only
+    on the seed, the split and the number of the left image, so it is the same on every machine.
 
-    Deviations from that code: it trains on all 60,000 images, and here the last `validation` of them, in the order of
-    the file, are kept apart to make the pairs that models are selected by; it also stretches the grey
-    of each canvas to reach 255, where all reach 254 as they are, and that is left out here.
+    Deviations from that code: it trains on all 60,000 images, while here the last `validation` images, in the order of
+    the file, make the pairs for validation. It also stretches the grey values of each canvas so that they reach 255;
+    this is left out here, as all canvases already reach 254.
 
-    Found in `$LIGHTNING_META_DATA/mnist/`, or downloaded (12 MB).
+    The files are read from `$LIGHTNING_META_DATA/mnist/`, or downloaded (12 MB).
 
     At a glance:
         - Tasks: left and right digit of one image.
@@ -41,9 +42,9 @@ class MultiMNIST(TaskSource):
         - From: MNIST, or `LIGHTNING_META_DATA`.
 
     Args:
-        validation: How many training images make validation pairs, 1 to 59,999; fewer leave more for training.
-        seed: Draws other pairs.
-        url: The folder to download the four files of MNIST from.
+        validation: Number of training images for validation pairs, from 1 to 59,999; the others are for training.
+        seed: Seed of the pairs, from 0 to 2^63 - 1.
+        url: URL of the folder from which to download the four files of MNIST.
 
     Raises:
         UserError: An argument is out of range.
@@ -52,23 +53,23 @@ class MultiMNIST(TaskSource):
     def __init__(self, validation: int = 5000, seed: int = 0, url: str = URL) -> None:
         if not 1 <= validation < TRAINING_IMAGES:
             raise UserError(
-                f"MultiMNIST: validation is {validation}, expected 1 to {TRAINING_IMAGES - 1} of the training images; "
-                f"models are selected by them"
+                f"MultiMNIST: validation is {validation}, expected 1 to {TRAINING_IMAGES - 1} of the training images, "
+                f"which are used for model selection"
             )
         if not 0 <= seed < 2**63:
             raise UserError(f"MultiMNIST: seed is {seed}, expected a whole number from 0 to 2**63 - 1")
         self.validation, self.seed, self.url = validation, seed, url
 
     def prepare(self) -> None:
-        """Download the files that are not there; runs in one process per machine."""
+        """Download the missing files; runs in one process per machine."""
         self.sets()
 
     def tasks(self) -> dict[str, Task]:
-        """Two classifications of ten digits."""
+        """Return two classification tasks of ten digits each."""
         return {"left": Classification(10), "right": Classification(10)}
 
     def sets(self) -> dict[Split, TaskSet]:
-        """As many pairs as images: 60,000 − `validation`, `validation`, and 10,000 of MNIST's test images."""
+        """Return one pair per image: 60,000 − `validation` for train, `validation` for val, and 10,000 for test."""
         return self._sets
 
     @cached_property
@@ -89,7 +90,7 @@ class MultiMNIST(TaskSource):
         canvas[:, :SIDE, :SIDE] = digits.images
         overlay = canvas[:, OFFSET : OFFSET + SIDE, OFFSET : OFFSET + SIDE]
         torch.maximum(overlay, digits.images[right], out=overlay)
-        nearest = (2 * torch.arange(SIDE) + 1) * CANVAS // (2 * SIDE)  # the pixel at the centre of each new one
+        nearest = (2 * torch.arange(SIDE) + 1) * CANVAS // (2 * SIDE)  # index of the canvas pixel at each centre
         everywhere = torch.ones(count, dtype=torch.bool)
         return TaskSet.of_columns(
             canvas[:, nearest][:, :, nearest].unsqueeze(1),

@@ -24,7 +24,7 @@ from lightning_meta.sources.division import divide, merged
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
-# Per archive: how many characters it holds, and the sha256 of their names and 105x105 bits in sorted order.
+# Number of characters of each archive, and the SHA-256 of their names and 105x105 bits in sorted order.
 ARCHIVES = {
     "images_background": (964, "ca515b464151c077515b6f09a684e8385b53c92aa88ee3a5b1f9ca89fc9f3f4b"),
     "images_evaluation": (659, "fbb21f23dd40b1aa9cf6f02c3ef6f9348f82cbdb348f648b4aff2f426cfd4509"),
@@ -32,27 +32,27 @@ ARCHIVES = {
 DRAWERS = 20
 SIDE = 105
 
-# Whose drawings are for multi-task learning's splits: drawers 1 to 14, 15 and 16, 17 to 20 of every alphabet.
+# Splits for multi-task learning: drawers 1 to 14, 15 and 16, and 17 to 20 of every alphabet (here counted from 0).
 DRAWERS_OF: dict[Split, range] = {"train": range(0, 14), "val": range(14, 16), "test": range(16, 20)}
 
-# The validation alphabets of Vinyals' split all lie in Lake's background set, so both splits share them.
+# All validation alphabets of Vinyals' split are in Lake's background set, so both splits use them.
 VALIDATION_ALPHABETS = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 
 _DRAWING = re.compile(r"\w+/(?P<name>[^/]+/character\d\d)/\d{4}_(?P<drawer>\d\d)\.png")
-_MAX_BYTES = 65536  # of one PNG; they have about 500
+_MAX_BYTES = 65536  # upper limit for one PNG file, unpacked; the official ones have about 500 bytes
 
 
 class Omniglot(DecodedSource):
     """Omniglot (Lake, Salakhutdinov and Tenenbaum, Science 350, 2015), ink 255 on a background of 0.
 
-    A class is a character, named `Alphabet/characterNN`; its group is the alphabet. Its 20 examples are in
-    the order of the drawers, 1 to 20, so example d of every character of an alphabet is by the same hand.
+    A class is a character, named `Alphabet/characterNN`; its group is the alphabet. Its 20 examples are in the order of
+    the drawers, 1 to 20, so that example d of every character of an alphabet is drawn by the same person.
 
-    The drawings (105x105, black and white) are resized with antialiasing (Lanczos). The reference code of
-    MAML asks Pillow for that filter too, but on 1-bit images Pillow falls back to the nearest pixel, as it
-    does for the prototypical networks: their images came out black and white, these are grey.
+    The drawings (105x105, black and white) are resized with antialiasing (Lanczos), so images are grey. The reference
+    code of MAML also requests this filter, but for 1-bit images Pillow uses the nearest neighbour instead, as in the
+    code of prototypical networks: their images are black and white.
 
-    Found in `$LIGHTNING_META_DATA/omniglot/`, or downloaded from the authors' repository (15 MB).
+    The archives are read from `$LIGHTNING_META_DATA/omniglot/`, or downloaded from the authors' repository (15 MB).
 
     At a glance:
         - Classes: 1028 / 172 / 423 (Vinyals), times 4 with rotations.
@@ -62,12 +62,12 @@ class Omniglot(DecodedSource):
         - From: its authors, or `LIGHTNING_META_DATA`.
 
     Args:
-        split: `vinyals`: 1028, 172 and 423 characters for train, val and test, as in matching networks
-            (Vinyals et al. 2016) and the papers that followed. `lake`: the authors' own division: the 964
-            background characters are for training (792, and as val the 172 of five alphabets, the same as
-            in `vinyals`), the 659 evaluation characters for test.
-        image_size: Height and width of the images in pixels, 1 to 105.
-        url: The folder to download the two zips from.
+        split: Division of the characters. `vinyals`: 1028, 172 and 423 for train, val and test, as in matching networks
+            (Vinyals et al. 2016) and the papers that followed. `lake`: the division by the authors of the data set: the
+            659 evaluation characters are for test; of the 964 background characters, 792 are for train, and the 172 of
+            five alphabets for val, the same as in `vinyals`.
+        image_size: Height and width of the images in pixels, from 1 to 105.
+        url: URL of the folder from which to download the two archives.
     """
 
     def __init__(self, split: Literal["vinyals", "lake"] = "vinyals", image_size: int = 28, url: str = URL) -> None:
@@ -80,14 +80,14 @@ class Omniglot(DecodedSource):
         self.url = url
 
     def held_out(self) -> dict[Split, Pool]:
-        """All 1,623 characters of 50 alphabets in each split, by other hands.
+        """Return all 1,623 characters of 50 alphabets in each split, drawn by different people.
 
-        Of every character the drawings of drawers 1 to 14 are for train, of 15 and 16 for val, of 17 to 20 for test. An
-        alphabet's drawers are the same for all its characters; whether a person drew several alphabets the archive does
-        not say. The option `split` makes no difference here.
+        The drawings of drawers 1 to 14 of every character are for train, those of 15 and 16 for val, and those of 17 to
+        20 for test. The drawers of an alphabet are the same for all its characters; the archive does not state whether
+        a person drew several alphabets. The option `split` has no effect here.
 
         Returns:
-            Pools with 14, 2 and 4 examples a class; classes by name, groups are alphabets.
+            Pools with 14, 2 and 4 examples per class, with classes sorted by name; the groups are the alphabets.
         """
         key = f"omniglot, drawers held out, {self.image_size} pixels, lanczos"
         return self._held_out(key, lambda: divide(merged(self.pools()), DRAWERS_OF))
@@ -106,11 +106,11 @@ class Omniglot(DecodedSource):
         return read_official(file, lambda path: self._read(path, archive))
 
     def _read(self, path: Path, archive: str) -> dict[str, list[np.ndarray]]:
-        """The 20 drawings of each character, resized; verified before that, at full size."""
+        """Read the 20 drawings of each character and resize them; the hash is of the drawings at full size."""
         characters, expected = ARCHIVES[archive]
         sha = hashlib.sha256()
         drawings: dict[str, list[np.ndarray]] = {}
-        with zipfile.ZipFile(path) as zipped:  # members are read, never extracted: their paths can do no harm
+        with zipfile.ZipFile(path) as zipped:  # members are read, never extracted, so their paths cannot do harm
             members = sorted(
                 filter(None, (_DRAWING.fullmatch(name) for name in zipped.namelist())),
                 key=lambda match: match.string,
@@ -120,7 +120,7 @@ class Omniglot(DecodedSource):
             for member in progress(members, f"decoding {archive}"):
                 drawing = _open(zipped, member.string)
                 sha.update(f"{member['name']}/{member['drawer']}".encode() + drawing.tobytes())
-                grey = ImageChops.invert(drawing.convert("L"))  # paper is white in the files, ink black
+                grey = ImageChops.invert(drawing.convert("L"))  # in the files, ink is black on white
                 resized = grey.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS)
                 drawings.setdefault(member["name"], []).append(np.asarray(resized))
         if sha.hexdigest() != expected:
@@ -129,14 +129,15 @@ class Omniglot(DecodedSource):
 
 
 def _open(zipped: zipfile.ZipFile, member: str) -> Image.Image:
-    """One drawing; its size is checked before a pixel is decoded: a small file cannot fill the memory."""
+    """Read a drawing; its size is checked before pixels are decoded, so that a small file cannot exhaust the memory."""
     info = zipped.getinfo(member)
     if info.file_size > _MAX_BYTES:
         raise WrongContentError(f"{member} is too large for a drawing")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # of others a few bytes fill the memory
-        raise WrongContentError(f"{member} is compressed in another way than the official file")
-    with zipped.open(member) as stream:  # a size, unlike none, bounds what is unpacked at a time: headers may lie
-        content = stream.read(_MAX_BYTES)
+    # With other methods, a few bytes can expand so far that they exhaust the memory.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise WrongContentError(f"{member} is not compressed like the official file")
+    with zipped.open(member) as stream:
+        content = stream.read(_MAX_BYTES)  # a limit, as the size in the header may be wrong
     try:
         image = Image.open(io.BytesIO(content), formats=["PNG"])
         if image.size != (SIDE, SIDE) or image.mode != "1":
@@ -146,7 +147,7 @@ def _open(zipped: zipfile.ZipFile, member: str) -> Image.Image:
             )
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises
-        raise WrongContentError(f"{member} is no readable image ({error})") from error
+        raise WrongContentError(f"{member} is not a readable image ({error})") from error
     return image
 
 

@@ -1,4 +1,4 @@
-"""Parkinson's telemonitoring as few-shot regression: 42 people, of whom some are new in validation and test."""
+"""Parkinson's telemonitoring as few-shot regression: 42 people, some of whom are held out for validation and test."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from lightning_meta.sources.scaling import Standardiser
 class ParkinsonsFewShot(Source):
     """Parkinson's telemonitoring, people as tasks (Tsanas et al., IEEE Trans. on Biomedical Engineering 57, 2010).
 
-    An episode is of one person: a few of the 101 to 168 recordings, 16 measures of the voice, with a score of the
-    UPDRS each, and others to predict. Of each five people, by number, the 2nd is for val, the 4th for test: 25, 9 and 8
-    people. Inputs are standardised by the recordings of the people for training, and so are targets.
+    An episode has recordings of one person, a few for the support set and others for the query set; a person has 101 to
+    168. The inputs are 16 measures of the voice, and the target is a UPDRS score. Of every five people, by number, the
+    2nd is for val and the 4th for test: 25, 9 and 8 people in train, val and test. Inputs and targets are standardised
+    with the statistics of the training people's recordings.
 
-    Recordings of a session are nearly alike, and a person's scores were interpolated in time between three visits at
-    the clinic: the rows of an episode are close to each other, and most of what can be learned of a person is the level
-    of the scores.
+    Recordings of a session are nearly the same, and the scores of a person were interpolated in time between three
+    visits to the clinic. The rows of an episode are therefore close to each other, and most of what can be learned
+    about a person is the level of the scores.
 
-    Found as `$LIGHTNING_META_DATA/parkinsons/parkinsons_updrs.data`, or downloaded from UCI (0.9 MB). For named tasks
-    there is `Parkinsons`.
+    The file is read from `$LIGHTNING_META_DATA/parkinsons/parkinsons_updrs.data`, or downloaded from UCI (0.9 MB).
+    `Parkinsons` has the same data as a fixed set of tasks.
 
     At a glance:
         - Classes: 25 / 9 / 8 people (regression).
@@ -38,8 +39,8 @@ class ParkinsonsFewShot(Source):
         - From: UCI, or `LIGHTNING_META_DATA`.
 
     Args:
-        target: The score that is predicted.
-        url: Where to download the file from.
+        target: Score to predict.
+        url: URL from which to download the file.
     """
 
     regression = True
@@ -49,11 +50,11 @@ class ParkinsonsFewShot(Source):
         self.target, self.url = target, url
 
     def prepare(self) -> None:
-        """Download the file if it is not there; runs in one process per machine."""
-        self._rows  # noqa: B018 - which reads it
+        """Download the file if it is missing; runs in one process per machine."""
+        self._rows  # noqa: B018 - reads the file
 
     def pools(self) -> dict[Split, Pool]:
-        """Inputs `(n, 16)` and targets `(n, 1)` in points of the UPDRS, person by person and by time."""
+        """Return pools with inputs `(n, 16)` and targets `(n, 1)` in points of the UPDRS, sorted by person and time."""
         rows = self._rows
         subjects = rows[:, 0].astype(np.int64)
         split_of = np.array(DIVISION)[(subjects - 1) % len(DIVISION)]
@@ -63,13 +64,13 @@ class ParkinsonsFewShot(Source):
         pools: dict[Split, Pool] = {}
         for split in SPLITS:
             people = [s for s in range(1, SUBJECTS + 1) if DIVISION[(s - 1) % len(DIVISION)] == split]
-            here = split_of == split
-            labels = np.searchsorted(people, subjects[here]).tolist()
-            pools[split] = Pool.from_examples(x[here], labels, list(map(subject_name, people)), targets=y[here])
+            in_split = split_of == split
+            labels = np.searchsorted(people, subjects[in_split]).tolist()
+            pools[split] = Pool.from_examples(x[in_split], labels, list(map(subject_name, people)), targets=y[in_split])
         return pools
 
     def fingerprint(self) -> str:
-        """The sha256 of all examples as `pools` gives them."""
+        """Return the SHA-256 of all examples in the pools."""
         return of_pools(self.pools()).whole
 
     @cached_property

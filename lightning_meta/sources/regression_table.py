@@ -1,4 +1,4 @@
-"""Tables of the user's own for few-shot regression: every row is an example of the task that it names."""
+"""A source for the user's own tables in few-shot regression, with one example per row and many tasks."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ _log = logging.getLogger(__name__)
 class RegressionTable(Source):
     """Rows of many tasks with real targets, such as machines, patients or sensors: one table, or a folder of them.
 
-    An episode is of one task: K of its rows with their targets, and Q others to predict. The tasks, not the rows, are
-    divided between training, validation and test: at random, but the same on every machine, by `seed` and the names of
-    the tasks alone; by their names in `division`; or as a `split_column` says.
+    An episode consists of rows of one task: K rows with their targets, and Q other rows to predict. The tasks, not the
+    rows, are divided between training, validation and test: at random, depending only on `seed` and the names of the
+    tasks, so that the division is the same on every machine; by the names in `division`; or by a `split_column`.
 
-    Features become numbers as in `Table`, and what is learned of them is learned from the rows of the training tasks:
-    numbers are standardised, and a missing one is replaced by the mean; text becomes one input of 0 or 1 for each of
-    the texts in training rows. Targets are standardised by the rows of the training tasks as well; predictions and
-    errors are in the targets' own units. A row without a target is left out.
+    Features are converted to inputs as in `Table`, with statistics of the rows of the training tasks: numbers are
+    standardised, and a missing number is replaced by the mean; text is one-hot encoded, with one input per text of the
+    training rows. Targets are also standardised with the rows of the training tasks; predictions and errors are in the
+    units of the targets. Rows without a target are left out.
 
-    Few test tasks say little about new ones, however many episodes are drawn of them: the interval of a result is over
-    episodes of these tasks.
+    With few test tasks, results say little about new tasks, however many episodes are drawn: the interval of a result
+    is over episodes of these test tasks.
 
     At a glance:
         - Classes: yours (regression).
@@ -59,25 +59,26 @@ class RegressionTable(Source):
             source = RegressionTable("pumps.csv", targets="flow", task_column="pump")
 
     Args:
-        path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`; or a folder of such files with the same
-            columns, each a task that is named by its file.
-        targets: The column that is predicted, or several of them.
-        task_column: The column that names each row's task; not with a folder.
-        features: Names of the feature columns; by default all that are nothing else.
-        split_column: The column that says `train`, `val` or `test`, the same in all rows of a task.
-        division: The names of the tasks for validation and test, as in `{val: [pump_3], test: [pump_1, pump_7]}`; the
-            others are for training.
-        least_rows: Tasks with fewer rows are left out, and a line says how many: the shots and queries of an episode.
-        fractions: Which part of the tasks goes to train, val and test; each gets one at least.
-        seed: Draws another division.
-        categorical: Feature columns to be taken as text although they hold numbers.
-        max_categories: The most different texts that a feature may have: more is likely a name or a date.
-        leave_out: Columns that are no features, such as other targets, names and notes.
-        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
-        decimal: What stands before the decimals of a number in a CSV file, `.` or `,`.
+        path: Path of the file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`; or of a folder of such files
+            with the same columns, where each file is a task with the name of the file.
+        targets: Name of the column to predict, or several names.
+        task_column: Name of the column with the task of each row; cannot be combined with a folder.
+        features: Names of the feature columns; by default all columns without another role.
+        split_column: Name of a column with `train`, `val` or `test`, the same in all rows of a task.
+        division: Names of the tasks for validation and test, as in `{val: [pump_3], test: [pump_1, pump_7]}`; the other
+            tasks are for training.
+        least_rows: Smallest number of rows of a task; tasks with fewer are left out, and their number is logged. Set it
+            to the number of shots and queries of an episode.
+        fractions: Shares of the tasks for train, val and test, > 0, with sum 1; each split gets at least one task.
+        seed: Seed of the division.
+        categorical: Names of feature columns to treat as text although they hold numbers.
+        max_categories: Largest number of different texts of a feature; a column with more is likely a name or a date.
+        leave_out: Names of columns that are not features, such as other targets, names and notes.
+        delimiter: Separator of the columns of a CSV file, one character; by default a comma, or a tab in a `.tsv` file.
+        decimal: Decimal mark of the numbers of a CSV file, `.` or `,`.
 
     Raises:
-        UserError: Options that do not go together, or a file or column that is not as they say.
+        UserError: Options contradict each other, or a file or column does not match them.
     """
 
     regression = True
@@ -112,60 +113,60 @@ class RegressionTable(Source):
         self._check_options()
 
     def pools(self) -> dict[Split, Pool]:
-        """Inputs `(n, D)` float32 and targets `(n, outputs)` float64, task by task in the order of their names."""
+        """Return pools with inputs `(n, D)` float32 and targets `(n, outputs)` float64, sorted by task name."""
         inputs, rows = encode(self._feature_columns, self._features), self._rows
         targets = np.stack([self._columns[name].numbers for name in self.targets], 1)
         pools: dict[Split, Pool] = {}
         for split in SPLITS:
             names = self._tasks[split]
             number = {name: i for i, name in enumerate(names)}
-            here = [row for row in rows if self._task_of[row] in number]
-            labels = [number[self._task_of[row]] for row in here]
-            y = torch.from_numpy(targets[here].reshape(len(here), -1))
-            pools[split] = Pool.from_examples(inputs[torch.tensor(here)], labels, names, targets=y)
+            in_split = [row for row in rows if self._task_of[row] in number]
+            labels = [number[self._task_of[row]] for row in in_split]
+            y = torch.from_numpy(targets[in_split].reshape(len(in_split), -1))
+            pools[split] = Pool.from_examples(inputs[torch.tensor(in_split)], labels, names, targets=y)
         return pools
 
     def inputs_of(self, data: Any) -> Tensor:
-        """New rows as the inputs that a model of these episodes takes, such as `module.predictor(inputs, targets)`.
+        """Convert new rows to inputs of a model trained on these episodes, as for `module.predictor(inputs, targets)`.
 
         Args:
-            data: The path of a table, or what `pyarrow.table` takes: a DataFrame, or lists by column.
+            data: Path of a table, or data that `pyarrow.table` accepts: a DataFrame, or a mapping of columns to lists.
 
         Returns:
-            `(n, D)` float32.
+            Inputs `(n, D)`, float32.
 
         Raises:
-            UserError: A column is missing, or a value cannot become an input.
+            UserError: A column is missing, or a value cannot be converted to an input.
         """
-        made = rows_of(TableSpec(list(self._features), []), (), columns_in(data, spelling=self.spelling))
-        for note in made.notes:
+        converted = rows_of(TableSpec(list(self._features), []), (), columns_in(data, spelling=self.spelling))
+        for note in converted.notes:
             _log.warning("%s", note)
-        return made.inputs
+        return converted.inputs
 
     def fingerprint(self) -> str:
-        """The sha256 of all examples as `pools` gives them."""
+        """Return the SHA-256 of all examples in the pools."""
         return of_pools(self.pools()).whole
 
     @property
     def input_names(self) -> list[str]:
-        """What each of the D inputs is: a column, or `column=text`."""
+        """Names of the D inputs, each a column or `column=text`."""
         return [name for feature in self._features for name in feature.inputs]
 
     @cached_property
     def _read(self) -> tuple[dict[str, Column], list[str] | None]:
-        """The columns, and of a folder the task of each row."""
+        """The columns, and for a folder also the task of each row."""
         argument = "RegressionTable path="
         if not self.path.is_dir():
             if self.task_column is None:
                 raise UserError(
-                    f"RegressionTable task_column: {self.path} is no folder; name the column of the tasks, or give a "
+                    f"RegressionTable task_column: {self.path} is not a folder; name the column of the tasks, or a "
                     "folder with a file for each task"
                 )
             return read_columns(self.path, argument, self.spelling), None
         if self.task_column is not None:
             raise UserError(
                 f"RegressionTable task_column={self.task_column}: {self.path} is a folder, whose files are the tasks; "
-                "leave it out, or name one file"
+                "leave out task_column, or name one file"
             )
         return read_folder(self.path, argument, self.spelling)
 
@@ -173,8 +174,8 @@ class RegressionTable(Source):
     def _columns(self) -> dict[str, Column]:
         columns = self._read[0]
         for option in ("targets", "task_column", "features", "split_column", "categorical", "leave_out"):
-            given = getattr(self, option)
-            for name in [given] if isinstance(given, str) else given or ():
+            value = getattr(self, option)
+            for name in [value] if isinstance(value, str) else value or ():
                 if name not in columns:
                     instead = instead_of(name, list(columns))
                     raise UserError(f"RegressionTable {option}: {self.path} has no column {name!r}; {instead}")
@@ -183,11 +184,11 @@ class RegressionTable(Source):
     @cached_property
     def _task_of(self) -> list[str]:
         """The task of each row."""
-        of_files = self._read[1]
-        return of_files if of_files is not None else self._full(str(self.task_column)).labels
+        file_of_row = self._read[1]
+        return file_of_row if file_of_row is not None else self._full(str(self.task_column)).labels
 
     def _full(self, name: str) -> Column:
-        """A column that has a value in every row."""
+        """Return a column, which must have a value in every row."""
         column = self._columns[name]
         if column.missing.any():
             raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
@@ -195,43 +196,44 @@ class RegressionTable(Source):
 
     @cached_property
     def _rows(self) -> list[int]:
-        """The rows of tasks that are kept, with all targets."""
+        """The rows with all targets whose tasks have at least `least_rows` such rows."""
         for name in self.targets:
             if self._columns[name].beyond_float64:
                 raise UserError(
-                    f"{self._columns[name].where} holds whole numbers beyond 2^53, which merge; subtract a constant"
+                    f"{self._columns[name].where} holds whole numbers beyond 2^53, which float64 rounds; subtract a "
+                    "constant"
                 )
         missing: NDArray[np.bool_] = np.any([self._columns[name].missing for name in self.targets], axis=0)
         if missing.any():
-            _log.info("RegressionTable: %d of %d rows miss a target and are left out", missing.sum(), len(missing))
+            _log.info("RegressionTable: %d of %d rows lack a target and are left out", missing.sum(), len(missing))
         rows: list[int] = np.flatnonzero(~missing).tolist()
         counts = Counter(self._task_of[row] for row in rows)
         names = sorted(set(self._task_of))
-        few = [name for name in names if counts[name] < self.least_rows]
-        if few:
+        too_few = [name for name in names if counts[name] < self.least_rows]
+        if too_few:
             _log.info(
                 "RegressionTable: %d of %d tasks have fewer than %d rows and are left out, such as %r",
-                *(len(few), len(names), self.least_rows, few[0]),
+                *(len(too_few), len(names), self.least_rows, too_few[0]),
             )
         return [row for row in rows if counts[self._task_of[row]] >= self.least_rows]
 
     @cached_property
     def _tasks(self) -> dict[Split, list[str]]:
-        """The tasks of each split, in the order of their names."""
+        """The tasks of each split, sorted by name."""
         kept = {self._task_of[row] for row in self._rows}
         if self.split_column is not None:
             tasks = self._tasks_of_column()
         elif self.division is not None:
             tasks = self._tasks_of_division(kept)
         elif len(kept) < 3:
-            enough = f" with {self.least_rows} rows or more" if self.least_rows > 1 else ""
+            condition = f" with {self.least_rows} rows or more" if self.least_rows > 1 else ""
             raise UserError(
-                f"RegressionTable: train, val and test need a task each, but {self.path} has {len(kept)}{enough}"
+                f"RegressionTable: train, val and test need a task each, but {self.path} has {len(kept)}{condition}"
             )
         else:
             tasks = divided_classes(kept, self.fractions, 1, self.seed)
         if empty := [split for split in SPLITS if not tasks[split]]:
-            raise UserError(f"RegressionTable: {self.path} has no task for {empty[0]}; each split needs one at least")
+            raise UserError(f"RegressionTable: {self.path} has no task for {empty[0]}; each split needs at least one")
         return tasks
 
     def _tasks_of_column(self) -> dict[Split, list[str]]:
@@ -246,28 +248,31 @@ class RegressionTable(Source):
 
     def _tasks_of_division(self, kept: set[str]) -> dict[Split, list[str]]:
         assert self.division is not None
-        given = self.division
-        held: dict[Split, list[str]] = {"val": sorted(map(str, given["val"])), "test": sorted(map(str, given["test"]))}
-        for split, names in held.items():
+        held_out = self.division
+        tasks: dict[Split, list[str]] = {
+            "val": sorted(map(str, held_out["val"])),
+            "test": sorted(map(str, held_out["test"])),
+        }
+        for split, names in tasks.items():
             for name in names:
                 if name not in kept:
-                    there = name in self._task_of
-                    why = f"has fewer than {self.least_rows} rows with a target" if there else "is no task"
+                    exists = name in self._task_of
+                    why = f"has fewer than {self.least_rows} rows with a target" if exists else "is not a task"
                     some = ", ".join(map(repr, sorted(kept)[:10]))
                     raise UserError(f"RegressionTable division: {name!r} for {split} {why}; tasks are {some}")
-        held["train"] = sorted(kept - {*held["val"], *held["test"]})
-        refuse_shared(held, "RegressionTable division", "name it once", "task")
-        return held
+        tasks["train"] = sorted(kept - {*tasks["val"], *tasks["test"]})
+        refuse_shared(tasks, "RegressionTable division", "name it once", "task")
+        return tasks
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
-        columns = self._columns  # read first: a column that is not there is said before one that has two roles
-        taken = {*self.targets, *self.leave_out, self.task_column, self.split_column}
-        names = self.features if self.features is not None else [name for name in columns if name not in taken]
+        columns = self._columns  # first, so that a missing column is reported before other mistakes
+        other_roles = {*self.targets, *self.leave_out, self.task_column, self.split_column}
+        names = self.features if self.features is not None else [name for name in columns if name not in other_roles]
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
         if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"RegressionTable categorical: {wrong[0]!r} is no feature")
+            raise UserError(f"RegressionTable categorical: {wrong[0]!r} is not a feature")
         return {name: columns[name] for name in names}
 
     @cached_property
@@ -279,7 +284,7 @@ class RegressionTable(Source):
 
     def _check_options(self) -> None:
         if not self.targets:
-            raise UserError("RegressionTable targets: expected the name of one target column at least")
+            raise UserError("RegressionTable targets: expected the name of at least one target column")
         roles = [*self.targets, *(self.features or ()), *self.leave_out]
         roles += [name for name in (self.task_column, self.split_column) if name is not None]
         if twice := [name for name in roles if roles.count(name) > 1]:
@@ -290,11 +295,13 @@ class RegressionTable(Source):
         if self.split_column is not None and self.division is not None:
             raise UserError("RegressionTable: split_column divides the tasks; leave division out")
         if self.division is not None:
-            given = self.division if isinstance(self.division, Mapping) else {}
-            if set(given) != {"val", "test"} or any(isinstance(names, str) for names in given.values()):
+            division = self.division if isinstance(self.division, Mapping) else {}
+            if set(division) != {"val", "test"} or any(isinstance(names, str) for names in division.values()):
                 raise UserError(
                     f"RegressionTable division: expected lists of tasks for val and test, got {self.division!r}"
                 )
         fractions = self.fractions
         if len(fractions) != 3 or not min(fractions) > 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-6):
-            raise UserError(f"RegressionTable fractions={list(fractions)}: three positive numbers that add up to 1")
+            raise UserError(
+                f"RegressionTable fractions={list(fractions)}: expected three positive numbers that add up to 1"
+            )

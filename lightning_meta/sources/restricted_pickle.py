@@ -1,4 +1,4 @@
-"""Unpickling that can make numbers, strings, containers and numpy arrays, and nothing else."""
+"""Unpickling restricted to numbers, strings, containers and NumPy arrays."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What `_codecs.encode` does in a pickle that holds bytes under protocol 2."""
+    """Replace `_codecs.encode`, which pickles of protocol 2 call to restore bytes."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the encoding {encoding!r} is not allowed")
     return text.encode("latin1")
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy 2 has moved it, and the pickle may be of either numpy
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # NumPy 2 moved it; a pickle may name either place
 
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -33,31 +33,37 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which a data file has no use for") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which a data file does not need") from None
 
 
 def _refuse_far_notes(file: IO[bytes]) -> None:
-    """Refuse numbered notes far beyond those that there can be: Python makes room for all below, 34 GB by 7 bytes."""
+    """Refuse memo indices larger than the file allows.
+
+    Python allocates memory for all smaller indices, so that 7 bytes can allocate 34 GB.
+    """
     start = file.tell()
     size = file.seek(0, io.SEEK_END) - start
     file.seek(start)
     for opcode, argument, _ in pickletools.genops(file):
-        noted = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if noted and isinstance(argument, int) and argument > size:  # each takes a byte at least
-            raise pickle.UnpicklingError(f"it has a note of number {argument} in {size} bytes")
+        stores = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if stores and isinstance(argument, int) and argument > size:  # every memo entry takes at least one byte
+            raise pickle.UnpicklingError(f"it has the memo index {argument} in {size} bytes")
     file.seek(start)
 
 
 def load(file: IO[bytes]) -> Any:
-    """Unpickle arrays and plain data of a file that can be read twice; Python 2's strings become bytes.
+    """Unpickle arrays and plain data; strings of Python 2 become bytes.
+
+    Args:
+        file: Pickle in a seekable file, which is read twice.
 
     Raises:
-        pickle.UnpicklingError: The pickle is damaged, or asks for anything else; none of its code has run.
+        pickle.UnpicklingError: The pickle is damaged, or refers to any other object; none of its code is run.
     """
     try:
         _refuse_far_notes(file)
         return _Unpickler(file, encoding="bytes").load()
     except (pickle.UnpicklingError, OSError, EOFError):
         raise
-    except Exception as error:  # a damaged pickle can make any of the allowed objects complain
+    except Exception as error:  # a damaged pickle can make any of the allowed objects raise
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error

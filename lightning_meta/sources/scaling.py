@@ -34,27 +34,32 @@ def quantiles_of(train: NDArray[np.float64], rows: int) -> list[float]:
     """Return the quantiles of training numbers at evenly spaced levels from 0 to 1.
 
     Args:
-        train: Numbers `(n,)`, without missing ones.
-        rows: Number of training rows, including missing values: the number of levels, at most 1000.
+        train: Numbers of the training rows `(n,)`, without missing values.
+        rows: Number of training rows, including those with missing values; it is the number of levels, but at most 1000
+            levels are used.
     """
     levels = np.linspace(0, 1, min(QUANTILES, rows))
-    of_levels = np.maximum.accumulate(
-        np.percentile(train, levels * 100)
-    )  # interpolation may decrease by a rounding error
-    return of_levels.tolist()  # type: ignore[no-any-return]
+    # By rounding, an interpolated percentile can be slightly below the previous one.
+    quantiles = np.maximum.accumulate(np.percentile(train, levels * 100))
+    return quantiles.tolist()  # type: ignore[no-any-return]
 
 
 def scaled(numbers: NDArray[np.float64], feature: NumberFeature) -> NDArray[np.float64]:
-    """Scale the numbers of a feature, from which its offset was subtracted, `(n,)`; NaN stays NaN.
+    """Scale the numbers of a feature; NaN stays NaN.
 
     The result is (x − μ) / σ; with quantiles it is the interpolated distribution function F(x) of the training numbers,
-    and Φ⁻¹(F(x)) for a normal output. It equals `QuantileTransformer` of scikit-learn without subsampling.
+    or Φ⁻¹(F(x)) for a normal output. With quantiles it equals `QuantileTransformer` of scikit-learn without
+    subsampling.
+
+    Args:
+        numbers: Numbers `(n,)`, after subtraction of the offset of the feature.
+        feature: Statistics of the training rows.
     """
     if not feature.quantiles:
         return (numbers - feature.mean) / feature.scale
     quantiles = np.asarray(feature.quantiles)
     levels = np.linspace(0, 1, len(quantiles))
-    # The mean of interpolating from below and from above gives repeated quantiles their middle level.
+    # The mean of interpolations from below and from above assigns repeated quantiles the middle of their levels.
     shares = (np.interp(numbers, quantiles, levels) - np.interp(-numbers, -quantiles[::-1], -levels[::-1])) / 2
     near = 1e-7 if feature.normal else 0.0
     shares[numbers + near >= quantiles[-1]] = 1.0

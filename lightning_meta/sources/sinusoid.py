@@ -19,14 +19,14 @@ class Sinusoid(TaskGenerator):
     The paper states the ranges but not the sign of φ; the minus sign is that of its published code.
 
     At a glance:
-        - Classes: sine waves without end (regression).
+        - Classes: any number of sine waves (regression).
         - Examples: any number.
-        - From: made on the spot.
+        - From: generated on demand.
 
     Args:
-        amplitude: Range of A.
-        phase: Range of φ in radians.
-        x_range: Range of the inputs.
+        amplitude: Range of the amplitude A, drawn uniformly.
+        phase: Range of the phase φ in radians, drawn uniformly.
+        x_range: Range of the inputs x, drawn uniformly.
 
     Raises:
         UserError: The lower end of a range is above its upper end.
@@ -43,7 +43,7 @@ class Sinusoid(TaskGenerator):
     ) -> None:
         for name, bounds in (("amplitude", amplitude), ("phase", phase), ("x_range", x_range)):
             if not bounds[0] <= bounds[1]:
-                raise UserError(f"Sinusoid: {name} is {bounds}, expected a pair of numbers that does not fall")
+                raise UserError(f"Sinusoid: {name} is {bounds}, expected (low, high) with low <= high")
         self.amplitude, self.phase, self.x_range = amplitude, phase, x_range
 
     def generate(self, keys: Tensor, shots: int, queries: int) -> tuple[Examples, Examples]:

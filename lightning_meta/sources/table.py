@@ -1,4 +1,4 @@
-"""A table of the user's own: several target columns of one row, or one target whose rows belong to tasks."""
+"""A source for the user's own table, whose tasks are several target columns, or groups of rows with one target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_
 from lightning_meta.tasks import Task
 from lightning_meta.tasks.table import TableSpec, TableTarget
 
-# Arguments that name columns.
+# Names of the arguments that name columns.
 DIVIDING = ("split_column", "group_column", "time_column")
 ROLES = ("task_column", *DIVIDING, "weights")
 COLUMNS = ("targets", "features", "leave_out", "categorical", *ROLES)
@@ -36,32 +36,35 @@ _log = logging.getLogger(__name__)
 
 
 class Table(TaskSource):
-    """A CSV or Parquet file whose columns are features, targets and, if need be, the name of the row's task.
+    """A CSV or Parquet file whose columns are features, targets and, optionally, the name of the task of each row.
 
-    Two regimes. With several `targets` each of them is a task, and all are predicted from the same row. With a
-    `task_column` each of its values is a task of its own rows, and there is one target.
+    There are two settings. With several `targets`, each target is a task, and all are predicted from the same row. With
+    a `task_column`, the rows with each of its values are a task, and there is one target.
 
-    A kind that is null is told by the column: text is `multiclass`, numbers are a `regression`; numbers of two values
-    only could be either, so there the kind must be stated. A target that is missing is a label that is not there.
+    If the kind of a target is null, it is inferred from the column: text is `multiclass`, numbers are `regression`. A
+    column with only two different numbers is ambiguous, so its kind must be stated. Missing targets are treated as
+    unlabelled.
 
-    Features of numbers are standardised by the mean and scale of the training rows, and a missing one is replaced by
-    the training mean; or, by `scaling`, they are replaced by their quantiles, and a missing one by the median. Features
-    of text become one input of 0 or 1 for each of the texts in the training rows; a missing text, or one not seen
-    there, is 0 in all of them. With `categories: codes` they become one input each, which `nn.TabularMLP` embeds: 0 for
-    a text not seen there, 1 for a missing one, 2 and more for the others in sorted order. A number that is the same in
-    all training rows is an input of 0. Parquet's booleans are numbers, 0 or 1, and its dates text such as 2026-01-31;
-    in CSV files both are text.
+    Numeric features are standardised with the mean and standard deviation of the training rows, and a missing number is
+    replaced by the training mean. With the other values of `scaling`, numbers are replaced by their quantiles, and a
+    missing number by the median. A number that is the same in all training rows becomes an input of 0. Text features
+    are one-hot encoded, with one input for each text in the training rows; a missing text, or one that does not occur
+    there, is 0 in all of them. With `categories: codes`, each becomes a single input, which `nn.TabularMLP` embeds: 0
+    for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ... for the others in sorted
+    order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as 2026-01-31; in CSV files both
+    are text.
 
-    Whole numbers keep all their digits: as targets, as ids of tasks and groups, and as labels.
+    Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
 
-    Rows are divided by a hash of `seed` and features, the same on any machine and in any order of rows: twins, rows of
-    equal features, are never in two splits, whatever their targets or task. Each label of each target, and each task,
-    is divided by `fractions` as nearly as that allows. With a `group_column` all rows of a group, such as a patient's,
-    are in one split; with a `time_column` the earliest are for training and the latest for the test; a `split_column`
-    leaves the division to the file. A warning says where these separate twins. A row without any label is in no split.
+    Rows are divided by a hash of `seed` and their features, so the division is the same on every machine and does not
+    depend on the order of rows. Twins, which are rows with equal features, are never in two splits, whatever their
+    targets or task. Subject to this, each label of each target, and each task, is divided by `fractions` as closely as
+    possible. With a `group_column`, all rows of a group, such as those of a patient, are in one split; with a
+    `time_column`, the earliest rows are for training and the latest for the test; with a `split_column`, the file
+    states the division. A warning is logged if these three separate twins. Rows without any label are in no split.
 
-    A column that is named nowhere is a feature. To learn fewer of a table's targets, name the others in `leave_out`, or
-    keep them here and choose by the data module's `tasks`.
+    Columns without another role are features. To learn only some of the targets of a table, name the others in
+    `leave_out`, or list all of them here and select some with `tasks` of the data module.
 
     At a glance:
         - Tasks: target columns, or the values of a task column.
@@ -77,34 +80,38 @@ class Table(TaskSource):
               targets: {price: regression, sold: binary, style: null}
 
     Args:
-        path: The file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
-        targets: By name of the column: `regression`, `binary`, `multiclass`, null, or a `Target` with its classes, its
-            metric, its unit or its weights, as in `{kind: binary, metric: auroc, class_weight: balanced}`.
-        features: Names of the feature columns; by default all that are nothing else.
-        task_column: The column that names each row's task.
-        split_column: The column that says `train`, `val` or `test`, instead of `fractions`.
-        group_column: Rows with the same value here are in one split.
-        fractions: Which part of the different rows, groups, or rows in order of time, goes to train, val and test.
-        seed: Draws another division.
-        categorical: Feature columns to be taken as text although they hold numbers.
-        max_categories: The most different texts that a feature may have: more is likely a name or a date.
-        missing_indicators: For every feature that misses values in training, one more input that is 1 where it does.
-        time_column: Rows are divided by this column's numbers or dates.
-        leave_out: Columns that are no features, such as other targets, names and notes.
-        weights: The column of the rows' weights, numbers from 0 on, which is then no feature. The losses of rows are
-            multiplied by them, in training, validation and test; metrics are not weighted. Their mean over the training
-            rows of each task becomes 1.
-        scaling: How numbers become inputs: `standard`; or by the quantiles of the training rows to a normal
-            distribution, `quantile_normal`, or to one from 0 to 1, `quantile_uniform`, as `QuantileTransformer` of
-            scikit-learn does without subsampling, for columns with long tails.
-        delimiter: What divides the columns of a CSV file; by default a comma, and a tab in a `.tsv` file.
-        decimal: What stands before the decimals of its numbers, a point or a comma.
-        categories: How texts become inputs: `one_hot`; or as `codes`, for a backbone that embeds them, such as
-            `nn.TabularMLP`. Of columns with hundreds of texts codes take less memory. `Linear` and gates by the inputs
-            see them as one-hot.
+        path: Path of the file: `.csv` or `.tsv` in UTF-8 with a header, or `.parquet`.
+        targets: Kind of each target by name of the column: `regression`, `binary`, `multiclass`, null, or a `Target`
+            with classes, a metric, a unit or class weights, as in
+            `{kind: binary, metric: auroc, class_weight: balanced}`.
+        features: Names of the feature columns; by default all columns without another role.
+        task_column: Name of the column with the task of each row.
+        split_column: Name of a column with `train`, `val` or `test`, used instead of `fractions`.
+        group_column: Name of a column; rows with the same value in it are in one split.
+        fractions: Shares of the distinct rows, of the groups, or of the rows in order of time for train, val and test,
+            > 0, with sum 1.
+        seed: Seed of the division.
+        categorical: Names of feature columns to treat as text although they hold numbers.
+        max_categories: Largest number of different texts of a feature, at least 1; a column with more is likely a name
+            or a date.
+        missing_indicators: Whether each feature with missing values in training gets an additional input, which is 1
+            for missing values.
+        time_column: Name of a column with numbers or dates by which rows are divided.
+        leave_out: Names of columns that are not features, such as other targets, names and notes.
+        weights: Name of a column with the weights of rows, at least 0, which is then not a feature. They multiply the
+            losses of rows in training, validation and test; metrics are not weighted. They are scaled so that their
+            mean over the training rows of each task is 1.
+        scaling: How numbers are scaled: `standard`; or with the quantiles of the training rows to a normal distribution
+            (`quantile_normal`) or to a uniform one from 0 to 1 (`quantile_uniform`), for columns with long tails, as
+            with `QuantileTransformer` of scikit-learn without subsampling.
+        delimiter: Separator of the columns of a CSV file, one character; by default a comma, or a tab in a `.tsv` file.
+        decimal: Decimal mark of the numbers of a CSV file, a point or a comma.
+        categories: How text is converted to inputs: `one_hot`, or `codes` for a backbone that embeds them, such as
+            `nn.TabularMLP`. For columns with hundreds of texts, codes take less memory. `Linear` and gates that depend
+            on the inputs convert codes to one-hot inputs.
 
     Raises:
-        UserError: Options that do not go together, or a file or column that is not as they say.
+        UserError: Options contradict each other, or the file or a column does not match them.
     """
 
     def __init__(
@@ -142,7 +149,7 @@ class Table(TaskSource):
         self._check_options()
 
     def tasks(self) -> dict[str, Task]:
-        """A task a target, by name of the column; or a task a value of `task_column`, in order of the value."""
+        """Return a task per target, by name of the column; or a task per value of `task_column`, sorted by value."""
         kinds = self._kinds.items()
         tasks = {name: task_of(name, kind, len(classes), self.targets[name]) for name, (kind, classes) in kinds}
         if self.task_column is None:
@@ -151,63 +158,66 @@ class Table(TaskSource):
         return dict.fromkeys(self._column(self.task_column).classes(), task)
 
     def classes(self) -> dict[str, list[str]]:
-        """By target of labels: the name of class 0, 1, ...; for binary, no and yes."""
+        """Return the labels of each classification target by class number; for a binary target, no and yes."""
         return {name: classes for name, (kind, classes) in self._kinds.items() if kind != "regression"}
 
     def sets(self) -> dict[Split, TaskSet]:
-        """Inputs `(n, D)` float32; targets `(n_i, 1)` float64, whole numbers int64, or `(n_i,)` labels."""
+        """Return sets with inputs `(n, D)`, float32, and the targets of each task.
+
+        Targets of a regression are `(n_i, 1)`, float64, or int64 if all are whole numbers; labels are `(n_i,)`.
+        """
         kinds = self._kinds
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
         weights = None if self.weights is None else row_weights(self._column(self.weights))
-        parts = {split: self._rows_in(split) for split in SPLITS}
-        rows_of = {split: np.concatenate(list(of_task.values())) for split, of_task in parts.items()}
-        inputs = encode_parts(self._feature_columns, self._spec.features, list(rows_of.values()))
+        task_rows = {split: self._rows_in(split) for split in SPLITS}
+        split_rows = {split: np.concatenate(list(by_task.values())) for split, by_task in task_rows.items()}
+        inputs = encode_parts(self._feature_columns, self._spec.features, list(split_rows.values()))
         sets: dict[Split, TaskSet] = {}
-        for x, (split, rows) in zip(inputs, rows_of.items(), strict=True):
-            here = torch.from_numpy(rows)
-            columns = {name: y[here] for name, y in values.items()}
+        for x, (split, rows) in zip(inputs, split_rows.items(), strict=True):
+            index = torch.from_numpy(rows)
+            columns = {name: y[index] for name, y in values.items()}
             if self.task_column is None:
-                made = TaskSet.of_columns(x, columns, {name: there[here] for name, there in present.items()})
-            else:
-                ends = np.cumsum([len(of_task) for of_task in parts[split].values()])
-                places = dict(zip(parts[split], torch.arange(len(x)).tensor_split(ends.tolist()[:-1]), strict=True))
+                task_set = TaskSet.of_columns(x, columns, {name: mask[index] for name, mask in present.items()})
+            else:  # the rows of a split are sorted by task
+                ends = np.cumsum([len(of_task) for of_task in task_rows[split].values()])
+                places = dict(zip(task_rows[split], torch.arange(len(x)).tensor_split(ends.tolist()[:-1]), strict=True))
                 (y,) = columns.values()
-                made = TaskSet(x, {name: y[place] for name, place in places.items()}, places)
-            sets[split] = made if weights is None else with_weights(made, weights[here])
+                task_set = TaskSet(x, {name: y[place] for name, place in places.items()}, places)
+            sets[split] = task_set if weights is None else with_weights(task_set, weights[index])
         return sets if weights is None else with_mean_1(sets)
 
     def _rows_in(self, split: Split) -> dict[str, NDArray[np.int64]]:
-        """The rows of a split, by task where a column names it."""
-        here = self._split_of == split
+        """Return the rows of a split by task; without a `task_column`, all rows under ""."""
+        in_split = self._split_of == split
         if self.task_column is None:
-            return {"": np.flatnonzero(here)}
+            return {"": np.flatnonzero(in_split)}
         texts, codes = self._column(self.task_column).coded
-        rows = np.flatnonzero(here & self._labelled)
+        rows = np.flatnonzero(in_split & self._labelled)
         return {name: rows[codes[rows] == texts.index(name)] for name in self.tasks()}
 
     def table(self) -> TableSpec:
-        """How the file's rows become inputs, so that new rows become the same."""
+        """Return how rows of the file are converted to inputs, so that new rows can be converted in the same way."""
         return self._spec
 
     @property
     def input_names(self) -> list[str]:
-        """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
+        """Names of the D inputs, each a column, `column=text`, or `column is missing`."""
         return self._spec.inputs
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
         columns = read_columns(self.path, spelling=self.spelling)
         for option in COLUMNS:
-            given = getattr(self, option)
-            for name in [given] if isinstance(given, str) else given or ():
+            value = getattr(self, option)
+            for name in [value] if isinstance(value, str) else value or ():
                 if name not in columns:
                     instead = instead_of(name, list(columns))
                     raise UserError(f"Table {option}: {self.path} has no column {name!r}; {instead}")
         return columns
 
     def _column(self, name: str) -> Column:
-        """A column that has a value in every row."""
+        """Return a column, which must have a value in every row."""
         column = self._columns[name]
         if column.missing.any():
             raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
@@ -219,19 +229,19 @@ class Table(TaskSource):
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
-        taken = {*self.targets, *self.leave_out, *(getattr(self, role) for role in ROLES)}
-        names = self.features if self.features is not None else [n for n in self._columns if n not in taken]
+        other_roles = {*self.targets, *self.leave_out, *(getattr(self, role) for role in ROLES)}
+        names = self.features if self.features is not None else [n for n in self._columns if n not in other_roles]
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
         if wrong := [name for name in self.categorical if name not in names]:
-            raise UserError(f"Table categorical: {wrong[0]!r} is no feature")
+            raise UserError(f"Table categorical: {wrong[0]!r} is not a feature")
         return {name: self._columns[name] for name in names}
 
     @cached_property
     def _spec(self) -> TableSpec:
         train = self._split_of == "train"
         if not train.any():
-            raise UserError(f"{self.path}: there is no training row among {len(train)}; mend the division")
+            raise UserError(f"{self.path}: there is no training row among {len(train)}; change the division")
         features = learn_features(
             self._feature_columns,
             train,
@@ -255,7 +265,7 @@ class Table(TaskSource):
 
     @cached_property
     def _split_of(self) -> NDArray[np.str_]:
-        """The split of each row, "" for a row without any label."""
+        """The split of each row, `(n,)`; "" for a row without any label."""
         labelled = self._labelled
         split_of = np.zeros(len(labelled), dtype="<U5")
         rows = labelled.nonzero()[0]
@@ -275,17 +285,21 @@ class Table(TaskSource):
             split_of[rows] = stratified(units, self._strata(rows), self.fractions)
             if self.group_column is None:
                 return split_of
-        found = twins(hashes_of_rows(self._feature_columns.values(), rows, ""), split_of[rows])
-        if found:
+        leaked = twins(hashes_of_rows(self._feature_columns.values(), rows, ""), split_of[rows])
+        if leaked:
             _log.warning(
-                "%s: %d validation and test rows have the features of a training row; their scores say little about "
-                "new rows if their labels are the same as well",
-                *(self.path, found),
+                "%s: %d validation and test rows have the same features as a training row; if their labels are also "
+                "the same, their scores say little about new rows",
+                *(self.path, leaked),
             )
         return split_of
 
     def _strata(self, rows: NDArray[np.int_]) -> list[Coded]:
-        """By target the label of each of some rows, with its task; of numbers that there is one."""
+        """Return what to divide evenly: for each target, the pair of task and label of the given rows.
+
+        A regression has one label, for rows whose target is present. It is left out if there is no `task_column` and
+        none of the rows lacks the target.
+        """
         tasks = Coded([""], np.zeros(len(self._labelled), np.int64))
         if self.task_column is not None:
             tasks = self._column(self.task_column).coded
@@ -306,7 +320,7 @@ class Table(TaskSource):
         one_of("Table scaling", self.scaling, Scaling)
         one_of("Table categories", self.categories, Categories)
         if not self.targets:
-            raise UserError("Table targets: expected the name of one target column at least")
+            raise UserError("Table targets: expected the name of at least one target column")
         for name, target in self.targets.items():
             target.check(name)
         if self.task_column is not None and len(self.targets) != 1:

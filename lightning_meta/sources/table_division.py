@@ -1,4 +1,4 @@
-"""Dividing the rows of a table between training, validation and test."""
+"""Division of the rows of a table between training, validation and test."""
 
 from __future__ import annotations
 
@@ -13,73 +13,84 @@ from lightning_meta.batches import SPLITS
 from lightning_meta.sources.columns import Coded, Column
 
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?)?")
-"""Text that sorts by time."""
-CHUNK = 4096  # rows that are hashed at once
+"""Dates whose alphabetical order is their order in time."""
+CHUNK = 4096  # number of rows hashed at once
 
 
 def hashes_of_rows(columns: Iterable[Column], rows: NDArray[np.int64], prefix: str) -> NDArray[np.bytes_]:
-    """The sha256 of a prefix and the values of each row: the same for twins, rows of which all values are equal.
+    """Return the SHA-256 of a prefix and the values of each row; it is the same for twins, rows with equal values.
 
     Args:
-        columns: Of all rows.
-        rows: `(m,)` which are hashed.
-        prefix: Begins what is hashed.
+        columns: Columns of the table.
+        rows: Rows to hash, `(m,)`.
+        prefix: Beginning of the hashed text.
 
     Returns:
-        `(m,)` of 32 bytes.
+        Hashes `(m,)`, of 32 bytes each.
     """
-    given = list(columns)
-    as_text = [c.coded for c in given if c.first_text is not None or c.beyond_float64]
-    numbers = [c.numbers for c in given if not (c.first_text is not None or c.beyond_float64)]
-    words = [np.array([*(f"\x1f{text}".encode() for text in of.texts), b"\x1f"], dtype=object) for of in as_text]
-    begin, width, sha256 = prefix.encode(), 16 * len(numbers), hashlib.sha256
+    columns = list(columns)
+    coded_columns = [c.coded for c in columns if c.first_text is not None or c.beyond_float64]
+    number_columns = [c.numbers for c in columns if not (c.first_text is not None or c.beyond_float64)]
+    # The texts of a column, each after a separator; the last element is for missing texts, whose code is -1.
+    words = [np.array([*(f"\x1f{text}".encode() for text in c.texts), b"\x1f"], dtype=object) for c in coded_columns]
+    begin, width, sha256 = prefix.encode(), 16 * len(number_columns), hashlib.sha256  # a float64 has 16 hex digits
     digests = []
-    for start in range(0, len(rows), CHUNK):  # of a million rows the texts would fill the memory
+    for start in range(0, len(rows), CHUNK):  # in chunks, as the texts of a million rows would fill the memory
         part = rows[start : start + CHUNK]
-        values = np.empty((len(part), len(numbers)), "<f8")
-        for at, of_column in enumerate(numbers):
-            values[:, at] = of_column[part]
-        values[np.isnan(values)] = np.inf
+        values = np.empty((len(part), len(number_columns)), "<f8")
+        for i, numbers in enumerate(number_columns):
+            values[:, i] = numbers[part]
+        values[np.isnan(values)] = np.inf  # one bit pattern for all missing numbers
         text = values.tobytes().hex().encode()
         ends = np.full(len(part), b"\x1f", object)
-        for of, coded in zip(words, as_text, strict=True):
-            ends += of[coded.codes[part]]
+        for column_words, coded in zip(words, coded_columns, strict=True):
+            ends += column_words[coded.codes[part]]
         starts = range(0, len(part) * width, width) if width else [0] * len(part)
-        here = [
+        part_digests = [
             sha256(begin + text[i : i + width] + end).digest() for i, end in zip(starts, ends.tolist(), strict=True)
         ]
-        digests.append(b"".join(here))
+        digests.append(b"".join(part_digests))
     return np.frombuffer(b"".join(digests), "S32") if digests else np.empty(0, "S32")
 
 
 def hashes_of_texts(coded: Coded, rows: NDArray[np.int64], prefix: str) -> NDArray[np.bytes_]:
-    """The sha256 of a prefix and the text of each of m rows, none of them missing; `(m,)` of 32 bytes."""
+    """Return the SHA-256 of a prefix and the text of each row.
+
+    Args:
+        coded: Texts of all rows of the table.
+        rows: Rows to hash, `(m,)`, without missing texts.
+        prefix: Beginning of the hashed text.
+
+    Returns:
+        Hashes `(m,)`, of 32 bytes each.
+    """
     digests = b"".join(hashlib.sha256(f"{prefix}{text}".encode()).digest() for text in coded.texts)
     return np.frombuffer(digests, "S32")[coded.codes[rows]]
 
 
 def stratified(units: NDArray[np.bytes_], strata: Sequence[Coded], fractions: Sequence[float]) -> NDArray[np.str_]:
-    """Divide units of rows so that each stratum is divided by the fractions, as nearly as whole units allow.
+    """Divide units of rows so that each stratum is divided by the fractions, as closely as whole units allow.
 
-    Iterative stratification: the rarest stratum first; those of its units that no rarer one has placed fill its share
-    of each split, counted in rows, in the order of their hashes (after Sechidis et al., On the Stratification of
-    Multi-Label Data, ECML PKDD 2011, section 3.2, which places one example at a time).
+    This is iterative stratification (after Sechidis et al., On the Stratification of Multi-Label Data, ECML PKDD 2011,
+    section 3.2, which places one example at a time). Strata are processed from the rarest to the most frequent. The
+    units of a stratum without a split yet fill its share of each split, counted in rows, in the order of their hashes.
 
     Args:
-        units: `(n,)` the hash of each row's unit, which draws its place: twins, or the rows of a group, are one.
-        strata: What is to be divided evenly, such as the labels of a target; each the labels of the n rows.
-        fractions: Of train, val and test.
+        units: Hash of the unit of each row, `(n,)`. Twins, or the rows of a group, are one unit. The order of the
+            hashes replaces a random order of the units.
+        strata: Labels of the n rows that are to be divided evenly, for example one element for each target.
+        fractions: Shares of train, val and test.
 
     Returns:
-        `(n,)` the split of each row.
+        Split of each row, `(n,)`.
     """
     unit_of = np.unique(units, return_inverse=True)[1]
     count = int(unit_of.max()) + 1 if len(unit_of) else 0
     members: dict[tuple[int, str], NDArray[np.int64]] = {}
     for number, (labels, codes) in enumerate(strata):
         present = codes >= 0
-        pairs = np.sort(codes[present] * count + unit_of[present])
-        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        pairs = np.sort(codes[present] * count + unit_of[present])  # pairs of label and unit, as one integer each
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]  # removes duplicates
         bounds = np.searchsorted(pairs, np.arange(len(labels) + 1) * count)
         for code, label in enumerate(labels):
             if len(of_label := pairs[bounds[code] : bounds[code + 1]]):
@@ -87,7 +98,7 @@ def stratified(units: NDArray[np.bytes_], strata: Sequence[Coded], fractions: Se
     split_of, rows = np.full(count, -1), np.bincount(unit_of, minlength=count).astype(float)
     shares = np.asarray(fractions, float)
     for number, stratum in enumerate(sorted(members, key=lambda s: (len(members[s]), s))):
-        # Of a stratum of two or three units one of these gets none: not always the same.
+        # In a stratum of two or three units, val or test may get none. Alternate, so that it is not always the same.
         order = [0, 1, 2] if number % 2 else [0, 2, 1]
         _fill(split_of, rows, members[stratum], shares, order)
     _fill(split_of, rows, np.arange(count), shares, [0, 1, 2])
@@ -102,49 +113,58 @@ def _fill(
     shares: NDArray[np.float64],
     order: Sequence[int],
 ) -> None:
-    """Place the units of a stratum that have no split yet; one at least is for training."""
+    """Assign the units of a stratum that have no split yet; at least one unit of the stratum is for training.
+
+    Args:
+        split_of: Number of the split of each unit, -1 for none; it is changed in place.
+        rows: Number of rows of each unit.
+        members: Units of the stratum.
+        shares: Shares of train, val and test.
+        order: Order in which the splits are filled.
+    """
     placed = split_of[members] >= 0
     free = members[~placed]
     if not len(free):
         return
-    have = np.bincount(split_of[members[placed]], rows[members[placed]], minlength=3)
-    wanted = np.maximum(shares * rows[members].sum() - have, 0)
-    middle = rows[free].cumsum() - rows[free] / 2  # of each unit, if all rows stand in line
-    bounds = wanted[order].cumsum()[:2] * (rows[free].sum() / wanted.sum())
+    rows_placed = np.bincount(split_of[members[placed]], rows[members[placed]], minlength=3)
+    rows_needed = np.maximum(shares * rows[members].sum() - rows_placed, 0)
+    # Lay the units end to end, each as long as its number of rows: its middle decides its split.
+    middle = rows[free].cumsum() - rows[free] / 2
+    bounds = rows_needed[order].cumsum()[:2] * (rows[free].sum() / rows_needed.sum())
     split_of[free] = np.array(order)[(middle[:, None] >= bounds + 1e-9).sum(1)]
     if not (split_of[members] == 0).any():
         split_of[free[0]] = 0
 
 
 def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) -> NDArray[np.str_]:
-    """Divide rows by time: the earliest for training, the latest for the test; rows of one time are in one split.
+    """Divide rows by time: the earliest for training, the latest for the test; rows with equal times share a split.
 
     Args:
-        column: Numbers, or dates such as 2026-01-31 or 2026-01-31 14:05.
-        rows: Which rows are divided.
-        fractions: Of train, val and test.
+        column: Column of numbers, or of dates such as 2026-01-31 or 2026-01-31 14:05.
+        rows: Rows to divide, `(m,)`.
+        fractions: Shares of train, val and test.
 
     Returns:
-        The split of each of `rows`.
+        Split of each of the rows, `(m,)`.
 
     Raises:
-        UserError: A text is no date.
+        UserError: A text is not a date.
     """
     if column.first_text is None:
         times = column.centred[rows]
     else:
-        spelled = column.spelled
-        wrong = np.array([*(DATE.fullmatch(text) is None for text in spelled.texts), True])[spelled.codes[rows]]
+        dates = column.spelled
+        wrong = np.array([*(DATE.fullmatch(text) is None for text in dates.texts), True])[dates.codes[rows]]
         if wrong.any():
             row = int(rows[wrong.argmax()])
             raise column.wrong(row, "expected a number, or a date such as 2026-01-31 or 2026-01-31 14:05")
-        times = np.array([text.replace("T", " ") for text in spelled.texts])[spelled.codes[rows]]
-    earlier = np.searchsorted(np.sort(times), times) / max(len(rows), 1)  # the share of the rows before each one's time
+        times = np.array([text.replace("T", " ") for text in dates.texts])[dates.codes[rows]]
+    earlier = np.searchsorted(np.sort(times), times) / max(len(rows), 1)  # share of the rows with an earlier time
     bounds = np.cumsum(fractions)[:2] - 1e-9
     named: NDArray[np.str_] = np.array(SPLITS)[(earlier[:, None] >= bounds).sum(1)]
     return named
 
 
 def twins(units: NDArray[np.bytes_], split_of: NDArray[np.str_]) -> int:
-    """How many validation and test rows have the hash of a training row."""
+    """Return the number of validation and test rows that have the same hash as a training row."""
     return int(np.isin(units[np.isin(split_of, ("val", "test"))], units[split_of == "train"]).sum())

@@ -1,4 +1,4 @@
-"""The features of a table as numbers: standardised, one-hot, imputed, all learned on training rows alone."""
+"""Conversion of table columns to inputs: scaling, one-hot encoding and imputation, with training statistics only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 Scaling = Literal["standard", "quantile_normal", "quantile_uniform"]
 Categories = Literal["one_hot", "codes"]
 Features = Sequence[NumberFeature | TextFeature]
-CHUNK = 2048  # rows whose inputs stay in the processor's cache while they are filled column by column
+CHUNK = 2048  # number of rows whose inputs stay in the processor's cache while they are filled column by column
 
 
 def learn_features(
@@ -33,23 +33,23 @@ def learn_features(
     scaling: Scaling = "standard",
     categories: Categories = "one_hot",
 ) -> Features:
-    """Learn on training rows how columns become inputs.
+    """Compute from the training rows how columns are converted to inputs.
 
     Args:
-        columns: By name, n rows each.
-        train: `(n,)` which rows are for training; one at least.
-        categorical: Names of columns that are text although they hold numbers.
-        max_categories: The most different training texts of a column.
-        indicators: Whether a column that misses training values gets an input that says where.
-        scaling: How numbers become inputs.
-        categories: How texts become inputs.
+        columns: Columns by name, with n rows each.
+        train: Mask of the training rows, `(n,)`; at least one.
+        categorical: Names of columns to treat as text although they hold numbers.
+        max_categories: Largest number of different texts of a column in the training rows.
+        indicators: Whether a column with missing values in training gets an input that marks missing values.
+        scaling: How numbers are scaled.
+        categories: How text is converted to inputs.
 
     Returns:
-        One for each column, in their order.
+        One feature per column, in the order of the columns.
 
     Raises:
-        UserError: A column mixes numbers with text, has no training value, too many texts, or a spread that is more
-            than float64 holds.
+        UserError: A column mixes numbers with text, has no value in the training rows, has too many texts, or has a
+            standard deviation outside the range of float64.
     """
     features: list[NumberFeature | TextFeature] = []
     for name, column in columns.items():
@@ -59,46 +59,48 @@ def learn_features(
         indicator = indicators and bool(missing.any())
         if name in categorical or column.first_text is not None:
             texts = _texts(column, train, name in categorical, max_categories)
-            coded = categories == "codes"  # of which one says that a text is missing
+            coded = categories == "codes"  # these need no indicator, as one code means missing
             features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded))
         else:
             features.append(_number(name, column, train, indicator, scaling))
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
-        told = ", ".join(map(repr, constant))
-        _log.warning("Table: the same number in every training row, so an input of 0 in all rows: %s", told)
+        names = ", ".join(map(repr, constant))
+        _log.warning("Table: these columns are constant in the training rows, so their inputs are always 0: %s", names)
     return features
 
 
 def encode(columns: Mapping[str, Column], features: Features) -> Tensor:
-    """Turn rows into inputs, as learned.
+    """Convert all rows to inputs.
 
     Args:
-        columns: By name, n rows each; those of all features are among them.
-        features: What `learn_features` said.
+        columns: Columns by name, with n rows each, including those of all features.
+        features: Result of `learn_features`.
 
     Returns:
-        `(n, D)` float32.
+        Inputs `(n, D)`, float32.
 
     Raises:
-        UserError: A number is text, infinite, or becomes so in units of the training rows.
+        UserError: A numeric column holds text or infinity, or a number that is infinite after scaling.
     """
     (inputs,) = encode_parts(columns, features, [np.arange(len(columns[features[0].name].missing))])
     return inputs
 
 
 def encode_parts(columns: Mapping[str, Column], features: Features, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
-    """Turn some rows into inputs; as `encode` and a selection, without holding the inputs of all rows beside it.
+    """Convert selected rows to inputs.
+
+    It is equivalent to `encode` and a selection of rows, but does not hold the inputs of all rows as well.
 
     Args:
-        columns: By name, n rows each; those of all features are among them.
-        features: What `learn_features` said.
-        parts: The rows of each part, in order.
+        columns: Columns by name, with n rows each, including those of all features.
+        features: Result of `learn_features`.
+        parts: Rows of each part, in the order of the result.
 
     Returns:
-        `(n_i, D)` float32 for each part.
+        Inputs of each part, `(n_i, D)`, float32.
 
     Raises:
-        UserError: As `encode`, of any of the n rows.
+        UserError: Any of the n rows cannot be converted, as in `encode`.
     """
     numbers = {f.name: _numbers(columns[f.name], f) for f in features if isinstance(f, NumberFeature)}
     places = {f.name: _places(columns[f.name], f) for f in features if isinstance(f, TextFeature)}
@@ -106,46 +108,46 @@ def encode_parts(columns: Mapping[str, Column], features: Features, parts: Seque
     inputs = [np.zeros((len(rows), width), np.float32) for rows in parts]
     for x, rows in zip(inputs, parts, strict=True):
         for start in range(0, len(rows), CHUNK):
-            at, here, of_chunk = 0, x[start : start + CHUNK], rows[start : start + CHUNK]
+            at, x_chunk, chunk = 0, x[start : start + CHUNK], rows[start : start + CHUNK]
             for feature in features:
                 if isinstance(feature, NumberFeature):
                     if not feature.constant:
-                        units = scaled(numbers[feature.name][of_chunk], feature)
-                        here[:, at] = np.where(np.isnan(units), feature.missing_input, units)
+                        units = scaled(numbers[feature.name][chunk], feature)
+                        x_chunk[:, at] = np.where(np.isnan(units), feature.missing_input, units)
                 else:
-                    place = places[feature.name][of_chunk]
-                    if feature.coded:
-                        here[:, at] = np.where(place >= 0, place + FIRST, columns[feature.name].missing[of_chunk])
+                    place = places[feature.name][chunk]
+                    if feature.coded:  # FIRST and more for a known text, 1 for a missing one, 0 for an unseen one
+                        x_chunk[:, at] = np.where(place >= 0, place + FIRST, columns[feature.name].missing[chunk])
                     else:
                         known = np.flatnonzero(place >= 0)
-                        here[known, at + place[known]] = 1.0
+                        x_chunk[known, at + place[known]] = 1.0
                 at += len(feature.inputs)
-                if feature.indicator:
-                    here[:, at - 1] = columns[feature.name].missing[of_chunk]
+                if feature.indicator:  # the last input of the feature
+                    x_chunk[:, at - 1] = columns[feature.name].missing[chunk]
     return [torch.from_numpy(x) for x in inputs]
 
 
 def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool, scaling: Scaling) -> NumberFeature:
-    known = torch.from_numpy(column.centred[train & ~column.missing]).unsqueeze(1)
-    if bool((known == known[0]).all()):  # what a network does with another number was never trained
+    present = torch.from_numpy(column.centred[train & ~column.missing]).unsqueeze(1)
+    if bool((present == present[0]).all()):  # a network cannot learn from training rows what other numbers mean
         return NumberFeature(name, constant=True, indicator=indicator)
-    learned = Standardiser(known)
-    mean, scale = float(learned.mean), float(learned.scale)
-    if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):  # squares are more or less than float64 holds
-        apart = np.abs(column.centred)
-        raise column.wrong(int((apart == np.nanmax(apart)).argmax()), TOO_LARGE)
+    standardiser = Standardiser(present)
+    mean, scale = float(standardiser.mean), float(standardiser.scale)
+    if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):  # squares overflow or underflow in float64
+        distances = np.abs(column.centred)
+        raise column.wrong(int((distances == np.nanmax(distances)).argmax()), TOO_LARGE)
     if scaling == "standard":
         return NumberFeature(name, mean, scale, column.offset, indicator=indicator)
-    quantiles, normal = quantiles_of(known[:, 0].numpy(), int(train.sum())), scaling == "quantile_normal"
+    quantiles, normal = quantiles_of(present[:, 0].numpy(), int(train.sum())), scaling == "quantile_normal"
     return NumberFeature(name, offset=column.offset, indicator=indicator, quantiles=quantiles, normal=normal)
 
 
-TOO_LARGE = "in units of the training rows it is more than float32 holds; mend it, or leave the column out"
+TOO_LARGE = "after scaling it is larger than float32 can hold; correct it, or leave out the column"
 
 
 def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
-    """The numbers less the offset, `(n,)`, NaN where missing; all are finite in units of the training rows."""
-    numbers = column.less(feature.offset)  # refuses text, whatever becomes of the numbers
+    """Return the numbers minus the offset, `(n,)`, NaN where missing; all are checked to be finite after scaling."""
+    numbers = column.less(feature.offset)  # raises for text, even if the feature is constant
     if feature.constant or column.missing.all():
         return numbers
     with np.errstate(over="ignore"):
@@ -159,11 +161,11 @@ def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
 def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categories: int) -> list[str]:
     if column.mixed and not stated:
         assert column.first_text is not None
-        said = f"other rows hold numbers; mend it, or name the column in `categorical`{column.hint}"
-        raise column.wrong(column.first_text, said)
+        problem = f"other rows hold numbers; correct it, or name the column in `categorical`{column.hint}"
+        raise column.wrong(column.first_text, problem)
     coded = column.coded
-    used = np.bincount(coded.codes[train] + 1, minlength=len(coded.texts) + 1)[1:]
-    texts = sorted(text for text, count in zip(coded.texts, used, strict=True) if count)
+    counts = np.bincount(coded.codes[train] + 1, minlength=len(coded.texts) + 1)[1:]  # without the missing texts
+    texts = sorted(text for text, count in zip(coded.texts, counts, strict=True) if count)
     if len(texts) > max_categories:
         raise UserError(
             f"{column.where} has {len(texts)} different texts in training rows, such as {texts[0]!r}; leave it out of "
@@ -175,7 +177,7 @@ def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categorie
 
 
 def _places(column: Column, feature: TextFeature) -> NDArray[np.int64]:
-    """`(n,)` which input of the feature is 1; -1 for none."""
-    place = {text: i for i, text in enumerate(feature.texts)}
+    """Return the index of each row's text among the texts of the feature, `(n,)`; -1 if it is unseen or missing."""
+    index_of = {text: i for i, text in enumerate(feature.texts)}
     texts, codes = column.texts(feature.of_numbers)
-    return np.array([*(place.get(text, -1) for text in texts), -1])[codes]
+    return np.array([*(index_of.get(text, -1) for text in texts), -1])[codes]

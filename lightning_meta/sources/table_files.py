@@ -16,28 +16,33 @@ from lightning_meta.sources.columns import EXACT, Column
 if TYPE_CHECKING:
     import pyarrow
 
-LARGEST = 100_000_000  # values of a Parquet file, or a hundred for each byte: a few bytes can stand for billions
+# Most values of a Parquet file, or 100 per byte if that is more: a few bytes can encode billions of values.
+LARGEST = 100_000_000
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Decimal = Literal[".", ","]
 
 
 class Spelling(NamedTuple):
-    """How a CSV file is written.
+    """Notation of a CSV file.
 
     Attributes:
-        delimiter: What divides its columns; by default a comma, and a tab in a `.tsv` file.
-        decimal: What stands before the decimals of a number.
+        delimiter: Separator of the columns, one character; by default a comma, or a tab in a `.tsv` file.
+        decimal: Decimal mark of numbers, a point or a comma.
     """
 
     delimiter: str | None = None
     decimal: Decimal = "."
 
     def check(self, owner: str, path: Path | None = None) -> None:
-        """Refuse what cannot be, in the arguments of an owner.
+        """Check the arguments.
+
+        Args:
+            owner: Name of the class that takes these arguments, for messages.
+            path: Path of the table, if it is known.
 
         Raises:
-            UserError: The argument, what was received, and what was expected.
+            UserError: An argument is invalid, or both contradict each other or the suffix of the file.
         """
         one_of(f"{owner} decimal", self.decimal, Decimal)
         if self.delimiter is not None and not (
@@ -48,30 +53,34 @@ class Spelling(NamedTuple):
         ):
             raise UserError(f"{owner} delimiter: expected one character, such as ';', got {self.delimiter!r}")
         if self.decimal == self.delimiter:
-            raise UserError(f"{owner} delimiter and decimal are both {self.decimal!r}; a table cannot be read so")
+            raise UserError(f"{owner} delimiter and decimal are both {self.decimal!r}; they must differ")
         if path is not None and path.suffix.lower() == ".parquet" and self != PLAIN:
-            raise UserError(f"{owner} delimiter and decimal are of CSV files; leave them out for {path}")
+            raise UserError(f"{owner} delimiter and decimal apply only to CSV files; leave them out for {path}")
 
 
 PLAIN = Spelling()
 
 
 def read_columns(path: Path, argument: str = "Table path=", spelling: Spelling = PLAIN) -> dict[str, Column]:
-    """Read a table: all columns by name, in order. Values are parsed and nothing in the file is run.
+    """Read a table from a file, without running any code that the file may contain.
 
     Args:
-        path: `.csv` or `.tsv` (UTF-8, a header, missing values empty, NA, N/A, NaN or null) or `.parquet`.
-        argument: What named the path, as errors begin.
-        spelling: How a CSV file is written.
+        path: Path of a `.csv` or `.tsv` file (in UTF-8, with a header, missing values empty, NA, N/A, NaN or null) or a
+            `.parquet` file.
+        argument: Argument that named the path, at the beginning of messages.
+        spelling: Notation of a CSV file.
+
+    Returns:
+        Columns by name, in the order of the file.
 
     Raises:
-        UserError: The file is missing, damaged, empty or of another kind, or two columns have one name.
+        UserError: The file is missing, damaged, empty or of another kind, or two columns have the same name.
     """
-    import pyarrow  # here, for no other source needs it
+    import pyarrow  # here, as only tables need it
 
     if not path.is_file():
-        there = "it is a folder; name a file in it" if path.is_dir() else "there is no such file; name yours"
-        raise UserError(f"{argument}{path}: {there}")
+        problem = "it is a folder; name a file in it" if path.is_dir() else "there is no such file; name yours"
+        raise UserError(f"{argument}{path}: {problem}")
     suffix = path.suffix.lower()
     if suffix not in (*DELIMITERS, ".parquet"):
         raise UserError(f"{path}: expected a table in a file named .csv, .tsv or .parquet")
@@ -80,7 +89,7 @@ def read_columns(path: Path, argument: str = "Table path=", spelling: Spelling =
             return columns_of(_read_parquet(path), str(path))
         return _read_csv(path, spelling._replace(delimiter=spelling.delimiter or DELIMITERS[suffix]))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it anew as UTF-8") from error
+        raise UserError(f"{path}: the table is not in UTF-8 ({error.reason}); save it as UTF-8") from error
     except (pyarrow.ArrowException, csv.Error, OSError, MemoryError) as error:
         raise UserError(f"{path}: the table cannot be read ({' '.join(str(error).split())})") from error
 
@@ -91,16 +100,16 @@ def columns_of(
     as_text: Callable[[str], pyarrow.ChunkedArray] | None = None,
     decimal: str = ".",
 ) -> dict[str, Column]:
-    """All columns of a table by name, in order.
+    """Return all columns of a table by name, in order.
 
     Args:
-        table: As Arrow has it.
-        where: Its name in messages.
-        as_text: Reads a column of the file as text.
-        decimal: What stands before the decimals in texts of numbers.
+        table: Table in memory.
+        where: Name of the table in messages.
+        as_text: Function that reads a column of the file as text, by its name.
+        decimal: Decimal mark of numbers in text.
 
     Raises:
-        UserError: It is empty, or two columns have one name.
+        UserError: The table is empty, or two columns have the same name.
     """
     _check_header(where, table.column_names)
     if not table.num_rows:
@@ -117,10 +126,11 @@ def columns_of(
 
 
 def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
-    """The columns: numbers where all cells are, which takes a quarter of the time of text; else text.
+    """Read the columns of a CSV file.
 
-    What float64 cannot hold as the file spells it is text, too. A message or a category needs the cells of a column of
-    numbers as they stand: then the column is read once more.
+    A column is read as numbers if all its cells are, which takes a quarter of the time of text, and otherwise as text.
+    Columns of numbers that float64 cannot represent exactly are read as text, too. If a message or a category needs the
+    cells of a column of numbers as written, the column is read again as text.
     """
     from pyarrow import ArrowException, ArrowInvalid, types
 
@@ -130,13 +140,13 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     read = partial(_arrow_csv, path, spelling)
     try:
         table = read(dict(zip(header, _first_types(path, spelling, len(header)), strict=True)))
-    except ArrowInvalid:  # a cell far below is of another type; or the file is damaged, which text shows better
+    except ArrowInvalid:  # a later cell has another type, or the file is damaged, for which text gives a better message
         try:
             table = _by_all_rows(read, header)
         except ArrowException as error:
-            if (divider := _other_delimiter(header)) is None:
+            if (other := _other_delimiter(header)) is None:
                 raise
-            raise UserError(f"{path}: its columns are divided by {divider!r}; give delimiter={divider!r}") from error
+            raise UserError(f"{path}: its columns are separated by {other!r}; set delimiter={other!r}") from error
     _check_header(path, table.column_names)
     text = [
         name
@@ -168,7 +178,7 @@ def _arrow_csv(
 
 
 def _first_types(path: Path, spelling: Spelling, count: int) -> list[pyarrow.DataType]:
-    """What the columns hold by the first rows: whole numbers, numbers or text."""
+    """Return the types of the columns in the first rows of the file: int64, float64 or string."""
     from pyarrow import ArrowInvalid, string, types
     from pyarrow import csv as arrow_csv
 
@@ -176,16 +186,16 @@ def _first_types(path: Path, spelling: Spelling, count: int) -> list[pyarrow.Dat
     convert = arrow_csv.ConvertOptions(strings_can_be_null=True, decimal_point=spelling.decimal)
     try:
         with arrow_csv.open_csv(path, parse_options=parse, convert_options=convert) as rows:
-            found = [field.type for field in rows.schema]
-    except ArrowInvalid:  # said better by reading it all
-        found = []
-    if len(found) != count:
+            kinds = [field.type for field in rows.schema]
+    except ArrowInvalid:  # reading the whole file gives a better message
+        kinds = []
+    if len(kinds) != count:
         return [string()] * count
-    return [kind if types.is_int64(kind) or types.is_float64(kind) else string() for kind in found]
+    return [kind if types.is_int64(kind) or types.is_float64(kind) else string() for kind in kinds]
 
 
 def _by_all_rows(read: Callable[..., pyarrow.Table], header: Sequence[str]) -> pyarrow.Table:
-    """Types that fit all rows; as text where Arrow finds none."""
+    """Read the table with types that fit all rows, as Arrow infers them, or as text if Arrow finds none."""
     from pyarrow import ArrowInvalid, string
 
     try:
@@ -199,12 +209,12 @@ def _columns_as_text(read: Callable[..., pyarrow.Table], names: list[str], rows:
 
     table = read(dict.fromkeys(names, string()), names)
     if len(table) != rows:
-        raise ArrowInvalid("it has changed while it was read")
+        raise ArrowInvalid("it changed while it was read")
     return table
 
 
 def _exact(column: pyarrow.ChunkedArray) -> bool:
-    """Whether float64 tells whole numbers as large from their neighbours."""
+    """Whether all numbers are small enough for float64 to represent every whole number of their magnitude."""
     from pyarrow import compute
 
     low, high = compute.min_max(column).as_py().values()
@@ -216,13 +226,15 @@ def _read_parquet(path: Path) -> pyarrow.Table:
 
     plain = parquet.ParquetFile(path)
     _check_header(path, plain.schema_arrow.names)
-    about = plain.metadata
-    chunks = [about.row_group(g).column(c) for g in range(about.num_row_groups) for c in range(about.num_columns)]
-    values = max(sum(chunk.num_values for chunk in chunks), about.num_rows * about.num_columns)
+    metadata = plain.metadata
+    chunks = [
+        metadata.row_group(g).column(c) for g in range(metadata.num_row_groups) for c in range(metadata.num_columns)
+    ]
+    values = max(sum(chunk.num_values for chunk in chunks), metadata.num_rows * metadata.num_columns)
     most = max(LARGEST, 100 * path.stat().st_size)
     if values > most:
-        raise UserError(f"{path}: a file of its size holds at most {most:,} values, and this says {values:,}")
-    # Texts stay numbers of a dictionary, else one long text in each of many rows would fill the memory.
+        raise UserError(f"{path}: a file of its size may hold at most {most:,} values, but it declares {values:,}")
+    # Texts stay encoded by a dictionary; otherwise one long text in each of many rows would fill the memory.
     table = parquet.ParquetFile(path, read_dictionary=_texts(plain.schema_arrow)).read()
     for name in table.column_names:
         _check_texts(f"{path}: column {name!r}", table.column(name), most)
@@ -247,20 +259,20 @@ def _check_texts(where: str, column: pyarrow.ChunkedArray, most: int) -> None:
 
 def _check_header(path: Path | str, names: list[str]) -> None:
     if not names:
-        raise UserError(f"{path}: the table has no columns; a CSV file begins with a line of their names")
+        raise UserError(f"{path}: the table has no columns; a CSV file must begin with a line of column names")
     name, count = Counter(names).most_common(1)[0]
     if count > 1:
-        raise UserError(f"{path}: {count} columns are called {name!r}; every column needs a name of its own")
+        raise UserError(f"{path}: {count} columns have the name {name!r}; every column needs its own name")
 
 
 def _other_delimiter(names: list[str]) -> str | None:
-    """What divides the columns of a file that was read as a single one."""
+    """Return the likely separator of a file that was read as a single column; None if there is none."""
     return next((d for d in (";", "\t", "|", ",") if d in names[0]), None) if len(names) == 1 else None
 
 
 def instead_of(name: str, columns: list[str]) -> str:
-    """What to name instead of a column that is not there."""
-    if (divider := _other_delimiter(columns)) is not None:
-        return f"its columns are divided by {divider!r}; give delimiter={divider!r}"
+    """Return advice for a message: what to name instead of a missing column."""
+    if (other := _other_delimiter(columns)) is not None:
+        return f"its columns are separated by {other!r}; set delimiter={other!r}"
     close = difflib.get_close_matches(name, columns, n=1)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, columns))}"

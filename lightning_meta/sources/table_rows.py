@@ -1,4 +1,4 @@
-"""New rows of a table that a model was trained on: as inputs, and what in them is unlike training."""
+"""Conversion of new rows of a table to inputs of a trained model, with notes on differences from the training rows."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lightning_meta.tasks.table import NumberFeature, TableSpec, TextFeature
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as a model takes them.
+    """Rows of a table as inputs of a model.
 
     Attributes:
-        inputs: `(n, D)` float32.
-        of_task: By name of the task, its rows, `(n_i,)` int64; all of them, unless a column names each row's task.
-        notes: What was missing or not seen in training, a line each.
+        inputs: Inputs `(n, D)`, float32.
+        of_task: Rows of each task by name, `(n_i,)` int64; all rows, unless a column names the task of each row.
+        notes: Lines of text about values that are missing or do not occur in training.
     """
 
     inputs: Tensor
@@ -37,15 +37,16 @@ class Rows:
 
 
 def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -> dict[str, Column]:
-    """The columns of a table in a file or in memory.
+    """Return the columns of a table in a file or in memory, by name.
 
     Args:
-        data: The path of a CSV or Parquet file; or what `pyarrow.table` takes: a DataFrame, or lists by column.
-        argument: What named the path, as errors begin.
-        spelling: How a CSV file is written.
+        data: Path of a CSV or Parquet file, or data that `pyarrow.table` accepts: a DataFrame, or a mapping of columns
+            to lists.
+        argument: Argument that named the path, at the beginning of messages.
+        spelling: Notation of a CSV file.
 
     Raises:
-        UserError: It is no table.
+        UserError: The data are not a table.
     """
     if isinstance(data, str | PathLike):
         return read_columns(Path(data).expanduser(), argument, spelling)
@@ -54,31 +55,32 @@ def columns_in(data: Any, argument: str = "data=", spelling: Spelling = PLAIN) -
     try:
         table = pyarrow.table(data)
     except (pyarrow.ArrowException, TypeError, ValueError, AttributeError) as error:
-        said = " ".join(str(error).split())[:200]
+        cause = " ".join(str(error).split())[:200]
         raise UserError(
-            f"data: expected a path, a DataFrame or lists by column, got {type(data).__name__}: {said}"
+            f"data: expected a path, a DataFrame or lists by column, got {type(data).__name__}: {cause}"
         ) from error
     return columns_of(table, "data")
 
 
 def rows_of(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], largest: float = np.inf) -> Rows:
-    """Turn new rows into inputs as those of training were.
+    """Convert new rows to inputs in the same way as the training rows.
 
     Args:
-        spec: What the model knows of its table.
-        tasks: The names of its tasks.
-        columns: Of the new rows; targets and columns that the model does not know are not looked at.
-        largest: The largest absolute input of training, in standard units.
+        spec: Description of the training table.
+        tasks: Names of the tasks.
+        columns: Columns of the new rows; targets and columns that are not in `spec` are ignored.
+        largest: Largest absolute input in training, in standard units.
 
     Raises:
-        UserError: A column is missing, or a value cannot become an input; the column, the row and the value.
+        UserError: A column is missing, or a value cannot be converted to an input; the message names the column, the
+            row and the value.
     """
     needed = [feature.name for feature in spec.features] + [spec.task_column] * bool(spec.task_column)
     _check_there(needed, columns)
     inputs = encode(columns, spec.features)
     notes = list(_notes(spec, columns))
-    if given := [repr(target.name) for target in spec.targets if target.name in columns]:
-        notes.append(f"targets in the table are not looked at: {', '.join(given)}")
+    if targets := [repr(target.name) for target in spec.targets if target.name in columns]:
+        notes.append(f"targets in the table are ignored: {', '.join(targets)}")
     notes += _far(spec, columns, inputs, FAR * largest)
     return Rows(inputs, _of_tasks(spec, tasks, columns, len(inputs)), notes)
 
@@ -99,28 +101,28 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
     for feature in spec.features:
         column = columns[feature.name]
         count, first = len(column.missing), int(column.missing.argmax())
-        if lost := int(column.missing.sum()):
-            becomes = "a category of their own" if _coded(feature) else "none of the texts of training"
+        if missing := int(column.missing.sum()):
+            meaning = "a separate category" if _coded(feature) else "none of the training texts"
             if isinstance(feature, NumberFeature):
-                becomes = "the training median" if feature.quantiles else "the training mean"
+                meaning = "the training median" if feature.quantiles else "the training mean"
             yield (
-                f"column {feature.name!r}: {lost} of {count} values are missing, the first in row {first + 1}; as in "
-                f"training they count as {becomes}"
+                f"column {feature.name!r}: {missing} of {count} values are missing, the first in row {first + 1}; as "
+                f"in training, they are treated as {meaning}"
             )
-        if isinstance(feature, TextFeature) and (new := _not_in(feature, column)).any():
-            row, (texts, codes) = int(new.argmax()), column.texts(feature.of_numbers)
-            kinds = [texts[code] for code in dict.fromkeys(codes[new].tolist())]
-            others = f" (and {len(kinds) - 1} more texts)" if kinds[1:] else ""
+        if isinstance(feature, TextFeature) and (unseen := _not_in(feature, column)).any():
+            row, (texts, codes) = int(unseen.argmax()), column.texts(feature.of_numbers)
+            unseen_texts = [texts[code] for code in dict.fromkeys(codes[unseen].tolist())]
+            others = f" (and {len(unseen_texts) - 1} more texts)" if unseen_texts[1:] else ""
             yield (
-                f"column {feature.name!r}: {int(new.sum())} of {count} values were not seen in training, the first in "
-                f"row {row + 1}, {kinds[0]!r}{others}; they count as none of the texts of training"
+                f"column {feature.name!r}: {int(unseen.sum())} of {count} values do not occur in training, the first "
+                f"in row {row + 1}, {unseen_texts[0]!r}{others}; they are treated as none of the training texts"
             )
 
 
 def _far(spec: TableSpec, columns: Mapping[str, Column], inputs: Tensor, limit: float) -> Iterator[str]:
-    for at, (name, codes) in enumerate(zip(spec.inputs, spec.codes, strict=True)):
-        far = (inputs[:, at].abs() > limit).numpy()
-        if far.any() and not codes:  # a number: the other inputs are 0 or 1
+    for i, (name, codes) in enumerate(zip(spec.inputs, spec.codes, strict=True)):
+        far = (inputs[:, i].abs() > limit).numpy()
+        if far.any() and not codes:  # a number: inputs of text are codes, or 0 or 1, which are not far
             row = int(far.argmax())
             yield (
                 f"column {name!r}: {int(far.sum())} of {len(far)} values are more than {FAR} times as far from the "
@@ -133,9 +135,9 @@ def _coded(feature: NumberFeature | TextFeature) -> bool:
 
 
 def _not_in(feature: TextFeature, column: Column) -> NDArray[np.bool_]:
-    known = set(feature.texts)
+    training_texts = set(feature.texts)
     texts, codes = column.texts(feature.of_numbers)
-    return np.array([*(text not in known for text in texts), False])[codes]
+    return np.array([*(text not in training_texts for text in texts), False])[codes]
 
 
 def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Column], count: int) -> dict[str, Tensor]:
@@ -144,9 +146,9 @@ def _of_tasks(spec: TableSpec, tasks: Sequence[str], columns: Mapping[str, Colum
     column = columns[spec.task_column]
     if column.missing.any():
         raise column.wrong(int(column.missing.argmax()), "every row needs a value here")
-    coded, known = column.texts(spec.task_of_numbers), set(tasks)
-    if (row := coded.first(lambda name: name not in known)) is not None:
+    coded, task_names = column.texts(spec.task_of_numbers), set(tasks)
+    if (row := coded.first(lambda name: name not in task_names)) is not None:
         some = ", ".join(map(repr, tasks[:10])) + (f" and {len(tasks) - 10} more" if len(tasks) > 10 else "")
         raise column.wrong(row, f"the model has no such task; it has {some}")
-    order = dict.fromkeys(coded.codes.tolist())  # by their first rows
+    order = dict.fromkeys(coded.codes.tolist())  # tasks in the order of their first rows
     return {coded.texts[code]: torch.from_numpy(np.flatnonzero(coded.codes == code)) for code in order}

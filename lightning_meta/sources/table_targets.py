@@ -1,4 +1,4 @@
-"""The target columns of a table: what kind of task each is, and its values as tensors."""
+"""The target columns of a table: their kinds of task, and their values as tensors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from lightning_meta.sources.columns import Column
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]
-MOST = 2.0**62  # differences of smaller whole numbers are whole numbers of 64 bits
+MOST = 2.0**62  # differences of whole numbers below this magnitude fit into int64
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a target column holds, where more is to be said than its kind.
+    """Description of a target column, if its kind alone is not enough.
 
     Attributes:
-        kind: `regression` of a number, `binary` (two values) or `multiclass`; null to tell by the column.
-        classes: The labels in order, for binary no and yes; by default all that the column holds, sorted. A label
-            beyond them is an error.
-        metric: What models are selected and compared by: for labels `accuracy`, `balanced_accuracy`, `auroc`,
+        kind: Kind of the task: `regression` of a number, `binary` (two values) or `multiclass`; null to infer it from
+            the column.
+        classes: Labels in the order of the classes, for binary no and yes; by default all labels of the column, sorted.
+            Any other label is an error.
+        metric: Metric for selecting and comparing models: for labels `accuracy`, `balanced_accuracy`, `auroc`,
             `average_precision`, `f1` or `log_loss`, for numbers `r2`, `rmse` or `mae`, or the import path of a class
             derived from `torchmetrics.Metric`, such as `torchmetrics.classification.BinaryCohenKappa`.
-        unit: What the numbers of a regression are measured in, such as `kEUR`; predictions for new rows say it.
-        class_weight: Weights of the loss, one a class in the order of `classes`, or `balanced`; see
+        unit: Unit of the numbers of a regression, such as `kEUR`; predictions for new rows state it.
+        class_weight: Weights of the loss, one per class in the order of `classes`, or `balanced`; see
             `lightning_meta.tasks.Classification`.
     """
 
@@ -42,7 +43,11 @@ class Target:
     class_weight: Sequence[float] | Literal["balanced"] | None = None
 
     def check(self, name: str) -> None:
-        """Refuse what cannot be, in the column of a name."""
+        """Check the description of the column `name`.
+
+        Raises:
+            UserError: A value is invalid, or two values contradict each other.
+        """
         if self.kind is not None:
             one_of(f"Table targets: {name}", self.kind, Kind)
         if self.unit is not None and (self.classes is not None or self.kind in ("binary", "multiclass")):
@@ -51,46 +56,46 @@ class Target:
             return
         shown = f"Table targets: {name} has classes {list(self.classes)}"
         if self.kind == "regression":
-            raise UserError(f"{shown}; a regression has none")
+            raise UserError(f"{shown}; a regression has no classes")
         if len(set(self.classes)) < max(2, len(self.classes)):
-            raise UserError(f"{shown}; expected two or more, each once")
+            raise UserError(f"{shown}; expected at least two, without duplicates")
         if self.kind == "binary" and len(self.classes) != 2:
             raise UserError(f"{shown}; expected two for binary, no and yes")
 
 
 def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
-    """The kind of a target and its classes, none for a regression.
+    """Return the kind of a target and its classes, an empty list for a regression.
 
     Raises:
-        UserError: The column is not what the target says, or does not tell its kind.
+        UserError: The column does not match the description of the target, or its kind is ambiguous.
     """
     if column.missing.all():
-        raise UserError(f"{column.where} has no value at all; a target needs some")
+        raise UserError(f"{column.where} has no values; a target needs some")
     kind = target.kind
     if kind is None and target.classes is None and column.first_text is None and _holds_two(column):
         raise UserError(
-            f"{column.where} holds two numbers only, {' and '.join(column.classes())}; state its kind in `targets`: "
-            f"binary, multiclass or regression"
+            f"{column.where} holds only two different numbers, {' and '.join(column.classes())}; state its kind in "
+            f"`targets`: binary, multiclass or regression"
         )
     if kind is None and target.classes is None and column.first_text is not None and column.mixed:
-        raise column.wrong(column.first_text, f"other rows hold numbers; mend it, or state multiclass{column.hint}")
+        raise column.wrong(column.first_text, f"other rows hold numbers; correct it, or state multiclass{column.hint}")
     if kind is None and target.classes is None and column.hint:
         raise UserError(f"{column.where} is text, so its kind is unclear; state multiclass{column.hint}")
     if kind is None:
         text = target.classes is not None or column.first_text is not None
         kind = "multiclass" if text else "regression"
     if kind == "regression":
-        column.numbers  # noqa: B018 - text and infinity are errors here
+        column.numbers  # noqa: B018 - raises for text and infinity
         return kind, []
     if target.unit is not None:
         raise UserError(f"{column.where} holds labels, which have no unit, got {target.unit!r}; leave it out")
     classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
     if len(classes) < 2:
-        found = f"{classes[0]!r} in every row" if classes else "no label"
-        raise UserError(f"{column.where} has {found}, so there is nothing to learn; leave it out of `targets`")
+        content = f"{classes[0]!r} in every row" if classes else "no label"
+        raise UserError(f"{column.where} has {content}, so there is nothing to learn; leave it out of `targets`")
     if kind == "binary" and len(classes) != 2:
-        found = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
-        raise UserError(f"{column.where} has {found}, expected two for binary; state multiclass")
+        content = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
+        raise UserError(f"{column.where} has {content}, expected two for binary; state multiclass")
     if (row := column.coded.first(lambda label: label not in classes)) is not None:
         raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
     return kind, classes
@@ -101,16 +106,17 @@ def _holds_two(column: Column) -> bool:
 
 
 def task_of(name: str, kind: Kind, classes: int, target: Target) -> Task:
-    """The ready-made task of a target.
+    """Return the task of a target.
 
     Args:
-        name: Of the column.
-        kind: Of the target.
-        classes: How many.
-        target: What is said of it. A metric's class is imported: `cli.trust` has looked at what a stranger's run names.
+        name: Name of the column.
+        kind: Kind of the target.
+        classes: Number of classes.
+        target: Description of the target. The class of its metric is imported here, after `cli.trust` has checked the
+            names in a run of unknown origin.
 
     Raises:
-        UserError: The kind has no such metric, or no weights.
+        UserError: The kind of task does not have this metric, or has no class weights.
     """
     metric, weights = target.metric, target.class_weight
     try:
@@ -127,15 +133,16 @@ def task_of(name: str, kind: Kind, classes: int, target: Target) -> Task:
 
 
 def encoded(column: Column, kind: Kind, classes: list[str]) -> Tensor:
-    """Targets of all rows; those that are missing are of no account.
+    """Convert a target column to a tensor; the values of rows with a missing target have no meaning.
 
     Returns:
-        `(n, 1)` for a regression, float64, or int64 where all are whole; else `(n,)` int64.
+        Targets of all rows: for a regression `(n, 1)`, float64, or int64 if all are whole numbers; otherwise class
+        numbers `(n,)`, int64.
     """
     if kind == "regression":
         whole = column.whole
         exact = whole is not None and bool((np.abs(column.numbers[~column.missing]) < MOST).all())
         return torch.from_numpy(whole.astype(np.int64) if exact and whole is not None else column.numbers).unsqueeze(1)
-    place = {label: i for i, label in enumerate(classes)}
+    number_of = {label: i for i, label in enumerate(classes)}
     labels, codes = column.coded
-    return torch.from_numpy(np.array([*(place.get(label, -1) for label in labels), -1])[codes])
+    return torch.from_numpy(np.array([*(number_of.get(label, -1) for label in labels), -1])[codes])

@@ -1,4 +1,4 @@
-"""The column of a table that says how much each row counts in the loss."""
+"""The column of a table with the weights of rows in the loss."""
 
 from __future__ import annotations
 
@@ -15,33 +15,38 @@ from lightning_meta.sources.columns import Column
 
 
 def row_weights(column: Column) -> Tensor:
-    """The weights of all rows, `(n,)` float32.
+    """Return the weights of all rows, `(n,)` float32.
 
     Raises:
-        UserError: One is no number, or below 0.
+        UserError: A weight is not a number, or is negative.
     """
     weights = column.numbers
     if (weights < 0).any():
-        raise column.wrong(int((weights < 0).argmax()), "a weight is 0 or more")
+        raise column.wrong(int((weights < 0).argmax()), "expected a weight of at least 0")
     return torch.from_numpy(weights).float()
 
 
 def with_weights(data: TaskSet, weights: Tensor) -> TaskSet:
-    """A set whose inputs have weights `(n,)`, which their targets take over."""
+    """Return a set in which the targets of each task have the weights of their inputs.
+
+    Args:
+        data: Set with n inputs.
+        weights: Weights of the inputs, `(n,)`.
+    """
     return replace(data, weights={name: weights[rows] for name, rows in data.rows.items()})
 
 
 def with_mean_1(sets: Mapping[Split, TaskSet]) -> dict[Split, TaskSet]:
-    """The splits with the weights of each task divided by their mean over its training rows.
+    """Divide the weights of each task, in all splits, by their mean over the training rows of the task.
 
     Raises:
         UserError: The training rows of a task all have the weight 0.
     """
     weights = {split: data.weights or {} for split, data in sets.items()}
     means = {name: of_task.mean() for name, of_task in weights["train"].items() if len(of_task)}
-    if none := [name for name, mean in means.items() if not mean > 0]:
+    if zero := [name for name, mean in means.items() if not mean > 0]:
         raise UserError(
-            f"Table weights: all training rows of {none[0]!r} have the weight 0; leave it out, or weigh them"
+            f"Table weights: all training rows of {zero[0]!r} have the weight 0; leave it out, or change the weights"
         )
     return {
         split: replace(data, weights={n: w / means[n] if n in means else w for n, w in weights[split].items()})

@@ -130,7 +130,7 @@ def test_images_are_planes_of_colour(archive: Path) -> None:
 def test_a_malicious_pickle_runs_nothing(archive: Path, tmp_path: Path) -> None:
     mark = tmp_path / "was here"
     archive.write_bytes(tar_bytes(members() | {"train": {b"data": Malicious(mark)}}))
-    assert "it asks for posix.system, which a data file has no use for" in refused(archive).replace("nt.", "posix.")
+    assert "it refers to posix.system, which a data file does not need" in refused(archive).replace("nt.", "posix.")
     assert not mark.exists()
 
 

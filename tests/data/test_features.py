@@ -125,7 +125,7 @@ def test_a_network_that_computes_something_else_is_found_out(caplog: pytest.LogC
     outputs_of(euclidean)
     changed = lm.ProtoNet(Frozen(protonet(factor=2.0)[1]))
     outputs = outputs_of(changed)
-    assert "not those of this backbone any more" in caplog.text
+    assert "no longer match this backbone" in caplog.text
     np.testing.assert_allclose(
         outputs, outputs_of(without_cache(lm.ProtoNet(Frozen(protonet(factor=2.0)[1])))), rtol=1e-4
     )

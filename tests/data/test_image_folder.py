@@ -326,7 +326,7 @@ def test_examples_of_every_class_are_divided_for_tasks(cache: Path, tmp_path: Pa
     other = ImageFolder(tmp_path / "one", image_size=4, channels=1, seed=1).held_out()
     assert not torch.equal(other["test"].x, pools["test"].x)
     (tmp_path / "one/group0/class0/0.png").unlink()
-    with pytest.raises(UserError, match="class0: found 2 images; train, val and test need one each"):
+    with pytest.raises(UserError, match="class0: found 2 images; train, val and test need at least one each"):
         source.held_out()
 
 

@@ -101,12 +101,12 @@ def test_the_shipped_configuration_learns_from_a_csv_file(tmp_path: Path, monkey
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "label": ({"label": "klass"}, "no column 'klass'"),
     "feature": ({"features": ["a", "x"]}, "no column 'x'"),
-    "label as a feature": ({"features": ["a", "class"]}, "no feature"),
+    "label as a feature": ({"features": ["a", "class"]}, "not a feature"),
     "too few classes": ({"least_classes": 5}, "5 classes each for train, val and test are 15"),
     "rare": ({"least_examples": 9}, "has 0 with 9 rows or more"),
     "fractions": ({"fractions": (0.5, 0.5, 0.5)}, "add up to 1"),
     "zero": ({"least_examples": 0}, "least_examples"),
-    "categorical": ({"features": ["a"], "categorical": ["b"]}, "no feature"),
+    "categorical": ({"features": ["a"], "categorical": ["b"]}, "not a feature"),
 }
 
 

@@ -60,12 +60,12 @@ def test_lists_may_lie_in_the_data_folder(root: Path, own_data: Path) -> None:
 
 
 def test_missing_files(root: Path) -> None:
-    assert "there is no folder 'images' in it" in refused(root / "elsewhere")
+    assert "it has no folder 'images'" in refused(root / "elsewhere")
     label = class_list("mini_imagenet")["train"][0]
     for i in (1, 2):
         (root / f"images/{label}0000000{i}.jpg").unlink()
     line = refused(root)
-    assert line.startswith(f"{root}/images/{label}00000001.jpg: this image is missing, and 2 of 200 in all")
+    assert line.startswith(f"{root}/images/{label}00000001.jpg: this image is missing (2 of 200 are missing)")
     (root / "val.csv").unlink()
     assert refused(root).startswith(f"{root}/val.csv: the list of images is missing; get it from https://")
 

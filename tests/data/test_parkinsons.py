@@ -155,11 +155,11 @@ def test_order_of_rows_and_the_divider_do_not_matter(
 
     for change, message in (
         (lambda text: text.replace("5.6431", "5.6432", 1), "its numbers are not the official ones"),
-        (lambda text: text[:5000], "it is no table of numbers|it has"),
+        (lambda text: text[:5000], "it is not a table of numbers|it has"),
         (lambda text: text.replace("DFA", "DFB", 1), "it has 5875 rows"),
-        (lambda text: text.replace("5.6431", "=1+1", 1), "it is no table of numbers"),
-        (lambda text: "", "it is no table of numbers"),
-        (lambda text: "\udcff" + text, "it is no table of numbers"),
+        (lambda text: text.replace("5.6431", "=1+1", 1), "it is not a table of numbers"),
+        (lambda text: "", "it is not a table of numbers"),
+        (lambda text: "\udcff" + text, "it is not a table of numbers"),
     ):
         text = change((data_folder / FILE).read_text())
         other.write_bytes(text.encode("utf-8", "surrogateescape"))

@@ -131,7 +131,7 @@ def test_a_folder_of_files_is_the_table_with_a_task_column(tmp_path: Path) -> No
     write(tmp_path / "folder" / "machine 3.csv", [["1", "2", "3", "day", "4"]], ["row", "a", "c", "shift", "output"])
     with pytest.raises(UserError, match=r"machine 3.csv: there is no column 'b', which machine 0.csv has"):
         RegressionTable(tmp_path / "folder", "output").pools()
-    with pytest.raises(UserError, match="is a folder, whose files are the tasks; leave it out"):
+    with pytest.raises(UserError, match="is a folder, whose files are the tasks; leave out task_column"):
         machines(tmp_path / "folder").pools()
 
 
@@ -166,7 +166,7 @@ def test_missing_features_targets_and_small_tasks(tmp_path: Path, caplog: pytest
     with caplog.at_level(logging.INFO, "lightning_meta"):
         pools = machines(write(tmp_path / "t.csv", rows), least_rows=7).pools()
     assert "1 of 188 rows" not in caplog.text
-    assert f"1 of {len(rows)} rows miss a target" in caplog.text
+    assert f"1 of {len(rows)} rows lack a target" in caplog.text
     assert "1 of 13 tasks have fewer than 7 rows and are left out, such as 'alone'" in caplog.text
     assert sum(len(pool.x) for pool in pools.values()) == len(rows) - 2
     assert sum(int((pool.x[:, 1] == 0).sum()) for pool in pools.values()) == 1
@@ -318,16 +318,16 @@ def test_options_of_the_data_module_that_do_not_fit_are_refused(case: str, tmp_p
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "target": ({"targets": "outputs"}, "targets: .* has no column 'outputs'; did you mean 'output'"),
-    "no target": ({"targets": []}, "expected the name of one target column at least"),
+    "no target": ({"targets": []}, "expected the name of at least one target column"),
     "task column": ({"task_column": "pump"}, "task_column: .* has no column 'pump'"),
-    "no task column": ({"task_column": None}, "is no folder; name the column of the tasks"),
+    "no task column": ({"task_column": None}, "is not a folder; name the column of the tasks"),
     "target of text": ({"targets": "shift"}, "column 'shift', row 1 is .*: expected a number"),
     "two roles": ({"features": ["a", "machine"]}, "column 'machine' has two roles"),
     "left out": ({"leave_out": ["c"]}, "leave_out: .* has no column 'c'"),
-    "categorical": ({"features": ["a"], "categorical": ["b"]}, "'b' is no feature"),
+    "categorical": ({"features": ["a"], "categorical": ["b"]}, "'b' is not a feature"),
     "no feature": ({"leave_out": ["row", "a", "b", "shift"]}, "no column is left for a feature"),
     "small": ({"least_rows": 20}, "train, val and test need a task each, but .* has 2 with 20 rows or more"),
-    "unknown": ({"division": {"val": ["machine 1"], "test": ["pump"]}}, "'pump' for test is no task"),
+    "unknown": ({"division": {"val": ["machine 1"], "test": ["pump"]}}, "'pump' for test is not a task"),
     "too small": (
         {"division": {"val": ["machine 1"], "test": ["machine 0"]}, "least_rows": 11},
         "'machine 0' for test has fewer than 11 rows",
@@ -450,5 +450,5 @@ def test_a_folder_of_files_with_semicolons_and_decimal_commas(tmp_path: Path) ->
         assert other.y is not None
         assert torch.equal(one.x, other.x)
         assert torch.equal(one.y, other.y)
-    with pytest.raises(lm.UserError, match="give delimiter=';'"):
+    with pytest.raises(lm.UserError, match="set delimiter=';'"):
         RegressionTable(folders[1], "flow").pools()

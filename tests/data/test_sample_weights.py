@@ -127,7 +127,7 @@ def test_losses_are_weighted_and_metrics_are_not(path: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (("1.", "-1."), "a weight is 0 or more"),
+        (("1.", "-1."), "expected a weight of at least 0"),
         (("weight", "other"), "has no column 'weight'"),
         (("1.", "x1."), "column .weight., row 120 is .x1.*expected a number"),
     ],

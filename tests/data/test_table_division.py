@@ -141,13 +141,13 @@ def test_a_division_of_the_user_s_that_separates_twins_is_told(
     path = write(tmp_path / "t.csv", rows)
     grouped = Table(path, {"y": None}, ["x"], group_column="patient")
     assert all(len(found) == 1 for found in split_by(grouped, rows, "patient").values())
-    assert "100 validation and test rows have the features of a training row" in caplog.text
+    assert "100 validation and test rows have the same features as a training row" in caplog.text
     caplog.clear()
     Table(path, {"y": None}, ["x"], split_column="split").sets()
-    assert "200 validation and test rows have the features of a training row" in caplog.text
+    assert "200 validation and test rows have the same features as a training row" in caplog.text
     caplog.clear()
     Table(path, {"y": None}, ["x", "patient"], split_column="split").sets()
-    assert "rows have the features" not in caplog.text
+    assert "rows have the same features" not in caplog.text
 
 
 def test_other_targets_that_are_left_out_are_no_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

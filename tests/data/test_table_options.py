@@ -84,7 +84,7 @@ def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) 
         labelled.fingerprint()
     )
     for source in (Table(european, {"y": "regression"}), Table(tmp_path / "plain.csv", {"y": None}, delimiter=";")):
-        with pytest.raises(lm.UserError, match=r"its columns are divided by '[;,]'; give delimiter='[;,]'") as error:
+        with pytest.raises(lm.UserError, match=r"its columns are separated by '[;,]'; set delimiter='[;,]'") as error:
             source.sets()
         assert "\n" not in str(error.value)
     text = [{**row, "tail": "1,5" if i else "1.5"} for i, row in enumerate(rows)]
@@ -98,7 +98,11 @@ def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) 
         ("t.csv", {"delimiter": ";;"}, "delimiter: expected one character, such as ';', got ';;'"),
         ("t.csv", {"decimal": ";"}, "decimal: expected '.' or ',', got ';'"),
         ("t.csv", {"delimiter": ",", "decimal": ","}, "delimiter and decimal are both ','"),
-        ("t.parquet", {"delimiter": ";"}, "delimiter and decimal are of CSV files; leave them out for t.parquet"),
+        (
+            "t.parquet",
+            {"delimiter": ";"},
+            "delimiter and decimal apply only to CSV files; leave them out for t.parquet",
+        ),
     ],
 )
 def test_spellings_that_cannot_be(path: str, options: Any, message: str) -> None:
@@ -129,7 +133,7 @@ def test_new_rows_are_read_and_scaled_as_those_of_training(tmp_path: Path) -> No
         module.predict_table(in_memory),
     ):
         torch.testing.assert_close(torch.as_tensor(found["y"])[order].float(), wanted.float(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(lm.UserError, match=r"divided by ','; give delimiter=','"):
+    with pytest.raises(lm.UserError, match=r"separated by ','; set delimiter=','"):
         module.predict_table(plain)
     out = tmp_path / "out.csv"
     main(
@@ -175,7 +179,7 @@ def test_numbers_with_another_decimal_mark_are_named(
     columns: dict[str, list[str]], options: Any, said: str, tmp_path: Path
 ) -> None:
     path = comma_table(tmp_path, ".csv", **columns)
-    hint = r".*; all values are numbers with ',' before the decimals: if they are, give decimal=','$"
+    hint = r".*; all values look like numbers with the decimal mark ',': if they are, set decimal=','$"
     with pytest.raises(UserError, match=f"({said}){hint}"):
         Table(path, delimiter=";", **options).sets()
     Table(path, delimiter=";", decimal=",", **options).sets()
@@ -186,7 +190,7 @@ def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: 
     options: Any = {"targets": {"y": "regression"}, "delimiter": ";"}
     table = Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), **options)
     assert table.input_names == ["w", "x=0,5", "x=2,5"]
-    assert "column 'x' is text, such as '0,5'; all values are numbers with ',' before the decimals" in caplog.text
+    assert "column 'x' is text, such as '0,5'; all values look like numbers with the decimal mark ','" in caplog.text
     caplog.clear()
     Table(comma_table(tmp_path, x=["0,5", "2,5"] * 100), categorical=["x"], **options).sets()
     with pytest.raises(UserError, match=r"expected a number$"):

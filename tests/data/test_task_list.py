@@ -219,12 +219,12 @@ RUNS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda root: (root / "run01/class_labels.txt").write_text("run01/test/item01.png run01/training/class02.png"),
         "class_labels.txt: its lines and the 4 images in",
     ),
-    "one name": (lambda root: (root / "run01/class_labels.txt").write_text("x"), "line 1: a line names two drawings"),
+    "one name": (lambda root: (root / "run01/class_labels.txt").write_text("x"), "line 1: expected two drawings"),
     "another size": (
         lambda root: write_image(root / "run01/test/item01.png", 0, 28, "1"),
-        "item01.png: 28x28 pixels, and Omniglot's drawings have 105x105",
+        "item01.png: 28x28 pixels, but Omniglot's drawings have 105x105",
     ),
-    "no image": (lambda root: (root / "run01/test/item01.png").write_text("x"), "item01.png: this is no readable PNG"),
+    "no image": (lambda root: (root / "run01/test/item01.png").write_text("x"), "item01.png: this is not a readable"),
     "no folder": (lambda root: (root / "run01/training").rename(root / "run01/x"), "training: there is no such folder"),
 }
 
@@ -252,20 +252,20 @@ BAD: dict[str, tuple[list[tuple[Any, ...]], str]] = {
     "many digits": ([(0, "support", "test 0", "0" * 30 + "99")], "has no example"),
     "support in query": (
         [(0, "query", "test 0", 0)],
-        "line 2: example 0 of class 'test 0' is in the support set of",
+        "line 2: example 0 of class 'test 0' is already in the support set of",
     ),
-    "twice": ([(0, "support", "test 0", 0)], "line 3: example 0 of class 'test 0' is in the support set of"),
+    "twice": ([(0, "support", "test 0", 0)], "line 3: example 0 of class 'test 0' is already in the support set of"),
     "query without support": (
         [(0, "query", "test 5", 0)],
-        "line 2: class 'test 5' has a query in task 0 and no",
+        "line 2: class 'test 5' has a query in task 0 but no",
     ),
     "other set": ([(0, "train", "test 0", 0)], "line 2: set is 'train', expected support or query"),
-    "starts at 1": ([(1, "support", "test 0", 0)], "line 2: task '1' stands where task 0 should begin"),
+    "starts at 1": ([(1, "support", "test 0", 0)], "line 2: found task '1' where task 0 should begin"),
     "no queries": (
         [(0, "support", "test 0", 0), (1, "support", "test 1", 1)],
         "has support examples of 1 classes",
     ),
-    "short row": ([(0, "support")], "line 2: a row has 4 values, task, set, class and example or file; this has 2"),
+    "short row": ([(0, "support")], "line 2: expected 4 values, task, set, class and example or file, got 2"),
 }
 
 
@@ -282,12 +282,12 @@ def test_a_bad_list_is_one_line_before_evaluation(case: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "the first line of a list is task,set,class,example"),
+        (b"", "the first line of a list must be task,set,class,example"),
         (b"a,b\n", "got 'a,b'"),
         (b"task,set,class,example\n", "the list has no tasks"),
-        (b"task,set,class,example\n0,\xff,a,0\n", "this is no text in UTF-8"),
-        (b'task,set,class,example\n0,"support,a,0\n', "this is no CSV"),
-        (b"task,set,class,file\n0,support,a,../x.png\n0,support,b,x.png\n0,query,a,x.png\n", "leads out of"),
+        (b"task,set,class,example\n0,\xff,a,0\n", "this is not text in UTF-8"),
+        (b'task,set,class,example\n0,"support,a,0\n', "this is not CSV"),
+        (b"task,set,class,file\n0,support,a,../x.png\n0,support,b,x.png\n0,query,a,x.png\n", "is outside"),
         (b"task,set,class,file\n0,support,a,x.png\n0,support,b,y.png\n0,query,a,z.png\n", "line 2: there is no file"),
         (
             b"task,set,class,file\n0,support,a,%s\n0,support,b,y.png\n0,query,a,z.png\n" % (b"x" * 300),
@@ -308,10 +308,10 @@ FILES = [(0, "support", "a", "lab/0.png"), (0, "support", "b", "lab/1.png"), (0,
 @pytest.mark.parametrize(
     ("last", "line"),
     [
-        ((0, "query", "a", "lab/./0.png"), "line 5: example lab/./0.png of class 'a' is in the support set of task 0"),
-        ((0, "query", "a", "lab//0.png"), "line 5: example lab//0.png of class 'a' is in the support set of task 0"),
-        ((0, "query", "b", "lab/0.png"), "line 5: lab/0.png is of class 'b' here and of 'a' above"),
-        ((0, "query", "b", "./lab/2.png"), "line 5: lab/2.png is of class 'b' here and of 'a' above"),
+        ((0, "query", "a", "lab/./0.png"), "line 5: example lab/./0.png of class 'a' is already in the support set"),
+        ((0, "query", "a", "lab//0.png"), "line 5: example lab//0.png of class 'a' is already in the support set"),
+        ((0, "query", "b", "lab/0.png"), "line 5: lab/0.png is of class 'b' here but 'a' above"),
+        ((0, "query", "b", "./lab/2.png"), "line 5: lab/2.png is of class 'b' here but 'a' above"),
     ],
 )
 def test_a_file_is_one_example_of_one_class_however_it_is_spelled(last: Any, line: str, tmp_path: Path) -> None:

@@ -79,8 +79,8 @@ def test_what_does_not_fit_is_refused() -> None:
         TaskSet.of_examples({"a": Examples(torch.zeros(2, 1), torch.zeros(3))})
     x, y = torch.zeros(3, 1), {"a": torch.zeros(2)}
     for rows, message in (
-        ([1, 1], "none is named twice"),
-        ([2, 1], "rows ascend"),
+        ([1, 1], "without duplicates"),
+        ([2, 1], "rows must be in ascending order"),
         ([0, 1, 2], "2 targets for 3 rows"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -170,7 +170,7 @@ def test_functions_have_the_covariance_of_the_kernel_and_the_posterior_is_calibr
     ("make", "said"),
     [
         (lambda: GaussianProcess(0.0), "length_scale: a positive number"),
-        (lambda: GaussianProcess(x_range=(1.0, -1.0)), "a pair of numbers that does not fall"),
+        (lambda: GaussianProcess(x_range=(1.0, -1.0)), r"expected \(low, high\) with low <= high"),
         (lambda: GaussianProcess(noise=1e-5), "noise: at least a thousandth of the amplitude"),
         (lambda: lm.CNP(MLP(2), least_deviation=1.0), "least_deviation: a number from 0 to below 1"),
         (lambda: lm.CNP(MLP(2), decoder=(0,)), "decoder: whole numbers"),

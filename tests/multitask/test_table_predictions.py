@@ -235,7 +235,7 @@ def trained(tmp_path: Path) -> lm.MultiTaskModule:
         (
             "area",
             "1e300",
-            r"column 'area', row 3 is '1e300': in units of the training rows it is more than float32 holds",
+            r"column 'area', row 3 is '1e300': after scaling it is larger than float32 can hold",
         ),
         (
             "town",
@@ -264,7 +264,7 @@ def test_missing_columns_are_all_named(trained: lm.MultiTaskModule, tmp_path: Pa
         trained.predict_table("nowhere.csv")
     with pytest.raises(lm.UserError, match=r"data: expected a path, a DataFrame or lists by column, got int"):
         trained.predict_table(3)
-    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, in training text"):
+    with pytest.raises(lm.UserError, match=r"column 'style' holds booleans, but text in training"):
         trained.predict_table({"area": [1.0], "style": [True], "floor": [1]})
 
 
@@ -278,10 +278,11 @@ def test_what_is_handled_as_in_training_is_told(
     rows[3] |= {"area": 1e6}
     trained.predict_table(write(tmp_path / "new.csv", rows, leave_out=("sold", "grade")))
     assert [record.getMessage() for record in caplog.records] == [
-        "column 'area': 1 of 4 values are missing, the first in row 3; as in training they count as the training mean",
-        "column 'style': 2 of 4 values were not seen in training, the first in row 2, 'brand new' (and 1 more texts); "
-        "they count as none of the texts of training",
-        "targets in the table are not looked at: 'price'",
+        "column 'area': 1 of 4 values are missing, the first in row 3; as in training, they are treated as the "
+        "training mean",
+        "column 'style': 2 of 4 values do not occur in training, the first in row 2, 'brand new' (and 1 more texts); "
+        "they are treated as none of the training texts",
+        "targets in the table are ignored: 'price'",
         "column 'area': 1 of 4 values are more than 10 times as far from the mean as any input in training, the first "
         "in row 4, '1000000.0'",
     ]

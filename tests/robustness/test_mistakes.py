@@ -182,9 +182,9 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "a file for a folder": ([*I, "--data.source.root=houses.csv"], ("--data.source.root=houses.csv", "no such folder")),
     "a class for the folder of classes": (
         [*I, "--data.source.root=pets/class_0"],
-        ("found 0 class folders", "root is the folder that holds a folder of images for each class"),
+        ("found 0 class folders", "root is the folder that contains a folder of images for each class"),
     ),
-    "one class": ([*I, "--data.source.root=few"], ("found 1 class folders", "need one each at least")),
+    "one class": ([*I, "--data.source.root=few"], ("found 1 class folders", "need at least one each")),
     "too few classes for a division": (
         [*I, "--data.source.fractions=[0.7,0.1,0.2]"],
         (
@@ -225,10 +225,10 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a spreadsheet": ([*T, "--data.source.path=book.xlsx"], ("book.xlsx: expected a table", ".csv, .tsv or .parquet")),
     "a damaged table": ([*T, "--data.source.path=damaged.parquet"], ("damaged.parquet: the table cannot be read",)),
-    "a table in another encoding": ([*T, "--data.source.path=latin.csv"], ("latin.csv", "save it anew as UTF-8")),
+    "a table in another encoding": ([*T, "--data.source.path=latin.csv"], ("latin.csv", "save it as UTF-8")),
     "a table with semicolons": (
         [*T, "--data.source.path=semicolons.csv"],
-        ("divided by ';'; give --data.source.delimiter ';'",),
+        ("separated by ';'; set --data.source.delimiter ';'",),
     ),
     "a table of a header": ([*T, "--data.source.path=header.csv"], ("header.csv: the table has no rows",)),
     "a table of two rows": (
