@@ -85,8 +85,8 @@ from .multitask.mixture_of_experts import MixtureOfExperts as MixtureOfExperts
 from .multitask.mtan import MTAN as MTAN
 from .multitask.multi_head import MultiHead as MultiHead
 from .multitask.ple import PLE as PLE
-from .report.task_affinity import TaskAffinity as TaskAffinity
-from .report.task_affinity import recorded_affinity as recorded_affinity
+from .report.gradients import TaskAffinity as TaskAffinity
+from .report.gradients import recorded_affinity as recorded_affinity
 from .run.checkpoints import RunCheckpoint as RunCheckpoint
 from .run.logger import RunLogger as RunLogger
 

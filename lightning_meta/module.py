@@ -243,6 +243,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
     def synchronises_batch_norm(self) -> bool:
         """Whether `sync_batchnorm` of the Trainer is set and its strategy supports it."""
         strategy = self.trainer.strategy
+        # Lightning keeps the option nowhere else.
         return isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
 
     def inputs(self, x: Tensor) -> Tensor:

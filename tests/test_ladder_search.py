@@ -17,13 +17,12 @@ from scipy import stats
 from lightning_meta.cli import children, main
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder import command
-from lightning_meta.cli.ladder.jobs import run_in_processes
+from lightning_meta.cli.ladder.command import run_in_processes
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.search import Search, mean_weights
 from lightning_meta.cli.sweep.file import Parameter
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.report.transfer.statements import state
-from lightning_meta.report.transfer.verdicts import method_verdicts
+from lightning_meta.report.transfer.results import method_verdicts, state
 
 LR = "model.optimizer.lr"
 LADDER: dict[str, Any] = {

@@ -1,13 +1,17 @@
-"""`lightning-meta test --calibrate`: a file in the run directory, for each way and shot, that `predict` reads."""
+"""`lightning-meta test --calibrate`: files in the run directory that `predict` reads.
+
+There is one for each way and shot of a few-shot classifier, or one for all targets of a table.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -15,23 +19,29 @@ from lightning_meta.configuration import public_path
 from lightning_meta.data.hashes import of_weights
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import Calibrated
+from lightning_meta.fitting.table_calibration import CalibratedTable
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import OPTIONS
 from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask.calibration import LabelCalibration, Measured, NumberCalibration, TableCalibration
 from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.files import replacing
+from lightning_meta.tasks import Regression
 
+OF_TABLE = "calibration_table.json"
+SHOWN = 20  # targets that are printed; all are in the file
+OF_ABSTENTION = {"accuracy": "accuracy", "abstained": "abstained", "accuracy_of_rest": "accuracy of the rest"}
 MEASURES = {
-    "coverage": "label in the set",
-    "set_size": "labels in a set",
-    "accuracy": "accuracy",
-    "abstained": "abstained",
-    "accuracy_of_rest": "accuracy of the rest",
-    "abstained_strangers": "abstained, images of other classes",
-    "open_set_auroc": "open-set AUROC",
+    **{"coverage": "label in the set", "set_size": "labels in a set"},
+    **OF_ABSTENTION,
+    **{"abstained_strangers": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
 }
+TABLE_MEASURES = {"coverage": "covered", "size": "size", **OF_ABSTENTION}
+NO_SHARES = ("size", "set_size", "open_set_auroc")
 SPLITS = {"val": "calibration tasks", "test": "test tasks, other classes"}
+
+T = TypeVar("T")
 
 
 def file_of(run: Path, ways: int, shots: int) -> Path:
@@ -51,13 +61,26 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
         The file.
     """
     calibration, measured = found
-    path = file_of(run, calibration.ways, calibration.shots)
-    refuse_link(path)
     about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
-    with replacing(path) as file:
-        json.dump(about, file, indent=2)
-        file.write("\n")
-    return path
+    return _write(file_of(run, calibration.ways, calibration.shots), about)
+
+
+def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
+    """Write the calibration of a table model into its run directory; replaces an earlier one.
+
+    Args:
+        run: The run directory.
+        about: Result of `identity` for the model.
+        found: The calibration and its measured coverage.
+
+    Returns:
+        Path of the file.
+    """
+    (coverage, calibrated), measured = found
+    tasks = {name: task._asdict() for name, task in calibrated.items()}
+    return _write(
+        run / OF_TABLE, {"split": "val", "coverage": coverage, "tasks": tasks, **about, "measured": {"test": measured}}
+    )
 
 
 def read_calibration(
@@ -86,24 +109,43 @@ def read_calibration(
             f"--calibrated: {run} is not calibrated for the {ways} classes with {shots} images each of --support"
             f"{others}; run {command}"
         )
-    try:
-        check_regular(path)
-        stored = json.loads(read_text(path))
+
+    def parse(stored: Any) -> Calibration:
         values: dict[str, Any] = {name: float(stored[name]) for name in Calibration._fields}
         shares = values["coverage"], values["quantile"], values["threshold"]
         if not (0 < values["temperature"] < math.inf and all(0 <= share <= 1 for share in shares)):
             raise ValueError("its values are out of range")
         sizes = int(values.pop("ways")), int(values.pop("shots")), int(values.pop("tasks"))
-        calibration = Calibration(*sizes, **values)
         if sizes[:2] != (ways, shots):
             raise ValueError(f"it is for {sizes[0]} ways and {sizes[1]} shots")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise UserError(f"{path} is not a calibration, or it is damaged ({error}); run {command}") from error
-    for name, now in identity(module).items():
-        if stored.get(name) != now:
-            then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
-            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
-    return calibration
+        return Calibration(*sizes, **values)
+
+    return _read(path, command, module, parse)
+
+
+def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
+    """Read the calibration of a run that was trained on a table.
+
+    Args:
+        run: The run directory.
+        ckpt_path: The path as the user gave it, for messages.
+        module: The loaded model.
+
+    Raises:
+        UserError: There is no calibration, it belongs to other weights, or the file is damaged.
+    """
+    path, command = run / OF_TABLE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
+    if not path.is_file():
+        raise UserError(f"--calibrated: {run} is not calibrated; run {command}")
+
+    def parse(stored: Any) -> TableCalibration:
+        coverage = float(stored["coverage"])
+        tasks = {name: _of_task(stored["tasks"][name], task) for name, task in module.spec.tasks.items()}
+        if not 0 < coverage < 1:
+            raise ValueError("its values are out of range")
+        return TableCalibration(coverage, tasks)
+
+    return _read(path, command, module, parse)
 
 
 def print_calibration(found: Calibrated, path: Path) -> None:
@@ -127,11 +169,74 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     print(f"written to {path}")
 
 
+def print_table_calibration(found: CalibratedTable, path: Path) -> None:
+    """Print the results on the test split by task, and the path of the file."""
+    (coverage, tasks), measured = found
+    shown = {name: {**of, "size": of.get("set_size", of.get("width"))} for name, of in measured.items()}
+    measures = [name for name in TABLE_MEASURES if any(name in of for of in shown.values())]
+    table = Table("task", "labels val, test", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for name in measures:
+        table.add_column(TABLE_MEASURES[name], no_wrap=name == "coverage")
+    for name in list(tasks)[:SHOWN]:
+        cells = (_shown_of_task(measure, shown[name]) for measure in measures)
+        table.add_row(name, f"{tasks[name].labels}, {measured[name]['labels']:.0f}", *cells)
+    more = f"; {len(tasks) - SHOWN} more tasks are in the file" if len(tasks) > SHOWN else ""
+    table.caption = (
+        "Calibrated on the labels of the validation split; the other columns are measured on the labels of the test "
+        f"split, with a 95 % interval over independent rows in brackets{more}. The size is the number of labels in a "
+        "set, or the width of an interval. The rest are the rows without abstention. Sets and intervals of new rows "
+        f"contain the label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+    )
+    Console(markup=False, emoji=False).print(table)
+    print(f"written to {path}")
+
+
 def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     """What a calibration holds for: the weights, and options that change predictions."""
     weights = of_weights((name, tensor) for name, tensor in module.state_dict().items() if hasattr(tensor, "dtype"))
     options = {name: getattr(module, name) for name in OPTIONS if hasattr(module, name)}
     return {"model": public_path(type(module)), **options, "weights": weights}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> Path:
+    refuse_link(path)
+    with replacing(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+    return path
+
+
+def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse: Callable[[Any], T]) -> T:
+    """Read a calibration, and check that it is of this model.
+
+    Args:
+        path: The file.
+        command: The command that writes it, for messages.
+        module: As loaded.
+        parse: Turns the content into a calibration; raises an error if it is damaged.
+    """
+    try:
+        check_regular(path)
+        stored = json.loads(read_text(path))
+        calibration = parse(stored)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is not a calibration, or it is damaged ({error}); run {command}") from error
+    for name, now in identity(module).items():
+        if stored.get(name) != now:
+            then = "other weights" if name == "weights" else f"{name} {stored.get(name)}, and not {now}"
+            raise UserError(f"--calibrated: {path} was made with {then}; calibrate again by {command}")
+    return calibration
+
+
+def _of_task(stored: Any, task: Any) -> LabelCalibration | NumberCalibration:
+    kind = NumberCalibration if isinstance(task, Regression) else LabelCalibration
+    values = {name: float(stored[name]) for name in kind._fields}
+    labels = int(values.pop("labels"))
+    shares = [value for name, value in values.items() if name in ("quantile", "threshold")]
+    sound = labels > 0 and all(0 <= value < math.inf for value in values.values()) and max(shares, default=0) <= 1
+    if not sound or values.get("temperature", 1.0) == 0:
+        raise ValueError("its values are out of range")
+    return kind(labels, **values)
 
 
 def _shown(name: str, measured: Mapping[str, float | None]) -> str:
@@ -140,4 +245,16 @@ def _shown(name: str, measured: Mapping[str, float | None]) -> str:
         return "-"
     if interval is not None:
         return f"{100 * value:.1f} ± {100 * interval:.1f} %"
-    return f"{value:.3g}" if name in ("set_size", "open_set_auroc") else f"{100 * value:.1f} %"
+    return f"{value:.3g}" if name in NO_SHARES else f"{100 * value:.1f} %"
+
+
+def _shown_of_task(name: str, measured: Measured) -> str:
+    value = measured.get(name)
+    if value is None:
+        return "-"
+    if name == "coverage":
+        low, high = measured["coverage_low"], measured["coverage_high"]
+        assert low is not None
+        assert high is not None
+        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
+    return f"{100 * value:.1f} %" if name not in NO_SHARES else f"{value:.3g}"

@@ -7,11 +7,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
+from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.report.transfer import TransferReport, print_report, write_report
 from lightning_meta.report.transfer import compare as compare_runs
-from lightning_meta.report.transfer.wandb_tables import log_report
-from lightning_meta.report.transfer.writing import FILES
+from lightning_meta.report.transfer.writing import FILES, log_report
 
 
 def compare(args: Sequence[str]) -> None:
@@ -54,8 +53,3 @@ def make_parser() -> ArgumentParser:
     add_overwrite(parser)
     parser.add_argument("--wandb_project", type=str | None, help="Log the report to this W&B project as well.")
     return parser
-
-
-def compare_options() -> list[str]:
-    """Names of all options."""
-    return list(make_parser().get_defaults().keys())

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
-from lightning_meta.report.curves import compare_training
+from lightning_meta.cli.parsing import add_overwrite, refuse_existing
+from lightning_meta.report.figures import compare_training
 
 
 def curves(args: Sequence[str]) -> None:
@@ -35,8 +35,3 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--out", type=str, default="curves.png", help="File of the figure.")
     add_overwrite(parser)
     return parser
-
-
-def curves_options() -> list[str]:
-    """Names of all options."""
-    return list(make_parser().get_defaults().keys())

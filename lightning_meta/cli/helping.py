@@ -79,7 +79,10 @@ class Parser(LightningArgumentParser):
         return super()._parse_optional(arg_string)  # type: ignore[no-untyped-call]
 
     def _load_config_parser_mode(self, content: str, *args: Any, **options: Any) -> Namespace:
-        """Read a configuration; names of earlier versions and short names of networks are replaced."""
+        """Read a configuration; names of earlier versions and short names of networks are replaced.
+
+        A loader, the public way, would read every single value as well.
+        """
         content = CLASS_PATH.sub(own_path, EARLIER_PATH.sub(current_path, content))
         return super()._load_config_parser_mode(content, *args, **options)
 

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError
 
-from lightning_meta.cli.compare import compare, compare_options
-from lightning_meta.cli.curves import curves, curves_options
+from lightning_meta.cli import compare, curves, predict_options, test
 from lightning_meta.cli.fit import fit, fit_options
-from lightning_meta.cli.ladder.command import ladder, ladder_options
+from lightning_meta.cli.ladder import command as ladder
 from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
+from lightning_meta.cli.parsing import option_names
 from lightning_meta.cli.predict import predict
-from lightning_meta.cli.predict_options import predict_options
 from lightning_meta.cli.shipped import configs, version, with_shipped
-from lightning_meta.cli.sweep.command import sweep, sweep_options
-from lightning_meta.cli.test import test, test_options
+from lightning_meta.cli.sweep import command as sweep
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.disk import disk_trouble
@@ -27,23 +26,22 @@ from lightning_meta.run.memory import keep_freed_memory
 
 COMMANDS = {
     "fit": fit,
-    "test": test,
+    "test": test.test,
     "predict": predict,
-    "compare": compare,
-    "curves": curves,
-    "ladder": ladder,
-    "sweep": sweep,
+    "compare": compare.compare,
+    "curves": curves.curves,
+    "ladder": ladder.ladder,
+    "sweep": sweep.sweep,
     "configs": configs,
 }
 TAKE_SHIPPED = ("fit", "test", "ladder")
-OPTIONS = {
-    "fit": fit_options,
-    "test": test_options,
-    "compare": compare_options,
-    "ladder": ladder_options,
-    "sweep": sweep_options,
-    "predict": predict_options,
-    "curves": curves_options,
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "test": test.make_parser,
+    "compare": compare.make_parser,
+    "ladder": ladder.make_parser,
+    "sweep": sweep.make_parser,
+    "predict": predict_options.make_parser,
+    "curves": curves.make_parser,
 }
 
 USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
@@ -90,7 +88,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
     except ArgumentError as error:
-        return _fail(one_line(error, OPTIONS[command](), command), 2)
+        names = fit_options() if command == "fit" else option_names(PARSERS[command]())
+        return _fail(one_line(error, names, command), 2)
     except UserError as error:
         return _fail(" ".join(str(error).split()), 2)
     except Exception as error:

@@ -1,17 +1,19 @@
-"""Helpers of the parsers: folders of loggers, arguments of networks, and mistakes in nested objects."""
+"""Helpers of the parsers: existing files, folders of loggers, arguments of networks, mistakes in nested objects."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from types import FunctionType
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import Namespace, add_instantiator
+from jsonargparse import ArgumentParser, Namespace, add_instantiator
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -68,6 +70,33 @@ def with_own_paths(args: Sequence[str]) -> list[str]:
             value = _NETWORKS.get(value, CLASS_PATH.sub(own_path, value))
         replaced.append(f"{option}={value}" if equals else value)
     return replaced
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """Names of all options of a parser, for suggestions."""
+    return list(parser.get_defaults().keys() if isinstance(parser, ArgumentParser) else vars(parser.parse_args([])))
+
+
+def add_overwrite(parser: ArgumentParser) -> None:
+    """Add the option `--overwrite`."""
+    parser.add_argument("--overwrite", action="store_true", help="Replace existing files.")
+
+
+def refuse_existing(option: str, files: Iterable[Path], overwrite: bool) -> None:
+    """Refuse to replace a file; called before anything is computed.
+
+    Args:
+        option: The option that names the files, such as "--out".
+        files: The files to be written.
+        overwrite: The value of `--overwrite`.
+
+    Raises:
+        UserError: One of the files exists.
+    """
+    for file in files:
+        # `lexists` includes broken links. A folder is refused by the command itself.
+        if not overwrite and os.path.lexists(file) and not file.is_dir():
+            raise UserError(f"{option}: {file} already exists; name another, or give --overwrite to replace it")
 
 
 SHORT_FORM = "--trainer.logger"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_meta.cli.overwriting import add_overwrite, refuse_existing
+from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.cli.trust import HELP
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
@@ -98,11 +98,6 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def predict_options() -> list[str]:
-    """The names of all options."""
-    return list(make_parser().get_defaults().keys())
-
-
 def check(config: Namespace) -> None:
     """Refuse options that cannot work, and files that are there already.
 
@@ -131,10 +126,7 @@ def check(config: Namespace) -> None:
     if config.calibrated and config.query is None and config.table is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))
-    if not Path(config.out).absolute().parent.is_dir():
-        raise UserError(f"--out {config.out}: there is no folder {Path(config.out).parent}")
-    if Path(config.out).is_dir():
-        raise UserError(f"--out {config.out}: this is a folder; name a file in it")
+    _check_file("--out", Path(config.out))
     if config.query is not None or config.table is not None:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
@@ -145,11 +137,15 @@ def _check_export(config: Namespace) -> None:
     path = Path(config.export)
     if path.suffix not in FORMATS:
         raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--export {config.export}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"--export {config.export}: this is a folder; name a file in it")
+    _check_file("--export", path)
     predicts = config.query is not None or config.table is not None
     if predicts and path.absolute() == Path(config.out).absolute():
         raise UserError(f"--export {config.export}: --out names the same file; give each its own")
     refuse_existing("--export", [path], config.overwrite)
+
+
+def _check_file(option: str, path: Path) -> None:
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: this is a folder; name a file in it")

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from numpy.typing import NDArray
 
 from lightning_meta.cells import as_cells
-from lightning_meta.cli.table_calibrating import read_table_calibration
+from lightning_meta.cli.calibrating import read_table_calibration
 from lightning_meta.errors import UserError
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule

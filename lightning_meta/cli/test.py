@@ -15,12 +15,17 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_meta.checks import instance
-from lightning_meta.cli.calibrating import identity, print_calibration, write_calibration
+from lightning_meta.cli.calibrating import (
+    identity,
+    print_calibration,
+    print_table_calibration,
+    write_calibration,
+    write_table_calibration,
+)
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
-from lightning_meta.cli.table_calibrating import print_table_calibration, write_table_calibration
 from lightning_meta.cli.trained import load_trained
 from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
 from lightning_meta.configuration import lies_in, real_path
@@ -317,8 +322,3 @@ def _path_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config")
     parser.add_argument("--trust", action="store_true")
     return parser
-
-
-def test_options() -> list[str]:
-    """Names of all options."""
-    return list(make_parser().get_defaults().keys())

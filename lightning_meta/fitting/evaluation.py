@@ -17,7 +17,7 @@ from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.meta import MetaModule
-from lightning_meta.report.shot_and_way import Point
+from lightning_meta.report.figures import Point
 from lightning_meta.run.naming import naming_arguments
 
 _OF_DATA = re.compile(r"\btest_(ways|shots|queries|tasks)\b")

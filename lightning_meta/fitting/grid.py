@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_meta.fitting.evaluation import Evaluation
-from lightning_meta.report.saving import save_figure
-from lightning_meta.report.shot_and_way import draw_points, write_points
+from lightning_meta.report.drawing import save_figure
+from lightning_meta.report.figures import draw_points, write_points
 from lightning_meta.run.results import write_per_task, write_results
 
 LISTED = ("ways", "shots", "queries", "tasks")

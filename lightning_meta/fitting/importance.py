@@ -21,7 +21,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.random_bits import choose, key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.table_predictions import outputs_of
-from lightning_meta.report.saving import save_figure
+from lightning_meta.report.drawing import save_figure
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.table_rows import Rows
 

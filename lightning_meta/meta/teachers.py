@@ -78,5 +78,8 @@ def _train_split_of(checkpoint: Mapping[str, Any]) -> str:
 
 def _train_split_of_data(student: Learner) -> str:
     """The same hash for the data module of the trainer."""
-    data = getattr(student._trainer, "datamodule", None)
+    try:
+        data = getattr(student.trainer, "datamodule", None)
+    except RuntimeError:  # it has no trainer yet
+        return ""
     return str(data.division().get("train", "")) if isinstance(data, SourceDataModule) else ""

@@ -50,6 +50,7 @@ from lightning_meta.nn.likeness import Likeness, check_outputs
 from lightning_meta.nn.normalization import per_task
 from lightning_meta.nn.stateless import in_evaluation_mode, parts_of, untouched
 from lightning_meta.nn.tabular_mlp import TabularMLP
+from lightning_meta.run.checkpoints import logged_step
 from lightning_meta.run.gradient_table import gradient_shares
 from lightning_meta.tasks import TasksSpec, TextFeature
 from lightning_meta.tasks.together import Losses, LossesTogether
@@ -513,7 +514,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         trainer.callback_metrics.update(metrics)
         trainer.logged_metrics.update(metrics)
         if not trainer.sanity_checking:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+            step = logged_step(trainer)
             numbers = {**dict(zip(values, kept.tolist(), strict=True)), "epoch": trainer.current_epoch}
             for logger in trainer.loggers:
                 logger.log_metrics(numbers, step)

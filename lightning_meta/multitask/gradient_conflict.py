@@ -127,7 +127,7 @@ class GradientConflict(Callback):
         directory = Path(trainer.log_dir or trainer.default_root_dir)  # a broadcast, so all ranks must read it
         writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
         if writes and (directory / PAIRS).is_file():
-            from lightning_meta.report.conflict_figures import write_conflict_figures  # matplotlib is slow to import
+            from lightning_meta.report.gradients import write_conflict_figures  # matplotlib is slow to import
 
             write_conflict_figures(directory)
 

@@ -19,7 +19,7 @@ from lightning_meta.data import Episodes, EpisodicDataModule, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
-from lightning_meta.report.saving import save_figure
+from lightning_meta.report.drawing import save_figure
 
 LONGEST = 300  # letters of a reason
 

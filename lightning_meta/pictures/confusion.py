@@ -16,7 +16,7 @@ from lightning_meta.data import Episodes
 from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
-from lightning_meta.report.labels import shortened
+from lightning_meta.report.drawing import shortened
 from lightning_meta.run.files import replacing
 
 MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells

@@ -13,7 +13,7 @@ from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
-from lightning_meta.report.labels import shortened
+from lightning_meta.report.drawing import shortened
 
 MARKERS = "osD^vP<>XpH"  # no star: those are the prototypes
 ROWS = 25  # names below each other

@@ -16,7 +16,7 @@ from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
-from lightning_meta.report.labels import shortened
+from lightning_meta.report.drawing import shortened
 
 INCH = 0.72  # the side of an image
 

@@ -13,7 +13,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.scores import mean_and_interval
 from lightning_meta.pictures.base import Picture
-from lightning_meta.report.shot_and_way import Point, draw_points, write_points
+from lightning_meta.report.figures import Point, draw_points, write_points
 
 
 class ShotAndWay(Picture):

@@ -1,28 +1,42 @@
-"""Figures of one run, drawn from the files in its directory."""
+"""Figures of one run, of the training curves of several, and of the score against shots and ways."""
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.labels import About, draw_chance, label_of, scale_of
-from lightning_meta.report.named_tasks import named_tasks_figure
-from lightning_meta.report.saving import save_figure
+from lightning_meta.report.drawing import (
+    About,
+    draw_chance,
+    heights,
+    label_of,
+    name_rows,
+    named_rows,
+    save_figure,
+    scale_of,
+    shortened,
+)
+from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import numbers_of, read_table
 
 SIZE = (6.0, 4.0)  # inches
 # Line styles and markers.
 LINES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
+WIDTH, ROW, MARGIN = 6.0, 0.2, 1.3  # inches: width of the figure, height of a row, rest of the height of a panel
+STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
@@ -179,3 +193,206 @@ def _edges(scores: np.ndarray) -> np.ndarray:
     count = int(np.ceil((values[-1] - values[0] + grid / 2) / width)) or 1
     edges: NDArray[Any] = values[0] - grid / 2 + width * np.arange(count + 1)
     return edges
+
+
+def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figure | None:
+    """Draw a panel for each metric with one row per task, the best test score on top.
+
+    The line from the test to the training score of a task is its generalisation gap.
+
+    Args:
+        columns: Columns of `per_task.csv` by name.
+        method: Name of the method, for the title.
+
+    Returns:
+        The figure; None without tasks.
+    """
+    metrics = list(dict.fromkeys(columns["metric"].tolist()))
+    if not metrics:
+        return None
+    panels = [{name: column[columns["metric"] == metric] for name, column in columns.items()} for metric in metrics]
+    sizes = [MARGIN + ROW * max(heights(named_rows(len(panel["task"])))[-1] + 1, 6) for panel in panels]
+    figure = Figure((WIDTH, sum(sizes)), layout="constrained")
+    axes = figure.subplots(len(panels), height_ratios=sizes, squeeze=False)[:, 0]
+    for panel, metric, panel_axes in zip(panels, metrics, axes, strict=True):
+        _draw(panel_axes, panel, str(metric))
+    tasks = len(columns["task"])
+    figure.suptitle(About(method).title(f"{tasks} task{'s' if tasks > 1 else ''} (number of training examples)"))
+    axes[0].legend(frameon=False, loc="best", fontsize=8)
+    return figure
+
+
+def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
+    """Draw the rows of the tasks with the same metric.
+
+    Args:
+        axes: Axes of the panel.
+        columns: Columns of `per_task.csv` for these tasks.
+        metric: Name of the metric.
+    """
+    scale = scale_of(metric)
+    scores = {stage: scale * np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
+    better = columns.get("better", np.array([]))
+    sign = np.where(better == "lower", -1, 1) if len(better) else 1
+    order = np.argsort(np.nan_to_num(sign * scores["test"], nan=-np.inf))
+    low, named = -1.0 if metric == "r2" else 0.0, named_rows(len(order))
+    rows = heights(named)
+
+    # +∞ is not drawn; scores below `low`, including −∞, are drawn at it.
+    def shown(values: np.ndarray) -> np.ndarray:
+        return np.maximum(np.where(values == np.inf, np.nan, values)[order], low)
+
+    axes.hlines(rows, shown(scores["test"]), shown(scores["train"]), color="0.75", lw=1, zorder=1)
+    marks = [("training", "train", "|", "0.4"), ("validation", "val", "o", "white"), ("test", "test", "o", "k")]
+    for label, stage, marker, face in marks:
+        for large in (True, False):  # thin rows have small markers
+            if (here := named == large).any():
+                style = {"mfc": face, "mec": "k", "ms": 5 if large else 2.5, "mew": 0.8 if large else 0.5, "zorder": 2}
+                axes.plot(shown(scores[stage])[here], rows[here], marker, label=label if large else None, **style)  # type: ignore[arg-type]
+    constant = scale * np.asarray(columns["constant"], float) if "constant" in columns else np.full(len(order), np.nan)
+    if np.isfinite(constant).any():
+        label = "the best constant prediction"
+        axes.plot(shown(constant), rows, "x", color="0.55", ms=4, mew=0.8, label=label, zorder=1.5)
+    examples = np.asarray(columns["train_examples"], float)[order]
+    names = [f"{shortened(name)} ({count:.0f})" for name, count in zip(columns["task"][order], examples, strict=True)]
+    name_rows(axes, rows, named, names, "per_task.csv")
+    below = f", below {low:g} drawn there" if any((values < low).any() for values in scores.values()) else ""
+    axes.set_xlabel(label_of(metric) + below)
+
+
+@matplotlib.rc_context({"text.parse_math": False})  # names of runs are text
+def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = "val/accuracy") -> Path:
+    """Draw a metric of several runs against the training step, with its 95 % interval shaded if it was logged.
+
+    Args:
+        runs: Run directories.
+        out: File of the figure, such as `curves.png`; its suffix sets the format.
+        metric: Name of the metric in `metrics.csv`, such as `val/accuracy`.
+
+    Returns:
+        The file of the figure.
+
+    Raises:
+        UserError: A run has no `metrics.csv` or no finite value of the metric, or the figure cannot be written.
+    """
+    target = _target(out)
+    stage, _, short_name = metric.partition("/")
+    scale = scale_of(short_name)
+    figure = Figure(SIZE, layout="constrained")
+    axes = figure.subplots()
+    drawn = []
+    for number, run in enumerate(map(Path, runs)):
+        file = run / "metrics.csv"
+        if not file.is_file():
+            raise UserError(f"{run}: there is no metrics.csv; name a run directory, such as runs/protonet_glyphs/0")
+        columns = columns_of(file)
+        if metric not in columns:
+            logged = ", ".join(sorted(name for name in columns if name.startswith("val/") and "_step_" not in name))
+            raise UserError(f"--metric {metric}: {file} has no such column; it has {logged or 'no validation metrics'}")
+        if not (finite := np.isfinite(columns[metric])).any():
+            raise UserError(f"--metric {metric}: {file} has no finite value of it; leave the run out")
+        step, value = columns["step"][finite], scale * columns[metric][finite]
+        line, marker = LINES[number % len(LINES)]
+        shade = str(0.7 * (number // len(LINES) % 3) / 2)
+        drawn += axes.plot(step, value, ls=line, marker=marker, ms=3, color=shade)
+        if (interval := columns.get(f"{metric}_ci95")) is not None:
+            low, high = band(value, scale * interval[finite])
+            axes.fill_between(step, low, high, color=shade, alpha=0.12, lw=0)
+    axes.set(xlabel="training step", ylabel=label_of(short_name))
+    shade = "; shade: 95 % interval over tasks" if axes.collections else ""
+    axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
+    # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
+    axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
+    save_figure(figure, target)
+    return target
+
+
+def _target(out: str | Path) -> Path:
+    """Check that the file of the figure can be written: its format and its folder."""
+    target = Path(out)
+    # PGF needs LaTeX, and raw pixels have no size.
+    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
+    if target.suffix.removeprefix(".").lower() not in formats:
+        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
+    if not target.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {target.parent}")
+    if target.is_dir():
+        raise UserError(f"--out {out}: this is a folder; name a file in it")
+    return target
+
+
+class Point(NamedTuple):
+    """The score at one way and shot.
+
+    Attributes:
+        ways: Number N of classes; 0 in regression.
+        shots: Number K of support examples, per class in classification.
+        score: Mean over tasks; for the accuracy in [0, 1].
+        interval: Half-width of its 95 % interval.
+        tasks: Number of tasks.
+    """
+
+    ways: int
+    shots: int
+    score: float
+    interval: float
+    tasks: int
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of guessing; None in regression."""
+        return 1 / self.ways if self.ways else None
+
+
+def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
+    """Write a CSV file with a row for each way and shot.
+
+    Args:
+        points: Scores.
+        metric: Name of the score, such as `accuracy`.
+        file: File to write.
+    """
+    with replacing(file) as out:
+        writer = csv.writer(out)
+        writer.writerow(["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"])
+        writer.writerows([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)
+
+
+def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:
+    """Draw the score against the number of shots, a line for each way, with 95 % intervals.
+
+    Args:
+        points: Scores, all over the same number of tasks.
+        metric: Name of the score, such as `accuracy`.
+        left_out: Ways and shots that could not be measured, for the title.
+        method: Name of the method, for the title.
+    """
+    figure = Figure((6.0, 4.0), layout="constrained")
+    axes = figure.subplots()
+    scale = scale_of(metric)
+    for (line, marker), ways in zip(LINES * len(points), sorted({p.ways for p in points}), strict=False):
+        of_way = sorted(p for p in points if p.ways == ways)
+        axes.errorbar(
+            [p.shots for p in of_way],
+            [scale * p.score for p in of_way],
+            [scale * p.interval for p in of_way],
+            ls=line,
+            marker=marker,
+            color="k",
+            ms=4,
+            capsize=3,
+            label=f"{ways}-way (chance {100 / ways:.0f} %)" if ways else None,
+        )
+    axes.set_xscale("log")
+    shots = sorted({p.shots for p in points})
+    axes.set_xticks(shots, [str(k) for k in shots])
+    axes.minorticks_off()
+    per = "of a class " if points and points[0].ways else ""
+    axes.set(xlabel=f"support examples {per}(shot)", ylabel=label_of(metric))
+    tasks = points[0].tasks if points else 0
+    title = About(method).title(f"mean and 95 % interval over {tasks} test tasks each")
+    missing = textwrap.wrap(f"left out: {', '.join(left_out)}", 90) if left_out else []
+    axes.set_title("\n".join([title, *missing]), fontsize=8)
+    if any(p.ways for p in points):
+        axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -18,8 +18,10 @@ from lightning_meta.modes import Mode, contradiction, mode_of
 from lightning_meta.run.best import BestScore
 from lightning_meta.run.checksums import damage
 from lightning_meta.run.logger import RunLogger
-from lightning_meta.run.monitors import check_modes, check_task_mode
+from lightning_meta.run.monitors import check_modes, check_task_mode, logged_in_validation
 from lightning_meta.run.randomness import random_state, restore_random_state
+
+_STEPPED = "_batches_that_stepped"  # in the state of Lightning's loop, which has no other way to ask for the count
 
 _log = logging.getLogger(__name__)
 
@@ -108,9 +110,9 @@ class RunCheckpoint(Callback):
             restore_random_state(self._resumed["random"])
             # Lightning takes every checkpoint for one written within a step, and counts that step again.
             epoch_loop = trainer.fit_loop.epoch_loop
-            epoch_loop._batches_that_stepped = self._resumed["batches_that_stepped"]
+            epoch_loop.on_load_checkpoint({_STEPPED: self._resumed["batches_that_stepped"]})
             epoch_loop.batch_progress.total.ready = epoch_loop.batch_progress.total.completed + 1
-            trainer.fit_loop._restarting = False  # else the schedule does not step at the end of this epoch
+            trainer.fit_loop.on_iteration_done()  # else the schedule does not step at the end of this epoch
             self._resumed = None
         if self.between_steps:
             self._write_due(trainer)
@@ -132,12 +134,10 @@ class RunCheckpoint(Callback):
         if self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
-            logged = (
-                ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k))
-                or "nothing"
+            raise UserError(
+                f"checkpoint.monitor: {self.monitor!r} is not logged in validation; monitor one of the logged metrics: "
+                f"{logged_in_validation(trainer)}"
             )
-            given = f"checkpoint.monitor: {self.monitor!r}"
-            raise UserError(f"{given} is not logged in validation; monitor one of the logged metrics: {logged}")
         wrong = None if self.best.validations else contradiction(self.monitor, self.mode)
         if wrong and trainer.is_global_zero:
             _log.warning("checkpoint.mode: %s, as configured: the worst checkpoint is kept as the best", wrong)
@@ -218,7 +218,7 @@ class RunCheckpoint(Callback):
             "columns": logger.columns if logger else [],
             "random": random_state(),
             "seconds": self.seconds,
-            "batches_that_stepped": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "batches_that_stepped": logged_step(trainer),
             "batches_of_ended_epoch": trainer.num_training_batches if ended else None,
             "stopped": ended and trainer.should_stop,
         }
@@ -245,6 +245,11 @@ class RunCheckpoint(Callback):
                 *(file, self.monitor, self.best.score, lost),
             )
         self.best.forget()
+
+
+def logged_step(trainer: Trainer) -> int:
+    """The step under which Lightning logs: the number of training batches that ended with an optimiser step."""
+    return int(trainer.fit_loop.epoch_loop.on_save_checkpoint()[_STEPPED])
 
 
 def run_logger(trainer: Trainer) -> RunLogger | None:

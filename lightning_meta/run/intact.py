@@ -13,8 +13,8 @@ import torch
 
 from lightning_meta.errors import UserError
 from lightning_meta.reading import check_regular
+from lightning_meta.run.checksums import is_verified, remember, state_of
 from lightning_meta.run.outline import HostileError, RefusedError, check_outline
-from lightning_meta.run.verified import is_verified, remember, state_of
 
 LARGEST_PICKLE = 2**28  # bytes of plain data; tensors are in separate records
 _END = struct.Struct("<4s4H2LH")  # end of a zip archive without a comment

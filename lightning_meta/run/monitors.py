@@ -53,9 +53,15 @@ class MonitorCheck(Callback):
             return
         for whose, monitor in _monitors(trainer):
             if re.match(r"val(id(ation)?)?([/_]|$)", monitor) and monitor not in trainer.callback_metrics:
-                logged = sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k)
-                names = ", ".join(logged) or "nothing"
-                raise UserError(f"{whose}: monitor {monitor!r} is not logged in validation; logged: {names}")
+                logged = logged_in_validation(trainer)
+                raise UserError(f"{whose}: monitor {monitor!r} is not logged in validation; logged: {logged}")
+
+
+def logged_in_validation(trainer: Trainer) -> str:
+    """Names of the validation metrics logged so far, for messages."""
+    return (
+        ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val") and "_step_" not in k)) or "nothing"
+    )
 
 
 def _monitors(trainer: Trainer) -> Iterator[tuple[str, str]]:

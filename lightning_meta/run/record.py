@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lightning_meta.configuration import class_paths
 from lightning_meta.data.module import SourceDataModule
@@ -24,7 +28,6 @@ from lightning_meta.run.checkpoints import RunCheckpoint, run_logger
 from lightning_meta.run.differences import NOT_COMPARED, START_ANEW, Difference, differences, is_compared, undescribed
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.naming import Naming, as_argument
-from lightning_meta.run.new_options import take_new_options
 from lightning_meta.run.results import versions
 
 KEY = "lightning_meta_run"
@@ -113,9 +116,6 @@ class RunRecord(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the optimiser's options in the checkpoint, which Lightning restores next, by the new ones."""
-        loaded = trainer._checkpoint_connector._loaded_checkpoint
-        if loaded and not self.resumed:  # without states of callbacks Lightning does not call it
-            self.on_load_checkpoint(trainer, pl_module, loaded)
         if self._to_take is not None:
             checkpoint, changed = self._to_take
             check_groups(trainer.optimizers, checkpoint.get("optimizer_states") or [])
@@ -188,6 +188,40 @@ class RunRecord(Callback):
         parts += [] if different else ["nothing has changed"]
         parts += [f"could not be compared: {', '.join(unknown)}"] if unknown else []
         return "; ".join(parts)
+
+
+def take_new_options(
+    checkpoint: dict[str, Any], optimizers: Sequence[Optimizer], schedules: Sequence[LRSchedulerConfig]
+) -> None:
+    """Replace the options of optimisers and schedules in a checkpoint, before it is restored.
+
+    A new schedule is stepped as often as the stored one was, so the run continues with the rate that a run with the new
+    options would have at this step. The state of each parameter, such as momentum, is kept.
+
+    Args:
+        checkpoint: The checkpoint; changed in place.
+        optimizers: New optimisers of the module, whose state has not been restored.
+        schedules: Their schedules, in order.
+    """
+    stored = checkpoint.get("lr_schedulers") or []
+    watched = any(isinstance(schedule.scheduler, ReduceLROnPlateau) for schedule in schedules)
+    states = []
+    for number, schedule in enumerate(schedules):
+        before = stored[number] if number < len(stored) else {}
+        if isinstance(schedule.scheduler, ReduceLROnPlateau):
+            states.append(before)
+            continue
+        by_interval = checkpoint["global_step"] if schedule.interval == "step" else checkpoint["epoch"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch expects the optimiser's step before the schedule's
+            for _ in range(before.get("last_epoch", by_interval // schedule.frequency)):
+                schedule.scheduler.step()
+        states.append(schedule.scheduler.state_dict())
+    checkpoint["lr_schedulers"] = states
+    kept = {"params", "lr"} if watched else {"params"}
+    for optimizer, state in zip(optimizers, checkpoint["optimizer_states"], strict=True):
+        for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+            saved.update({name: value for name, value in group.items() if name not in kept})
 
 
 def stored_record(checkpoint: Mapping[str, Any], file: Path) -> tuple[dict[str, Any], list[str]]:

@@ -159,7 +159,7 @@ def belonging_to(run: RunLogger, logger: Logger) -> Logger:
     """
     if type(logger) is not WandbLogger or logger._experiment is not None:
         return logger
-    options = dict(logger._wandb_init)
+    options = dict(logger._wandb_init)  # Lightning's logger has no public way to ask for its arguments
     folder = options.pop("dir")
     options["save_dir"] = run.save_dir if folder in (None, "", ".") else folder
     options["anonymous"] = bool(options["anonymous"]) or None

@@ -92,7 +92,7 @@ class RankWatch(Callback):
         elif isinstance(environment, TorchElasticEnvironment):
             self._parent = os.getppid()
         for thread in threading.enumerate():
-            if thread.name == "child-process-observer":  # Lightning's
+            if thread.name == "child-process-observer":  # Lightning's, which nothing public stops
                 thread._child_processes = []  # type: ignore[attr-defined]
         self._thread = threading.Thread(target=self._run, name="rank-watch", daemon=True)
         self._thread.start()

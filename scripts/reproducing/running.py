@@ -6,14 +6,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from lightning_meta.run.logger import versions
+from lightning_meta.signals import handling
 from reproducing.claim import Claim
 from reproducing.rows import ROOT, Device
 from reproducing.storing import Stored
@@ -89,18 +89,8 @@ def last_line(log: Path) -> str:
 @contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
     """Handle SIGTERM like Ctrl-C, also for the child process."""
-    if threading.current_thread() is not threading.main_thread():
+    with handling([signal.SIGTERM], signal.default_int_handler):
         yield
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def child(arguments: Sequence[str], claim: Claim, log: Path, deadline: float) -> End:

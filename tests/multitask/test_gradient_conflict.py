@@ -29,7 +29,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.ranks import mean_over_ranks
 from lightning_meta.functional.task_gradients import task_gradients
 from lightning_meta.multitask.gradient_conflict import GradientConflict
-from lightning_meta.report.conflict_figures import write_conflict_figures
+from lightning_meta.report.gradients import write_conflict_figures
 from lightning_meta.run import RunCheckpoint, RunLogger
 from lightning_meta.run.gradient_table import PAIRS, SHARES, gradient_shares
 from lightning_meta.tasks import Regression, TasksSpec

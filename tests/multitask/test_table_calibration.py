@@ -16,8 +16,8 @@ from scipy import stats
 from scipy.optimize import minimize_scalar
 
 import lightning_meta as lm
+from lightning_meta.cli.calibrating import read_table_calibration
 from lightning_meta.cli.main import main
-from lightning_meta.cli.table_calibrating import read_table_calibration
 from lightning_meta.errors import UserError
 from lightning_meta.functional.conformal import hierarchical_quantile
 from lightning_meta.multitask.calibration import (

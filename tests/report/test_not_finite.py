@@ -15,7 +15,7 @@ from PIL import Image
 from lightning_meta.cli import main
 from lightning_meta.errors import UserError
 from lightning_meta.report import write_figures
-from lightning_meta.report.conflict_figures import write_conflict_figures
+from lightning_meta.report.gradients import write_conflict_figures
 from lightning_meta.run.gradient_table import COLUMNS, PAIRS, SHARES, cut_rows, gradient_shares
 
 BAD = ["nan", "inf", "-inf", "3e38", "-1", ""]

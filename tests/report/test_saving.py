@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_meta.report.saving import save_figure
+from lightning_meta.report.drawing import save_figure
 
 SOURCES = Path(__file__).parents[2] / "lightning_meta"
 
@@ -36,4 +36,4 @@ def test_a_picture_that_is_cut_off_leaves_the_one_of_before(tmp_path: Path, monk
 
 
 def test_no_picture_is_written_otherwise() -> None:
-    assert [f.name for f in SOURCES.rglob("*.py") if ".savefig(" in f.read_text()] == ["saving.py"]
+    assert [f.name for f in SOURCES.rglob("*.py") if ".savefig(" in f.read_text()] == ["drawing.py"]

@@ -15,10 +15,9 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
-from lightning_meta.report.transfer.comparison import mean_ranks
-from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
-from lightning_meta.report.transfer.figures import draw_forest, draw_gap
-from lightning_meta.report.transfer.text import printable
+from lightning_meta.report.transfer.comparison import dominating_tasks, enemy, mean_ranks, shares
+from lightning_meta.report.transfer.table import printable
+from lightning_meta.report.transfer.writing import draw_forest, draw_gap
 from tests.report.transfer_runs import Simulated, draw, write_run
 
 SEEDS = (1, 2, 3)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_meta.report.transfer.intervals import holm, paired_intervals
-from lightning_meta.report.transfer.moderation import moderated
+from lightning_meta.report.transfer.intervals import holm, moderated, paired_intervals
 
 
 def gaussian(

@@ -22,8 +22,8 @@ from PIL import Image
 from lightning_meta.data import images
 from lightning_meta.data.images import image_files
 from lightning_meta.errors import UserError
-from lightning_meta.report.transfer import arrays
-from lightning_meta.report.transfer.arrays import read_arrays
+from lightning_meta.report.transfer import reading
+from lightning_meta.report.transfer.reading import read_arrays
 from lightning_meta.sources import CIFARFS, MiniImageNet, MultiMNIST, Omniglot, Parkinsons, Table, cifar
 from lightning_meta.sources.cifar import ARCHIVE
 
@@ -87,8 +87,8 @@ def test_an_array_that_claims_more_than_it_has(content: bytes, line: str) -> Non
 def test_arrays_that_unpack_to_more_than_any_run_has(monkeypatch: pytest.MonkeyPatch) -> None:
     zeros = io.BytesIO()
     np.save(zeros, np.zeros(2**17))
-    monkeypatch.setattr(arrays, "SLACK", 2**19)
-    monkeypatch.setattr(arrays, "RATIO", 1)
+    monkeypatch.setattr(reading, "SLACK", 2**19)
+    monkeypatch.setattr(reading, "RATIO", 1)
     assert "it would inflate from" in refusal(lambda: read_arrays(npz({"a": zeros.getvalue()}), ["a"]))
 
 

@@ -24,7 +24,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.integrations.learn2learn import convert_maml
 from lightning_meta.meta import MAML
 from lightning_meta.nn import MLP
-from lightning_meta.report.transfer.arrays import read_arrays
+from lightning_meta.report.transfer.reading import read_arrays
 from lightning_meta.run import read_checkpoint
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.fuzzing import options, repeated, short

@@ -31,7 +31,7 @@ from lightning_meta.data import cache, files
 from lightning_meta.data.images import image_files, read_images
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
-from lightning_meta.report.curves import compare_training
+from lightning_meta.report.figures import compare_training
 from lightning_meta.report.transfer import compare
 from lightning_meta.sources import Table, cifar, mini_imagenet, mnist, omniglot, parkinsons
 from lightning_meta.sources.labels_file import files_of_table

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedules
 
-from lightning_meta.run.new_options import take_new_options
+from lightning_meta.run.record import take_new_options
 
 Schedule = Callable[[Optimizer], Any]
 

@@ -5,29 +5,31 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
+from lightning_meta.cli.children import ERROR, Children, last_line
 from lightning_meta.cli.compare import show_report
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
 from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
-from lightning_meta.cli.ladder.jobs import run_in_processes
 from lightning_meta.cli.ladder.linear import compare_with_linear
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
 from lightning_meta.cli.ladder.tuning import Found, has_failed, note_failure, tuned
 from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.threads import OPTION, using_threads
 from lightning_meta.errors import UserError
 from lightning_meta.report.transfer import compare
 from lightning_meta.run.names import refuse_name
-from lightning_meta.signals import StoppedBySignal
+from lightning_meta.signals import StoppedBySignal, recording
 
 GROUPS = 3
 
@@ -149,11 +151,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def ladder_options() -> list[str]:
-    """Names of all options."""
-    return [action.dest for action in make_parser()._actions]
-
-
 def _list(text: str) -> list[Any]:
     try:
         value = yaml.safe_load(text)
@@ -217,20 +214,19 @@ def _train(
 
 
 def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
-    before, once = torch.get_num_threads(), _Once()
+    once = _Once()
     handlers = list(logging.getLogger("lightning_meta").handlers)
-    torch.set_num_threads(threads)
     for handler in handlers:
         handler.addFilter(once)
     try:
         for line, run in runs:
             print(line, flush=True)
             try:
-                fit(run.arguments)
+                with using_threads("fit", [*run.arguments, f"{OPTION}={threads}"]) as arguments:
+                    fit(arguments)
             except UserError as error:
                 raise UserError(f"{run.title}: {error}") from error
     finally:
-        torch.set_num_threads(before)
         for handler in handlers:
             handler.removeFilter(once)
 
@@ -248,3 +244,44 @@ class _Once(logging.Filter):
         is_new = message not in self.shown
         self.shown.add(message)
         return is_new
+
+
+def run_in_processes(
+    runs: Sequence[tuple[str, PlannedRun]],
+    jobs: int,
+    threads: int,
+    logs: Path,
+    failed: Callable[[PlannedRun], None] | None = None,
+) -> None:
+    """Train runs in child processes, whose output goes to one log file each.
+
+    Args:
+        runs: The runs, each with a line to print when it starts.
+        jobs: Largest number of processes at a time.
+        threads: Threads of each process.
+        logs: Folder of the log files.
+        failed: Called with each run whose training failed, such as by a NaN loss, which is an error without it.
+
+    Raises:
+        UserError: A run failed. The other active runs are stopped and can be resumed.
+        StoppedBySignal: A signal stopped the ladder, and with it the active runs.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    waiting = list(runs)
+    active: dict[subprocess.Popen[bytes], tuple[PlannedRun, Path, float]] = {}
+    with recording() as signals, Children(signals) as children:
+        while waiting or active:
+            while waiting and len(active) < jobs:
+                line, run = waiting.pop(0)
+                print(line, flush=True)
+                log = logs / f"{run.rung}_seed_{run.seed}.log"
+                active[children.start(run.arguments, log, threads)] = (run, log, time.monotonic())
+            process = children.next_ended()
+            run, log, began = active.pop(process)
+            if process.returncode == 1 and failed is not None and last_line(log).startswith(ERROR):
+                failed(run)
+                print(f"{run.title} failed: {last_line(log).removeprefix(ERROR)}", flush=True)
+                continue
+            if process.returncode:
+                raise UserError(f"{run.title}: {last_line(log).removeprefix(ERROR)} (see {log})")
+            print(f"{run.title}: done in {time.monotonic() - began:.0f} s", flush=True)

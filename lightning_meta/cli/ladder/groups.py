@@ -12,10 +12,10 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.task_groups import group_gains, task_groups
 from lightning_meta.import_paths import import_class
 from lightning_meta.multitask import Independent, MultiHead
-from lightning_meta.report.task_affinity import recorded_affinity
+from lightning_meta.report.gradients import recorded_affinity
 from lightning_meta.report.transfer import compare
 from lightning_meta.report.transfer.reading import read_results, run_directories
-from lightning_meta.report.transfer.statement_text import statement_lines
+from lightning_meta.report.transfer.table import statement_lines
 
 
 @dataclass(frozen=True)

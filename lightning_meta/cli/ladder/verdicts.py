@@ -21,7 +21,7 @@ from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
-from lightning_meta.report.transfer.verdicts import MethodVerdict, method_verdicts
+from lightning_meta.report.transfer.results import MethodVerdict, method_verdicts
 from lightning_meta.run.files import replacing
 
 FILE = "verdicts.csv"

@@ -81,11 +81,6 @@ def make_parser() -> PlainParser:
     return parser
 
 
-def sweep_options() -> list[str]:
-    """Names of all options."""
-    return [action.dest for action in make_parser()._actions]
-
-
 def _checked(fit_args: Sequence[str], space: Sweep) -> Sequence[str]:
     """Check that no option for all trials is one that the sweep sets, in its short or its long form."""
     own = {_short_form(name) for name in (*space.parameters, *OF_THE_SWEEP)}

@@ -1,7 +1,7 @@
 """The transfer report: for each task, whether sharing helped, hurt, or made no difference that the data can show.
 
-Reading runs (`reading`, `matching`), the statistics (`intervals`, `enemies`), what they add up to (`comparison`,
-`results`) and how it is shown (`table`, `files`, `figures`, `wandb_tables`) are apart.
+Runs are read (`reading`) and matched (`matching`), their differences get intervals (`intervals`), `comparison` makes of
+them the report (`results`), and `table` and `writing` show it.
 """
 
 from lightning_meta.report.transfer.comparison import compare

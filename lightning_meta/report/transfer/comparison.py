@@ -1,4 +1,4 @@
-"""From runs to the transfer report."""
+"""From runs to the transfer report: verdicts, why sharing hurts a task, and notes on what limits the conclusions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_meta.functional.delta_m import delta_m
-from lightning_meta.report.transfer import notes
-from lightning_meta.report.transfer.enemies import dominating_tasks, enemy, shares
+from lightning_meta.functional.delta_m import FLOOR, delta_m
 from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
 from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
-from lightning_meta.report.transfer.results import MethodTransfer, Selected, TaskTransfer, TransferReport, Verdict
-from lightning_meta.report.transfer.statements import SEEDS_FOR_VERDICTS, differences, state, unit
+from lightning_meta.report.transfer.results import (
+    SEEDS_FOR_VERDICTS,
+    MethodTransfer,
+    Selected,
+    TaskTransfer,
+    TransferReport,
+    Verdict,
+    differences,
+    state,
+    unit,
+)
+
+RULES = (
+    "Of a task that is hurt: its training loss at the selected checkpoint (evaluation mode, a fixed subset) rose "
+    "against the baseline in every seed: interference; fell in every seed: generalisation gap; else: unclear. "
+    "Interference takes shared parameters, and a best validation before the last one on both sides in every seed; "
+    "where it was the last, and the loss did not fall: not converged, train longer. "
+    "'few tasks dominate' is added where the shares of the gradient (of the training loss where no gradient was "
+    "recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's own share is below "
+    "1/T; the dominating tasks are the fewest that hold half of the total."
+)
+NOT_CONVERGED = "not converged: train longer"
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: Collection[str] = ()) -> TransferReport:
@@ -37,10 +55,10 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
     selection = {m.name: found for m in everyone if (found := _selected(m, names)) is not None}
     said = (
-        *notes.what_seeds_support(against, transfers),
-        *notes.constants(everyone, names),
-        *notes.without_interval(everyone, names),
-        *notes.not_converged(everyone, names),
+        *what_seeds_support(against, transfers),
+        *constants(everyone, names),
+        *without_interval(everyone, names),
+        *not_converged(everyone, names),
         *differences_in_common(against, methods, tuned),
     )
     return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, said)
@@ -168,3 +186,138 @@ def _selected(method: Method, names: Sequence[str]) -> Selected | None:
         return None
     own, joint = np.mean(known, axis=0)
     return Selected(float(own), float(joint), len(known))
+
+
+def enemy(
+    change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
+) -> str:
+    """Name the cause if a task is hurt.
+
+    Args:
+        change_of_loss: `(S,)` training loss of the method − the baseline's, by seed.
+        share: The task's share of the gradient, or of the loss.
+        dominating: The tasks that dominate; none where none do.
+        tasks: T.
+        shares: Whether the method's tasks share parameters.
+        converged: Whether both sides' best validation of the task came before the last; None where it is not known.
+
+    Returns:
+        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`, and where it applies
+        ", few tasks dominate".
+    """
+    rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
+    if fell:
+        name = "generalisation gap"
+    elif converged is False:
+        return NOT_CONVERGED
+    elif not shares:
+        return "nothing is shared"
+    else:
+        name = "interference" if rose and converged else "unclear"
+    return f"{name}, few tasks dominate" if dominating and share < 1 / tasks else name
+
+
+def shares(amounts: np.ndarray) -> np.ndarray:
+    """Amounts by task as shares of their sum, `(T,)`; NaN where one is unknown or negative, or all are zero."""
+    total = amounts.sum()
+    return amounts / total if total > 0 and (amounts >= 0).all() else np.full(len(amounts), np.nan)
+
+
+def dominating_tasks(share: np.ndarray) -> list[int]:
+    r"""The few tasks that hold half of the total, where it is concentrated.
+
+    Concentrated is an effective number of tasks (the inverse of Simpson's index, Hill 1973) of at most half way
+    between one and all: $1 / \sum_i s_i^2 \le (T + 1) / 2$.
+
+    Args:
+        share: s, `(T,)`, adding up to 1.
+
+    Returns:
+        Their numbers, the largest share first; empty where the total is not concentrated or not known.
+    """
+    if len(share) < 2 or not np.isfinite(share).all() or 1 / (share**2).sum() > (len(share) + 1) / 2:
+        return []
+    order = np.argsort(-share, kind="stable")
+    return [int(i) for i in order[: int(np.searchsorted(share[order].cumsum(), 0.5)) + 1]]
+
+
+def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
+    """Lines on what the intervals cover and which tasks the means leave out."""
+    seeds, tasks = len(against.seeds), len(against.runs[0].tasks)
+    listed = ", ".join(map(str, against.seeds))
+    halves = [(t.high - t.low) / 2 for m in transfers for t in m.tasks if math.isfinite(t.low)]
+    lines = []
+    if seeds == 1:
+        lines.append(
+            f"One seed ({listed}): the intervals cover only the choice of test examples, not the variation between "
+            f"seeds, so there are no verdicts; train {SEEDS_FOR_VERDICTS - 1} more seeds."
+        )
+    else:
+        lines.append(
+            f"{seeds} seeds ({listed}): the intervals cover new seeds and new test examples. The effect of a seed "
+            f"on all tasks together has {seeds - 1} degree{'s' * (seeds > 2)} of freedom, however many tasks there are."
+            + (" Two seeds give no verdicts; train one more." if seeds < SEEDS_FOR_VERDICTS else "")
+        )
+    if halves:
+        half = float(np.median(halves))
+        lines.append(
+            f"Each interval is for a single task; the median half-width is {half:.3f} in the metric (0.01 is a "
+            f"percentage point of accuracy). Verdicts are corrected for the {tasks} tasks of a method."
+        )
+    unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
+    if unknown:
+        lines.append(
+            "Not comparable, as they have no test examples or all targets are equal: "
+            f"{', '.join(sorted(unknown))}; means are over the other tasks."
+        )
+    if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
+        lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; compare Δm or single tasks.")
+    if excluded := max(m.delta_m_excluded for m in transfers):
+        lines.append(
+            f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}, or for errors below "
+            f"{FLOOR} times the error of a constant prediction."
+        )
+    return lines
+
+
+def constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line for each method with tasks in which it is not better than a prediction that ignores the input."""
+    lines = []
+    for method in methods:
+        tasks = method.runs[0].tasks
+        reached = {name: tasks[name].sign * (method.mean(name, "test") - tasks[name].constant) for name in names}
+        if failed := [name for name, difference in reached.items() if difference <= 0]:
+            lines.append(
+                f"{method.name} is not better than a constant, the best prediction that ignores the input, "
+                f"in {len(failed)} of {len(names)} tasks: {_some(failed)}."
+            )
+    return lines
+
+
+def not_converged(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line for each method with tasks whose best validation was the last one."""
+    lines = []
+    for method in methods:
+        late = [n for n in names if method.converged(n) is False]
+        if late:
+            lines.append(
+                f"{method.name} is not converged, train longer: the last validation was the best one in at least one "
+                f"seed in {len(late)} of {len(names)} tasks: {_some(late)}."
+            )
+    return lines
+
+
+def without_interval(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+    """A line on tasks without an interval, because a test example is the only one of its class."""
+    classes = {name: classes_of_examples(methods, name) for name in names}
+    one = [n for n, of in classes.items() if of is not None and (np.unique(of, return_counts=True)[1] == 1).any()]
+    if not one:
+        return []
+    return [
+        f"{len(one)} of {len(names)} tasks have no interval, as a test example is the only one of its class, or the "
+        f"metric is not defined without it: {_some(one)}."
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from lightning_meta.report.transfer.mean_squares import MeanSquares
-from lightning_meta.report.transfer.moderation import moderated, without_common
-
 LEVEL = 0.95
 ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
 FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
@@ -143,3 +140,137 @@ def holm(p: np.ndarray) -> np.ndarray:
     corrected = np.empty_like(p)
     corrected[order] = np.minimum(stepped, 1)
     return corrected
+
+
+class MeanSquares:
+    """The mean squares of the differences of one task with their degrees of freedom, and the centre of its interval.
+
+    Args:
+        differences: Differences between two methods by seed and test example, `(S, n)`.
+        bounded: Whether to add two pseudo-examples (Agresti and Min 2005), for scores in [0, 1].
+        classes: Class of each test example, `(n,)`, to estimate a variance for each class; None for a single variance.
+
+    Attributes:
+        count: Number of test examples, including pseudo-examples.
+        centre: Mean difference, including pseudo-examples.
+        seeds: Mean square between seeds $M_a$; NaN for one seed.
+        examples: Mean square between test examples $M_b$; NaN for one example.
+        residual: Residual mean square $M_e$; 0 if there are no degrees of freedom.
+        df_examples: Degrees of freedom of `examples`.
+        df_residual: Degrees of freedom of `residual`.
+    """
+
+    def __init__(self, differences: np.ndarray, bounded: bool, classes: np.ndarray | None) -> None:
+        seeds, n = differences.shape
+        self.count = n + 2 if bounded else n
+        mean, seed_means = differences.mean(), differences.mean(1)
+        self.centre = mean * n / self.count
+        self.seeds = n * ((seed_means - mean) ** 2).sum() / (seeds - 1) if seeds > 1 else np.nan
+        if classes is None:
+            example_means = differences.mean(0)
+            # The pseudo-examples are ½ of +1, ½ of −1 and 1 of 0: ½ (1 − c)² + ½ (1 + c)² + c² = 1 + 2 c².
+            squares = ((example_means - self.centre) ** 2).sum() + bounded * (1 + 2 * self.centre**2)
+            self.examples = seeds * squares / (self.count - 1) if n > 1 else np.nan
+            self.df_examples = self.count - 1.0
+            df = (seeds - 1) * (n - 1)
+            self.residual = _residual(differences) / df if df else 0.0
+            self.df_residual = (seeds - 1) * max(n - 1.0, 1)
+        else:
+            self._by_class(differences, classes)
+        negligible = 1e-24 * (differences**2).mean()  # mean squares that are zero except for rounding errors
+        self.examples, self.seeds, self.residual = (
+            0.0 if m <= negligible else m for m in (self.examples, self.seeds, self.residual)
+        )
+
+    def _by_class(self, differences: np.ndarray, classes: np.ndarray) -> None:
+        """Estimate a variance for each class.
+
+        $M_b$ is the mean of the classes' mean squares weighted by their sizes, plus the mean square between classes;
+        $M_e$ is the weighted mean alone.
+        """
+        seeds, n = differences.shape
+        by_class = [differences[:, classes == c] for c in np.unique(classes)]
+        sizes, means = np.array([d.shape[1] for d in by_class]), np.array([d.mean() for d in by_class])
+        df = np.where(sizes > 1, sizes - 1, np.nan)  # a single example has no variance, so the task has no interval
+        shares = sizes / n
+        within = shares * [seeds * ((d.mean(0) - d.mean()) ** 2).sum() for d in by_class] / df
+        between = seeds * (sizes * (means - differences.mean()) ** 2).sum() / max(n - 1, 1)
+        self.examples, self.df_examples = _sum(np.append(within, between), np.append(df, max(n - 1, 1)))
+        self.residual, self.df_residual = 0.0, 1.0
+        if seeds > 1:
+            rest = shares * [_residual(d) for d in by_class] / ((seeds - 1) * df)
+            self.residual, self.df_residual = _sum(rest, (seeds - 1) * df)
+
+
+def _residual(differences: np.ndarray) -> float:
+    """The sum of squares of the residuals of additive seed and example effects."""
+    rest = differences - differences.mean(1, keepdims=True) - differences.mean(0) + differences.mean()
+    return float((rest**2).sum())
+
+
+def _sum(parts: np.ndarray, df: np.ndarray) -> tuple[float, float]:
+    """A sum of mean squares, and its degrees of freedom by Satterthwaite (1946)."""
+    total = parts.sum()
+    return float(total), float(total**2 / (parts**2 / df).sum()) if total > 0 else float(df.min())
+
+
+def without_common(means: np.ndarray) -> tuple[float, np.ndarray]:
+    r"""Separate the effect $c_s$ of a seed on all tasks from its effects on single tasks.
+
+    $c_s$ is estimated by the mean over tasks; the rest is $m_{s,i} - \bar m_i - (c_s - \bar c)$.
+
+    Args:
+        means: Mean differences m by seed and task, `(S, T)`, in units of each task's residual standard deviation.
+
+    Returns:
+        The estimated variance of the mean of $c_s$ over seeds, and for each task the variance of the rest between
+        seeds, `(T,)`.
+    """
+    seeds, tasks = means.shape
+    common = means.mean(1)
+    rest = means - means.mean(0) - (common - common.mean())[:, None]
+    # Subtracting the mean over tasks removes 1/T of the variance of each task, hence the factor T / (T − 1).
+    return float(common.var(ddof=1)) / seeds, (rest**2).sum(0) / (seeds - 1) * tasks / (tasks - 1)
+
+
+def moderated(
+    between_seeds: np.ndarray, residual: np.ndarray, sizes: np.ndarray, seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Moderate each task's mean square between seeds by those of all T tasks (Smyth 2004, equation 4).
+
+    With few seeds, the mean square of a single task is inexact. If the variance between seeds were the same share ρ of
+    the residual variance in every task, then $G_i = (M_{a,i} / M_{e,i}) / (1 + n_i \rho)$ would have the same
+    distribution for all tasks, a scaled F with $d = S - 1$ and $d_0$ degrees of freedom. ρ, $d_0$ and the scale $s_0^2$
+    are estimated by the method of moments over tasks; $d_0$ is infinite if tasks differ no more than by chance. Then
+    $M_a = \max(M_{a,i},\ M_e (1 + n \rho) (d_0 s_0^2 + d\, G_i) / (d_0 + d))$ has $\min(d_0 + d,\ (T - 1) d)$ degrees
+    of freedom, since d of the T·d were used for the effect that all tasks share. The maximum protects tasks whose seeds
+    differ more than those of most tasks.
+
+    Args:
+        between_seeds: Mean squares between seeds $M_{a,i}$, `(T,)`.
+        residual: Residual mean squares $M_{e,i}$, `(T,)`.
+        sizes: Numbers $n_i$ of test examples, `(T,)`.
+        seeds: Number S of seeds, at least 2.
+
+    Returns:
+        The moderated mean squares `(T,)` and their degrees of freedom `(T,)`. Tasks without a residual or a mean square
+        keep their own; so do all tasks if fewer than two have both.
+    """
+    d = seeds - 1
+    usable = (residual > 0) & np.isfinite(between_seeds)
+    mean_square, df = between_seeds.copy(), np.full(len(between_seeds), float(d))
+    if usable.sum() < 2:
+        return mean_square, df
+    ratio, n = between_seeds[usable] / residual[usable], sizes[usable]
+    # 1 + n ρ, where ρ solves Σ ratio = Σ (1 + n ρ) and is at least 0.
+    growth = 1 + n * max(0.0, (ratio - 1).sum() / n.sum())
+    scaled = ratio / growth
+    mean = scaled.mean()
+    # A scaled F has the mean s₀² d₀ / (d₀ − 2), and d · variance / mean² = 2 (d + d₀ − 2) / (d₀ − 4), solved for d₀.
+    spread = d * scaled.var(ddof=1) / mean**2 if mean > 0 else 0.0
+    prior_df = (4 * spread + 2 * d - 4) / (spread - 2) if spread > 2 else 1e9
+    prior = mean * (prior_df - 2) / prior_df
+    shrunk = residual[usable] * growth * (prior_df * prior + d * scaled) / (prior_df + d)
+    mean_square[usable] = np.maximum(between_seeds[usable], shrunk)
+    df[usable] = min(prior_df + d, d * (usable.sum() - 1))
+    return mean_square, df

@@ -1,4 +1,4 @@
-"""The transfer report in the terminal."""
+"""The transfer report in the terminal: tables, and the statements over all tasks as text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.report.transfer.results import MethodTransfer, TaskTransfer, TransferReport
-from lightning_meta.report.transfer.statement_text import statement_lines
-from lightning_meta.report.transfer.text import MARKS, change_text, metric_text, printable, unit
+from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodTransfer, TaskTransfer, TransferReport
 
 PIPED_WIDTH = 140
 JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks, as the method has
 SHOWN = 20  # tasks in a table that fits on a screen
 NARROW = 125  # columns that a whole row takes with long names
+MARKS = {
+    "helped": "▲ helped",
+    "hurt": "▼ hurt",
+    "no difference shown": "no difference shown",
+    "too few seeds": "too few seeds",
+    "not comparable": "not comparable",
+}
 
 
 def print_report(report: TransferReport, console: Console | None = None, rest: Path | None = None) -> None:
@@ -150,3 +155,101 @@ def _by_delta(task: TaskTransfer) -> tuple[bool, float]:
 def _common_metric(method: MethodTransfer) -> str:
     metrics = {t.metric for t in method.tasks}
     return metrics.pop() if len(metrics) == 1 else ""
+
+
+def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
+    """Return a heading, a line for the trained models and a line for the method.
+
+    Args:
+        method: Results of the method.
+        baseline: Name of the baseline.
+    """
+    metrics, errors = {t.metric for t in method.tasks}, any(t.better == "lower" for t in method.tasks)
+    metric = metrics.pop() if len(metrics) == 1 and not errors else ""
+    measured = " (errors over that of a constant prediction)" if errors else ""
+    return [
+        f"{printable(method.method)} against {printable(baseline)}, over the tasks{measured}:",
+        f"  For these trained models: {_of_models(method, metric)}",
+        f"  For the method: {_of_method(method, metric)}",
+    ]
+
+
+def _of_models(method: MethodTransfer, metric: str) -> str:
+    models = method.for_models
+    if not models.tasks:
+        return "no task can be compared."
+    equal = models.tasks - models.better - models.worse
+    counts = f"better in {models.better} of {models.tasks} tasks, worse in {models.worse}"
+    counts += f", equal in {equal}" if equal else ""
+    mean = f"mean Δ {_amount(metric, models.mean)}"
+    if not math.isfinite(models.low):
+        why = "one task has no interval" if models.tasks == 1 else "tasks do not differ, so that there is no interval"
+        return f"{counts}; {mean}; {why}."
+    verdict = "not shown to differ"
+    if models.low > 0 or models.high < 0:
+        verdict = "better over the tasks" if models.low > 0 else "worse over the tasks"
+    interval = f"95 % interval over tasks {_interval(metric, models.low, models.high)}"
+    return f"{verdict}: {counts}; {mean}, {interval}. {_smallest(metric, models.smallest)}"
+
+
+def _of_method(method: MethodTransfer, metric: str) -> str:
+    over_seeds = method.for_method
+    missing = SEEDS_FOR_VERDICTS - over_seeds.seeds
+    needed = f"a verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more"
+    if over_seeds.seeds == 1:
+        return f"one seed says nothing about other seeds; {needed}."
+    seeds = f"{over_seeds.seeds} seeds"
+    if not math.isfinite(over_seeds.low):
+        more = f"; {needed}." if missing > 0 else "."
+        return f"seeds do not differ: mean Δ {_amount(metric, over_seeds.mean)}, and {seeds} have no interval{more}"
+    estimate = (
+        f"mean Δ {_amount(metric, over_seeds.mean)}, 95 % interval over {seeds} "
+        f"{_interval(metric, over_seeds.low, over_seeds.high)}"
+    )
+    if missing > 0:
+        return f"no verdict ({needed}): {estimate}."
+    return f"{over_seeds.verdict}: {estimate}. {_smallest(metric, over_seeds.smallest)}"
+
+
+def _amount(metric: str, value: float) -> str:
+    return change_text(metric, value) + (" points" if metric == "accuracy" else "")
+
+
+def _interval(metric: str, low: float, high: float) -> str:
+    return f"[{change_text(metric, low)}, {change_text(metric, high)}]"
+
+
+def _smallest(metric: str, value: float) -> str:
+    return f"Smallest Δ that could have been shown: {_amount(metric, value).replace('+', '±')} (4 times in 5)."
+
+
+def printable(name: str) -> str:
+    """A task's or method's name without characters that steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in name)
+
+
+def metric_text(metric: str, value: float) -> str:
+    """A metric in its unit: accuracy in per cent, others as they are; "–" where it is unknown."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.1f} %" if metric == "accuracy" else f"{value:.3f}"
+
+
+def change_text(metric: str, value: float) -> str:
+    """A difference with its sign: accuracy in percentage points, others as they are."""
+    if not math.isfinite(value):
+        return "–"
+    return f"{100 * value:+.1f}" if metric == "accuracy" else f"{value:+.3f}"
+
+
+def unit(metrics: set[str]) -> str:
+    """The unit of differences of these metrics."""
+    names = {
+        "accuracy": "percentage points of accuracy",
+        "r2": "R²",
+        "auroc": "AUROC",
+        "f1": "F1",
+        "rmse": "root mean squared error",
+        "mae": "mean absolute error",
+    }
+    return " or ".join(names.get(m, m.replace("_", " ")) for m in sorted(metrics))

@@ -1,11 +1,16 @@
-"""Labels of figures: names of metrics and tasks, titles, and the chance level."""
+"""Parts of figures: labels, titles, the chance level, rows of named tasks, and atomic writing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lightning_meta.run.files import replacing
 
 LONGEST = 28  # maximum number of characters of a name
 LABELS = {
@@ -18,6 +23,8 @@ LABELS = {
     "rmse": "root mean squared error",
     "r2": "R²",
 }
+NAMED, THIN = 40, 0.25  # number of rows with a name if there are many tasks, and relative height of the other rows
+DPI = 150
 
 
 class About(NamedTuple):
@@ -86,3 +93,50 @@ def draw_chance(axes: Axes, metric: str, chance: float | None) -> None:
     """
     if metric == "accuracy" and chance is not None:
         axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"chance, {100 * chance:.3g} %")
+
+
+def named_rows(tasks: int) -> np.ndarray:
+    """Return which of T sorted rows have a name, `(T,)` bool: all, or with many tasks the first and the last ones."""
+    named = np.ones(tasks, dtype=bool)
+    if tasks > NAMED + 20:
+        named[NAMED // 2 : -NAMED // 2] = False
+    return named
+
+
+def heights(named: np.ndarray) -> np.ndarray:
+    """Return the heights at which rows are drawn, `(T,)`; rows without a name are thin.
+
+    Args:
+        named: Which rows have a name, `(T,)` bool.
+    """
+    steps = np.where(named | np.roll(named, 1), 1.0, THIN)
+    return np.asarray(steps.cumsum() - 1)
+
+
+def name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str], file: str) -> None:
+    """Label the rows that have a name.
+
+    Args:
+        axes: Axes of the panel.
+        rows: Heights of the rows, `(T,)`.
+        named: Which rows have a name, `(T,)` bool.
+        names: Names of all T tasks, in the order of the rows.
+        file: Name of the table with the names of the other tasks.
+    """
+    ticks, labels = list(rows[named]), [name for name, has_name in zip(names, named, strict=True) if has_name]
+    if not named.all():
+        ticks.append(float(rows[~named].mean()))
+        labels.append(f"{(~named).sum()} more,\nby name in\n{file}")
+    axes.set_yticks(ticks, labels, fontsize=8, parse_math=False)
+    axes.set_ylim(-0.7, rows[-1] + 0.7)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure.
+
+    Args:
+        figure: The figure.
+        file: File to write, in the format of its suffix; its folder is created if it does not exist.
+    """
+    with replacing(file, "wb") as out:
+        figure.savefig(out, format=file.suffix.removeprefix(".").lower(), dpi=DPI)
