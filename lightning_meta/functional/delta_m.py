@@ -13,12 +13,13 @@ FLOOR = 0.05
 
 
 class DeltaM(NamedTuple):
-    """What `delta_m` finds.
+    """The result of `delta_m`.
 
     Attributes:
-        relative: `(...)` Δm, higher is better, 0.1 for 10 %; NaN where every task is excluded.
-        absolute: `(...)` the mean of $s_i (M_i - B_i)$ over all T tasks, in the metrics' own units, excluded or not.
-        excluded: `(...)` int64, how many tasks Δm leaves out.
+        relative: Δm `(...)`, higher is better, 0.1 for 10 %; NaN if every task is excluded.
+        absolute: Mean of $s_i (M_i - B_i)$ over all T tasks, excluded ones included, in the units of the metrics,
+            `(...)`.
+        excluded: Number of tasks excluded from Δm, `(...)` int64.
     """
 
     relative: Tensor
@@ -31,18 +32,18 @@ def delta_m(metrics: Tensor, baseline: Tensor, higher_is_better: Tensor | bool =
 
     $$\Delta_m = \frac{1}{|U|} \sum_{i \in U} s_i \frac{M_i - B_i}{B_i}, \qquad U = \{i : B_i \ge \text{floor}\}$$
 
-    with $s_i = 1$ for a metric of which more is better and −1 for the others, so that a positive Δm is always an
-    improvement; papers that publish a drop have the other sign. A ratio says nothing where the baseline is near zero
-    or negative, as R² may be: such tasks are left out and counted, and the mean absolute change stands beside it.
+    with $s_i = 1$ if higher values of the metric are better and −1 otherwise, so that a positive Δm is always an
+    improvement; papers that report a drop use the opposite sign. A ratio is meaningless if the baseline is near zero or
+    negative, as R² may be: such tasks are excluded and counted, and the mean absolute change is returned as well.
 
     Args:
-        metrics: M, `(..., T)`.
-        baseline: B, `(..., T)`.
-        higher_is_better: Which way each metric points; one for all, or `(T,)` bool.
-        floor: The least baseline that a ratio is formed with, above 0.
+        metrics: Metrics M, `(..., T)`.
+        baseline: Metrics B of the baseline, `(..., T)`.
+        higher_is_better: Whether higher values are better; one for all metrics, or `(T,)` bool.
+        floor: Smallest baseline for which a ratio is computed, > 0.
 
     Raises:
-        UserError: The two have different numbers of tasks, or none, or the floor is not positive.
+        UserError: The numbers of tasks differ or are 0, or the floor is not positive.
     """
     if metrics.shape[-1:] != baseline.shape[-1:] or not metrics.numel():
         raise UserError(

@@ -16,17 +16,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_COLUMNS = 1 << 18  # of the gradients, turned into float64 at a time
+_COLUMNS = 1 << 18  # columns of the gradients converted to float64 at a time, which bounds the memory
 
 
 def gradient_cosines(gradients: Tensor) -> Tensor:
     r"""The cosine between the gradients of each two tasks, $g_i \cdot g_j / (|g_i| |g_j|)$.
 
     Args:
-        gradients: `(T, P)`.
+        gradients: Gradients `(T, P)`.
 
     Returns:
-        `(T, T)` in [-1, 1]; NaN in the row and the column of a gradient that is zero, which has no direction.
+        Cosines `(T, T)` in [-1, 1]; NaN in the row and the column of a zero gradient.
     """
     products = torch.zeros(len(gradients), len(gradients), dtype=torch.float64)
     for columns in gradients.split(_COLUMNS, dim=1):
@@ -53,10 +53,10 @@ def conflict_share(cosines: Tensor) -> Tensor:
     Yu et al., Gradient Surgery for Multi-Task Learning (NeurIPS 2020), definition 1.
 
     Args:
-        cosines: `(T, T)`, symmetric; pairs with NaN do not count.
+        cosines: Cosines `(T, T)`, symmetric; pairs with NaN are ignored.
 
     Returns:
-        A scalar in [0, 1]; NaN where no pair counts.
+        A scalar in [0, 1]; NaN if no pair is left.
     """
     cosines = cosines.cpu()
     pairs = cosines[torch.ones_like(cosines, dtype=torch.bool).triu(1)]
@@ -65,18 +65,18 @@ def conflict_share(cosines: Tensor) -> Tensor:
 
 
 def inter_task_affinity(before: Tensor, after: Tensor) -> Tensor:
-    r"""How much of task j's loss a gradient step of task i takes away, $Z_{i \to j} = 1 - L_j^{(i)} / L_j$.
+    r"""The relative decrease of task j's loss by a gradient step of task i, $Z_{i \to j} = 1 - L_j^{(i)} / L_j$.
 
     Above 0 the step of task i helps task j, below 0 it harms it.
 
     Fifty et al., Efficiently Identifying Task Groupings for Multi-Task Learning (NeurIPS 2021), equation 1.
 
     Args:
-        before: $L_j$, `(T,)`.
-        after: $L_j^{(i)}$, the loss of j after the step of i alone: `(T, T)`, a row for each i.
+        before: Losses $L_j$ before the step, `(T,)`.
+        after: Losses $L_j^{(i)}$ of task j after a step of task i alone, `(T, T)`, a row for each i.
 
     Returns:
-        `(T, T)`; NaN where $L_j$ is 0.
+        Affinities `(T, T)`, a row for each i; NaN where $L_j$ is 0.
     """
     start, end = before.cpu().double(), after.cpu().double()
     return torch.where(start != 0, 1 - end / start, torch.nan)

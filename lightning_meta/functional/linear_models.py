@@ -14,18 +14,18 @@ from lightning_meta.functional.ridge import ridge
 from lightning_meta.tasks import Regression, Task
 
 INTERCEPT = 1e-6
-"""λ of intercepts: next to nothing, but labels that are all the same have a finite one."""
-TOLERANCE, STEPS = 1e-6, 1000  # the largest gradient of the mean loss at the optimum, and how many steps may be taken
+"""Penalty λ of intercepts: negligible, but it keeps the intercept finite if all labels are the same."""
+TOLERANCE, STEPS = 1e-6, 1000  # largest gradient of the mean loss at the optimum, and step limit
 
 
 class Labelled(NamedTuple):
     """The rows of a task.
 
     Attributes:
-        task: What is predicted, `fitted` to its training rows.
+        task: The task, `fitted` to its training rows.
         x: Features `(n, F)`, float64, n at least 1.
         y: Targets `(n, ...)`.
-        weights: `(n,)` float64: what the loss of each row is multiplied by; None for 1.
+        weights: Weights of the losses of the rows, `(n,)` float64; None for 1.
     """
 
     task: Task
@@ -39,7 +39,7 @@ class Labelled(NamedTuple):
         return losses if self.weights is None else losses * self.weights
 
     def mean(self, values: Tensor) -> Tensor:
-        """The weighted mean of a value of each row, `(n, ...)`."""
+        """The weighted mean over rows of values `(n, ...)`."""
         return values.mean(0) if self.weights is None else self.weights @ values / self.weights.sum()
 
 
@@ -54,8 +54,8 @@ def linear_models(tasks: Sequence[Labelled], strengths: Sequence[float]) -> Iter
     float64, as in its `LogisticRegression(C=1 / (n * λ * v))`.
 
     Args:
-        tasks: Those that share W; one alone has its own.
-        strengths: λ, each > 0; the strong ones first, as each optimum is the start for the next.
+        tasks: Tasks that share W, at least one.
+        strengths: Penalties λ, each > 0, in descending order, since each optimum is the start for the next.
 
     Yields:
         W `(F, outputs)` and b `(T, outputs)` for each λ.

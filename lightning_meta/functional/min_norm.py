@@ -10,17 +10,17 @@ from lightning_meta.functional.precision import at_least_float32
 
 
 def products(gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """The inner products of gradients, scaled so that no small one is lost beside a large one.
+    """The inner products of gradients, scaled so that small gradients do not underflow.
 
     Args:
-        gradients: `(T, P)`, finite.
+        gradients: Gradients `(T, P)`, finite.
 
     Returns:
         The products of the gradients divided by their lengths, `(T, T)`, and the lengths, `(T,)`: float64 on the CPU. A
         gradient of length 0 has products of 0.
     """
     wide = at_least_float32(gradients)
-    largest = wide.abs().amax(1).clamp(min=torch.finfo(wide.dtype).tiny)  # a hundred times as fast as vector_norm
+    largest = wide.abs().amax(1).clamp(min=torch.finfo(wide.dtype).tiny)  # 100 times as fast as vector_norm
     wide = wide / largest.unsqueeze(1)  # the square of a small number would be 0
     lengths = wide.norm(dim=1)
     unit = wide / torch.where(lengths > 0, lengths, 1).unsqueeze(1)
@@ -41,8 +41,8 @@ def min_norm(products: Tensor, lengths: Tensor) -> Tensor:
     [0.2, 0.8]
 
     Args:
-        products: Of the gradients divided by their lengths, `(T, T)`, on the CPU.
-        lengths: `(T,)`.
+        products: Inner products of the gradients divided by their lengths, `(T, T)`, on the CPU.
+        lengths: Lengths of the gradients, `(T,)`.
 
     Returns:
         $\alpha$, `(T,)` float64, at least 0 and of sum 1. Where a gradient is 0, all weight is on such gradients.

@@ -52,10 +52,10 @@ def key(*words: Tensor | int) -> Tensor:
 
 
 def fold(folded: Tensor | int, *words: Tensor | int) -> Tensor:
-    """Go on with a key: `fold(key(a), b)` is `key(a, b)`.
+    """Extend a key by further words: `fold(key(a), b)` is `key(a, b)`.
 
     Args:
-        folded: The key of the words before.
+        folded: Key of the previous words.
         *words: Further words, as for `key`.
 
     Returns:
@@ -125,13 +125,13 @@ def choose(keys: Tensor, count: int, sizes: Tensor | int, at_most: bool = False)
     order does not depend on how a sort treats them.
 
     Args:
-        keys: `(...)` int64.
-        count: How many to draw, at most the smallest size.
-        sizes: How many there are to draw from; an integer, or one for each key, `(...)` int64.
-        at_most: Whether `count` may exceed a key's size: its numbers come first, and what follows means nothing.
+        keys: Keys `(...)` int64.
+        count: Number of draws, at most the smallest size.
+        sizes: Number of values to draw from; an integer, or one for each key, `(...)` int64.
+        at_most: Whether `count` may exceed a key's size; its valid numbers then come first, and the rest is arbitrary.
 
     Returns:
-        `(..., count)` int64.
+        The drawn numbers, `(..., count)` int64.
     """
     smallest, largest = (int(sizes.min()), int(sizes.max())) if isinstance(sizes, Tensor) else (sizes, sizes)
     if not 0 <= count <= (largest if at_most else smallest):

@@ -1,4 +1,4 @@
-"""Trading time for memory where gradients are taken of gradients."""
+"""Recomputation in the backward pass, which saves memory, for functions that compute gradients."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _REMEDY = "draw with torch's global generator (torch.rand, torch.nn.Dropout), wh
 
 
 def recomputed(function: Callable[..., Result], *inputs: Any) -> Result:
-    """Run a function whose graph is not kept: the backward pass runs it again.
+    """Run a function without keeping its graph; the backward pass runs it again.
 
     `torch.utils.checkpoint` (Chen et al. 2016) does not pass through `torch.func.grad`; this does, under `vmap` too.
     What the function draws with torch's global generators is drawn again; `check_replays` refuses other randomness.
 
     Args:
-        function: Pytrees of tensors to a pytree of tensors. It changes none of its inputs in place, and every tensor
-            that it is differentiated by is among them.
-        *inputs: Its inputs.
+        function: Function from pytrees of tensors to a pytree of tensors. It must not change its inputs in place, and
+            every tensor with respect to which it is differentiated must be an input.
+        *inputs: Inputs of the function.
 
     Returns:
-        What the function returns.
+        The result of the function.
 
     Raises:
-        UserError: In the backward pass, if the second run returned other values than the first. It is noticed on a CPU
+        UserError: In the backward pass, if the second run returned other values than the first. Only checked on a CPU
             and without `vmap`, where reading values costs nothing.
     """
     leaves, structure = tree_flatten(inputs)
@@ -112,7 +112,7 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _is_real(tensor: Tensor) -> bool:
-    """Whether it can have a gradient; counters and masks have none."""
+    """Whether a tensor can have a gradient; counters and masks have none."""
     return tensor.is_floating_point() or tensor.is_complex()
 
 
@@ -122,9 +122,9 @@ def check_replays(function: Callable[..., Any], *inputs: Any, module: nn.Module 
     It costs two runs, so it belongs before training, on the first batch.
 
     Args:
-        function: What `recomputed` will run, without `vmap`.
-        *inputs: Pytrees of tensors.
-        module: The network that the function runs: generators that it holds are watched.
+        function: Function that `recomputed` will run, here without `vmap`.
+        *inputs: Inputs of the function, pytrees of tensors.
+        module: Network that the function runs; generators among its attributes are checked.
 
     Raises:
         UserError: The function draws from a generator of Python's, NumPy's or its own, or two runs from the same random
@@ -150,9 +150,9 @@ def draws(function: Callable[[], Any], device: torch.device, module: nn.Module |
     """Whether a function draws random numbers; torch's global generators are left as they were.
 
     Args:
-        function: It is run once.
-        device: Where it computes.
-        module: As for `check_replays`.
+        function: Function without arguments; it is run once.
+        device: Device on which it computes.
+        module: Network that the function runs, as for `check_replays`.
     """
     with generators_restored(device):
         before = generator_states(device), _foreign_states(module)

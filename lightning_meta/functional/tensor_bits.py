@@ -13,10 +13,10 @@ GAMMA, _MIX_1, _MIX_2 = (c - (1 << 64) for c in (0x9E3779B97F4A7C15, 0xBF58476D1
 
 
 def fold(key: int, *words: Tensor) -> Tensor:
-    """Go on with a key, as `random_bits.fold` does.
+    """Extend a key by further words, like `random_bits.fold`.
 
     Args:
-        key: The key of the words before, a signed integer of 64 bits.
+        key: Key of the previous words, a signed integer of 64 bits.
         *words: Further words, int64; they broadcast.
 
     Returns:
@@ -53,5 +53,5 @@ def mix(z: Tensor) -> Tensor:
 
 
 def shifted(z: Tensor, places: int) -> Tensor:
-    """To the right, zeros coming in from the left; torch's own shift repeats the sign."""
+    """Logical right shift, which fills with zeros; torch's own shift repeats the sign."""
     return (z >> places) & ((1 << (64 - places)) - 1)

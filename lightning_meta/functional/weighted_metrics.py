@@ -1,4 +1,4 @@
-"""Metrics of weighted examples, and what each example adds to one: pure functions, exact in the dtype of the weights.
+"""Metrics of weighted examples and the contribution of each example, computed in the dtype of the weights.
 
 Every function takes weights `(M,)`, the number of times that an example counts; ones give the usual metric. They are
 written out here since torchmetrics computes curves in float32, squashes logits until scores tie, and calls the AUROC of
@@ -17,18 +17,18 @@ Column = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def example_values(metric: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
-    r"""What each of M examples adds to a metric: numbers whose mean is the metric.
+    r"""The contribution of each of M examples to a metric: values whose mean is the metric.
 
     $v_j = \theta + M\, \partial\theta / \partial w_j$ at $w = 1$, the infinitesimal jackknife. Of a mean over examples
     these are the examples' own scores, of the AUROC DeLong's placements, weighted by class. A metric does not depend on
     the sum of the weights, so the derivatives sum to 0. The variance of the mean of v estimates that of the metric.
 
     Args:
-        metric: θ of weights `(M,)`, a scalar.
-        like: `(M, ...)`, of the wanted dtype and device.
+        metric: Function from weights `(M,)` to the metric θ, a scalar.
+        like: Tensor `(M, ...)` with the dtype and device of the weights.
 
     Returns:
-        `(M,)`; NaN where the metric is.
+        Contributions `(M,)`; NaN if the metric is NaN.
 
     Efron, The jackknife, the bootstrap and other resampling plans, SIAM 1982, chapter 6; DeLong, DeLong and
     Clarke-Pearson, Biometrics 44, 1988.
@@ -39,7 +39,7 @@ def example_values(metric: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """The mean of `(M, ...)` over examples."""
+    """The weighted mean of values `(M, ...)` over examples."""
     mean: Tensor = (weights @ values) / weights.sum()
     return mean
 
@@ -61,7 +61,7 @@ def auroc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
 
 
 def average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """The mean over positive examples of the precision of all that score as much or more: no interpolation.
+    """The mean over positive examples of the precision at their score, without interpolation.
 
     Args:
         scores: `(M,)`, of any scale.
@@ -78,16 +78,16 @@ def average_precision(scores: Tensor, positive: Tensor, weights: Tensor) -> Tens
 
 
 def over_columns(metric: Column, scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    """The mean of a metric over K columns, each against the rest; columns of one class have none.
+    """The mean of a metric over K columns, each against the rest; columns with a single class are left out.
 
     Args:
-        metric: Of scores `(M,)`, positive `(M,)` and weights.
-        scores: `(M, K)`.
-        positive: `(M, K)` bool.
-        weights: `(M,)`.
+        metric: Function of scores `(M,)`, positives `(M,)` and weights `(M,)`.
+        scores: Scores `(M, K)`.
+        positive: Whether each label is positive, `(M, K)` bool.
+        weights: Weights of the examples, `(M,)`.
 
     Returns:
-        A scalar; NaN where no column has both classes.
+        A scalar; NaN if no column has both classes.
     """
     both = (positive.any(0) & ~positive.all(0)).nonzero()[:, 0].tolist()
     if not both:
@@ -99,13 +99,13 @@ def f1(predicted: Tensor, positive: Tensor, weights: Tensor, counted: Tensor) ->
     """F1 = 2 TP / (2 TP + FP + FN), the mean over columns.
 
     Args:
-        predicted: `(M, K)` bool.
-        positive: `(M, K)` bool.
-        weights: `(M,)`.
-        counted: `(K,)` bool: columns that have the score, since something is positive or predicted there.
+        predicted: Predictions `(M, K)` bool.
+        positive: Labels `(M, K)` bool.
+        weights: Weights of the examples, `(M,)`.
+        counted: Columns in the mean, `(K,)` bool: those with a positive label or prediction.
 
     Returns:
-        A scalar; NaN where no column has it.
+        A scalar; NaN if no column is counted.
     """
     predicted, positive = predicted[:, counted], positive[:, counted]
     right, all_of_both = (weights @ p.to(weights.dtype) for p in (predicted & positive, predicted.int() + positive))
@@ -114,12 +114,12 @@ def f1(predicted: Tensor, positive: Tensor, weights: Tensor, counted: Tensor) ->
 
 
 def recall(right: Tensor, of_class: Tensor, weights: Tensor) -> Tensor:
-    """The share of each class's examples that are right, `(C,)`.
+    """The share of each class's examples that are predicted correctly, `(C,)`.
 
     Args:
-        right: `(M,)` or `(M, C)` bool.
-        of_class: `(M, C)` bool, some in each.
-        weights: `(M,)`.
+        right: Whether predictions are correct, `(M,)` or `(M, C)` bool.
+        of_class: Whether examples belong to each class, `(M, C)` bool; each class has at least one.
+        weights: Weights of the examples, `(M,)`.
     """
     right = right if right.dim() > 1 else right[:, None]
     return (weights @ (right & of_class).to(weights.dtype)) / (weights @ of_class.to(weights.dtype))

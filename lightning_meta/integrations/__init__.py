@@ -1,1 +1,1 @@
-"""Other libraries, as parts of this one."""
+"""Interfaces to other libraries."""

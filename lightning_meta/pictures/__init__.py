@@ -1,4 +1,4 @@
-"""Pictures that a callback draws of a meta-learner after its test, into `figures/` of the run directory."""
+"""Callbacks that draw figures of a meta-learner after its test, into `figures/` of the run directory."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""What the pictures share: when they are drawn, of what, and where they go."""
+"""The base class of pictures, which defines when they are drawn and where they are saved."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from lightning_meta.functional.inference import outside_inference_mode
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.drawing import save_figure
 
-LONGEST = 300  # letters of a reason
+LONGEST = 300  # maximum number of characters of an error in a warning
 
 _log = logging.getLogger("lightning_meta.pictures")
 
 
 class Picture(Callback, ABC):
-    """Draws one picture after the test, on rank 0, from test tasks that are drawn again by their number."""
+    """Draws one picture after the test, on rank 0; test tasks are generated again from their numbers."""
 
     file: str
-    """Name of the picture under `figures/`, without its suffix."""
+    """File name of the picture in `figures/`, without suffix."""
 
     regression = False
-    """Whether it draws regression, in place of classes."""
+    """Whether the picture is for regression instead of classification."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot be drawn, before training starts."""
+        """Raise an error before training if the module or the data cannot be drawn."""
         data = getattr(trainer, "datamodule", None)
         name = type(self).__name__
         if not isinstance(pl_module, MetaModule) or not isinstance(data, EpisodicDataModule):
@@ -47,70 +47,77 @@ class Picture(Callback, ABC):
         self.check(pl_module, None if data.spec is None else data.spec.input_shape)
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
-        """Refuse a method or data that have not got what is drawn.
+        """Check that the picture supports the method and the data.
 
         Args:
             module: The meta-learner.
-            input_shape: Of one example, where it is known.
+            input_shape: Shape of one example; None if it is unknown.
 
         Raises:
-            UserError: What is missing.
+            UserError: The picture does not support them.
         """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw it; what goes wrong costs the picture, and not the results, which are written after it."""
-        folder = trainer.log_dir or trainer.default_root_dir  # every rank asks, as rank 0 tells the others
+        """Draw and save the picture; an error is logged as a warning, so that results are still written."""
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: `log_dir` is broadcast from rank 0
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         assert isinstance(pl_module, MetaModule)
         dataset: Episodes = trainer.datamodule.datasets["test"]  # type: ignore[attr-defined]
         figures = Path(folder) / "figures"
         try:
-            with matplotlib.rc_context({"text.parse_math": False}):  # names of classes are text
+            with matplotlib.rc_context({"text.parse_math": False}):  # class names are plain text
                 save_figure(self.draw(pl_module, dataset, figures), figures / f"{self.file}.png")
         except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
-            _log.warning("figures/%s.png could not be drawn (%s)", self.file, said)
+            message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+            _log.warning("figures/%s.png could not be drawn (%s)", self.file, message)
             _log.debug("why", exc_info=True)
 
     @abstractmethod
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """Make the picture.
+        """Draw the picture.
 
         Args:
-            module: The tested meta-learner, in evaluation mode.
-            dataset: Its test tasks.
-            folder: Where a table may go.
+            module: Tested meta-learner, in evaluation mode.
+            dataset: Test tasks.
+            folder: Directory `figures/` of the run, for an additional table.
+
+        Returns:
+            The figure; it is saved by the caller.
         """
 
 
 def check_task(option: str, task: int) -> None:
-    """Refuse a task that has no number.
+    """Check the number of a test task.
+
+    Args:
+        option: Name of the option, for the error message.
+        task: Number of a test task.
 
     Raises:
-        UserError: It is negative.
+        UserError: The number is negative.
     """
     if task < 0:
         raise UserError(f"{option}: the number of a test task is at least 0, got {task}")
 
 
 def episode_of(dataset: Episodes, task: int, module: MetaModule) -> Episode:
-    """A test task by its number, on the module's device."""
+    """The test task with a given number, on the module's device, as a meta-batch of one task."""
     episode = dataset[task]
-    to = module.device
-    support, query = (Examples(part.x.to(to), part.y.to(to)) for part in (episode.support, episode.query))
+    device = module.device
+    support, query = (Examples(part.x.to(device), part.y.to(device)) for part in (episode.support, episode.query))
     return episode._replace(support=support, query=query)
 
 
 def learn(module: MetaModule, episode: Episode) -> tuple[Any, Examples, Examples]:
-    """Learn a meta-batch of one task: its state, and its support and query set as the network takes them."""
-    given = module.inputs(episode)
-    support, query = (Examples(part.x[0], part.y[0]) for part in (given.support, given.query))
+    """Adapt to a meta-batch of one task; return the state, and support and query set as inputs of the network."""
+    inputs = module.inputs(episode)
+    support, query = (Examples(part.x[0], part.y[0]) for part in (inputs.support, inputs.query))
     with torch.no_grad():
         return outside_inference_mode(module.adapt, support, episode.ways), support, query
 
 
 def class_names(dataset: Episodes, classes: Tensor) -> list[str]:
-    """The names of classes of the pool that tasks are drawn from."""
+    """Names of classes, given their indices in the pool from which tasks are drawn."""
     assert isinstance(dataset.origin, Pool)
     return dataset.origin.class_names(classes.tolist())

@@ -1,4 +1,4 @@
-"""Which classes are taken for which, over all test tasks."""
+"""The confusion matrix of the classes over all test tasks."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from lightning_meta.pictures.base import Picture, class_names
 from lightning_meta.report.drawing import shortened
 from lightning_meta.run.files import replacing
 
-MATRIX, HARDEST, PRINTED = 30, 20, 12  # classes of a matrix; bars; classes whose values find room in the cells
+# Largest number of classes drawn as a matrix; number of bars otherwise; largest matrix with values in its cells.
+MATRIX, HARDEST, PRINTED = 30, 20, 12
 
 
 def confusion(outputs: Tensor, targets: Tensor, classes: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Count over tasks which class was taken for which.
+    """Count over tasks how often each class was predicted for queries of each class.
 
     Args:
-        outputs: `(T, M, N)` logits of the queries of T tasks.
-        targets: `(T, M)` labels in [0, N).
-        classes: `(T, N)` the class that each label stands for, in [0, C).
-        num_classes: C.
+        outputs: Logits of the queries of T tasks, `(T, M, N)`.
+        targets: Labels `(T, M)` in [0, N).
+        classes: Class of each label in each task, `(T, N)`, in [0, C).
+        num_classes: Number of classes C.
 
     Returns:
-        `(C, C)` queries of class i (row) that were taken for class j (column), and `(C, C)` those that could have
-        been, since both classes stood in their task.
+        Number of queries of class i (row) predicted as class j (column), `(C, C)`, and number of those queries of class
+        i whose task also had class j, so that they could have been, `(C, C)`.
     """
     true = classes.gather(1, targets)
     taken = classes.gather(1, outputs.argmax(-1))
@@ -48,16 +49,16 @@ def confusion(outputs: Tensor, targets: Tensor, classes: Tensor, num_classes: in
 
 
 class ConfusionByClass(Picture):
-    """Draws which classes of the test split were taken for which, as a matrix, or of many classes the hardest.
+    """Draws the confusion matrix of the test classes, or for more than 30 classes those with the lowest accuracy.
 
-    A task holds a few of the classes, so that a share is of the queries whose task held both. All pairs that were
-    confused go to `confusion.csv`.
+    Each task contains only some of the classes, so shares are relative to the queries whose task contained both
+    classes. All pairs with at least one query, correct ones included, are written to `confusion.csv`.
     """
 
     file = "confusion"
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """The matrix of shares, or bars of the lowest accuracies."""
+        """Draw the matrix of shares, or bars of the lowest accuracies."""
         assert isinstance(dataset.origin, Pool)
         stored = {name: torch.as_tensor(value) for name, value in module.test_report["predictions"].items()}
         tasks = stored["task"].tolist()
@@ -81,7 +82,7 @@ def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> Non
 
 
 def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
-    share = (100 * taken / possible).numpy()  # NaN, drawn white, for two classes that never met
+    share = (100 * taken / possible).numpy()  # NaN, drawn white, for classes that were never in the same task
     side = max(4.0, 1.6 + 0.28 * len(names))
     figure = Figure((side + 0.9, side), layout=ConstrainedLayoutEngine(w_pad=0.1))
     axes = figure.subplots()
@@ -100,9 +101,9 @@ def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
 
 def _hardest(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
     seen = possible.diagonal()
-    met = seen.nonzero().flatten()
-    accuracy = taken.diagonal()[met] / seen[met]
-    order = met[accuracy.argsort(stable=True)][:HARDEST]
+    tested = seen.nonzero().flatten()
+    accuracy = taken.diagonal()[tested] / seen[tested]
+    order = tested[accuracy.argsort(stable=True)][:HARDEST]
     figure = Figure((6.5, 1.2 + 0.2 * len(order)), layout="constrained")
     axes = figure.subplots()
     values = (100 * taken.diagonal()[order] / seen[order]).tolist()
@@ -114,13 +115,13 @@ def _hardest(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:
     beside.tick_params(length=0)
     axes.set(xlim=(0, 100), ylim=(len(order) - 0.4, -0.6), xlabel="accuracy of the class's queries, %")
     axes.set_title(
-        f"The {len(order)} hardest of {len(met)} test classes; mean {100 * accuracy.mean():.1f} %", fontsize=9
+        f"The {len(order)} hardest of {len(tested)} test classes; mean {100 * accuracy.mean():.1f} %", fontsize=9
     )
     return figure
 
 
 def _counts(taken: Tensor, number: int, seen: Tensor, names: list[str]) -> str:
-    """How many of a class's queries were right, and what most of the others were taken for."""
+    """Number of correct queries of a class, and the class most often predicted for the others."""
     wrong = taken.clone()
     wrong[number] = 0
     most = int(wrong.argmax())

@@ -15,19 +15,19 @@ from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
 from lightning_meta.report.drawing import shortened
 
-MARKERS = "osD^vP<>XpH"  # no star: those are the prototypes
-ROWS = 25  # names below each other
+MARKERS = "osD^vP<>XpH"  # without the star, which marks prototypes
+ROWS = 25  # class names per column of the legend
 
 
 def principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The plane in which points differ most: principal components.
+    """The plane of the two largest principal components.
 
     Args:
-        features: `(M, D)`, D ≥ 2.
+        features: Features `(M, D)`, D ≥ 2.
 
     Returns:
         The centre `(D,)`, the two axes `(D, 2)` and the shares of the variance along them `(2,)`, in [0, 1]. The
-        largest entry of each axis is positive, so that a picture is not mirrored by chance.
+        entry of each axis with the largest magnitude is positive, so that the orientation is deterministic.
     """
     features = features.cpu().double()
     centre = features.mean(0)
@@ -41,7 +41,7 @@ class EpisodeEmbedding(Picture):
     """Draws the embedding of a test task by its two principal components: support, queries and prototypes.
 
     Args:
-        task: Its number.
+        task: Number of the test task, >= 0.
     """
 
     file = "embedding"
@@ -51,21 +51,21 @@ class EpisodeEmbedding(Picture):
         self.task = task
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
-        """Refuse all but ProtoNet."""
+        """Raise an error if the method is not `ProtoNet`."""
         if not isinstance(module, ProtoNet):
             name = type(module).__name__
             raise UserError(f"trainer.callbacks: EpisodeEmbedding draws prototypes, {name} has none; leave it out")
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """Filled markers for the support set, hollow ones for queries, stars for prototypes."""
+        """Draw filled markers for support examples, hollow markers for queries, and stars for prototypes."""
         assert isinstance(module, ProtoNet)
         episode = episode_of(dataset, self.task, module)
         state, support, query = learn(module, episode)
         with torch.no_grad():
             parts = [module.features(state, support.x), module.features(state, query.x), state["prototypes"]]
-        known, asked, prototypes = (part.cpu().double() for part in parts)
-        centre, plane, shares = principal(torch.cat([known, asked]))
-        known, asked, prototypes = ((part - centre) @ plane for part in (known, asked, prototypes))
+        in_support, in_query, prototypes = (part.cpu().double() for part in parts)
+        centre, plane, shares = principal(torch.cat([in_support, in_query]))
+        in_support, in_query, prototypes = ((part - centre) @ plane for part in (in_support, in_query, prototypes))
         names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
         figure = Figure((7.0, 4.8), layout="constrained")
         axes = figure.subplots()
@@ -74,10 +74,10 @@ class EpisodeEmbedding(Picture):
             marker = MARKERS[label % len(MARKERS)]
             shade = str(0.6 * (label % 4) / 3)
             style = {"marker": marker, "ls": "", "color": shade, "ms": 5}
-            mine = asked[query.y.cpu() == label]
-            handles += axes.plot(mine[:, 0], mine[:, 1], **style, mfc="none")  # type: ignore[arg-type]
-            mine = known[support.y.cpu() == label]
-            axes.plot(mine[:, 0], mine[:, 1], **style, mec="w", zorder=3)  # type: ignore[arg-type]
+            points = in_query[query.y.cpu() == label]
+            handles += axes.plot(points[:, 0], points[:, 1], **style, mfc="none")  # type: ignore[arg-type]
+            points = in_support[support.y.cpu() == label]
+            axes.plot(points[:, 0], points[:, 1], **style, mec="w", zorder=3)  # type: ignore[arg-type]
             at = prototypes[label].tolist()
             axes.plot(*at, marker="*", ms=15, mec="k", mfc=shade, mew=0.8)
             axes.annotate(str(label + 1), at, xytext=(7, 6), textcoords="offset points", fontsize=8, weight="bold")
@@ -88,7 +88,7 @@ class EpisodeEmbedding(Picture):
             title=f"{type(module).__name__}, test task {self.task}: ★ prototypes, filled support, hollow queries",
         )
         axes.set_aspect("equal", adjustable="datalim")
-        # By the markers that were drawn: matplotlib's own list leaves out names that begin with "_".
+        # Handles are passed, since matplotlib's automatic legend omits labels that begin with "_".
         legend = [f"{n + 1}: {shortened(name)}" for n, name in enumerate(names)]
         columns = -(-len(names) // ROWS)
         figure.legend(handles, legend, fontsize=7, frameon=False, loc="outside right center", ncols=columns)

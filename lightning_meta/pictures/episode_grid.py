@@ -1,4 +1,4 @@
-"""One test task as a person sees it."""
+"""The images of one test task with their predictions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
 from lightning_meta.report.drawing import shortened
 
-INCH = 0.72  # the side of an image
+INCH = 0.72  # side of an image, in inches
 
 
 class EpisodeGrid(Picture):
-    """Draws a test task: support and query images of each class, what each query was taken for, and how surely.
+    """Draws a test task: support and query images of each class, and the prediction of each query.
 
     Args:
-        task: Its number.
-        shots: Support images of a class that are shown at most.
-        queries: Query images of a class that are shown at most.
-        ways: Classes that are shown at most.
+        task: Number of the test task, >= 0.
+        shots: Largest number of support images shown per class, >= 1.
+        queries: Largest number of query images shown per class, >= 1.
+        ways: Largest number of classes shown, >= 1.
     """
 
     file = "episode"
@@ -39,7 +39,7 @@ class EpisodeGrid(Picture):
         self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
-        """Refuse all but images."""
+        """Raise an error if examples are not images of 1 or 3 channels."""
         if input_shape is not None and (len(input_shape) != 3 or input_shape[0] not in (1, 3)):
             shape = tuple(input_shape)
             raise UserError(
@@ -48,14 +48,14 @@ class EpisodeGrid(Picture):
             )
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """A row a class: its name, support images, query images with the predicted class and its probability."""
+        """Draw one row per class: name, support images, and queries with the predicted class and its probability."""
         episode = episode_of(dataset, self.task, module)
         state, _, query = learn(module, episode)
         with torch.no_grad():
             probabilities = module.predict(state, query.x).softmax(-1).cpu()
         names = class_names(dataset, episode.classes[0]) if episode.classes is not None else []
         right = float((probabilities.argmax(-1) == query.y.cpu()).float().mean())
-        # Classes of a task may differ in how many queries and, in a list, support images they have.
+        # Classes may have different numbers of queries and, in tasks read from a list, of support images.
         support = _by_class(episode.support.x[0], episode.support.y[0], episode.ways)
         queries = _by_class(episode.query.x[0], episode.query.y[0], episode.ways)
         shown = _by_class(probabilities, episode.query.y[0], episode.ways)
@@ -66,7 +66,7 @@ class EpisodeGrid(Picture):
         for row in range(n):
             grid[row, k].axis("off")
             for axes in [*grid[row, 1:k], *grid[row, k + 1 :]]:
-                axes.axis("off")  # until it is used
+                axes.axis("off")  # `_show` switches used ones on again
             for column in range(min(k, len(support[row]))):
                 _show(grid[row, column], support[row][column])
             label = f"{row + 1}: {shortened(names[row])}"
@@ -87,7 +87,7 @@ class EpisodeGrid(Picture):
 
 
 def _by_class(x: Tensor, y: Tensor, ways: int) -> list[Tensor]:
-    """The rows of each of N classes."""
+    """The rows of each of the `ways` classes."""
     return [x.cpu()[y.cpu() == label] for label in range(ways)]
 
 

@@ -1,4 +1,4 @@
-"""What a meta-learner predicts for a few tasks of one input, with its uncertainty."""
+"""The predicted functions of regression tasks with one input, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ POINTS, COLUMNS = 200, 3
 class PredictedFunctions(Picture):
     """Draws the first test tasks of regression on one input: support set, queries, and the predicted function.
 
-    The shade is two predicted standard deviations, of a method that predicts them. Functions of a `GaussianProcess`
-    have the exact posterior beside it, dashed, its two standard deviations dotted.
+    A shaded band of two predicted standard deviations is drawn if the method predicts them. For tasks drawn from a
+    `GaussianProcess`, the exact posterior mean is drawn dashed, and two standard deviations from it dotted.
 
     Args:
-        tasks: How many test tasks, from number 0 on.
+        tasks: Number of test tasks, >= 1; the first ones are drawn.
     """
 
     file = "predicted_functions"
@@ -42,7 +42,7 @@ class PredictedFunctions(Picture):
         self.tasks = tasks
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:
-        """Refuse more than one input."""
+        """Raise an error if examples have more than one input."""
         if input_shape is not None and math.prod(input_shape) != 1:
             raise UserError(
                 f"trainer.callbacks: PredictedFunctions draws functions of one input, these have {tuple(input_shape)}; "
@@ -50,7 +50,7 @@ class PredictedFunctions(Picture):
             )
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """A panel a task."""
+        """Draw one panel per task."""
         count = min(self.tasks, len(dataset))
         rows, columns = -(-count // COLUMNS), min(count, COLUMNS)
         figure = Figure((3.2 * columns, 0.4 + 2.4 * rows), layout="constrained")

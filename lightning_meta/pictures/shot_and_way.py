@@ -1,4 +1,4 @@
-"""Accuracy against the number of examples and of classes."""
+"""Accuracy by the number of examples per class and the number of classes."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lightning_meta.report.figures import Point, draw_points, write_points
 
 
 class ShotAndWay(Picture):
-    """Draws accuracy against shot for several ways, with 95 % intervals over tasks drawn for it from the test split.
+    """Draws accuracy against shots for several ways, with 95 % intervals over additional tasks of the test split.
 
-    Ways that the method does not serve, and shots that the classes cannot fill, are left out, which the title says.
-    The numbers go to `shot_and_way.csv`.
+    Ways that the method does not support, and shots for which classes have too few examples, are left out and named in
+    the title. The values are written to `shot_and_way.csv`.
 
     Args:
-        shots: K's.
-        ways: N's; by default that of the test tasks, and 10 and 20.
-        tasks: Tasks of each.
-        queries: Q, query examples of a class in them.
+        shots: Numbers of shots K, each >= 1.
+        ways: Numbers of ways N, each >= 2; by default that of the test tasks, 10 and 20.
+        tasks: Number of tasks for each pair of shots and ways, >= 2.
+        queries: Number of query examples Q per class, >= 1.
     """
 
     file = "shot_and_way"
@@ -48,7 +48,7 @@ class ShotAndWay(Picture):
         self.shots, self.ways, self.tasks, self.queries = tuple(sorted(shots)), ways, tasks, queries
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:
-        """A line for each way."""
+        """Measure the accuracies and draw one line per number of ways."""
         own, _ = dataset.shape.largest()
         points, left_out = [], []
         for ways in sorted(set(self.ways or (own, 10, 20))):

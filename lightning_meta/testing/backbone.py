@@ -1,4 +1,4 @@
-"""The tests of a backbone."""
+"""Tests of a backbone."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ class BackboneTests:
         return network, torch.randn(TASKS, EXAMPLES, *self.input_shape, dtype=torch.float64)
 
     def test_features_are_flat(self) -> None:
-        """An example becomes a vector."""
+        """Each example is mapped to a feature vector."""
         network, x = self.ready()
         features = network(x[0])
         assert features.dim() == 2, f"features are {tuple(features.shape)}; expected (examples, features)"
         assert len(features) == EXAMPLES, f"{EXAMPLES} examples became {len(features)} rows of features"
 
     def test_examples_are_apart(self) -> None:
-        """With stored statistics an example's features do not depend on the others."""
+        """With stored statistics, the features of an example do not depend on other examples."""
         network, x = self.ready()
         network.eval()
         tensors = {**tensors_of(network)[0], **tensors_of(network)[1]}
@@ -67,11 +67,11 @@ class BackboneTests:
         assert not changed, f"a forward pass changed {changed}: a network under adaptation keeps nothing of its inputs"
 
     def test_second_order_meta_gradients(self) -> None:
-        """The gradient through two inner steps: finite differences, the loop over tasks and `vmap` agree."""
+        """The gradient through two inner steps agrees between finite differences, the loop over tasks and `vmap`."""
         self._check_meta_gradients(first_order=False)
 
     def test_first_order_meta_gradients(self) -> None:
-        """The same without second derivatives."""
+        """First-order gradients agree in the same way."""
         self._check_meta_gradients(first_order=True)
 
     def test_it_is_made_again_from_plain_data(self) -> None:
@@ -103,7 +103,7 @@ class BackboneTests:
         except CANNOT_BE_MAPPED as error:
             print(f"vmap cannot run {type(network).__name__}, so its tasks are visited in a loop: {error}")
             return
-        if meta.draws():  # each way draws differently
+        if meta.draws():  # the loop and `vmap` draw different numbers
             apart = meta.error(TaskMap("vmap"), by_vmap, noise, h)
             assert apart < 1e-2, f"the gradient through two inner steps under vmap is off by {apart:.1e}"
         else:

@@ -1,4 +1,4 @@
-"""The tests of episodes, for custom sources and data modules."""
+"""Tests of episodes, for custom sources and data modules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EpisodicDataModuleTests:
         data = self.ready()
         for split in SPLITS:
             dataset = data.datasets[split]
-            if not isinstance(dataset, EpisodeDataset):  # a list of tasks is checked as it is read
+            if not isinstance(dataset, EpisodeDataset):  # a list of tasks is checked when it is read
                 continue
             for start in range(0, EPISODES, dataset.meta_batch_size):
                 batch = dataset.__getitems__(range(start, start + dataset.meta_batch_size))
@@ -57,7 +57,7 @@ class EpisodicDataModuleTests:
                 _check_disjoint(dataset)
 
     def test_the_same_seed_gives_the_same_episodes(self) -> None:
-        """Episodes only depend on the seed and their number, not on the worker or the order."""
+        """Episodes depend only on the seed and their number, not on the order in which they are drawn."""
         first, second = self.ready(seed=3), self.ready(seed=3)
         backwards = [_drawn(second, b) for b in (2, 1, 0)][::-1]
         for batch, (one, other) in enumerate(zip([_drawn(first, b) for b in range(3)], backwards, strict=True)):
@@ -68,7 +68,7 @@ class EpisodicDataModuleTests:
         assert not _equal(_drawn(first, 0), _drawn(self.ready(seed=4), 0)), "another seed gives the same episodes"
 
     def test_tasks_do_not_depend_on_the_rank(self) -> None:
-        """A meta-batch in two shares is the meta-batch, and no two of its tasks are the same."""
+        """Two ranks together draw the meta-batch of one process, and no two of its tasks are the same."""
         data = self.ready()
         dataset, count = data.datasets["train"], data.meta_batch_size
         whole = dataset.__getitems__(range(count))
@@ -80,7 +80,7 @@ class EpisodicDataModuleTests:
         assert len(tasks) == count, "tasks of one meta-batch repeat: every task needs draws of its own"
 
     def test_loader_processes_change_nothing(self) -> None:
-        """The first meta-batches by none and by two workers."""
+        """The first meta-batches are the same with no worker and with two workers."""
         batches = []
         for workers in (0, 2):
             data = self.ready(num_workers=workers)
@@ -103,7 +103,7 @@ class EpisodicDataModuleTests:
             assert same, "a rank augments its tasks in another way than one process does"
 
     def pools(self) -> dict[Split, Pool]:
-        """The stored examples of the splits; none where tasks are made."""
+        """The pools of stored examples by split; empty if tasks are generated."""
         origins = {split: dataset.origin for split, dataset in self.ready().datasets.items()}
         return {split: origin for split, origin in origins.items() if isinstance(origin, Pool)}
 

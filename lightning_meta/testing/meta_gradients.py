@@ -1,4 +1,4 @@
-"""Meta-gradients of a network, and what they should be."""
+"""Meta-gradients of a network, and their comparison with finite differences."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _DESCENT = InnerSGD()
 
 
 class MetaGradients:
-    """The mean query loss of some tasks after two inner steps, and its gradient by the initial parameters.
+    """The mean query loss of T tasks after two inner steps, and its gradient with respect to the initial parameters.
 
     Args:
-        forward: Parameters by name and inputs `(M, ...)` to outputs `(M, ...)`.
-        parameters: Where the inner loop starts.
-        support: Inputs `(T, M, ...)`.
-        query: Inputs `(T, M, ...)`.
-        first_order: Whether second derivatives are left out.
-        learning_rate: Of the inner steps.
-        optimizer: Of the inner steps.
+        forward: Function from parameters by name and inputs `(M, ...)` to outputs `(M, ...)`.
+        parameters: Initial parameters of the inner loop, by name.
+        support: Inputs of the support sets, `(T, M, ...)`.
+        query: Inputs of the query sets, `(T, M, ...)`.
+        first_order: Whether to omit second derivatives.
+        learning_rate: Learning rate of the inner steps.
+        optimizer: Optimizer of the inner steps.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class MetaGradients:
             return task_map(one_task, how, self.support, self.query).mean()
 
     def gradient(self, how: TaskMap) -> Tensor:
-        """By all parameters, as one vector."""
+        """The gradient with respect to all parameters, as one vector."""
         value, start = self.value(how, self.parameters), list(self.parameters.values())
         found = torch.autograd.grad(value, start, allow_unused=True, materialize_grads=True)
         return torch.cat([g.flatten() for g in found])
 
     def error(self, how: TaskMap, gradient: Tensor, noise: Tensor, h: float = 1e-6) -> float:
-        """Compare a gradient with a central difference along it and along something random.
+        """Compare a gradient with a central difference along the sum of its direction and a random direction.
 
         Args:
-            how: How tasks are visited.
-            gradient: What `gradient` returned.
-            noise: A random vector of the same size, 0 where the gradient is none by definition.
-            h: Half the distance of the two points.
+            how: How tasks are computed.
+            gradient: Result of `gradient`.
+            noise: Random vector of the same size, 0 where the gradient is 0 by definition.
+            h: Half the distance between the two points.
 
         Returns:
             The error relative to the norm of the gradient.

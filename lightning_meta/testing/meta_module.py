@@ -1,4 +1,4 @@
-"""The tests of a meta-learner."""
+"""Tests of a meta-learner."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ WAYS = {"loop": TaskMap("loop"), "vmap": TaskMap("vmap"), "chunks of vmap": Task
 class MetaModuleTests(TrainedModuleTests):
     """Subclass it, and return the `MetaModule` to test from `make`.
 
-    Where it does not learn from 3-way grey images of 16x16 pixels, `make_data` says from what.
+    Override `make_data` if the method does not learn from 3-way episodes of grey images of 16x16 pixels.
     """
 
     unused: tuple[str, ...] = ()
-    """Beginnings of the names of parameters that a meta-batch's loss does not depend on."""
+    """Prefixes of the names of parameters on which the loss of a meta-batch does not depend."""
 
     task_tolerance = 1e-9
-    """Relative error in float64 between ways to visit the tasks."""
+    """Largest relative error in float64 between the loop, `vmap` and chunks, and between orders of examples."""
 
     def make_data(self) -> EpisodicDataModule:
         """3-way 2-shot episodes of grey images, 16x16."""
         return toys.pictures()
 
     def ready(self, dtype: torch.dtype = torch.float64) -> tuple[MetaModule, Episode]:
-        """The module, knowing its episodes, and a meta-batch."""
+        """The configured module in training mode, and a meta-batch."""
         data = self.make_data()
         data.prepare_data()
         data.setup("fit")
@@ -84,7 +84,7 @@ class MetaModuleTests(TrainedModuleTests):
         assert apart < self.task_tolerance, f"turning the support set round changes predictions by {apart:.1e}"
 
     def test_a_prediction_does_not_depend_on_its_company(self) -> None:
-        """A query is predicted alike alone and among others, unless the method says that it is `transductive`."""
+        """The prediction of a query does not depend on other queries, unless the method is `transductive`."""
         module, batch = self.ready()
         module.eval()
         support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
@@ -118,7 +118,7 @@ class MetaModuleTests(TrainedModuleTests):
         return module.predict(module.adapt(support, ways), x).detach()
 
     def loss_and_gradient(self, how: TaskMap) -> tuple[Tensor, Tensor]:
-        """Of a meta-batch, in float64."""
+        """The losses of the tasks of a meta-batch and the gradient of their mean, in float64."""
         module, batch = self.ready()
         module.task_map = how
         torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""The tests of a multi-task module."""
+"""Tests of a multi-task module."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lightning_meta.testing.trained_module import TrainedModuleTests
 class MultiTaskModuleTests(TrainedModuleTests):
     """Subclass it, and return the `MultiTaskModule` to test from `make`.
 
-    Where it does not learn three tasks on four numbers, `make_data` says what it learns.
+    Override `make_data` if the method does not learn the three default tasks on four numbers.
     """
 
     def make_data(self) -> MultiTaskDataModule:
-        """A regression and two classifications, on examples of their own."""
+        """One regression and two classifications, each with its own examples."""
         return toys.sums()
 
     def ready(self) -> tuple[MultiTaskModule, TaskBatch]:
-        """The module, knowing its tasks, and a batch, in float64."""
+        """The module after one training step, in float64 and evaluation mode, and a batch."""
         module, data = self.made(), self.make_data()
         assert isinstance(module, MultiTaskModule), f"make() returned a {type(module).__name__}, not a MultiTaskModule"
         self.trainer(1).fit(module, datamodule=data)
@@ -34,7 +34,7 @@ class MultiTaskModuleTests(TrainedModuleTests):
         return module, next(iter(data.train_dataloader()))
 
     def test_an_absent_task_changes_nobody_else(self) -> None:
-        """What is predicted for a task does not depend on which others are in the batch, in evaluation."""
+        """In evaluation, predictions of a task do not depend on which other tasks are in the batch."""
         module, batch = self.ready()
         outputs = module.outputs(batch)
         for name in batch.rows:

@@ -1,4 +1,4 @@
-"""Trains the module of a test class on one or more ranks, and leaves its weights in a folder.
+"""Train the module of a test class on one or more ranks, and save its weights to a folder.
 
 python -m lightning_meta.testing.ranks FILE CLASS FOLDER WORLD
 """
@@ -24,7 +24,7 @@ def reach(cls: type) -> tuple[str, str]:
 
 
 def found(file: str, name: str) -> Any:
-    """The test class: by its package where it lies in one, so that its own imports work."""
+    """Import the test class; a file in a package is imported through it, so that relative imports work."""
     path = Path(file)
     parts = [path.stem]
     folder = path.parent
@@ -36,13 +36,13 @@ def found(file: str, name: str) -> Any:
 
 
 def train(file: str, name: str, folder: str, world: int) -> None:
-    """Three steps in float64; rank 0 writes the weights."""
+    """Train for three steps in float64; rank 0 saves the weights."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     tests = found(file, name)()
     module = tests.made(exact=True)
     trainer = tests.trainer(3, devices=world, strategy="ddp" if world > 1 else "auto", precision="64-true")
-    torch.manual_seed(0)  # what a module makes in `fit` starts the same on all ranks
+    torch.manual_seed(0)  # so that weights made in `fit` are the same on all ranks
     trainer.fit(module, datamodule=tests.make_data())
     if trainer.is_global_zero:
         torch.save({n: p.detach() for n, p in module.named_parameters()}, Path(folder) / "weights.pt")

@@ -1,4 +1,4 @@
-"""Many tasks with rare and missing labels, of which it is known what can be learned."""
+"""Many tasks with rare and missing labels and known probabilities."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class RareTasks(TaskSource):
         data = lm.MultiTaskDataModule(lm.testing.RareTasks(tasks=100), batch_size=100)
 
     Args:
-        tasks: T, how many tasks.
-        rows: How many rows train has; val has half as many, test four times as many.
-        inputs: D, how many inputs.
-        features: K, how many features a task depends on.
-        positives: The share of positive labels, in (0, 1).
-        missing: The probability that a row has no label for a task, in [0, 1).
-        strength: s > 0; the logits have a standard deviation of about 0.6 s, and the larger it is, the better a task
-            can be predicted.
+        tasks: Number of tasks T, >= 1.
+        rows: Number of training rows, >= 1; val has half as many, test four times as many.
+        inputs: Number of inputs D, >= 1.
+        features: Number of features K on which a task depends, >= 1.
+        positives: Share of positive labels, in (0, 1).
+        missing: Probability that a row has no label for a task, in [0, 1).
+        strength: Scale s > 0 of the logits, whose standard deviation is about 0.6 s; tasks with larger values can be
+            predicted better.
         related: Whether the tasks share the directions w.
-        seed: Draws other tasks and rows.
+        seed: Seed of the tasks and the rows, >= 0.
 
     Raises:
         UserError: An argument is out of range.
@@ -91,13 +91,13 @@ class RareTasks(TaskSource):
             x: Inputs `(M, D)`.
 
         Returns:
-            By name of the task, `(M,)`.
+            Probabilities by name of the task, each `(M,)`.
         """
         of_tasks = (self._logits(x) + self._b).sigmoid()
         return dict(zip(self.tasks(), of_tasks.T, strict=True))
 
     def _drawn(self, split: Split) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs, labels and which of these are there."""
+        """Inputs, labels, and the mask of the labels that are present."""
         count = {"train": self.rows, "val": max(1, self.rows // 2), "test": 4 * self.rows}[split]
         draw = self._generator(split)
         x = torch.randn(count, self.inputs, generator=draw)
@@ -105,7 +105,7 @@ class RareTasks(TaskSource):
         return x, (chance < (self._logits(x) + self._b).sigmoid()).long(), there >= self.missing
 
     def _logits(self, x: Tensor) -> Tensor:
-        """Without the intercepts, `(M, T)`."""
+        """Logits without the intercepts, `(M, T)`."""
         of_features = [(x @ self._w[:, k].T).abs() * self._v[:, k] for k in range(self.features)]
         return torch.stack(of_features).sum(0)
 

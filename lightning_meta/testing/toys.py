@@ -1,4 +1,4 @@
-"""Small data that modules under test learn from, unless they bring their own."""
+"""Small default data sets for modules under test."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lightning_meta.tasks import Classification, Regression, Task
 
 
 class NoisyPictures(Source):
-    """Grey images of 16x16 pixels: a picture for each class, and noise around it."""
+    """Grey images of 16x16 pixels: the picture of the class plus noise."""
 
     def pools(self) -> dict[Split, Pool]:
-        """8 examples of 8, 5 and 5 classes."""
+        """8, 5 and 5 classes for the three splits, each with 8 examples."""
         generator = torch.Generator().manual_seed(0)
         pools: dict[Split, Pool] = {}
         for split, classes in zip(SPLITS, (8, 5, 5), strict=True):

@@ -24,7 +24,7 @@ from lightning_meta.module import TrainedModule
 from lightning_meta.testing.comparing import differing, named_tensors
 from lightning_meta.testing.ranks import reach
 
-RANKS_TIMEOUT = 600  # seconds, on a machine with other work; ranks that wait for each other would wait for ever
+RANKS_TIMEOUT = 600  # seconds, enough for a loaded machine; ranks that wait for each other would never end
 
 
 class TrainedModuleTests:
@@ -38,14 +38,14 @@ class TrainedModuleTests:
 
     @abstractmethod
     def make(self) -> Any:
-        """A new module, not trained; the same weights each time `torch.manual_seed` was the same."""
+        """A new untrained module; its weights must depend only on the seed of `torch.manual_seed`."""
 
     @abstractmethod
     def make_data(self) -> LightningDataModule:
         """The training data; the same in each call."""
 
     def made(self, exact: bool = False) -> Any:
-        """The module in its first state, trained by plain gradient descent where figures must be exact."""
+        """The module in its initial state; with `exact`, it is trained by plain gradient descent."""
         torch.manual_seed(0)
         module = self.make()
         assert isinstance(module, TrainedModule), f"make() returned a {type(module).__name__}, not a module to train"
@@ -135,7 +135,7 @@ class TrainedModuleTests:
         assert not apart, f"two ranks train {apart} otherwise than one process: is something not reduced over ranks?"
 
     def trained_on(self, world: int) -> dict[str, Tensor]:
-        """The weights after three steps in processes of their own."""
+        """The weights after three steps on `world` ranks, trained in separate processes."""
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "lightning_meta.testing.ranks", *reach(type(self)), folder, str(world)]
             ours = ("LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR", "NODE_RANK", "WORLD_SIZE")
@@ -172,5 +172,5 @@ def _late(cls: type[TrainedModule]) -> type[TrainedModule]:
 
 
 def _descent(parameters: Any) -> torch.optim.Optimizer:
-    # No Adam: it blows the rounding of a gradient that should be zero up to the size of its steps.
+    # Not Adam, which amplifies the rounding error of a zero gradient to the size of its steps.
     return torch.optim.SGD(parameters, 0.05)

@@ -1,4 +1,4 @@
-"""Weights of tasks, given by name."""
+"""Checks and ordering of task weights specified by name."""
 
 from __future__ import annotations
 

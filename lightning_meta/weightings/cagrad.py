@@ -61,7 +61,7 @@ class CAGrad(GradientWeighting):
 
 
 def toward_worst(gram: Tensor, c: float) -> Tensor:
-    r"""The weights of $c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert$; 0 where $g_w$ is 0.
+    r"""The weights of the tasks in $c \lVert g_0 \rVert \, g_w / \lVert g_w \rVert$; zeros if $g_w$ is 0.
 
     For any r > 0, $\lVert g_w \rVert \le (\lVert g_w \rVert^2 / r + r) / 2$, with equality at $r = \lVert g_w \rVert$.
     So the minimum over w is also a minimum over r, and for fixed r the minimiser is the shortest vector in the convex
@@ -69,7 +69,10 @@ def toward_worst(gram: Tensor, c: float) -> Tensor:
 
     Args:
         gram: Inner products $g_i \cdot g_j$, `(T, T)` float64, on the CPU.
-        c: Radius of the ball.
+        c: Radius of the ball, >= 0, relative to the mean gradient.
+
+    Returns:
+        The weights `(T,)`, float64.
     """
     count = len(gram)
     of_mean = gram.mean(1)  # g_i · g_0

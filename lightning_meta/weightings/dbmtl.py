@@ -1,4 +1,4 @@
-"""Gradients of the losses' logarithms, all of the same length."""
+"""The sum of the gradients of the log-losses, scaled to equal norms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lightning_meta.weightings.of_losses import EPSILON, not_negative
 
 
 class DBMTL(Aggregator):
-    r"""Balances twice: the losses by their logarithms, and the gradients by their lengths.
+    r"""Balances the losses by taking logarithms, and the gradients by scaling them to the same norm.
 
     With a moving average of the gradient of each task's log-loss on the shared parameters,
     $\hat g_i \leftarrow \beta \hat g_i + (1 - \beta) \nabla \log L_i$, the direction is
 
     $$\max_j \lVert \hat g_j \rVert \, \sum_i \hat g_i / \lVert \hat g_i \rVert.$$
 
-    The tasks' own parameters get the gradient of $\sum_i \log L_i$. The averages are T·P numbers more.
+    The tasks' own parameters get the gradient of $\sum_i \log L_i$. The averages take memory for another T·P numbers.
 
     Lin, Jiang, Ye, Zhang, Chen, Chen, Liu and Kwok, Dual-Balancing for Multi-Task Learning (2023,
     https://arxiv.org/abs/2308.12029), algorithm 1.
@@ -34,11 +34,11 @@ class DBMTL(Aggregator):
         - `train/loss`: $\sum_i \log L_i$ over the tasks in the batch, so it may fall below 0.
 
     Deviations:
-        - Algorithm 1 for a task that is absent from the step: its average stays as it is and is not in the sum.
+        - Algorithm 1: the average of a task that is absent from the step is unchanged and left out of the sum.
         - With accumulation, $\nabla \log L_i$ is that of the mean loss of the step's batches.
 
     Args:
-        beta: β, in [0, 1); 0 takes the gradients of the step alone.
+        beta: Decay β of the moving averages, in [0, 1); with 0, only the gradients of the current step are used.
 
     Raises:
         UserError: β is out of range.
@@ -48,17 +48,17 @@ class DBMTL(Aggregator):
         super().__init__()
         below_one(beta=beta)
         self.beta = beta
-        self.average: Tensor | None = None  # no buffer: its size is not known before the first step
+        self.average: Tensor | None = None  # not a buffer, since its size is unknown before the first step
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
         """The sum of the logarithms of the losses' means over ranks; arguments as in `Weighting`."""
         means = not_negative(mean_over_ranks(losses)) + EPSILON
-        linear = (losses - losses.detach()) / means  # has the gradient of the logarithm, and the value 0
+        linear = (losses - losses.detach()) / means  # value 0, with the gradient of the logarithm
         objective: Tensor = ((linear + means.log()) * present).sum()
         return objective
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """The averages, all as long as the longest; arguments as for `Aggregator.direction`."""
+        """The sum of the averages, each scaled to the largest norm, `(P,)`; arguments as for `Aggregator.direction`."""
         rows = at_least_float32(gradients)
         rows = rows / (losses.to(rows) + EPSILON).unsqueeze(1)
         average = torch.zeros_like(rows) if self.average is None else self.average.to(rows)
@@ -68,9 +68,9 @@ class DBMTL(Aggregator):
         return direction
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The averages, once there are any."""
+        """The moving averages; empty before the first step."""
         return {} if self.average is None else {"average": self.average}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from there."""
+        """Restore the moving averages."""
         self.average = state["average"].clone() if state else None

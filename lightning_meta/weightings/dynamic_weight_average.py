@@ -1,4 +1,4 @@
-"""Weights by how fast each loss falls."""
+"""Weights from the rate at which each loss decreases."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_meta.weightings.base import Weighting
 
 
 class DynamicWeightAverage(Weighting):
-    r"""Gives more weight to the tasks whose loss falls more slowly than that of others.
+    r"""Gives larger weights to tasks whose loss decreases more slowly than the losses of other tasks.
 
     $$w_i(t) = T \, \mathrm{softmax}_i(r_i(t) / \tau), \qquad r_i(t) = L_i(t-1) / L_i(t-2),$$
 
-    where $L_i(t)$ is the mean over the steps of epoch t that had the task in the batch. The weights sum to T, and are
+    where $L_i(t)$ is the mean over the steps of epoch t whose batch contains the task. The weights sum to T, and are
     all 1 in the first two epochs.
 
     Liu, Johns and Davison, End-to-End Multi-Task Learning with Attention (CVPR 2019,
@@ -32,11 +32,11 @@ class DynamicWeightAverage(Weighting):
         `train/weight/<task>`: $w_i(t)$, the same for all steps of an epoch.
 
     Deviations:
-        - Equation 7 for a task that is absent for an epoch: it keeps its ratio, which is 1 until the task has been seen
-          in two epochs; so does one whose loss was not above 0, to which no ratio can be taken.
+        - Equation 7: a task that is absent for an epoch keeps its ratio, which is 1 until the task has been seen in
+          two epochs. So does a task whose previous mean loss is not above 0, for which the ratio is not defined.
 
     Args:
-        temperature: τ, above 0; the larger, the more equal the weights.
+        temperature: Temperature τ of the softmax, > 0; larger values make the weights more equal.
 
     Raises:
         UserError: The temperature is not above 0.
@@ -54,7 +54,7 @@ class DynamicWeightAverage(Weighting):
         self.temperature = temperature
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Make the means of this epoch and the last, and the ratios."""
+        """Make buffers for the mean losses of this and the previous epoch, and for their ratios."""
         count = len(tasks)
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("steps", torch.zeros(count, dtype=torch.int64))
@@ -67,14 +67,14 @@ class DynamicWeightAverage(Weighting):
 
     @torch.no_grad()
     def observe(self, losses: Tensor, present: Tensor) -> None:
-        """Follow the mean loss of the tasks present; arguments as in `Weighting`."""
+        """Update the mean losses of the present tasks; arguments as in `Weighting`."""
         self.steps += present
         change = (losses.to(self.mean.dtype) - self.mean) / self.steps.clamp(min=1)
         self.mean += torch.where(present, change, 0)
 
     @torch.no_grad()
     def end_epoch(self) -> None:
-        """Take the ratio of this epoch's mean loss to the last one's."""
+        """Update the ratios of this epoch's mean losses to those of the previous epoch."""
         seen = self.steps > 0
         self.ratio.copy_(torch.where(seen & (self.last > 0), self.mean / self.last, self.ratio))
         self.last.copy_(torch.where(seen, self.mean, self.last))

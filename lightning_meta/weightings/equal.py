@@ -14,8 +14,8 @@ from lightning_meta.weightings.base import Weighting
 class Equal(Weighting):
     r"""The sum of the losses, $\min_\theta \sum_i L_i$: every weight is 1.
 
-    A strong baseline where its learning rate is tuned like the others' (Kurin et al., NeurIPS 2022; Xin et al.,
-    NeurIPS 2022).
+    It is a strong baseline if its learning rate is tuned as carefully as those of other methods (Kurin et al., NeurIPS
+    2022; Xin et al., NeurIPS 2022).
 
     Run it:
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml`; it is the default.
@@ -27,7 +27,7 @@ class Equal(Weighting):
     weight: Tensor
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """One weight a task."""
+        """Make a weight of 1 for each task."""
         self.register_buffer("weight", torch.ones(len(tasks)), persistent=False)
 
     def weights(self) -> Tensor:

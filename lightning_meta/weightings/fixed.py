@@ -1,4 +1,4 @@
-"""Weights that the user gives."""
+"""Constant weights chosen by the user."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lightning_meta.weightings.by_name import check_weights, in_order
 
 
 class Fixed(Weighting):
-    r"""A weighted sum of the losses, $\sum_i w_i L_i$, with the weights as they are given.
+    r"""A weighted sum of the losses, $\sum_i w_i L_i$, with constant weights chosen by the user.
 
     Run it:
         `python scripts/fit.py --config configs/multi_head_multi_mnist.yaml --model.weighting Fixed
         --model.weighting.weights '{left: 1.5, right: 0.5}'`.
 
     Logged:
-        `train/weight/<task>`: as given.
+        `train/weight/<task>`: the constant $w_i$.
 
     Args:
-        weights: The weight of every task, by its name: at least 0, and not all 0. They are not normalised: the scale
-            of `Equal` is a mean of 1.
+        weights: Weight of every task by name, >= 0 and not all 0. Weights are not normalised; with a mean of 1 they
+            have the scale of `Equal`.
 
     Raises:
         UserError: A weight is negative or not finite, or all are 0.
@@ -45,5 +45,5 @@ class Fixed(Weighting):
         self.register_buffer("weight", in_order("weights", self.given, tasks), persistent=False)
 
     def weights(self) -> Tensor:
-        """The weights given, `(T,)`."""
+        """The constant weights, `(T,)`, in the order of the tasks."""
         return self.weight

@@ -9,7 +9,7 @@ from lightning_meta.weightings.of_losses import EPSILON, LossWeighting, not_nega
 
 
 class GeometricMean(LossWeighting):
-    r"""Minimises the geometric mean of the losses, to which each task's relative progress counts alike.
+    r"""Minimises the geometric mean of the losses, so that equal relative improvements of tasks count equally.
 
     $$T \left(\prod_i L_i\right)^{1/T}, \qquad w_i = \frac{(\prod_j L_j)^{1/T}}{L_i},$$
 
@@ -27,11 +27,12 @@ class GeometricMean(LossWeighting):
 
     Deviations:
         - Equation 3: multiplied by T, so that equal losses have weights of 1.
-        - A loss below 1e-8 counts as 1e-8: of a solved task the weight would be infinite, and that of all others 0.
+        - A loss below 1e-8 counts as 1e-8; otherwise the weight of a solved task would be infinite, and the weights
+          of all other tasks 0.
     """
 
     def weigh(self, losses: Tensor, present: Tensor) -> Tensor:
-        """The derivatives of the geometric mean, T times; arguments as in `LossWeighting`."""
+        """T times the derivatives of the geometric mean, `(T,)`; arguments as in `LossWeighting`."""
         positive = not_negative(losses).clamp(min=EPSILON)
         mean = (positive.log() * present).sum() / present.sum()
         return torch.where(present, mean.exp() / positive, 0)

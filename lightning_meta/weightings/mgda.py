@@ -10,12 +10,13 @@ from lightning_meta.weightings.aggregator import GradientWeighting
 
 
 class MGDA(GradientWeighting):
-    r"""Steps along the shortest convex combination of the gradients, which no task's loss rises along.
+    r"""Follows the shortest convex combination of the gradients, along which no task's loss increases.
 
     $$T \sum_i \alpha_i g_i, \qquad \alpha = \arg\min_{\alpha \ge 0, \, \sum_i \alpha_i = 1} \Big\lVert \sum_i \alpha_i
     g_i \Big\rVert^2,$$
 
-    over the T tasks of the step. It is 0 at a Pareto-stationary point. Tasks of small gradients decide.
+    over the T tasks of the step. It is 0 at a Pareto-stationary point. Tasks with small gradients dominate the
+    direction.
 
     Sener and Koltun, Multi-Task Learning as Multi-Objective Optimization (NeurIPS 2018,
     https://arxiv.org/abs/1810.04650), equation 3; Désidéri, Multiple-gradient descent algorithm (2012).
@@ -32,7 +33,7 @@ class MGDA(GradientWeighting):
         - Algorithm 2, Frank-Wolfe: the minimum is found exactly, by an active-set method.
 
     Args:
-        rep_grad: Whether the gradients are those by the shared features, which is MGDA-UB (section 3.3); see
+        rep_grad: Whether to use gradients with respect to shared features, as in MGDA-UB (section 3.3); see
             `Aggregator`.
     """
 

@@ -1,4 +1,4 @@
-"""What a weighting promises whose weights are a function of the losses of the same batch."""
+"""The base class of weightings whose weights are a function of the losses of the same batch."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lightning_meta.tasks import Task
 from lightning_meta.weightings.base import Weighting, weighted
 
 EPSILON = 1e-8
-"""What FAMO and DB-MTL add to a loss before they take its logarithm."""
+"""Added to a loss before its logarithm is taken, in FAMO and DB-MTL."""
 
 
 class LossWeighting(Weighting, ABC):
-    r"""A weighting that minimises a function f of the losses: each counts with $w_i = \partial f / \partial L_i$.
+    r"""A weighting that minimises a function f of the losses, with the weights $w_i = \partial f / \partial L_i$.
 
-    The weights are taken at the losses' means over all ranks, so that ranks train as one process does, and held fixed
-    in the backward pass.
+    The weights are computed from the mean losses over all ranks, so that training on several ranks equals training in
+    one process, and are constants in the backward pass.
 
     Run it:
         By its name, like any weighting: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
@@ -31,8 +31,8 @@ class LossWeighting(Weighting, ABC):
         - `train/weight/<task>`: $w_i$ of the step.
         - `train/loss`: $\sum_i w_i L_i$.
 
-    To write one, implement `weigh`. Losses must not be negative where a method takes their logarithm: training stops
-    with an error at one that is.
+    To add one, implement `weigh`. If a method takes logarithms of losses, training stops with an error at a negative
+    loss.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class LossWeighting(Weighting, ABC):
         self.applied = torch.zeros(0)  # the weights of the last step
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Begin with ones; a method with state of its own calls this one, too."""
+        """Start with weights of 1; subclasses with their own state also call this method."""
         self.applied = torch.ones(len(tasks))
 
     @abstractmethod
@@ -48,17 +48,17 @@ class LossWeighting(Weighting, ABC):
         """The weights of the step, `(T,)`.
 
         Args:
-            losses: The mean loss of each task over all ranks, `(T,)`, 0 for a task that is absent; in float32 at least,
-                without a gradient.
+            losses: Mean loss of each task over all ranks, `(T,)`, 0 for absent tasks; at least float32, without a
+                gradient.
             present: Which tasks are in the batch, `(T,)` bool; at least one.
         """
 
     def weights(self) -> Tensor:
-        """The weights of the last step, `(T,)`; ones before the first."""
+        """The weights of the last step, `(T,)`; ones before the first step."""
         return self.applied
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
-        """The weighted losses; arguments as in `Weighting`."""
+        """The weighted sum of the losses; arguments as in `Weighting`."""
         with torch.no_grad():
             weights = self.weigh(at_least_float32(mean_over_ranks(losses)), present)
             self.applied = kept(self.applied, weights)
@@ -83,5 +83,5 @@ def kept(place: Tensor, values: Tensor) -> Tensor:
 
 
 def not_negative(losses: Tensor) -> Tensor:
-    """Losses as they are, and NaN for a negative one, which has no logarithm: it stops training."""
+    """Replace negative losses, which have no logarithm, by NaN, which stops training."""
     return torch.where(losses < 0, torch.nan, losses)

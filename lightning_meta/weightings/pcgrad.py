@@ -1,4 +1,4 @@
-"""Gradients without the parts that conflict."""
+"""Gradients without their conflicting components."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from lightning_meta.weightings.aggregator import GradientWeighting
 
 
 class PCGrad(GradientWeighting):
-    r"""Projects conflicting gradients: each task's gradient loses the part that points against another task's.
+    r"""Removes from each task's gradient its components that conflict with other tasks' gradients, by projection.
 
-    $g_i^{PC}$ starts as $g_i$ and visits the other tasks j in a random order. Where $g_i^{PC} \cdot g_j < 0$,
+    $g_i^{PC}$ starts as $g_i$, and the other tasks j are visited in a random order. If $g_i^{PC} \cdot g_j < 0$,
 
     $$g_i^{PC} \leftarrow g_i^{PC} - \frac{g_i^{PC} \cdot g_j}{\lVert g_j \rVert^2} \, g_j.$$
 
-    The direction is $\sum_i g_i^{PC}$: that of `Equal` where no two tasks conflict. The orders are a pure function of a
-    key, which is drawn once from torch's generator, and of the number of the optimiser step: the same on all ranks and
-    after a resume. Only products between gradients are needed, so the work after the backward passes is that of one
-    product `(T, P)` by `(P, T)`.
+    The direction is $\sum_i g_i^{PC}$, which equals that of `Equal` if no two tasks conflict. The orders are a pure
+    function of a key, which is drawn once from torch's generator, and of the number of the optimiser step, so they are
+    the same on all ranks and after a resume. Only inner products of gradients are needed, so the cost after the
+    backward passes is that of one matrix product, `(T, P)` by `(P, T)`.
 
     Yu, Kumar, Gupta, Levine, Hausman and Finn, Gradient Surgery for Multi-Task Learning (NeurIPS 2020,
     https://arxiv.org/abs/2001.06782), algorithm 1.
@@ -32,12 +32,12 @@ class PCGrad(GradientWeighting):
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
-        `train/weight/<task>`: $w_i$ of the step, with $\sum_i g_i^{PC} = \sum_i w_i g_i$; at least 1, and above 1 where
-        the projection of another task's gradient has added some of $g_i$.
+        `train/weight/<task>`: $w_i$ of the step, with $\sum_i g_i^{PC} = \sum_i w_i g_i$; at least 1, and above 1 if
+        the projection of another task's gradient has added a multiple of $g_i$.
 
     Deviations:
-        - Algorithm 1 for all parameters θ: only the shared ones are projected; a task's own parameters get the gradient
-          of its loss, which no other task's gradient can conflict with.
+        - Algorithm 1: only the gradients of shared parameters are projected; in the paper, those of all parameters θ. A
+          task's own parameters get the gradient of its loss, with which no other task's gradient can conflict.
 
     Args:
         rep_grad: Whether to use gradients with respect to shared features; see `Aggregator`.
@@ -55,9 +55,9 @@ class PCGrad(GradientWeighting):
     def weigh(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
         """The weights of the original gradients in the sum of projected ones; arguments as for `direction`."""
         wide = at_least_float32(gradients)
-        # The square of a small norm underflows, so the rows are scaled: algorithm 1 does not depend on their sizes.
+        # Squares of small norms underflow, so the rows are scaled; the result is scaled back below.
         size = wide.abs().amax(1)
-        # Beside a gradient 1e36 times larger, one counts as zero: its weight would overflow.
+        # A gradient 1e36 times smaller than the largest counts as zero; otherwise its weight would overflow.
         vanishes = size <= size.max() / 1e36
         unit = wide / torch.where(vanishes, torch.inf, size).unsqueeze(1)
         products = (unit @ unit.T).cpu().double()
@@ -69,22 +69,22 @@ class PCGrad(GradientWeighting):
 
 
 def projected(products: Tensor, orders: Tensor) -> Tensor:
-    r"""Algorithm 1, with each gradient written as a weighted sum of all, $g_i^{PC} = \sum_k c_{ik} g_k$.
+    r"""Algorithm 1 on coefficients: each projected gradient is a weighted sum, $g_i^{PC} = \sum_k c_{ik} g_k$.
 
     >>> products = torch.tensor([[1.0, -2.0], [-2.0, 8.0]])  # of (1, 0) and (-2, 2)
     >>> projected(products, torch.tensor([[0, 1], [0, 1]])).tolist()  # (1/2, 1/2) and (0, 2)
     [[1.0, 0.25], [2.0, 1.0]]
 
     Args:
-        products: $g_i \cdot g_j$, `(T, T)`.
-        orders: For each task, in which order it visits all tasks, `(T, T)` int64; itself is passed over.
+        products: Inner products $g_i \cdot g_j$, `(T, T)`.
+        orders: Order in which each task visits all tasks, `(T, T)` int64; the task itself is skipped.
 
     Returns:
-        $c$, `(T, T)`, a row for each projected gradient.
+        Coefficients $c$, `(T, T)`, one row for each projected gradient.
     """
     tasks = torch.arange(len(products))
     coefficients = torch.eye(len(products), dtype=products.dtype)
-    for others in orders.T:  # a place in the orders at a time, all tasks at once
+    for others in orders.T:  # the next task in each order; all tasks are projected at once
         conflict = (coefficients * products[others]).sum(1)
         projects = (conflict < 0) & (others != tasks)  # never onto a zero gradient, whose products are 0
         squared = products[others, others]

@@ -1,4 +1,4 @@
-"""Weights drawn anew at every step."""
+"""Random weights, drawn at every step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning_meta.weightings.base import Weighting
 class RandomWeights(Weighting):
     r"""Draws the weights of each step: $w = T \, \mathrm{softmax}(z)$ with $z_i \sim N(0, 1)$.
 
-    They are a pure function of a key, which is drawn once from torch's generator, and of the number of the step: the
-    same on all ranks and after a resume.
+    They are a pure function of a key, which is drawn once from torch's generator, and of the number of the step, so
+    they are the same on all ranks and after a resume.
 
     Lin, Ye, Zhang and Tsang, Reasonable Effectiveness of Random Weighting: A Litmus Test for Multi-Task Learning
     (TMLR 2022, https://arxiv.org/abs/2111.10603), section 3, RLW with the normal distribution.
@@ -25,7 +25,7 @@ class RandomWeights(Weighting):
         `python scripts/fit.py --config configs/multi_head_glyphs.yaml --model.weighting RandomWeights`.
 
     Logged:
-        `train/weight/<task>`: those drawn for the step.
+        `train/weight/<task>`: $w_i$ of the step.
 
     Deviations:
         - Section 3: the weights sum to T and have mean 1; in the paper they sum to 1.
@@ -43,9 +43,10 @@ class RandomWeights(Weighting):
 
     def weights(self) -> Tensor:
         """The weights of this step, `(T,)` float64 on the CPU, wherever the losses are; they sum to T."""
-        middle = 2.0**-54  # of a cell of the grid that uniform numbers lie on: the quantile of 0 is not finite
+        # Uniform numbers are multiples of 2^-53, 0 included, whose quantile is not finite: half a cell is added.
+        half_cell = 2.0**-54
         uniform = random_bits.uniform(random_bits.key(self.key, self.step), self.count)
-        normal: Tensor = torch.special.ndtri(uniform + middle)
+        normal: Tensor = torch.special.ndtri(uniform + half_cell)
         return self.count * normal.softmax(0)
 
     def observe(self, losses: Tensor, present: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The largest loss, smoothly."""
+"""A smooth maximum of the losses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_meta.weightings.of_losses import LossWeighting
 
 
 class STCH(LossWeighting):
-    r"""Minimises a smooth maximum of the losses: the worst task counts most.
+    r"""Minimises a smooth maximum of the losses, so that the task with the largest loss gets the largest weight.
 
     $$\mu \log \sum_i e^{\lambda_i L_i / \mu}, \qquad w_i = T \, \mathrm{softmax}_i(\lambda_i L_i / \mu), \qquad
     \lambda_i = 1 / T,$$
@@ -30,7 +30,7 @@ class STCH(LossWeighting):
         - Equation 8: multiplied by T², so that the weights sum to T.
 
     Args:
-        mu: μ, above 0: the smaller, the nearer to the maximum. The paper tries 0.01 to 1.
+        mu: Smoothing μ, > 0; smaller values are closer to the maximum. The paper uses values from 0.01 to 1.
 
     Raises:
         UserError: μ is not above 0.
@@ -42,6 +42,6 @@ class STCH(LossWeighting):
         self.mu = mu
 
     def weigh(self, losses: Tensor, present: Tensor) -> Tensor:
-        """The derivatives of the smooth maximum, T² times; arguments as in `LossWeighting`."""
+        """T² times the derivatives of the smooth maximum, `(T,)`; arguments as in `LossWeighting`."""
         count = present.sum()
         return count * (losses / count / self.mu).masked_fill(~present, -float("inf")).softmax(0)

@@ -1,4 +1,4 @@
-"""The aggregators of torchjd, on the gradients of a whole step."""
+"""The aggregators of torchjd, applied to the gradients of a whole step."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ NEED_MORE = {
     "MoDoWeighting": "MoDo needs the gradients of independent batches, and a step has those of one",
     "CRMOGMWeighting": "CR-MOGM keeps weights from step to step, which no checkpoint would hold",
 }
-"""By class of torchjd, why it is refused."""
+"""Reasons for which classes of torchjd are refused."""
 
 KEEP_COLUMNS = ("ExcessMTLWeighting",)
-"""Classes of torchjd that keep numbers for each column of the matrix from step to step."""
+"""Classes of torchjd with state for each column of the matrix."""
 
 
 class TorchJD(Aggregator):
-    r"""Aggregates the tasks' gradients by an aggregator of the library torchjd.
+    r"""Combines the tasks' gradients with an aggregator of the library torchjd.
 
-    The direction is $\mathcal{A}(J)$, where the rows of J are the gradients of the tasks that the step had: averaged
+    The direction is $\mathcal{A}(J)$, where the rows of J are the gradients of the tasks present in the step: averaged
     over ranks, accumulated over batches, not yet clipped, and in float32 at least. (torchjd's own `backward` aggregates
     on each rank the gradients of that rank alone.) Random draws are a pure function of a key, which is drawn once from
-    torch's generator, and of the number of the step: the same on all ranks and after a resume. What `ExcessMTL`,
-    `GradVac`, `NashMTL` and `PCD` keep from step to step is in the checkpoint; they need every task in every step.
+    torch's generator, and of the number of the step, so they are the same on all ranks and after a resume. The
+    state of `ExcessMTL`, `GradVac`, `NashMTL` and `PCD` is saved in checkpoints; these need every task in every step.
 
     Quinton and Rey, Jacobian Descent for Multi-Objective Optimization (https://arxiv.org/abs/2406.16232); each
-    aggregator has a paper of its own, which its page at https://torchjd.org names.
+    aggregator has its own paper, cited on its page at https://torchjd.org.
 
     Run it:
         With the extra `torchjd` installed: `python scripts/fit.py --config configs/multi_head_glyphs.yaml
@@ -52,17 +52,18 @@ class TorchJD(Aggregator):
         - `train/loss`: sum of the losses, which trains the parameters of single tasks.
 
     Deviations:
-        - The direction is as long as torchjd makes it, which for most aggregators is that of a mean: T times shorter
-          than that of `Equal` where no two tasks conflict.
+        - The direction has the scale of torchjd, for most aggregators that of a mean: T times shorter than that of
+          `Equal` if no two tasks conflict.
 
     Args:
         aggregator: Any aggregator of `torchjd.aggregation`. `PCD` takes the first task as its primary objective.
-        preference: The weight of every task, by its name, for aggregators that take a `pref_vector`.
-        rep_grad: Whether the gradients are those by the shared features; see `weightings.Aggregator`. Not for
-            `ExcessMTL`, which keeps sums for each parameter.
+        preference: Weight of every task by name, >= 0 and not all 0, for aggregators that take a `pref_vector`.
+        rep_grad: Whether to use gradients with respect to shared features; see `weightings.Aggregator`. Not supported
+            by `ExcessMTL`, which keeps sums for each parameter.
 
     Raises:
-        UserError: It is no aggregator, needs more than the gradients of a step, or takes no preference or `rep_grad`.
+        UserError: The argument is not an aggregator, needs more than the gradients of a step, or does not support
+            `preference` or `rep_grad`.
     """
 
     key: Tensor
@@ -85,19 +86,19 @@ class TorchJD(Aggregator):
                 raise UserError(f"preference: {type(aggregator).__name__} of torchjd takes none; leave it out")
         self.preference = preference
         remember(aggregator, _arguments(aggregator))
-        self._aggregator = (aggregator,)  # no submodule: its buffers change in number and shape
+        self._aggregator = (aggregator,)  # not a submodule, since its buffers change in number and shape
         self._restored: dict[str, Any] = {}
 
     @property
     def aggregator(self) -> nn.Module:
-        """torchjd's aggregator."""
+        """The aggregator of torchjd."""
         return self._aggregator[0]
 
     def configure(self, tasks: Mapping[str, Task]) -> None:
-        """Draw the key, and try the aggregator on as many gradients as there are tasks.
+        """Draw the key, and test a copy of the aggregator on the identity matrix, one row per task.
 
         Raises:
-            UserError: It does not take them, or the preference does not fit the tasks.
+            UserError: The aggregator fails on this number of tasks, or the preference does not fit the tasks.
         """
         super().configure(tasks)
         self.names = list(tasks)
@@ -105,14 +106,15 @@ class TorchJD(Aggregator):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         if self.preference is not None:
             self.register_buffer("preferred", in_order("preference", self.preference, tasks), persistent=False)
-        if self.key.device.type != "meta":  # where a checkpoint is read, which solvers cannot follow
+        if self.key.device.type != "meta":  # "meta" while a checkpoint is read; solvers need values
             self._aggregate(copy.deepcopy(self.aggregator), torch.eye(len(tasks)), ...)
 
     def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:
-        """What torchjd makes of the gradients of the tasks present; arguments as for `Aggregator.direction`.
+        """The direction of torchjd for the present tasks, `(P,)`; arguments as for `Aggregator.direction`.
 
         Raises:
-            UserError: The aggregator keeps state of each task, and one is absent; or its solver fails.
+            UserError: The aggregator has state for each task and one is absent, it fails, or its direction is not
+                finite.
         """
         rows, part = at_least_float32(gradients), stateful_part(self.aggregator)
         chosen: Any = ...
@@ -151,24 +153,24 @@ class TorchJD(Aggregator):
         return direction
 
     def get_extra_state(self) -> dict[str, Any]:
-        """What the aggregator keeps from step to step; empty for most."""
+        """The state of the aggregator; empty for most."""
         part = stateful_part(self.aggregator)
         if part is None or self._restored:
             return self._restored
         return state_of(part) if int(self.step) else {}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from there at the next step."""
+        """Set the state to be restored at the next step, when the shape of the gradients is known."""
         if part := stateful_part(self.aggregator):
             part.reset()  # type: ignore[operator]
         self._restored = dict(state)
 
 
 def check_aggregator(aggregator: object) -> None:
-    """Refuse what does not make a direction of the matrix of the gradients.
+    """Check that an object is an aggregator of torchjd which `TorchJD` supports.
 
     Raises:
-        UserError: What was given, and what to give.
+        UserError: torchjd is not installed, or the object is of another type or not supported.
     """
     try:
         from torchjd import Stateful
@@ -189,17 +191,17 @@ def check_aggregator(aggregator: object) -> None:
 
 
 def _arguments(aggregator: nn.Module) -> dict[str, Any]:
-    """What an aggregator was made with, where it differs from the default; torchjd keeps each under its name."""
-    given: Mapping[str, Any] = vars(aggregator).get("_init_args", {})
-    found = {}
+    """Arguments of an aggregator that differ from their defaults; torchjd stores each under its name."""
+    stored: Mapping[str, Any] = vars(aggregator).get("_init_args", {})
+    arguments = {}
     for name, parameter in inspect.signature(type(aggregator)).parameters.items():
-        value = given.get(name, getattr(aggregator, name, parameter.default))
+        value = stored.get(name, getattr(aggregator, name, parameter.default))
         if value is parameter.default or (parameter.default is None and repr(value) == _repr_of_default(value)):
             continue
-        found[name] = value
-    return found
+        arguments[name] = value
+    return arguments
 
 
 def _repr_of_default(value: Any) -> str:
-    """That of another such object made without arguments, as torchjd makes its projector; "" for other values."""
+    """The `repr` of a new object of this torchjd class, made without arguments as projectors are; otherwise ""."""
     return repr(type(value)()) if type(value).__module__.startswith("torchjd.") else ""

@@ -1,6 +1,6 @@
-"""The state that torchjd's aggregators keep, as data that a checkpoint can hold.
+"""The state of torchjd's aggregators, as data that a checkpoint can hold.
 
-Their own `state_dict` cannot be loaded: it has buffers that a new aggregator lacks, and NashMTL has none at all.
+Their `state_dict` cannot be loaded: it has buffers that a new aggregator lacks, and that of NashMTL is empty.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ STATE = {
     "PCDWeighting": ("_sq_norm_ema", "_n_steps"),
     "_NashMTLWeighting": ("prvs_alpha", "normalization_factor", "step"),
 }
-"""By class of torchjd 0.18, the attributes that the next step depends on."""
+"""Attributes of classes of torchjd 0.18 on which the next step depends."""
 
 
 def stateful_part(aggregator: nn.Module) -> nn.Module | None:
-    """The part of an aggregator that keeps state from step to step; None for one without state."""
+    """The submodule of an aggregator that has state; None if there is none."""
     return next((part for part in aggregator.modules() if type(part).__name__ in STATE), None)
 
 
 def state_of(part: nn.Module) -> dict[str, Any]:
-    """A copy of the state, as tensors on the CPU and numbers."""
+    """A copy of the state, as tensors on the CPU, numbers and None."""
     return {name: _plain(getattr(part, name)) for name in STATE[type(part).__name__]}
 
 
 def restore(part: nn.Module, state: dict[str, Any], matrix: Tensor) -> None:
-    """Continue from a state.
+    """Restore the state of an aggregator.
 
     Args:
-        part: What `stateful_part` found.
-        state: What `state_of` returned.
-        matrix: The gradients of the next step, `(T, P)`: torchjd begins anew where their shape or dtype changes.
+        part: Submodule returned by `stateful_part`.
+        state: State returned by `state_of`.
+        matrix: Gradients of the next step, `(T, P)`; torchjd resets its state if their shape or dtype changes.
+
+    Raises:
+        UserError: The state has other attributes than expected.
     """
     kind = type(part).__name__
     if set(state) != set(STATE[kind]):
         raise UserError(f"the checkpoint's state of {kind} of torchjd is damaged: it has {', '.join(sorted(state))}")
     if kind == "_NashMTLWeighting":
-        part._init_optim_problem()  # type: ignore[operator]  # which torchjd makes at step 0 alone
+        part._init_optim_problem()  # type: ignore[operator]  # torchjd calls it at step 0 only
         for name, value in state.items():
             setattr(part, name, value.numpy().copy() if isinstance(value, Tensor) else value)
         return

@@ -1,7 +1,7 @@
-"""What a learn2learn user brings along: task sets, gradient transforms, networks and MAML checkpoints.
+"""Support for learn2learn's task sets, gradient transforms, networks and MAML checkpoints.
 
-learn2learn 0.2.0 does not build on a current Python as it stands: `python scripts/build_learn2learn.py` builds it.
-Its vision models are backbones here by their class path; their batch normalisation becomes per task.
+learn2learn 0.2.0 does not build on current Python versions without changes; `python scripts/build_learn2learn.py`
+builds it. Its vision models can be used as backbones by their class path; their batch normalisation becomes per task.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Gradient transforms whose own weights each task adapts."""
+"""Gradient transforms with weights that are adapted to each task."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lightning_meta.nn.stateless import Tensors
 
 
 class AdaptedTransforms:
-    r"""u_ψ of one task: from the second call on, its weights first take a gradient step of their own.
+    r"""The transforms u_ψ of one task; from the second call on, their weights first take a gradient step.
 
     $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_{j-1} - \alpha\, u_\psi(g_{j-1}))\big|_{\psi = \psi_{j-1}}
       = \psi_{j-1} + \alpha^2 (\partial u_\psi(g_{j-1}) / \partial \psi)^\top g_j$$
 
-    with $g_j = \nabla_\varphi L(\varphi_j)$, so the gradients are all that it needs to be told. It is differentiable in
-    ψ_0 and in the gradients, and no tensor of the transforms changes.
+    with $g_j = \nabla_\varphi L(\varphi_j)$, so it needs the gradients only. It is differentiable with respect to ψ_0
+    and the gradients, and no tensor of the transforms is changed.
 
     Args:
-        transforms: A module for each parameter of the network, by name; their weights are ψ_0.
-        rate: α.
+        transforms: Transform of each adapted parameter of the network, by name; their weights are ψ_0.
+        rate: Inner learning rate α.
     """
 
     def __init__(self, transforms: Mapping[str, nn.Module], rate: float) -> None:
@@ -33,7 +33,7 @@ class AdaptedTransforms:
         self.pull_back: Callable[[Tensors], Any] | None = None
 
     def __call__(self, gradients: Tensors) -> Tensors:
-        """u_{ψ_j}(g_j): the gradients of the j-th call, transformed."""
+        """Return the transformed gradients u_{ψ_j}(g_j) of the j-th call, by name of the parameter."""
         if self.pull_back is not None:
             (ascent,) = self.pull_back(gradients)
             self.weights = tree_map(lambda w, a: w + self.rate**2 * a, self.weights, ascent)

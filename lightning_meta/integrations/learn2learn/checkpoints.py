@@ -1,4 +1,4 @@
-"""learn2learn's MAML checkpoints as models of this package."""
+"""Conversion of learn2learn's MAML checkpoints."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _STATISTICS = {"running_mean", "running_var"}
 
 
 def convert_maml(path: str | PathLike[str], module: MAML) -> MAML:
-    """Fill a MAML with what `torch.save(learn2learn.algorithms.MAML(model).state_dict(), path)` wrote.
+    """Load a file written by `torch.save(learn2learn.algorithms.MAML(model).state_dict(), path)` into a MAML.
 
     Layers are matched in the order in which the networks list them, backbone before head. learn2learn's vision models
-    list a block's `normalize` before the `conv` or `linear` that it follows; here it is put behind. A layer must have
-    the same weights as its match, of the same shapes, or nothing is filled. Running statistics of batch normalisation
-    are taken over where the file has them; a MAML normalises by those of the task alone, as learn2learn's does in
-    training mode.
+    list a block's `normalize` before the `conv` or `linear` that it follows; it is moved behind that layer. Matching
+    layers must have the same weights with the same shapes, otherwise an error is raised and nothing is loaded. Running
+    statistics of batch normalisation are loaded if the file has them; a MAML normalises by the statistics of the task
+    alone, as learn2learn's does in training mode.
 
-    The file holds weights alone. What else a network computes, such as pooling, strides and ε, and whether a layer
-    without running statistics normalises over the batch, is for the caller to make the same.
+    The file contains weights only. The caller must ensure that everything else matches, such as pooling, strides, ε,
+    and whether a layer without running statistics normalises over the batch.
 
     Args:
-        path: The file, of tensors only.
-        module: A MAML with the same architecture that knows its episodes, for `OmniglotCNN(5)`
+        path: The file, with tensors only.
+        module: A MAML with the same architecture and with `episodes`, for `OmniglotCNN(5)`
             `MAML(Conv4(1, 64, "stride", "mean"), episodes=EpisodeSpec("classification", (1, 28, 28), 5))`, and for
             `CNN4(5, hidden_size=32)` `MAML(Conv4(3, 32), episodes=EpisodeSpec("classification", (3, 84, 84), 5))`. It
-            is filled in place.
+            is changed in place.
 
     Returns:
         The module.
 
     Raises:
-        UserError: The file holds something else, or the first layer that does not fit.
+        UserError: The file contains something else, or a layer does not match; the first such layer is named.
     """
     module.configure_model()
     tensors = _tensors(path)
@@ -66,9 +66,9 @@ def convert_maml(path: str | PathLike[str], module: MAML) -> MAML:
 
 
 def _layers(tensors: Tensors) -> dict[str, Tensors]:
-    """The weights of each layer, in the order of computation; a weight in two places counts in the first."""
+    """The weights of each layer, in order of computation; shared weights only occur in the first layer listed."""
     layers: dict[str, Tensors] = {}
-    seen: set[object] = set()
+    seen: set[object] = set()  # storage and offset of each tensor
     for name, tensor in tensors.items():
         layer, _, last = name.rpartition(".")
         place = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
@@ -84,7 +84,10 @@ def _layers(tensors: Tensors) -> dict[str, Tensors]:
 
 
 def _refuse_other_pooling(path: str | PathLike[str], tensors: Iterable[str], backbone: nn.Module) -> None:
-    """OmniglotCNN, known by listing its blocks twice, has strides and a mean, and fits a Conv4 that pools as well."""
+    """Refuse an OmniglotCNN for a Conv4 with other downsampling, whose weights have the same shapes.
+
+    An OmniglotCNN, recognised by its blocks being listed twice, has strides and a spatial mean.
+    """
     twice = {"base.0.conv.weight", "features.1.0.conv.weight"}
     if isinstance(backbone, Conv4) and twice <= {name.removeprefix("module.") for name in tensors}:
         given = describe(backbone)["init_args"]
@@ -106,7 +109,7 @@ def _tensors(path: str | PathLike[str]) -> Tensors:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UserError as error:
         raise UserError(f"{error}; save the state_dict alone") from error
-    except Exception as error:  # whatever its parts raise for what they do not take
+    except Exception as error:  # torch.load raises errors of many types
         raise UserError(f"{path} holds more than tensors, or is damaged; save the state_dict alone") from error
     if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
         raise UserError(f"{path} is no state_dict: save learn2learn's MAML(...).state_dict()")

@@ -19,21 +19,21 @@ Transform = Literal["meta_sgd", "kronecker", "meta_curvature", "linear"]
 
 
 class GBML(GradientBasedLearner):
-    r"""MAML whose inner gradients pass through a learned transform each (learn2learn's `GBML` algorithm).
+    r"""MAML with learned transforms of the inner gradients (learn2learn's `GBML` algorithm).
 
     $$\varphi_{j+1} = \varphi_j - \alpha\, u_\psi(\nabla_\varphi L(\varphi_j))$$
 
-    with the transforms' weights ψ learned in the outer loop, with θ: `meta_sgd`, a rate for each weight (Li et al.
-    2017, https://arxiv.org/abs/1707.09835); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019,
+    The transforms' weights ψ are learned in the outer loop together with θ: `meta_sgd`, a rate for each weight (Li et
+    al. 2017, https://arxiv.org/abs/1707.09835); `kronecker`, a Kronecker-factored matrix (Arnold et al. 2019,
     https://arxiv.org/abs/1910.13603); `meta_curvature` (Park and Oliva 2019, https://arxiv.org/abs/1902.03356);
-    `linear`, a full matrix, for small networks. With `adapt_transform` each task adapts ψ too: from the second inner
-    step on,
+    `linear`, a full matrix, for small networks. With `adapt_transform`, each task adapts ψ as well. From the second
+    inner step on,
 
     $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_j), \qquad
       \varphi_j = \varphi_{j-1} - \alpha\, u_{\psi_{j-1}}(\nabla_\varphi L(\varphi_{j-1}))$$
 
-    before φ_j moves by u with ψ_j, and what the outer loop learns is ψ_0, its start (with `meta_sgd` akin to Alpha
-    MAML: Behl et al. 2019, https://arxiv.org/abs/1905.07435).
+    before φ_j is updated by u with ψ_j, and the outer loop learns the initial ψ_0 (with `meta_sgd`, this is similar to
+    Alpha MAML: Behl et al. 2019, https://arxiv.org/abs/1905.07435).
 
     At a glance:
         - Shared: an initialisation, and a transform of gradients.
@@ -47,20 +47,20 @@ class GBML(GradientBasedLearner):
 
     Logged:
         As by `MAML`: `test/accuracy_step_<j>`, the mean over tasks after j inner steps, from 0 to `test_inner_steps`,
-        with its `_ci95`; the last is `test/accuracy`. The transforms are not logged; a checkpoint has them. The rest is
-        said at `MetaModule`.
+        with its `_ci95`; the last is `test/accuracy`. The transforms are not logged but saved in checkpoints. For
+        the other logged values see `MetaModule`.
 
     Deviations:
-        - From learn2learn: tasks may be vectorised; normalisation is per task; `adapt_transform` refuses
-          `first_order` (there, the first inner step is then of second order, and the second one fails).
-        - From Li et al.: α stands before the learned rates, which all start at 1.
-        - Those of `MAML`.
+        - From learn2learn: tasks may be vectorised; normalisation is per task; `adapt_transform` cannot be combined
+          with `first_order` (in learn2learn, the first inner step is then of second order, and the second one fails).
+        - From Li et al.: the learned rates are multiplied by α and all start at 1.
+        - The deviations of `MAML`.
 
     Args:
-        backbone: The network below the head.
-        transform: u.
+        backbone: Network below the head.
+        transform: Kind of the transforms u.
         adapt_transform: Whether each task adapts ψ as well, from its second inner step on.
-        **options: Those of `GradientBasedLearner` and `MetaModule`.
+        **options: Arguments of `GradientBasedLearner` and `MetaModule`.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class GBML(GradientBasedLearner):
 
     @property
     def direction(self) -> Callable[[Tensors], Tensors]:
-        """u_ψ, for the inner loop of one task: where tasks adapt ψ, each asking gives a new one that starts at ψ_0."""
+        """The transforms u_ψ for the inner loop of one task; with `adapt_transform`, a new object starting at ψ_0."""
         adapted = self.adapted()
         transforms = {n: t for n, t in zip(self.names, self.transforms, strict=True) if n in adapted}
         if self.adapt_transform:

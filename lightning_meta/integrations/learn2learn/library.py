@@ -1,4 +1,4 @@
-"""The library itself, imported when it is first needed."""
+"""The learn2learn package, imported when it is first needed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from lightning_meta.errors import UserError
 
 
 def library() -> Any:
-    """learn2learn.
+    """Import and return learn2learn.
 
     Raises:
-        UserError: It is not installed.
+        UserError: learn2learn is not installed.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an unmaintained gym, a torchvision without its image library
+        warnings.simplefilter("ignore")  # gym is unmaintained, torchvision may lack its image library
         try:
             return importlib.import_module("learn2learn")
         except ModuleNotFoundError as error:

@@ -14,22 +14,26 @@ from lightning_meta.sources import FromDataset
 
 
 class FromTasksets(Source):
-    """The classes of three learn2learn task sets, such as `get_tasksets` gives, or of three of its meta data sets.
+    """The classes of three learn2learn task sets, such as those of `get_tasksets`, or of three of its meta data sets.
 
-    The examples are theirs; way, shot, queries and rotations are the `EpisodicDataModule`'s, whose draws differ between
-    ranks and repeat with their seed (learn2learn's do neither). So task transforms are not run. Classes that
-    `FilterLabels` or `FusedNWaysKShots` leave out are left out here; a warning says how to have the quarter-turns of
-    `RandomClassRotation`; draws with replacement, and transforms that are not learn2learn's own, are refused.
+    Only the examples are read. Ways, shots, queries and rotations are arguments of the `EpisodicDataModule`, whose
+    draws differ between ranks and are reproducible from a seed (those of learn2learn are neither). Therefore task
+    transforms are not run: classes excluded by `FilterLabels` or `FusedNWaysKShots` are excluded here too; for the
+    quarter-turns of `RandomClassRotation` a warning names the equivalent option; draws with replacement, and transforms
+    that are not part of learn2learn, raise an error.
 
-    Refused are splits that leak: a task set whose transforms draw from another data set than its own, as in
-    learn2learn 0.2.0's Omniglot benchmark, where training tasks hold test characters; and a label in two splits.
+    Splits that leak raise an error: a task set whose transforms draw from another data set than its own, as in
+    learn2learn 0.2.0's Omniglot benchmark, where training tasks contain test characters; and a label in two splits.
 
     Args:
-        train: A `Taskset`, a `MetaDataset` (filtered, or a union), or a data set of pairs.
+        train: A `Taskset`, a `MetaDataset` (filtered, or a union), or a data set of pairs, for training.
         validation: The same for validation.
-        test: The same for test.
-        separate_labels: Each split numbers its own classes from 0, as in learn2learn's mini-ImageNet.
-        ignore_transforms: Leave out without a word what is warned of or refused for not being run.
+        test: The same for testing.
+        separate_labels: Whether each split numbers its own classes from 0, as in learn2learn's mini-ImageNet.
+        ignore_transforms: Whether to skip, without a warning or an error, task transforms that are not run.
+
+    Raises:
+        UserError: Splits leak, or a task transform cannot be replaced.
     """
 
     def __init__(
@@ -47,11 +51,11 @@ class FromTasksets(Source):
         self._source = FromDataset(first, second, third, separate_labels=separate_labels)
 
     def pools(self) -> dict[Split, Pool]:
-        """The pools of the splits, read once."""
+        """The pools of the splits; the examples are read once."""
         return self._source.pools()
 
     def held_out(self) -> dict[Split, Pool]:
-        """The same pools where all three hold the same classes."""
+        """The same pools, if all three splits have the same classes."""
         return self._source.held_out()
 
     def fingerprint(self) -> str:
@@ -62,12 +66,12 @@ class FromTasksets(Source):
 def _transforms(tasks: Any) -> list[Any]:
     if not isinstance(tasks, library().data.Taskset):
         return []
-    given = tasks.task_transforms
-    return [given] if callable(given) else list(given)
+    transforms = tasks.task_transforms
+    return [transforms] if callable(transforms) else list(transforms)
 
 
 def _dataset(split: Split, tasks: Any) -> Any:
-    """The data set of a task set, whose transforms draw from it and no other: those classes that they let through."""
+    """The data set of a task set, without the classes that its transforms exclude; they must draw from this one."""
     if not isinstance(tasks, library().data.Taskset):
         return tasks
     kept = set(tasks.dataset.labels)
@@ -89,12 +93,12 @@ def _dataset(split: Split, tasks: Any) -> Any:
 
 
 def _check_transforms(transforms: dict[Split, list[Any]]) -> None:
-    """Warn of quarter-turns, and refuse what has no like here."""
+    """Warn about quarter-turns, and raise an error for transforms without an equivalent here."""
     rotation = library().vision.transforms.RandomClassRotation
-    turned = []
+    rotated = []
     for split, transform in [(split, transform) for split, given in transforms.items() for transform in given]:
         if type(transform) is rotation and all(degree % 90 == 0 for degree in transform.degrees):
-            turned.append(split)
+            rotated.append(split)
         elif getattr(transform, "replacement", False):
             raise UserError(
                 f"{split}: {type(transform).__name__} draws with replacement, which EpisodicDataModule does not; leave "
@@ -106,9 +110,9 @@ def _check_transforms(transforms: dict[Split, list[Any]]) -> None:
                 f"{split}: the task transform {name} would not be run, as EpisodicDataModule draws the tasks; make it "
                 "part of the data set, or leave it out by FromTasksets(..., ignore_transforms=True)"
             )
-    if turned:
+    if rotated:
         warnings.warn(
             "RandomClassRotation is not run; EpisodicDataModule makes all four quarter-turns of a class classes of "
-            f"their own with rotations={turned}",
+            f"their own with rotations={rotated}",
             stacklevel=3,
         )
