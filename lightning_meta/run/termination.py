@@ -63,6 +63,7 @@ class Termination(Callback):
         self._received = self._agreed = 0  # the signal of this rank, and the one that all ranks act on; 0 is none
         self._immediate = True  # no training step is active that should finish first
         self._previous: dict[int, Any] = {}
+        self._device = torch.device("cpu")
 
     def __enter__(self) -> Termination:
         """Handle both signals; Ctrl-C stays ignored where it is, as in the background of a script."""
@@ -82,10 +83,15 @@ class Termination(Callback):
         """Replace Lightning's handler; from here on a step finishes first."""
         self._set_handlers()
         self._immediate = False
+        self._device = trainer.strategy.root_device
+        if trainer.world_size > 1:
+            # Lightning broadcasts what rank 0 received, but a signal may reach any rank. There is no public hook.
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = self._reduce  # type: ignore[method-assign]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop between two steps if any rank received a signal; Lightning asks rank 0 alone."""
-        self._agree(trainer)
+        """Stop between two steps if any rank received a signal."""
+        if trainer.world_size == 1:
+            self._agreed = self._received
         if self._agreed and self._checkpoint.between_steps:
             self._checkpoint.write_last(trainer)
             raise Stopped(self._agreed)
@@ -124,13 +130,14 @@ class Termination(Callback):
             raise Stopped(number)
 
     def _agree(self, trainer: Trainer) -> None:
-        """Let all ranks act on a signal that any of them received."""
-        received = self._received
         if trainer.world_size > 1:
-            of_ranks = torch.tensor(received, device=trainer.strategy.root_device)
-            torch.distributed.all_reduce(of_ranks, torch.distributed.ReduceOp.MAX)
-            received = int(of_ranks)
-        self._agreed = max(self._agreed, received)
+            self._device = trainer.strategy.root_device
+            self._reduce()
+
+    def _reduce(self) -> None:
+        received = torch.tensor([self._received], device=self._device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        self._agreed = max(self._agreed, int(received.item()))
 
     def _set_handlers(self) -> None:
         for number in self._previous or (signal.SIGTERM,):
