@@ -12,16 +12,37 @@ import numpy as np
 from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
 from lightning_meta.report.transfer.results import state
 
-TASKS, EXAMPLES, EFFECT, AFFECTED = 20, 30, 1.0, 6
+EXAMPLES, EFFECT, AFFECTED = 30, 1.0, 6
 SEEDS = (3, 5, 10)
-# What seeds do: to a task (standard deviation), to all tasks alike, how unequally to them, to two noisier tasks.
+
+
+class Case(NamedTuple):
+    """Effects of seeds.
+
+    Attributes:
+        each: Standard deviation of the effect on each task.
+        alike: Standard deviation of the effect on all tasks.
+        unequal: How unequal the effect on all tasks is between tasks.
+        noisy: Factor of `each` for every tenth task.
+        tasks: Number of tasks.
+    """
+
+    each: float = 0.0
+    alike: float = 0.0
+    unequal: float = 0.0
+    noisy: float = 1.0
+    tasks: int = 20
+
+
 CASES = {
-    "nothing": (0.0, 0.0, 0.0, 1.0),
-    "each task alone": (0.3, 0.0, 0.0, 1.0),
-    "all tasks alike": (0.1, 0.3, 0.0, 1.0),
-    "all tasks, unequally": (0.1, 0.3, 0.5, 1.0),
-    "2 tasks 5 times as much": (0.2, 0.0, 0.0, 5.0),
-    "2 tasks 5 times, and all alike": (0.2, 0.2, 0.0, 5.0),
+    "nothing": Case(),
+    "each task alone": Case(0.3),
+    "all tasks alike": Case(0.1, 0.3),
+    "all tasks, unequally": Case(0.1, 0.3, 0.5),
+    "2 tasks 5 times as much": Case(0.2, noisy=5.0),
+    "2 tasks 5 times, and all alike": Case(0.2, 0.2, noisy=5.0),
+    "14 of 139 tasks 10 times as much": Case(0.2, noisy=10.0, tasks=139),
+    "20 of 200 tasks 10 times as much": Case(0.2, noisy=10.0, tasks=200),
 }
 
 
@@ -30,7 +51,7 @@ class Found(NamedTuple):
 
     Attributes:
         false: At least one false verdict among tasks that do not differ.
-        power: A right verdict for a task that differs by `EFFECT`, 6 of 20 do.
+        power: A right verdict for a task that differs by `EFFECT`, `AFFECTED` tasks do.
         coverage: A task's 95 % interval holds the truth.
         method_power: "Helps" of one that adds a half of `EFFECT` to every task.
         method_coverage: The method's interval holds the truth; the rest are false verdicts of the method.
@@ -45,19 +66,19 @@ class Found(NamedTuple):
 
 def simulate(case: str, seeds: int, trials: int) -> Found:
     """Compare methods that do nothing, then the same with effects added."""
-    each, alike, unequal, noisy = CASES[case]
+    each, alike, unequal, noisy, tasks = CASES[case]
     rng = np.random.default_rng([seeds, list(CASES).index(case)])
     rows = []
-    effect = np.where(np.isin(np.arange(TASKS), range(1, 1 + AFFECTED)), EFFECT, 0.0)  # none of the noisy ones
+    effect = np.where(np.isin(np.arange(tasks), range(1, 1 + AFFECTED)), EFFECT, 0.0)  # none of the noisy ones
     for _ in range(trials):
-        scale = each * np.where(np.arange(TASKS) % 10 == 0, noisy, 1.0)
-        load = 1 + unequal * rng.uniform(-1, 1, TASKS)
-        of_seeds = scale * rng.normal(size=(seeds, TASKS)) + alike * load * rng.normal(size=(seeds, 1))
-        of_examples = 0.4 * rng.normal(size=(TASKS, EXAMPLES))
-        by_seed = of_seeds[:, :, None] + rng.normal(size=(seeds, TASKS, EXAMPLES))
+        scale = each * np.where(np.arange(tasks) % 10 == 0, noisy, 1.0)
+        load = 1 + unequal * rng.uniform(-1, 1, tasks)
+        of_seeds = scale * rng.normal(size=(seeds, tasks)) + alike * load * rng.normal(size=(seeds, 1))
+        of_examples = 0.4 * rng.normal(size=(tasks, EXAMPLES))
+        by_seed = of_seeds[:, :, None] + rng.normal(size=(seeds, tasks, EXAMPLES))
         d = (by_seed + of_examples).transpose(1, 0, 2)
-        null = paired_intervals(list(d), [False] * TASKS)
-        some = paired_intervals(list(d + effect[:, None, None]), [False] * TASKS)
+        null = paired_intervals(list(d), [False] * tasks)
+        some = paired_intervals(list(d + effect[:, None, None]), [False] * tasks)
         on_these_examples = by_seed.mean(2)  # of which the statement is
         method, helped = state(on_these_examples)[1], state(on_these_examples + EFFECT / 2)[1]
         rows.append(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.special import polygamma, stdtr, stdtrit
 
 LEVEL = 0.95
 ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of it spent on common seed effects
+HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
 FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
 METHOD = (
     "Metrics that are no means over examples (AUROC and others) enter by what each example adds to them (infinitesimal "
@@ -246,6 +249,10 @@ def moderated(
     of freedom, since d of the T·d were used for the effect that all tasks share. The maximum protects tasks whose seeds
     differ more than those of most tasks.
 
+    The variance of an F exists for $d_0 > 4$ only, so the moments of any sample give a $d_0$ above 4. If it is below
+    `HEAVY_TAILED`, the mean squares may have heavier tails, as with a few very noisy tasks. Then $d_0$ is the smaller
+    of this estimate and that from the variance of $\log G_i$, which is $\psi'(d / 2) + \psi'(d_0 / 2)$ (section 6.2).
+
     Args:
         between_seeds: Mean squares between seeds $M_{a,i}$, `(T,)`.
         residual: Residual mean squares $M_{e,i}$, `(T,)`.
@@ -270,7 +277,17 @@ def moderated(
     spread = d * scaled.var(ddof=1) / mean**2 if mean > 0 else 0.0
     prior_df = (4 * spread + 2 * d - 4) / (spread - 2) if spread > 2 else 1e9
     prior = mean * (prior_df - 2) / prior_df
+    if prior_df < HEAVY_TAILED:
+        prior_df = min(prior_df, _df_from_logs(scaled[scaled > 0], d))
     shrunk = residual[usable] * growth * (prior_df * prior + d * scaled) / (prior_df + d)
     mean_square[usable] = np.maximum(between_seeds[usable], shrunk)
     df[usable] = min(prior_df + d, d * (usable.sum() - 1))
     return mean_square, df
+
+
+def _df_from_logs(scaled: np.ndarray, d: int) -> float:
+    """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive."""
+    excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2)
+    if not excess > 0:
+        return math.inf
+    return 2 * float(brentq(lambda half: polygamma(1, half) - excess, 1e-6, 1e12))
