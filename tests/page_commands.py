@@ -194,6 +194,8 @@ def of_ladder(command: str) -> list[str]:
     short += ["--data.batches_per_epoch=2", "--data.train_subset=5"]
     if "glyphs" in command:
         short += ["--data.tasks=[Greek, Armenian]"]
+    if "rare_tasks" in command:
+        short += ["--data.tasks=[task_000, task_001]"]
     return [*shlex.split(command)[2:], *short]
 
 
