@@ -118,7 +118,7 @@ def test_tasks_that_never_met_and_runs_of_other_tasks_are_refused(tmp_path: Path
     z = np.ones((3, 3))
     z[0, 1] = np.nan
     recording(tmp_path / "r" / "0", [z])
-    with pytest.raises(UserError, match="of task 0 onto task 1 is nan; two tasks that were never in a batch"):
+    with pytest.raises(UserError, match="of task 0 onto task 1 is nan; two tasks that were never in the same"):
         grouped_rung(str(tmp_path / "r" / "0"), 2)
     recording(tmp_path / "r" / "1", [np.ones((2, 2))], names="ab")
     with pytest.raises(UserError, match="different tasks: 'c' is in one only"):

@@ -34,18 +34,18 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--table",
         type=str | None,
-        help="A table (.csv, .tsv or .parquet) of new rows, with the feature columns of training; others, and targets, "
-        "are not looked at.",
+        help="A table (.csv, .tsv or .parquet) of new rows with the feature columns of training; other columns are "
+        "ignored.",
     )
     parser.add_argument(
         "--delimiter",
         type=str | None,
-        help="What divides the columns of a CSV file of --table, such as ';'; by default what did so in training.",
+        help="Separator of the columns of a CSV file of --table, such as ';'; by default that of training.",
     )
     parser.add_argument(
         "--decimal",
         type=Literal[".", ","] | None,
-        help="What stands before the decimals of its numbers; by default what did so in training.",
+        help="Decimal mark of its numbers; by default that of training.",
     )
     parser.add_argument(
         "--support",

@@ -49,7 +49,7 @@ def predict_rows(config: Namespace, model: Any) -> None:
     if model.spec.table is None:
         raise UserError(
             f"--ckpt_path {config.ckpt_path}: the checkpoint does not say how a row becomes inputs: it was written by "
-            "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it anew on one"
+            "an earlier version, or the model was not trained on a lightning_meta.sources.Table; train it again on one"
         )
     calibration = _calibration(config, model) if config.calibrated else None
     spelling = config.delimiter, config.decimal

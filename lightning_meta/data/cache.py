@@ -82,7 +82,7 @@ def load_or_build(
             _write(temporary, key, pools, hashes(pools))
         cached = _read(path, key, hashes)
     if cached is None:
-        raise UserError(f"{path}: cannot be read back after it was written; is the disk sound?")
+        raise UserError(f"{path}: cannot be read back after it was written; check the disk")
     return cached
 
 

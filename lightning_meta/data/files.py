@@ -76,10 +76,10 @@ class Limited:
         """Read up to `size` bytes, or all that are left if it is negative.
 
         Raises:
-            WrongContentError: The stream is already at the limit.
+            WrongContentError: The stream is at the limit and has more bytes.
         """
         left = self._most - self._stream.tell()
-        if left <= 0 and size:
+        if left <= 0 and size and self._stream.read(1):
             raise WrongContentError(f"it unpacks to more than {self._most:,} bytes")
         return self._stream.read(left if size < 0 else min(size, left))
 

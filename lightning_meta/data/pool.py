@@ -142,7 +142,7 @@ class Pool:
         y = self.y.float() if self.y is not None and self.y.dtype == torch.float64 else self.y
         if self.y is not None and y is not self.y and loses_digits(self.y, torch.float32):
             raise UserError(
-                "source: this accelerator has no float64, and float32 cannot tell the targets apart; subtract a "
+                "source: this accelerator has no float64, and float32 cannot distinguish the targets; subtract a "
                 "constant from them, or train with accelerator=cpu"
             )
         return self if x is self.x and y is self.y else replace(self, x=x, y=y)

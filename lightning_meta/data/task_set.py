@@ -211,7 +211,7 @@ class TaskSet:
         return TaskSet(moved, targets, rows, weights)
 
     def without_float64(self) -> TaskSet:
-        """Return the set with float64 inputs and targets converted to float32.
+        """Return the set with float64 inputs, targets and weights converted to float32.
 
         Raises:
             UserError: Different targets of a task would become equal.
@@ -222,6 +222,7 @@ class TaskSet:
 
         inputs = self.inputs
         tensors = [*(inputs.values() if isinstance(inputs, dict) else [inputs]), *self.targets.values()]
+        tensors += (self.weights or {}).values()
         if not any(tensor.dtype == torch.float64 for tensor in tensors):
             return self
         for name, y in self.targets.items():

@@ -53,5 +53,5 @@ def as_images(X: Any, shape: Sequence[int | None]) -> Tensor:
     if not images.is_floating_point():
         raise UserError(f"X: images are uint8 in [0, 255] or real in [0, 1], got {images.dtype}; X.astype('uint8')")
     if not bool(torch.isfinite(images).all()):
-        raise UserError("X: the images hold NaN or infinity; mend or leave them out")
+        raise UserError("X: the images contain NaN or infinity; correct them or leave them out")
     return images.float()

@@ -1,14 +1,14 @@
-"""Functions of torch whose derivatives are wrong or missing within `torch.func`, and what is computed instead.
+"""Replacements for functions of torch whose derivatives are wrong or missing within `torch.func`.
 
-What torch 2.13 gets wrong, found by comparing `vmap`, a loop and finite differences in float64 (the table that
+The errors of torch 2.13, found by comparing `vmap`, a loop and finite differences in float64 (the table that
 `tests/nn/test_layers.py` prints):
 
 - second derivatives under `vmap` of `layer_norm`, `instance_norm` and `batch_norm` with weights: up to 10 % off;
-- second derivatives of `torch._weight_norm`, also without `vmap`: they miss that the norm depends on the weight;
-- first and second derivatives under `vmap` of `embedding` with `padding_idx`: they reach the row of the padding;
+- second derivatives of `torch._weight_norm`, also without `vmap`: the dependence of the norm on the weight is missing;
+- first and second derivatives under `vmap` of `embedding` with `padding_idx`: the row of the padding has a gradient;
 - second derivatives that raise: fused attention, `hardsigmoid`, `embedding_bag`, `cdist`, cuDNN's recurrent kernels;
 - `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` in evaluation mode take their inference path under `vmap`,
-  which has no derivative. They do not while a function mode is active.
+  which has no derivative. While a function mode is active, they do not take this path.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ Function = Callable[..., Tensor]
 
 
 class ExactDerivatives(TorchFunctionMode):
-    """Within this context, what torch differentiates wrongly is computed by basic operations.
+    """A context in which these functions are computed by basic operations.
 
-    It applies to modules and to functions called in `forward` alike. Every call of torch passes through it, which costs
-    about a microsecond, so networks that need none of it run without.
+    It covers modules and functions called in `forward`. Every call of torch passes through it, at a cost of about a
+    microsecond, so it is not used for networks that call none of these functions.
 
     Attributes:
         found: Whether any of these functions was called.
     """
 
     found = False
-    _depth: ClassVar[threading.local] = threading.local()  # function modes belong to threads, too
+    _depth: ClassVar[threading.local] = threading.local()  # function modes are also per thread
 
     @classmethod
     def active(cls) -> bool:
@@ -220,11 +220,11 @@ def _weight_norm(function: Function, v: Tensor, g: Tensor, dim: int = 0) -> Tens
 
 
 def _cdist(function: Function, x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
-    apart = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    differences = x1.unsqueeze(-2) - x2.unsqueeze(-3)
     if p != 2:
-        distances: Tensor = torch.linalg.vector_norm(apart, p, dim=-1)
+        distances: Tensor = torch.linalg.vector_norm(differences, p, dim=-1)
         return distances
-    squares = apart.square().sum(-1)
+    squares = differences.square().sum(-1)
     same = squares == 0  # the root has no derivative there; torch takes 0
     return torch.where(same, 0, torch.where(same, 1, squares).sqrt())
 

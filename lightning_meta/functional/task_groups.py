@@ -1,4 +1,4 @@
-"""Which tasks to train together, from how a step of one task changes the loss of another."""
+"""Groups of tasks to train together, from the affinities between tasks."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
 
-EXACT = 14  # tasks: the search looks at 3^13 = 1.6 million pairs of a set and a subset of it
+EXACT = 14  # largest number of tasks for the exact search, which visits 3^13 = 1.6 million pairs of set and subset
 
 
 class TaskGroups(NamedTuple):
     """A partition of tasks.
 
     Attributes:
-        groups: The numbers of the tasks of each group, ascending; groups stand in the order of their first tasks.
-        gain: The total predicted gain, the sum of `group_gains`.
-        exact: Whether no partition has a larger one; else it is that of a search that may miss the best.
+        groups: Numbers of the tasks in each group, in ascending order; groups are ordered by their first tasks.
+        gain: Total predicted gain, the sum of `group_gains`.
+        exact: Whether the gain is certain to be the largest; otherwise it is the result of a greedy search.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -33,28 +33,28 @@ class TaskGroups(NamedTuple):
 def task_groups(affinity: Tensor, groups: int) -> TaskGroups:
     r"""Divide tasks into at most k groups with the largest total predicted gain.
 
-    A task is predicted to gain the mean affinity of the others of its group onto it, and nothing where it is alone:
+    The predicted gain of a task is the mean affinity of the other tasks in its group onto it, and 0 if it is alone:
     $\sum_{G} \sum_{j \in G} \frac{1}{|G| - 1} \sum_{i \in G, i \ne j} Z_{i \to j}$.
 
-    Up to 14 tasks the best partition is found, by dynamic programming over sets of tasks. For more, groups are merged
-    from single tasks on, always the two whose union adds the most, and then tasks move to other groups, always the one
-    that adds the most, until none adds anything.
+    For up to 14 tasks, dynamic programming over sets of tasks finds the best partition. For more tasks, a greedy search
+    starts from single tasks and repeatedly merges the two groups whose union adds the most; then it repeatedly moves
+    the task whose move adds the most to another group, until no move increases the gain.
 
-    Fifty et al., Efficiently Identifying Task Groupings for Multi-Task Learning (NeurIPS 2021): Z and the mean over the
-    others of a group are theirs. Their search lets a task be trained in several groups and be taken from one of them;
-    here it is in one group, so that the groups together see as many examples as all tasks in one network do.
+    Z and the mean over the other tasks of a group are from Fifty et al., Efficiently Identifying Task Groupings for
+    Multi-Task Learning (NeurIPS 2021). Their search may train a task in several groups and use it from one of them.
+    Here a task is in one group, so that all groups together see as many examples as one network for all tasks.
 
     >>> affinity = torch.tensor([[1.0, 0.3, -0.1], [0.2, 1.0, -0.2], [-0.1, 0.1, 1.0]])
     >>> task_groups(affinity, groups=2).groups
     ((0, 1), (2,))
 
     Args:
-        affinity: $Z_{i \to j}$, `(T, T)`, a row for each task i that steps, as `inter_task_affinity` gives it and
-            `recorded_affinity` reads it; the diagonal is not looked at.
-        groups: k, the most groups.
+        affinity: Affinities $Z_{i \to j}$, `(T, T)`, with one row for each task i that makes a step, as returned by
+            `inter_task_affinity` and `recorded_affinity`; the diagonal is ignored.
+        groups: Largest number k of groups, >= 1.
 
     Raises:
-        UserError: The affinity is not a matrix of two tasks or more, one is not finite, or there is no group.
+        UserError: The affinity is not a finite square matrix of at least two tasks, or `groups` is below 1.
     """
     whole(1, groups=groups)
     z = _checked(affinity)
@@ -64,11 +64,14 @@ def task_groups(affinity: Tensor, groups: int) -> TaskGroups:
 
 
 def group_gains(affinity: Tensor, groups: Sequence[Iterable[int]]) -> Tensor:
-    """The predicted gain of each task in its group: `(T,)` float64, 0 for a task that is alone or in no group.
+    """Compute the predicted gain of each task in its group.
 
     Args:
-        affinity: `(T, T)`, as for `task_groups`.
-        groups: The numbers of the tasks of each group.
+        affinity: Affinities `(T, T)` as for `task_groups`.
+        groups: Numbers of the tasks in each group.
+
+    Returns:
+        Gains `(T,)` in float64; 0 for a task that is alone or in no group.
     """
     z = torch.from_numpy(_checked(affinity))
     gains = torch.zeros(len(z), dtype=torch.float64)
@@ -80,31 +83,31 @@ def group_gains(affinity: Tensor, groups: Sequence[Iterable[int]]) -> Tensor:
 
 
 def _checked(affinity: Tensor) -> NDArray[Any]:
-    """The affinities with zeros on the diagonal."""
+    """Return the affinities with zeros on the diagonal."""
     if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1] or len(affinity) < 2:
         raise UserError(f"affinity: a matrix (T, T) of two tasks or more is needed, got {tuple(affinity.shape)}")
     z = affinity.detach().cpu().double().clone().fill_diagonal_(0)
     if not z.isfinite().all():
         i, j = (~z.isfinite()).nonzero()[0].tolist()
         raise UserError(
-            f"affinity: that of task {i} onto task {j} is {z[i, j].item()}; two tasks that were never in a batch "
-            "together have none: record more often, or leave a task out"
+            f"affinity: that of task {i} onto task {j} is {z[i, j].item()}; two tasks that were never in the same "
+            "batch have none: record more often, or leave a task out"
         )
     return z.numpy()
 
 
 def _best(z: NDArray[Any], most: int) -> list[list[int]]:
-    """The best partition. A set of tasks is a number, whose bit t stands for task t."""
+    """Find the best partition. A set of tasks is represented by an integer whose bit t is 1 if task t is in it."""
     tasks = len(z)
     members = (np.arange(2**tasks)[:, None] >> np.arange(tasks)) & 1
     sizes = members.sum(1)
     gain = ((members @ z) * members).sum(1) / np.maximum(sizes - 1, 1)
-    best = np.zeros((most + 1, 2**tasks))  # by number of groups at most, and the set that they divide
+    best = np.zeros((most + 1, 2**tasks))  # by the largest number of groups and the set to divide
     best[0, 1:] = -np.inf
-    first = np.zeros((most + 1, 2**tasks), np.int64)  # the group of the set's lowest task
+    first = np.zeros((most + 1, 2**tasks), np.int64)  # the group that contains the lowest task of the set
     for whole_set in range(1, 2**tasks):
         lowest = whole_set & -whole_set
-        inside = np.zeros(1, np.int64)  # all subsets of the rest
+        inside = np.zeros(1, np.int64)  # all subsets of the other tasks
         for t in range(tasks):
             if (whole_set ^ lowest) >> t & 1:
                 inside = np.concatenate([inside, inside | 1 << t])
@@ -123,7 +126,7 @@ def _best(z: NDArray[Any], most: int) -> list[list[int]]:
 
 
 def _merged_and_moved(z: NDArray[Any], most: int) -> list[list[int]]:
-    """A good partition of many tasks."""
+    """Find a good partition of many tasks by the greedy search of `task_groups`."""
     both = z + z.T
     found = [[t] for t in range(len(z))]
 
@@ -144,7 +147,9 @@ def _merged_and_moved(z: NDArray[Any], most: int) -> list[list[int]]:
         if len(found) <= most and added[a, b] <= 0:
             break
         found[a] += found.pop(b)
-    smallest = 1e-12 * float(np.abs(z).max())  # less is rounding, which could move a task to and fro
+    smallest = 1e-12 * float(
+        np.abs(z).max()
+    )  # smaller gains are rounding errors, which could move a task back and forth for ever
     while True:
         candidates = []
         places = [*range(len(found)), *([len(found)] if len(found) < most else [])]

@@ -98,7 +98,8 @@ class Glyphs(Source):
     Args:
         seed: Seed of the jitter, from 0 to 2^63 - 1.
         jitter: Strength of the random affine map, from 0 (none) to 2. With 1, glyphs are rotated by up to 15 degrees,
-            sheared and stretched by up to 18 %, and shifted by up to 2.5 of 28 pixels. No glyph leaves the image.
+            sheared by up to 18 %, stretched by −16 to +20 %, and shifted by up to 2.5 of 28 pixels. No glyph leaves the
+            image.
         copies: Number of examples of each character in each face, at least 1; a class has 12 times as many. With more
             than one, the support and the query set of an episode may show the same face.
         image_size: Height and width of the images in pixels, at least 16.

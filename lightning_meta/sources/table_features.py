@@ -137,13 +137,15 @@ def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool
     mean, scale = float(standardiser.mean), float(standardiser.scale)
     if not (np.isfinite(mean) and np.isfinite(scale) and scale > 0):  # squares overflow or underflow in float64
         distances = np.abs(column.centred)
-        raise column.wrong(int((distances == np.nanmax(distances)).argmax()), TOO_LARGE)
+        advice = TOO_SMALL if scale == 0 else TOO_LARGE
+        raise column.wrong(int((distances == np.nanmax(distances)).argmax()), advice)
     if scaling == "standard":
         return NumberFeature(name, mean, scale, column.offset, indicator=indicator)
     quantiles, normal = quantiles_of(present[:, 0].numpy(), int(train.sum())), scaling == "quantile_normal"
     return NumberFeature(name, offset=column.offset, indicator=indicator, quantiles=quantiles, normal=normal)
 
 
+TOO_SMALL = "the column varies too little to be scaled; give it in another unit, or leave it out"
 TOO_LARGE = "after scaling it is larger than float32 can hold; correct it, or leave out the column"
 
 

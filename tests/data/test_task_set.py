@@ -157,3 +157,11 @@ def test_fingerprint_follows_inputs_targets_rows_names_and_splits() -> None:
     ]
     assert len(set(changed)) == len(changed)
     assert of(shared()) == changed[0]
+
+
+def test_weights_alone_in_float64_are_narrowed_too() -> None:
+    rows = {"a": torch.arange(3)}
+    weights = {"a": torch.ones(3, dtype=torch.float64)}
+    narrowed = TaskSet(torch.zeros(3, 2), {"a": torch.zeros(3, 1)}, rows, weights).without_float64()
+    assert narrowed.weights is not None
+    assert narrowed.weights["a"].dtype == torch.float32

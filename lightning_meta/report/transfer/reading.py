@@ -236,9 +236,9 @@ def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
     flat = all(arrays[k].shape == (n,) for k in ("task", "id", "score")) and arrays["names"].ndim == 1
     if not flat or any(arrays[k].ndim != 2 or len(arrays[k]) != n for k in ("output", "target")):
         raise UserError(f"{file} is damaged: its arrays have the wrong shapes or different lengths")
-    if n and not 0 <= tasks.min() <= tasks.max() < len(arrays["names"]):
+    if (wrong := tasks[(tasks < 0) | (tasks >= len(arrays["names"]))]).size:
         raise UserError(
-            f"{file} is damaged: a row has the task number {tasks.max()}, but there are {len(arrays['names'])} tasks"
+            f"{file} is damaged: a row has the task number {wrong[0]}, but there are {len(arrays['names'])} tasks"
         )
     return arrays
 
