@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -356,7 +357,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         super().make_parts()
         self.weighting.configure(self.spec.tasks)
         self.best = BestSoFar(len(names))
-        self.records = {stage: TaskRecords(self.spec.tasks) for stage in EVALUATED}
+        self.records = {stage: TaskRecords(self.spec.tasks, joined=stage == "test") for stage in EVALUATED}
 
     def take_first_weights(self) -> None:
         """As of every module; a network that has no layers before it knows its columns takes the weights then."""
@@ -546,7 +547,11 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         directory = self.trainer.log_dir  # a collective call: all ranks must reach it
         shares = gradient_shares(directory) if directory else {}
         self.test_report = {
-            "predictions": table.predictions(self.spec.tasks),
+            "predictions": {
+                "names": np.array(list(self.spec.tasks)),
+                "score": table.example_scores(self.spec.tasks).numpy(),
+                **{name: column.numpy() for name, column in table.columns.items()},
+            },
             "per_task": rows_of_tasks(self.spec, tables, self.best.steps, shares),
         }
 

@@ -95,6 +95,7 @@ class TaskRecords(Metric):
 
     Args:
         tasks: The tasks by name, in order.
+        joined: Whether the records are also kept as one table of all tasks, as written to `predictions.npz`.
     """
 
     full_state_update = False
@@ -105,8 +106,9 @@ class TaskRecords(Metric):
     outputs: list[Tensor]
     targets: list[Tensor]
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], joined: bool = False) -> None:
         super().__init__()
+        self.joined = joined
         self.order = {name: i for i, name in enumerate(tasks)}
         self.widths = [task.outputs for task in tasks.values()]
         for name in _COLUMNS:
@@ -143,7 +145,7 @@ class TaskRecords(Metric):
             # These are copies, since a view would keep the whole tensor behind it in memory. Rows are padded to the
             # same width for all tasks, so that ranks can gather them.
             self.losses.append(group.values.detach().clone())
-            self.outputs.append(F.pad(all_outputs.detach(), (0, max(self.widths) - all_outputs.shape[1])))
+            self.outputs.append(_widened(all_outputs.detach(), max(self.widths)))
             self.targets.append(F.pad(numbers, (0, max(1, *self.widths) - numbers.shape[1])))
 
     def compute(self) -> RecordTable:
@@ -161,21 +163,24 @@ class TaskRecords(Metric):
             order = order[first]
             task_numbers, ids, *others = (column[order] for column in (task_numbers, ids, *others))
         kinds, losses, outputs, targets = others
+        columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)} if self.joined else {}
+        if self.joined:
+            columns["target"] = _as_numbers(targets, kinds)
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        columns = [column.split(counts) for column in (ids, at_least_float32(losses), at_least_float32(outputs))]
+        by_task = [column.split(counts) for column in (ids, at_least_float32(losses), at_least_float32(outputs))]
         starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
         task_kinds = [int(kinds[start]) if count else 0 for start, count in zip(starts, counts, strict=True)]
         by_dtype = {
             n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in task_kinds}
         }
         records = {}
-        for name, kind, own_width, *parts in zip(self.order, task_kinds, self.widths, *columns, strict=True):
+        for name, kind, own_width, *parts in zip(self.order, task_kinds, self.widths, *by_task, strict=True):
             width, dtype = divmod(kind, len(_DTYPES))
             padded = by_dtype[dtype][self.order[name]]
             records[name] = TaskRecord(
                 parts[0], parts[1], parts[2][:, :own_width], padded[:, :width] if width else padded[:, 0]
             )
-        return RecordTable(records)
+        return RecordTable(records, columns)
 
 
 class RecordTable:
@@ -185,10 +190,12 @@ class RecordTable:
 
     Args:
         of: Record of each task by its name.
+        columns: All records as one table, if `TaskRecords` keeps it: the task numbers `(n,)`, ids `(n,)`, outputs and
+            targets `(n, ...)`, where those of narrower tasks are padded with NaN.
     """
 
-    def __init__(self, of: dict[str, TaskRecord]) -> None:
-        self.of = of
+    def __init__(self, of: dict[str, TaskRecord], columns: Mapping[str, Tensor] | None = None) -> None:
+        self.of, self.columns = of, columns or {}
         self._ranked: dict[str, float] = {}
 
     def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
@@ -217,21 +224,9 @@ class RecordTable:
         records = [self.of[name] for name, _, _ in requests]
         return evaluated([Evaluation(r.outputs, r.targets, *q[1:]) for r, q in zip(records, requests, strict=True)])
 
-    def predictions(self, tasks: Mapping[str, Task]) -> dict[str, np.ndarray]:
-        """All records as one table, as written to `predictions.npz`; narrower rows are padded with NaN."""
-        records = [self.of[name] for name in tasks]
-        outputs = max(record.outputs.shape[1] for record in records)
-        target_rows = [r.targets.double() if r.targets.dim() > 1 else r.targets.double().unsqueeze(1) for r in records]
-        targets = max(rows.shape[1] for rows in target_rows)
-        scores = [record.example_scores(task) for record, task in zip(records, tasks.values(), strict=True)]
-        columns = {
-            "task": torch.cat([torch.full_like(r.ids, i) for i, r in enumerate(records)]),
-            "id": torch.cat([r.ids for r in records]),
-            "score": torch.cat(scores),
-            "output": torch.cat([_widened(r.outputs, outputs) for r in records]),
-            "target": torch.cat([_widened(rows, targets) for rows in target_rows]),
-        }
-        return {"names": np.array(list(tasks)), **{name: column.cpu().numpy() for name, column in columns.items()}}
+    def example_scores(self, tasks: Mapping[str, Task]) -> Tensor:
+        """`TaskRecord.example_scores` of all tasks, `(n,)`."""
+        return torch.cat([self.of[name].example_scores(task) for name, task in tasks.items()])
 
 
 def _ascends(tasks: Tensor, ids: Tensor) -> bool:
@@ -258,6 +253,17 @@ def _from_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.int64:
         return numbers
     return (numbers.int() if dtype == torch.float32 else numbers).view(dtype)
+
+
+def _as_numbers(integers: Tensor, kinds: Tensor) -> Tensor:
+    """Decode the targets of all tasks as float64, `(n, largest width)`; narrower ones are padded with NaN."""
+    widths, dtypes = (kinds // len(_DTYPES)).clamp_min(1), kinds % len(_DTYPES)
+    most = int(widths.max())
+    numbers = torch.empty(len(kinds), most, dtype=torch.float64)
+    for dtype in dtypes.unique().tolist():
+        rows = dtypes == dtype
+        numbers[rows] = _from_integers(integers[rows, :most], _DTYPES[dtype]).double()
+    return numbers.masked_fill_(torch.arange(most) >= widths.unsqueeze(1), torch.nan)
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:
