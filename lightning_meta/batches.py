@@ -78,7 +78,7 @@ class TaskBatch(NamedTuple):
         targets: `(n_i, ...)` targets by name of the task. A task without a key is absent from the batch; one with an
             empty tensor is present on another rank.
         rows: `(n_i,)` int64 by name of the task: row of `inputs` of each target; a `Common` or `Consecutive` if the
-            rows are known to be so.
+            rows are known to be so. Batches may share these tensors, so do not change them in place.
         ids: `(n_i,)` int64 by name of the task: number of each labelled example in the task's split.
         weights: `(n_i,)` by name of the task: factor of the loss of each example; None for 1.
     """

@@ -18,6 +18,7 @@ import yaml
 
 from lightning_meta.cli import main
 from lightning_meta.cli.main import COMMANDS
+from lightning_meta.cli.parsing import with_own_paths
 from lightning_meta.cli.screens import screen
 from lightning_meta.loading import load
 from lightning_meta.run.hold import Hold
@@ -212,6 +213,17 @@ def test_a_network_is_found_by_its_short_name_beside_those_of_other_packages(
     assert main(["fit", "--config", "maml.yaml", *options, "--trainer.max_steps", "1", "--name", "maml"]) == 0
     backbone = yaml.safe_load(Path("runs/maml/0/config.yaml").read_text())["model"]["init_args"]["backbone"]
     assert backbone["class_path"] == "lightning_meta.nn.MLP"
+
+
+def test_names_that_are_no_classes_stay() -> None:
+    options = ["--data.source.task_column", "Conv4", "--data.source.root=MLP", "--model.backbone_weights", "Frozen"]
+    assert with_own_paths(["--name", "MLP", *options]) == ["--name", "MLP", *options]
+    networks = with_own_paths(["--model.stems.a", "MLP", "--model.backbone.class_path=Conv4"])
+    assert networks == [
+        "--model.stems.a",
+        "lightning_meta.nn.MLP",
+        "--model.backbone.class_path=lightning_meta.nn.Conv4",
+    ]
 
 
 def test_tensorboard_by_its_short_name() -> None:

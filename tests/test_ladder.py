@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
+from lightning_meta.cli.ladder.command import _Once
 from lightning_meta.run import read_checkpoint
 from tests.waiting import LIMIT, wait_for
 
@@ -307,3 +309,12 @@ def test_messages_about_the_data_are_shown_once(capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().err
     assert said.count("metric: 1 of 1 tasks") == 1
     assert said.count("table: inputs from the columns 'a'") == 1
+
+
+def test_warnings_about_a_run_are_shown_for_each_run() -> None:
+    once = _Once()
+    for name, shown in (("lightning_meta.data.multi_task", False), ("lightning_meta.multitask.base", True)):
+        record = logging.LogRecord(name, logging.WARNING, "", 0, "the same", (), None)
+        assert once.filter(record)
+        assert once.filter(record) is shown
+        once.shown.clear()

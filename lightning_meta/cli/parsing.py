@@ -60,14 +60,16 @@ def own_path(short: re.Match[str]) -> str:
 
 
 def with_own_paths(args: Sequence[str]) -> list[str]:
-    """Replace short names of networks of this package by their paths in the options of the model and the data."""
+    """Replace short names of networks of this package by their paths in options that take a network."""
     replaced = []
     for before, arg in pairwise(["", *args]):
         option, equals, value = arg.partition("=")
         if not equals:
             option, value = before, arg
-        if re.fullmatch(r"--(model|data)\b[\w.+]*", option):
-            value = _NETWORKS.get(value, CLASS_PATH.sub(own_path, value))
+        if re.fullmatch(r"--(model|data)\.[\w.+]*", option):
+            value = CLASS_PATH.sub(own_path, value)
+            if re.search(r"\.(class_path|backbone|network|stems(\.\w+)?)\+?$", option):
+                value = re.sub(r"(^|:\s*)(\w+)(?=\s*([,}]|$))", own_path, value)
         replaced.append(f"{option}={value}" if equals else value)
     return replaced
 

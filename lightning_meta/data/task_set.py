@@ -147,10 +147,6 @@ class TaskSet:
         """Whether the first task has a label for every row, so that its examples have the numbers of the rows."""
         return len(next(iter(self.rows.values()))) == len(self.inputs)
 
-    @cached_property
-    def _last_rows(self) -> dict[str, Any]:
-        return {}
-
     def select(self, names: Sequence[str]) -> TaskSet:
         """Return the set of the given tasks, in this order, with only the inputs for which they have targets."""
         targets, rows = {n: self.targets[n] for n in names}, {n: self.rows[n] for n in names}
@@ -288,13 +284,18 @@ class TaskSet:
             return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
         return TaskBatch(self.inputs.index_select(0, rows), targets, self._consecutive(names, counts), ids, weights)
 
+    @cached_property
+    def _last_rows(self) -> dict[str, Any]:
+        return {}
+
     def _consecutive(self, names: list[str], counts: list[int]) -> Consecutive:
         """Return the rows of a batch with these numbers of examples; those of the last batch if it had the same."""
-        last = self._last_rows
-        if last.get("counts") != counts:
+        of_counts, rows = self._last_rows.get("last", (None, ()))
+        if of_counts != counts:
             with torch.inference_mode(False):  # so that a later backward pass may save them
-                last["counts"], last["rows"] = counts, torch.arange(sum(counts), device=self.device).split(counts)
-        return Consecutive(zip(names, last["rows"], strict=True))
+                rows = torch.arange(sum(counts), device=self.device).split(counts)
+            self._last_rows["last"] = counts, rows  # at once, so that threads see both or neither
+        return Consecutive(zip(names, rows, strict=True))
 
     def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
         """Return the numbers of the examples if they are the same for all tasks of an `aligned` set.

@@ -19,7 +19,8 @@ def in_their_span(support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         query: Features `(M, F)`.
 
     Returns:
-        Coordinates `(K, D)` and `(M, D)` with D = min(F, K + M).
+        Coordinates `(K, D)` and `(M, D)` with D = min(F, K + M). In an exported model, which serves any M, the features
+        themselves.
     """
     features = torch.cat([support, query])
     if torch.compiler.is_compiling() or features.shape[0] >= features.shape[1]:  # an exported model serves any M

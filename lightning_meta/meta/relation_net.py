@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_meta.batches import Examples
+from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import whole
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import at_least_float32
@@ -91,6 +92,7 @@ class RelationNet(MetricLearner):
     def build(self, episodes: EpisodeSpec) -> None:
         """Make the relation module g for pairs of maps `(2 C, side, side)`."""
         channels = self.channels or self._channels_of_map(episodes)
+        self.update_init_args(channels=channels)
         side = math.isqrt(self.feature_size // channels)
         if channels * side**2 != self.feature_size:
             raise UserError(
@@ -109,13 +111,14 @@ class RelationNet(MetricLearner):
         self.relation = nn.Sequential(*layers, nn.Flatten(), *last)
 
     def _channels_of_map(self, episodes: EpisodeSpec) -> int:
-        """The channels of the map that the backbone flattens; all features if it flattens none."""
+        """The channels of the square map that the backbone flattens; all features if it flattens none."""
         layers = layers_of(self.backbone)
-        if not layers or not isinstance(layers[-1], nn.Flatten):
+        # A checkpoint without the number was written by a version in which each feature was a channel by default.
+        if is_rebuilt() or not layers or not isinstance(layers[-1], nn.Flatten):
             return self.feature_size
         shape, dtype = self.backbone_input_shape(episodes), episodes.input_dtype
         before = shape_after(nn.Sequential(*layers[:-1]), shape, input_dtype=dtype)
-        return before[0] if len(before) == IMAGE_DIMS else self.feature_size
+        return before[0] if len(before) == IMAGE_DIMS and before[1] == before[2] else self.feature_size
 
     @property
     def network(self) -> nn.Module:

@@ -93,8 +93,10 @@ class GraphedSteps(CombinesGradients, ABC):
             loss = self.weighting(losses, present) if weights is None else weighted(weights, losses, present)
             return loss, (losses, present, outputs)
 
-        inputs = batch._replace(ids={}), self._totals(batch), self._given_weights()
-        loss, (losses, present, outputs) = self._graphs.loss(forward_pass, self, *inputs)
+        totals, weights = self._totals(batch), self._given_weights()
+        unread = [] if weights is None else list(self.weighting.modules())
+        inputs = batch._replace(ids={}), totals, weights
+        loss, (losses, present, outputs) = self._graphs.loss(forward_pass, self, *inputs, unread=unread)
         # Copies, since the weighting may keep them.
         return ForwardPass(loss, losses.clone(), present.clone(), outputs)
 

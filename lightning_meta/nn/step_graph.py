@@ -107,7 +107,11 @@ class StepGraphs:
         return sum(kind.replays for kind in self._kinds.values() if kind is not None)
 
     def loss(
-        self, step: Callable[..., tuple[Tensor, Others]], module: nn.Module, *inputs: Any
+        self,
+        step: Callable[..., tuple[Tensor, Others]],
+        module: nn.Module,
+        *inputs: Any,
+        unread: Collection[nn.Module] = (),
     ) -> tuple[Tensor, Others]:
         """The loss of a training step, whose backward pass sets the gradients of the trained parameters.
 
@@ -115,6 +119,7 @@ class StepGraphs:
             step: Function from the inputs to a scalar loss and a pytree of other results.
             module: The module that the step runs; its buffers may change in place.
             *inputs: Pytrees; only their tensors may change from step to step.
+            unread: Submodules that the step does not run.
 
         Returns:
             What the step returns. The next step overwrites the tensors other than the loss.
@@ -136,7 +141,7 @@ class StepGraphs:
                 gradients = torch.autograd.grad(loss, trained, allow_unused=True)
             return _Result(loss.detach(), list(gradients), tree_map(_detached, others))
 
-        kind = self._kind(parts, trained, inputs)
+        kind = self._kind(parts, trained, inputs, _without(parts, unread))
         if kind is None:
             return step(*inputs)
         try:
@@ -159,8 +164,7 @@ class StepGraphs:
             unread: Submodules that the step does not run.
         """
         parts = _parts(module)
-        left_out = {id(part) for part in unread}
-        read = [part for part in parts if id(part) not in left_out]
+        read = _without(parts, unread)
 
         def checked(*arguments: Any) -> _Result:
             buffers = list(module.buffers())
@@ -341,6 +345,11 @@ def _no_waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
+def _without(parts: Sequence[nn.Module], unread: Collection[nn.Module]) -> list[nn.Module]:
+    left_out = {id(part) for part in unread}
+    return [part for part in parts if id(part) not in left_out]
+
+
 def _trial(run: Callable[[], _Result], module: nn.Module) -> list[Tensor]:
     """Copies of the results and buffers after a run; buffers and random states are restored."""
     with untouched(module):
@@ -352,6 +361,9 @@ def _trial(run: Callable[[], _Result], module: nn.Module) -> list[Tensor]:
 def _attributes_kept(parts: Sequence[nn.Module], ignored: frozenset[str]) -> Iterator[None]:
     """A context in which modules may not store tensors in attributes, as a replay would not do so.
 
+    Tensors within lists, dictionaries and other objects are not seen. A step that changes them differs from its
+    replays, which the comparison of the first ones finds; but the trial runs have changed them then.
+
     Raises:
         NotCapturedError: A module stored one; its attributes are restored.
     """
@@ -359,15 +371,16 @@ def _attributes_kept(parts: Sequence[nn.Module], ignored: frozenset[str]) -> Ite
     def stored(part: nn.Module) -> dict[str, Tensor]:
         return {n: v for n, v in vars(part).items() if isinstance(v, Tensor) and n not in ignored}
 
-    before = [stored(part) for part in parts]
-    yield
-    changed = ""
-    for part, old in zip(parts, before, strict=True):
-        for name, tensor in stored(part).items():
-            if tensor is not old.get(name):
-                changed = changed or f"{type(part).__name__} stores a tensor in {name}"
-                del vars(part)[name]
-        vars(part).update(old)
+    before, changed = [stored(part) for part in parts], ""
+    try:
+        yield
+    finally:
+        for part, old in zip(parts, before, strict=True):
+            for name, tensor in stored(part).items():
+                if tensor is not old.get(name):
+                    changed = changed or f"{type(part).__name__} stores a tensor in {name}"
+                    del vars(part)[name]
+            vars(part).update(old)
     if changed:
         raise NotCapturedError(f"{changed}, which a replay would not; register a buffer and change it in place")
 

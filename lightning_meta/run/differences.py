@@ -21,6 +21,9 @@ Kind = Literal["harmless", "meaning", "impossible", "dropped"]
 
 START_ANEW = "start a new run instead of resuming this one"
 
+HOW = ("model.strategy", "model.chunk_size", "model.compile", "model.recompute", "model.graph")
+"""Options that change how results are computed, but not the results."""
+
 # Patterns of option names, without `init_args`. Options not listed here affect the meaning of the results.
 HARMLESS = (
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time"),
@@ -32,7 +35,7 @@ HARMLESS = (
     *("trainer.reload_dataloaders_every_n_epochs", "checkpoint.every_n_steps"),
     *("data.num_workers", "data.pool_on", "data.evaluation_meta_batch_size", "data.evaluation_batch_size"),
     *("data.source.path", "data.source.root", "data.source.url"),  # the examples in them are compared
-    *("model.strategy", "model.chunk_size", "model.compile", "model.recompute"),  # how, and not what, is computed
+    *HOW,
     "versions.*",
 )
 MOVABLE = ("model.teacher",)

@@ -60,7 +60,9 @@ class LossesTogether:
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
         self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
-        self._of_rows: tuple[Any, _Standards] | None = None  # of every row of the last batch, and of which
+        # By group of tasks: what the standards of every row of its last batch are for, and the standards.
+        self._of_rows: dict[Hashable, tuple[Any, _Standards]] = {}
+        self._numbers: dict[Hashable, Tensor] = {}  # places of a group's tasks in `_standards`, on the device
         self._grouped: tuple[_Named, list[list[str]]] = ([], [])  # the groups of the last call, and what they are of
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
@@ -101,14 +103,18 @@ class LossesTogether:
         return Losses(names, counts, values)
 
     def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
-        """Return μ and σ of every row, `(M, outputs)` each; most batches have as many rows of each task as the last."""
-        which = (names, counts, outputs, like.dtype, like.device)
-        if self._of_rows is None or self._of_rows[0] != which:
+        """Return μ and σ of every row, `(M, outputs)` each; those of the last batch if it had as many rows of each."""
+        group = (outputs, like.dtype, like.device)
+        which = (names, counts)
+        kept = self._of_rows.get(group)
+        if kept is None or kept[0] != which:
             with torch.inference_mode(False):  # kept from a validation for the training steps that follow
                 numbers, standards = self._standards_of(like, outputs)
-                tasks = torch.tensor([numbers[name] for name in names], device=like.device)
-                self._of_rows = which, _rows_of(standards, counts, tasks)
-        return self._of_rows[1]
+                of_names = (*group, *names)
+                if of_names not in self._numbers:  # made once, since the host waits while it is copied to a GPU
+                    self._numbers[of_names] = torch.tensor([numbers[name] for name in names], device=like.device)
+                kept = self._of_rows[group] = which, _rows_of(standards, counts, self._numbers[of_names])
+        return kept[1]
 
     def _standards_of(self, like: Tensor, outputs: int) -> tuple[dict[str, int], _Standards]:
         """Return the place of each regression with so many outputs, and μ and σ of all, `(T, outputs)` each."""

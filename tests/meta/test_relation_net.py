@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -165,13 +166,33 @@ def test_channels_are_by_default_those_of_the_map_that_the_backbone_flattens(wra
     assert torch.equal(*outputs)
 
 
+def test_a_map_that_is_not_square_has_a_channel_for_each_feature_by_default() -> None:
+    spec = EpisodeSpec("classification", (1, 8, 16), 3)
+    assert lm.RelationNet(Conv4(1, 4, blocks=2), width=3, episodes=spec).map_shape == (32, 1, 1)
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_checkpoints_have_the_channels_of_the_version_that_wrote_them(earlier: bool, tmp_path: Path) -> None:
+    """Before the number was stored, each feature was a channel by default."""
+    module = lm.RelationNet(Conv4(1, 4, blocks=2), channels=64 if earlier else None, width=3)
+    fitting = trainer(max_steps=1)
+    fitting.fit(module, toys.pictures())
+    fitting.save_checkpoint(tmp_path / "model.ckpt")
+    if earlier:
+        checkpoint = torch.load(tmp_path / "model.ckpt", weights_only=True)
+        checkpoint["lightning_meta"]["init_args"]["channels"] = None
+        torch.save(checkpoint, tmp_path / "model.ckpt")
+    loaded = lm.load(tmp_path / "model.ckpt")
+    assert loaded.map_shape == module.map_shape == ((64, 1, 1) if earlier else (4, 4, 4))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: made(channels=3), "channels: the backbone's 64 features are no square maps of 3 channels"),
         (lambda: made(channels=32), "features are no square maps of 32 channels"),
         (
-            lambda: made(EpisodeSpec("classification", (1, 8, 16), 3), Conv4(1, 4, blocks=2), channels=None),
+            lambda: made(EpisodeSpec("classification", (1, 8, 16), 3), Conv4(1, 4, blocks=2), channels=4),
             "features are no square maps of 4 channels; .* square images",
         ),
         (lambda: made(channels=0), "channels"),

@@ -271,6 +271,25 @@ def test_a_weighting_that_keeps_a_tensor_in_an_attribute_works_as_before() -> No
     assert module._graphs.captured <= 1  # evaluation
 
 
+class Counts(Weighting):
+    """Weights from a number that changes in every step; they are an input of the graph."""
+
+    seen = 0
+
+    def observe(self, losses: Tensor, present: Tensor) -> None:
+        self.seen += 1
+
+    def weights(self) -> Tensor:
+        return torch.full((len(self.names),), 1 / (1 + self.seen))
+
+
+@pytest.mark.slow
+def test_a_weighting_that_counts_is_recorded() -> None:
+    module = same(lambda **options: MultiHead(MLP(4, (8,)), weighting=Counts(), **options), sums)
+    assert module._graphs.captured == 2
+    assert module._graphs.replays >= 7 + 2
+
+
 class Waits(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1.0 if float(x.sum()) > 0 else -1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf, nan
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +145,26 @@ def test_training_logs_what_a_validation_of_the_same_weights_returns() -> None:
     (validated,) = trainer(precision="64-true").validate(module, datamodule=given, verbose=False)
     assert logged == pytest.approx(validated)
     assert {"val/score", "val/loss", "val/loss/sum", "val/r2/sum", "val/accuracy/sign"} <= logged.keys()
+
+
+def test_standards_are_not_copied_to_the_device_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the host would wait for each copy; there are two kinds of tasks here, and labels that are missing."""
+    tasks: dict[str, Task] = {f"a{i}": Regression(1) for i in range(3)} | {f"b{i}": Regression(2) for i in range(3)}
+    together = LossesTogether(tasks)
+
+    def step(rows: int) -> None:
+        counts = {name: 4 + (rows if name.endswith("0") else 0) for name in tasks}
+        outputs = {name: torch.zeros(n, tasks[name].outputs) for name, n in counts.items()}
+        together(outputs, {name: y + 1 for name, y in outputs.items()})
+
+    for rows in range(3):
+        step(rows)
+    made: list[Any] = []
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda *args, **options: made.append(args) or tensor(*args, **options))
+    for _ in range(3):
+        step(0)
+    assert not made  # equal counts
+    for rows in (1, 2, 1, 2):
+        step(rows)
+    assert len(made) <= 4 * 2  # the numbers of rows of both kinds, and nothing that names tasks

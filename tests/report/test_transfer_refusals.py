@@ -214,3 +214,12 @@ def test_methods_of_one_name_in_two_folders_keep_apart(tmp_path: Path) -> None:
         write_run(tmp_path / ladder / "shared" / "0", TASKS)
     report = compare([tmp_path / "y" / "shared"], [tmp_path / "x" / "shared"])
     assert (report.baseline, report.methods[0].method) == ("x/shared", "y/shared")
+
+
+def test_how_a_run_is_computed_may_differ(tmp_path: Path) -> None:
+    """Runs of an earlier version do not have the newest of these options."""
+    for seed, options in enumerate([{}, {"graph": "auto", "strategy": "loop"}], 1):
+        write_run(tmp_path / "independent" / str(seed), TASKS, seed=seed)
+        config = {"model": {"class_path": "shared", "init_args": options}}
+        write_run(tmp_path / "shared" / str(seed), TASKS, seed=seed, config=config)
+    assert len(against_independent(tmp_path).methods) == 1

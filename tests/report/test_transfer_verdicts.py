@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_meta.report.transfer.intervals import paired_intervals
+from lightning_meta.report.transfer.intervals import moderated, paired_intervals
 from tests.report.verdict_simulation import CASES, SEEDS, simulate
 
 TRIALS = 150
@@ -61,3 +61,13 @@ def test_of_few_tasks_each_stands_alone() -> None:
     np.testing.assert_allclose(found.p, stats.ttest_1samp(of_seed, 0, axis=1).pvalue)
     small, large = sorted(found.p)
     assert sorted(found.p_holm) == pytest.approx([min(2 * small, 1), max(2 * small, large)])
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_task_that_seeds_move_says_nothing_about_tails() -> None:
+    between = np.zeros(20)
+    between[3] = 5.0
+    mean_square, df = moderated(between, np.ones(20), np.full(20, 30.0), 3)
+    assert np.isfinite(mean_square).all()
+    assert mean_square[3] >= 5.0
+    assert (df > 0).all()

@@ -232,14 +232,16 @@ def _run_here(runs: Sequence[tuple[str, PlannedRun]], threads: int) -> None:
 
 
 class _Once(logging.Filter):
-    """Shows each message once, since all runs of a ladder read the same data."""
+    """Shows each message about the data once, since all runs of a ladder read the same data."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shown: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the message is new."""
+        """Whether the message is new, or not about the data."""
+        if not record.name.startswith(("lightning_meta.data", "lightning_meta.sources")):
+            return True
         message = record.getMessage()
         is_new = message not in self.shown
         self.shown.add(message)

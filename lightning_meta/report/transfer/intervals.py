@@ -251,7 +251,8 @@ def moderated(
 
     The variance of an F exists for $d_0 > 4$ only, so the moments of any sample give a $d_0$ above 4. If it is below
     `HEAVY_TAILED`, the mean squares may have heavier tails, as with a few very noisy tasks. Then $d_0$ is the smaller
-    of this estimate and that from the variance of $\log G_i$, which is $\psi'(d / 2) + \psi'(d_0 / 2)$ (section 6.2).
+    of this estimate and that from the variance of $\log G_i$ over tasks with $G_i > 0$, which is
+    $\psi'(d / 2) + \psi'(d_0 / 2)$ (section 6.2); $s_0^2$ stays that of the moments.
 
     Args:
         between_seeds: Mean squares between seeds $M_{a,i}$, `(T,)`.
@@ -286,7 +287,14 @@ def moderated(
 
 
 def _df_from_logs(scaled: np.ndarray, d: int) -> float:
-    """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive."""
+    """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive or unknown.
+
+    Args:
+        scaled: The positive values of G.
+        d: Degrees of freedom of G.
+    """
+    if len(scaled) < 2:
+        return math.inf
     excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2)
     if not excess > 0:
         return math.inf

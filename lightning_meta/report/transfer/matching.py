@@ -14,6 +14,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.metrics import NAMED
 from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
+from lightning_meta.run.differences import HOW
 
 MODE = "checkpoint.mode"
 # Options that the methods of a fair comparison have in common, as paths in `config.yaml`.
@@ -187,6 +188,8 @@ def _methods(directories: Sequence[Path]) -> list[Method]:
                 )
         for run in ordered[1:]:
             for where, a, b in _differing(run.config.get("model"), ordered[0].config.get("model"), "model"):
+                if _as_option(where).rstrip(".") in HOW:
+                    continue
                 raise UserError(
                     f"{run.directory} and {ordered[0].directory} are runs of {name} that differ in {where}: "
                     f"{_short(a)} and {_short(b)}; a method has a single configuration, give variants different names"
