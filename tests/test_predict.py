@@ -445,7 +445,7 @@ def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixtu
     stored = json.loads((run / "calibration_3way_2shot.json").read_text())
     assert (stored["split"], stored["ways"], stored["shots"], stored["tasks"]) == ("val", 3, 2, 30)
     assert predict(run, "--calibrated") == 0
-    assert "images: no class is probable enough" in capsys.readouterr().out
+    assert "images, whose classes are all too improbable" in capsys.readouterr().out
     rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert list(rows[0]) == ["file", "label", "margin", "set", "abstained", "p(left)", "p(right)", "p(top)"]
     model = load(run)

@@ -17,7 +17,7 @@ from lightning_meta.cli.fit import fit
 
 PACKAGE = Path(lm.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "extending.md").read_text()
-WALKS = re.findall(r"\*\*(.+?)\*\*.*?: (\d+) functions, before \d+\.\n\n((?:- .*\n)+)", PAGE)
+WALKS = re.findall(r"\*\*(.+?)\*\*.*?: (\d+) functions\.\n\n((?:- .*\n)+)", PAGE)
 CLASSES, ROWS = 9, 3
 
 pytestmark = pytest.mark.slow

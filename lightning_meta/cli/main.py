@@ -46,7 +46,7 @@ PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
 
 USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]    test a trained model
-       lightning-meta predict --ckpt_path RUN ...       label images by a few labelled ones of new classes
+       lightning-meta predict --ckpt_path RUN ...       label images of new classes, or predict new rows; export
        lightning-meta compare RUN... --baseline RUN...  what sharing did to each task
        lightning-meta curves RUN... [options]           training curves of several runs in one picture
        lightning-meta ladder --config NAME|FILE ...     train several methods over several seeds, then compare them
@@ -54,8 +54,8 @@ USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep t
        lightning-meta configs [NAME]                    list the configurations that are shipped, or print one
        lightning-meta --version                         print the versions of the package, torch and lightning
 
-lightning-meta fit --help, and so for the others, explains the options. Each takes --threads N, the threads
-of the processor; sums depend on their number in the last digits."""
+lightning-meta COMMAND --help explains the options. All commands take --threads N, the number of processor threads;
+the last digits of results depend on it."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -95,7 +95,8 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     if reason.startswith("Expected an instantiatable class"):
         return f"{refusal.value} is an abstract class; name one of its subclasses; {_pointer(command)}"
     if found := re.fullmatch(r"Expected an? (.*)\. Got value: (.*)", reason):
-        kind = _type(found[1])
+        declared = _declared(refusal)
+        kind = _type(declared if declared.startswith("typing.Literal") else found[1])
         example = ", such as {NAME: VALUE}," if kind == "Mapping" else ","
         return f"expected {kind}{example} got {'null' if found[2] == 'None' else found[2]}"
     if refusal.expected and reason.startswith(("Expected", "Import path")):

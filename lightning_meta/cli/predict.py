@@ -126,7 +126,10 @@ def _label(
         raise UserError(f"--out {config.out}: the file cannot be written ({error.strerror})") from error
     _show(predictor, support, left_out, counts)
     if calibration is not None:
-        print(f"{abstained} of {counts.total()} images: no class is probable enough (column abstained)")
+        print(
+            f"abstained from {abstained} of {counts.total()} images, whose classes are all too improbable (column "
+            "abstained)"
+        )
     if skipped:
         print(f"{len(skipped)} images could not be read:")
     for line in skipped:

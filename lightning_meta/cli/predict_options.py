@@ -24,7 +24,8 @@ def make_parser() -> ArgumentParser:
         description="Predict for new rows of a table (--table), with a model of named tasks that was trained on one. "
         "Or label images (--support) by a few labelled ones of each class; the classes may be new to the model. Images "
         "are turned upright and resized to the square that the model was trained with, grey or colour as it was, as "
-        "ImageFolder does it, with pixels from 0 to 1 and nothing more; so light and dark must be as in training.",
+        "ImageFolder does it, with pixels from 0 to 1. Nothing else is normalised, so light and dark must be as in "
+        "training.",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -67,9 +68,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--export",
         type=str | None,
-        help="Also write the learned task, to FILE.pt2 or FILE.onnx, with what "
-        "else it does to an image, or says must be done first; or a model of named tasks, with how it reads a table, "
-        "for which neither --support nor --table is needed.",
+        help="Also write the learned classifier to FILE.pt2 or FILE.onnx, with a description of how images must be "
+        "prepared. A model of named tasks is written with its reader of table rows, and needs neither --support nor "
+        "--table.",
     )
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
@@ -90,7 +91,7 @@ def make_parser() -> ArgumentParser:
         action="store_true",
         help="Also write the columns set, the labels that an image may have, and abstained, whether none is probable "
         "enough; `test --calibrate` must have been run for as many classes and images of each as --support has. For "
-        "--table: both for each target with classes, and an interval, the columns lower and upper, for each number.",
+        "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
     parser.add_argument("--trust", action="store_true", help=HELP)

@@ -62,8 +62,8 @@ def predict_rows(config: Namespace, model: Any) -> None:
     rows = len(next(iter(predictions.values())))
     abstained = [of for of in predictions.values() if of.dtype == bool]
     if abstained:
-        said = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))} labels"
-        print(f"{said}: no class is probable enough (columns abstained)")
+        count = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))}"
+        print(f"abstained from {count} labels, whose classes are all too improbable (columns abstained)")
     print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
 
 

@@ -77,15 +77,17 @@ Test a trained model, on its own test tasks or on others.
   --shots K[,K...]      Support examples of a class; several give a table.
   --queries Q           Query examples of a class.
   --tasks T             Test tasks, of each way and shot.
-  --task_list FILE      A file that lists the test tasks; none are drawn.
+  --task_list FILE      Test on the tasks listed in this file, and draw none.
   --steps S             Inner steps, for methods with an inner loop.
   --batch_norm WHICH    transductive, inductive or running: the statistics that
                         normalise query examples.
   --calibrate SHARE     Instead of a test, calibrate the model on validation
-                        tasks: predict can then write sets of labels that
-                        contain the true label for this share of images or rows.
-  --config FILE         Configuration of other data; --trust if the run names
-                        your own classes.
+                        tasks, or on the validation rows of a table: predict
+                        can then write sets of labels that contain the true
+                        label for this share of images or rows.
+  --importance          Also measure how much each column of a table matters.
+  --config FILE         Configuration with other data. Add --trust if the run
+                        uses classes of your own.
   --seed_everything N   Seed of all generators; by default the run's.
   --threads N           Threads of the processor; by default torch's choice.
   --data.NAME, --trainer.NAME

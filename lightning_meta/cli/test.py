@@ -276,7 +276,8 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
     for option, argument in OF_DATA.items():
         if config[option] is not None:
             if argument not in config.data.init_args:
-                raise UserError(f"--{option}: {config.data.class_path} has no {argument}")
+                named = "; its tasks have names and all their examples" if "tasks" in config.data.init_args else ""
+                raise UserError(f"--{option}: {config.data.class_path} has no {argument}{named}; leave it out")
             if not isinstance(config[option], list):
                 config.data.init_args[argument] = config[option]
     if drawn and (own := config.data.init_args.get("test_task_list")) is not None:

@@ -451,7 +451,10 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
             one_hot = [f.name for f in self.spec.table.features if isinstance(f, TextFeature) and not f.coded]
             if one_hot and any(isinstance(module, TabularMLP) for module in self.modules()):
-                _log.warning("TabularMLP embeds no column %r: give the Table categories: codes", one_hot[0])
+                _log.warning(
+                    "column %r is one-hot, so TabularMLP has no embedding for it; give the Table categories: codes",
+                    one_hot[0],
+                )
 
     def on_train_epoch_end(self) -> None:
         """Notify the weighting."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lightning_meta.errors import UserError
+from lightning_meta.nn.mlp import MLP
 from lightning_meta.nn.normalization import statistics_from
 
 IMAGE_DIMS = 3  # channels, height, width
@@ -84,15 +86,17 @@ def shape_after(
         kind = "" if zeros.is_floating_point() else f" of {input_dtype} ids"
         if len(shape) == IMAGE_DIMS and not kind:
             kind = " (channels first)"
-        fix = _fix(shape, zeros.is_floating_point())
+        fix = _fix(network, shape, zeros.is_floating_point())
         raise UserError(f"{option}: {name} does not take inputs of shape {shape}{kind}: {reason}; {fix}") from error
     return tuple(output.shape[1:])
 
 
-def _fix(shape: tuple[int, ...], real: bool) -> str:
+def _fix(network: nn.Module, shape: tuple[int, ...], real: bool) -> str:
     """What to change for a network that does not take inputs of a shape, by the kind of data."""
     if not real:
         return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are no ids"
+    if isinstance(network, MLP):  # flattens its inputs
+        return f"set its in_features to {math.prod(shape)}"
     if len(shape) == IMAGE_DIMS:
         return f"its in_channels must be {shape[0]}, and the data's image size must fit the backbone"
     if len(shape) == 1:

@@ -81,7 +81,7 @@ def write_program(
         while first.__cause__ is not None:  # the exporter to ONNX names the operator in the first of several errors
             first = first.__cause__
         reason = " ".join(str(first).split())[:200]
-        other = "; .pt2 may support it" if path.suffix == ".onnx" else ""
+        other = "; give a file that ends in .pt2" if path.suffix == ".onnx" else ""
         raise UserError(f"{path}: {name} cannot be exported: {reason}{other}") from reasons[0]
     with replacing(path, "wb") as out:
         out.write(content)

@@ -95,7 +95,8 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
         raise UserError(f"{column.where} has {content}, so there is nothing to learn; leave it out of `targets`")
     if kind == "binary" and len(classes) != 2:
         content = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
-        raise UserError(f"{column.where} has {content}, expected two for binary; state multiclass")
+        instead = "multiclass" if column.first_text is not None else "regression, or multiclass if they are labels"
+        raise UserError(f"{column.where} has {content}, expected two for binary; state {instead}")
     if (row := column.coded.first(lambda label: label not in classes)) is not None:
         raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
     return kind, classes

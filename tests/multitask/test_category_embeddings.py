@@ -316,7 +316,10 @@ def test_a_table_with_other_texts_is_refused() -> None:
 def test_a_table_of_one_hot_inputs_leaves_nothing_to_embed(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lightning_meta"):
         trained(METHODS["MultiHead"], data_of(categories="one_hot"), 1)
-    assert "TabularMLP embeds no column 'style': give the Table categories: codes" in caplog.text
+    assert (
+        "column 'style' is one-hot, so TabularMLP has no embedding for it; give the Table categories: codes"
+        in caplog.text
+    )
 
 
 def test_far_numbers_are_told_and_large_codes_are_not(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -276,11 +277,14 @@ class Counts(Weighting):
 
     seen = 0
 
+    def configure(self, tasks: Mapping[str, Task]) -> None:
+        self.count = len(tasks)
+
     def observe(self, losses: Tensor, present: Tensor) -> None:
         self.seen += 1
 
     def weights(self) -> Tensor:
-        return torch.full((len(self.names),), 1 / (1 + self.seen))
+        return torch.full((self.count,), 1 / (1 + self.seen))
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
     held_out = [row for row in ROWS if row["split"] == "test"]
     write(Path("new.csv"), held_out, leave_out=("price", "sold", "grade", "split"))
     assert main(["predict", "--ckpt_path", str(run), "--table", "new.csv", "--calibrated", "--batch_size", "7"]) == 0
-    assert "labels: no class is probable enough (columns abstained)" in capsys.readouterr().out
+    assert "labels, whose classes are all too improbable (columns abstained)" in capsys.readouterr().out
     written = read("predictions.csv")
     plain = lm.load(run).predict_table("new.csv", batch_size=7)
     assert list(written[0]) == [

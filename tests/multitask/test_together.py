@@ -149,7 +149,7 @@ def test_training_logs_what_a_validation_of_the_same_weights_returns() -> None:
 
 def test_standards_are_not_copied_to_the_device_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the host would wait for each copy; there are two kinds of tasks here, and labels that are missing."""
-    tasks: dict[str, Task] = {f"a{i}": Regression(1) for i in range(3)} | {f"b{i}": Regression(2) for i in range(3)}
+    tasks: dict[str, Task] = {f"{kind}{i}": Regression(kind) for kind in (1, 2) for i in range(3)}
     together = LossesTogether(tasks)
 
     def step(rows: int) -> None:
@@ -161,7 +161,12 @@ def test_standards_are_not_copied_to_the_device_in_every_step(monkeypatch: pytes
         step(rows)
     made: list[Any] = []
     tensor = torch.tensor
-    monkeypatch.setattr(torch, "tensor", lambda *args, **options: made.append(args) or tensor(*args, **options))
+
+    def noted(*args: Any, **options: Any) -> Tensor:
+        made.append(args)
+        return tensor(*args, **options)
+
+    monkeypatch.setattr(torch, "tensor", noted)
     for _ in range(3):
         step(0)
     assert not made  # equal counts
