@@ -150,8 +150,8 @@ def task_logits(
             hint = "give batch_norm inductive"
         argument = "module" if module.uses_query_set else "batch_norm"
         raise UserError(
-            f"{argument}: {name} predicts the queries of a task together, and what is sure of one depends "
-            f"on the others; {hint}"
+            f"{argument}: {name} predicts the queries of a task together, and how sure it is of one "
+            f"depends on the others; {hint}"
         )
     given: dict[str, Any] = {
         name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None

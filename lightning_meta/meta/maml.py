@@ -11,8 +11,9 @@ class MAML(GradientBasedLearner):
     $$\min_\theta \sum_i L_i(\varphi_i; \mathrm{query}), \qquad
       \varphi_i = \theta - \alpha \nabla_\theta L_i(\theta; \mathrm{support}) \text{ (a few times)}$$
 
-    (algorithm 2; https://arxiv.org/abs/1703.03400). The network is the backbone and a linear head of the training way,
-    so a model serves the way it was trained with. Its options are those of `GradientBasedLearner` and `MetaModule`.
+    (algorithm 2; https://arxiv.org/abs/1703.03400). The linear head has one output for each class of a training
+    task, so a model can only be used with that number of ways. Its options are those of `GradientBasedLearner` and
+    `MetaModule`.
 
     At a glance:
         - Shared: an initialisation θ.

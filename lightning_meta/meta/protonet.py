@@ -46,7 +46,8 @@ class ProtoNet(MetricLearner):
     Deviations:
         - Equation 2: the temperature τ is an addition; the paper has τ = 1.
         - The running variance follows the biased variance of each task's batch, averaged over tasks; torch's layers, as
-          in the reference code, follow the unbiased one, larger by n / (n - 1) with n the positions in a batch.
+          in the reference code, follow the unbiased one, n / (n - 1) times as large, with n values per
+          channel in a batch.
         - Section 3.1: the paper trains on 1200 characters of Omniglot, and its code retrains on them once validation
           has chosen the epoch; here the 172 validation characters are never trained on.
         - Section 3.3, zero-shot classification from descriptions of classes, is not implemented.

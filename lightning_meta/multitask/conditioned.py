@@ -57,7 +57,8 @@ class Conditioned(MultiTaskModule):
         descriptor: Descriptor z_i: one-hot encoding of the task, learned embedding, or given by the data.
         enters: How z enters: as additional channels (`concatenate`), added after a linear map (`add`), as a scale and a
             shift of each channel (`film`), or as a gate on each channel (`gate`).
-        at: Indices of the stages of the backbone before which z enters; 0 is the input, their number is the head.
+        at: Indices of the stages of the backbone before which z enters; 0 is the input; the number of stages stands for
+            the head.
         embedding_size: Size of a learned embedding, at least 1.
         **options: Options of `MultiTaskModule`.
     """

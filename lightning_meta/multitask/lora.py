@@ -79,7 +79,8 @@ class LoRA(MultiTaskModule):
           calling layers, so it has no update.
         - Section 4.1: the paper does not give the variance of A; here it is one over the number of inputs of the layer.
         - The backbone is trained unless it is frozen.
-        - Updates are not merged into the weights for inference: a batch may hold all tasks.
+        - Updates are not merged into the weights for inference, because a batch may contain examples of
+          several tasks.
 
     Args:
         backbone: The backbone W. Its layers must receive one row per input, `(M, ...)`. Batch normalisation uses the

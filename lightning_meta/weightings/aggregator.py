@@ -39,7 +39,7 @@ class Aggregator(Weighting, ABC):
         configs/multi_head_glyphs.yaml --model.weighting PCGrad`.
 
     Logged:
-        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
+        - `train/loss`: sum of the losses; task-specific parameters follow its gradient.
 
     To add one, implement `direction`, or `weigh` of `GradientWeighting` if the direction is a weighted sum of the
     gradients. Keep state in buffers, so that a resumed run continues exactly. All ranks call `direction` with the same

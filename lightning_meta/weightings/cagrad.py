@@ -29,7 +29,7 @@ class CAGrad(GradientWeighting):
 
     Logged:
         - `train/weight/<task>`: $1 + T c \lVert g_0 \rVert w_i / \lVert g_w \rVert$.
-        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
+        - `train/loss`: sum of the losses; task-specific parameters follow its gradient.
 
     Deviations:
         - Equation 4: the direction is multiplied by T, to have the scale of `Equal`.

@@ -26,7 +26,7 @@ class MGDA(GradientWeighting):
 
     Logged:
         - `train/weight/<task>`: $T \alpha_i$.
-        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
+        - `train/loss`: sum of the losses; task-specific parameters follow its gradient.
 
     Deviations:
         - Equation 3: multiplied by T, so that the weights sum to T.

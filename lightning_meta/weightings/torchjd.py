@@ -49,7 +49,7 @@ class TorchJD(Aggregator):
         `--model.weighting.aggregator.<option>`.
 
     Logged:
-        - `train/loss`: sum of the losses, which trains the parameters of single tasks.
+        - `train/loss`: sum of the losses; task-specific parameters follow its gradient.
 
     Deviations:
         - The direction has the scale of torchjd, for most aggregators that of a mean: T times shorter than that of
