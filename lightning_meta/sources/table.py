@@ -49,10 +49,10 @@ class Table(TaskSource):
     replaced by the training mean. With the other values of `scaling`, numbers are replaced by their quantiles, and a
     missing number by the median. A number that is constant in the training rows becomes an input that is always 0. Text
     features are one-hot encoded, with one input for each text in the training rows; a missing text, or one that does
-    not occur there, is 0 in all of them. With `categories: codes`, each becomes a single input, which `nn.TabularMLP` embeds: 0
-    for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ... for the others in sorted
-    order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as 2026-01-31; in CSV files both
-    are text.
+    not occur there, is 0 in all of them. With `categories: codes`, each becomes a single input, which
+    `nn.TabularMLP` embeds: 0 for a text that does not occur in the training rows, 1 for a missing text, and 2, 3, ...
+    for the others in sorted order. Booleans of Parquet files are numbers, 0 or 1, and their dates are text such as
+    2026-01-31; in CSV files both are text.
 
     Whole numbers keep all digits, whether they are targets, IDs of tasks and groups, or labels.
 

@@ -103,7 +103,7 @@ def plan(jobs: Sequence[Job], hours: float = math.inf, missing: Callable[[Row], 
             chosen.append(job)
             left -= job.hours
     over = [job for job in possible if job not in chosen]
-    left_out = {job.title: f"a seed takes {duration(job.hours)}, and {duration(left)} remain" for job in over}
+    left_out = {job.title: f"a seed takes {duration(job.hours)}, and {duration(max(left, 0.0))} remain" for job in over}
     left_out |= {name: f"needs {file} in LIGHTNING_META_DATA" for name, file in lacking.items()}
     return Plan(chosen, left_out)
 
