@@ -260,9 +260,11 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
         )
     if halves:
         half = float(np.median(halves))
+        metrics = {task.metric for method in transfers for task in method.tasks}
+        points = " (0.01 is a percentage point of accuracy)" if "accuracy" in metrics else ""
         lines.append(
-            f"Each interval is for a single task; the median half-width is {half:.3f} in the metric (0.01 is a "
-            f"percentage point of accuracy). Verdicts are corrected for the {tasks} tasks of a method."
+            f"Each interval is for a single task; the median half-width is {half:.3f} in the metric{points}. Verdicts "
+            f"are corrected for the {tasks} tasks of a method."
         )
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:

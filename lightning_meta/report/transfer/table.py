@@ -244,6 +244,8 @@ def change_text(metric: str, value: float) -> str:
 
 def unit(metrics: set[str]) -> str:
     """The unit of differences of these metrics."""
+    if "accuracy" in metrics and len(metrics) > 1:
+        return f"percentage points (accuracy) or {unit(metrics - {'accuracy'})}"
     names = {
         "accuracy": "percentage points of accuracy",
         "r2": "R²",
