@@ -1,22 +1,24 @@
-"""The one kind of error that is the user's to mend."""
+"""Errors that report mistakes of the user."""
 
+import difflib
+from collections.abc import Iterable
 from typing import get_args
 
 LONGEST = 2000  # characters of a line
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: a configuration, a file, a label or a shape.
+    """A mistake in the user's input, such as a configuration, a file, a label or a shape.
 
-    The message is one line: the option or file, what was received, what was expected and how to mend it. The
+    The message is one line: the option or file, what was received, what was expected, and how to correct it. The
     command line prints it without a traceback and ends with exit status 2.
 
     Args:
-        message: The line. What a terminal would obey, as the name of a file may hold, is written as an escape.
+        message: The line. Control characters, which a file name may contain, are escaped.
     """
 
     def __init__(self, message: str) -> None:
-        if len(message) > LONGEST:  # it shows a name out of a file, which may hold one of megabytes
+        if len(message) > LONGEST:  # a name in a file may have megabytes
             message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
         super().__init__("".join(c if c.isprintable() else _shown(c) for c in message))
 
@@ -26,19 +28,29 @@ def _shown(character: str) -> str:
 
 
 def one_of(name: str, value: str, choices: object) -> None:
-    """Refuse a value that a `typing.Literal` does not list.
+    """Refuse a value that is not in a `typing.Literal`.
 
     Args:
-        name: Of the argument.
-        value: What was given.
+        name: Name of the argument.
+        value: The given value.
         choices: The Literal.
 
     Raises:
-        UserError: The value, and those to choose from.
+        UserError: The value is not in the Literal.
     """
     allowed = get_args(choices)
     if value not in allowed:
-        raise UserError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
+        raise UserError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}{meant(value, allowed)}")
+
+
+def meant(value: object, choices: Iterable[object]) -> str:
+    """Suggest the most similar choice, as the end of a message; "" if none is similar.
+
+    >>> meant("MultiHed", ["Independent", "MultiHead"])
+    "; did you mean 'MultiHead'?"
+    """
+    close = difflib.get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class NonFiniteLossError(RuntimeError):

@@ -18,7 +18,7 @@ from lightning_meta.batches import TaskBatch
 from lightning_meta.checks import not_negative, positive, switch, whole, widths
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, meant
 from lightning_meta.estimators.calibrated import PredictsIntervals, PredictsSets
 from lightning_meta.estimators.needed import (
     BaseEstimator,
@@ -164,7 +164,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         if not (isinstance(cls, type) and issubclass(cls, MultiTaskModule)) or cls is MultiTaskModule:
             raise UserError(
                 f"method: {name} takes a multi-task method, such as 'MultiHead', 'Independent' or 'Conditioned', or "
-                f"its class; got {self.method!r}"
+                f"its class; got {self.method!r}{meant(self.method, dir(lm))}"
             )
         return cls
 

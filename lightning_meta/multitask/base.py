@@ -20,7 +20,7 @@ from lightning_meta.batch_check import ChecksBatches
 from lightning_meta.batches import Consecutive, TaskBatch
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import instance
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, meant
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.random_bits import key, name_key
 from lightning_meta.functional.ranks import sum_over_ranks, world_size
@@ -574,7 +574,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             UserError: Unknown task, inputs that differ in type from those of training, or non-finite predictions.
         """
         if task not in self.names:
-            raise UserError(f"there is no task {task!r}; there are {', '.join(map(repr, self.names))}")
+            known = ", ".join(map(repr, self.names))
+            raise UserError(f"there is no task {task!r}; there are {known}{meant(task, self.names)}")
         self._likeness(task).check(x)
         inputs = {task: x.to(self.device)} if len(self.stems) else x.to(self.device)
         rows = torch.arange(len(x), device=self.device)
