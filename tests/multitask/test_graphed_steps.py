@@ -349,7 +349,8 @@ def test_a_graph_reads_no_constant_that_other_steps_may_free() -> None:
     for part in (kept._standards, *vars(kept).values()):
         for tensor in tree_leaves(part):
             if isinstance(tensor, Tensor):
-                tensor.fill_(torch.nan)  # as memory that was given to another tensor
+                # As memory that was given to another tensor.
+                tensor.fill_(torch.nan if tensor.is_floating_point() else 10**6)
     module._together = None
     assert torch.isfinite(module._graphed_pass(batch).loss)
     assert not module._graphs.obstacle
