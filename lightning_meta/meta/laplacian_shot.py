@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_meta.checks import not_negative, positive, whole
 from lightning_meta.functional.precision import in_float32
@@ -111,9 +112,10 @@ def nearest_neighbours(query: Tensor, count: int) -> Tensor:
     """w `(M, M)` of queries `(M, F)`: w_jk = 1 if k is among the `count` nearest neighbours of j, else 0."""
     distances = squared_euclidean(query, query)
     itself = torch.eye(query.shape[0], dtype=torch.bool, device=query.device)
-    # The place of each query among the neighbours; unlike topk, also if M is only known later, in an exported model.
-    places = distances.masked_fill(itself, math.inf).argsort().argsort()
-    return ((places < count) & ~itself).to(distances.dtype)
+    # Padded, so that there are always enough columns, also if M is only known later, in an exported model.
+    padded = F.pad(distances.masked_fill(itself, math.inf), (0, count), value=math.inf)
+    nearest = padded.topk(count, largest=False).indices
+    return torch.zeros_like(padded).scatter(1, nearest, 1.0)[:, : query.shape[0]].masked_fill(itself, 0.0)
 
 
 @in_float32

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from lightning_meta.multitask.calibration import TableCalibration
 
 _log = logging.getLogger(__name__)
+_log_of_data = logging.getLogger("lightning_meta.data")  # a ladder shows what is said there once
 
 EVALUATED = ("test", "val", "train")  # the splits that a test evaluates, in the order of the loaders
 
@@ -448,10 +449,10 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         if self.spec.table is not None and self.trainer.is_global_zero:
             names = [repr(feature.name) for feature in self.spec.table.features]
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-            _log.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
+            _log_of_data.info("table: inputs from the columns %s%s", ", ".join(names[:20]), more)
             one_hot = [f.name for f in self.spec.table.features if isinstance(f, TextFeature) and not f.coded]
             if one_hot and any(isinstance(module, TabularMLP) for module in self.modules()):
-                _log.warning(
+                _log_of_data.warning(
                     "column %r is one-hot, so TabularMLP has no embedding for it; give the Table categories: codes",
                     one_hot[0],
                 )

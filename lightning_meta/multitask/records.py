@@ -163,8 +163,9 @@ class TaskRecords(Metric):
             order = order[first]
             task_numbers, ids, *others = (column[order] for column in (task_numbers, ids, *others))
         kinds, losses, outputs, targets = others
-        columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)} if self.joined else {}
+        columns = {}
         if self.joined:
+            columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)}
             columns["target"] = _as_numbers(targets, kinds)
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
         by_task = [column.split(counts) for column in (ids, at_least_float32(losses), at_least_float32(outputs))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,9 +60,9 @@ class LossesTogether:
     def __init__(self, tasks: Mapping[str, Task]) -> None:
         self.tasks = tasks
         self._standards: dict[Hashable, tuple[dict[str, int], _Standards]] = {}
-        # By group of tasks: what the standards of every row of its last batch are for, and the standards.
-        self._of_rows: dict[Hashable, tuple[Any, _Standards]] = {}
-        self._numbers: dict[Hashable, Tensor] = {}  # places of a group's tasks in `_standards`, on the device
+        # By group of tasks, of its last batch: the standards of every row, and the places of the tasks in `_standards`.
+        self._of_rows: dict[Hashable, tuple[list[int], _Standards]] = {}
+        self._places: dict[Hashable, tuple[list[str], Tensor]] = {}
         self._grouped: tuple[_Named, list[list[str]]] = ([], [])  # the groups of the last call, and what they are of
 
     def __call__(self, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[Losses]:
@@ -105,16 +105,17 @@ class LossesTogether:
     def _standards_of_rows(self, names: list[str], counts: list[int], like: Tensor, outputs: int) -> _Standards:
         """Return μ and σ of every row, `(M, outputs)` each; those of the last batch if it had as many rows of each."""
         group = (outputs, like.dtype, like.device)
-        which = (names, counts)
-        kept = self._of_rows.get(group)
-        if kept is None or kept[0] != which:
+        of_names, places = self._places.get(group, (None, None))
+        of_counts, rows = self._of_rows.get(group, (None, None))
+        if places is None or rows is None or (of_names, of_counts) != (names, counts):
             with torch.inference_mode(False):  # kept from a validation for the training steps that follow
                 numbers, standards = self._standards_of(like, outputs)
-                of_names = (*group, *names)
-                if of_names not in self._numbers:  # made once, since the host waits while it is copied to a GPU
-                    self._numbers[of_names] = torch.tensor([numbers[name] for name in names], device=like.device)
-                kept = self._of_rows[group] = which, _rows_of(standards, counts, self._numbers[of_names])
-        return kept[1]
+                if places is None or of_names != names:  # else kept, since a GPU waits while it is copied
+                    places = torch.tensor([numbers[name] for name in names], device=like.device)
+                    self._places[group] = names, places
+                rows = _rows_of(standards, counts, places)
+                self._of_rows[group] = counts, rows
+        return rows
 
     def _standards_of(self, like: Tensor, outputs: int) -> tuple[dict[str, int], _Standards]:
         """Return the place of each regression with so many outputs, and μ and σ of all, `(T, outputs)` each."""

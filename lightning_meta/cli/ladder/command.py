@@ -240,10 +240,9 @@ class _Once(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the message is new, or not about the data."""
-        message = record.getMessage()
-        of_data = record.name.startswith(("lightning_meta.data", "lightning_meta.sources"))
-        if not of_data and not message.startswith("table: "):
+        if not record.name.startswith(("lightning_meta.data", "lightning_meta.sources")):
             return True
+        message = record.getMessage()
         is_new = message not in self.shown
         self.shown.add(message)
         return is_new
