@@ -22,6 +22,7 @@ from lightning_meta.cli import main
 from lightning_meta.data import Augmentation, EpisodicDataModule, Pool
 from lightning_meta.data.source import Source
 from lightning_meta.functional import TaskMap
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.meta import MAML, MetaModule, ProtoNet, base
 from lightning_meta.nn import Conv4
 
@@ -178,3 +179,4 @@ if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), int(sys.argv[2])
     noted = {"train": train(world, folder), "evaluate": evaluate(world, folder), "written": run(world, folder)}
     torch.save(noted, folder / f"rank_{os.environ.get('LOCAL_RANK', '0')}.pt")
+    leave_group()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning_meta as lm
+from lightning_meta.functional.ranks import leave_group
 from tests.ddp_driver import Tiny, modules, trainer
 
 
@@ -35,3 +36,4 @@ if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), int(sys.argv[2])
     found = evaluated(world, folder)
     (folder / f"rank_{os.environ.get('LOCAL_RANK', '0')}.json").write_text(json.dumps(found))
+    leave_group()

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import lightning_meta as lm
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.nn import Frozen
 from lightning_meta.testing import toys
 from tests.methods import conv4
@@ -37,3 +38,4 @@ def keep(folder: Path, world: int, steps: int = 0) -> lm.Run:
 
 if __name__ == "__main__":
     keep(Path(sys.argv[1]), int(sys.argv[2]))
+    leave_group()

@@ -28,6 +28,16 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def leave_group() -> None:
+    """Leave the process group, if there is one, and wait for its threads.
+
+    A thread of gloo that still holds a tensor when the interpreter ends aborts the process ("terminate called without
+    an active exception"), although the training succeeded. Lightning leaves the group at exit for NCCL only.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean of a tensor over ranks, on each of them; no gradient flows through it."""
     return tensor.detach() if world_size() == 1 else sum_over_ranks(tensor) / world_size()

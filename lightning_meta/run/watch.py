@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -18,6 +19,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.run.naming import Naming, as_argument
 from lightning_meta.run.termination import NAMES, status_of, stopping_signal
 
@@ -71,8 +73,11 @@ class RankWatch(Callback):
         After an error, ranks that are still waiting for this one are ended.
         """
         self._ended.set()
+        atexit.unregister(leave_group)
         if self._thread is not None:
             self._thread.join()
+            if kind is None:  # after an error it might wait for ranks that do not answer
+                atexit.register(leave_group)
         patience = DYING if kind is None or lost_connection(error) else GRACE
         _wait(lambda: all(other.poll() is not None for other in self._others), patience)
         if kind is not None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lightning_meta.functional.ranks import leave_group
+
 
 def reach(cls: type) -> tuple[str, str]:
     """The file and the name by which another process finds a test class."""
@@ -46,6 +48,7 @@ def train(file: str, name: str, folder: str, world: int) -> None:
     trainer.fit(module, datamodule=tests.make_data())
     if trainer.is_global_zero:
         torch.save({n: p.detach() for n, p in module.named_parameters()}, Path(folder) / "weights.pt")
+    leave_group()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torchjd.aggregation import GradDrop, GradVac
 from lightning_meta.batches import SPLITS, Examples, Split, TaskBatch
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.multitask import Conditioned, CrossStitch, Independent, MixtureOfExperts, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP, Conv4, TabularMLP
 from lightning_meta.sources import Table
@@ -260,3 +261,4 @@ def run(world: int, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), int(sys.argv[2])
     torch.save(run(world, folder), folder / f"rank_{os.environ.get('LOCAL_RANK', '0')}.pt")
+    leave_group()

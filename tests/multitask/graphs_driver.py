@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.multitask import Independent, MultiHead, MultiTaskModule
 from lightning_meta.nn import MLP
 from lightning_meta.weightings import FAMO, Equal, Uncertainty
@@ -56,3 +57,4 @@ def run(world: int) -> dict[str, Any]:
 if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), int(sys.argv[2])
     torch.save(run(world), folder / f"rank_{os.environ.get('LOCAL_RANK', '0')}.pt")
+    leave_group()

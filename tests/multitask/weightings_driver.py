@@ -17,6 +17,7 @@ import torch
 import torchjd.aggregation as jd
 
 from lightning_meta import weightings
+from lightning_meta.functional.ranks import leave_group
 from lightning_meta.weightings import Fixed, TorchJD, Weighting
 from tests.multitask import ddp_driver
 
@@ -75,3 +76,4 @@ def run(world: int, folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 if __name__ == "__main__":
     folder, world = Path(sys.argv[1]), int(sys.argv[2])
     torch.save(run(world, folder), folder / f"rank_{os.environ.get('LOCAL_RANK', '0')}.pt")
+    leave_group()
