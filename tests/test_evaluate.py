@@ -20,6 +20,7 @@ import lightning_meta as lm
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.cli import main
 from lightning_meta.errors import UserError
+from lightning_meta.fitting.evaluation import Evaluation
 from lightning_meta.meta.scores import TaskScores
 from lightning_meta.tasks import EpisodeSpec
 from tests.data.test_task_list import GOOD, write_rows
@@ -105,6 +106,12 @@ def test_no_predictions_are_kept_for_a_grid_and_all_for_a_test() -> None:
     lm.evaluate(module, data, shots=[1, 2])
     L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False).test(module, data, verbose=False)
     assert kept == [0, 0, 6 * 6 * 3]
+
+
+def test_a_result_is_shown_on_one_line_whatever_the_number_of_tasks() -> None:
+    scores = [{"task": float(i), "score": 0.5} for i in range(1000)]
+    result = Evaluation(5, 1, 15, 1000, "accuracy", 0.72366, 0.00636, {"test/accuracy": 0.72366}, scores)
+    assert repr(result) == "Evaluation(ways=5, shots=1, queries=15, tasks=1000, accuracy=0.7237 ± 0.0064)"
 
 
 def test_regression_has_shots_alone() -> None:

@@ -50,6 +50,11 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     per_task: list[dict[str, float]]
 
+    def __repr__(self) -> str:
+        """One line without the tasks, of which there may be thousands: what a notebook shows."""
+        shape = f"ways={self.ways}, shots={self.shots}, queries={self.queries}, tasks={self.tasks}"
+        return f"Evaluation({shape}, {self.metric}={self.score:.4f} ± {self.interval:.4f})"
+
     @property
     def point(self) -> Point:
         """The values that tables and figures show."""
