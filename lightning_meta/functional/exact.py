@@ -6,7 +6,8 @@ The errors of torch 2.13, found by comparing `vmap`, a loop and finite differenc
 - second derivatives under `vmap` of `layer_norm`, `instance_norm` and `batch_norm` with weights: up to 10 % off;
 - second derivatives of `torch._weight_norm`, also without `vmap`: the dependence of the norm on the weight is missing;
 - first and second derivatives under `vmap` of `embedding` with `padding_idx`: the row of the padding has a gradient;
-- second derivatives that raise: fused attention, `hardsigmoid`, `embedding_bag`, `cdist`, cuDNN's recurrent kernels;
+- second derivatives that raise: fused attention, `hardsigmoid`, `embedding_bag`, `cdist` (before torch 2.14) and
+  cuDNN's recurrent kernels;
 - `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` in evaluation mode take their inference path under `vmap`,
   which has no derivative. While a function mode is active, they do not take this path.
 """

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 LINE, PLANE, VOLUME, SEQUENCE, FLAT = (4, 6), (4, 6, 6), (4, 4, 4, 4), (5, 8), (8,)
+DISTANCES_TWICE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+"""Whether torch has second derivatives of `pdist` and `cdist`: from 2.14 on."""
+
 CHANNELS = {1: LINE, 2: PLANE, 3: VOLUME}
 
 
@@ -228,7 +231,7 @@ def _pointwise() -> dict[str, Case]:
             "cosine_similarity": Case(of_input(lambda x: F.cosine_similarity(x, x.flip(1), dim=-1)), SEQUENCE),
             "pairwise_distance": Case(of_input(lambda x: F.pairwise_distance(x, x.flip(1) + 0.1)), SEQUENCE),
             "cdist": Case(of_input(lambda x: torch.cdist(x, x + 0.1)), SEQUENCE),
-            "pdist": Case(of_input(lambda x: F.pdist(x).expand(3, 3)), FLAT, second_order=False),
+            "pdist": Case(of_input(lambda x: F.pdist(x).expand(3, 3)), FLAT, second_order=DISTANCES_TWICE),
             "var": Case(of_input(lambda x: x.var(-1)), SEQUENCE),
             "std": Case(of_input(lambda x: x.std(-1)), SEQUENCE),
             "norm": Case(of_input(lambda x: x.norm(dim=-1)), SEQUENCE),

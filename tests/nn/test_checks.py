@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP, Conv4, ResNet12
 from lightning_meta.nn.checks import check_derivatives, check_layers
+from tests.nn.layers import DISTANCES_TWICE
 
 
 class Calls(nn.Module):
@@ -120,6 +121,10 @@ def derivatives_of(network: nn.Module, first_order: bool = False) -> None:
     check_derivatives(
         lambda p: functional_call(network, p, (torch.randn(3, 6),)), dict(network.named_parameters()), first_order
     )
+
+
+if DISTANCES_TWICE:
+    del UNDIFFERENTIABLE["pdist"]
 
 
 @pytest.mark.parametrize("kind", UNDIFFERENTIABLE)
