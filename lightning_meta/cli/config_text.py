@@ -48,14 +48,9 @@ def read_config(file: Path) -> Any:
     Raises:
         UserError: The file is missing or is not valid.
     """
-    if file.exists():
-        check_yaml(file)
+    check_yaml(file)
     try:
         return read_yaml(file)
-    except UserError as error:
-        raise UserError(f"--config: {error}") from error
-    except OSError as error:
-        raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config: {file} is not valid YAML: {' '.join(str(error).split())}") from error
 

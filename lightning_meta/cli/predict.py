@@ -34,7 +34,6 @@ from lightning_meta.meta.export import export
 from lightning_meta.meta.held_out import HeldOut, held_out
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn.likeness import InputWarning
-from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.labels_file import files_of_table
 
@@ -219,9 +218,6 @@ def _batches(
 
 def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) -> Calibration:
     """The stored calibration for tasks like that of the support images."""
-    run = run_directory_of(find_checkpoint(config.ckpt_path))
-    if run is None:
-        raise UserError(f"--calibrated: {config.ckpt_path} is not in a run directory, where a calibration is stored")
     least, most = min(support.values()), max(support.values())
     if least != most:
         raise UserError(
@@ -229,7 +225,7 @@ def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) ->
             f"{least} to {most}; leave out all but {least} of each"
         )
     options = {"steps": config.steps, "batch_norm": config.batch_norm}
-    return read_calibration(run, config.ckpt_path, model, len(support), most, options)
+    return read_calibration(config.ckpt_path, model, len(support), most, options)
 
 
 def _write(

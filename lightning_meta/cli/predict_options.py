@@ -11,6 +11,7 @@ from lightning_meta.cli.parsing import add_overwrite, refuse_existing
 from lightning_meta.cli.trust import HELP
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
+from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import FORMATS
 
 OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
@@ -127,7 +128,7 @@ def check(config: Namespace) -> None:
     if config.calibrated and config.query is None and config.table is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))
-    _check_file("--out", Path(config.out))
+    check_target(Path(config.out), option="--out")
     if config.query is not None or config.table is not None:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
@@ -136,17 +137,8 @@ def check(config: Namespace) -> None:
 
 def _check_export(config: Namespace) -> None:
     path = Path(config.export)
-    if path.suffix not in FORMATS:
-        raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
-    _check_file("--export", path)
+    check_target(path, FORMATS, "--export")
     predicts = config.query is not None or config.table is not None
     if predicts and path.absolute() == Path(config.out).absolute():
         raise UserError(f"--export {config.export}: --out names the same file; give each its own")
     refuse_existing("--export", [path], config.overwrite)
-
-
-def _check_file(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"{option} {path}: this is a folder; name a file in it")

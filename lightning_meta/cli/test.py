@@ -89,7 +89,7 @@ def test(args: Sequence[str]) -> None:
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
     with naming_options(config, {n: f"--{name}" for name in set_options for n in (name, OF_DATA[name])}):
-        if _is_grid(config):
+        if isinstance(config.ways, list) or isinstance(config.shots, list):
             instance("--ckpt_path", module, MetaModule)
             instance("--data", objects["data"], EpisodicDataModule)
             evaluations = evaluate_by(trainer, module, objects["data"], **{name: config[name] for name in DRAWN})
@@ -162,10 +162,6 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
         )
     if trainer.is_global_zero:
         print_calibration(calibration, write_calibration(run, module, calibration))
-
-
-def _is_grid(config: Namespace) -> bool:
-    return any(isinstance(config[name], list) for name in ("ways", "shots"))
 
 
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -29,8 +28,8 @@ from lightning_meta.report.drawing import (
     scale_of,
     shortened,
 )
-from lightning_meta.run.files import replacing
-from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.run.files import check_target
+from lightning_meta.run.tables import numbers_of, read_table, write_table
 
 SIZE = (6.0, 4.0)  # inches
 # Line styles and markers.
@@ -275,7 +274,12 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     Raises:
         UserError: A run has no `metrics.csv` or no finite value of the metric, or the figure cannot be written.
     """
-    target = _target(out)
+    target = Path(out)
+    # PGF needs LaTeX, and raw pixels have no size.
+    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
+    if target.suffix.removeprefix(".").lower() not in formats:
+        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
+    check_target(target, option="--out")
     stage, _, short_name = metric.partition("/")
     scale = scale_of(short_name)
     figure = Figure(SIZE, layout="constrained")
@@ -304,20 +308,6 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
     axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
     save_figure(figure, target)
-    return target
-
-
-def _target(out: str | Path) -> Path:
-    """Check that the file of the figure can be written: its format and its folder."""
-    target = Path(out)
-    # PGF needs LaTeX, and raw pixels have no size.
-    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
-    if target.suffix.removeprefix(".").lower() not in formats:
-        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {target.parent}")
-    if target.is_dir():
-        raise UserError(f"--out {out}: this is a folder; name a file in it")
     return target
 
 
@@ -352,10 +342,8 @@ def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
         metric: Name of the score, such as `accuracy`.
         file: File to write.
     """
-    with replacing(file) as out:
-        writer = csv.writer(out)
-        writer.writerow(["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"])
-        writer.writerows([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)
+    header = ["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"]
+    write_table(file, [header, *([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)])
 
 
 def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:

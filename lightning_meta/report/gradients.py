@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import save_figure
+from lightning_meta.report.drawing import save_figure, shortened
 from lightning_meta.report.figures import SIZE
 from lightning_meta.report.transfer.reading import run_directories
 from lightning_meta.run.gradient_table import PAIRS, mean_pairs
@@ -93,7 +93,7 @@ def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "",
     count = len(names)
     printed = count <= PRINTED
     side = max(count * (0.45 if printed else 0.16), 1.8)
-    labels = [name if len(name) <= 28 else f"{name[:27]}…" for name in names]
+    labels = list(map(shortened, names))
     margin = 0.08 * max(map(len, labels)) + 0.6
     figure = Figure((max(side + margin + 1.1, 4.5), side + margin + 0.4), layout="constrained")
     axes = figure.subplots()

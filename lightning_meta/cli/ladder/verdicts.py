@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.cells import as_cells
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.report.transfer.results import MethodVerdict, method_verdicts
-from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 FILE = "verdicts.csv"
 COLUMNS = (
@@ -125,17 +123,14 @@ class Verdicts:
             folder: Folder of the report.
         """
         names = ("mean", "low", "high", "p_holm", "smallest", "verdict")
-        with replacing(folder / FILE) as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for row in self.rows:
-                found = row.found
-                searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
-                figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
-                cells = [
-                    "" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures
-                ]
-                writer.writerow(as_cells([row.rung, *cells, row.steps, *searched]))
+        rows: list[Sequence[Any]] = [COLUMNS]
+        for row in self.rows:
+            found = row.found
+            searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
+            figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
+            cells = ["" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures]
+            rows.append([row.rung, *cells, row.steps, *searched])
+        write_table(folder / FILE, rows)
 
 
 def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[str, Found]) -> Verdicts:

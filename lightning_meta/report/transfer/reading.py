@@ -326,8 +326,7 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     except (FileNotFoundError, KeyError, UserError):
         raise
     except Exception as error:  # NumPy parses headers and zipfile inflates data: both raise many types of errors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file} is damaged, or holds more than plain arrays: {reason}") from error
+        raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

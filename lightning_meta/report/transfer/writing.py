@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import asdict, fields
@@ -16,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import heights, name_rows, named_rows, save_figure, scale_of
+from lightning_meta.report.drawing import heights, name_rows, named_rows, save_figure, scale_of, shortened
 from lightning_meta.report.transfer.comparison import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import RULES as STATEMENTS
@@ -32,6 +30,7 @@ from lightning_meta.report.transfer.results import (
 )
 from lightning_meta.report.transfer.table import printable, unit
 from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 FILES = ("transfer.csv", "transfer.json", "forest.png", "gap.png")
 TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))
@@ -82,14 +81,12 @@ def write_csv(report: TransferReport, file: Path) -> None:
         report: The comparison.
         file: File to write.
     """
-    with replacing(file) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["method", *TASK_COLUMNS])
-        for method in report.methods:
-            for task in method.tasks:
-                row = asdict(task)
-                values = ["" if _unknown(row[c]) else row[c] for c in TASK_COLUMNS]
-                writer.writerow(as_cells([method.method, *values]))
+    rows = [
+        [method.method, *("" if _unknown(value) else value for value in asdict(task).values())]
+        for method in report.methods
+        for task in method.tasks
+    ]
+    write_table(file, [["method", *TASK_COLUMNS], *rows])
 
 
 def method_row(method: MethodTransfer) -> dict[str, Any]:
@@ -151,7 +148,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     for panel_row, metric, order, has_name, row_heights in zip(panels, metrics, blocks, named, rows, strict=True):
         for panel, method in zip(panel_row, methods, strict=True):
             _draw_method(panel, method, order, row_heights, has_name, scale_of(metric))
-        names = [_label(methods[0].tasks[i].task) for i in order]
+        names = [shortened(printable(methods[0].tasks[i].task)) for i in order]
         name_rows(panel_row[0], row_heights, has_name, names, "transfer.csv")
         if len(metrics) > 1:
             for panel in panel_row:
@@ -257,11 +254,6 @@ def _draw_method(
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
-
-
-def _label(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= 32 else f"{name[:29]}..."
 
 
 def log_report(report: TransferReport, folder: Path, project: str) -> None:
