@@ -216,14 +216,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse: Callable[[Any], T]) -> T:
-    """Read a calibration, and check that it is of this model.
-
-    Args:
-        path: The file.
-        command: The command that writes it, for messages.
-        module: As loaded.
-        parse: Turns the content into a calibration; raises an error if it is damaged.
-    """
+    """Read a calibration, and check that it is of this model; `command` is the one that writes it, for messages."""
     try:
         check_regular(path)
         stored = json.loads(read_text(path))

@@ -96,11 +96,7 @@ def _column(file: Path, name: str, values: list[str], words: bool) -> np.ndarray
 
 
 def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
-    """Draw the training and validation metric against the step, with its 95 % interval over tasks shaded.
-
-    Returns:
-        The figure; None if the metric was not logged.
-    """
+    """Draw the training and validation metric against the step, with its 95 % interval shaded; None if not logged."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     scale = scale_of(metric)
@@ -141,8 +137,7 @@ def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
     """Draw the metric after each inner step with its 95 % interval; without inner steps, a histogram over tasks.
 
-    Returns:
-        The figure; None with fewer than two tasks whose scores are all finite.
+    None with fewer than two tasks whose scores are all finite.
     """
     scores = [c for name, c in columns.items() if name != "task" and c.dtype.kind == "f"]
     finite = np.all([np.isfinite(column) for column in scores], axis=0) if scores else np.zeros(0, bool)
@@ -222,13 +217,7 @@ def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figu
 
 
 def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
-    """Draw the rows of the tasks with the same metric.
-
-    Args:
-        axes: Axes of the panel.
-        columns: Columns of `per_task.csv` for these tasks.
-        metric: Name of the metric.
-    """
+    """Draw the rows of the tasks with the same metric, from their columns of `per_task.csv`."""
     scale = scale_of(metric)
     scores = {stage: scale * np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
     better = columns.get("better", np.array([]))

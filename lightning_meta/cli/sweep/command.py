@@ -96,11 +96,7 @@ def _short_form(name: str) -> str:
 
 
 def _check_ends(space: Sweep) -> None:
-    """Parse the options at both ends of the space, to find mistakes that would end every trial.
-
-    Raises:
-        UserError: The parser of `fit` gives the same error at both ends.
-    """
+    """Parse the options at both ends of the space; the same error at both would end every trial."""
     first, last = (
         {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
         for end in (0, -1)

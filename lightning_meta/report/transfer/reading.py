@@ -244,15 +244,7 @@ def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int) -> TaskResult:
-    """Combine a row of `per_task.csv` with the predictions for its task.
-
-    Args:
-        directory: The run directory.
-        name: Name of the task.
-        row: Cells of its row by column.
-        arrays: Arrays of `predictions.npz`.
-        number: Number of the task in `arrays`.
-    """
+    """Combine a row of `per_task.csv` with the predictions for its task, which has a number in `arrays`."""
     own = np.flatnonzero(arrays["task"] == number)
     own = own[np.argsort(arrays["id"][own], kind="stable")]
     ids, scores = arrays["id"][own], arrays["score"][own]

@@ -233,16 +233,7 @@ def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
 def _draw_method(
     axes: Axes, method: MethodTransfer, order: list[int], rows: np.ndarray, named: np.ndarray, factor: float
 ) -> None:
-    """Draw the tasks of a method.
-
-    Args:
-        axes: Axes of the panel.
-        method: The method.
-        order: Indices of the tasks, from the first row on.
-        rows: Heights of the rows, `(len(order),)`.
-        named: Which rows have a name, `(len(order),)` bool; the others are thin.
-        factor: Factor by which Δ is drawn, 100 for accuracy.
-    """
+    """Draw the tasks of a method at the heights `rows`, with Δ times `factor`; rows without a name are thin."""
     axes.axvline(0, color="0.2", lw=1, zorder=0.9)
     for y, large, i in zip(rows, named, order, strict=True):
         task: TaskTransfer = method.tasks[i]
