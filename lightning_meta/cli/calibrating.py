@@ -54,11 +54,6 @@ def file_of(run: Path, ways: int, shots: int) -> Path:
 def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
     """Store a calibration in its run directory, in the place of an earlier one.
 
-    Args:
-        run: The run directory.
-        module: What was calibrated.
-        found: What came out.
-
     Returns:
         The file.
     """
@@ -69,11 +64,6 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
 
 def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
     """Write the calibration of a table model into its run directory; replaces an earlier one.
-
-    Args:
-        run: The run directory.
-        about: Result of `identity` for the model.
-        found: The calibration and its measured coverage.
 
     Returns:
         Path of the file.
@@ -127,10 +117,6 @@ def read_calibration(
 
 def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
     """Read the calibration of a run that was trained on a table.
-
-    Args:
-        ckpt_path: The run directory or checkpoint, as the user gave it.
-        module: The loaded model.
 
     Raises:
         UserError: There is no calibration, it belongs to other weights, or the file is damaged.

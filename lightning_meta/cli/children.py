@@ -95,11 +95,7 @@ class Children:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a run printed.
-
-    Args:
-        log: Its file.
-    """
+    """The last line that a run printed."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "failed without a word"
 

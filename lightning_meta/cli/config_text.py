@@ -25,9 +25,6 @@ def config_files(args: Sequence[str]) -> list[Path]:
 def check_fit_configs(args: Sequence[str]) -> None:
     """Check the files that `--config` names; missing files are left to the parser.
 
-    Args:
-        args: The options of `fit`.
-
     Raises:
         UserError: A file is a ladder or a sweep, or is not valid.
     """
@@ -41,9 +38,6 @@ def check_fit_configs(args: Sequence[str]) -> None:
 
 def read_config(file: Path) -> Any:
     """Read the YAML file of a ladder or sweep.
-
-    Args:
-        file: The file that `--config` names.
 
     Raises:
         UserError: The file is missing or is not valid.

@@ -132,12 +132,7 @@ def _pointer(command: str, refusal: Refusal | None = None) -> str:
 
 
 def of_lightning(error: BaseException, command: str) -> str | None:
-    """The message for an error of Lightning or a missing package; None for another error.
-
-    Args:
-        error: The error.
-        command: The command whose `--help` is recommended.
-    """
+    """The message for an error of Lightning or a missing package; None for another error."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         named = f"'lightning_meta[{EXTRAS[package]}]'" if package in EXTRAS else package

@@ -41,11 +41,7 @@ ROUNDED = "{:.6f}"
 
 
 def predict(args: Sequence[str]) -> None:
-    """Say how good the labelled images are, label others, and write label, margin and probabilities of each.
-
-    Args:
-        args: The options.
-    """
+    """Say how good the labelled images are, label others, and write label, margin and probabilities of each."""
     config = make_parser().parse_args(list(args))
     check(config)
     if config.table is not None or config.support is None:

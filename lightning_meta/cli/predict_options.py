@@ -103,9 +103,6 @@ def make_parser() -> ArgumentParser:
 def check(config: Namespace) -> None:
     """Refuse options that cannot work, and files that are there already.
 
-    Args:
-        config: The options.
-
     Raises:
         UserError: The option, what was received, and what was expected.
     """

@@ -24,10 +24,6 @@ ROW = "row"
 def predict_rows(config: Namespace, model: Any) -> None:
     """Write the predictions of a model for new rows, one row for each in their order.
 
-    Args:
-        config: The options.
-        model: As loaded.
-
     Raises:
         UserError: The model was not trained on a table, or the table is not like that of training.
     """

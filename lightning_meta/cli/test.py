@@ -58,11 +58,7 @@ TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "dete
 
 
 def test(args: Sequence[str]) -> None:
-    """Test or calibrate a trained model, and write the results under `tests/` in its run directory.
-
-    Args:
-        args: The options.
-    """
+    """Test or calibrate a trained model, and write the results under `tests/` in its run directory."""
     began = time.monotonic()
     parser = make_parser()
     config, checkpoint = _parse(parser, args)

@@ -19,10 +19,6 @@ OWN = ("ladder", "sweep")  # commands that pass the number to the runs that they
 def using_threads(command: str, options: Sequence[str]) -> Iterator[list[str]]:
     """Set torch's number of threads while a command runs.
 
-    Args:
-        command: Name of the command.
-        options: Options of the command.
-
     Yields:
         The options without `--threads`.
 

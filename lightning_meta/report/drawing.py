@@ -42,11 +42,7 @@ class About(NamedTuple):
 
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> About:
-        """Read the facts in `results.json`; results of older versions have no conditions.
-
-        Args:
-            results: Content of `results.json`.
-        """
+        """Read the facts in `results.json`; results of older versions have no conditions."""
         conditions = str(results.get("test_conditions") or "").partition(", chance")[0]
         chance = results.get("test_chance")
         return cls(
@@ -132,11 +128,6 @@ def name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str],
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure.
-
-    Args:
-        figure: The figure.
-        file: File to write, in the format of its suffix; its folder is created if it does not exist.
-    """
+    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure."""
     with replacing(file, "wb") as out:
         figure.savefig(out, format=file.suffix.removeprefix(".").lower(), dpi=DPI)

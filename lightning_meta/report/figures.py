@@ -324,13 +324,7 @@ class Point(NamedTuple):
 
 
 def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
-    """Write a CSV file with a row for each way and shot.
-
-    Args:
-        points: Scores.
-        metric: Name of the score, such as `accuracy`.
-        file: File to write.
-    """
+    """Write a CSV file with a row for each way and shot."""
     header = ["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"]
     write_table(file, [header, *([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)])
 

@@ -69,9 +69,6 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
 
     A task adds 0 to a measurement that it is absent from, so the shares sum to 1.
 
-    Args:
-        directory: The run directory.
-
     Returns:
         The shares by name of the task; empty where `GradientConflict` recorded nothing.
     """
@@ -84,9 +81,6 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
 
 def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
     """Means of the recorded values of each pair of tasks, over the measurements with both tasks.
-
-    Args:
-        directory: The run directory.
 
     Returns:
         The tasks; their mean cosines and affinities, `(2, T, T)`, NaN for two tasks that were never in a batch

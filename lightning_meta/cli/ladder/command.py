@@ -35,11 +35,7 @@ GROUPS = 3
 
 
 def ladder(args: Sequence[str]) -> None:
-    """Train the runs that are not finished, then write the transfer report into `runs/<name>/report/`.
-
-    Args:
-        args: The options.
-    """
+    """Train the runs that are not finished, then write the transfer report into `runs/<name>/report/`."""
     options, fit_args = make_parser().parse_known_args(list(args))
     _check(options, fit_args)
     name = Path(options.config).stem if options.name is None else options.name

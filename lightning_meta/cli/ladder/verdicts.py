@@ -117,11 +117,7 @@ class Verdicts:
         console.print(Text(self.lines[0]))
 
     def write(self, folder: Path) -> None:
-        """Write the table as CSV, with the weights of all tasks.
-
-        Args:
-            folder: Folder of the report.
-        """
+        """Write the table as CSV, with the weights of all tasks."""
         names = ("mean", "low", "high", "p_holm", "smallest", "verdict")
         rows: list[Sequence[Any]] = [COLUMNS]
         for row in self.rows:
@@ -134,13 +130,7 @@ class Verdicts:
 
 
 def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[str, Found]) -> Verdicts:
-    """Compute the cost and the verdict of each rung.
-
-    Args:
-        report: The comparison of the rungs.
-        runs: All finished runs.
-        found: Result of the search by rung.
-    """
+    """Compute the cost and the verdict of each rung."""
     by_rung: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *found)}
     for run in runs:
         if run.directory is not None:

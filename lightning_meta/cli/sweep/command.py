@@ -34,11 +34,7 @@ DISK = "cannot write ("  # start of the message of `fit` about a full disk
 
 
 def sweep(args: Sequence[str]) -> None:
-    """Run trials up to the requested number, then print the best.
-
-    Args:
-        args: The options.
-    """
+    """Run trials up to the requested number, then print the best."""
     config, fit_args = make_parser().parse_known_args(list(args))
     if config.config is None:
         raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")

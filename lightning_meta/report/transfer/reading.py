@@ -135,9 +135,6 @@ def run_directories(paths: Sequence[str | Path]) -> list[Path]:
 def read_run(directory: Path) -> Run:
     """Read a finished multi-task run.
 
-    Args:
-        directory: The run directory.
-
     Raises:
         UserError: The run is not finished, not a multi-task run, or damaged, or its files contradict each other.
     """
@@ -179,9 +176,6 @@ def _last_validation(file: Path) -> float:
 
 def read_results(directory: Path) -> dict[str, Any]:
     """Read the metrics and facts of a finished run.
-
-    Args:
-        directory: The run directory.
 
     Raises:
         UserError: The run is not finished, or its results are damaged.

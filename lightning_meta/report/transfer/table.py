@@ -159,12 +159,7 @@ def _common_metric(method: MethodTransfer) -> str:
 
 
 def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
-    """Return a heading, a line for the trained models and a line for the method.
-
-    Args:
-        method: Results of the method.
-        baseline: Name of the baseline.
-    """
+    """Return a heading, a line for the trained models and a line for the method."""
     metrics, errors = {t.metric for t in method.tasks}, any(t.better == "lower" for t in method.tasks)
     metric = metrics.pop() if len(metrics) == 1 and not errors else ""
     measured = " (errors over that of a constant prediction)" if errors else ""

@@ -75,12 +75,7 @@ def write_report(report: TransferReport, folder: str | Path) -> Path:
 
 
 def write_csv(report: TransferReport, file: Path) -> None:
-    """Write a CSV file with one row for each method and task; unknown values are empty.
-
-    Args:
-        report: The comparison.
-        file: File to write.
-    """
+    """Write a CSV file with one row for each method and task; unknown values are empty."""
     rows = [
         [method.method, *("" if _unknown(value) else value for value in asdict(task).values())]
         for method in report.methods
@@ -97,12 +92,7 @@ def method_row(method: MethodTransfer) -> dict[str, Any]:
 
 
 def write_json(report: TransferReport, file: Path) -> None:
-    """Write the whole report and the rules of its statistics as JSON; unknown values are null.
-
-    Args:
-        report: The comparison.
-        file: File to write.
-    """
+    """Write the whole report and the rules of its statistics as JSON; unknown values are null."""
     content = {
         "sign": "higher is better",
         "intervals": METHOD,
@@ -133,10 +123,6 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     """Draw Δ of every task with its 95 % interval, in a panel for each method; the marker shows the verdict.
 
     If tasks have different metrics, there is a row of panels for each metric.
-
-    Args:
-        report: The comparison.
-        file: File to write, in the format of its suffix.
     """
     methods, metrics = report.methods, _metrics(report)
     blocks = [_sorted_tasks(report, metric) for metric in metrics]
@@ -172,12 +158,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
-    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric.
-
-    Args:
-        report: The comparison.
-        file: File to write, in the format of its suffix.
-    """
+    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric."""
     metrics = _metrics(report)
     figure = Figure((6.4, 4.4 * len(metrics)), layout="constrained")
     names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
