@@ -158,8 +158,7 @@ def _told(inverted: bool) -> Iterator[None]:
 
 
 def _loaded(config: Namespace) -> Any:
-    checkpoint = find_checkpoint(config.ckpt_path)
-    return load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
+    return load_trained(find_checkpoint(config.ckpt_path), config)
 
 
 def _meta_learner(config: Namespace) -> MetaModule:

@@ -8,7 +8,7 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.trust import HELP
+from lightning_meta.cli.trained import add_model_options
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
 from lightning_meta.run.files import check_target
@@ -30,9 +30,7 @@ def make_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--table",
         type=str | None,
@@ -76,13 +74,6 @@ def make_parser() -> ArgumentParser:
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
     parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise the images; by default those of training. With transductive a prediction "
-        "depends on the images that it is made with.",
-    )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
         "--invert",
         action="store_true",
         help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
@@ -95,7 +86,6 @@ def make_parser() -> ArgumentParser:
         "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
-    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
     return parser
 
