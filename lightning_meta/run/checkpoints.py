@@ -217,7 +217,7 @@ class RunCheckpoint(Callback):
             logger.flush()
         self._quiet = {
             "rows": logger.rows if logger else 0,
-            "columns": logger.columns if logger else [],
+            "columns": list(logger.columns) if logger else [],
             "random": random_state(),
             "seconds": self.seconds,
             "batches_that_stepped": logged_step(trainer),
