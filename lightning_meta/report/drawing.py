@@ -80,13 +80,7 @@ def scale_of(metric: str) -> float:
 
 
 def draw_chance(axes: Axes, metric: str, chance: float | None) -> None:
-    """Draw a line at the accuracy of guessing, if the metric is the accuracy and there is a chance level.
-
-    Args:
-        axes: Axes to draw on.
-        metric: Name of the metric.
-        chance: Accuracy of guessing, in [0, 1]; None if there is no chance level.
-    """
+    """Draw a line at the accuracy of guessing, in [0, 1], if the metric is the accuracy and there is a chance level."""
     if metric == "accuracy" and chance is not None:
         axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"chance, {100 * chance:.3g} %")
 
@@ -100,11 +94,7 @@ def named_rows(tasks: int) -> np.ndarray:
 
 
 def heights(named: np.ndarray) -> np.ndarray:
-    """Return the heights at which rows are drawn, `(T,)`; rows without a name are thin.
-
-    Args:
-        named: Which rows have a name, `(T,)` bool.
-    """
+    """Return the heights at which rows are drawn, `(T,)`, by which have a name, `(T,)` bool; the others are thin."""
     steps = np.where(named | np.roll(named, 1), 1.0, THIN)
     return np.asarray(steps.cumsum() - 1)
 

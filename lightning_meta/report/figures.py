@@ -124,12 +124,7 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figu
 
 
 def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and upper end of intervals around values; NaN, which is not drawn, if they are not finite.
-
-    Args:
-        value: Values `(n,)`.
-        interval: Half-widths of the intervals, `(n,)`.
-    """
+    """Return the ends of intervals of a half-width around values, `(n,)`; NaN, which is not drawn, if not finite."""
     interval = np.where(np.isfinite(interval), interval, np.nan)
     return value - interval, value + interval
 
