@@ -20,12 +20,14 @@ from lightning_meta.data.hashes import of_weights
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.calibration import Calibrated
 from lightning_meta.fitting.table_calibration import CalibratedTable
+from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration
 from lightning_meta.meta.export import OPTIONS
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.multitask.calibration import LabelCalibration, Measured, NumberCalibration, TableCalibration
 from lightning_meta.reading import check_regular, read_text, refuse_link
+from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
 from lightning_meta.tasks import Regression
 
@@ -52,11 +54,6 @@ def file_of(run: Path, ways: int, shots: int) -> Path:
 def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
     """Store a calibration in its run directory, in the place of an earlier one.
 
-    Args:
-        run: The run directory.
-        module: What was calibrated.
-        found: What came out.
-
     Returns:
         The file.
     """
@@ -67,11 +64,6 @@ def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
 
 def write_table_calibration(run: Path, about: Mapping[str, Any], found: CalibratedTable) -> Path:
     """Write the calibration of a table model into its run directory; replaces an earlier one.
-
-    Args:
-        run: The run directory.
-        about: Result of `identity` for the model.
-        found: The calibration and its measured coverage.
 
     Returns:
         Path of the file.
@@ -84,13 +76,12 @@ def write_table_calibration(run: Path, about: Mapping[str, Any], found: Calibrat
 
 
 def read_calibration(
-    run: Path, ckpt_path: str, module: MetaModule, ways: int, shots: int, options: Mapping[str, Any]
+    ckpt_path: str, module: MetaModule, ways: int, shots: int, options: Mapping[str, Any]
 ) -> Calibration:
     """The calibration of a run for tasks of these ways and shots.
 
     Args:
-        run: The run directory.
-        ckpt_path: What the user calls it.
+        ckpt_path: The run directory or checkpoint, as the user gave it.
         module: As loaded, with the options of the command.
         ways: N.
         shots: K.
@@ -99,6 +90,7 @@ def read_calibration(
     Raises:
         UserError: There is none, it is of other weights or options, or it is damaged.
     """
+    run = _run_of(ckpt_path)
     path = file_of(run, ways, shots)
     shown = f"lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9 --ways {ways} --shots {shots}"
     command = f"`{' '.join([shown, *(f'--{name} {value}' for name, value in options.items() if value is not None)])}`"
@@ -123,17 +115,13 @@ def read_calibration(
     return _read(path, command, module, parse)
 
 
-def read_table_calibration(run: Path, ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
+def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCalibration:
     """Read the calibration of a run that was trained on a table.
-
-    Args:
-        run: The run directory.
-        ckpt_path: The path as the user gave it, for messages.
-        module: The loaded model.
 
     Raises:
         UserError: There is no calibration, it belongs to other weights, or the file is damaged.
     """
+    run = _run_of(ckpt_path)
     path, command = run / OF_TABLE, f"`lightning-meta test --ckpt_path {ckpt_path} --calibrate 0.9`"
     if not path.is_file():
         raise UserError(f"--calibrated: {run} is not calibrated; run {command}")
@@ -198,6 +186,13 @@ def identity(module: MetaModule | MultiTaskModule) -> dict[str, Any]:
     return {"model": public_path(type(module)), **options, "weights": weights}
 
 
+def _run_of(ckpt_path: str) -> Path:
+    run = run_directory_of(find_checkpoint(ckpt_path))
+    if run is None:
+        raise UserError(f"--calibrated: {ckpt_path} is not in a run directory, where a calibration is stored")
+    return run
+
+
 def _write(path: Path, content: Mapping[str, Any]) -> Path:
     refuse_link(path)
     with replacing(path) as file:
@@ -207,14 +202,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> Path:
 
 
 def _read(path: Path, command: str, module: MetaModule | MultiTaskModule, parse: Callable[[Any], T]) -> T:
-    """Read a calibration, and check that it is of this model.
-
-    Args:
-        path: The file.
-        command: The command that writes it, for messages.
-        module: As loaded.
-        parse: Turns the content into a calibration; raises an error if it is damaged.
-    """
+    """Read a calibration, and check that it is of this model; `command` is the one that writes it, for messages."""
     try:
         check_regular(path)
         stored = json.loads(read_text(path))

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 
 from lightning_meta.signals import Signals
 
@@ -36,9 +35,7 @@ class Children:
         """Nothing runs yet."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Stop those that run."""
         for process in self._running:
             process.terminate()
@@ -95,11 +92,7 @@ class Children:
 
 
 def last_line(log: Path) -> str:
-    """The last line that a run printed.
-
-    Args:
-        log: Its file.
-    """
+    """The last line that a run printed."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "failed without a word"
 

@@ -14,11 +14,7 @@ from lightning_meta.report.transfer.writing import FILES, log_report
 
 
 def compare(args: Sequence[str]) -> None:
-    """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures.
-
-    Args:
-        args: The options.
-    """
+    """Compare multi-task runs with a baseline, and write a table, CSV, JSON and figures."""
     config = make_parser().parse_args(list(args))
     refuse_existing("--out", [Path(config.out) / name for name in FILES], config.overwrite)
     show_report(compare_runs(config.runs, config.baseline), Path(config.out), config.wandb_project)

@@ -25,9 +25,6 @@ def config_files(args: Sequence[str]) -> list[Path]:
 def check_fit_configs(args: Sequence[str]) -> None:
     """Check the files that `--config` names; missing files are left to the parser.
 
-    Args:
-        args: The options of `fit`.
-
     Raises:
         UserError: A file is a ladder or a sweep, or is not valid.
     """
@@ -42,20 +39,12 @@ def check_fit_configs(args: Sequence[str]) -> None:
 def read_config(file: Path) -> Any:
     """Read the YAML file of a ladder or sweep.
 
-    Args:
-        file: The file that `--config` names.
-
     Raises:
         UserError: The file is missing or is not valid.
     """
-    if file.exists():
-        check_yaml(file)
+    check_yaml(file)
     try:
         return read_yaml(file)
-    except UserError as error:
-        raise UserError(f"--config: {error}") from error
-    except OSError as error:
-        raise UserError(f"--config: {file} cannot be read ({error.strerror})") from error
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"--config: {file} is not valid YAML: {' '.join(str(error).split())}") from error
 

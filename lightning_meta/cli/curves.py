@@ -12,11 +12,7 @@ from lightning_meta.report.figures import compare_training
 
 
 def curves(args: Sequence[str]) -> None:
-    """Draw a metric of several runs against the training step.
-
-    Args:
-        args: The options.
-    """
+    """Draw a metric of several runs against the training step."""
     config = make_parser().parse_args(list(args))
     refuse_existing("--out", [Path(config.out)], config.overwrite)
     print(f"written to {compare_training(config.runs, config.out, config.metric)}")

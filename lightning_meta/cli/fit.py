@@ -142,9 +142,6 @@ class MetaCLI(LightningCLI):
 def fit(args: Sequence[str]) -> None:
     """Train, then test the best checkpoint.
 
-    Args:
-        args: The options.
-
     Raises:
         SystemExit: 130 after Ctrl-C, and the statuses of `Training.run`.
     """

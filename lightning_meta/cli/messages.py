@@ -20,6 +20,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning_meta.cli.refusal import Refusal, read_refusal
 from lightning_meta.describing import fixed_options
 from lightning_meta.errors import UserError
+from lightning_meta.import_paths import import_class
 
 LONGEST = 400
 MOST = 12  # options that a message lists
@@ -131,12 +132,7 @@ def _pointer(command: str, refusal: Refusal | None = None) -> str:
 
 
 def of_lightning(error: BaseException, command: str) -> str | None:
-    """The message for an error of Lightning or a missing package; None for another error.
-
-    Args:
-        error: The error.
-        command: The command whose `--help` is recommended.
-    """
+    """The message for an error of Lightning or a missing package; None for another error."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
         named = f"'lightning_meta[{EXTRAS[package]}]'" if package in EXTRAS else package
@@ -193,11 +189,10 @@ def _type(text: str) -> str:
 
 def _declared(refusal: Refusal) -> str:
     """The declared type of an option that the parser does not report; "" if unknown."""
-    module, _, name = refusal.owner.rpartition(".")
+    bases = inspect.getmro(_class_of(refusal.owner) or object)
     try:
-        bases = inspect.getmro(getattr(importlib.import_module(module), name))
         hints = [typing.get_type_hints(vars(base)["__init__"]) for base in bases if "__init__" in vars(base)]
-    except (ImportError, AttributeError, ValueError, NameError, TypeError):
+    except (AttributeError, NameError, TypeError):
         return ""
     option = refusal.key.rpartition(".")[2]
     return next((str(of_base[option]) for of_base in hints if option in of_base), "")
@@ -214,12 +209,10 @@ def _arguments(path: str) -> list[str]:
 
 def _class_of(path: str) -> type | None:
     """A class in the configuration; None if it is not a class, such as typing.Callable."""
-    module, _, name = path.rpartition(".")
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+        return import_class(path)
+    except UserError:
         return None
-    return cls if inspect.isclass(cls) else None
 
 
 def _classes_of(module: str) -> list[str]:
@@ -231,10 +224,9 @@ def _subclass_names(subtypes: str) -> list[str]:
     """Names of the imported subclasses of the classes in a type."""
     names: list[str] = []
     for path in re.findall(r"<class '([\w.]+)'>", subtypes):
-        module, _, name = path.rpartition(".")
-        remaining = [getattr(importlib.import_module(module or "builtins"), name, object)]
-        while remaining and remaining[0] is not object and name != "NoneType":
-            cls = remaining.pop()
-            names.append(cls.__name__)
-            remaining += cls.__subclasses__()
+        cls = _class_of(path if "." in path else f"builtins.{path}")
+        remaining = [] if cls is None or cls is object else [cls]
+        while remaining:
+            names.append(remaining[-1].__name__)
+            remaining += remaining.pop().__subclasses__()
     return names

@@ -140,11 +140,7 @@ def log_into_run(trainer: Namespace, run: RunLogger) -> None:
 
 
 def remember_networks(config: Any) -> None:
-    """Let the parser record the arguments of networks that do not store them, so that checkpoints can.
-
-    Args:
-        config: The configuration that is about to be instantiated.
-    """
+    """Let the parser record the arguments of networks that do not store them, so that checkpoints can."""
     remaining = [config]
     while remaining:
         value = remaining.pop()
@@ -176,9 +172,6 @@ def mistake_in(config: Namespace) -> UserError | None:
     """Find the mistake in the arguments of an object by instantiating all objects again, innermost first.
 
     The parser itself reports for each alternative of a type why it does not fit, and drops the original error.
-
-    Args:
-        config: The complete configuration.
 
     Returns:
         The error, with options such as `--data.shots` in its message; None if no object raises a `UserError`.

@@ -34,7 +34,6 @@ from lightning_meta.meta.export import export
 from lightning_meta.meta.held_out import HeldOut, held_out
 from lightning_meta.multitask import MultiTaskModule
 from lightning_meta.nn.likeness import InputWarning
-from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
 from lightning_meta.sources.labels_file import files_of_table
 
@@ -42,11 +41,7 @@ ROUNDED = "{:.6f}"
 
 
 def predict(args: Sequence[str]) -> None:
-    """Say how good the labelled images are, label others, and write label, margin and probabilities of each.
-
-    Args:
-        args: The options.
-    """
+    """Say how good the labelled images are, label others, and write label, margin and probabilities of each."""
     config = make_parser().parse_args(list(args))
     check(config)
     if config.table is not None or config.support is None:
@@ -163,8 +158,7 @@ def _told(inverted: bool) -> Iterator[None]:
 
 
 def _loaded(config: Namespace) -> Any:
-    checkpoint = find_checkpoint(config.ckpt_path)
-    return load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
+    return load_trained(find_checkpoint(config.ckpt_path), config)
 
 
 def _meta_learner(config: Namespace) -> MetaModule:
@@ -219,9 +213,6 @@ def _batches(
 
 def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) -> Calibration:
     """The stored calibration for tasks like that of the support images."""
-    run = run_directory_of(find_checkpoint(config.ckpt_path))
-    if run is None:
-        raise UserError(f"--calibrated: {config.ckpt_path} is not in a run directory, where a calibration is stored")
     least, most = min(support.values()), max(support.values())
     if least != most:
         raise UserError(
@@ -229,7 +220,7 @@ def _calibration(config: Namespace, model: MetaModule, support: Counter[str]) ->
             f"{least} to {most}; leave out all but {least} of each"
         )
     options = {"steps": config.steps, "batch_norm": config.batch_norm}
-    return read_calibration(run, config.ckpt_path, model, len(support), most, options)
+    return read_calibration(config.ckpt_path, model, len(support), most, options)
 
 
 def _write(

@@ -8,9 +8,10 @@ from typing import Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.cli.parsing import add_overwrite, refuse_existing
-from lightning_meta.cli.trust import HELP
+from lightning_meta.cli.trained import add_model_options
 from lightning_meta.data.image_files import refuse_odd_name
 from lightning_meta.errors import UserError
+from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import FORMATS
 
 OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
@@ -29,9 +30,7 @@ def make_parser() -> ArgumentParser:
         exit_on_error=False,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--table",
         type=str | None,
@@ -75,13 +74,6 @@ def make_parser() -> ArgumentParser:
     add_overwrite(parser)
     parser.add_argument("--batch_size", type=int, default=256, help="Images or rows that are predicted at a time.")
     parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise the images; by default those of training. With transductive a prediction "
-        "depends on the images that it is made with.",
-    )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
         "--invert",
         action="store_true",
         help="Turn dark into light, in all images, for dark strokes on white: Glyphs and Omniglot have light on black.",
@@ -94,16 +86,12 @@ def make_parser() -> ArgumentParser:
         "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
     )
     parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
-    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
     return parser
 
 
 def check(config: Namespace) -> None:
     """Refuse options that cannot work, and files that are there already.
-
-    Args:
-        config: The options.
 
     Raises:
         UserError: The option, what was received, and what was expected.
@@ -127,7 +115,7 @@ def check(config: Namespace) -> None:
     if config.calibrated and config.query is None and config.table is None:
         raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
     refuse_odd_name(Path(config.out))
-    _check_file("--out", Path(config.out))
+    check_target(Path(config.out), option="--out")
     if config.query is not None or config.table is not None:
         refuse_existing("--out", [Path(config.out)], config.overwrite)
     if config.export is not None:
@@ -136,17 +124,8 @@ def check(config: Namespace) -> None:
 
 def _check_export(config: Namespace) -> None:
     path = Path(config.export)
-    if path.suffix not in FORMATS:
-        raise UserError(f"--export {config.export}: a file ending in {' or '.join(FORMATS)} is needed")
-    _check_file("--export", path)
+    check_target(path, FORMATS, "--export")
     predicts = config.query is not None or config.table is not None
     if predicts and path.absolute() == Path(config.out).absolute():
         raise UserError(f"--export {config.export}: --out names the same file; give each its own")
     refuse_existing("--export", [path], config.overwrite)
-
-
-def _check_file(option: str, path: Path) -> None:
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise UserError(f"{option} {path}: this is a folder; name a file in it")

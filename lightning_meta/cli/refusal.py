@@ -43,11 +43,7 @@ class Refusal:
 
 
 def read_refusal(text: str) -> Refusal:
-    """Read a message of jsonargparse.
-
-    Args:
-        text: The complete message.
-    """
+    """Read a message of jsonargparse."""
     stack: list[tuple[int, str, str]] = []
     leaves: list[tuple[int, Refusal]] = []
     expected: dict[tuple[str, ...], str] = {}

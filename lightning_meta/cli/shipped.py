@@ -23,9 +23,6 @@ def shipped() -> dict[str, Path]:
 def with_shipped(args: Sequence[str]) -> list[str]:
     """Replace the name in `--config NAME` by the path of the shipped file, unless a file of this name exists.
 
-    Args:
-        args: The options of a command.
-
     Raises:
         UserError: There is neither such a file nor such a shipped configuration.
     """

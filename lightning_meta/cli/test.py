@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer, seed_everything
@@ -26,8 +26,8 @@ from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, naming_options
 from lightning_meta.cli.parsing import mistake_in
-from lightning_meta.cli.trained import load_trained
-from lightning_meta.cli.trust import HELP, check_untrusted, read_configuration, without_machine
+from lightning_meta.cli.trained import add_model_options, load_trained
+from lightning_meta.cli.trust import check_untrusted, read_configuration, without_machine
 from lightning_meta.configuration import lies_in, real_path
 from lightning_meta.data import EpisodicDataModule, MultiTaskDataModule
 from lightning_meta.errors import UserError
@@ -58,11 +58,7 @@ TRAINER = ("accelerator", "devices", "precision", "strategy", "num_nodes", "dete
 
 
 def test(args: Sequence[str]) -> None:
-    """Test or calibrate a trained model, and write the results under `tests/` in its run directory.
-
-    Args:
-        args: The options.
-    """
+    """Test or calibrate a trained model, and write the results under `tests/` in its run directory."""
     began = time.monotonic()
     parser = make_parser()
     config, checkpoint = _parse(parser, args)
@@ -71,7 +67,7 @@ def test(args: Sequence[str]) -> None:
         refuse_link(run / "tests")
     check_writable(run or Path("runs"))  # before there are results to lose
     seed_everything(config.seed_everything, workers=True, verbose=False)
-    module = load_trained(checkpoint, trust=config.trust, steps=config.steps, batch_norm=config.batch_norm)
+    module = load_trained(checkpoint, config)
     objects = _instantiate(parser, config)
     if config.importance:
         _check_importance(module, objects["data"])
@@ -89,7 +85,7 @@ def test(args: Sequence[str]) -> None:
     logger = RunLogger(run if run else Path("runs"), "tests")
     evaluations: list[Evaluation] = []
     with naming_options(config, {n: f"--{name}" for name in set_options for n in (name, OF_DATA[name])}):
-        if _is_grid(config):
+        if isinstance(config.ways, list) or isinstance(config.shots, list):
             instance("--ckpt_path", module, MetaModule)
             instance("--data", objects["data"], EpisodicDataModule)
             evaluations = evaluate_by(trainer, module, objects["data"], **{name: config[name] for name in DRAWN})
@@ -164,10 +160,6 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
         print_calibration(calibration, write_calibration(run, module, calibration))
 
 
-def _is_grid(config: Namespace) -> bool:
-    return any(isinstance(config[name], list) for name in ("ways", "shots"))
-
-
 def _instantiate(parser: LightningArgumentParser, config: Namespace) -> Namespace:
     check_machine(config.trainer.as_dict(), as_option)
     try:
@@ -193,9 +185,7 @@ def make_parser() -> LightningArgumentParser:
     parser.add_argument(
         "--config", type=str | None, help="Configuration of the data; by default that of the run directory."
     )
-    parser.add_argument(
-        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is tested) or a checkpoint."
-    )
+    add_model_options(parser)
     parser.add_argument(
         "--ways", type=int | list[int] | str | None, help="N, classes in a test task; or several numbers, such as 5,20."
     )
@@ -211,12 +201,6 @@ def make_parser() -> LightningArgumentParser:
         type=str | None,
         help="A file that lists the test tasks, or the folder of Omniglot's one-shot runs, instead of drawn tasks.",
     )
-    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
-    parser.add_argument(
-        "--batch_norm",
-        type=Literal["transductive", "inductive", "running"] | None,
-        help="Which statistics normalise query examples.",
-    )
     parser.add_argument(
         "--calibrate",
         type=float | None,
@@ -230,7 +214,6 @@ def make_parser() -> LightningArgumentParser:
         action="store_true",
         help="Also permute each column of a table in turn, and write the increase of each task's loss.",
     )
-    parser.add_argument("--trust", action="store_true", help=HELP)
     parser.add_argument("--seed_everything", type=int, default=0, help="Seed of all generators.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True, required=True)

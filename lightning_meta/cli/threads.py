@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
+from lightning_meta.cli.parsing import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 
@@ -18,19 +19,17 @@ OWN = ("ladder", "sweep")  # commands that pass the number to the runs that they
 def using_threads(command: str, options: Sequence[str]) -> Iterator[list[str]]:
     """Set torch's number of threads while a command runs.
 
-    Args:
-        command: Name of the command.
-        options: Options of the command.
-
     Yields:
         The options without `--threads`.
 
     Raises:
         UserError: The value is not a whole number from 1 to 4096.
     """
-    rest, value = list(options), None
+    parser = PlainParser(add_help=False, allow_abbrev=False)
     if command not in OWN:
-        rest, value = _split(rest)
+        parser.add_argument(OPTION, nargs="?", const="")
+    parsed, rest = parser.parse_known_args(options)
+    value = getattr(parsed, "threads", None)
     if value is None:
         yield rest
         return
@@ -42,17 +41,3 @@ def using_threads(command: str, options: Sequence[str]) -> Iterator[list[str]]:
         yield rest
     finally:
         torch.set_num_threads(before)
-
-
-def _split(options: list[str]) -> tuple[list[str], str | None]:
-    """The options without `--threads`, and its last value."""
-    rest: list[str] = []
-    threads: str | None = None
-    remaining = iter(options)
-    for option in remaining:
-        name, equals, value = option.partition("=")
-        if name == OPTION:
-            threads = value if equals else next(remaining, "")
-        else:
-            rest.append(option)
-    return rest, threads

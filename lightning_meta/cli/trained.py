@@ -1,12 +1,14 @@
-"""Load the trained model of a command."""
+"""The trained model of `test` and `predict`: its options, and loading it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.checks import whole
-from lightning_meta.cli.trust import MEND
+from lightning_meta.cli.trust import HELP, MEND
 from lightning_meta.configuration import UntrustedClassError, class_paths
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
@@ -15,13 +17,27 @@ from lightning_meta.run import read_checkpoint
 OF_MODEL = {"steps": "test_inner_steps", "batch_norm": "batch_norm"}
 
 
-def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
+def add_model_options(parser: ArgumentParser) -> None:
+    """Add the options that choose a model and what replaces the options that it was trained with."""
+    parser.add_argument(
+        "--ckpt_path", type=str, required=True, help="A run directory (its best checkpoint is used) or a checkpoint."
+    )
+    parser.add_argument("--steps", type=int | None, help="Inner steps, for methods with an inner loop.")
+    parser.add_argument(
+        "--batch_norm",
+        type=Literal["transductive", "inductive", "running"] | None,
+        help="Which statistics normalise query examples; by default those of training. With transductive a prediction "
+        "depends on the examples that it is made with.",
+    )
+    parser.add_argument("--trust", action="store_true", help=HELP)
+
+
+def load_trained(checkpoint: Path, config: Namespace) -> Any:
     """Load a model.
 
     Args:
         checkpoint: The checkpoint file.
-        trust: Whether to import and instantiate classes of any module that the checkpoint names.
-        **options: Values of `steps` and `batch_norm` that replace the stored ones; None keeps them.
+        config: The options of the command, with those of `add_model_options`.
 
     Raises:
         UserError: The model has no such option, or `lightning_meta.load` refuses.
@@ -31,19 +47,19 @@ def load_trained(checkpoint: Path, *, trust: bool, **options: Any) -> Any:
     if not isinstance(init_args, dict):
         raise UserError(f"{checkpoint} is not a checkpoint of lightning_meta, or is damaged")
     overrides = {}
-    whole(0, **{"--steps": options.get("steps")})
-    for option, value in options.items():
-        if value is not None:
-            if OF_MODEL[option] not in init_args:
-                raise UserError(f"--{option}: {stored.get('class_path')} has no {OF_MODEL[option]}")
-            overrides[OF_MODEL[option]] = value
-    if options.get("batch_norm") == "running" and init_args["batch_norm"] != "running":
+    whole(0, **{"--steps": config.steps})
+    for option, argument in OF_MODEL.items():
+        if config[option] is not None:
+            if argument not in init_args:
+                raise UserError(f"--{option}: {stored.get('class_path')} has no {argument}")
+            overrides[argument] = config[option]
+    if config.batch_norm == "running" and init_args["batch_norm"] != "running":
         raise UserError(
             f"--batch_norm: the model was trained with --model.batch_norm {init_args['batch_norm']}, without running "
             "statistics; expected transductive or inductive"
         )
     try:
-        allow = sorted(set(class_paths(stored))) if trust else ()
+        allow = sorted(set(class_paths(stored))) if config.trust else ()
     except UserError as error:  # nested too deeply
         raise UserError(f"{checkpoint}: {error}") from error
     try:

@@ -42,9 +42,6 @@ _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
 def read_configuration(file: Path) -> dict[str, Any]:
     """Read the configuration of a run.
 
-    Args:
-        file: The file `config.yaml`.
-
     Raises:
         UserError: The file cannot be read, or is not a configuration.
     """

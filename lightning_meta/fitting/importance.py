@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_meta.cells import as_cells
 from lightning_meta.checks import instance, whole
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
@@ -22,7 +20,7 @@ from lightning_meta.functional.random_bits import choose, key, name_key
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.table_predictions import outputs_of
 from lightning_meta.report.drawing import save_figure
-from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 from lightning_meta.sources.table_rows import Rows
 
 SHOWN = 12  # maximum number of tasks in the figure, and of columns per task
@@ -138,12 +136,9 @@ def _losses(module: MultiTaskModule, x: Tensor, test: TaskSet, batch_size: int) 
 
 
 def _write(folder: Path, importances: Sequence[Importance]) -> None:
-    with replacing(folder / "importance.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", "column", "loss_increase", "standard_deviation", "permutations"])
-        for importance in importances:
-            numbers = [importance.mean, importance.deviation, len(importance.increases)]
-            writer.writerow(as_cells([importance.task, importance.column, *numbers]))
+    header = ["task", "column", "loss_increase", "standard_deviation", "permutations"]
+    rows = [[i.task, i.column, i.mean, i.deviation, len(i.increases)] for i in importances]
+    write_table(folder / "importance.csv", [header, *rows])
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks and columns are text

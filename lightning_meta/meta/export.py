@@ -16,9 +16,10 @@ from lightning_meta.errors import UserError
 from lightning_meta.meta.learner import LearnedTask
 from lightning_meta.nn.features import IMAGE_DIMS, as_input
 from lightning_meta.nn.stateless import tensors_of
+from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import (
+    FORMATS,
     INPUTS,
-    check_target,
     chosen_dtype,
     image_steps,
     served_dtypes,
@@ -96,7 +97,7 @@ def export(predictor: LearnedTask, file: str | Path, dtype: torch.dtype | None =
         UserError: Unknown suffix or dtype, a missing package, or an operator that cannot be exported.
     """
     path = Path(file)
-    check_target(path)
+    check_target(path, FORMATS)
     module = predictor.module
     spec = module.spec
     dtype = chosen_dtype(dtype, served_dtypes(spec.input_shape, spec.input_dtype))

@@ -16,7 +16,8 @@ from lightning_meta.batches import Common, TaskBatch
 from lightning_meta.checks import names_in_list
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.table_encoder import TableEncoder
-from lightning_meta.run.programs import INPUTS, check_target, chosen_dtype, image_steps, served_dtypes, write_program
+from lightning_meta.run.files import check_target
+from lightning_meta.run.programs import FORMATS, INPUTS, chosen_dtype, image_steps, served_dtypes, write_program
 from lightning_meta.tasks import Binary, Classification, Multilabel, Task
 from lightning_meta.tasks.table import TableSpec
 
@@ -96,7 +97,7 @@ def export(
         UserError: As there.
     """
     path = Path(file)
-    check_target(path)
+    check_target(path, FORMATS)
     chosen = _chosen(module, tasks)
     spec, name = module.spec, type(module).__name__
     about: dict[str, Any] = {"method": name}

@@ -87,20 +87,6 @@ class Picture(Callback, ABC):
         """
 
 
-def check_task(option: str, task: int) -> None:
-    """Check the number of a test task.
-
-    Args:
-        option: Name of the option, for the error message.
-        task: Number of a test task.
-
-    Raises:
-        UserError: The number is negative.
-    """
-    if task < 0:
-        raise UserError(f"{option}: the number of a test task is at least 0, got {task}")
-
-
 def episode_of(dataset: Episodes, task: int, module: MetaModule) -> Episode:
     """The test task with a given number, on the module's device, as a meta-batch of one task."""
     episode = dataset[task]

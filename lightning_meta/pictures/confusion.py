@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from lightning_meta.cells import as_cells
 from lightning_meta.data import Episodes
 from lightning_meta.data.pool import Pool
 from lightning_meta.meta import MetaModule
 from lightning_meta.pictures.base import Picture, class_names
 from lightning_meta.report.drawing import shortened
-from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 # Largest number of classes drawn as a matrix; number of bars otherwise; largest matrix with values in its cells.
 MATRIX, HARDEST, PRINTED = 30, 20, 12
@@ -67,18 +65,11 @@ class ConfusionByClass(Picture):
         count = dataset.origin.num_classes
         taken, possible = confusion(stored["output"], stored["target"], torch.cat(drawn).cpu(), count)
         names = class_names(dataset, torch.arange(count))
-        _write(folder / "confusion.csv", taken, possible, names)
+        rows = [[names[i], names[j], int(taken[i, j]), int(possible[i, j])] for i, j in taken.nonzero().tolist()]
+        write_table(folder / "confusion.csv", [["class", "taken_for", "queries", "of"], *rows])
         figure = _matrix(taken, possible, names) if count <= MATRIX else _hardest(taken, possible, names)
         figure.suptitle(f"{type(module).__name__}: {len(tasks)} test tasks", fontsize=9)
         return figure
-
-
-def _write(file: Path, taken: Tensor, possible: Tensor, names: list[str]) -> None:
-    with replacing(file) as target:
-        writer = csv.writer(target)
-        writer.writerow(["class", "taken_for", "queries", "of"])
-        for i, j in taken.nonzero().tolist():
-            writer.writerow(as_cells([names[i], names[j], int(taken[i, j]), int(possible[i, j])]))
 
 
 def _matrix(taken: Tensor, possible: Tensor, names: list[str]) -> Figure:

@@ -9,10 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_meta.checks import whole
 from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
-from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+from lightning_meta.pictures.base import Picture, class_names, episode_of, learn
 from lightning_meta.report.drawing import shortened
 
 MARKERS = "osD^vP<>XpH"  # without the star, which marks prototypes
@@ -47,7 +48,7 @@ class EpisodeEmbedding(Picture):
     file = "embedding"
 
     def __init__(self, task: int = 0) -> None:
-        check_task("EpisodeEmbedding task", task)
+        whole(0, task=task)
         self.task = task
 
     def check(self, module: MetaModule, input_shape: Sequence[int] | None) -> None:

@@ -15,7 +15,7 @@ from lightning_meta.checks import whole
 from lightning_meta.data import Episodes
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
-from lightning_meta.pictures.base import Picture, check_task, class_names, episode_of, learn
+from lightning_meta.pictures.base import Picture, class_names, episode_of, learn
 from lightning_meta.report.drawing import shortened
 
 INCH = 0.72  # side of an image, in inches
@@ -34,7 +34,7 @@ class EpisodeGrid(Picture):
     file = "episode"
 
     def __init__(self, task: int = 0, shots: int = 5, queries: int = 6, ways: int = 10) -> None:
-        check_task("EpisodeGrid task", task)
+        whole(0, task=task)
         whole(1, shots=shots, queries=queries, ways=ways)
         self.task, self.shots, self.queries, self.ways = task, shots, queries, ways
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
+from lightning_meta.checks import whole
 from lightning_meta.data import EpisodeDataset, Episodes, Pool
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule
@@ -34,17 +35,10 @@ class ShotAndWay(Picture):
     def __init__(
         self, shots: Sequence[int] = (1, 2, 5), ways: Sequence[int] | None = None, tasks: int = 200, queries: int = 5
     ) -> None:
-        if (
-            not shots
-            or min(shots) < 1
-            or tasks < 2
-            or queries < 1
-            or (ways is not None and (not ways or min(ways) < 2))
-        ):
-            raise UserError(
-                "ShotAndWay: shots and queries from 1, ways and tasks from 2 up are needed; "
-                f"got {shots}, {queries}, {ways} and {tasks}"
-            )
+        whole(2, tasks=tasks)
+        whole(1, queries=queries)
+        if not shots or min(shots) < 1 or (ways is not None and (not ways or min(ways) < 2)):
+            raise UserError(f"ShotAndWay: shots from 1 and ways from 2 up are needed, got {shots} and {ways}")
         self.shots, self.ways, self.tasks, self.queries = tuple(sorted(shots)), ways, tasks, queries
 
     def draw(self, module: MetaModule, dataset: Episodes, folder: Path) -> Figure:

@@ -42,11 +42,7 @@ class About(NamedTuple):
 
     @classmethod
     def of(cls, results: Mapping[str, Any]) -> About:
-        """Read the facts in `results.json`; results of older versions have no conditions.
-
-        Args:
-            results: Content of `results.json`.
-        """
+        """Read the facts in `results.json`; results of older versions have no conditions."""
         conditions = str(results.get("test_conditions") or "").partition(", chance")[0]
         chance = results.get("test_chance")
         return cls(
@@ -84,13 +80,7 @@ def scale_of(metric: str) -> float:
 
 
 def draw_chance(axes: Axes, metric: str, chance: float | None) -> None:
-    """Draw a line at the accuracy of guessing, if the metric is the accuracy and there is a chance level.
-
-    Args:
-        axes: Axes to draw on.
-        metric: Name of the metric.
-        chance: Accuracy of guessing, in [0, 1]; None if there is no chance level.
-    """
+    """Draw a line at the accuracy of guessing, in [0, 1], if the metric is the accuracy and there is a chance level."""
     if metric == "accuracy" and chance is not None:
         axes.axhline(100 * chance, color="0.5", ls=":", lw=1, label=f"chance, {100 * chance:.3g} %")
 
@@ -104,11 +94,7 @@ def named_rows(tasks: int) -> np.ndarray:
 
 
 def heights(named: np.ndarray) -> np.ndarray:
-    """Return the heights at which rows are drawn, `(T,)`; rows without a name are thin.
-
-    Args:
-        named: Which rows have a name, `(T,)` bool.
-    """
+    """Return the heights at which rows are drawn, `(T,)`, by which have a name, `(T,)` bool; the others are thin."""
     steps = np.where(named | np.roll(named, 1), 1.0, THIN)
     return np.asarray(steps.cumsum() - 1)
 
@@ -132,11 +118,6 @@ def name_rows(axes: Axes, rows: np.ndarray, named: np.ndarray, names: list[str],
 
 
 def save_figure(figure: Figure, file: Path) -> None:
-    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure.
-
-    Args:
-        figure: The figure.
-        file: File to write, in the format of its suffix; its folder is created if it does not exist.
-    """
+    """Write a figure to a temporary file and rename it, so that a killed process leaves no incomplete figure."""
     with replacing(file, "wb") as out:
         figure.savefig(out, format=file.suffix.removeprefix(".").lower(), dpi=DPI)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -29,8 +28,8 @@ from lightning_meta.report.drawing import (
     scale_of,
     shortened,
 )
-from lightning_meta.run.files import replacing
-from lightning_meta.run.tables import numbers_of, read_table
+from lightning_meta.run.files import check_target
+from lightning_meta.run.tables import numbers_of, read_table, write_table
 
 SIZE = (6.0, 4.0)  # inches
 # Line styles and markers.
@@ -97,11 +96,7 @@ def _column(file: Path, name: str, values: list[str], words: bool) -> np.ndarray
 
 
 def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
-    """Draw the training and validation metric against the step, with its 95 % interval over tasks shaded.
-
-    Returns:
-        The figure; None if the metric was not logged.
-    """
+    """Draw the training and validation metric against the step, with its 95 % interval shaded; None if not logged."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     scale = scale_of(metric)
@@ -129,12 +124,7 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figu
 
 
 def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and upper end of intervals around values; NaN, which is not drawn, if they are not finite.
-
-    Args:
-        value: Values `(n,)`.
-        interval: Half-widths of the intervals, `(n,)`.
-    """
+    """Return the ends of intervals of a half-width around values, `(n,)`; NaN, which is not drawn, if not finite."""
     interval = np.where(np.isfinite(interval), interval, np.nan)
     return value - interval, value + interval
 
@@ -142,8 +132,7 @@ def band(value: np.ndarray, interval: np.ndarray) -> tuple[np.ndarray, np.ndarra
 def _tasks(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
     """Draw the metric after each inner step with its 95 % interval; without inner steps, a histogram over tasks.
 
-    Returns:
-        The figure; None with fewer than two tasks whose scores are all finite.
+    None with fewer than two tasks whose scores are all finite.
     """
     scores = [c for name, c in columns.items() if name != "task" and c.dtype.kind == "f"]
     finite = np.all([np.isfinite(column) for column in scores], axis=0) if scores else np.zeros(0, bool)
@@ -223,13 +212,7 @@ def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figu
 
 
 def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
-    """Draw the rows of the tasks with the same metric.
-
-    Args:
-        axes: Axes of the panel.
-        columns: Columns of `per_task.csv` for these tasks.
-        metric: Name of the metric.
-    """
+    """Draw the rows of the tasks with the same metric, from their columns of `per_task.csv`."""
     scale = scale_of(metric)
     scores = {stage: scale * np.asarray(columns[stage], float) for stage in ("train", "val", "test")}
     better = columns.get("better", np.array([]))
@@ -275,7 +258,12 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     Raises:
         UserError: A run has no `metrics.csv` or no finite value of the metric, or the figure cannot be written.
     """
-    target = _target(out)
+    target = Path(out)
+    # PGF needs LaTeX, and raw pixels have no size.
+    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
+    if target.suffix.removeprefix(".").lower() not in formats:
+        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
+    check_target(target, option="--out")
     stage, _, short_name = metric.partition("/")
     scale = scale_of(short_name)
     figure = Figure(SIZE, layout="constrained")
@@ -307,20 +295,6 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     return target
 
 
-def _target(out: str | Path) -> Path:
-    """Check that the file of the figure can be written: its format and its folder."""
-    target = Path(out)
-    # PGF needs LaTeX, and raw pixels have no size.
-    formats = sorted(set(Figure().canvas.get_supported_filetypes()) - {"pgf", "raw", "rgba"})
-    if target.suffix.removeprefix(".").lower() not in formats:
-        raise UserError(f"--out {out}: expected a file that ends in one of {', '.join(f'.{f}' for f in formats)}")
-    if not target.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {target.parent}")
-    if target.is_dir():
-        raise UserError(f"--out {out}: this is a folder; name a file in it")
-    return target
-
-
 class Point(NamedTuple):
     """The score at one way and shot.
 
@@ -345,17 +319,9 @@ class Point(NamedTuple):
 
 
 def write_points(points: Sequence[Point], metric: str, file: Path) -> None:
-    """Write a CSV file with a row for each way and shot.
-
-    Args:
-        points: Scores.
-        metric: Name of the score, such as `accuracy`.
-        file: File to write.
-    """
-    with replacing(file) as out:
-        writer = csv.writer(out)
-        writer.writerow(["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"])
-        writer.writerows([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)
+    """Write a CSV file with a row for each way and shot."""
+    header = ["ways", "shots", metric, f"{metric}_ci95", "chance", "tasks"]
+    write_table(file, [header, *([p.ways or None, p.shots, p.score, p.interval, p.chance, p.tasks] for p in points)])
 
 
 def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = (), method: str = "") -> Figure:

@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import save_figure
+from lightning_meta.report.drawing import save_figure, shortened
 from lightning_meta.report.figures import SIZE
 from lightning_meta.report.transfer.reading import run_directories
 from lightning_meta.run.gradient_table import PAIRS, mean_pairs
@@ -52,9 +52,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     labels = [names[i] for i in order]
     np.fill_diagonal(cosines, np.nan)  # always 1
     figures = {
-        "gradient_cosine.png": _heatmap(
-            cosines[np.ix_(order, order)], labels, "mean cosine between task gradients", "", ""
-        )
+        "gradient_cosine.png": _heatmap(cosines[np.ix_(order, order)], labels, "mean cosine between task gradients")
     }
     if np.isfinite(affinity[off_diagonal]).any():
         axes = ("relative fall of the loss of task j", "after a gradient step of task i")
@@ -67,11 +65,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
 
 
 def _clustered(cosines: np.ndarray) -> list[int]:
-    """The indices of the tasks in an order in which tasks with similar gradients are adjacent.
-
-    Args:
-        cosines: Mean cosines `(T, T)`; NaN counts as 0.
-    """
+    """Order the tasks so that similar gradients are adjacent, by mean cosines `(T, T)`; NaN counts as 0."""
     distance = 1 - np.clip(np.where(np.isfinite(cosines), cosines, 0), -1, 1)  # rounding may exceed 1
     distance = (distance + distance.T) / 2
     np.fill_diagonal(distance, 0)
@@ -81,19 +75,14 @@ def _clustered(cosines: np.ndarray) -> list[int]:
 
 
 def _heatmap(values: np.ndarray, names: list[str], title: str, across: str = "", down: str = "") -> Figure:
-    """Draw a matrix of tasks, with colours scaled to the values off the diagonal and symmetric about 0.
+    """Draw a matrix of tasks `(T, T)`, with colours scaled to the values off the diagonal and symmetric about 0.
 
-    Args:
-        values: Matrix `(T, T)`; cells with NaN are white.
-        names: Names of the T tasks.
-        title: Title of the figure.
-        across: Label of the columns.
-        down: Label of the rows.
+    Cells with NaN are white; `across` and `down` are labels of the columns and rows.
     """
     count = len(names)
     printed = count <= PRINTED
     side = max(count * (0.45 if printed else 0.16), 1.8)
-    labels = [name if len(name) <= 28 else f"{name[:27]}…" for name in names]
+    labels = list(map(shortened, names))
     margin = 0.08 * max(map(len, labels)) + 0.6
     figure = Figure((max(side + margin + 1.1, 4.5), side + margin + 0.4), layout="constrained")
     axes = figure.subplots()
@@ -131,11 +120,7 @@ def _print_values(axes: Axes, shown: np.ndarray, limit: float) -> None:
 
 
 def _over_steps(conflicts: dict[int, float]) -> Figure:
-    """Draw the share of pairs in conflict at each measurement, and its moving average.
-
-    Args:
-        conflicts: Share of pairs with a cosine below 0, by training step.
-    """
+    """Draw the share of pairs in conflict (a cosine below 0) by training step, and its moving average."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
     steps, shares = np.array(list(conflicts)), np.array(list(conflicts.values()))

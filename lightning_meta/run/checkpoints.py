@@ -34,7 +34,9 @@ class RunCheckpoint(Callback):
     from either file gives results that are bit-for-bit identical to those of an uninterrupted run, if the train loader
     has `state_dict` and `load_state_dict`.
 
-    It must be the first callback, so that it runs before other callbacks log values for the next step.
+    It must come before callbacks that log when a step begins, such as `LearningRateMonitor`: their values belong to the
+    next step, and would otherwise be among the rows of `metrics.csv` that the checkpoint of the previous step counts.
+    Callbacks that log nothing may precede it, and `RunRecord` must.
 
     Args:
         monitor: The validation metric that decides which checkpoint is the best. NaN is never the best; ties are broken
@@ -215,7 +217,7 @@ class RunCheckpoint(Callback):
             logger.flush()
         self._quiet = {
             "rows": logger.rows if logger else 0,
-            "columns": logger.columns if logger else [],
+            "columns": list(logger.columns) if logger else [],
             "random": random_state(),
             "seconds": self.seconds,
             "batches_that_stepped": logged_step(trainer),

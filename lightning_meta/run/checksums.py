@@ -22,9 +22,6 @@ def damage(path: str | PathLike[str]) -> str | None:
     A checkpoint is a zip archive with a checksum for each record, which `torch.load` does not compare. Comparing them
     takes about 0.1 s for 100 MB, once for a file that does not change. Bytes without a checksum, such as padding, do
     not affect what is read.
-
-    Args:
-        path: Path of the file.
     """
     file = Path(path)
     if not file.is_file():

@@ -40,14 +40,15 @@ HARMLESS = (
 )
 MOVABLE = ("model.teacher",)
 """Paths of runs that training reads. Their weights are compared, so a run may move, but not appear or disappear."""
-COUNTED = "batches are counted in it"
+COUNTED = (
+    *("meta_batch_size", "meta_batches_per_epoch", "batch_size", "batches_per_epoch"),
+    *("tasks_per_batch", "task_exponent"),
+)
 IMPOSSIBLE = {
     "model.optimizer": f"the optimizer's state is another's; {START_ANEW}",
     "seed_everything": f"the first weights were drawn with it; {START_ANEW}",
     "data": f"another data module counts other batches; {START_ANEW}",
-    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("meta_batch_size", "meta_batches_per_epoch")},
-    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("batch_size", "batches_per_epoch")},
-    **{f"data.{name}": f"{COUNTED}; {START_ANEW}" for name in ("tasks_per_batch", "task_exponent")},
+    **{f"data.{name}": f"batches are counted in it; {START_ANEW}" for name in COUNTED},
 }
 FIRST_WEIGHTS = f"it only sets the first weights; {START_ANEW}"
 NOT_COMPARED = ("config", "ckpt_path", "allow_changes", "name", "runs")
@@ -156,9 +157,8 @@ def _first_weights(model: Any) -> set[str]:
 
 def _pairs(old: Any, new: Any, option: str = "", owner: Any = None) -> Iterator[tuple[str, Any, Any]]:
     """Options whose values differ; if the class of an object differs, its arguments are not compared."""
-    if isinstance(old, str) and marked(
-        new, "class_path"
-    ):  # the parser writes the path of a callable class as a mapping
+    # The parser writes the path of a callable class as a mapping.
+    if isinstance(old, str) and marked(new, "class_path"):
         old = {"class_path": old}
     if isinstance(new, str) and marked(old, "class_path"):
         new = {"class_path": new}

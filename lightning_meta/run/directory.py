@@ -51,11 +51,7 @@ def checkpoint_to_resume(resume: str, runs: str, name: str, say: Naming = as_arg
 
 
 def _intact(last: Path, say: Naming) -> Path:
-    """The last checkpoint of a run, or the best if the last is damaged; resuming from either gives the same result.
-
-    Raises:
-        UserError: Both are damaged.
-    """
+    """The last checkpoint of a run, or the best if the last is damaged; resuming from either gives the same result."""
     last_damage = damage(last)
     if last_damage is None:
         return last

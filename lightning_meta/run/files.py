@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,26 @@ def replacing(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO[Any]
         yield file
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_target(path: Path, suffixes: Collection[str] = (), option: str = "") -> None:
+    """Check before a computation that a path can name an output file.
+
+    Args:
+        path: The path.
+        suffixes: The accepted suffixes; by default all.
+        option: The option that sets the path, for messages.
+
+    Raises:
+        UserError: The suffix is not accepted, there is no such folder, or the path is a folder.
+    """
+    named = f"{option} {path}".lstrip()
+    if suffixes and path.suffix not in suffixes:
+        raise UserError(f"{named}: expected a file that ends in {' or '.join(suffixes)}")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{named}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"{named}: this is a folder; name a file in it")
 
 
 def check_writable(folder: Path) -> None:

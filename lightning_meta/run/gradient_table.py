@@ -14,8 +14,7 @@ import numpy as np
 
 from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
-from lightning_meta.run.files import replacing
-from lightning_meta.run.tables import read_table
+from lightning_meta.run.tables import read_table, write_table
 
 PAIRS, SHARES = "gradient_conflict.csv", "gradient_share.csv"
 COLUMNS = {PAIRS: ("step", "task_i", "task_j", "cosine", "affinity"), SHARES: ("step", "task", "norm", "share")}
@@ -58,21 +57,17 @@ def cut_rows(file: Path, step: int) -> None:
     """Keep only the rows of earlier steps; does nothing if there is no file."""
     if not file.is_file():
         return
-    kept = [as_cells(row) for row in read_rows(file) if int(row[0]) < step]
+    kept = [row for row in read_rows(file) if int(row[0]) < step]
     if not kept:
         file.unlink()
         return
-    with replacing(file) as target:
-        csv.writer(target).writerows([COLUMNS[file.name], *kept])
+    write_table(file, [COLUMNS[file.name], *kept])
 
 
 def gradient_shares(directory: str | Path) -> dict[str, float]:
     """Mean share of each task in the sum of gradient norms, over all measurements of a run.
 
     A task adds 0 to a measurement that it is absent from, so the shares sum to 1.
-
-    Args:
-        directory: The run directory.
 
     Returns:
         The shares by name of the task; empty where `GradientConflict` recorded nothing.
@@ -86,9 +81,6 @@ def gradient_shares(directory: str | Path) -> dict[str, float]:
 
 def mean_pairs(directory: Path) -> tuple[list[str], np.ndarray, dict[int, float]]:
     """Means of the recorded values of each pair of tasks, over the measurements with both tasks.
-
-    Args:
-        directory: The run directory.
 
     Returns:
         The tasks; their mean cosines and affinities, `(2, T, T)`, NaN for two tasks that were never in a batch

@@ -45,7 +45,7 @@ class RunLogger(Logger):
         self._name = name
         self._version = version
         self.is_new = version is None
-        self._columns: list[str] | None = None
+        self.columns: list[str] = []  # of `metrics.csv` so far
         self._row: dict[str, Any] = {}
         self.rows = 0
         self._exclusive = exclusive
@@ -103,11 +103,6 @@ class RunLogger(Logger):
         return self.save_dir
 
     @property
-    def columns(self) -> list[str]:
-        """The columns of `metrics.csv` so far."""
-        return list(self._columns or ())
-
-    @property
     def file(self) -> Path:
         """Path of `metrics.csv`."""
         return self.directory / "metrics.csv"
@@ -134,16 +129,14 @@ class RunLogger(Logger):
         if not self._row:
             return
         row, self._row = self._row, {}
-        if self._columns is None:
-            self._columns = []
-        unseen = [key for key in row if key not in self._columns]
+        unseen = [key for key in row if key not in self.columns]
         if unseen:
             old = self._read(self.rows) if self.rows else []
-            self._columns += unseen
+            self.columns += unseen
             self._rewrite([*old, row])
         else:
             with self.file.open("a", encoding="utf-8", newline="") as file:
-                csv.DictWriter(file, self._columns).writerow(row)
+                csv.DictWriter(file, self.columns).writerow(row)
         self.rows += 1
 
     def cut(self, rows: int, columns: Sequence[str] = ()) -> None:
@@ -160,7 +153,7 @@ class RunLogger(Logger):
         """
         self._row = {}
         kept = self._read(rows, columns) if rows else []
-        self._columns = [key for key in (kept[0] if kept else ()) if any(row[key] for row in kept)]
+        self.columns = [key for key in (kept[0] if kept else ()) if any(row[key] for row in kept)]
         self.rows = len(kept)
         self._rewrite(kept)
 
@@ -188,7 +181,7 @@ class RunLogger(Logger):
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         with replacing(self.file) as file:
-            writer = csv.DictWriter(file, self._columns or [], extrasaction="ignore")
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 

@@ -28,20 +28,6 @@ INPUTS = {
 }
 
 
-def check_target(path: Path) -> None:
-    """Check the path of an export.
-
-    Raises:
-        UserError: The suffix is not supported, the path is a folder, or its folder does not exist.
-    """
-    if path.suffix not in FORMATS:
-        raise UserError(f"{path}: a file ending in {' or '.join(FORMATS)} is needed to export to")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"{path.parent}: there is no such folder to export to")
-    if path.is_dir():
-        raise UserError(f"{path}: this is a folder; name a file to export to")
-
-
 def write_program(
     path: Path,
     makers: Sequence[Callable[[], nn.Module]],

@@ -53,12 +53,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> None:
 
 
 def write_per_task(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the scores of test tasks.
-
-    Args:
-        path: The CSV file.
-        rows: One mapping from column to value for each task.
-    """
+    """Write the scores of test tasks."""
     with replacing(path) as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,4 +1,4 @@
-"""Read CSV files of a run directory, which may be damaged or malicious."""
+"""Write the CSV files of a run directory, and read them, which may be damaged or malicious."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from lightning_meta.cells import as_text
+from lightning_meta.cells import as_cells, as_text
 from lightning_meta.errors import UserError
 from lightning_meta.reading import LARGEST_TABLE, read_bytes
+from lightning_meta.run.files import replacing
 
 _log = logging.getLogger(__name__)
 
 _BINARY = re.compile("[\0\udc80-\udcff]")  # NUL, and bytes that are not UTF-8, as `surrogateescape` reads them
+
+
+def write_table(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file atomically, with text that a spreadsheet would run as a formula escaped."""
+    with replacing(file) as target:
+        csv.writer(target).writerows(map(as_cells, rows))
 
 
 def read_table(file: Path, required: Sequence[str] = (), rows: int | None = None) -> tuple[list[str], list[list[str]]]:

@@ -84,7 +84,7 @@ class WandbRunLogger(WandbLogger):
 
         run = self.experiment
         run.summary.update(dict(summary))
-        if pictures := pictures_of(directory):
+        if pictures := sorted((directory / "figures").glob("*.png")):
             run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in pictures})
         table, best = directory / "per_task.csv", directory / "checkpoints" / "best.ckpt"
         files = [f for f in (table, best) if f.is_file() and (f is table or self._log_model)]
@@ -180,11 +180,6 @@ def _run_id(directory: Path) -> str:
     with replacing(file) as target:
         target.write(number + "\n")
     return number
-
-
-def pictures_of(directory: Path) -> list[Path]:
-    """The figures of a run directory."""
-    return sorted((directory / "figures").glob("*.png"))
 
 
 def folder_of(run: Any) -> Path:

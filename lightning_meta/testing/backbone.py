@@ -44,7 +44,9 @@ class BackboneTests:
         network, x = self.ready()
         features = network(x[0])
         assert features.dim() == 2, f"features are {tuple(features.shape)}; expected (examples, features)"
-        assert len(features) == EXAMPLES, f"{EXAMPLES} examples became {len(features)} rows of features"
+        assert len(features) == EXAMPLES, (
+            f"{EXAMPLES} examples gave {len(features)} rows of features; expected one row each"
+        )
 
     def test_examples_are_apart(self) -> None:
         """With stored statistics, the features of an example do not depend on other examples."""
@@ -54,7 +56,10 @@ class BackboneTests:
         together = stateless_call(network, tensors, x[0], "stored")[0]
         alone = stateless_call(network, tensors, x[0, :1], "stored")[0]
         apart = relative_error(alone.detach(), together[:1].detach())
-        assert apart < 1e-9, f"an example's features change by {apart:.1e} with what else is in the batch"
+        assert apart < 1e-9, (
+            f"an example's features change by {apart:.1e}, relatively, with what else is in the batch; expected no "
+            "change in evaluation mode"
+        )
 
     def test_a_forward_pass_changes_nothing(self) -> None:
         """A functional call in training mode changes no parameter or buffer of the network."""
@@ -64,7 +69,10 @@ class BackboneTests:
         parameters, buffers = tensors_of(network)
         stateless_call(network, {**parameters, **buffers}, x[0], "batch")
         changed = differing(before, named_tensors(network))
-        assert not changed, f"a forward pass changed {changed}: a network under adaptation keeps nothing of its inputs"
+        assert not changed, (
+            f"a functional call in training mode changed {changed}; expected every parameter and buffer to stay as it "
+            "was"
+        )
 
     def test_second_order_meta_gradients(self) -> None:
         """The gradient through two inner steps agrees between finite differences, the loop over tasks and `vmap`."""
@@ -80,7 +88,9 @@ class BackboneTests:
         if isinstance(network, Described):
             again = build(describe(network), allow=[type(network)])
             shapes = [{n: t.shape for n, t in named_tensors(made).items()} for made in (network, again)]
-            assert shapes[0] == shapes[1], "made again from its arguments, the network has tensors of other shapes"
+            assert shapes[0] == shapes[1], (
+                f"a network rebuilt from its arguments has tensors of shapes {shapes[1]}; expected {shapes[0]}"
+            )
 
     def _check_meta_gradients(self, first_order: bool) -> None:
         network, x = self.ready()
@@ -95,17 +105,26 @@ class BackboneTests:
         noise = torch.randn_like(by_loop)
         h = 1e-7  # small, as rectifiers and maxima have kinks
         apart = meta.error(TaskMap("loop"), by_loop, noise, h)
-        assert apart < 1e-2, f"the gradient through two inner steps is off by {apart:.1e}: is something detached?"
+        assert apart < 1e-2, (
+            f"the gradient through two inner steps is off by {apart:.1e}, relatively, from finite differences; "
+            "expected less than 0.01: is something detached?"
+        )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=SLOWLY_MAPPED)
                 by_vmap = meta.gradient(TaskMap("vmap"))
         except CANNOT_BE_MAPPED as error:
-            print(f"vmap cannot run {type(network).__name__}, so its tasks are visited in a loop: {error}")
+            print(f"vmap cannot run {type(network).__name__}, so its tasks are run in a loop: {error}")
             return
         if meta.draws():  # the loop and `vmap` draw different numbers
             apart = meta.error(TaskMap("vmap"), by_vmap, noise, h)
-            assert apart < 1e-2, f"the gradient through two inner steps under vmap is off by {apart:.1e}"
+            assert apart < 1e-2, (
+                f"the gradient through two inner steps under vmap is off by {apart:.1e}, relatively, from finite "
+                "differences; expected less than 0.01"
+            )
         else:
             apart = relative_error(by_vmap, by_loop)
-            assert apart < 1e-9, f"the gradient through two inner steps under vmap is {apart:.1e} from the loop's"
+            assert apart < 1e-9, (
+                f"the gradient through two inner steps under vmap differs from the loop's by {apart:.1e}, relatively; "
+                "expected less than 1e-9"
+            )

@@ -40,7 +40,10 @@ class EpisodicDataModuleTests:
         for one, other in combinations(pools, 2):
             if not self.allow_shared_examples:
                 both = _rows(pools[one].x) & _rows(pools[other].x)
-                assert not both, f"{len(both)} examples are in both {one} and {other}: test data leaks into training"
+                assert not both, (
+                    f"{len(both)} examples are in both {one} and {other}: test data leaks into training; expected none "
+                    "in common"
+                )
 
     def test_episodes_are_whole(self) -> None:
         """Ways, shots, queries, labels and shapes match the specification; support and query share no example."""
@@ -62,10 +65,12 @@ class EpisodicDataModuleTests:
         backwards = [_drawn(second, b) for b in (2, 1, 0)][::-1]
         for batch, (one, other) in enumerate(zip([_drawn(first, b) for b in range(3)], backwards, strict=True)):
             assert _equal(one, other), (
-                f"meta-batch {batch} is another when it is drawn again: it must be a function "
-                + ("of seed and number alone")
+                f"meta-batch {batch} has other episodes when it is drawn again in another order; expected the same, as "
+                "they must depend on the seed and the number alone"
             )
-        assert not _equal(_drawn(first, 0), _drawn(self.ready(seed=4), 0)), "another seed gives the same episodes"
+        assert not _equal(_drawn(first, 0), _drawn(self.ready(seed=4), 0)), (
+            "seeds 3 and 4 give the same episodes; expected different ones"
+        )
 
     def test_tasks_do_not_depend_on_the_rank(self) -> None:
         """Two ranks together draw the meta-batch of one process, and no two of its tasks are the same."""
@@ -75,9 +80,11 @@ class EpisodicDataModuleTests:
         shares = [dataset.__getitems__(range(rank, count, 2)) for rank in range(min(2, count))]
         for rank, share in enumerate(shares):
             same = torch.equal(share.support.x, whole.support.x[rank::2])
-            assert same, f"rank {rank} of 2 draws other tasks than one process does"
+            assert same, f"rank {rank} of 2 draws other tasks; expected its share of those of one process"
         tasks = {tuple(task.flatten().tolist()) for task in whole.support.x}
-        assert len(tasks) == count, "tasks of one meta-batch repeat: every task needs draws of its own"
+        assert len(tasks) == count, (
+            f"a meta-batch of {count} tasks has {len(tasks)} different ones; expected every task to be drawn separately"
+        )
 
     def test_loader_processes_change_nothing(self) -> None:
         """The first meta-batches are the same with no worker and with two workers."""
@@ -88,19 +95,25 @@ class EpisodicDataModuleTests:
             batches.append([next(loader) for _ in range(3)])
             del loader
         for one, other in zip(*batches, strict=True):
-            assert _equal(one, other), "two loader processes draw other episodes than none"
+            assert _equal(one, other), "two loader workers give other episodes; expected those without workers"
 
     def test_augmented_images_follow_from_the_seed(self) -> None:
         """`Augmentation` gives the same images for any share of a meta-batch, and does not change labels."""
         data, count = self.ready(), self.make().meta_batch_size
         whole = _drawn(data, 0)
         augmented = data.augmented(whole)
-        assert torch.equal(augmented.support.y, whole.support.y), "augmentation changes labels"
-        assert _equal(augmented, self.ready().augmented(whole)), "the same episodes are augmented in two ways"
+        assert torch.equal(augmented.support.y, whole.support.y), (
+            "augmentation changed labels; expected it to change inputs only"
+        )
+        assert _equal(augmented, self.ready().augmented(whole)), (
+            "the same episodes were augmented in two ways; expected the same images for the same seed"
+        )
         if isinstance(data.augmentation, Augmentation):
             share = data.augmented(data.datasets["train"].__getitems__(range(count // 2, count)))
             same = torch.equal(share.query.x, augmented.query.x[count // 2 :])
-            assert same, "a rank augments its tasks in another way than one process does"
+            assert same, (
+                "a share of a meta-batch was augmented in another way; expected the images of the whole meta-batch"
+            )
 
     def pools(self) -> dict[Split, Pool]:
         """The pools of stored examples by split; empty if tasks are generated."""
@@ -109,17 +122,25 @@ class EpisodicDataModuleTests:
 
 
 def _check_labels(batch: Episode, ways: int, shots: int, queries: int) -> None:
-    assert batch.ways == ways, f"an episode says {batch.ways} ways, {ways} were drawn"
+    assert batch.ways == ways, f"an episode has ways={batch.ways}; expected {ways}"
     for part, each in ((batch.support, shots), (batch.query, queries)):
-        assert part.x.shape[:2] == part.y.shape, f"inputs {tuple(part.x.shape)} and labels {tuple(part.y.shape)} differ"
+        assert part.x.shape[:2] == part.y.shape, (
+            f"inputs have the shape {tuple(part.x.shape)} and labels {tuple(part.y.shape)}; expected the same first "
+            "two sizes"
+        )
         counts = torch.stack([(part.y == label).sum(1) for label in range(ways)], 1)
-        assert (counts == each).all(), f"not every one of {ways} labels has {each} examples: {counts.tolist()[:2]}"
+        assert (counts == each).all(), (
+            f"the numbers of examples of each label are {counts.tolist()[:2]} in the first tasks; expected {each} of "
+            "each"
+        )
 
 
 def _check_disjoint(dataset: EpisodeDataset) -> None:
     draw = dataset.draw(range(dataset.meta_batch_size))
     for row in torch.cat([draw.support, draw.query], -1).flatten(0, -2).tolist():
-        assert len(set(row)) == len(row), "one example is drawn twice in an episode, or is in support and query"
+        assert len(set(row)) == len(row), (
+            f"an episode draws the examples {row} of a class; expected each at most once, in support or query"
+        )
 
 
 def _drawn(data: EpisodicDataModule, meta_batch: int) -> Episode:

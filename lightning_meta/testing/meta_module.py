@@ -38,7 +38,7 @@ class MetaModuleTests(TrainedModuleTests):
         data.prepare_data()
         data.setup("fit")
         module = self.made()
-        assert isinstance(module, MetaModule), f"make() returned a {type(module).__name__}, not a MetaModule"
+        assert isinstance(module, MetaModule), f"make() returned a {type(module).__name__}; expected a MetaModule"
         if module.episodes is None:
             module.episodes = data.spec
         module.configure_model()
@@ -53,11 +53,19 @@ class MetaModuleTests(TrainedModuleTests):
         before, random = named_tensors(module), torch.get_rng_state()
         with torch.inference_mode():
             outputs = outside_inference_mode(self.first_predicted, module, batch)
-        assert torch.isfinite(outputs).all(), "predictions of a new module are not finite"
+        assert torch.isfinite(outputs).all(), (
+            "some predictions of a new module are infinite or NaN; expected finite ones"
+        )
         changed = differing(before, named_tensors(module))
-        assert not changed, f"adapt or predict changed {changed}: adapt returns what it learned, and changes nothing"
+        assert not changed, (
+            f"adapt or predict changed {changed}; expected the module to stay as it was: adapt returns what it has "
+            "learned"
+        )
         same = torch.equal(random, torch.get_rng_state())
-        assert same, "adapt or predict drew from torch's global random stream: two evaluations would differ"
+        assert same, (
+            "adapt or predict drew from torch's global random stream; expected its state to stay as it was, or two "
+            "evaluations would differ"
+        )
 
     def test_tasks_do_not_depend_on_how_they_are_visited(self) -> None:
         """The loop, `vmap` and chunks of it give the same losses and outer gradients."""
@@ -65,8 +73,9 @@ class MetaModuleTests(TrainedModuleTests):
         for name, (loss, gradient) in found.items():
             errors = [relative_error(loss, found["loop"][0]), relative_error(gradient, found["loop"][1])]
             assert max(errors) < self.task_tolerance, (
-                f"by {name} losses differ from the loop's by {errors[0]:.1e} and outer gradients by {errors[1]:.1e}, "
-                f"relatively: what adapt and predict do must depend on one task alone"
+                f"with {name}, losses differ from the loop's by {errors[0]:.1e} and outer gradients by "
+                f"{errors[1]:.1e}, relatively; expected less than {self.task_tolerance:g}: adapt and predict must "
+                "depend on one task alone"
             )
 
     def test_the_order_of_examples_does_not_matter(self) -> None:
@@ -77,11 +86,15 @@ class MetaModuleTests(TrainedModuleTests):
         outputs = self.predicted(module, support, query.x, batch.ways)
         order = torch.arange(len(query.x) - 1, -1, -1)
         apart = relative_error(self.predicted(module, support, query.x[order], batch.ways), outputs[order])
-        assert apart < self.task_tolerance, f"turning the query set round changes predictions by {apart:.1e}"
+        assert apart < self.task_tolerance, (
+            f"reversing the query set changes predictions by {apart:.1e}, relatively; expected no change"
+        )
         order = torch.arange(len(support.x) - 1, -1, -1)
         turned = Examples(support.x[order], support.y[order])
         apart = relative_error(self.predicted(module, turned, query.x, batch.ways), outputs)
-        assert apart < self.task_tolerance, f"turning the support set round changes predictions by {apart:.1e}"
+        assert apart < self.task_tolerance, (
+            f"reversing the support set changes predictions by {apart:.1e}, relatively; expected no change"
+        )
 
     def test_a_prediction_does_not_depend_on_its_company(self) -> None:
         """The prediction of a query does not depend on other queries, unless the method is `transductive`."""
@@ -92,8 +105,9 @@ class MetaModuleTests(TrainedModuleTests):
             state = module.adapt(support, batch.ways)
             apart = relative_error(module.predict(state, query.x[:1]), module.predict(state, query.x)[:1])
         assert module.transductive or apart < self.task_tolerance, (
-            f"a prediction changes by {apart:.1e} with the queries beside it: normalise by running statistics or those "
-            "of the support set (MetricLearner does), or say so by a property `transductive` that is True"
+            f"a prediction changes by {apart:.1e}, relatively, with the queries beside it; expected no change: "
+            "normalise by running statistics or those of the support set, as MetricLearner does, or set the property "
+            "`transductive` to True"
         )
 
     def test_every_parameter_learns(self) -> None:
@@ -105,7 +119,10 @@ class MetaModuleTests(TrainedModuleTests):
             for name, p in module.named_parameters()
             if p.requires_grad and p.grad is None and not name.startswith(self.unused or ("\0",))
         ]
-        assert not silent, f"the outer loss does not depend on {silent}: is something detached, or never used?"
+        assert not silent, (
+            f"the outer loss does not depend on {silent}; expected every trained parameter to have a gradient: is "
+            "something detached, or never used?"
+        )
 
     def first_predicted(self, module: MetaModule, batch: Episode) -> Tensor:
         """Predictions of the first task, by `adapt` and `predict` themselves."""
@@ -126,7 +143,8 @@ class MetaModuleTests(TrainedModuleTests):
             loss = module.meta_batch_loss(batch).loss
         except RuntimeError as error:
             raise AssertionError(
-                f"by {how} a meta-batch fails: {error}: what adapt and predict do must depend on one task alone"
+                f"expected a meta-batch to run with {how}; it failed: {error}: adapt and predict must depend on one "
+                "task alone"
             ) from error
         trained = [p for p in module.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss.mean(), trained, allow_unused=True)

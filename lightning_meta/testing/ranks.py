@@ -21,7 +21,10 @@ from lightning_meta.functional.ranks import leave_group
 
 def reach(cls: type) -> tuple[str, str]:
     """The file and the name by which another process finds a test class."""
-    assert "<locals>" not in cls.__qualname__, f"{cls.__qualname__}: define the test class at the top of its file"
+    assert "<locals>" not in cls.__qualname__, (
+        f"{cls.__qualname__} is defined in a function; expected a class at the top level of its file, which other "
+        "processes can import"
+    )
     return inspect.getfile(cls), cls.__qualname__
 
 

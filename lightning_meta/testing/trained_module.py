@@ -48,7 +48,7 @@ class TrainedModuleTests:
         """The module in its initial state; with `exact`, it is trained by plain gradient descent."""
         torch.manual_seed(0)
         module = self.make()
-        assert isinstance(module, TrainedModule), f"make() returned a {type(module).__name__}, not a module to train"
+        assert isinstance(module, TrainedModule), f"make() returned a {type(module).__name__}; expected a TrainedModule"
         if exact:
             module.optimizer = _descent
         return module
@@ -76,8 +76,13 @@ class TrainedModuleTests:
         trainer.validate(module, datamodule=data, verbose=False)
         trainer.test(module, datamodule=data, verbose=False)
         changed = differing(before, named_tensors(module))
-        assert not changed, f"validation or test changed {changed}: evaluate on copies, with functional calls"
-        assert torch.equal(random, torch.get_rng_state()), "evaluation drew from torch's global random stream"
+        assert not changed, (
+            f"validation or test changed {changed}; expected the module to stay as it was: evaluate on copies, with "
+            "functional calls"
+        )
+        assert torch.equal(random, torch.get_rng_state()), (
+            "validation or test drew from torch's global random stream; expected its state to stay as it was"
+        )
 
     def test_a_checkpoint_is_enough(self) -> None:
         """`lightning_meta.load` makes the same module from the checkpoint's path alone."""
@@ -89,13 +94,19 @@ class TrainedModuleTests:
             try:
                 again = load(path, allow=[*self.allow, type(module)])
             except UserError as error:
-                raise AssertionError(f"the checkpoint does not load by its path alone: {error}") from error
+                raise AssertionError(
+                    f"expected the checkpoint to load by its path alone; load raised: {error}"
+                ) from error
         lost = differing(named_tensors(module), named_tensors(again))
-        assert not lost, f"a checkpoint does not hold {lost}: register tensors as parameters or buffers"
+        assert not lost, (
+            f"in a loaded module {lost} have other values; expected those that were saved: register tensors as "
+            "parameters or buffers"
+        )
         before = trainer.test(module, datamodule=data, verbose=False)
         after = trainer.test(again, datamodule=data, verbose=False)
         assert before == after, (
-            f"a loaded module has other test figures, {before} and then {after}: is all its state saved?"
+            f"a loaded module has other test figures, {after}; expected {before}, as before it was saved: is all state "
+            "saved?"
         )
 
     def test_a_subclass_may_set_attributes_late(self) -> None:
@@ -111,7 +122,8 @@ class TrainedModuleTests:
             first.on_save_checkpoint(checkpoint)
             torch.save(checkpoint, Path(folder) / "late.ckpt")
             again = load(Path(folder) / "late.ckpt", allow=[*self.allow, type(module), late])
-        assert not differing(named_tensors(first), named_tensors(again))
+        lost = differing(named_tensors(first), named_tensors(again))
+        assert not lost, f"in a loaded module {lost} have other values; expected those that were saved"
 
     def test_a_resumed_run_is_exact(self) -> None:
         """Four steps, and two steps with two more after a restart, give the same weights to the last bit."""
@@ -124,15 +136,23 @@ class TrainedModuleTests:
             first.fit(self.made(), datamodule=self.make_data())
             self.trainer(4).fit(resumed, datamodule=self.make_data(), ckpt_path=Path(folder) / "step=2.ckpt")
         apart = differing(named_tensors(whole), named_tensors(resumed))
-        assert not apart, f"after a resume {apart} differ: a checkpoint lacks something that training goes on from"
+        assert not apart, (
+            f"after a resume {apart} differ; expected the weights of an uninterrupted run: does the checkpoint lack "
+            "some of the training state?"
+        )
 
     def test_two_ranks_train_as_one_process(self) -> None:
         """In float64, on the same batches: the ranks' shares together are what one process sees."""
         one = self.trained_on(1)
         two = self.trained_on(2)
-        assert one.keys() == two.keys()
+        assert one.keys() == two.keys(), (
+            f"two ranks have the parameters {sorted(two)}; expected those of one process, {sorted(one)}"
+        )
         apart = [name for name in one if float((one[name] - two[name]).abs().max()) > self.tolerance]
-        assert not apart, f"two ranks train {apart} otherwise than one process: is something not reduced over ranks?"
+        assert not apart, (
+            f"after training on two ranks {apart} differ by more than {self.tolerance:g}; expected the weights of one "
+            "process: is something not reduced over ranks?"
+        )
 
     def trained_on(self, world: int) -> dict[str, Tensor]:
         """The weights after three steps on `world` ranks, trained in separate processes."""
@@ -152,7 +172,9 @@ class TrainedModuleTests:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
             told = said.read_text()[-2000:]
-            assert process.returncode == 0, f"training on {world} rank(s) failed or took {RANKS_TIMEOUT} s: {told}"
+            assert process.returncode == 0, (
+                f"training on {world} rank(s) failed, or took more than {RANKS_TIMEOUT} s: {told}"
+            )
             weights: dict[str, Tensor] = torch.load(Path(folder) / "weights.pt", weights_only=True)
             return weights
 

@@ -23,7 +23,7 @@ def check_weights(option: str, weights: Mapping[str, float]) -> None:
     """
     for name, weight in weights.items():
         if not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"{option}: a weight is a number of at least 0, {name!r} has {weight}")
+            raise UserError(f"{option}: finite weights of at least 0 are needed, got {weight} for {name!r}")
     if not any(weights.values()):
         raise UserError(f"{option}: at least one task needs a weight above 0, got {dict(weights)}")
 
@@ -45,5 +45,5 @@ def in_order(option: str, weights: Mapping[str, float], tasks: Iterable[str]) ->
     if unknown:
         raise UserError(f"{option}: no task is named {unknown[0]!r}; the tasks are {', '.join(names)}")
     if missing:
-        raise UserError(f"{option}: every task needs a weight, there is none for {', '.join(missing)}")
+        raise UserError(f"{option}: a weight of every task is needed, got none for {', '.join(missing)}")
     return torch.tensor([float(weights[name]) for name in names])

@@ -21,9 +21,9 @@ from lightning_meta.weightings.by_name import check_weights, in_order
 from lightning_meta.weightings.torchjd_state import restore, state_of, stateful_part
 
 NEED_MORE = {
-    "SDMGradWeighting": "SDMGrad needs the gradients of independent batches, and a step has those of one",
-    "MoDoWeighting": "MoDo needs the gradients of independent batches, and a step has those of one",
-    "CRMOGMWeighting": "CR-MOGM keeps weights from step to step, which no checkpoint would hold",
+    "SDMGradWeighting": "SDMGrad needs the gradients of several independent batches, and a step has one batch",
+    "MoDoWeighting": "MoDo needs the gradients of several independent batches, and a step has one batch",
+    "CRMOGMWeighting": "CR-MOGM keeps weights between steps, which checkpoints would not contain",
 }
 """Reasons for which classes of torchjd are refused."""
 
@@ -77,13 +77,13 @@ class TorchJD(Aggregator):
         check_aggregator(aggregator)
         if rep_grad and any(type(part).__name__ in KEEP_COLUMNS for part in aggregator.modules()):
             raise UserError(
-                f"rep_grad: {type(aggregator).__name__} of torchjd keeps numbers for each shared parameter, and a step "
-                "has other features than the last; leave rep_grad out, or take another aggregator"
+                f"rep_grad: torchjd's {type(aggregator).__name__} keeps a sum for each column of the gradients, and "
+                "each step has other shared features; leave rep_grad out, or use another aggregator"
             )
         if preference is not None:
             check_weights("preference", preference)
             if not hasattr(aggregator, "pref_vector"):
-                raise UserError(f"preference: {type(aggregator).__name__} of torchjd takes none; leave it out")
+                raise UserError(f"preference: torchjd's {type(aggregator).__name__} does not support it; leave it out")
         self.preference = preference
         remember(aggregator, _arguments(aggregator))
         self._aggregator = (aggregator,)  # not a submodule, since its buffers change in number and shape
@@ -122,9 +122,9 @@ class TorchJD(Aggregator):
             if part is not None:
                 absent = [name for name, here in zip(self.names, present.tolist(), strict=True) if not here]
                 raise UserError(
-                    f"weighting: {type(self.aggregator).__name__} of torchjd keeps state of each task, and a step had "
-                    f"no example of {', '.join(absent)}; leave tasks_per_batch out and make batches larger, or take "
-                    "an aggregator without state"
+                    f"weighting: torchjd's {type(self.aggregator).__name__} needs every task in every step, got no "
+                    f"example of {', '.join(absent)}; leave tasks_per_batch out and use larger batches, or use an "
+                    "aggregator without state"
                 )
             rows, chosen = rows[present], present
         if part is not None and self._restored:
@@ -134,8 +134,8 @@ class TorchJD(Aggregator):
         self.step += 1
         if not direction.isfinite().all():
             raise UserError(
-                f"weighting: {type(self.aggregator).__name__} of torchjd made a direction that is not finite of "
-                "gradients that are; take another aggregator"
+                f"weighting: torchjd's {type(self.aggregator).__name__} returned a direction that is not finite for "
+                "finite gradients; use another aggregator"
             )
         return direction
 
@@ -149,7 +149,7 @@ class TorchJD(Aggregator):
             except Exception as error:  # solvers raise errors of every kind
                 reason = " ".join(str(error).split())
                 name = type(aggregator).__name__
-                raise UserError(f"weighting: {name} of torchjd fails on {len(rows)} tasks: {reason}") from error
+                raise UserError(f"weighting: torchjd's {name} failed for {len(rows)} tasks: {reason}") from error
         return direction
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -179,14 +179,15 @@ def check_aggregator(aggregator: object) -> None:
         raise UserError('weighting: TorchJD needs torchjd: pip install "lightning_meta[torchjd]"') from error
     parts = list(aggregator.modules()) if isinstance(aggregator, nn.Module) else []
     for reason in (NEED_MORE[type(part).__name__] for part in parts if type(part).__name__ in NEED_MORE):
-        raise UserError(f"aggregator: {reason}; take another aggregator")
+        raise UserError(f"aggregator: {reason}; use another aggregator")
     name = type(aggregator).__name__
     if not isinstance(aggregator, OfTorchJD):
         hint = f"; give {name.removesuffix('Weighting')}" if name.endswith("Weighting") else ""
         raise UserError(f"aggregator: an aggregator of torchjd.aggregation is needed, got {name}{hint}")
     if any(isinstance(part, Stateful) for part in parts) and stateful_part(aggregator) is None:
         raise UserError(
-            f"aggregator: {name} keeps state that no checkpoint would hold; derive a lightning_meta Aggregator"
+            f"aggregator: {name} has state that checkpoints would not contain; subclass "
+            "lightning_meta.weightings.Aggregator"
         )
 
 

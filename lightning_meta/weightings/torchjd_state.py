@@ -44,7 +44,10 @@ def restore(part: nn.Module, state: dict[str, Any], matrix: Tensor) -> None:
     """
     kind = type(part).__name__
     if set(state) != set(STATE[kind]):
-        raise UserError(f"the checkpoint's state of {kind} of torchjd is damaged: it has {', '.join(sorted(state))}")
+        raise UserError(
+            f"the checkpoint's state of torchjd's {kind} is damaged: expected {', '.join(STATE[kind])}, got "
+            f"{', '.join(sorted(state))}"
+        )
     if kind == "_NashMTLWeighting":
         part._init_optim_problem()  # type: ignore[operator]  # torchjd calls it at step 0 only
         for name, value in state.items():

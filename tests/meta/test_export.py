@@ -217,7 +217,7 @@ class Fickle(ProtoNet):
 
 
 @pytest.mark.parametrize(
-    ("file", "said"), [("task.txt", ".pt2 or .onnx"), ("nowhere/task.pt2", "no such folder"), ("task.pt2", "Fickle")]
+    ("file", "said"), [("task.txt", ".pt2 or .onnx"), ("nowhere/task.pt2", "no folder"), ("task.pt2", "Fickle")]
 )
 def test_what_cannot_be_exported_is_one_error_and_no_file(
     file: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]

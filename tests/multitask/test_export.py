@@ -222,7 +222,7 @@ class Fickle(lm.MultiHead):
     ("file", "options", "said"),
     [
         ("model.txt", {}, r"\.pt2 or \.onnx"),
-        ("nowhere/model.pt2", {}, "no such folder"),
+        ("nowhere/model.pt2", {}, "no folder"),
         ("model.pt2", {"tasks": ["rent"]}, "there is no task 'rent'; there are 'price', 'sold', 'grade'"),
         ("model.pt2", {"tasks": "sold"}, r"got 'sold'; give \['sold'\]"),
         ("model.pt2", {"tasks": []}, "expected one or more"),

@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Path, capsys: pytest.Capt
     for changed in damages:
         file.write_text(json.dumps({**text, **changed}))
         with pytest.raises(UserError, match="is not a calibration, or it is damaged"):
-            read_table_calibration(run, str(run), model)
+            read_table_calibration(str(run), model)
     file.write_text(json.dumps({**text, "weights": "none of these"}))
     refused("was made with other weights; calibrate again by `lightning-meta test", *predict)
     shutil.copy(run / "checkpoints" / "best.ckpt", "alone.ckpt")

@@ -138,14 +138,14 @@ def test_a_preference_goes_by_name(name: str) -> None:
 @pytest.mark.parametrize("name", STATEFUL)
 def test_state_of_each_task_needs_each_task(name: str) -> None:
     weighting = made(of_torchjd(name))
-    with pytest.raises(UserError, match=f"weighting: {name} of torchjd keeps state .* no example of b; leave"):
+    with pytest.raises(UserError, match=f"weighting: torchjd's {name} needs every task .* no example of b; leave"):
         weighting.direction(matrices(1)[0], torch.ones(4), torch.tensor([True, False, True, True]))
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "SDMGrad": (
         lambda: jd.SDMGradWeighting(),
-        "aggregator: SDMGrad needs the gradients of independent batches, and a",
+        "aggregator: SDMGrad needs the gradients of several independent batches, and a",
     ),
     "MoDo": (lambda: jd.MoDoWeighting(4), "aggregator: MoDo needs"),
     "CR-MOGM": (lambda: jd.CRMOGMWeighting(jd.SumWeighting()), "aggregator: CR-MOGM keeps"),
@@ -153,7 +153,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a weighting": (lambda: jd.AlignedMTLWeighting(), "got AlignedMTLWeighting; give AlignedMTL"),
     "a network": (lambda: nn.Linear(2, 2), "an aggregator of torchjd.aggregation is needed, got Linear"),
     "a name": (lambda: "UPGrad", "an aggregator of torchjd.aggregation is needed, got str"),
-    "more robust than there are tasks": (lambda: jd.Krum(2), "Krum of torchjd fails on 4 tasks: .* at least 5 rows"),
+    "more robust than there are tasks": (lambda: jd.Krum(2), "torchjd's Krum failed for 4 tasks: .* at least 5 rows"),
 }
 
 
@@ -166,16 +166,19 @@ def test_a_mistake_is_said_before_training(case: str) -> None:
 
 def test_state_that_nobody_knows_is_refused() -> None:
     unknown = type("Keeps", (jd.Sum, Stateful), {"reset": lambda self: None})
-    with pytest.raises(UserError, match="aggregator: Keeps keeps state that no checkpoint would hold; derive a"):
+    with pytest.raises(UserError, match="aggregator: Keeps has state that checkpoints would not contain; subclass"):
         TorchJD(unknown())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preference": {"a": 1.0}}, "preference: every task needs a weight, there is none for b, c, d"),
-        ({"preference": {"a": -1.0}}, "preference: a weight is a number of at least 0, 'a' has -1.0"),
-        ({"aggregator": jd.MGDA(), "preference": {"a": 1.0}}, "preference: MGDA of torchjd takes none; leave it out"),
+        ({"preference": {"a": 1.0}}, "preference: a weight of every task is needed, got none for b, c, d"),
+        ({"preference": {"a": -1.0}}, "preference: finite weights of at least 0 are needed, got -1.0 for 'a'"),
+        (
+            {"aggregator": jd.MGDA(), "preference": {"a": 1.0}},
+            "preference: torchjd's MGDA does not support it; leave it out",
+        ),
     ],
 )
 def test_a_wrong_preference_is_refused(options: dict[str, Any], message: str) -> None:
@@ -186,7 +189,7 @@ def test_a_wrong_preference_is_refused(options: dict[str, Any], message: str) ->
 def test_a_direction_that_is_not_finite_is_refused() -> None:
     weighting = made(jd.IMTLG())
     weighting._aggregator = (_Infinite(),)
-    with pytest.raises(UserError, match="_Infinite of torchjd made a direction that is not finite"):
+    with pytest.raises(UserError, match="torchjd's _Infinite returned a direction that is not finite"):
         weighting.direction(matrices(1)[0], torch.ones(4), HERE)
 
 

@@ -164,12 +164,12 @@ def test_fixed_weights_go_by_name() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"a": 1.0, "b": -1.0, "c": 1.0}, "at least 0, 'b' has -1.0"),
-        ({"a": 1.0, "b": math.nan, "c": 1.0}, "at least 0, 'b' has nan"),
-        ({"a": math.inf, "b": 1.0, "c": 1.0}, "at least 0, 'a' has inf"),
+        ({"a": 1.0, "b": -1.0, "c": 1.0}, "at least 0 are needed, got -1.0 for 'b'"),
+        ({"a": 1.0, "b": math.nan, "c": 1.0}, "at least 0 are needed, got nan for 'b'"),
+        ({"a": math.inf, "b": 1.0, "c": 1.0}, "at least 0 are needed, got inf for 'a'"),
         ({"a": 0.0, "b": 0.0, "c": 0.0}, "above 0"),
         ({"a": 1.0, "b": 1.0, "c": 1.0, "Latn": 1.0}, "no task is named 'Latn'; the tasks are a, b, c"),
-        ({"a": 1.0}, "there is none for b, c"),
+        ({"a": 1.0}, "got none for b, c"),
     ],
 )
 def test_wrong_weights_are_refused(weights: dict[str, float], message: str) -> None:

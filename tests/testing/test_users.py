@@ -222,7 +222,7 @@ BROKEN: dict[str, tuple[type, Callable[[], Any], str, str]] = {
         MetaModuleTests,
         meta(Ordered),
         "test_the_order_of_examples_does_not_matter",
-        "turning the query set round changes predictions",
+        "reversing the query set changes predictions",
     ),
     "detached": (
         MetaModuleTests,

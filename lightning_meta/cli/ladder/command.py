@@ -35,11 +35,7 @@ GROUPS = 3
 
 
 def ladder(args: Sequence[str]) -> None:
-    """Train the runs that are not finished, then write the transfer report into `runs/<name>/report/`.
-
-    Args:
-        args: The options.
-    """
+    """Train the runs that are not finished, then write the transfer report into `runs/<name>/report/`."""
     options, fit_args = make_parser().parse_known_args(list(args))
     _check(options, fit_args)
     name = Path(options.config).stem if options.name is None else options.name
@@ -89,15 +85,7 @@ def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, lis
 def _report(
     ladder: Ladder, runs: Sequence[PlannedRun], found: Mapping[str, Found], notes: Sequence[str], wandb: str | None
 ) -> None:
-    """Compare the rungs with the baseline; print and write the report.
-
-    Args:
-        ladder: The ladder.
-        runs: All runs, finished.
-        found: Result of the search by rung; empty without a search.
-        notes: Further notes of the report.
-        wandb: The W&B project to log to, if any.
-    """
+    """Compare the rungs with the baseline; print and write the report, with further notes, also to a W&B project."""
     others = [run.directory for run in runs if run.directory and run.rung != ladder.baseline]
     if not others:
         return
@@ -189,14 +177,7 @@ def _train(
     separate: bool,
     failed: Callable[[PlannedRun], None] | None = None,
 ) -> None:
-    """Train the runs that are not finished.
-
-    Args:
-        runs: The runs in order.
-        options: Options of the command.
-        separate: Whether to train in child processes even with one job.
-        failed: Called with each run whose training failed, which is an error without it.
-    """
+    """Train the runs that are not finished, in child processes if `separate`; see `run_in_processes` for `failed`."""
     waiting = []
     for number, run in enumerate(runs, 1):
         line = f"run {number} of {len(runs)}: {run.title}"

@@ -52,11 +52,7 @@ class GroupedRung:
         return [*lines, f"{recorded}, which come on top of the budget of {self.name}."]
 
     def same_rung(self, ladder: Ladder) -> str | None:
-        """The rung that already trains all tasks together, if the proposal is a single group of all; else None.
-
-        Args:
-            ladder: The ladder, including the rung of groups.
-        """
+        """The rung that already trains all tasks together, if the proposal is a single group of all; else None."""
         if len(self.groups) > 1:
             return None
         options = {k: v for k, v in ladder.rungs[self.name]["model"]["init_args"].items() if k != "groups"}

@@ -63,9 +63,6 @@ class LinearComparison:
 def compare_with_linear(runs: Sequence[PlannedRun]) -> LinearComparison | None:
     """Compare the rungs of a ladder with its linear models.
 
-    Args:
-        runs: All finished runs.
-
     Returns:
         The comparison; None without a linear model.
     """

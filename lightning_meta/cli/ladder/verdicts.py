@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,13 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_meta.cells import as_cells
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.report.transfer.results import MethodVerdict, method_verdicts
-from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 FILE = "verdicts.csv"
 COLUMNS = (
@@ -119,33 +117,20 @@ class Verdicts:
         console.print(Text(self.lines[0]))
 
     def write(self, folder: Path) -> None:
-        """Write the table as CSV, with the weights of all tasks.
-
-        Args:
-            folder: Folder of the report.
-        """
+        """Write the table as CSV, with the weights of all tasks."""
         names = ("mean", "low", "high", "p_holm", "smallest", "verdict")
-        with replacing(folder / FILE) as file:
-            writer = csv.writer(file)
-            writer.writerow(COLUMNS)
-            for row in self.rows:
-                found = row.found
-                searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
-                figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
-                cells = [
-                    "" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures
-                ]
-                writer.writerow(as_cells([row.rung, *cells, row.steps, *searched]))
+        rows: list[Sequence[Any]] = [COLUMNS]
+        for row in self.rows:
+            found = row.found
+            searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
+            figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
+            cells = ["" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures]
+            rows.append([row.rung, *cells, row.steps, *searched])
+        write_table(folder / FILE, rows)
 
 
 def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[str, Found]) -> Verdicts:
-    """Compute the cost and the verdict of each rung.
-
-    Args:
-        report: The comparison of the rungs.
-        runs: All finished runs.
-        found: Result of the search by rung.
-    """
+    """Compute the cost and the verdict of each rung."""
     by_rung: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *found)}
     for run in runs:
         if run.directory is not None:

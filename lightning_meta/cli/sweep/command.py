@@ -34,11 +34,7 @@ DISK = "cannot write ("  # start of the message of `fit` about a full disk
 
 
 def sweep(args: Sequence[str]) -> None:
-    """Run trials up to the requested number, then print the best.
-
-    Args:
-        args: The options.
-    """
+    """Run trials up to the requested number, then print the best."""
     config, fit_args = make_parser().parse_known_args(list(args))
     if config.config is None:
         raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")
@@ -96,11 +92,7 @@ def _short_form(name: str) -> str:
 
 
 def _check_ends(space: Sweep) -> None:
-    """Parse the options at both ends of the space, to find mistakes that would end every trial.
-
-    Raises:
-        UserError: The parser of `fit` gives the same error at both ends.
-    """
+    """Parse the options at both ends of the space; the same error at both would end every trial."""
     first, last = (
         {name: p.values[end] if p.values else (p.low, p.high)[end] for name, p in space.parameters.items()}
         for end in (0, -1)

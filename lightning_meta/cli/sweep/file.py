@@ -64,9 +64,6 @@ class Sweep:
 def read_sweep(file: str | Path) -> Sweep:
     """Read the file of a sweep.
 
-    Args:
-        file: Path of the YAML file.
-
     Raises:
         UserError: The file is not valid, or needs a feature that only W&B has.
     """

@@ -6,7 +6,6 @@ Under a lock, only one process at a time takes a trial, so that their number doe
 
 from __future__ import annotations
 
-import csv
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,10 +16,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from lightning_meta.cells import as_cells
 from lightning_meta.cli.sweep.file import Parameter, Sweep
 from lightning_meta.errors import UserError
-from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -162,13 +160,13 @@ class SweepRecord:
     def write_table(self) -> Path:
         """Write all trials to a CSV file and return its path."""
         file, names = self.folder / TABLE, list(self.space.parameters)
-        with self._alone(), replacing(file) as target:
-            writer = csv.writer(target)
-            writer.writerow(["trial", "state", self.space.metric, *names])
-            for trial in self.trials():
-                if trial.params.keys() == set(names):  # others have not been drawn yet
-                    values = [trial.params[name] for name in names]
-                    writer.writerow(as_cells([self.number(trial), trial.state.name.lower(), trial.value, *values]))
+        with self._alone():
+            drawn = [trial for trial in self.trials() if trial.params.keys() == set(names)]
+            rows = [
+                [self.number(trial), trial.state.name.lower(), trial.value, *(trial.params[name] for name in names)]
+                for trial in drawn
+            ]
+            write_table(file, [["trial", "state", self.space.metric, *names], *rows])
         return file
 
     @contextmanager

@@ -287,12 +287,7 @@ def moderated(
 
 
 def _df_from_logs(scaled: np.ndarray, d: int) -> float:
-    """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive or unknown.
-
-    Args:
-        scaled: The positive values of G.
-        d: Degrees of freedom of G.
-    """
+    """Solve for d₀ in ψ'(d₀ / 2) = Var(log G) − ψ'(d / 2); infinite if the right side is not positive or unknown."""
     if len(scaled) < 2:
         return math.inf
     excess = np.log(scaled).var(ddof=1) - polygamma(1, d / 2)

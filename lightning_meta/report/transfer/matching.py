@@ -83,10 +83,6 @@ def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | No
     A torchmetrics class that is undefined without some of the examples gives no contributions of examples. In that case
     each example is its own class, so that the task has no interval.
 
-    Args:
-        methods: Methods that are compared.
-        task: Name of the task.
-
     Returns:
         The classes; None for a metric that is a mean over examples.
     """

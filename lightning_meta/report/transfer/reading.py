@@ -135,9 +135,6 @@ def run_directories(paths: Sequence[str | Path]) -> list[Path]:
 def read_run(directory: Path) -> Run:
     """Read a finished multi-task run.
 
-    Args:
-        directory: The run directory.
-
     Raises:
         UserError: The run is not finished, not a multi-task run, or damaged, or its files contradict each other.
     """
@@ -179,9 +176,6 @@ def _last_validation(file: Path) -> float:
 
 def read_results(directory: Path) -> dict[str, Any]:
     """Read the metrics and facts of a finished run.
-
-    Args:
-        directory: The run directory.
 
     Raises:
         UserError: The run is not finished, or its results are damaged.
@@ -244,15 +238,7 @@ def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int) -> TaskResult:
-    """Combine a row of `per_task.csv` with the predictions for its task.
-
-    Args:
-        directory: The run directory.
-        name: Name of the task.
-        row: Cells of its row by column.
-        arrays: Arrays of `predictions.npz`.
-        number: Number of the task in `arrays`.
-    """
+    """Combine a row of `per_task.csv` with the predictions for its task, which has a number in `arrays`."""
     own = np.flatnonzero(arrays["task"] == number)
     own = own[np.argsort(arrays["id"][own], kind="stable")]
     ids, scores = arrays["id"][own], arrays["score"][own]
@@ -326,8 +312,7 @@ def read_arrays(file: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     except (FileNotFoundError, KeyError, UserError):
         raise
     except Exception as error:  # NumPy parses headers and zipfile inflates data: both raise many types of errors
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file} is damaged, or holds more than plain arrays: {reason}") from error
+        raise UserError(f"{file} is damaged, or holds more than plain arrays: {_brief(error)}") from error
 
 
 def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

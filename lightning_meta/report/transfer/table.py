@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lightning_meta.report.drawing import label_of
 from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodTransfer, TaskTransfer, TransferReport
 
 PIPED_WIDTH = 140
@@ -158,12 +159,7 @@ def _common_metric(method: MethodTransfer) -> str:
 
 
 def statement_lines(method: MethodTransfer, baseline: str) -> list[str]:
-    """Return a heading, a line for the trained models and a line for the method.
-
-    Args:
-        method: Results of the method.
-        baseline: Name of the baseline.
-    """
+    """Return a heading, a line for the trained models and a line for the method."""
     metrics, errors = {t.metric for t in method.tasks}, any(t.better == "lower" for t in method.tasks)
     metric = metrics.pop() if len(metrics) == 1 and not errors else ""
     measured = " (errors over that of a constant prediction)" if errors else ""
@@ -246,12 +242,4 @@ def unit(metrics: set[str]) -> str:
     """The unit of differences of these metrics."""
     if "accuracy" in metrics and len(metrics) > 1:
         return f"percentage points (accuracy) or {unit(metrics - {'accuracy'})}"
-    names = {
-        "accuracy": "percentage points of accuracy",
-        "r2": "R²",
-        "auroc": "AUROC",
-        "f1": "F1",
-        "rmse": "root mean squared error",
-        "mae": "mean absolute error",
-    }
-    return " or ".join(names.get(m, m.replace("_", " ")) for m in sorted(metrics))
+    return " or ".join("percentage points of accuracy" if m == "accuracy" else label_of(m) for m in sorted(metrics))

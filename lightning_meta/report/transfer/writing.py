@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from dataclasses import asdict, fields
@@ -16,9 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from lightning_meta.cells import as_cells
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import heights, name_rows, named_rows, save_figure, scale_of
+from lightning_meta.report.drawing import heights, name_rows, named_rows, save_figure, scale_of, shortened
 from lightning_meta.report.transfer.comparison import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import RULES as STATEMENTS
@@ -32,6 +30,7 @@ from lightning_meta.report.transfer.results import (
 )
 from lightning_meta.report.transfer.table import printable, unit
 from lightning_meta.run.files import replacing
+from lightning_meta.run.tables import write_table
 
 FILES = ("transfer.csv", "transfer.json", "forest.png", "gap.png")
 TASK_COLUMNS = tuple(f.name for f in fields(TaskTransfer))
@@ -76,20 +75,13 @@ def write_report(report: TransferReport, folder: str | Path) -> Path:
 
 
 def write_csv(report: TransferReport, file: Path) -> None:
-    """Write a CSV file with one row for each method and task; unknown values are empty.
-
-    Args:
-        report: The comparison.
-        file: File to write.
-    """
-    with replacing(file) as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["method", *TASK_COLUMNS])
-        for method in report.methods:
-            for task in method.tasks:
-                row = asdict(task)
-                values = ["" if _unknown(row[c]) else row[c] for c in TASK_COLUMNS]
-                writer.writerow(as_cells([method.method, *values]))
+    """Write a CSV file with one row for each method and task; unknown values are empty."""
+    rows = [
+        [method.method, *("" if _unknown(value) else value for value in asdict(task).values())]
+        for method in report.methods
+        for task in method.tasks
+    ]
+    write_table(file, [["method", *TASK_COLUMNS], *rows])
 
 
 def method_row(method: MethodTransfer) -> dict[str, Any]:
@@ -100,12 +92,7 @@ def method_row(method: MethodTransfer) -> dict[str, Any]:
 
 
 def write_json(report: TransferReport, file: Path) -> None:
-    """Write the whole report and the rules of its statistics as JSON; unknown values are null.
-
-    Args:
-        report: The comparison.
-        file: File to write.
-    """
+    """Write the whole report and the rules of its statistics as JSON; unknown values are null."""
     content = {
         "sign": "higher is better",
         "intervals": METHOD,
@@ -136,10 +123,6 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     """Draw Δ of every task with its 95 % interval, in a panel for each method; the marker shows the verdict.
 
     If tasks have different metrics, there is a row of panels for each metric.
-
-    Args:
-        report: The comparison.
-        file: File to write, in the format of its suffix.
     """
     methods, metrics = report.methods, _metrics(report)
     blocks = [_sorted_tasks(report, metric) for metric in metrics]
@@ -151,7 +134,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
     for panel_row, metric, order, has_name, row_heights in zip(panels, metrics, blocks, named, rows, strict=True):
         for panel, method in zip(panel_row, methods, strict=True):
             _draw_method(panel, method, order, row_heights, has_name, scale_of(metric))
-        names = [_label(methods[0].tasks[i].task) for i in order]
+        names = [shortened(printable(methods[0].tasks[i].task)) for i in order]
         name_rows(panel_row[0], row_heights, has_name, names, "transfer.csv")
         if len(metrics) > 1:
             for panel in panel_row:
@@ -175,12 +158,7 @@ def draw_forest(report: TransferReport, file: Path) -> None:
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
 def draw_gap(report: TransferReport, file: Path) -> None:
-    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric.
-
-    Args:
-        report: The comparison.
-        file: File to write, in the format of its suffix.
-    """
+    """Draw the gap train − validation of every task against its number of training examples, in a panel per metric."""
     metrics = _metrics(report)
     figure = Figure((6.4, 4.4 * len(metrics)), layout="constrained")
     names = [printable(name) for name in (report.baseline, *(method.method for method in report.methods))]
@@ -236,16 +214,7 @@ def _sorted_tasks(report: TransferReport, metric: str) -> list[int]:
 def _draw_method(
     axes: Axes, method: MethodTransfer, order: list[int], rows: np.ndarray, named: np.ndarray, factor: float
 ) -> None:
-    """Draw the tasks of a method.
-
-    Args:
-        axes: Axes of the panel.
-        method: The method.
-        order: Indices of the tasks, from the first row on.
-        rows: Heights of the rows, `(len(order),)`.
-        named: Which rows have a name, `(len(order),)` bool; the others are thin.
-        factor: Factor by which Δ is drawn, 100 for accuracy.
-    """
+    """Draw the tasks of a method at the heights `rows`, with Δ times `factor`; rows without a name are thin."""
     axes.axvline(0, color="0.2", lw=1, zorder=0.9)
     for y, large, i in zip(rows, named, order, strict=True):
         task: TaskTransfer = method.tasks[i]
@@ -257,11 +226,6 @@ def _draw_method(
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", labelsize=8)
     axes.tick_params(axis="y", length=0)
-
-
-def _label(name: str) -> str:
-    name = printable(name)
-    return name if len(name) <= 32 else f"{name[:29]}..."
 
 
 def log_report(report: TransferReport, folder: Path, project: str) -> None:
