@@ -57,7 +57,7 @@ class Row:
     @property
     def settings(self) -> str:
         """The tuned settings and weights as text."""
-        settings = [f"{name.rpartition('.')[2]} {value}" for name, value in self.found.settings.items()]
+        settings = [f"{_short(name)} {value}" for name, value in self.found.settings.items()]
         weights = self.found.weights
         if 0 < len(weights) <= NAMED_WEIGHTS:
             settings.append("weights " + ", ".join(f"{task} {weight:.2f}" for task, weight in weights.items()))
@@ -91,17 +91,26 @@ class Verdicts:
         tested = sum(row.verdict is not None and math.isfinite(row.verdict.p_holm) for row in self.rows)
         return [
             f"{budget}, {beat} {self.baseline}.",
+            *self._ends,
             f"Verdicts over seeds are corrected for {tested} method{'s' * (tested != 1)} (Holm's procedure at 5 %); an "
             "interval is of one method alone.",
         ]
+
+    @property
+    def _ends(self) -> list[str]:
+        """What to say of settings at an end of those tried: one line, or none."""
+        ends = [f"{_short(name)} of {row.rung} ({end})" for row in self.rows for name, end in row.found.ends.items()]
+        if not ends:
+            return []
+        return [f"The best value is an end of those tried, so another range may be better: {', '.join(ends)}."]
 
     def show(self) -> None:
         """Print the table."""
         title = f"against {self.baseline}, mean over tasks and seeds"
         table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for column in ("rung", "test/score", "Δ ↑", "95 % interval", "smallest shown", "ms a step", "MB"):
+        for column in ("rung", "test/score", "Δ ↑", "95 % interval", "smallest Δ shown", "ms a step", "peak MB"):
             table.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
-        table.add_column("found")
+        table.add_column("best settings")
         table.add_column("verdict")
         for row in self.rows:
             verdict = row.verdict
@@ -116,7 +125,8 @@ class Verdicts:
         console = Console()
         console = console if console.is_terminal else Console(width=max(console.width, 160))
         console.print(table)
-        console.print(Text(self.lines[0]))
+        for line in (self.lines[0], *self._ends):
+            console.print(Text(line))
 
     def write(self, folder: Path) -> None:
         """Write the table as CSV, with the weights of all tasks.
@@ -166,6 +176,11 @@ def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[
             )
         )
     return Verdicts(report.baseline, rows)
+
+
+def _short(option: str) -> str:
+    """The last part of an option, such as lr."""
+    return option.rpartition(".")[2]
 
 
 def _number(results: Mapping[str, Any], name: str) -> float:
