@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_meta.cli import children, main
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.command import run_in_processes
+from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.search import Search, mean_weights
 from lightning_meta.cli.ladder.tuning import Found
@@ -271,6 +273,19 @@ def test_two_seeds_give_no_verdict() -> None:
     (found,) = method_verdicts({"a": state(np.array([[0.1], [0.2]]))[1]}).values()
     assert found.verdict == "too few seeds"
     assert np.isnan(found.smallest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["cifar100", "landmine", "multi_mnist"])
+def test_a_shipped_ladder_of_weightings_is_accepted(data: str, tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "configs" / f"ladder_weightings_{data}.yaml"
+    ladder = read_ladder(str(file), tmp_path / data, None, None, ["--trainer.max_epochs=2"])
+    assert ladder.baseline == "tuned_sum"
+    assert {"tuned_sum", "equal", "uncertainty", "mgda", "cagrad", "read_off"} <= ladder.rungs.keys()
+    assert {config["trainer"]["max_epochs"] for config in ladder.rungs.values()} == {2}
+    first, second = islice(ladder.trials["cagrad"](), 2)
+    rates = [trial["model"]["init_args"]["optimizer"]["init_args"]["lr"] for trial in (first, second)]
+    assert rates[0] != rates[1]
 
 
 def with_rungs(**rungs: Any) -> dict[str, Any]:
