@@ -20,6 +20,7 @@ from lightning_meta.run.files import replacing
 from lightning_meta.run.tables import numbers_of, read_table
 
 FAILED = "failed.yaml"  # the configuration with which the training of a trial failed, in the folder of the trial
+
 Configs = dict[str, list[dict[str, Any]]]  # configurations of the trials by rung
 
 
