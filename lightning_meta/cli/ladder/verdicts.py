@@ -21,7 +21,7 @@ from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
-from lightning_meta.report.transfer.results import MethodVerdict, method_verdicts
+from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodVerdict, method_verdicts
 from lightning_meta.run.files import replacing
 
 FILE = "verdicts.csv"
@@ -62,7 +62,8 @@ class Row:
         if 0 < len(weights) <= NAMED_WEIGHTS:
             settings.append("weights " + ", ".join(f"{task} {weight:.2f}" for task, weight in weights.items()))
         elif weights:
-            settings.append(f"weights {min(weights.values()):.2f} to {max(weights.values()):.2f}")
+            low, high = (f"{end(weights.values()):.2f}" for end in (min, max))
+            settings.append(f"weights {low} to {high}" if low != high else f"all weights {low}")
         return "; ".join(settings) or "as in the file"
 
 
@@ -84,17 +85,19 @@ class Verdicts:
         others = {row.rung: row.verdict.verdict for row in self.rows if row.verdict is not None}
         better = [rung for rung, verdict in others.items() if verdict == "better"]
         beat = f"{' and '.join(better)} beat{'s' * (len(better) == 1)}" if better else "no method is shown to beat"
+        result = f"{beat} {self.baseline}"
+        if others and set(others.values()) == {"too few seeds"}:
+            result = f"there are no verdicts, which need {SEEDS_FOR_VERDICTS} seeds"
         steps = {row.rung: row.steps for row in self.rows}
         budget = f"At {steps[self.baseline]:,} training steps for each method, trials included"
         if len(set(steps.values())) > 1:
             budget = f"At unequal budgets ({', '.join(f'{rung} {n:,}' for rung, n in steps.items())} training steps)"
         tested = sum(row.verdict is not None and math.isfinite(row.verdict.p_holm) for row in self.rows)
-        return [
-            f"{budget}, {beat} {self.baseline}.",
-            *self._ends,
+        correction = (
             f"Verdicts over seeds are corrected for {tested} method{'s' * (tested != 1)} (Holm's procedure at 5 %); an "
-            "interval is of one method alone.",
-        ]
+            "interval is of one method alone."
+        )
+        return [f"{budget}, {result}.", *self._ends, *([correction] if tested else [])]
 
     @property
     def _ends(self) -> list[str]:
