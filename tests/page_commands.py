@@ -120,6 +120,7 @@ ELSEWHERE = {
     **{
         f"python scripts/ladder.py --config configs/ladder_weightings_{options}": "test_ladder_search.py runs one"
         for options in (
+            "cifar100.yaml --jobs 2",
             "multi_mnist.yaml --jobs 2",
             "landmine.yaml --jobs 2",
         )

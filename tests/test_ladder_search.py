@@ -6,6 +6,8 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ from lightning_meta.cli import children, main
 from lightning_meta.cli.fit import fit
 from lightning_meta.cli.ladder import command
 from lightning_meta.cli.ladder.command import run_in_processes
+from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.search import Search, mean_weights
+from lightning_meta.cli.ladder.tuning import Found
+from lightning_meta.cli.ladder.verdicts import Row, Verdicts
 from lightning_meta.cli.sweep.file import Parameter
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.report.transfer.results import method_verdicts, state
@@ -120,7 +125,7 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
     rows = {row["rung"]: row for row in rows_of("report/verdicts.csv")}
     assert list(rows) == ["tuned_sum", "cagrad", "read_off"]
     assert {row["steps"] for row in rows.values()} == {"16"}  # 3 trials and a run of 4 steps each
-    assert "At 16 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
+    assert "At 16 training steps for each method, trials included, there are no verdicts, which need 3 seeds." in said
     notes = json.loads(Path("runs/toy/report/transfer.json").read_text())["notes"]
     assert not [note for note in notes if "differ in" in note]  # the rates are tuned
     for rung in ("tuned_sum", "cagrad"):
@@ -131,6 +136,7 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
         assert int(rows[rung]["best_trial"]) == int(np.argmax(best))
         chosen = config_of(f"trials/{rung}_trial_{np.argmax(best)}")
         assert config_of(rung) == chosen
+        assert json.loads(rows[rung]["settings"]) == {LR: chosen["optimizer"]["init_args"]["lr"]}
     # The rates are the same for all. The sum tries two of them with weights of 1, then weights with the better one.
     tried = {rung: [config_of(f"trials/{rung}_trial_{n}") for n in range(3)] for rung in ("tuned_sum", "cagrad")}
     rates = {rung: [of["optimizer"]["init_args"]["lr"] for of in trials] for rung, trials in tried.items()}
@@ -154,6 +160,11 @@ def test_every_rung_is_trained_with_the_best_of_its_trials(
     for task, weight in read["weighting"]["init_args"]["weights"].items():
         assert np.isclose(weight, np.mean([float(row[f"train/weight/{task}"]) for row in logged]), rtol=1e-5)
     assert {**read, "weighting": None} == {**source, "weighting": None}
+    ends = [line for line in notes if line.startswith("The best value is an end of those tried")]
+    best_rate = source["optimizer"]["init_args"]["lr"]
+    assert any("lr of cagrad" in line for line in ends) == (best_rate in (min(rates["cagrad"]), max(rates["cagrad"])))
+    assert "lr of tuned_sum (largest of 2)" in ends[0] or "lr of tuned_sum (smallest of 2)" in ends[0]
+    assert "read_off" not in ends[0]  # it has no trials of its own
     trained.clear()
     assert climb("--seeds=[1]") == 0
     assert not trained
@@ -233,10 +244,51 @@ def test_verdicts_are_corrected_for_the_number_of_methods() -> None:
     assert stats.nct.sf(limit, 3, found["c"].smallest / error) == pytest.approx(0.8, abs=1e-4)
 
 
+def test_a_rung_that_is_trained_like_the_baseline_is_called_so() -> None:
+    methods = {"same": state(np.zeros((3, 2)))[1], "shifted": state(np.full((3, 2), 0.1))[1]}
+    found = method_verdicts(methods)
+    assert {name: of.verdict for name, of in found.items()} == {
+        "same": "same as the baseline",
+        "shifted": "seeds do not differ",
+    }
+
+
+def test_a_row_is_short_with_many_tasks_and_the_table_warns_of_the_end_of_a_range(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = {f"a superclass with a long name {i}": 0.25 + i / 10 for i in range(20)}
+    method = method_verdicts({"cagrad": state(np.array([[0.1], [0.2], [0.0]]))[1]})["cagrad"]
+    rows = [
+        Row("tuned_sum", 0.5, None, 12.3, 500.0, 90, Found(3, {LR: 0.00852763}, weights)),
+        Row("cagrad", 0.6, method, 12.3, 500.0, 90, Found(1, {LR: 0.1}, ends={LR: "largest of 4"})),
+    ]
+    Verdicts("tuned_sum", rows).show()
+    said = capsys.readouterr().out
+    (line,) = [line.strip() for line in said.splitlines() if line.strip().startswith("tuned_sum")]
+    assert "lr 0.00852763; weights 0.25 to 2.15" in line
+    assert line.endswith("baseline")
+    assert "At 90 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
+    assert "another range may be better: lr of cagrad (largest of 4)." in said
+    assert replace(rows[0], found=Found(0, {}, dict.fromkeys(weights, 1.0))).settings == "all weights 1.00"
+
+
 def test_two_seeds_give_no_verdict() -> None:
     (found,) = method_verdicts({"a": state(np.array([[0.1], [0.2]]))[1]}).values()
     assert found.verdict == "too few seeds"
     assert np.isnan(found.smallest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["cifar100", "landmine", "multi_mnist"])
+def test_a_shipped_ladder_of_weightings_is_accepted(data: str, tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "configs" / f"ladder_weightings_{data}.yaml"
+    ladder = read_ladder(str(file), tmp_path / data, None, None, ["--trainer.max_epochs=2"])
+    assert ladder.baseline == "tuned_sum"
+    assert {"tuned_sum", "equal", "uncertainty", "mgda", "cagrad", "read_off"} <= ladder.rungs.keys()
+    assert {config["trainer"]["max_epochs"] for config in ladder.rungs.values()} == {2}
+    first, second = islice(ladder.trials["cagrad"](), 2)
+    rates = [trial["model"]["init_args"]["optimizer"]["init_args"]["lr"] for trial in (first, second)]
+    assert rates[0] != rates[1]
 
 
 def with_rungs(**rungs: Any) -> dict[str, Any]:

@@ -30,15 +30,17 @@ class Found:
 
     Attributes:
         trial: Number of the best trial, from 0.
-        settings: Values of the tuned options; empty for the first trial, which has the settings of the file.
+        settings: Values of the tuned options; empty if the rung has none of them.
         weights: Weight of the loss by task; empty for rungs with another weighting.
         steps: Training steps of all trials.
+        ends: The options whose best value is the smallest or largest one tried, as "smallest of 4" or "largest of 4".
     """
 
     trial: int
     settings: Mapping[str, Any]
     weights: Mapping[str, float] = field(default_factory=dict)
     steps: int = 0
+    ends: Mapping[str, str] = field(default_factory=dict)
 
 
 def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], None]) -> tuple[Ladder, dict[str, Found]]:
@@ -60,7 +62,7 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
         rung: list(islice(trials(), half if rung in sums else None)) for rung, trials in ladder.trials.items()
     }
     train(_planned(ladder, search, configs))
-    settings = {rung: [search.settings(number) for number in range(len(trials))] for rung, trials in configs.items()}
+    settings = {rung: [_settings(search, config) for config in trials] for rung, trials in configs.items()}
     weights: dict[str, list[dict[str, float]]] = {}
     for rung in sums:
         runs = _planned(ladder, search, {rung: configs[rung]})
@@ -84,7 +86,8 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
             task_weights = _logged_weights(searched, runs[best])
             chosen = _weighted(chosen, task_weights)
         rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
-        found[rung] = Found(best, settings[searched][best], task_weights, sum(map(steps_of, runs)))
+        ends = _ends(settings[rung], best) if searched == rung else {}
+        found[rung] = Found(best, settings[searched][best], task_weights, sum(map(steps_of, runs)), ends)
     return replace(ladder, rungs=rungs), found
 
 
@@ -111,6 +114,31 @@ def _planned(ladder: Ladder, search: Search, configs: Mapping[str, Sequence[dict
     """The trials as runs of a ladder with one seed, in order."""
     rungs = {config["name"]: config for trials in configs.values() for config in trials}
     return plan(Ladder(ladder.folder / "trials", ladder.baseline, (search.seed,), rungs))
+
+
+def _settings(search: Search, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the tuned options in the configuration of a trial, without those that its model does not have."""
+    values = {option: _value(config, option.split(".")) for option in search.parameters}
+    return {option: value for option, value in values.items() if value is not None}
+
+
+def _value(node: Any, path: Sequence[str]) -> Any:
+    """The value at a path that leaves out `init_args`, of an object its class path; None if there is none."""
+    for key in path:
+        if not isinstance(node, dict):
+            return None
+        node = node[key] if key in node else (node.get("init_args") or {}).get(key)
+    return node["class_path"] if isinstance(node, dict) and "class_path" in node else node
+
+
+def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
+    """The options of which the best trial has the smallest or the largest of the numbers tried, and which of them."""
+    ends = {}
+    for option, value in settings[best].items():
+        tried = {trial[option] for trial in settings if type(trial.get(option)) in (int, float)}
+        if len(tried) > 1 and value in (min(tried), max(tried)):
+            ends[option] = f"{'smallest' if value == min(tried) else 'largest'} of {len(tried)}"
+    return ends
 
 
 def _tasks(run: PlannedRun) -> list[str]:

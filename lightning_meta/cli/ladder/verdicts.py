@@ -19,7 +19,7 @@ from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.tuning import Found
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
-from lightning_meta.report.transfer.results import MethodVerdict, method_verdicts
+from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodVerdict, method_verdicts
 from lightning_meta.run.tables import write_table
 
 FILE = "verdicts.csv"
@@ -55,12 +55,13 @@ class Row:
     @property
     def settings(self) -> str:
         """The tuned settings and weights as text."""
-        settings = [f"{name.rpartition('.')[2]} {value}" for name, value in self.found.settings.items()]
+        settings = [f"{_short(name)} {value}" for name, value in self.found.settings.items()]
         weights = self.found.weights
         if 0 < len(weights) <= NAMED_WEIGHTS:
             settings.append("weights " + ", ".join(f"{task} {weight:.2f}" for task, weight in weights.items()))
         elif weights:
-            settings.append(f"weights {min(weights.values()):.2f} to {max(weights.values()):.2f}")
+            low, high = (f"{end(weights.values()):.2f}" for end in (min, max))
+            settings.append(f"weights {low} to {high}" if low != high else f"all weights {low}")
         return "; ".join(settings) or "as in the file"
 
 
@@ -82,24 +83,35 @@ class Verdicts:
         others = {row.rung: row.verdict.verdict for row in self.rows if row.verdict is not None}
         better = [rung for rung, verdict in others.items() if verdict == "better"]
         beat = f"{' and '.join(better)} beat{'s' * (len(better) == 1)}" if better else "no method is shown to beat"
+        result = f"{beat} {self.baseline}"
+        if others and set(others.values()) == {"too few seeds"}:
+            result = f"there are no verdicts, which need {SEEDS_FOR_VERDICTS} seeds"
         steps = {row.rung: row.steps for row in self.rows}
         budget = f"At {steps[self.baseline]:,} training steps for each method, trials included"
         if len(set(steps.values())) > 1:
             budget = f"At unequal budgets ({', '.join(f'{rung} {n:,}' for rung, n in steps.items())} training steps)"
         tested = sum(row.verdict is not None and math.isfinite(row.verdict.p_holm) for row in self.rows)
-        return [
-            f"{budget}, {beat} {self.baseline}.",
+        correction = (
             f"Verdicts over seeds are corrected for {tested} method{'s' * (tested != 1)} (Holm's procedure at 5 %); an "
-            "interval is of one method alone.",
-        ]
+            "interval is of one method alone."
+        )
+        return [f"{budget}, {result}.", *self._ends, *([correction] if tested else [])]
+
+    @property
+    def _ends(self) -> list[str]:
+        """What to say of settings at an end of those tried: one line, or none."""
+        ends = [f"{_short(name)} of {row.rung} ({end})" for row in self.rows for name, end in row.found.ends.items()]
+        if not ends:
+            return []
+        return [f"The best value is an end of those tried, so another range may be better: {', '.join(ends)}."]
 
     def show(self) -> None:
         """Print the table."""
         title = f"against {self.baseline}, mean over tasks and seeds"
         table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-        for column in ("rung", "test/score", "Δ ↑", "95 % interval", "smallest shown", "ms a step", "MB"):
+        for column in ("rung", "test/score", "Δ ↑", "95 % interval", "smallest Δ shown", "ms a step", "peak MB"):
             table.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
-        table.add_column("found")
+        table.add_column("best settings")
         table.add_column("verdict")
         for row in self.rows:
             verdict = row.verdict
@@ -114,7 +126,8 @@ class Verdicts:
         console = Console()
         console = console if console.is_terminal else Console(width=max(console.width, 160))
         console.print(table)
-        console.print(Text(self.lines[0]))
+        for line in (self.lines[0], *self._ends):
+            console.print(Text(line))
 
     def write(self, folder: Path) -> None:
         """Write the table as CSV, with the weights of all tasks."""
@@ -151,6 +164,11 @@ def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[
             )
         )
     return Verdicts(report.baseline, rows)
+
+
+def _short(option: str) -> str:
+    """The last part of an option, such as lr."""
+    return option.rpartition(".")[2]
 
 
 def _number(results: Mapping[str, Any], name: str) -> float:

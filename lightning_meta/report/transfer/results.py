@@ -171,7 +171,8 @@ class MethodVerdict:
         smallest: Smallest true difference that would be shown with a probability of 80 %, at the level of the first
             step of Holm's procedure; NaN below three seeds, or if seeds do not differ.
         verdict: "better" or "worse" if `p_holm` is below 5 %, from three seeds on; else "no difference shown", "too few
-            seeds" or "seeds do not differ".
+            seeds", "seeds do not differ", or "same as the baseline" if `mean` is 0 for every seed, as after the same
+            training.
     """
 
     mean: float
@@ -208,9 +209,10 @@ def _verdict(statement: ForTheMethod, p_holm: float, alpha: float) -> MethodVerd
         error = (statement.high - statement.low) / 2 / float(stdtrit(statement.seeds - 1, (1 + LEVEL) / 2))
         smallest = smallest_shown(error, statement.seeds - 1, alpha)
         verdict = "no difference shown" if p_holm >= 1 - LEVEL else "helps" if statement.mean > 0 else "hurts"
-    return MethodVerdict(
-        statement.mean, statement.low, statement.high, p_holm, smallest, VERDICTS.get(verdict, verdict)
-    )
+    word = VERDICTS.get(verdict, verdict)
+    if verdict == "seeds do not differ" and statement.mean == 0:
+        word = "same as the baseline"
+    return MethodVerdict(statement.mean, statement.low, statement.high, p_holm, smallest, word)
 
 
 @dataclass(frozen=True)
