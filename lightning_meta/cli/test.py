@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.checks import instance
+from lightning_meta.checks import instance, share
 from lightning_meta.cli.calibrating import (
     identity,
     print_calibration,
@@ -288,6 +288,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
 
 def _check_calibrate(config: Namespace, run: Path | None) -> None:
     """Check the options of a calibration, before the model is loaded."""
+    share(0.9, **{"--calibrate": config.calibrate})
     if run is None:
         raise UserError(f"--calibrate: {config.ckpt_path} is not in a run directory, where the calibration is stored")
     if config.importance:
