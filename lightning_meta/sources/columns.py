@@ -275,13 +275,27 @@ class Column:
 
     @property
     def hint(self) -> str:
-        """Advice for a CSV column of text that would be numbers with the other decimal mark; "" for other columns."""
-        other = "." if self.decimal == "," else ","
-        with_other_mark = Column(self.where, self.array, decimal=other)
-        of_csv = self.as_text is not None
-        if not of_csv or self.first_text is None or not all(map(with_other_mark._is_number, self._texts.texts)):
+        """Advice for a CSV column of text that would be numbers with another decimal mark or without a mark of
+        thousands; "" for other columns.
+        """
+        if self.as_text is None or self.first_text is None:
             return ""
-        return f"; all values look like numbers with the decimal mark {other!r}: if they are, set decimal={other!r}"
+        own, other, texts = self.decimal, "." if self.decimal == "," else ",", self._texts.texts
+        with_other_mark = Column(self.where, self.array, decimal=other)
+        numbers = all(map(with_other_mark._is_number, texts))
+        grouped = all(self._is_number(text) or _has_thousands(text, other, own) for text in texts)
+        if numbers and grouped:  # 1,250 is one and a quarter, or more than a thousand
+            return (
+                f"; if {other!r} separates thousands, remove it from the file; if it is the decimal mark, set "
+                f"decimal={other!r}"
+            )
+        if numbers:
+            return f"; all values look like numbers with the decimal mark {other!r}: if they are, set decimal={other!r}"
+        if grouped:
+            return f"; {other!r} seems to separate thousands: remove it from the file"
+        if all(with_other_mark._is_number(text) or _has_thousands(text, own, other) for text in texts):
+            return f"; {own!r} seems to separate thousands: remove it from the file, and set decimal={other!r}"
+        return ""
 
     def shown(self, row: int) -> str:
         """Return the value of a row as messages show it."""
@@ -316,6 +330,11 @@ class Column:
 
 
 MERGED = "floating-point numbers as large as this may be rounded; use whole numbers or text"
+
+
+def _has_thousands(text: str, mark: str, decimal: str) -> bool:
+    """Whether a text is a number whose thousands are separated by a mark, such as 1,250 or 1,250,000.5."""
+    return re.fullmatch(rf"[+-]?[1-9][0-9]{{0,2}}(?:[{mark}][0-9]{{3}})+(?:[{decimal}][0-9]*)?", text) is not None
 
 
 def _as_label(number: float) -> str:

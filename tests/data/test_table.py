@@ -251,11 +251,11 @@ def with_value(column: str, row: int, value: Any) -> Rows:
     ("column", "value", "options", "message"),
     [
         ("price", "much", {"targets": {"price": "regression"}}, "column 'price', row 7 is 'much': expected a number"),
-        ("price", "much", {}, "column 'price', row 7 is 'much': other rows hold numbers; correct it, or state multi"),
+        ("price", "much", {}, "column 'price', row 7 is 'much': other rows hold numbers; correct it (empty if it"),
         ("price", "1_000", {}, "row 7 is '1_000'"),
         ("price", "inf", {}, "column 'price', row 7 is 'inf': expected a finite number"),
         ("area", "-Infinity", {}, "column 'area', row 7 is '-Infinity': expected a finite number"),
-        ("area", "wide", {}, "column 'area', row 7 is 'wide': other rows hold numbers; correct it, or name the column"),
+        ("area", "wide", {}, "column 'area', row 7 is 'wide': other rows hold numbers; correct it (empty if it"),
         ("sold", 2, {}, "column 'sold' has 3 different values ('0', '1', '2'), expected two for binary"),
         ("grade", "D", {"targets": {"grade": Target(classes=["A", "B", "C"])}}, "'D': the label is out of range"),
         ("town", None, {"targets": {"price": None}, "task_column": "town"}, "None: every row needs a value here"),

@@ -19,7 +19,7 @@ from lightning_meta.batches import SPLITS
 from lightning_meta.cli.main import main
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
-from lightning_meta.sources import LabelledTable, Table
+from lightning_meta.sources import LabelledTable, Table, Target
 from lightning_meta.sources.table_features import CHUNK
 
 Rows = list[dict[str, Any]]
@@ -183,6 +183,48 @@ def test_numbers_with_another_decimal_mark_are_named(
     with pytest.raises(UserError, match=f"({said}){hint}"):
         Table(path, delimiter=";", **options).sets()
     Table(path, delimiter=";", decimal=",", **options).sets()
+
+
+@pytest.mark.parametrize(
+    ("decimal", "texts", "said"),
+    [
+        (".", ["1,250", "985"], "if ',' separates thousands, remove it from the file; if it is the decimal mark, set "),
+        (".", ["1,250,000", "985.5"], "',' seems to separate thousands: remove it from the file"),
+        (".", ["1.250,75", "985"], "'.' seems to separate thousands: remove it from the file, and set decimal=','"),
+        (",", ["1.250", "985,5"], "'.' seems to separate thousands: remove it from the file"),
+        (",", ["1.250", "985"], "if '.' separates thousands, remove it from the file; if it is the decimal mark, set "),
+        (",", ["0.125", "0.5"], "all values look like numbers with the decimal mark '.': if they are, set decimal='.'"),
+        (".", ["1,250", "9 m"], None),
+    ],
+)
+def test_a_mark_of_thousands_is_no_decimal_mark(
+    decimal: Any, texts: list[str], said: str | None, tmp_path: Path
+) -> None:
+    path = comma_table(tmp_path, ".csv", x=texts * 100)
+    with pytest.raises(UserError) as error:
+        Table(path, {"x": "regression"}, delimiter=";", decimal=decimal).tasks()
+    _, _, hint = str(error.value).partition(": expected a number")
+    assert hint.startswith(f"; {said}") if said else not hint
+
+
+def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    numbers = {"id": range(1001, 1201), "spread": [i * i for i in range(200)], "y": [i % 7 for i in range(200)]}
+    labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "bit": [0, 1] * 100}
+    parquet.write_table(pyarrow.table({**numbers, **labels}), path := tmp_path / "t.parquet")
+    targets: dict[str, Any] = {"y": "regression", **dict.fromkeys(labels, "binary")}
+    Table(path, targets).sets()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Table: target 'sold': yes is 'nein' and no is 'ja', in sorted order; `classes: [no, yes]` changes it",
+        "Table: these features have a different whole number in every row, as IDs do; if they are IDs, name them in "
+        "leave_out: 'id'",
+    ]
+    caplog.clear()
+    targets["sold"] = Target("binary", classes=["nein", "ja"])
+    Table(path, targets, leave_out=["id"]).sets()
+    assert not caplog.records
+    parquet.write_table(pyarrow.table({"x": range(60), "y": [19.0] * 30 + [None] * 30}), path)
+    with pytest.raises(UserError, match=r"column 'y' has '19\.0' in every row, so there is nothing to learn"):
+        Table(path, {"y": "regression"}).tasks()
 
 
 def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
