@@ -55,13 +55,14 @@ class Coded(NamedTuple):
 
 
 class Column:
-    """One column of n rows, parsed when it is first used; errors name the row, counted from 1.
+    """One column of n rows, parsed when it is first used; errors name the row, counted from 1 without the header.
 
     Args:
         where: Name of the file and the column, for messages.
         array: Column as read by Arrow.
         as_text: Function that reads the same column as text, if the file holds text and the array numbers.
         decimal: Decimal mark of numbers in text.
+        line_of: Function that returns the line of the file in which a row begins, counted from 1, if it is a text file.
 
     Attributes:
         where: Name of the file and the column; the other arguments are attributes as well.
@@ -73,8 +74,9 @@ class Column:
         array: pyarrow.ChunkedArray,
         as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
         decimal: str = ".",
+        line_of: Callable[[int], int | None] | None = None,
     ) -> None:
-        self.where, self.array, self.as_text, self.decimal = where, array, as_text, decimal
+        self.where, self.array, self.as_text, self.decimal, self.line_of = where, array, as_text, decimal, line_of
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:
@@ -307,7 +309,12 @@ class Column:
 
     def wrong(self, row: int, problem: str) -> UserError:
         """Return the error for the value of a row; `problem` says what was expected."""
-        return UserError(f"{self.where}, row {row + 1} is {self.shown(row)}: {problem}")
+        return UserError(f"{self.where}, {self.row_name(row)} is {self.shown(row)}: {problem}")
+
+    def row_name(self, row: int) -> str:
+        """Return the number of a row for messages, counted from 1 without the header, and its line in a text file."""
+        line = None if self.line_of is None else self.line_of(row)
+        return f"row {row + 1}" + (f" (line {line} of the file)" if line is not None else "")
 
     def _as_number(self, text: str) -> str:
         """Return a text in Python's notation of numbers: with a decimal comma, points and commas are swapped."""

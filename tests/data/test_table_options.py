@@ -88,7 +88,9 @@ def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) 
             source.sets()
         assert "\n" not in str(error.value)
     text = [{**row, "tail": "1,5" if i else "1.5"} for i, row in enumerate(rows)]
-    with pytest.raises(lm.UserError, match=r"column 'tail', row 1 is '1\.5': other rows hold numbers"):
+    with pytest.raises(
+        lm.UserError, match=r"column 'tail', row 1 \(line 2 of the file\) is '1\.5': other rows hold numbers"
+    ):
         Table(write(tmp_path / "mixed.csv", text, ";", ","), {"y": "regression"}, **options).sets()
 
 
@@ -170,8 +172,16 @@ MANY, FEW = [f"{i},5" for i in range(200)], ["1", "2,5"] * 100
     ("columns", "options", "said"),
     [
         ({"x": MANY}, {"targets": {"y": "regression"}}, ".* 120 different texts in training rows.*"),
-        ({"x": FEW}, {"targets": {"y": "regression"}}, "column 'x', row 2 is '2,5': other rows hold numbers"),
-        ({"x": MANY}, {"targets": {"x": "regression"}}, "column 'x', row 1 is '0,5': expected a number"),
+        (
+            {"x": FEW},
+            {"targets": {"y": "regression"}},
+            r"column 'x', row 2 \(line 3 of the file\) is '2,5': other rows hold numbers",
+        ),
+        (
+            {"x": MANY},
+            {"targets": {"x": "regression"}},
+            r"column 'x', row 1 \(line 2 of the file\) is '0,5': expected a number",
+        ),
         ({"x": MANY}, {"targets": {"x": None}}, "column 'x' is text, so its kind is unclear; state multiclass"),
     ],
 )
