@@ -147,7 +147,7 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
         with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
             calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
         if trainer.is_global_zero:
-            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated))
+            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated), module.spec.table)
         return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
         raise UserError(
