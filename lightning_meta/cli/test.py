@@ -147,6 +147,7 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
         with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
             calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
         if trainer.is_global_zero:
+            assert module.spec.table is not None  # otherwise it cannot be calibrated
             print_table_calibration(calibrated, write_table_calibration(run, about, calibrated), module.spec.table)
         return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):

@@ -37,7 +37,7 @@ def labels_of(y: Any) -> NDArray[Any]:
 
 def first_dates(X: Any) -> Any:
     """Return the name of the first column of a DataFrame that holds dates or durations; None if there is none."""
-    dtypes = getattr(X, "dtypes", None)
+    dtypes: Any = getattr(X, "dtypes", None)
     kinds = dtypes.items() if hasattr(dtypes, "items") else ()
     return next((name for name, dtype in kinds if getattr(dtype, "kind", "") in ("m", "M")), None)
 

@@ -6,7 +6,7 @@ import csv
 import difflib
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -181,7 +181,7 @@ class _Lines:
         return self._known[row] if row < len(self._known) else None
 
 
-def _records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:
     """Yield the line in which each record of a CSV file begins, and its cells; empty lines are skipped."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader, end = csv.reader(file, delimiter=delimiter), 0

@@ -17,6 +17,7 @@ from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]
 USUAL = [["no", "yes"], ["false", "true"], ["n", "y"], ["f", "t"], ["negative", "positive"], ["neg", "pos"]]
+FEW = 10  # numbers of a target which may be labels
 MOST = 2.0**62  # differences of whole numbers below this magnitude fit into int64
 
 
@@ -103,6 +104,18 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if (row := column.coded.first(lambda label: label not in classes)) is not None:
         raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
     return kind, classes
+
+
+def few_numbers(column: Column, name: str, target: Target) -> str | None:
+    """Return a line about a target whose kind was inferred from few different whole numbers; otherwise None."""
+    if target.kind is not None or column.whole is None:
+        return None
+    count = len(np.unique(column.whole[~column.missing]))
+    if count > FEW:
+        return None
+    return (
+        f"target {name!r} has only {count} different numbers and is a regression; state multiclass if they are labels"
+    )
 
 
 def _nothing_to_learn(column: Column) -> UserError:

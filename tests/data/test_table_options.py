@@ -229,6 +229,11 @@ def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytes
         "leave_out: 'id'",
     ]
     caplog.clear()
+    Table(path, {"y": None}, features=["spread"]).sets()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Table: target 'y' has only 7 different numbers and is a regression; state multiclass if they are labels"
+    ]
+    caplog.clear()
     targets["sold"] = Target("binary", classes=["nein", "ja"])
     Table(path, targets, leave_out=["id"]).sets()
     assert not caplog.records

@@ -210,7 +210,8 @@ def test_data_frames() -> None:
 @pytest.mark.parametrize("method", ["Linear", "MultiHead"])
 def test_a_column_that_is_constant_in_training_changes_nothing_in_new_rows(method: str) -> None:
     x, y = rows(60)
-    constant, options = np.full((60, 1), 19.1), {"hidden": (8,), "max_epochs": 2}
+    constant = np.full((60, 1), 19.1)
+    options: dict[str, Any] = {"hidden": (8,), "max_epochs": 2}
     own = MultiTaskRegressor(method, **options).fit(np.hstack([x, constant]), y)
     np.testing.assert_array_equal(own.predict(np.hstack([x, constant])), own.predict(np.hstack([x, 1e6 + constant])))
 
