@@ -299,6 +299,30 @@ class Column:
             return f"; {own!r} seems to separate thousands: remove it from the file, and set decimal={other!r}"
         return ""
 
+    @property
+    def grouped(self) -> str | None:
+        """Advice for numbers of a CSV file whose decimal mark seems to separate thousands, such as 985 and 1.250.
+
+        That is so if each mark is followed by three digits, and numbers without a mark have at most three.
+        """
+        from pyarrow import types
+
+        if self.as_text is None or not types.is_floating(self.array.type):
+            return None
+        some = self.numbers[:1000] * 1000
+        if not np.isclose(
+            some, np.rint(some), rtol=1e-12, atol=1e-9, equal_nan=True
+        ).all():  # without reading the column as text
+            return None
+        texts, mark = self.spelled.texts, self.decimal
+        marked = [text for text in texts if mark in text]
+        if not marked or len(marked) == len(texts):
+            return None
+        if not all(_has_thousands(t, mark, mark) if mark in t else len(t.lstrip("+-")) <= 3 for t in texts):
+            return None
+        number = float(self._as_number(marked[0]))
+        return f"{marked[0]!r} is read as {number:g}; if {mark!r} separates thousands, remove it from the file"
+
     def shown(self, row: int) -> str:
         """Return the value of a row as messages show it."""
         if self.missing[row]:

@@ -259,6 +259,8 @@ class Table(TaskSource):
         for name, (kind, classes) in self._kinds.items():
             if kind == "binary" and (line := yes_by_order(name, self.targets[name], classes)):
                 _log.warning("Table: %s", line)
+            if kind == "regression" and (advice := self._columns[name].grouped) is not None:
+                _log.warning("%s: %s", self._columns[name].where, advice)
             if kind == "regression" and (line := few_numbers(self._columns[name], name, self.targets[name])):
                 _log.warning("Table: %s", line)
         if numbering := [name for name, column in self._feature_columns.items() if numbers_rows(column)]:

@@ -65,6 +65,8 @@ def learn_features(
             features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded, missed))
         else:
             features.append(replace(_number(name, column, train, indicator, scaling), missed=missed))
+            if (advice := column.grouped) is not None:
+                _log.warning("%s: %s", column.where, advice)
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         names = ", ".join(map(repr, constant))
         _log.warning("Table: these columns are constant in the training rows, so their inputs are always 0: %s", names)

@@ -217,6 +217,22 @@ def test_a_mark_of_thousands_is_no_decimal_mark(
     assert hint.startswith(f"; {said}") if said else not hint
 
 
+@pytest.mark.parametrize(("decimal", "mark"), [(".", "."), (",", ",")])
+def test_numbers_whose_decimals_may_be_thousands_are_named(
+    decimal: Any, mark: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """These are read as decimals, since that is what the options say."""
+    plain = {"x": ["1.250", "985", "1.101"], "y": ["1.5", "2", "1.250"], "z": ["0.125", "2", "7.125"]}
+    columns = {name: [text.replace(".", mark) for text in texts] * 67 for name, texts in plain.items()}
+    path = comma_table(tmp_path, **{name: texts[:200] for name, texts in columns.items()}, w=["1", "3"] * 100)
+    for target in ("x", "y"):
+        caplog.clear()
+        Table(path, {target: "regression"}, delimiter=";", decimal=decimal).sets()
+        said = f"{path}: column 'x': '1{mark}250' is read as 1.25; if {mark!r} separates thousands, remove it"
+        assert sum("thousands" in record.getMessage() for record in caplog.records) == 1
+        assert said in caplog.text
+
+
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     numbers = {"id": range(1001, 1201), "spread": [i * i for i in range(200)], "y": [i % 7 for i in range(200)]}
     labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "bit": [0, 1] * 100}
