@@ -224,7 +224,7 @@ def test_numbers_whose_decimals_may_be_thousands_are_named(
     """These are read as decimals, since that is what the options say."""
     plain = {"x": ["1.250", "985", "1.101"], "y": ["1.5", "2", "1.250"], "z": ["0.125", "2", "7.125"]}
     columns = {name: [text.replace(".", mark) for text in texts] * 67 for name, texts in plain.items()}
-    path = comma_table(tmp_path, **{name: texts[:200] for name, texts in columns.items()}, w=["1", "3"] * 100)
+    path = comma_table(tmp_path, ".csv", **{name: texts[:200] for name, texts in columns.items()}, w=["1", "3"] * 100)
     for target in ("x", "y"):
         caplog.clear()
         Table(path, {target: "regression"}, delimiter=";", decimal=decimal).sets()
