@@ -84,6 +84,20 @@ def below_one(**values: Any) -> None:
             raise UserError(f"{name}: a number from 0 to below 1 is needed, got {value!r}")
 
 
+def share(example: float, **values: Any) -> None:
+    """Check that values are shares in (0, 1), and not per cent.
+
+    Args:
+        example: Share that the error message gives as an example.
+        **values: Values by name of the argument.
+    """
+    for name, value in values.items():
+        if _is_number(value) and 0 < value < 1:
+            continue
+        meant = f"; for {value:g} % give {value / 100:g}" if _is_number(value) and 1 < value < 100 else ""
+        raise UserError(f"{name}: a share above 0 and below 1 is needed, such as {example}; got {value!r}{meant}")
+
+
 def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
     """Check that a value is an instance of a class, and not the class itself or its name.
 

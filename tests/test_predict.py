@@ -173,14 +173,26 @@ BAD_TABLES = {
     "no column": (lambda text: text.replace("label", "class"), "no column 'label', only comment, class, file"),
     "semicolons": (lambda text: text.replace(",", ";"), "no column 'file', only comment;label;file"),
     "no rows": (lambda text: f"{text.splitlines()[0]}\n", "the table has no rows"),
-    "a missing file": (lambda text: text + "\nno,top,t9.png", "row 7 is 't9.png': expected an image below flat"),
-    "a file twice": (lambda text: text + "\nno,left,./t1.png", "row 7 is './t1.png': row 2 already names this file"),
+    "a missing file": (
+        lambda text: text + "\nno,top,t9.png",
+        "row 7 (line 8 of the file) is 't9.png': expected an image below flat",
+    ),
+    "a file twice": (
+        lambda text: text + "\nno,left,./t1.png",
+        "is './t1.png': row 2 (line 3 of the file) already names this file",
+    ),
     "a long name": (lambda text: text + f"\nno,top,{'9' * 400}.png", ".png': expected an image below flat"),
-    "no name": (lambda text: text + "\nno,left,", "row 7 is None: expected an image below flat"),
+    "no name": (lambda text: text + "\nno,left,", "row 7 (line 8 of the file) is None: expected an image below flat"),
     "outside": (lambda text: text + "\nno,left,../flat/t1.png", "'../flat/t1.png': expected an image below flat"),
     "elsewhere": (lambda text: text + "\nno,left,/etc/passwd", "'/etc/passwd': expected an image below flat"),
-    "no label": (lambda text: text.replace("top,t1", ",t1"), "column 'label', row 2 is None: expected a label"),
-    "a null label": (lambda text: text.replace("top,t1", "NA,t1"), "row 2 is None: expected a label; empty, NA"),
+    "no label": (
+        lambda text: text.replace("top,t1", ",t1"),
+        "column 'label', row 2 (line 3 of the file) is None: expected a label",
+    ),
+    "a null label": (
+        lambda text: text.replace("top,t1", "NA,t1"),
+        "row 2 (line 3 of the file) is None: expected a label; empty, NA",
+    ),
     "without a row": (
         lambda text: text.replace("\nno,top,t1.png", ""),
         "1 images of flat have no row, the first: fl",

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_meta.configuration import public_path
 from lightning_meta.data.hashes import of_weights
@@ -30,6 +31,7 @@ from lightning_meta.reading import check_regular, read_text, refuse_link
 from lightning_meta.run.directory import run_directory_of
 from lightning_meta.run.files import replacing
 from lightning_meta.tasks import Regression
+from lightning_meta.tasks.table import TableSpec
 
 OF_TABLE = "calibration_table.json"
 SHOWN = 20  # targets that are printed; all are in the file
@@ -39,8 +41,12 @@ MEASURES = {
     **OF_ABSTENTION,
     **{"abstained_strangers": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
 }
-TABLE_MEASURES = {"coverage": "covered", "size": "size", **OF_ABSTENTION}
-NO_SHARES = ("size", "set_size", "open_set_auroc")
+OF_NUMBERS = {"coverage": "in the interval", "width": "interval width"}
+OF_CLASSES = {
+    **{"coverage": "in the set", "set_size": "labels\nin a set"},
+    **{**OF_ABSTENTION, "abstained": "abstains", "accuracy_of_rest": "accuracy\nof rest"},
+}
+NO_SHARES = ("set_size", "open_set_auroc")
 SPLITS = {"val": "calibration tasks", "test": "test tasks, other classes"}
 
 T = TypeVar("T")
@@ -157,25 +163,44 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     print(f"written to {path}")
 
 
-def print_table_calibration(found: CalibratedTable, path: Path) -> None:
-    """Print the results on the test split by task, and the path of the file."""
+def print_table_calibration(found: CalibratedTable, path: Path, spec: TableSpec) -> None:
+    """Print the results on the test split, in a table for numbers and one for classes, and the path of the file.
+
+    Args:
+        found: The calibration and its measured coverage.
+        path: Path of the file.
+        spec: Description of the training table, which has the units.
+    """
     (coverage, tasks), measured = found
-    shown = {name: {**of, "size": of.get("set_size", of.get("width"))} for name, of in measured.items()}
-    measures = [name for name in TABLE_MEASURES if any(name in of for of in shown.values())]
-    table = Table("task", "labels val, test", box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    for name in measures:
-        table.add_column(TABLE_MEASURES[name], no_wrap=name == "coverage")
-    for name in list(tasks)[:SHOWN]:
-        cells = (_shown_of_task(measure, shown[name]) for measure in measures)
-        table.add_row(name, f"{tasks[name].labels}, {measured[name]['labels']:.0f}", *cells)
-    more = f"; {len(tasks) - SHOWN} more tasks are in the file" if len(tasks) > SHOWN else ""
-    table.caption = (
+    units = {target.name: target.unit for target in spec.targets}
+    if spec.task_column:
+        units = dict.fromkeys(tasks, spec.targets[0].unit)
+    numbers = [name for name, task in tasks.items() if isinstance(task, NumberCalibration)]
+    classes = [name for name in tasks if name not in numbers]
+    console = Console(markup=False, emoji=False)
+    for names, measures in ((numbers, OF_NUMBERS), (classes, OF_CLASSES)):
+        if not names:
+            continue
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1), collapse_padding=True, pad_edge=False, show_edge=False)
+        table.add_column("task")
+        table.add_column("labels\nval, test", no_wrap=True)
+        for words in measures.values():
+            table.add_column(words, no_wrap=True)
+        for name in names[:SHOWN]:
+            cells = (_shown_of_task(measure, measured[name], units.get(name, "")) for measure in measures)
+            table.add_row(Text(name), f"{tasks[name].labels}, {measured[name]['labels']:.0f}", *cells)
+        print()
+        console.print(table)
+        if len(names) > SHOWN:
+            print(f"{len(names) - SHOWN} more tasks are in the file")
+    rest = "; the rest are the rows without abstention" if classes else ""
+    what = " and ".join([*["intervals"] * bool(numbers), *["sets"] * bool(classes)])
+    print()
+    console.print(
         "Calibrated on the labels of the validation split; the other columns are measured on the labels of the test "
-        f"split, with a 95 % interval over independent rows in brackets{more}. The size is the number of labels in a "
-        "set, or the width of an interval. The rest are the rows without abstention. Sets and intervals of new rows "
-        f"contain the label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
+        f"split, with a 95 % interval over independent rows in brackets{rest}. The {what} of new rows contain the "
+        f"label for {100 * coverage:g} % of rows or more, on average, if new rows are like validation rows."
     )
-    Console(markup=False, emoji=False).print(table)
     print(f"written to {path}")
 
 
@@ -236,7 +261,7 @@ def _shown(name: str, measured: Mapping[str, float | None]) -> str:
     return f"{value:.3g}" if name in NO_SHARES else f"{100 * value:.1f} %"
 
 
-def _shown_of_task(name: str, measured: Measured) -> str:
+def _shown_of_task(name: str, measured: Measured, unit: str) -> str:
     value = measured.get(name)
     if value is None:
         return "-"
@@ -245,4 +270,6 @@ def _shown_of_task(name: str, measured: Measured) -> str:
         assert low is not None
         assert high is not None
         return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}] %"
+    if name == "width":
+        return f"{value:,.0f} {unit}".rstrip() if value >= 1000 else f"{value:.3g} {unit}".rstrip()
     return f"{100 * value:.1f} %" if name not in NO_SHARES else f"{value:.3g}"

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from lightning_meta.checks import instance
+from lightning_meta.checks import instance, share
 from lightning_meta.cli.calibrating import (
     identity,
     print_calibration,
@@ -143,7 +143,8 @@ def _calibrate(config: Namespace, trainer: Trainer, module: Any, data: Any, run:
         with naming_options(config, {"coverage": "--calibrate", "module": "--calibrate", "data": "--data"}):
             calibrated = calibrate_table_by(trainer, module, data, config.calibrate)
         if trainer.is_global_zero:
-            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated))
+            assert module.spec.table is not None  # otherwise it cannot be calibrated
+            print_table_calibration(calibrated, write_table_calibration(run, about, calibrated), module.spec.table)
         return
     if not isinstance(module, MetaModule) or not isinstance(data, EpisodicDataModule):
         raise UserError(
@@ -271,6 +272,7 @@ def _parse(parser: LightningArgumentParser, args: Sequence[str]) -> tuple[Namesp
 
 def _check_calibrate(config: Namespace, run: Path | None) -> None:
     """Check the options of a calibration, before the model is loaded."""
+    share(0.9, **{"--calibrate": config.calibrate})
     if run is None:
         raise UserError(f"--calibrate: {config.ckpt_path} is not in a run directory, where the calibration is stored")
     if config.importance:

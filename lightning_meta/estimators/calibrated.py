@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lightning_meta.checks import share
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
 from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
@@ -39,6 +40,7 @@ class PredictsSets:
         Raises:
             UserError: A label is not in `classes_`, or a target has fewer than (1 − α) / α labels.
         """
+        share(0.1, error=error)
         check_is_fitted(self)
         check_consistent_length(X, y)
         outputs = self._outputs(X)
@@ -98,6 +100,7 @@ class PredictsIntervals:
         Raises:
             UserError: A target has fewer than (1 − α) / α rows.
         """
+        share(0.1, error=error)
         check_is_fitted(self)
         check_consistent_length(X, y)
         predicted = self.predict(X)
@@ -147,8 +150,6 @@ def _columns(y: NDArray[Any], tasks: int, many: bool) -> NDArray[Any]:
 
 
 def _check_count(column: int, count: int, error: float) -> None:
-    if not 0 < error < 1:
-        raise UserError(f"error: a share above 0 and below 1 is needed, such as 0.1; got {error}")
     if count < (least := fewest_labels(1 - error)):
         larger = f"give {math.ceil(1000 / (count + 1)) / 1000:g} or more, or " if count else "give "
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_meta.checks import positive, whole
+from lightning_meta.checks import positive, share, whole
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
 from lightning_meta.estimators.images import are_images, as_images
@@ -182,6 +182,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Raises:
             UserError: A label is not in `classes_`, or α is not in (0, 1).
         """
+        share(0.1, error=error)
         logits, targets = torch.from_numpy(self._logits(X)), np.asarray(y)
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():

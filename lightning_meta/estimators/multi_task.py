@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_meta.batches import TaskBatch
-from lightning_meta.checks import not_negative, positive, switch, whole, widths
+from lightning_meta.checks import not_negative, positive, share, switch, whole, widths
 from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, meant
@@ -32,7 +32,7 @@ from lightning_meta.estimators.needed import (
     r2_score,
     validate_data,
 )
-from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
+from lightning_meta.estimators.targets import first_dates, labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
@@ -121,11 +121,11 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
                     "class; give more rows, or early_stopping=False"
                 )
         rows = X[~held]
-        self.mean_ = rows.mean(0) if self.standardise else np.zeros(X.shape[1])
-        scale = rows.std(0) if self.standardise else np.ones(X.shape[1])
-        self.scale_ = np.where(
-            scale > 1e-12 * np.abs(rows).max(0), scale, 1.0
-        )  # a constant column may have a std of rounding errors
+        self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
+        if self.standardise:
+            # A constant column may have a std of rounding errors. Training rows do not tell what its other values mean.
+            self.mean_, scale = rows.mean(0), rows.std(0)
+            self.scale_ = np.where(scale > 1e-12 * np.abs(rows).max(0), scale, np.inf)
         inputs = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
         if not torch.isfinite(inputs).all():
             raise UserError("X: a column spreads wider than float32 holds; scale it")
@@ -156,8 +156,7 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         positive(learning_rate=self.learning_rate)
         not_negative(weight_decay=self.weight_decay)
         switch(early_stopping=self.early_stopping, standardise=self.standardise)
-        if not 0 < self.validation_fraction < 1:
-            raise UserError(f"validation_fraction: a share above 0 and below 1, got {self.validation_fraction}")
+        share(0.1, validation_fraction=self.validation_fraction)
         import lightning_meta as lm
 
         cls = getattr(lm, self.method, None) if isinstance(self.method, str) else self.method
@@ -177,6 +176,8 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         return cls(backbone, **{"optimizer": optimizer, **options})
 
     def _read_features(self, X: Any, reset: bool) -> NDArray[np.float64]:
+        if (dates := first_dates(X)) is not None:
+            raise UserError(f"X: column {dates!r} holds dates; give numbers, such as days since the first date")
         try:
             read: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset)
             return read
@@ -246,7 +247,8 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
             takes `max_epochs`.
         validation_fraction: Share of the held-out rows, in (0, 1).
         patience: Number of epochs without improvement after which training stops.
-        standardise: Whether to scale each column of `X` to mean 0 and standard deviation 1.
+        standardise: Whether to scale each column of `X` to mean 0 and standard deviation 1. A column that is constant
+            in the training rows is then an input of 0, whatever its values in new rows.
         random_state: Seed of the weights, the batches and the held-out rows, or a generator from which to draw it; None
             draws a new seed for each fit.
         accelerator: Accelerator of the `lightning.pytorch.Trainer` for training; predictions are made on the CPU.
@@ -254,7 +256,7 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
     Attributes:
         module_: The trained module, in double precision.
         mean_: Offset subtracted from the columns of `X`, `(F,)`.
-        scale_: Divisor of the columns after that, `(F,)`.
+        scale_: Divisor of the columns after that, `(F,)`; infinity for constant columns.
         n_iter_: Epoch of the weights, counted from 1.
         n_features_in_: F.
         feature_names_in_: Column names of `X`; only after a fit to a DataFrame.

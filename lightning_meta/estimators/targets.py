@@ -14,15 +14,32 @@ from lightning_meta.estimators.needed import check_array
 def numbers_of(y: Any) -> NDArray[np.float64]:
     """Real targets, NaN where missing."""
     options = {"ensure_2d": False, "ensure_all_finite": "allow-nan", "dtype": np.float64, "input_name": "y"}
-    numbers: NDArray[np.float64] = check_array(y, **options)
+    try:
+        numbers: NDArray[np.float64] = check_array(y, **options)
+    except ValueError as error:
+        if "could not convert string" not in str(error):
+            raise
+        raise UserError(f"y: {error}; a regression takes numbers, MultiTaskClassifier takes labels") from error
     return numbers
 
 
 def labels_of(y: Any) -> NDArray[Any]:
     """Labels of any kind, some of which may be missing."""
     options = {"ensure_2d": False, "ensure_all_finite": False, "dtype": None, "input_name": "y"}
-    labels: NDArray[Any] = check_array(y, **options)
+    try:
+        labels: NDArray[Any] = check_array(y, **options)
+    except (TypeError, ValueError):
+        if not hasattr(y, "dtypes") or not hasattr(y, "astype"):
+            raise
+        labels = check_array(y.astype(object), **options)  # columns of a DataFrame without a common type
     return labels
+
+
+def first_dates(X: Any) -> Any:
+    """Return the name of the first column of a DataFrame that holds dates or durations; None if there is none."""
+    dtypes: Any = getattr(X, "dtypes", None)
+    kinds = dtypes.items() if hasattr(dtypes, "items") else ()
+    return next((name for name, dtype in kinds if getattr(dtype, "kind", "") in ("m", "M")), None)
 
 
 def labelled_rows(column: NDArray[Any]) -> NDArray[np.bool_]:

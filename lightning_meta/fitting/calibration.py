@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lightning_meta.batches import Episode, Examples, Split
-from lightning_meta.checks import instance, whole
+from lightning_meta.checks import instance, share, whole
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.fitting.checks import quiet_trainer
@@ -77,6 +77,7 @@ def calibrate(
         UserError: The tasks are regression, predictions depend on the other queries, or a split is too small.
     """
     with naming_arguments():
+        share(0.9, coverage=coverage)
         instance("module", module, MetaModule)
         instance("data", data, EpisodicDataModule)
         runner = quiet_trainer(trainer)
@@ -97,8 +98,6 @@ def calibrate_by(
     tasks: int,
 ) -> Calibrated:
     """The same as `calibrate`, with a given Trainer."""
-    if not 0 < coverage < 1:
-        raise UserError(f"coverage: a share above 0 and below 1 is needed, such as 0.9; got {coverage}")
     whole(1, tasks=tasks)
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     more = max(1, tasks // OF_TEMPERATURE)

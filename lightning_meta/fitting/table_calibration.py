@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 
-from lightning_meta.checks import instance
+from lightning_meta.checks import instance, share
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
@@ -64,6 +64,7 @@ def calibrate_table(
             labels, or predictions are not finite.
     """
     with naming_arguments():
+        share(0.9, coverage=coverage)
         instance("module", module, MultiTaskModule)
         instance("data", data, MultiTaskDataModule)
         return calibrate_table_by(quiet_trainer(trainer), module, data, coverage)
@@ -73,8 +74,6 @@ def calibrate_table_by(
     trainer: Trainer, module: MultiTaskModule, data: MultiTaskDataModule, coverage: float
 ) -> CalibratedTable:
     """The same as `calibrate_table`, with a given Trainer."""
-    if not 0 < coverage < 1:
-        raise UserError(f"coverage: a share above 0 and below 1 is needed, such as 0.9; got {coverage}")
     if module.spec.table is None:
         raise UserError(
             f"module: {type(module).__name__} was not trained on a lightning_meta.sources.Table, and only models of "

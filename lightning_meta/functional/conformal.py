@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_meta.errors import UserError
+from lightning_meta.checks import share
 from lightning_meta.functional.weighted_metrics import auroc
 
 SLACK = 1e-6  # rounding differs between devices and batch sizes; a label at the quantile stays in its set
@@ -85,8 +85,7 @@ def hierarchical_quantile(scores: Tensor, error: float) -> Tensor:
     Raises:
         UserError: `error` is not in (0, 1).
     """
-    if not 0 < error < 1:
-        raise UserError(f"error: a number above 0 and below 1 is needed, such as 0.1; got {error}")
+    share(0.1, error=error)
     tasks, examples = scores.shape
     rank = math.ceil((tasks + 1) * (1 - error) * examples - 1e-9)  # (9 + 1)(1 - 0.1) is 9, but may be rounded up
     return scores.flatten().sort().values[rank - 1] if rank <= scores.numel() else scores.new_tensor(torch.inf)

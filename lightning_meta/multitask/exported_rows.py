@@ -38,62 +38,65 @@ def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]
 
     Raises:
         ValueError: A row has another number of cells than the header, a column is missing, or a cell is not a finite
-            number. The message names the row, counted from 1, and the column and the cell if there is one.
+            number. The message names the row, counted from 1 without the header, and the column and the cell if there
+            is one.
     """
     numbers, codes = list[list[float]](), list[list[int]]()
     indices = [{text: index for index, text in enumerate(column["texts"])} for column in about["texts"]]
     for number, row in enumerate(rows, 1):
+        line = getattr(rows, "line_num", None)  # of a DictReader
+        place = f"row {number}" + (f" (line {line} of the file)" if line is not None else "")
         if None in row or None in row.values():
             header = [name for name in row if name is not None]
             raise ValueError(
-                f"row {number} has {'more' if None in row else 'fewer'} cells than the header has names: "
+                f"{place} has {'more' if None in row else 'fewer'} cells than the header has names: "
                 f"{', '.join(header)}; check the delimiter"
             )
-        numbers.append([_number(row, number, column, about) for column in about["numbers"]])
+        numbers.append([_number(row, place, column, about) for column in about["numbers"]])
         pairs = zip(about["texts"], indices, strict=True)
-        codes.append([_code(row, number, column, by_text, about) for column, by_text in pairs])
+        codes.append([_code(row, place, column, by_text, about) for column, by_text in pairs])
     return {
         "numbers": np.array(numbers, np.float64).reshape(len(numbers), len(about["numbers"])),
         "codes": np.array(codes, np.int64).reshape(len(codes), len(about["texts"])),
     }
 
 
-def _cell(row: Mapping[str, str | None], number: int, column: str, about: Mapping[str, Any]) -> str:
+def _cell(row: Mapping[str, str | None], place: str, column: str, about: Mapping[str, Any]) -> str:
     """The text of a cell without surrounding spaces; "" if it is missing."""
     if column not in row:
-        raise ValueError(f"row {number} has no column {column!r}, which the model needs; it has {', '.join(row)}")
+        raise ValueError(f"{place} has no column {column!r}, which the model needs; it has {', '.join(row)}")
     text = row[column]
     return "" if text is None or text in about["missing"] else text.strip()
 
 
-def _number(row: Mapping[str, str | None], number: int, column: Mapping[str, Any], about: Mapping[str, Any]) -> float:
+def _number(row: Mapping[str, str | None], place: str, column: Mapping[str, Any], about: Mapping[str, Any]) -> float:
     """The number in a cell minus the offset of its column; NaN if it is missing."""
-    text = _cell(row, number, column["column"], about)
+    text = _cell(row, place, column["column"], about)
     if not text:
         return math.nan
     if WHOLE.fullmatch(text):  # subtract as integers: float64 would round large ones
         return float(int(text) - column["offset"])
     value = _as_float(text, about)
     if value is None or not math.isfinite(value):
-        raise ValueError(f"row {number}: column {column['column']!r} is {text!r}; expected a finite number")
+        raise ValueError(f"{place}: column {column['column']!r} is {text!r}; expected a finite number")
     return float(value - column["offset"])
 
 
 def _code(
     row: Mapping[str, str | None],
-    number: int,
+    place: str,
     column: Mapping[str, Any],
     indices: Mapping[str, int],
     about: Mapping[str, Any],
 ) -> int:
     """The code of the text in a cell: its index in the texts of the column, `UNSEEN` or `MISSING`."""
-    text = _cell(row, number, column["column"], about)
+    text = _cell(row, place, column["column"], about)
     if text and column["of_numbers"]:  # equal numbers, such as 1, 1.0 and 01, are the same text
         value = _as_float(text, about)
         if WHOLE.fullmatch(text):
             text = str(int(text))
         elif value is not None and not math.isfinite(value):
-            raise ValueError(f"row {number}: column {column['column']!r} is {text!r}; expected a finite number or text")
+            raise ValueError(f"{place}: column {column['column']!r} is {text!r}; expected a finite number or text")
         elif value is not None:
             text = f"{value:.0f}" if value == round(value) else repr(value)
     return indices.get(text, UNSEEN) if text else MISSING

@@ -55,13 +55,14 @@ class Coded(NamedTuple):
 
 
 class Column:
-    """One column of n rows, parsed when it is first used; errors name the row, counted from 1.
+    """One column of n rows, parsed when it is first used; errors name the row, counted from 1 without the header.
 
     Args:
         where: Name of the file and the column, for messages.
         array: Column as read by Arrow.
         as_text: Function that reads the same column as text, if the file holds text and the array numbers.
         decimal: Decimal mark of numbers in text.
+        line_of: Function that returns the line of the file in which a row begins, counted from 1, if it is a text file.
 
     Attributes:
         where: Name of the file and the column; the other arguments are attributes as well.
@@ -73,8 +74,9 @@ class Column:
         array: pyarrow.ChunkedArray,
         as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
         decimal: str = ".",
+        line_of: Callable[[int], int | None] | None = None,
     ) -> None:
-        self.where, self.array, self.as_text, self.decimal = where, array, as_text, decimal
+        self.where, self.array, self.as_text, self.decimal, self.line_of = where, array, as_text, decimal, line_of
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:
@@ -275,13 +277,51 @@ class Column:
 
     @property
     def hint(self) -> str:
-        """Advice for a CSV column of text that would be numbers with the other decimal mark; "" for other columns."""
-        other = "." if self.decimal == "," else ","
-        with_other_mark = Column(self.where, self.array, decimal=other)
-        of_csv = self.as_text is not None
-        if not of_csv or self.first_text is None or not all(map(with_other_mark._is_number, self._texts.texts)):
+        """Advice for a CSV column of text that would be numbers with another decimal mark or without a mark of
+        thousands; "" for other columns.
+        """
+        if self.as_text is None or self.first_text is None:
             return ""
-        return f"; all values look like numbers with the decimal mark {other!r}: if they are, set decimal={other!r}"
+        own, other, texts = self.decimal, "." if self.decimal == "," else ",", self._texts.texts
+        with_other_mark = Column(self.where, self.array, decimal=other)
+        numbers = all(map(with_other_mark._is_number, texts))
+        grouped = all(self._is_number(text) or _has_thousands(text, other, own) for text in texts)
+        if numbers and grouped:  # 1,250 is one and a quarter, or more than a thousand
+            return (
+                f"; if {other!r} separates thousands, remove it from the file; if it is the decimal mark, set "
+                f"decimal={other!r}"
+            )
+        if numbers:
+            return f"; all values look like numbers with the decimal mark {other!r}: if they are, set decimal={other!r}"
+        if grouped:
+            return f"; {other!r} seems to separate thousands: remove it from the file"
+        if all(with_other_mark._is_number(text) or _has_thousands(text, own, other) for text in texts):
+            return f"; {own!r} seems to separate thousands: remove it from the file, and set decimal={other!r}"
+        return ""
+
+    @property
+    def grouped(self) -> str | None:
+        """Advice for numbers of a CSV file whose decimal mark seems to separate thousands, such as 985 and 1.250.
+
+        That is so if each mark is followed by three digits, and numbers without a mark have at most three.
+        """
+        from pyarrow import types
+
+        if self.as_text is None or not types.is_floating(self.array.type):
+            return None
+        some = self.numbers[:1000] * 1000
+        if not np.isclose(
+            some, np.rint(some), rtol=1e-12, atol=1e-9, equal_nan=True
+        ).all():  # without reading the column as text
+            return None
+        texts, mark = self.spelled.texts, self.decimal
+        marked = [text for text in texts if mark in text]
+        if not marked or len(marked) == len(texts):
+            return None
+        if not all(_has_thousands(t, mark, mark) if mark in t else len(t.lstrip("+-")) <= 3 for t in texts):
+            return None
+        number = float(self._as_number(marked[0]))
+        return f"{marked[0]!r} is read as {number:g}; if {mark!r} separates thousands, remove it from the file"
 
     def shown(self, row: int) -> str:
         """Return the value of a row as messages show it."""
@@ -293,7 +333,12 @@ class Column:
 
     def wrong(self, row: int, problem: str) -> UserError:
         """Return the error for the value of a row; `problem` says what was expected."""
-        return UserError(f"{self.where}, row {row + 1} is {self.shown(row)}: {problem}")
+        return UserError(f"{self.where}, {self.row_name(row)} is {self.shown(row)}: {problem}")
+
+    def row_name(self, row: int) -> str:
+        """Return the number of a row for messages, counted from 1 without the header, and its line in a text file."""
+        line = None if self.line_of is None else self.line_of(row)
+        return f"row {row + 1}" + (f" (line {line} of the file)" if line is not None else "")
 
     def _as_number(self, text: str) -> str:
         """Return a text in Python's notation of numbers: with a decimal comma, points and commas are swapped."""
@@ -316,6 +361,11 @@ class Column:
 
 
 MERGED = "floating-point numbers as large as this may be rounded; use whole numbers or text"
+
+
+def _has_thousands(text: str, mark: str, decimal: str) -> bool:
+    """Whether a text is a number whose thousands are separated by a mark, such as 1,250 or 1,250,000.5."""
+    return re.fullmatch(rf"[+-]?[1-9][0-9]{{0,2}}(?:[{mark}][0-9]{{3}})+(?:[{decimal}][0-9]*)?", text) is not None
 
 
 def _as_label(number: float) -> str:

@@ -55,7 +55,7 @@ def _label_of(root: Path, images: Container[Path], names: Column, labels: Column
         if file not in images:  # compares with the listing, so that no name from the table is opened
             raise names.wrong(row, f"expected an image below {root}")
         if file in row_of:
-            raise names.wrong(row, f"row {row_of[file] + 1} already names this file; give each file one row")
+            raise names.wrong(row, f"{names.row_name(row_of[file])} already names this file; give each file one row")
         if labels.missing[row]:
             raise labels.wrong(row, "expected a label; empty, NA, N/A, NaN and null mean that it is missing")
         row_of[file], label_of[file] = row, as_text(label)

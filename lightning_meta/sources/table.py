@@ -20,9 +20,9 @@ from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
-from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features
+from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features, numbers_rows
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
-from lightning_meta.sources.table_targets import Kind, Target, encoded, kind_of, task_of
+from lightning_meta.sources.table_targets import Kind, Target, encoded, few_numbers, kind_of, task_of, yes_by_order
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
 from lightning_meta.tasks.table import TableSpec, TableTarget
@@ -256,6 +256,20 @@ class Table(TaskSource):
         targets = [
             TableTarget(name, classes, self.targets[name].unit or "") for name, (_, classes) in self._kinds.items()
         ]
+        for name, (kind, classes) in self._kinds.items():
+            if kind == "binary" and (line := yes_by_order(name, self.targets[name], classes)):
+                _log.warning("Table: %s", line)
+            if kind == "regression" and (advice := self._columns[name].grouped) is not None:
+                _log.warning("%s: %s", self._columns[name].where, advice)
+            if kind == "regression" and (line := few_numbers(self._columns[name], name, self.targets[name])):
+                _log.warning("Table: %s", line)
+        if numbering := [name for name, column in self._feature_columns.items() if numbers_rows(column)]:
+            names = ", ".join(map(repr, numbering))
+            _log.warning(
+                "Table: these features have a different whole number in every row, as IDs do; if they are IDs, name "
+                "them in leave_out: %s",
+                names,
+            )
         of_numbers = self.task_column is not None and self._column(self.task_column).first_text is None
         spelling = {"delimiter": self.spelling.delimiter or "", "decimal": self.spelling.decimal}
         return TableSpec(features, targets, self.task_column or "", of_numbers, **spelling)

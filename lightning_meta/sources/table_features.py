@@ -65,6 +65,8 @@ def learn_features(
             features.append(TextFeature(name, texts, column.first_text is None, indicator and not coded, coded, missed))
         else:
             features.append(replace(_number(name, column, train, indicator, scaling), missed=missed))
+            if (advice := column.grouped) is not None:
+                _log.warning("%s: %s", column.where, advice)
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         names = ", ".join(map(repr, constant))
         _log.warning("Table: these columns are constant in the training rows, so their inputs are always 0: %s", names)
@@ -129,6 +131,17 @@ def encode_parts(columns: Mapping[str, Column], features: Features, parts: Seque
     return [torch.from_numpy(x) for x in inputs]
 
 
+def numbers_rows(column: Column) -> bool:
+    """Whether a column seems to number the rows: 100 or more whole numbers, all different, close to each other.
+
+    If n numbers were drawn at random from 10 n, all would be different with a probability of about exp(−n / 20).
+    """
+    if len(column.missing) < 100 or column.first_text is not None or column.whole is None or column.missing.any():
+        return False
+    numbers = column.centred
+    return bool(np.ptp(numbers) < 10 * len(numbers)) and len(np.unique(numbers)) == len(numbers)
+
+
 def _number(name: str, column: Column, train: NDArray[np.bool_], indicator: bool, scaling: Scaling) -> NumberFeature:
     present = torch.from_numpy(column.centred[train & ~column.missing]).unsqueeze(1)
     if bool((present == present[0]).all()):  # a network cannot learn from training rows what other numbers mean
@@ -165,8 +178,8 @@ def _numbers(column: Column, feature: NumberFeature) -> NDArray[np.float64]:
 def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categories: int) -> list[str]:
     if column.mixed and not stated:
         assert column.first_text is not None
-        problem = f"other rows hold numbers; correct it, or name the column in `categorical`{column.hint}"
-        raise column.wrong(column.first_text, problem)
+        problem = "other rows hold numbers; correct it (empty if it is missing), or name the column in `categorical`"
+        raise column.wrong(column.first_text, f"{problem}{column.hint}")
     coded = column.coded
     counts = np.bincount(coded.codes[train] + 1, minlength=len(coded.texts) + 1)[1:]  # without the missing texts
     texts = sorted(text for text, count in zip(coded.texts, counts, strict=True) if count)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import difflib
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -119,8 +122,8 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     from pyarrow import ArrowException, ArrowInvalid, types
     from pyarrow import csv as arrow_csv
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(filter(None, csv.reader(file, delimiter=spelling.delimiter or ",")), [])
+    with closing(_records(path, spelling.delimiter or ",")) as records:
+        _, header = next(records, (0, []))
     _check_header(path, header)
     first_types = dict(zip(header, _first_types(path, spelling, len(header)), strict=True))
     try:
@@ -130,6 +133,8 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
             table = _by_all_rows(path, spelling, header)
         except ArrowException as error:
             if (other := _other_delimiter(header)) is None:
+                if (uneven := _uneven(path, spelling.delimiter or ",")) is not None:
+                    raise uneven from error
                 raise
             raise UserError(f"{path}: its columns are separated by {other!r}; set delimiter={other!r}") from error
     _check_table(path, table)
@@ -147,12 +152,56 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     def column_as_text(name: str) -> pyarrow.ChunkedArray:
         return _columns_as_text(path, spelling, [name], len(table)).column(name)
 
+    line_of = _Lines(path, spelling.delimiter or ",").of
     return {
         name: Column(
-            f"{path}: column {name!r}", table.column(name), partial(column_as_text, name), decimal=spelling.decimal
+            f"{path}: column {name!r}", table.column(name), partial(column_as_text, name), spelling.decimal, line_of
         )
         for name in table.column_names
     }
+
+
+class _Lines:
+    """Lines in which the rows of a CSV file begin, which are read only for messages.
+
+    A cell may contain line breaks, and empty lines are no rows.
+    """
+
+    def __init__(self, path: Path, delimiter: str) -> None:
+        self._path, self._delimiter, self._known = path, delimiter, array("q")
+
+    def of(self, row: int) -> int | None:
+        """Return the line of a row, both counted in the usual way: lines from 1, rows from 0; None if it is unknown."""
+        if row >= len(self._known):
+            try:
+                records = islice(_records(self._path, self._delimiter), 1, row + 2)  # the first is the header
+                self._known = array("q", (line for line, _ in records))
+            except (OSError, UnicodeDecodeError, csv.Error):  # such as a cell that is longer than csv accepts
+                return None
+        return self._known[row] if row < len(self._known) else None
+
+
+def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], None, None]:
+    """Yield the line in which each record of a CSV file begins, and its cells; empty lines are skipped."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader, end = csv.reader(file, delimiter=delimiter), 0
+        for cells in reader:
+            if cells:
+                yield end + 1, cells
+            end = reader.line_num
+
+
+def _uneven(path: Path, delimiter: str) -> UserError | None:
+    """Return the error for the first row that has not as many cells as the header; None if there is none."""
+    records = _records(path, delimiter)
+    first, header = next(records)
+    for line, cells in records:
+        if len(cells) != len(header):
+            return UserError(
+                f"{path}: line {line} has {len(cells)} cells, but the header in line {first} has {len(header)}; "
+                "correct the line, or remove lines above the header"
+            )
+    return None
 
 
 def _csv_options(

@@ -105,7 +105,8 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
             meaning = "a separate category" if _coded(feature) else "none of the training texts"
             if isinstance(feature, NumberFeature):
                 meaning = "the training median" if feature.quantiles else "the training mean"
-            where = f"column {feature.name!r}: {missing} of {count} values are missing, the first in row {first + 1}"
+            where = f"column {feature.name!r}: {missing} of {count} values are missing, the first in "
+            where += column.row_name(first)
             if feature.missed is False:  # None if it is not known
                 untrained = ", which was never trained" if _coded(feature) else ""
                 yield f"{where}, while no training row misses one; they are treated as {meaning}{untrained}"
@@ -117,7 +118,8 @@ def _notes(spec: TableSpec, columns: Mapping[str, Column]) -> Iterator[str]:
             others = f" (and {len(unseen_texts) - 1} more texts)" if unseen_texts[1:] else ""
             yield (
                 f"column {feature.name!r}: {int(unseen.sum())} of {count} values do not occur in training, the first "
-                f"in row {row + 1}, {unseen_texts[0]!r}{others}; they are treated as none of the training texts"
+                f"in {column.row_name(row)}, {unseen_texts[0]!r}{others}; they are treated as none of the training "
+                "texts"
             )
 
 
@@ -128,7 +130,7 @@ def _far(spec: TableSpec, columns: Mapping[str, Column], inputs: Tensor, limit: 
             row = int(far.argmax())
             yield (
                 f"column {name!r}: {int(far.sum())} of {len(far)} values are more than {FAR} times as far from the "
-                f"mean as any input in training, the first in row {row + 1}, {columns[name].shown(row)}"
+                f"mean as any input in training, the first in {columns[name].row_name(row)}, {columns[name].shown(row)}"
             )
 
 

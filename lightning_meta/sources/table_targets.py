@@ -16,6 +16,8 @@ from lightning_meta.sources.columns import Column
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]
+USUAL = [["no", "yes"], ["false", "true"], ["n", "y"], ["f", "t"], ["negative", "positive"], ["neg", "pos"]]
+FEW = 10  # numbers of a target which may be labels
 MOST = 2.0**62  # differences of whole numbers below this magnitude fit into int64
 
 
@@ -78,21 +80,23 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
             f"`targets`: binary, multiclass or regression"
         )
     if kind is None and target.classes is None and column.first_text is not None and column.mixed:
-        raise column.wrong(column.first_text, f"other rows hold numbers; correct it, or state multiclass{column.hint}")
+        problem = "other rows hold numbers; correct it (empty if it is missing), or state multiclass"
+        raise column.wrong(column.first_text, f"{problem}{column.hint}")
     if kind is None and target.classes is None and column.hint:
         raise UserError(f"{column.where} is text, so its kind is unclear; state multiclass{column.hint}")
     if kind is None:
         text = target.classes is not None or column.first_text is not None
         kind = "multiclass" if text else "regression"
     if kind == "regression":
-        column.numbers  # noqa: B018 - raises for text and infinity
+        present = column.centred[~column.missing]  # raises for text and infinity
+        if (present == present[0]).all():
+            raise _nothing_to_learn(column)
         return kind, []
     if target.unit is not None:
         raise UserError(f"{column.where} holds labels, which have no unit, got {target.unit!r}; leave it out")
     classes = [str(label) for label in target.classes] if target.classes is not None else column.classes()
     if len(classes) < 2:
-        content = f"{classes[0]!r} in every row" if classes else "no label"
-        raise UserError(f"{column.where} has {content}, so there is nothing to learn; leave it out of `targets`")
+        raise _nothing_to_learn(column)
     if kind == "binary" and len(classes) != 2:
         content = f"{len(classes)} different values ({', '.join(map(repr, classes[:5]))})"
         instead = "multiclass" if column.first_text is not None else "regression, or multiclass if they are labels"
@@ -100,6 +104,36 @@ def kind_of(column: Column, target: Target) -> tuple[Kind, list[str]]:
     if (row := column.coded.first(lambda label: label not in classes)) is not None:
         raise column.wrong(row, f"the label is out of range, expected one of {', '.join(map(repr, classes[:10]))}")
     return kind, classes
+
+
+def few_numbers(column: Column, name: str, target: Target) -> str | None:
+    """Return a line about a target whose kind was inferred from few different whole numbers; otherwise None."""
+    if target.kind is not None or column.whole is None:
+        return None
+    count = len(np.unique(column.whole[~column.missing]))
+    if count > FEW:
+        return None
+    return (
+        f"target {name!r} has only {count} different numbers and is a regression; state multiclass if they are labels"
+    )
+
+
+def _nothing_to_learn(column: Column) -> UserError:
+    present = ~column.missing
+    content = f"{column.shown(int(present.argmax()))} in every row" if present.any() else "no label"
+    return UserError(f"{column.where} has {content}, so there is nothing to learn; leave it out of `targets`")
+
+
+def yes_by_order(name: str, target: Target, classes: Sequence[str]) -> str | None:
+    """Return a line that says which label of a binary target is yes, if only their order decides it; otherwise None.
+
+    Metrics such as `average_precision` and `f1` are those of yes.
+    """
+    usual = [label.casefold() for label in classes] in USUAL or all(label in ("0", "1") for label in classes)
+    if target.classes is not None or usual:
+        return None
+    no, yes = classes
+    return f"target {name!r}: yes is {yes!r} and no is {no!r}, in sorted order; `classes: [no, yes]` changes it"
 
 
 def _holds_two(column: Column) -> bool:

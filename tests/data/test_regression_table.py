@@ -127,7 +127,7 @@ def test_a_folder_of_files_is_the_table_with_a_task_column(tmp_path: Path) -> No
         [["1", "2", "3", "day", "4"], ["1", "2", "x", "day", "4"]],
         [*HEADER[:4], "output"],
     )
-    with pytest.raises(UserError, match=r"machine 3.csv: column 'b', row 2 is 'x'"):
+    with pytest.raises(UserError, match=r"machine 3.csv: column 'b', row 2 \(line 3 of the file\) is 'x'"):
         RegressionTable(tmp_path / "folder", "output").pools()
     write(tmp_path / "folder" / "machine 3.csv", [["1", "2", "3", "day", "4"]], ["row", "a", "c", "shift", "output"])
     with pytest.raises(UserError, match=r"machine 3.csv: there is no column 'b', which machine 0.csv has"):
@@ -322,7 +322,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no target": ({"targets": []}, "expected the name of at least one target column"),
     "task column": ({"task_column": "pump"}, "task_column: .* has no column 'pump'"),
     "no task column": ({"task_column": None}, "is not a folder; name the column of the tasks"),
-    "target of text": ({"targets": "shift"}, "column 'shift', row 1 is .*: expected a number"),
+    "target of text": ({"targets": "shift"}, r"column 'shift', row 1 \(line 2 of the file\) is .*: expected a number"),
     "two roles": ({"features": ["a", "machine"]}, "column 'machine' has two roles"),
     "left out": ({"leave_out": ["c"]}, "leave_out: .* has no column 'c'"),
     "categorical": ({"features": ["a"], "categorical": ["b"]}, "'b' is not a feature"),
@@ -338,7 +338,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no split": ({"division": {"val": ["machine 1"]}}, "expected lists of tasks for val and test"),
     "a name": ({"division": {"val": "machine 1", "test": ["machine 2"]}}, "expected lists of tasks"),
     "two divisions": ({"division": {"val": ["x"], "test": ["y"]}, "split_column": "a"}, "leave division out"),
-    "split": ({"split_column": "shift"}, "column 'shift', row 1 is .*: expected train, val or test"),
+    "split": (
+        {"split_column": "shift"},
+        r"column 'shift', row 1 \(line 2 of the file\) is .*: expected train, val or test",
+    ),
     "fractions": ({"fractions": (0.5, 0.5, 0.5)}, "add up to 1"),
     "zero": ({"least_rows": 0}, "least_rows: at least 1"),
 }
@@ -359,7 +362,9 @@ def test_other_places_that_cannot_be_are_named(tmp_path: Path) -> None:
         machines(tmp_path / "none.csv").pools()
     rows = table()
     rows[3][4] = ""
-    with pytest.raises(UserError, match="column 'machine', row 4 is None: every row needs a value here"):
+    with pytest.raises(
+        UserError, match=r"column 'machine', row 4 \(line 5 of the file\) is None: every row needs a value here"
+    ):
         machines(write(tmp_path / "t.csv", rows)).pools()
     data = episodic(machines(write(tmp_path / "t.csv", table())))
     with pytest.raises(UserError, match="source: tasks of classes are listed"):

@@ -129,7 +129,7 @@ def test_losses_are_weighted_and_metrics_are_not(path: Path, tmp_path: Path) -> 
     [
         (("1.", "-1."), "expected a weight of at least 0"),
         (("weight", "other"), "has no column 'weight'"),
-        (("1.", "x1."), "column .weight., row 120 is .x1.*expected a number"),
+        (("1.", "x1."), r"column .weight., row 120 \(line 121 of the file\) is .x1.*expected a number"),
     ],
 )
 def test_weights_that_are_none_are_refused(path: Path, change: tuple[str, str], expected: str) -> None:

@@ -250,12 +250,12 @@ def with_value(column: str, row: int, value: Any) -> Rows:
 @pytest.mark.parametrize(
     ("column", "value", "options", "message"),
     [
-        ("price", "much", {"targets": {"price": "regression"}}, "column 'price', row 7 is 'much': expected a number"),
-        ("price", "much", {}, "column 'price', row 7 is 'much': other rows hold numbers; correct it, or state multi"),
-        ("price", "1_000", {}, "row 7 is '1_000'"),
-        ("price", "inf", {}, "column 'price', row 7 is 'inf': expected a finite number"),
-        ("area", "-Infinity", {}, "column 'area', row 7 is '-Infinity': expected a finite number"),
-        ("area", "wide", {}, "column 'area', row 7 is 'wide': other rows hold numbers; correct it, or name the column"),
+        ("price", "much", {"targets": {"price": "regression"}}, "is 'much': expected a number"),
+        ("price", "much", {}, "is 'much': other rows hold numbers; correct it (empty if it is"),
+        ("price", "1_000", {}, "is '1_000'"),
+        ("price", "inf", {}, "is 'inf': expected a finite number"),
+        ("area", "-Infinity", {}, "is '-Infinity': expected a finite number"),
+        ("area", "wide", {}, "is 'wide': other rows hold numbers; correct it (empty if it is"),
         ("sold", 2, {}, "column 'sold' has 3 different values ('0', '1', '2'), expected two for binary"),
         ("grade", "D", {"targets": {"grade": Target(classes=["A", "B", "C"])}}, "'D': the label is out of range"),
         ("town", None, {"targets": {"price": None}, "task_column": "town"}, "None: every row needs a value here"),
@@ -268,7 +268,27 @@ def test_a_wrong_value_is_named_by_column_and_row(
     path = write(tmp_path / "t.csv", with_value(column, 7, value))
     line = refusal(path, **options)
     assert message in line
-    assert line.startswith(f"{path}: column ")
+    assert line.startswith(f"{path}: column {column!r}")
+    assert column in ("sold", "town") or f"{column!r}, row 7 (line " in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,y\n\n1,2\n\n\n2,x\n", "column 'y', row 2 (line 6 of the file) is 'x'"),
+        ('a,y\n"1\n1",2\n2,x\n', "column 'y', row 2 (line 4 of the file) is 'x'"),
+        ("\n\na,y\r\n1,2\r\n2,x\r\n", "column 'y', row 2 (line 5 of the file) is 'x'"),
+        ("a,y\n1,2\n\n2,3,4\n", "line 4 has 3 cells, but the header in line 1 has 2; correct the line, or remove"),
+        ("# exported\n\na,y\n1,2\n", "line 3 has 2 cells, but the header in line 1 has 1; correct the line, or remove"),
+        ("sep=,\na,y,z\n1,2,3\n", "line 2 has 3 cells, but the header in line 1 has 2; correct the line, or remove"),
+    ],
+)
+def test_lines_are_those_of_the_file(tmp_path: Path, text: str, message: str) -> None:
+    """Empty lines are no rows, and a cell may contain line breaks."""
+    (path := tmp_path / "t.csv").write_bytes(text.encode())
+    with pytest.raises(UserError) as error:
+        Table(path, {"y": "regression"}).tasks()
+    assert str(error.value).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +326,7 @@ def test_options_that_do_not_fit(tmp_path: Path, options: dict[str, Any], messag
         ("t.csv", b"", "the table has no columns"),
         ("t.csv", b"area,style,price,sold,grade\n", "the table has no rows"),
         ("t.csv", b"area,style,price,sold,area\n1,a,2,0,A\n", "2 columns have the name 'area'"),
-        ("t.csv", b"area,style,price,sold,grade\n1,2\n", "cannot be read"),
+        ("t.csv", b"area,style,price,sold,grade\n1,2\n", "line 2 has 2 cells"),
         ("t.csv", b"area,style,price,sold,grade\n1,\xff,2,0,A\n", "save it as UTF-8"),
         ("t.csv", b"\xff\xfea\x00", "save it as UTF-8"),
         ("t.parquet", b"PAR1 and no more", "cannot be read"),

@@ -129,7 +129,8 @@ def test_by_time_the_earliest_rows_are_for_training(tmp_path: Path, dates: bool)
     if dates:
         rows[4]["when"] = "31.1.2026"
         with pytest.raises(
-            lm.UserError, match=r"column 'when', row 5 is '31\.1\.2026': expected a number, or a date such"
+            lm.UserError,
+            match=r"column 'when', row 5 \(line 6 of the file\) is '31\.1\.2026': expected a number, or a date such",
         ):
             Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
 

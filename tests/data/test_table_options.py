@@ -19,7 +19,7 @@ from lightning_meta.batches import SPLITS
 from lightning_meta.cli.main import main
 from lightning_meta.errors import UserError
 from lightning_meta.nn import MLP
-from lightning_meta.sources import LabelledTable, Table
+from lightning_meta.sources import LabelledTable, Table, Target
 from lightning_meta.sources.table_features import CHUNK
 
 Rows = list[dict[str, Any]]
@@ -88,7 +88,9 @@ def test_a_table_with_semicolons_and_decimal_commas_is_the_same(tmp_path: Path) 
             source.sets()
         assert "\n" not in str(error.value)
     text = [{**row, "tail": "1,5" if i else "1.5"} for i, row in enumerate(rows)]
-    with pytest.raises(lm.UserError, match=r"column 'tail', row 1 is '1\.5': other rows hold numbers"):
+    with pytest.raises(
+        lm.UserError, match=r"column 'tail', row 1 \(line 2 of the file\) is '1\.5': other rows hold numbers"
+    ):
         Table(write(tmp_path / "mixed.csv", text, ";", ","), {"y": "regression"}, **options).sets()
 
 
@@ -170,8 +172,16 @@ MANY, FEW = [f"{i},5" for i in range(200)], ["1", "2,5"] * 100
     ("columns", "options", "said"),
     [
         ({"x": MANY}, {"targets": {"y": "regression"}}, ".* 120 different texts in training rows.*"),
-        ({"x": FEW}, {"targets": {"y": "regression"}}, "column 'x', row 2 is '2,5': other rows hold numbers"),
-        ({"x": MANY}, {"targets": {"x": "regression"}}, "column 'x', row 1 is '0,5': expected a number"),
+        (
+            {"x": FEW},
+            {"targets": {"y": "regression"}},
+            r"column 'x', row 2 \(line 3 of the file\) is '2,5': other rows hold numbers",
+        ),
+        (
+            {"x": MANY},
+            {"targets": {"x": "regression"}},
+            r"column 'x', row 1 \(line 2 of the file\) is '0,5': expected a number",
+        ),
         ({"x": MANY}, {"targets": {"x": None}}, "column 'x' is text, so its kind is unclear; state multiclass"),
     ],
 )
@@ -183,6 +193,69 @@ def test_numbers_with_another_decimal_mark_are_named(
     with pytest.raises(UserError, match=f"({said}){hint}"):
         Table(path, delimiter=";", **options).sets()
     Table(path, delimiter=";", decimal=",", **options).sets()
+
+
+@pytest.mark.parametrize(
+    ("decimal", "texts", "said"),
+    [
+        (".", ["1,250", "985"], "if ',' separates thousands, remove it from the file; if it is the decimal mark, set "),
+        (".", ["1,250,000", "985.5"], "',' seems to separate thousands: remove it from the file"),
+        (".", ["1.250,75", "985"], "'.' seems to separate thousands: remove it from the file, and set decimal=','"),
+        (",", ["1.250", "985,5"], "'.' seems to separate thousands: remove it from the file"),
+        (",", ["1.250", "985"], "if '.' separates thousands, remove it from the file; if it is the decimal mark, set "),
+        (",", ["0.125", "0.5"], "all values look like numbers with the decimal mark '.': if they are, set decimal='.'"),
+        (".", ["1,250", "9 m"], None),
+    ],
+)
+def test_a_mark_of_thousands_is_no_decimal_mark(
+    decimal: Any, texts: list[str], said: str | None, tmp_path: Path
+) -> None:
+    path = comma_table(tmp_path, ".csv", x=texts * 100)
+    with pytest.raises(UserError) as error:
+        Table(path, {"x": "regression"}, delimiter=";", decimal=decimal).tasks()
+    _, _, hint = str(error.value).partition(": expected a number")
+    assert hint.startswith(f"; {said}") if said else not hint
+
+
+@pytest.mark.parametrize(("decimal", "mark"), [(".", "."), (",", ",")])
+def test_numbers_whose_decimals_may_be_thousands_are_named(
+    decimal: Any, mark: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """These are read as decimals, since that is what the options say."""
+    plain = {"x": ["1.250", "985", "1.101"], "y": ["1.5", "2", "1.250"], "z": ["0.125", "2", "7.125"]}
+    columns = {name: [text.replace(".", mark) for text in texts] * 67 for name, texts in plain.items()}
+    path = comma_table(tmp_path, ".csv", **{name: texts[:200] for name, texts in columns.items()}, w=["1", "3"] * 100)
+    for target in ("x", "y"):
+        caplog.clear()
+        Table(path, {target: "regression"}, delimiter=";", decimal=decimal).sets()
+        said = f"{path}: column 'x': '1{mark}250' is read as 1.25; if {mark!r} separates thousands, remove it"
+        assert sum("thousands" in record.getMessage() for record in caplog.records) == 1
+        assert said in caplog.text
+
+
+def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    numbers = {"id": range(1001, 1201), "spread": [i * i for i in range(200)], "y": [i % 7 for i in range(200)]}
+    labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "bit": [0, 1] * 100}
+    parquet.write_table(pyarrow.table({**numbers, **labels}), path := tmp_path / "t.parquet")
+    targets: dict[str, Any] = {"y": "regression", **dict.fromkeys(labels, "binary")}
+    Table(path, targets).sets()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Table: target 'sold': yes is 'nein' and no is 'ja', in sorted order; `classes: [no, yes]` changes it",
+        "Table: these features have a different whole number in every row, as IDs do; if they are IDs, name them in "
+        "leave_out: 'id'",
+    ]
+    caplog.clear()
+    Table(path, {"y": None}, features=["spread"]).sets()
+    assert [record.getMessage() for record in caplog.records] == [
+        "Table: target 'y' has only 7 different numbers and is a regression; state multiclass if they are labels"
+    ]
+    caplog.clear()
+    targets["sold"] = Target("binary", classes=["nein", "ja"])
+    Table(path, targets, leave_out=["id"]).sets()
+    assert not caplog.records
+    parquet.write_table(pyarrow.table({"x": range(60), "y": [19.0] * 30 + [None] * 30}), path)
+    with pytest.raises(UserError, match=r"column 'y' has '19\.0' in every row, so there is nothing to learn"):
+        Table(path, {"y": "regression"}).tasks()
 
 
 def test_few_such_numbers_are_categories_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

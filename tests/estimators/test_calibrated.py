@@ -59,6 +59,18 @@ def test_intervals_are_the_prediction_and_a_quantile_of_the_residuals() -> None:
     assert not hasattr(regressor.fit(x, y), "calibrations_")
 
 
+def test_per_cent_are_refused_before_anything_is_computed() -> None:
+    model, data = lm.MultiHead(lm.nn.MLP(2)), lm.MultiTaskDataModule(lm.sources.Table("none.csv", {"y": "regression"}))
+    with pytest.raises(UserError, match=r"coverage: a share above 0 and below 1 .* got 90; for 90 % give 0\.9$"):
+        lm.calibrate_table(model, data, coverage=90)
+    learner, episodes = lm.ProtoNet(lm.nn.MLP(2)), lm.EpisodicDataModule(lm.sources.Glyphs())
+    with pytest.raises(UserError, match=r"coverage: .* got 95; for 95 % give 0\.95$"):
+        lm.calibrate(learner, episodes, coverage=95)
+    for cls in (lm.estimators.MultiTaskRegressor, lm.estimators.MultiTaskClassifier, lm.estimators.FewShotClassifier):
+        with pytest.raises(UserError, match=r"error: .* got 10; for 10 % give 0\.1$"):
+            cls().calibrate(None, None, error=10)
+
+
 def test_sets_are_the_labels_that_are_probable_enough() -> None:
     x, _, y = rows(0, 80)
     classifier = lm.estimators.MultiTaskClassifier(**SMALL).fit(x, y)

@@ -197,6 +197,23 @@ def test_data_frames() -> None:
         own.predict(frame[["height", "age", "weight"]])
     with pytest.raises(lm.UserError, match=r"could not convert string to float: 'x'; encode .*ColumnTransformer"):
         own.fit(frame.assign(weight="x"), targets)
+    with pytest.raises(lm.UserError, match=r"X: column 'born' holds dates; give numbers"):
+        own.fit(frame.assign(born=pandas.Timestamp("2001-05-01")), targets)
+    with pytest.raises(lm.UserError, match=r"y: could not convert .*; a regression takes numbers"):
+        MultiTaskRegressor("Linear").fit(frame, targets)
+    kinds = targets.astype({"first": "category"}).assign(second=(targets["second"] == "c").astype("boolean"))
+    own.fit(frame, kinds)  # pandas finds no common type of these columns
+    assert [classes.tolist() for classes in own.classes_] == [["high", "low"], [False, True]]
+    assert own.score(frame, kinds) > 0.9
+
+
+@pytest.mark.parametrize("method", ["Linear", "MultiHead"])
+def test_a_column_that_is_constant_in_training_changes_nothing_in_new_rows(method: str) -> None:
+    x, y = rows(60)
+    constant = np.full((60, 1), 19.1)
+    options: dict[str, Any] = {"hidden": (8,), "max_epochs": 2}
+    own = MultiTaskRegressor(method, **options).fit(np.hstack([x, constant]), y)
+    np.testing.assert_array_equal(own.predict(np.hstack([x, constant])), own.predict(np.hstack([x, 1e6 + constant])))
 
 
 def test_mistakes_are_one_line_each() -> None:
@@ -206,7 +223,7 @@ def test_mistakes_are_one_line_each() -> None:
     mistakes: list[tuple[dict[str, Any], Any, Any, str]] = [
         ({"method": "ProtoNet"}, x, y, "method: MultiTaskRegressor takes a multi-task method, such as 'MultiHead'"),
         ({"options": {"depth": 3}}, x, y, "depth: there is no such option of MultiHead"),
-        ({"validation_fraction": 1}, x, y, "validation_fraction: a share above 0 and below 1, got 1"),
+        ({"validation_fraction": 1}, x, y, "validation_fraction: a share above 0 and below 1"),
         ({"random_state": -1}, x, y, "random_state: a whole number"),
         ({"max_epochs": 0}, x, y, "max_epochs: at least 1 is needed, got 0"),
         ({"backbone": "mlp"}, x, y, "backbone: a network is needed, got str"),

@@ -93,7 +93,7 @@ def test_examples_of_a_task_may_be_alike() -> None:
 
 def test_a_share_of_errors_is_between_0_and_1() -> None:
     logits, labels = drawn(8, 1.0)
-    with pytest.raises(UserError, match=r"error: a number above 0 and below 1 is needed, such as 0.1; got 1"):
+    with pytest.raises(UserError, match=r"error: a share above 0 and below 1 is needed, such as 0.1; got 1"):
         conformal_quantile(logits.softmax(1), labels, 1)
 
 

@@ -281,6 +281,10 @@ def test_a_cell_that_cannot_be_read_is_named(cells: dict[str, Any], said: str) -
     row = {name: cell for name, cell in {"area": "1", "style": "a", **cells}.items() if cell is not ...}
     with pytest.raises(ValueError, match=said):
         inputs_of([row], about)
+    if "area" in said:
+        lines = csv.DictReader([",".join(row), ",".join(row.values())])
+        with pytest.raises(ValueError, match=said.replace("row 1", r"row 1 \(line 2 of the file\)")):
+            inputs_of(lines, about)
 
 
 def test_a_comma_before_the_decimals() -> None:
@@ -334,5 +338,7 @@ def test_the_reader_reads_a_file_as_predict_table_does() -> None:
 def test_a_row_of_another_length_than_the_header_is_refused(row: str, what: str) -> None:
     """As where a decimal comma is read as a delimiter; the next cells would be read as other columns."""
     rows = csv.DictReader(io.StringIO(f"area,rooms\n{row}\n"))
-    with pytest.raises(ValueError, match=f"row 1 has {what} cells than the header has names: area, rooms"):
+    with pytest.raises(
+        ValueError, match=rf"row 1 \(line 2 of the file\) has {what} cells than the header has names: area, rooms"
+    ):
         inputs_of(rows, {"numbers": [], "texts": [], "missing": [], "decimal": "."})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,11 @@ def test_rungs_that_do_not_beat_a_linear_one_are_marked() -> None:
     marked = LinearComparison(scores, dict.fromkeys(scores, 1.0), ["linear", "pooled"])
     assert marked.unbeaten == {"tied": ["pooled"], "poor": ["linear", "pooled"]}
     assert marked.lines[1].startswith("poor does not beat linear (0.500) and pooled (0.600): its test/score is 0.400")
+    assert "chance" not in "".join(marked.lines)
+    chance = replace(marked, at_chance={"linear": (5, 8)})
+    assert "chance" not in chance.lines[0]  # of tied, which beats linear
+    end = "mean over seeds. linear itself is at chance level: it is not better than a constant in 5 of 8 tasks."
+    assert chance.lines[1].endswith(end)
 
 
 def ladder(rungs: Mapping[str, Any], path: Path) -> str:
@@ -279,6 +286,19 @@ def test_a_ladder_with_linear_rungs_marks_what_does_not_beat_them(
     assert [note for note in notes if note.startswith("independent does not beat linear")]
     configs = {r: yaml.safe_load((runs / "small" / r / "0" / "config.yaml").read_text())["model"] for r in rungs}
     assert configs["independent"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.0002
+    assert "chance" not in said
+    file_of_linear = runs / "small" / "linear" / "0" / "per_task.csv"
+    with file_of_linear.open(newline="") as opened:
+        of_tasks = list(csv.DictReader(opened))
+    with file_of_linear.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, list(of_tasks[0]))
+        writer.writeheader()
+        writer.writerows({**row, "constant": 1.0 if i else -1.0} for i, row in enumerate(of_tasks))
+    assert main(["ladder", "--config", file, "--runs", str(runs), "--model.optimizer.lr", "0.0002"]) == 0
+    notes = json.loads((runs / "small" / "report" / "transfer.json").read_text())["notes"]
+    end = "linear itself is at chance level: it is not better than a constant in 2 of 3 tasks."
+    assert [note for note in notes if note.startswith("independent does not beat linear") and note.endswith(end)]
+    assert "does not beat linear (at chance level)" in " ".join(capsys.readouterr().out.split())
     assert set(configs["linear"]["init_args"]) <= {"pooled", "tasks"}
     score = json.loads((runs / "small" / "linear" / "0" / "results.json").read_text())["test/score"]
     assert main(["test", "--ckpt_path", str(runs / "small" / "linear" / "0"), "--trust"]) == 0

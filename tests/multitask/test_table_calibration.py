@@ -99,6 +99,11 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
     found, wanted = predicted(run, "test", "price")
     inside = np.mean(np.abs(found["price [kEUR]"] - wanted) <= radius)
     measured = stored["measured"]["test"]
+    of_numbers, _, of_classes = said.partition("Calibrated on")[0].partition("in the set")
+    assert "interval width" in " ".join(of_numbers.split())
+    assert f"{2 * radius:.3g} kEUR" in of_numbers  # widths and sizes of sets are not in one table
+    assert "sold" not in of_numbers
+    assert "price" not in of_classes
     expected = {"labels": len(wanted), **_wilson(inside, len(wanted)), "coverage": inside, "width": 2 * radius}
     assert measured["price"] == pytest.approx(expected, abs=1e-4)
 

@@ -231,19 +231,19 @@ def trained(tmp_path: Path) -> lm.MultiTaskModule:
 @pytest.mark.parametrize(
     ("column", "value", "told"),
     [
-        ("area", "large", r"new\.csv: column 'area', row 3 is 'large': expected a number"),
-        ("area", "inf", r"column 'area', row 3 is 'inf': expected a finite number"),
+        ("area", "large", r"new\.csv: column 'area', row 3 \(line 4 of the file\) is 'large': expected a number"),
+        ("area", "inf", r"column 'area', row 3 \(line 4 of the file\) is 'inf': expected a finite number"),
         (
             "area",
             "1e300",
-            r"column 'area', row 3 is '1e300': after scaling it is larger than float32 can hold",
+            r"column 'area', row 3 \(line 4 of the file\) is '1e300': after scaling it is larger than float32 can hold",
         ),
         (
             "town",
             "town 9",
-            r"column 'town', row 3 is 'town 9': the model has no such task; it has 'town 0', 'town 1', 'to",
+            r"column 'town', row 3 \(line 4 of the file\) is 'town 9': the model has no such task; it has 'town 0', 't",
         ),
-        ("town", None, r"column 'town', row 3 is None: every row needs a value here"),
+        ("town", None, r"column 'town', row 3 \(line 4 of the file\) is None: every row needs a value here"),
     ],
 )
 def test_a_value_that_means_nothing_is_refused_by_column_row_and_value(
@@ -279,13 +279,13 @@ def test_what_is_handled_as_in_training_is_told(
     rows[3] |= {"area": 1e6}
     trained.predict_table(write(tmp_path / "new.csv", rows, leave_out=("sold", "grade")))
     assert [record.getMessage() for record in caplog.records] == [
-        "column 'area': 1 of 4 values are missing, the first in row 3; as in training, they are treated as the "
-        "training mean",
-        "column 'style': 2 of 4 values do not occur in training, the first in row 2, 'brand new' (and 1 more texts); "
-        "they are treated as none of the training texts",
+        "column 'area': 1 of 4 values are missing, the first in row 3 (line 4 of the file); as in training, they are "
+        "treated as the training mean",
+        "column 'style': 2 of 4 values do not occur in training, the first in row 2 (line 3 of the file), 'brand new' "
+        "(and 1 more texts); they are treated as none of the training texts",
         "targets in the table are ignored: 'price'",
         "column 'area': 1 of 4 values are more than 10 times as far from the mean as any input in training, the first "
-        "in row 4, '1000000.0'",
+        "in row 4 (line 5 of the file), '1000000.0'",
     ]
     caplog.clear()
     known = [{**row, "style": "old", "area": 100} for row in houses(4, seed=1)]
@@ -305,10 +305,10 @@ def test_what_is_missing_is_compared_with_training(categories: Any, tmp_path: Pa
     becomes = "none of the training texts" if categories == "one_hot" else codes
     found = rows_of(spec, (), columns)
     assert found.notes == [
-        "column 'area': 2 of 2 values are missing, the first in row 1; as in training, they are treated as the "
-        "training mean",
-        "column 'style': 2 of 2 values are missing, the first in row 1, while no training row misses one; they "
-        f"are treated as {becomes}",
+        "column 'area': 2 of 2 values are missing, the first in row 1 (line 2 of the file); as in training, they are "
+        "treated as the training mean",
+        "column 'style': 2 of 2 values are missing, the first in row 1 (line 2 of the file), while no training row "
+        f"misses one; they are treated as {becomes}",
     ]
     unknown = replace(spec, features=[replace(feature, missed=None) for feature in spec.features])
     assert unknown == spec  # what a checkpoint of an earlier version holds is the same table

@@ -221,6 +221,16 @@ def test_selections_of_different_metrics_have_no_mean(tmp_path: Path) -> None:
     assert compare([tmp_path / "together"], [tmp_path / "alone"]).selection == {}
 
 
+def test_the_worst_difference_has_its_unit_where_metrics_differ(tmp_path: Path) -> None:
+    for method, right in (("alone", [0, 1, 1, 1]), ("together", [0, 0, 1, 1])):
+        tasks = {"a": Simulated(np.array(right, float)), "r": Simulated(np.full(9, 0.5), metric="r2")}
+        write_run(tmp_path / method / "0", tasks)
+    print_report(
+        compare([tmp_path / "together"], [tmp_path / "alone"]), Console(file=(text := io.StringIO()), width=140)
+    )
+    assert "-25.0 points" in next(line for line in text.getvalue().splitlines() if "worst Δ" in line)
+
+
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize(
     ("known", "before", "expected"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.report.transfer.reading import read_results
+from lightning_meta.report.transfer.reading import Run, read_results, read_run
 
 SCORE, SECONDS = "test/score", "train_time_s"  # the score is the mean over tasks of each task's metric
 
@@ -26,11 +27,14 @@ class LinearComparison:
         scores: Mean `test/score` over seeds by rung, higher is better.
         seconds: Mean training time over seeds by rung.
         linear: Names of the rungs that are linear models.
+        at_chance: By linear rung, the number of tasks in which its mean over seeds is not better than a constant
+            prediction, and the number of all tasks; rungs that are better in more than half of them are left out.
     """
 
     scores: Mapping[str, float]
     seconds: Mapping[str, float]
     linear: Sequence[str]
+    at_chance: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def unbeaten(self) -> dict[str, list[str]]:
@@ -44,9 +48,18 @@ class LinearComparison:
         """One line per marked rung, for the report."""
         return [
             f"{rung} does not beat {' and '.join(f'{n} ({self.scores[n]:.3f})' for n in linear)}: its {SCORE} is "
-            f"{self.scores[rung]:.3f}, mean over seeds."
+            f"{self.scores[rung]:.3f}, mean over seeds.{self._of_chance(linear)}"
             for rung, linear in self.unbeaten.items()
         ]
+
+    def _of_chance(self, linear: Sequence[str]) -> str:
+        """A sentence for each of these linear rungs that is itself at chance level."""
+        return "".join(
+            f" {name} itself is at chance level: it is not better than a constant in {self.at_chance[name][0]} of "
+            f"{self.at_chance[name][1]} tasks."
+            for name in linear
+            if name in self.at_chance
+        )
 
     def show(self) -> None:
         """Print a table of all rungs."""
@@ -55,7 +68,10 @@ class LinearComparison:
             table.add_column(column, justify="right" if column in (SCORE, "seconds") else "left")
         unbeaten = self.unbeaten
         for rung, score in self.scores.items():
-            mark = f"does not beat {' and '.join(unbeaten[rung])}" if rung in unbeaten else ""
+            names = [f"{name} (at chance level)" if name in self.at_chance else name for name in unbeaten.get(rung, ())]
+            mark = f"does not beat {' and '.join(names)}" if names else ""
+            if rung in self.at_chance:
+                mark = "at chance level"
             table.add_row(*map(Text, (rung, f"{score:.3f}", f"{self.seconds[rung]:.1f}", mark)))
         Console().print(table)
 
@@ -74,4 +90,17 @@ def compare_with_linear(runs: Sequence[PlannedRun]) -> LinearComparison | None:
     scores, seconds = (
         {rung: fmean(results[key] for results in seeds) for rung, seeds in by_rung.items()} for key in (SCORE, SECONDS)
     )
-    return LinearComparison(scores, seconds, linear) if linear else None
+    by_linear = {rung: [run.directory for run in runs if run.rung == rung and run.directory] for rung in linear}
+    chances = {rung: _tasks_at_chance([read_run(d) for d in directories]) for rung, directories in by_linear.items()}
+    at_chance = {rung: (failed, count) for rung, (failed, count) in chances.items() if 2 * failed >= count > 0}
+    return LinearComparison(scores, seconds, linear, at_chance) if linear else None
+
+
+def _tasks_at_chance(runs: Sequence[Run]) -> tuple[int, int]:
+    """Return the number of tasks in which runs are on average not better than a constant, and of those compared."""
+    differences = [
+        fmean(run.tasks[name].sign * (run.tasks[name].test - run.tasks[name].constant) for run in runs)
+        for name in runs[0].tasks
+    ]
+    known = [difference for difference in differences if isfinite(difference)]
+    return sum(difference <= 0 for difference in known), len(known)

@@ -137,7 +137,7 @@ def _over_all(method: MethodTransfer) -> dict[str, str]:
         JOINT: change_text(metric, method.mean_delta_joint),
         "tasks helped": _rate(method.helped),
         "tasks hurt": _rate(method.harmed),
-        "worst Δ": change_text(worst.metric, worst.delta),
+        "worst Δ": (change_text if metric else _amount)(worst.metric, worst.delta),  # with its unit if metrics differ
         "of the task": printable(method.worst),
         "mean rank ↓": f"{method.mean_rank:.2f}",
         "mean gap train − val": change_text(metric, method.mean_gap),
