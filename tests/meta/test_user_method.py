@@ -130,7 +130,7 @@ def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_grad
         (Detached(MLP(256, (8,))), pictures(), "Detached: its loss does not depend on a weight that is trained"),
     ]
     for module, episodes, message in wrong:
-        options = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         runs = L.Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, **options)
         with pytest.raises(UserError, match=message):
             runs.fit(module, episodes)
