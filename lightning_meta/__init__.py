@@ -8,7 +8,7 @@ Everything public is a name of this module, or of `lm.sources`, `lm.nn`, `lm.wei
 `lm.estimators`, `lm.pictures` and `lm.testing`. A part is imported when it is first used.
 """
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
 __version__ = "0.1.0"

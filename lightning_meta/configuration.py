@@ -25,7 +25,15 @@ imported, and every class and function before it is called.
 """
 
 from lightning_meta.building import build
-from lightning_meta.describing import Described, RemembersArguments, describe, options_of, refuse_unknown, remember
+from lightning_meta.describing import (
+    Described,
+    RemembersArguments,
+    describe,
+    options_of,
+    refuse_unknown,
+    remember,
+    unknown_option,
+)
 from lightning_meta.import_paths import (
     TRUSTED,
     Allow,
@@ -53,5 +61,6 @@ __all__ = [
     "real_path",
     "refuse_unknown",
     "remember",
+    "unknown_option",
     "unknown_parts",
 ]

@@ -18,11 +18,12 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 import lightning_meta
 from lightning_meta.checks import switch
-from lightning_meta.errors import UserError
+from lightning_meta.errors import UserError, similar
 from lightning_meta.import_paths import is_importable, own_path, public_path
 from lightning_meta.specifications import marked, unknown_parts
 
 FACTORIES = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+OF_OPTIMIZER = ("lr", "learning_rate", "weight_decay", "momentum", "betas")  # also of optimisers other than Adam
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
 
 
@@ -37,6 +38,11 @@ class RemembersArguments:
         try:
             bound = inspect.signature(cls.__init__).bind(instance, *args, **kwargs)
         except TypeError:
+            parameters = inspect.signature(cls.__init__).parameters
+            if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+                unknown = [name for name in kwargs if name not in parameters]
+                if unknown:
+                    raise unknown_option(cls, unknown[0]) from None
             return instance  # a copy, an unpickled instance, or a call for which `__init__` raises a better error
         bound.apply_defaults()
         named = dict(list(bound.arguments.items())[1:])  # without `self`
@@ -204,6 +210,18 @@ def options_of(cls: type) -> dict[str, inspect.Parameter]:
         if not ours or all(p.kind is not p.VAR_KEYWORD for p in parameters):
             break
     return named
+
+
+def unknown_option(cls: type, name: str) -> UserError:
+    """Return the error for an option that a constructor does not have, with the one that may be meant."""
+    options = [o for o, parameter in options_of(cls).items() if parameter.kind is not parameter.VAR_KEYWORD]
+    short = name.replace("learning_rate", "lr")
+    if short not in options and "optimizer" in options and similar(name, OF_OPTIMIZER):
+        meant = "; options of the optimizer belong to it: optimizer=partial(torch.optim.Adam, lr=0.001)"
+    else:
+        close = short if short in options else similar(name, options)
+        meant = f"; did you mean {close}?" if close else ""
+    return UserError(f"{name}: there is no such option of {cls.__name__}{meant}")
 
 
 def fixed_options(cls: type, below: type = object) -> frozenset[str]:

@@ -49,8 +49,19 @@ def meant(value: object, choices: Iterable[object]) -> str:
     >>> meant("MultiHed", ["Independent", "MultiHead"])
     "; did you mean 'MultiHead'?"
     """
-    close = difflib.get_close_matches(str(value), [choice for choice in choices if isinstance(choice, str)], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    close = similar(str(value), [choice for choice in choices if isinstance(choice, str)])
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def similar(name: str, choices: Iterable[str]) -> str | None:
+    """Return the most similar of several names, whatever its case; None if none is similar.
+
+    >>> similar("Maml", ["MAML", "ANIL"])
+    'MAML'
+    """
+    choices = list(choices)
+    same = [choice for choice in choices if choice.lower() == name.lower()]
+    return next(iter(same or difflib.get_close_matches(name, choices, n=1)), None)
 
 
 class NonFiniteLossError(RuntimeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -22,7 +21,14 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_meta.backbone_rate import check_schedule, groups_of, keep_in_search, scale_rates
 from lightning_meta.building import is_rebuilt
 from lightning_meta.checks import factory, instance, positive
-from lightning_meta.configuration import Described, describe, options_of, refuse_unknown, unknown_parts
+from lightning_meta.configuration import (
+    Described,
+    describe,
+    options_of,
+    refuse_unknown,
+    unknown_option,
+    unknown_parts,
+)
 from lightning_meta.errors import NonFiniteLossError, UserError, one_of
 from lightning_meta.factories import LRSchedulerCallable, OptimizerCallable
 from lightning_meta.functional.ranks import world_size
@@ -71,9 +77,7 @@ def _refuse_unknown_option(cls: type, kwargs: Mapping[str, Any], error: TypeErro
     name = next((name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)), None)
     if name is None:
         return
-    close = [other for other in difflib.get_close_matches(name, options_of(cls), n=1) if other != name]
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise UserError(f"{name}: there is no such option of {cls.__name__}{hint}") from error
+    raise unknown_option(cls, name) from error
 
 
 class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed):

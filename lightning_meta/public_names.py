@@ -1,11 +1,16 @@
-"""The one list of public names, `__init__.pyi` of the package, as its subpackages read it."""
+"""The one list of public names, `__init__.pyi` of the package, as its subpackages read it, and their import on use."""
 
 from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import lazy_loader
+
+Attached = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 STUB = Path(__file__).with_name("__init__.pyi")
 
 
@@ -24,3 +29,30 @@ def public_names(package: str) -> dict[str, list[str]]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{room}."):
             names[node.module.removeprefix(f"{room}.")] += [alias.name for alias in node.names]
     return dict(names)
+
+
+def attach(package: str, file: str | None = None) -> Attached:
+    """Return `__getattr__`, `__dir__` and `__all__` of a package that imports a public name when it is first used.
+
+    Args:
+        package: Its name, such as "lightning_meta.nn".
+        file: Its `__init__.py`, beside which `__init__.pyi` lists the names; None for those of `public_names`.
+    """
+    if file is None:
+        imported, names, listed = lazy_loader.attach(package, submod_attrs=public_names(package))
+    else:
+        imported, names, listed = lazy_loader.attach_stub(package, file)
+
+    def attribute(name: str) -> Any:
+        try:
+            return imported(name)
+        except AttributeError as error:
+            missing = f"No {package} attribute {name}"
+            if name.startswith("_") or str(error) != missing:
+                raise
+            from lightning_meta.errors import similar  # only needed for a misspelt name
+
+            close = similar(name, listed)
+            raise AttributeError(f"{missing}; did you mean {close}?" if close else missing) from None
+
+    return attribute, names, listed

@@ -200,6 +200,10 @@ def test_a_rung_is_one_folder_too(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda: ProtoNet(MLP(4), compile=1), "compile: True or False is needed, got 1"),
         (lambda: MAML(MLP(4), inner_step=3), "inner_step: there is no such option of MAML; did you mean inner_steps"),
         (lambda: MultiHead(MLP(4), weights=None), "weights: there is no such option of MultiHead"),
+        (lambda: MAML(MLP(4), inner_learning_rate=0.1), "there is no such option of MAML; did you mean inner_lr"),
+        (lambda: MAML(MLP(4), lerning_rate=0.1), "of MAML; options of the optimizer belong to it: optimizer=partial("),
+        (lambda: EpisodicDataModule(Sinusoid(), shot=1), "such option of EpisodicDataModule; did you mean shots"),  # type: ignore[call-arg]
+        (lambda: MLP(4, hiden=(3,)), "hiden: there is no such option of MLP; did you mean hidden"),  # type: ignore[call-arg]
         (lambda: RunCheckpoint(monitor=3), "checkpoint.monitor: a str is needed, got int '3'"),  # type: ignore[arg-type]
         (lambda: RunCheckpoint(mode="foo"), "checkpoint.mode: expected 'max' or 'min', got 'foo'"),  # type: ignore[arg-type]
         (lambda: RunCheckpoint(every_n_steps="5"), "checkpoint.every_n_steps: a whole number"),  # type: ignore[arg-type]

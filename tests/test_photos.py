@@ -114,7 +114,7 @@ SMALL = {
         [],
         "of the train split has 4; ask for fewer, such as 2 + 2, or leave such classes out by small_classes skip\n",
     ),
-    "ways": (8, 5, ["--data.ways=3"], "or set least_classes of ImageFolder, ways and test_ways to 2\n"),
+    "ways": (8, 5, ["--data.ways=3"], "or set least_classes of ImageFolder and the ways of tasks to 2\n"),
 }
 
 

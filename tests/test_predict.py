@@ -333,7 +333,7 @@ def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture
     assert not Path("predictions.csv").exists()
     assert predict(run, "--skip_unreadable") == 0
     said = capsys.readouterr().out
-    assert "1 images could not be read" in said
+    assert "1 image could not be read" in said
     assert "passed over: query/broken.png" in said
     assert len(rows()) == 12
     Path("predictions.csv").unlink()

@@ -62,7 +62,10 @@ def test_one_part_does_not_import_the_others() -> None:
     command = [sys.executable, "-c", USED, json.dumps(list(NEEDS))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = {name: set(modules) for name, *modules in map(json.loads, done.stdout.splitlines())}
-    assert {m for m in loaded[""] if m.startswith("lightning_meta")} == {"lightning_meta"}
+    assert {m for m in loaded[""] if m.startswith("lightning_meta")} == {
+        "lightning_meta",
+        "lightning_meta.public_names",
+    }
     for name, needs in NEEDS.items():
         assert not loaded[name] & (set(HEAVY) - set(needs)), name
         parts = {module.split(".")[1] for module in loaded[name] if module.startswith("lightning_meta.")}
@@ -71,8 +74,12 @@ def test_one_part_does_not_import_the_others() -> None:
 
 
 def test_what_is_not_there_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="ProtoNets"):
+    with pytest.raises(AttributeError, match=r"No lightning_meta attribute ProtoNets; did you mean ProtoNet\?"):
         lm.ProtoNets  # type: ignore[attr-defined]  # noqa: B018
+    for room, name, close in [(lm, "Maml", "MAML"), (lm.sources, "glyphs_", "Glyphs"), (meta, "Protonet", "ProtoNet")]:
+        with pytest.raises(AttributeError, match=rf"No {room.__name__} attribute {name}; did you mean {close}\?"):
+            getattr(room, name)
+    assert not hasattr(lm, "Quux")
 
 
 def test_every_method_has_a_row_in_the_table_of_the_tests() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from lightning_meta.cli.sweep import command as sweep
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import NonFiniteLossError, UserError
 from lightning_meta.fitting.disk import disk_trouble
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.run.memory import keep_freed_memory
 
 COMMANDS = {
@@ -77,13 +77,12 @@ def main(args: Sequence[str] | None = None) -> int:
             return _fail(unknown_command(command, COMMANDS), 2)
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
-    _quieten_lightning()
     _show_log()
     keep_freed_memory()
     if _may_import(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
-        with using_threads(command, options[:-1]) as rest:
+        with quiet_lightning(), using_threads(command, options[:-1]) as rest:
             COMMANDS[command](with_shipped(rest) if command in TAKE_SHIPPED else rest)
     except NonFiniteLossError as error:
         return _fail(str(error), 1)
@@ -128,19 +127,3 @@ def _show_log() -> None:
     logger = logging.getLogger("lightning_meta")
     logger.setLevel(logging.INFO)
     logger.handlers = [logging.StreamHandler(sys.stderr)]
-
-
-def _quieten_lightning() -> None:
-    """Silence messages and warnings of Lightning that do not apply here."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
-    # Episodes are drawn by tensor indexing, so worker processes do not help.
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    # Metrics logged at the end of a stage are already equal on all ranks.
-    warnings.filterwarnings("ignore", ".*It is recommended to use `self.log.*sync_dist=True.*")
-    # The log interval may exceed an epoch: steps are counted over the whole run.
-    warnings.filterwarnings("ignore", ".*is smaller than the logging interval.*")
-    # Lightning itself uses a deprecated part of torch.
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated.*")
-    # A resumed run writes to its existing directory.
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")

@@ -13,16 +13,18 @@ import re
 import typing
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from traceback import walk_tb
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_meta.cli.refusal import Refusal, read_refusal
-from lightning_meta.describing import fixed_options
+from lightning_meta.describing import FACTORIES, fixed_options
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import import_class
 
 LONGEST = 400
+_NO_ATTRIBUTE = r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'"
 MOST = 12  # options that a message lists
 EXTRAS = {"wandb": "wandb", "optuna": "sweep", "onnx": "export", "onnxscript": "export"}  # extra by package
 
@@ -47,7 +49,7 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
         return f"--{found[1]}: there is no such option{meant}"
     if found := re.search(r"argument (?:\S+/)?(--\S+): expected (?:one|at least one) argument", text):
         return f"{found[1]}: a value is missing; {_pointer(command)}"
-    refusal = read_refusal(text)
+    refusal = _of_factory(read_refusal(text))
     key = refusal.key
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", refusal.reason):
         key = f"{key}.{found[1]}" if key else found[1]
@@ -56,6 +58,16 @@ def one_line(error: BaseException, options: Iterable[str] = (), command: str = "
         option = f"{refusal.owner.rpartition('.')[2]}: "
     message = _message(refusal, options, command)
     return f"{option}{message}"[:LONGEST] if message else f"{_passed(option + refusal.reason)}; {_pointer(command)}"
+
+
+def _of_factory(refusal: Refusal) -> Refusal:
+    """The reason why an optimiser or a schedule was refused, with its class as the owner."""
+    outer, inner = "Type .* expects a function or a callable class: ", f"Option '[^']+' is not accepted|{_NO_ATTRIBUTE}"
+    found = re.fullmatch(rf"{outer}(?P<reason>{inner})\. Got value: (?P<value>.*)", refusal.reason)
+    if found is None:
+        return refusal
+    named = re.match(r"Namespace\(class_path='([\w.]+)'", found["value"])
+    return replace(refusal, reason=found["reason"], owner=named[1] if named else refusal.owner)
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
@@ -79,10 +91,8 @@ def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
             meant = f"; it has {', '.join(names[:MOST])}" + (f" and {len(names) - MOST} more" if names[MOST:] else "")
         meant = meant or f"; {_pointer(command, refusal)}"
         return f"there is no such option{of_owner}{meant}"
-    # The second alternative is the message of lazy_loader.
-    missing = (
-        r"module '(?P<module>[^']+)' has no attribute '(?P<name>[^']+)'|No (?P<lazy>[\w.]+) attribute (?P<attr>\w+)"
-    )
+    # The second alternative is the message of `public_names.attach`.
+    missing = rf"{_NO_ATTRIBUTE}|No (?P<lazy>[\w.]+) attribute (?P<attr>\w+)(?:; .*)?"
     if found := re.fullmatch(missing, reason):
         module, name = found["module"] or found["lazy"], found["name"] or found["attr"]
         return f"there is no class {module}.{name}{_meant(name, _classes_of(module))}"
@@ -202,6 +212,8 @@ def _arguments(path: str) -> list[str]:
     """The constructor arguments of a class in the configuration, including inherited ones."""
     if (cls := _class_of(path)) is None:
         return []
+    if issubclass(cls, FACTORIES):
+        return list(inspect.signature(cls).parameters)[1:]  # without the parameters or the optimiser
     parents = [c for c in inspect.getmro(cls) if "__init__" in vars(c) and c is not object]
     names = [name for c in parents for name in list(inspect.signature(vars(c)["__init__"]).parameters)[1:]]
     return [name for name in names if name not in fixed_options(cls)]
@@ -223,9 +235,9 @@ def _classes_of(module: str) -> list[str]:
 def _subclass_names(subtypes: str) -> list[str]:
     """Names of the imported subclasses of the classes in a type."""
     names: list[str] = []
-    for path in re.findall(r"<class '([\w.]+)'>", subtypes):
+    for path in map("".join, re.findall(r"<class '([\w.]+)'>|\], ([\w.]+)\]", subtypes)):  # or what a callable returns
         cls = _class_of(path if "." in path else f"builtins.{path}")
-        remaining = [] if cls is None or cls is object else [cls]
+        remaining = [] if cls is None or cls in (object, type(None)) else [cls]
         while remaining:
             names.append(remaining[-1].__name__)
             remaining += remaining.pop().__subclasses__()

@@ -126,7 +126,7 @@ def _label(
             "abstained)"
         )
     if skipped:
-        print(f"{len(skipped)} images could not be read:")
+        print(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} could not be read:")
     for line in skipped:
         print(f"passed over: {line}")
     if model.uses_query_set:

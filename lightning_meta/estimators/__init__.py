@@ -1,5 +1,5 @@
 """Estimators with the interface of scikit-learn, which needs `pip install 'lightning_meta[sklearn]'`."""
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -24,6 +24,8 @@ def are_images(X: Any) -> bool:
         return True
     if dims == IMAGE_DIMS:
         raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
+    if isinstance(X, list | tuple) and not X:
+        raise UserError("X: the list is empty; expected files, such as a list by glob, or an array")
     first = X if dims is None or dims == 1 else ()
     first = first.tolist() if hasattr(first, "tolist") else first  # arrays and columns of a DataFrame
     return isinstance(first, Sequence) and _all_paths(first)

@@ -15,6 +15,7 @@ from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.fitting.checks import quiet_trainer
 from lightning_meta.fitting.evaluation import own_names
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.meta import MetaModule
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.meta.scores import TaskScores
@@ -37,6 +38,7 @@ class Calibrated(NamedTuple):
     measured: dict[str, dict[str, float | None]]
 
 
+@quiet_lightning()
 def calibrate(
     module: MetaModule,
     data: EpisodicDataModule,

@@ -16,6 +16,7 @@ from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.figures import Point
 from lightning_meta.run.naming import naming_arguments
@@ -61,6 +62,7 @@ class Evaluation(NamedTuple):
         return Point(self.ways, self.shots, self.score, self.interval, self.tasks)
 
 
+@quiet_lightning()
 def evaluate(
     module: MetaModule,
     data: EpisodicDataModule,

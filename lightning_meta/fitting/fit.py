@@ -21,6 +21,7 @@ from lightning_meta.fitting.arguments import check_arguments, check_counts
 from lightning_meta.fitting.checks import check_monitor, check_trainer
 from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import find_place
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.fitting.seeding import set_seed
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
 from lightning_meta.import_paths import reason
@@ -33,6 +34,7 @@ from lightning_meta.run.wandb_logger import belonging_to
 MEANT = {"ckpt_path": "resume", "seed_everything": "seed", "epochs": "max_epochs", "steps": "max_steps"}
 
 
+@quiet_lightning()
 def fit(
     module: LightningModule,
     data: LightningDataModule,

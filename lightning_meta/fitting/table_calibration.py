@@ -11,6 +11,7 @@ from lightning_meta.checks import instance, share
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration
 from lightning_meta.multitask.records import TaskRecord
@@ -31,6 +32,7 @@ class CalibratedTable(NamedTuple):
     measured: dict[str, Measured]
 
 
+@quiet_lightning()
 def calibrate_table(
     module: MultiTaskModule, data: MultiTaskDataModule, *, coverage: float = 0.9, **trainer: Any
 ) -> CalibratedTable:

@@ -165,6 +165,7 @@ class MetaModule(ChecksBatches, Learner, ABC):
     def task_loss(self, support: Examples, query: Examples, ways: int) -> Outcome:
         """The outer loss of one task: the query loss after adapting to the support set."""
         outputs = self.predict(self.adapt(support, ways), query.x)
+        self.check_outputs(outputs, query, ways)
         return Outcome(self.task.loss(outputs, query.y), outputs, query.y, {})
 
     def meta_batch_loss(self, batch: Episode) -> Outcome:
@@ -297,6 +298,11 @@ class MetaModule(ChecksBatches, Learner, ABC):
             if self.graph == "off":
                 outcome = self.training_loss(self.inputs(batch))
                 loss = outcome.loss.mean()
+                if not loss.requires_grad:
+                    raise UserError(
+                        f"{type(self).__name__}: its loss does not depend on a weight that is trained; look for "
+                        "detach(), torch.no_grad() or argmax in adapt and predict"
+                    )
             else:
                 loss, outcome = self.graphed_loss(self.inputs(batch))
         self.check_finite(loss)
@@ -380,10 +386,29 @@ class MetaModule(ChecksBatches, Learner, ABC):
             put_buffers(self.network, {name: buffers[name] for name in own if name in buffers})
         return {name: tensor for name, tensor in buffers.items() if name not in own}
 
+    def check_outputs(self, outputs: Tensor, query: Examples, ways: int) -> None:
+        """Refuse predictions of a wrong shape.
+
+        Cross-entropy accepts more columns than the task has classes, and the squared error of `(M,)` and `(M, 1)` is
+        that of all pairs.
+
+        Raises:
+            UserError: `predict` did not return a number for each query and class or dimension of the target.
+        """
+        expected = (len(query.y), ways or query.y.shape[-1] * self.task.numbers)
+        received = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if received != expected:
+            each = "class" if ways else "dimension of the target"
+            raise UserError(
+                f"{type(self).__name__}.predict returned {received}; expected {expected}: a score for each query and "
+                f"{each}"
+            )
+
     def _train_on_task(self, how: TaskMap, ways: int, support: Examples, query: Examples) -> Outcome:
         """`task_loss`, together with the batch statistics of its forward passes."""
         with collected_statistics(self.network) as statistics:
             outcome = self.task_loss(support, query, ways)
+        self.check_outputs(outcome.outputs, query, ways)
         buffers = self.keep_buffers(outcome.buffers) if how.strategy == "loop" else outcome.buffers
         return outcome._replace(buffers={**statistics, **buffers})
 
@@ -403,9 +428,10 @@ class MetaModule(ChecksBatches, Learner, ABC):
         if self.training not in self._vectorises:
             reason = self._obstacle(run, batch)
             self._vectorises[self.training] = reason is None
-            if reason is not None and self.strategy == "vmap":
+            if reason is not None:
                 with untouched(self):
-                    self._try(run, TaskMap("loop"), batch)  # raises the network's own error, if vmap is not the cause
+                    self._try(run, TaskMap("loop"), batch)  # raises the method's own error, if vmap is not the cause
+            if reason is not None and self.strategy == "vmap":
                 raise UserError(f"strategy: vmap cannot visit the tasks: {reason}; use strategy loop, or auto")
             if reason is not None and not self._warned_of_loop:
                 self._warned_of_loop = True
@@ -488,18 +514,9 @@ class MetaModule(ChecksBatches, Learner, ABC):
         scores = []
         for state in self.trajectory(support, ways):
             outputs = self.predict(state, query.x)  # the last state's are returned
-            self._check_outputs(outputs, query, ways)
+            self.check_outputs(outputs, query, ways)
             scores.append(self.task.score(outputs, query.y))
         return self.task.loss(outputs, query.y), torch.stack(scores), outputs
-
-    def _check_outputs(self, outputs: Tensor, query: Examples, ways: int) -> None:
-        """Refuse logits of a wrong shape: cross-entropy accepts more columns than the task has classes."""
-        expected = (len(query.y), ways)
-        if ways and outputs.shape != expected:
-            raise UserError(
-                f"{type(self).__name__}.predict returned {tuple(outputs.shape)}; expected {expected}: a score for each "
-                "query and class"
-            )
 
     def _evaluate(self, batch: Episode, scores: TaskScores) -> None:
         scores.update(batch.tasks, *self._evaluate_tasks(self.inputs(batch)), batch.query.y)

@@ -111,6 +111,7 @@ class MetricLearner(MetaModule, ABC):
             own = own_buffers(self.backbone)
             buffers = {name: tensor for name, tensor in buffers.items() if name in own}
         outputs = self.logits(state, features)
+        self.check_outputs(outputs, query, ways)
         loss = self.outer_loss(state, Examples(features, query.y), outputs)
         return Outcome(loss, outputs, query.y, buffers)
 

@@ -681,6 +681,13 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
         """The loss of each example times its weight, grouped by type of task."""
         tasks = self.spec.tasks
+        for name, of_task in outputs.items():  # the squared error of `(n,)` and `(n, 1)` is that of all pairs
+            expected = (len(batch.targets[name]), tasks[name].outputs)
+            if of_task.shape != expected:
+                raise UserError(
+                    f"{type(self).__name__}.forward returned {tuple(of_task.shape)} for task {name!r}; expected "
+                    f"{expected}: the outputs of each example"
+                )
         if self._together is None or self._together.tasks is not tasks:
             self._together = LossesTogether(tasks)
         groups = self._together(outputs, batch.targets)

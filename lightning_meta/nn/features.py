@@ -88,6 +88,8 @@ def shape_after(
             kind = " (channels first)"
         fix = _fix(network, shape, zeros.is_floating_point())
         raise UserError(f"{option}: {name} does not take inputs of shape {shape}{kind}: {reason}; {fix}") from error
+    if not isinstance(output, Tensor):
+        raise UserError(f"{option}: {name} returns a {type(output).__name__}; a tensor (M, F) of features is needed")
     return tuple(output.shape[1:])
 
 

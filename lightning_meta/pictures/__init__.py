@@ -1,5 +1,5 @@
 """Callbacks that draw figures of a meta-learner after its test, into `figures/` of the run directory."""
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

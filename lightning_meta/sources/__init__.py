@@ -1,5 +1,5 @@
 """Sources: one file per data set, which finds, verifies and decodes its files."""
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

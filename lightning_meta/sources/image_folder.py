@@ -135,7 +135,7 @@ class ImageFolder(ImageFilesSource):
         if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
             return f"by least_classes={least} of ImageFolder: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
-        ways = f"; or set least_classes of ImageFolder, ways and test_ways to {fewer}" if fewer > 1 else ""
+        ways = f"; or set least_classes of ImageFolder and the ways of tasks to {fewer}" if fewer > 1 else ""
         return f"by more class folders: tasks need {tasks}, and there are {count}{ways}"
 
     def _divide(self, folders: Sequence[Path]) -> dict[Split, dict[str, Path]]:

@@ -121,7 +121,7 @@ class LabelledTable(Source):
         if (least := enough_classes(count, self.fractions, self.least_classes, needs)) is not None:
             return f"by least_classes={least} of LabelledTable: tasks need {tasks}, and there are {count} classes"
         fewer = count // 3
-        ways = f"; or set least_classes of LabelledTable, ways and test_ways to {fewer}" if fewer > 1 else ""
+        ways = f"; or set least_classes of LabelledTable and the ways of tasks to {fewer}" if fewer > 1 else ""
         return f"by more classes: tasks need {tasks}, and there are {count}{ways}"
 
     def fingerprint(self) -> str:

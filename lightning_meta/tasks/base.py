@@ -38,6 +38,7 @@ class Task(Described, ABC):
         selection_mode: "max" if a larger `selection` is better, "min" if a smaller one is.
         metric: Name of the metric of a few-shot task in the logs.
         higher_is_better: Whether a larger `metric` is better.
+        numbers: Number of network outputs per dimension of a real target.
     """
 
     names: ClassVar[tuple[str, ...]] = ()
@@ -46,6 +47,7 @@ class Task(Described, ABC):
     selection_mode: Mode = "max"
     metric: str
     higher_is_better: bool = True
+    numbers: ClassVar[int] = 1
 
     def __init__(self, outputs: int, metric: MetricChoice = None) -> None:
         whole(0, outputs=outputs)

@@ -28,6 +28,8 @@ class GaussianRegression(Regression):
         target_scale: Standard deviation of each dimension; otherwise empty.
     """
 
+    numbers = 2
+
     def __init__(self, outputs: int, target_mean: Sequence[float] = (), target_scale: Sequence[float] = ()) -> None:
         super().__init__(outputs)
         self._of_mean = StandardisedRegression(target_mean, target_scale) if target_scale else Regression(outputs)

@@ -10,6 +10,6 @@
 Each test that fails says what is wrong with the class under test. Nothing here imports pytest.
 """
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

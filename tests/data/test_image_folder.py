@@ -124,7 +124,7 @@ def test_a_folder_that_is_too_small_says_which_ways_it_is_enough_for(cache: Path
     folder = classes(tmp_path / "photos", 8, 5)
     few = {"shots": 1, "queries": 1}
     refusal = refused_tasks(folder, ways=4, test_ways=3, **few)
-    assert "there are 8; or set least_classes of ImageFolder, ways and test_ways to 2" in refusal
+    assert "there are 8; or set least_classes of ImageFolder and the ways of tasks to 2" in refusal
     assert few_shot(folder, ways=2, test_ways=2, least_classes=2, **few) == [4, 2, 2]  # what it says works
     assert "least_classes=3" in (refusal := refused_tasks(folder, ways=2, least_classes=3, **few))
     assert "each for train, val and test are 9, but" in refusal

@@ -216,6 +216,8 @@ def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[
     for options, inputs, labels, said in mistakes:
         with pytest.raises(lm.UserError, match=said):
             FewShotClassifier(**options).fit(inputs, labels)
+    with pytest.raises(lm.UserError, match="X: the list is empty; expected files"):
+        FewShotClassifier().fit([], [])
     with pytest.raises(lm.UserError, match="X: fitted to features, a 2-D array, got images"):
         FewShotClassifier().fit(x, y).predict(images)
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from lightning_meta import load
+from lightning_meta.batches import Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
-from lightning_meta.meta import ProtoNet
+from lightning_meta.meta import MetaModule, ProtoNet
 from lightning_meta.nn import MLP, Conv4
-from lightning_meta.sources import FromDataset
+from lightning_meta.sources import FromDataset, Sinusoid
 from lightning_meta.testing.toys import pictures
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -90,3 +91,47 @@ def test_scores_of_a_wrong_shape_are_refused_before_training() -> None:
     with pytest.raises(UserError, match=r"AllFeatures.predict returned \(9, 8\); expected \(9, 3\): a score for each"):
         runs.fit(AllFeatures(MLP(256, (8,))), pictures())
     assert runs.global_step == 0
+
+
+def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_gradient() -> None:
+    """No validation comes first; the squared error of `(M,)` and `(M, 1)` would be that of all pairs."""
+
+    class Labels(ProtoNet):
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return super().predict(state, x).argmax(1)
+
+        task_loss = MetaModule.task_loss
+
+    class Detached(Labels):
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return ProtoNet.predict(self, state, x).detach()
+
+    class Columns(ProtoNet):
+        def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
+            return torch.nn.functional.pad(super().logits(summary, features), (0, 2))
+
+    class Ridge(MetaModule):
+        def adapt(self, support: Examples, ways: int) -> Any:
+            x = self.backbone(support.x)
+            return {"weight": torch.linalg.solve(x.T @ x + torch.eye(x.shape[1]), x.T @ support.y)}
+
+        def predict(self, state: Any, x: Tensor) -> Tensor:
+            return (self.backbone(x) @ state["weight"])[:, 0]
+
+    sinusoid = EpisodicDataModule(Sinusoid(), shots=5, queries=10, meta_batch_size=2)
+    wrong = [
+        (Labels(MLP(256, (8,))), pictures(), r"Labels.predict returned \(9,\); expected \(9, 3\)"),
+        (Columns(MLP(256, (8,))), pictures(), r"Columns.predict returned \(9, 5\); expected \(9, 3\)"),
+        (
+            Ridge(MLP(1, (8,))),
+            sinusoid,
+            r"Ridge.predict returned \(10,\); expected \(10, 1\):",
+        ),
+        (Detached(MLP(256, (8,))), pictures(), "Detached: its loss does not depend on a weight that is trained"),
+    ]
+    for module, episodes, message in wrong:
+        options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        runs = L.Trainer(max_steps=1, accelerator="cpu", num_sanity_val_steps=0, **options)
+        with pytest.raises(UserError, match=message):
+            runs.fit(module, episodes)
+        assert runs.global_step == 0

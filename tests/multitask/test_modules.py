@@ -521,3 +521,17 @@ def test_evaluation_leaves_buffers_and_the_random_state_of_any_network(method: A
     assert torch.equal(random, torch.get_rng_state())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_outputs_of_a_wrong_shape_are_refused(name: str) -> None:
+    """The squared error of `(n,)` and `(n, 1)` is that of all pairs; cross-entropy takes outputs of no class."""
+
+    class Wrong(MultiHead):
+        def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            outputs = super().forward(x, rows)
+            wrong = outputs[name][:, 0] if name == "sum" else nn.functional.pad(outputs[name], (0, 2))
+            return {**outputs, name: wrong}
+
+    with pytest.raises(UserError, match=rf"Wrong.forward returned \(.*\) for task '{name}'; expected \(8, "):
+        trainer(1).fit(Wrong(backbone()), datamodule=data())

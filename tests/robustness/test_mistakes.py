@@ -110,6 +110,19 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a callback misspelt": ([*M, "--trainer.callbacks=EarlyStoping"], ("--trainer.callbacks", "EarlyStopping?")),
     "a logger by its package": ([*M, "--trainer.logger=tensorboard"], ("--trainer.logger", "TensorBoardLogger?")),
+    "a class of torch": ([*M, "--model.optimizer=Adamm"], ("--model.optimizer: there is no class Adamm", "mean Adam?")),
+    "a class path of torch": (
+        [*M, "--model.optimizer=torch.optim.Adamm"],
+        ("--model.optimizer: there is no class torch.optim.Adamm", "did you mean Adam?"),
+    ),
+    "an option of the optimiser": (
+        [*M, "--model.optimizer=SGD", "--model.optimizer.momentm=0.9"],
+        ("--model.optimizer.momentm: there is no such option of SGD", "did you mean momentum?"),
+    ),
+    "an option of the schedule": (
+        [*M, "--model.lr_scheduler=StepLR", "--model.lr_scheduler.size=3"],
+        ("--model.lr_scheduler.size: there is no such option of StepLR", "did you mean step_size?"),
+    ),
     "a class in small letters": ([*M, "--model=maml"], ("--model: there is no class maml", "did you mean MAML?")),
     "a class path misspelt": ([*M, "--model=lightning_meta.meta.Maml"], ("--model", "did you mean MAML?")),
     "a backbone for a model": (

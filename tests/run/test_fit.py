@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -494,3 +496,21 @@ def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureF
     seconds = [results_file(run, "results.json")["train_time_s"] for run in (first, second)]
     assert checkpoint.seconds == pytest.approx(seconds[1], abs=0.02)
     assert "is missing" not in caplog.text
+
+
+def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder: Path) -> None:
+    shown, messages = io.StringIO(), logging.getLogger("lightning.pytorch")
+    handler = logging.StreamHandler(shown)
+    messages.addHandler(handler)
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            module = maml()
+            lm.fit(module, sines(), checkpoint=lm.RunCheckpoint("val/mse"), max_steps=1, **OPTIONS)
+            lm.evaluate(module, sines(), tasks=2)
+        assert shown.getvalue() == ""
+        assert not [w.message for w in warned if "lightning" in w.filename]
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # the user's own is as it was
+        assert "GPU available" in shown.getvalue()
+    finally:
+        messages.removeHandler(handler)

@@ -4,6 +4,6 @@ learn2learn 0.2.0 does not build on current Python versions without changes; `py
 builds it. Its vision models can be used as backbones by their class path; their batch normalisation becomes per task.
 """
 
-import lazy_loader
+from lightning_meta.public_names import attach
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__getattr__, __dir__, __all__ = attach(__name__, __file__)
