@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -286,7 +286,7 @@ class TaskSet:
         return TaskBatch(self.inputs.index_select(0, rows), targets, consecutive, ids, weights)
 
     @cached_property
-    def _last_rows(self) -> dict[str, Any]:
+    def _last_rows(self) -> dict[str, tuple[list[int], Sequence[Tensor]]]:
         return {}
 
     def _numbered(self, counts: list[int]) -> Sequence[Tensor]:

@@ -169,13 +169,11 @@ class TaskRecords(Metric):
         wide = at_least_float32(outputs)
         by_width = {width: wide[:, :width].split(counts) for width in set(self.widths)}
         by_kind = {kind: _of_kind(targets, kind).split(counts) for kind in set(task_kinds)}
-        by_task = (column.split(counts) for column in (ids, at_least_float32(losses)))
-        records = {
-            name: TaskRecord(*parts, by_width[width][number], by_kind[kind][number])
-            for (name, number), kind, width, *parts in zip(
-                self.order.items(), task_kinds, self.widths, *by_task, strict=True
-            )
-        }
+        by_task = [column.split(counts) for column in (ids, at_least_float32(losses))]
+        records = {}
+        for (name, number), kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
+            own_ids, own_losses = (column[number] for column in by_task)
+            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], by_kind[kind][number])
         return RecordTable(records, columns)
 
 
