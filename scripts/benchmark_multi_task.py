@@ -4,7 +4,7 @@
 
 - `steps`: a training step of `MultiHead` including its batch, compared with a loop of plain torch with the same network
   and optimiser, and targets standardised beforehand. Tasks have separate rows, or share them.
-- `trainer`: the same with `lightning.Trainer`, compared with a LightningModule without logging.
+- `trainer`: the same with `lightning.Trainer`, compared with a LightningModule without logging and epochs as long.
 - `validation`: a validation with the Trainer, including scores, logs and records, compared with the predictions alone.
 - `strategies`: a step of `Independent` with `loop`, with `vmap`, and with the choice of `auto`.
 
@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -103,7 +104,7 @@ class Plain(nn.Module):
 
 
 class PlainBatches(IterableDataset[Batch]):
-    """Endless mini-batches with standardised targets: one per task, or one with T targets if rows are shared."""
+    """An epoch of mini-batches with standardised targets: one per task, or one with T targets if rows are shared."""
 
     def __init__(self, train: lm.TaskSet, shared: bool) -> None:
         y = torch.stack(list(train.targets.values()))
@@ -113,10 +114,9 @@ class PlainBatches(IterableDataset[Batch]):
         self.tables = [(x, y[..., 0].T)] if shared else list(zip(x, y, strict=True))
 
     def __iter__(self) -> Iterator[Batch]:
-        while True:
-            orders = [torch.randperm(len(x)).split(BATCH) for x, _ in self.tables]
-            for rows in zip(*orders, strict=True):
-                yield [(x[i], y[i]) for (x, y), i in zip(self.tables, rows, strict=True)]
+        orders = [torch.randperm(len(x)).split(BATCH) for x, _ in self.tables]
+        for rows in zip(*orders, strict=True):
+            yield [(x[i], y[i]) for (x, y), i in zip(self.tables, rows, strict=True)]
 
 
 class PlainLightning(lightning.LightningModule):
@@ -166,7 +166,7 @@ def step_of(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule) -> Callabl
 
 def plain_step_of(network: Plain, batches: PlainBatches) -> Callable[[], Tensor]:
     """A training step of plain torch."""
-    optimizer, drawn = torch.optim.Adam(network.parameters()), iter(batches)
+    optimizer, drawn = torch.optim.Adam(network.parameters()), chain.from_iterable(repeat(batches))
 
     def step() -> Tensor:
         loss = network.loss(next(drawn))

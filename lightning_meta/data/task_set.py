@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -271,8 +271,8 @@ class TaskSet:
             return TaskBatch(inputs, targets, batch_rows, ids, weights)
         if common is not None:
             rows = common if self._every_row else self.rows[names[0]][common]
-            shared, batch_row = self.inputs.index_select(0, rows), torch.arange(len(common), device=common.device)
-            return TaskBatch(shared, targets, Common.fromkeys(names, batch_row), ids, weights)
+            batch_rows = Common.fromkeys(names, *self._numbered([common.shape[0]]))
+            return TaskBatch(self.inputs.index_select(0, rows), targets, batch_rows, ids, weights)
         if joined.in_order:
             rows = places
         elif joined.rows is None:
@@ -282,20 +282,21 @@ class TaskSet:
         if self.overlapping:
             distinct, batch_row = rows.unique(return_inverse=True)
             return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
-        return TaskBatch(self.inputs.index_select(0, rows), targets, self._consecutive(names, counts), ids, weights)
+        consecutive = Consecutive(zip(names, self._numbered(counts), strict=True))
+        return TaskBatch(self.inputs.index_select(0, rows), targets, consecutive, ids, weights)
 
     @cached_property
-    def _last_rows(self) -> dict[str, Any]:
+    def _last_rows(self) -> dict[str, tuple[list[int], Sequence[Tensor]]]:
         return {}
 
-    def _consecutive(self, names: list[str], counts: list[int]) -> Consecutive:
-        """Return the rows of a batch with these numbers of examples; those of the last batch if it had the same."""
+    def _numbered(self, counts: list[int]) -> Sequence[Tensor]:
+        """Return 0, 1, 2, ... in parts of these sizes; the tensors of the last batch if it had the same sizes."""
         of_counts, rows = self._last_rows.get("last", (None, ()))
         if of_counts != counts:
             with torch.inference_mode(False):  # so that a later backward pass may save them
                 rows = torch.arange(sum(counts), device=self.device).split(counts)
             self._last_rows["last"] = counts, rows  # at once, so that threads see both or neither
-        return Consecutive(zip(names, rows, strict=True))
+        return rows
 
     def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
         """Return the numbers of the examples if they are the same for all tasks of an `aligned` set.

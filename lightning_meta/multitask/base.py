@@ -405,12 +405,13 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
+        weighting, ranks = self.weighting, world_size()
         # With an aggregator, the objective only weights the losses for the tasks' own parameters.
         own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
-        if isinstance(self.weighting, Aggregator):
+        if isinstance(weighting, Aggregator):
             own = self._own_parameters()
             shared = [p for p in self._shared_parameters(own) if p.requires_grad]
-            by_features = bool(shared) and self.weighting.rep_grad
+            by_features = bool(shared) and weighting.rep_grad
         if self._captures_training():
             loss, losses, present, outputs = self._graphed_pass(batch)
         else:
@@ -418,9 +419,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
                 of_tasks, outputs = self._losses(batch)
             losses, present = in_order(of_tasks, list(outputs), self.names)
             weighed = losses.detach().requires_grad_() if shared else losses
-            loss = self.weighting(weighed, present)
+            loss = weighting(weighed, present)
         self.check_finite(loss)
-        ranks = world_size()
         means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
         self._stepped_on.update(outputs)
         if self.logs_this_step():
@@ -428,8 +428,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         if shared:
             by_name = dict(zip(outputs, of_tasks.unbind(), strict=True))
             loss = self._collect_gradients(loss, weighed, by_name, shared, own, means, present)
-        self.weighting.observe(means, present)
-        self._last_batch = batch if self.weighting.looks_again else None
+        weighting.observe(means, present)
+        self._last_batch = batch if weighting.looks_again else None
         if ranks > 1:  # DDP needs a gradient for every parameter on every rank; those of absent tasks are dropped below
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from math import inf, isnan, nan
 
 import numpy as np
@@ -77,7 +76,7 @@ class TaskRecord:
 
     def as_ranked_loss(self, loss: float) -> float:
         """Convert a value of `loss` to one of `ranked_loss`."""
-        return inf if len(self.ids) and isnan(loss) else loss
+        return inf if isnan(loss) and len(self.ids) else loss
 
     def further(self, task: Task) -> dict[str, float]:
         """The additional metrics of a custom task (`Task.metrics`), by name; NaN without examples."""
@@ -134,11 +133,8 @@ class TaskRecords(Metric):
             all_ids, all_outputs, all_targets = (torch.cat([c[name] for name in group.names]) for c in columns)
             width = all_targets.shape[1] if all_targets.dim() > 1 else 0
             numbers, dtype = _as_integers(all_targets if width else all_targets.unsqueeze(1))
-            counts = torch.tensor(group.counts, device=all_ids.device)
-            tasks = torch.tensor([self.order[name] for name in group.names], device=all_ids.device)
-            # Without `output_size` the host would wait for the GPU to sum the counts.
-            task_numbers = tasks.repeat_interleave(counts, output_size=len(all_ids))
-            self.task_numbers.append(task_numbers)
+            task_numbers = np.repeat([self.order[name] for name in group.names], group.counts)
+            self.task_numbers.append(torch.from_numpy(task_numbers).to(all_ids))
             self.ids.append(all_ids)
             # One number for the shape and the dtype of the targets, which `compute` needs to restore them.
             self.kinds.append(torch.full_like(all_ids, len(_DTYPES) * width + _DTYPES.index(dtype)))
@@ -168,19 +164,16 @@ class TaskRecords(Metric):
             columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)}
             columns["target"] = _as_numbers(targets, kinds)
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        by_task = [column.split(counts) for column in (ids, at_least_float32(losses), at_least_float32(outputs))]
-        starts = [end - count for end, count in zip(accumulate(counts), counts, strict=True)]
-        task_kinds = [int(kinds[start]) if count else 0 for start, count in zip(starts, counts, strict=True)]
-        by_dtype = {
-            n: _from_integers(targets, _DTYPES[n]).split(counts) for n in {k % len(_DTYPES) for k in task_kinds}
-        }
+        last_kinds = kinds[torch.tensor(counts).cumsum(0) - 1].tolist()
+        task_kinds = [kind if count else 0 for kind, count in zip(last_kinds, counts, strict=True)]
+        wide = at_least_float32(outputs)
+        by_width = {width: wide[:, :width].split(counts) for width in set(self.widths)}
+        by_kind = {kind: _of_kind(targets, kind).split(counts) for kind in set(task_kinds)}
+        by_task = [column.split(counts) for column in (ids, at_least_float32(losses))]
         records = {}
-        for name, kind, own_width, *parts in zip(self.order, task_kinds, self.widths, *by_task, strict=True):
-            width, dtype = divmod(kind, len(_DTYPES))
-            padded = by_dtype[dtype][self.order[name]]
-            records[name] = TaskRecord(
-                parts[0], parts[1], parts[2][:, :own_width], padded[:, :width] if width else padded[:, 0]
-            )
+        for (name, number), kind, width in zip(self.order.items(), task_kinds, self.widths, strict=True):
+            own_ids, own_losses = (column[number] for column in by_task)
+            records[name] = TaskRecord(own_ids, own_losses, by_width[width][number], by_kind[kind][number])
         return RecordTable(records, columns)
 
 
@@ -254,6 +247,13 @@ def _from_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.int64:
         return numbers
     return (numbers.int() if dtype == torch.float32 else numbers).view(dtype)
+
+
+def _of_kind(numbers: Tensor, kind: int) -> Tensor:
+    """Decode targets of one of the `kinds` that `TaskRecords` keeps, without the padding."""
+    width, dtype = divmod(kind, len(_DTYPES))
+    targets = _from_integers(numbers, _DTYPES[dtype])
+    return targets[:, :width] if width else targets[:, 0]
 
 
 def _as_numbers(integers: Tensor, kinds: Tensor) -> Tensor:

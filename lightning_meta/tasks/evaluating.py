@@ -57,18 +57,19 @@ def evaluated(evaluations: Sequence[Evaluation]) -> list[float]:
 
 def means_of(values: Sequence[Tensor]) -> list[float]:
     """Return the mean of each of several vectors in double precision; NaN for an empty one."""
-    means = [float(vector.double().mean()) if len(vector) > LARGE else nan for vector in values]
-    small = [i for i, of in enumerate(values) if 0 < len(of) <= LARGE]
+    counts = [vector.shape[0] for vector in values]
+    means = [float(v.double().mean()) if count > LARGE else nan for v, count in zip(values, counts, strict=True)]
+    small = [i for i, count in enumerate(counts) if 0 < count <= LARGE]
     if small:
         joined = torch.cat([values[i] for i in small]).double().numpy()
-        for i, mean in zip(small, _Segments([len(values[i]) for i in small]).means(joined).tolist(), strict=True):
+        for i, mean in zip(small, _Segments([counts[i] for i in small]).means(joined).tolist(), strict=True):
             means[i] = mean
     return means
 
 
 def _kind(one: Evaluation) -> Hashable:
     """Return a key shared by evaluations that can be computed together; None if the task must evaluate itself."""
-    task, metric, count = one.task, one.metric, len(one.outputs)
+    task, metric, count = one.task, one.metric, one.outputs.shape[0]
     by_name = task.chosen is None or isinstance(task.chosen, str)
     if not by_name or not 0 < count <= LARGE or metric not in _METRICS:
         return None
@@ -85,12 +86,12 @@ def _accuracy(of_kind: Sequence[Evaluation]) -> Rows:
     assert isinstance(task, Classification | Binary | Multilabel)
     outputs, targets = (torch.cat([one[i] for one in of_kind]) for i in (0, 1))  # type: ignore[misc]
     right = task.right(outputs.double(), targets).numpy()
-    return _Segments([len(one.outputs) for one in of_kind]).means(right)
+    return _Segments([one.outputs.shape[0] for one in of_kind]).means(right)
 
 
 def _r2(of_kind: Sequence[Evaluation]) -> Rows:
-    segments = _Segments([len(one.outputs) for one in of_kind])
-    outputs, targets = _standardised(of_kind)
+    segments = _Segments([one.outputs.shape[0] for one in of_kind])
+    outputs, targets = _standardised(of_kind, segments.counts.tolist())
     variance = segments.means(np.square(targets - segments.rows(segments.means(targets))))
     error = segments.means(np.square(outputs - targets))
     # R² is undefined if all targets of a task are equal; rounding can leave their computed variance above 0.
@@ -103,8 +104,8 @@ def _r2(of_kind: Sequence[Evaluation]) -> Rows:
 
 
 def _mae(of_kind: Sequence[Evaluation]) -> Rows:
-    segments = _Segments([len(one.outputs) for one in of_kind])
-    outputs, targets = _standardised(of_kind)
+    segments = _Segments([one.outputs.shape[0] for one in of_kind])
+    outputs, targets = _standardised(of_kind, segments.counts.tolist())
     scales = [getattr(one.task, "scale", ()) or (1.0,) * one.task.outputs for one in of_kind]
     return segments.means((np.abs(outputs - targets) * segments.rows(np.array(scales))).mean(-1))
 
@@ -112,11 +113,10 @@ def _mae(of_kind: Sequence[Evaluation]) -> Rows:
 _METRICS: dict[str, Callable[[Sequence[Evaluation]], Rows]] = {"accuracy": _accuracy, "r2": _r2, "mae": _mae}
 
 
-def _standardised(of_kind: Sequence[Evaluation]) -> tuple[Rows, Rows]:
+def _standardised(of_kind: Sequence[Evaluation], counts: Sequence[int]) -> tuple[Rows, Rows]:
     """Return outputs and targets in standard units, in double precision."""
     outputs = torch.cat([one.outputs for one in of_kind]).double()
     targets = torch.cat([one.targets for one in of_kind])
-    counts = [len(one.targets) for one in of_kind]
     standards = standards_of([one.task for one in of_kind], targets)
     return outputs.numpy(), standardised(targets, counts, standards).double().numpy()
 
