@@ -123,9 +123,9 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         rows = X[~held]
         self.mean_, self.scale_ = np.zeros(X.shape[1]), np.ones(X.shape[1])
         if self.standardise:
-            # A constant column may have a std of rounding errors. Training rows do not tell what its other values mean.
             self.mean_, scale = rows.mean(0), rows.std(0)
-            self.scale_ = np.where(scale > 1e-12 * np.abs(rows).max(0), scale, np.inf)
+            # Training rows do not tell what other values of a constant column mean. Its std may be a rounding error.
+            self.scale_ = np.where((np.ptp(rows, 0) > 0) & (scale > 0), scale, np.inf)
         inputs = torch.from_numpy(((X - self.mean_) / self.scale_).astype(np.float32))
         if not torch.isfinite(inputs).all():
             raise UserError("X: a column spreads wider than float32 holds; scale it")

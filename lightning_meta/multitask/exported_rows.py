@@ -44,7 +44,9 @@ def inputs_of(rows: Iterable[Mapping[str, str | None]], about: Mapping[str, Any]
     numbers, codes = list[list[float]](), list[list[int]]()
     indices = [{text: index for index, text in enumerate(column["texts"])} for column in about["texts"]]
     for number, row in enumerate(rows, 1):
-        line = getattr(rows, "line_num", None)  # of a DictReader
+        line = getattr(rows, "line_num", None)  # of a DictReader: the line in which the row ends
+        if line is not None:
+            line -= sum(cell.count("\n") for cell in row.values() if isinstance(cell, str))
         place = f"row {number}" + (f" (line {line} of the file)" if line is not None else "")
         if None in row or None in row.values():
             header = [name for name in row if name is not None]

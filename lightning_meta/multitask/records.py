@@ -164,7 +164,7 @@ class TaskRecords(Metric):
             columns = {"task": task_numbers, "id": ids, "output": at_least_float32(outputs)}
             columns["target"] = _as_numbers(targets, kinds)
         counts = torch.bincount(task_numbers, minlength=len(self.order)).tolist()
-        last_kinds = kinds[torch.tensor(counts).cumsum(0) - 1].tolist()
+        last_kinds = F.pad(kinds, (0, 1))[torch.tensor(counts).cumsum(0) - 1].tolist()  # -1 without any row
         task_kinds = [kind if count else 0 for kind, count in zip(last_kinds, counts, strict=True)]
         wide = at_least_float32(outputs)
         by_width = {width: wide[:, :width].split(counts) for width in set(self.widths)}

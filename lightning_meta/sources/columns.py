@@ -63,6 +63,7 @@ class Column:
         as_text: Function that reads the same column as text, if the file holds text and the array numbers.
         decimal: Decimal mark of numbers in text.
         line_of: Function that returns the line of the file in which a row begins, counted from 1, if it is a text file.
+        first_texts: Function that returns the first cells as they are written in the file, if it is a text file.
 
     Attributes:
         where: Name of the file and the column; the other arguments are attributes as well.
@@ -75,8 +76,10 @@ class Column:
         as_text: Callable[[], pyarrow.ChunkedArray] | None = None,
         decimal: str = ".",
         line_of: Callable[[int], int | None] | None = None,
+        first_texts: Callable[[], Sequence[str]] | None = None,
     ) -> None:
         self.where, self.array, self.as_text, self.decimal, self.line_of = where, array, as_text, decimal, line_of
+        self.first_texts = first_texts
 
     @cached_property
     def _cells(self) -> pyarrow.ChunkedArray | None:
@@ -303,22 +306,24 @@ class Column:
     def grouped(self) -> str | None:
         """Advice for numbers of a CSV file whose decimal mark seems to separate thousands, such as 985 and 1.250.
 
-        That is so if each mark is followed by three digits, and numbers without a mark have at most three.
+        That is so if each mark is followed by three digits, and numbers without a mark have at most three and not all
+        of them one.
         """
         from pyarrow import types
 
-        if self.as_text is None or not types.is_floating(self.array.type):
+        if self.as_text is None or self.first_texts is None or not types.is_floating(self.array.type):
             return None
-        some = self.numbers[:1000] * 1000
-        if not np.isclose(
-            some, np.rint(some), rtol=1e-12, atol=1e-9, equal_nan=True
-        ).all():  # without reading the column as text
-            return None
-        texts, mark = self.spelled.texts, self.decimal
+        mark = self.decimal
+
+        def may_be_grouped(text: str) -> bool:
+            return _has_thousands(text, mark, mark) if mark in text else len(text.lstrip("+-")) <= 3
+
+        if not all(may_be_grouped(text) for text in self.first_texts() if self._is_number(text)):
+            return None  # as nearly always; the whole column would have to be read again as text
+        texts = self.spelled.texts
         marked = [text for text in texts if mark in text]
-        if not marked or len(marked) == len(texts):
-            return None
-        if not all(_has_thousands(t, mark, mark) if mark in t else len(t.lstrip("+-")) <= 3 for t in texts):
+        short = [text for text in texts if mark not in text]
+        if not marked or all(len(text.lstrip("+-")) == 1 for text in short) or not all(map(may_be_grouped, texts)):
             return None
         number = float(self._as_number(marked[0]))
         return f"{marked[0]!r} is read as {number:g}; if {mark!r} separates thousands, remove it from the file"

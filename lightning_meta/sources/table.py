@@ -266,8 +266,8 @@ class Table(TaskSource):
         if numbering := [name for name, column in self._feature_columns.items() if numbers_rows(column)]:
             names = ", ".join(map(repr, numbering))
             _log.warning(
-                "Table: these features have a different whole number in every row, as IDs do; if they are IDs, name "
-                "them in leave_out: %s",
+                "Table: these features have a different whole number in every row, as IDs and times do; name "
+                "IDs in leave_out, and a time in time_column: %s",
                 names,
             )
         of_numbers = self.task_column is not None and self._column(self.task_column).first_text is None

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Most values of a Parquet file, or 100 per byte if that is more: a few bytes can encode billions of values.
 LARGEST = 100_000_000
+FIRST_ROWS = 1000  # rows that show how the numbers of a column are written
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 Decimal = Literal[".", ","]
@@ -152,17 +153,22 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
     def column_as_text(name: str) -> pyarrow.ChunkedArray:
         return _columns_as_text(path, spelling, [name], len(table)).column(name)
 
-    line_of = _Lines(path, spelling.delimiter or ",").of
+    written = _Written(path, spelling.delimiter or ",")
     return {
         name: Column(
-            f"{path}: column {name!r}", table.column(name), partial(column_as_text, name), spelling.decimal, line_of
+            f"{path}: column {name!r}",
+            table.column(name),
+            partial(column_as_text, name),
+            spelling.decimal,
+            written.line_of,
+            partial(written.first_texts, index),
         )
-        for name in table.column_names
+        for index, name in enumerate(table.column_names)
     }
 
 
-class _Lines:
-    """Lines in which the rows of a CSV file begin, which are read only for messages.
+class _Written:
+    """A CSV file as it is written, which is read only for messages.
 
     A cell may contain line breaks, and empty lines are no rows.
     """
@@ -170,12 +176,25 @@ class _Lines:
     def __init__(self, path: Path, delimiter: str) -> None:
         self._path, self._delimiter, self._known = path, delimiter, array("q")
 
-    def of(self, row: int) -> int | None:
+    @cached_property
+    def _first(self) -> list[list[str]]:
+        try:
+            with closing(_records(self._path, self._delimiter)) as records:
+                return [cells for _, cells in islice(records, 1, FIRST_ROWS + 1)]  # the first is the header
+        except (OSError, UnicodeDecodeError, csv.Error):
+            return []
+
+    def first_texts(self, index: int) -> list[str]:
+        """Return the cells of a column in the first rows."""
+        return [cells[index].strip() for cells in self._first if index < len(cells)]
+
+    def line_of(self, row: int) -> int | None:
         """Return the line of a row, both counted in the usual way: lines from 1, rows from 0; None if it is unknown."""
         if row >= len(self._known):
             try:
-                records = islice(_records(self._path, self._delimiter), 1, row + 2)  # the first is the header
-                self._known = array("q", (line for line, _ in records))
+                with closing(_records(self._path, self._delimiter)) as records:
+                    end = max(row + 2, 2 * len(self._known))  # more than asked for, since messages come by row
+                    self._known = array("q", (line for line, _ in islice(records, 1, end)))
             except (OSError, UnicodeDecodeError, csv.Error):  # such as a cell that is longer than csv accepts
                 return None
         return self._known[row] if row < len(self._known) else None
@@ -197,9 +216,12 @@ def _uneven(path: Path, delimiter: str) -> UserError | None:
     first, header = next(records)
     for line, cells in records:
         if len(cells) != len(header):
+            count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+            mend = "correct the line, or remove lines above the header"
+            if any("\n" in cell for cell in cells):
+                mend = "a cell in it has line breaks: a quotation mark may not be closed"
             return UserError(
-                f"{path}: line {line} has {len(cells)} cells, but the header in line {first} has {len(header)}; "
-                "correct the line, or remove lines above the header"
+                f"{path}: line {line} has {count}, but the header in line {first} has {len(header)}; {mend}"
             )
     return None
 

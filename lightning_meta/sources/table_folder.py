@@ -34,7 +34,7 @@ class JoinedColumn(Column):
         if len(by_type) > 1:
             (one, a), (other, b), *_ = by_type.items()
             raise UserError(f"{a.where} is of type {one}, but {b.where} of type {other}; give both the same type")
-        super().__init__(columns[0].where, _one(arrays), as_text, columns[0].decimal)
+        super().__init__(columns[0].where, _one(arrays), as_text, columns[0].decimal, None, columns[0].first_texts)
         self._parts, self._ends = columns, np.cumsum([len(column.array) for column in columns])
 
     def wrong(self, row: int, problem: str) -> UserError:

@@ -16,7 +16,15 @@ from lightning_meta.sources.columns import Column
 from lightning_meta.tasks import Binary, Classification, Regression, Task
 
 Kind = Literal["regression", "binary", "multiclass"]
-USUAL = [["no", "yes"], ["false", "true"], ["n", "y"], ["f", "t"], ["negative", "positive"], ["neg", "pos"]]
+USUAL = [
+    ["no", "yes"],
+    ["false", "true"],
+    ["n", "y"],
+    ["f", "t"],
+    ["negative", "positive"],
+    ["neg", "pos"],
+    ["-1", "1"],
+]
 FEW = 10  # numbers of a target which may be labels
 MOST = 2.0**62  # differences of whole numbers below this magnitude fit into int64
 

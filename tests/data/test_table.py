@@ -279,6 +279,7 @@ def test_a_wrong_value_is_named_by_column_and_row(
         ('a,y\n"1\n1",2\n2,x\n', "column 'y', row 2 (line 4 of the file) is 'x'"),
         ("\n\na,y\r\n1,2\r\n2,x\r\n", "column 'y', row 2 (line 5 of the file) is 'x'"),
         ("a,y\n1,2\n\n2,3,4\n", "line 4 has 3 cells, but the header in line 1 has 2; correct the line, or remove"),
+        ('a,y\n1,2\n"2,3\n4,5\n', "line 3 has 1 cell, but the header in line 1 has 2; a cell in it has line breaks"),
         ("# exported\n\na,y\n1,2\n", "line 3 has 2 cells, but the header in line 1 has 1; correct the line, or remove"),
         ("sep=,\na,y,z\n1,2,3\n", "line 2 has 3 cells, but the header in line 1 has 2; correct the line, or remove"),
     ],

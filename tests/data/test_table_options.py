@@ -222,7 +222,7 @@ def test_numbers_whose_decimals_may_be_thousands_are_named(
     decimal: Any, mark: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """These are read as decimals, since that is what the options say."""
-    plain = {"x": ["1.250", "985", "1.101"], "y": ["1.5", "2", "1.250"], "z": ["0.125", "2", "7.125"]}
+    plain = {"x": ["1.250", "985", "1.101"], "y": ["1.5", "2", "1.250"], "z": ["1.125", "2", "7.125"]}
     columns = {name: [text.replace(".", mark) for text in texts] * 67 for name, texts in plain.items()}
     path = comma_table(tmp_path, ".csv", **{name: texts[:200] for name, texts in columns.items()}, w=["1", "3"] * 100)
     for target in ("x", "y"):
@@ -235,14 +235,14 @@ def test_numbers_whose_decimals_may_be_thousands_are_named(
 
 def test_what_a_table_says_of_targets_and_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     numbers = {"id": range(1001, 1201), "spread": [i * i for i in range(200)], "y": [i % 7 for i in range(200)]}
-    labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "bit": [0, 1] * 100}
+    labels = {"sold": ["ja", "nein"] * 100, "ill": ["no", "yes"] * 100, "sign": ["-1", "1"] * 100, "bit": [0, 1] * 100}
     parquet.write_table(pyarrow.table({**numbers, **labels}), path := tmp_path / "t.parquet")
     targets: dict[str, Any] = {"y": "regression", **dict.fromkeys(labels, "binary")}
     Table(path, targets).sets()
     assert [record.getMessage() for record in caplog.records] == [
         "Table: target 'sold': yes is 'nein' and no is 'ja', in sorted order; `classes: [no, yes]` changes it",
-        "Table: these features have a different whole number in every row, as IDs do; if they are IDs, name them in "
-        "leave_out: 'id'",
+        "Table: these features have a different whole number in every row, as IDs and times do; name IDs in "
+        "leave_out, and a time in time_column: 'id'",
     ]
     caplog.clear()
     Table(path, {"y": None}, features=["spread"]).sets()

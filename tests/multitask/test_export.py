@@ -287,6 +287,13 @@ def test_a_cell_that_cannot_be_read_is_named(cells: dict[str, Any], said: str) -
             inputs_of(lines, about)
 
 
+def test_a_row_is_named_by_the_line_in_which_it_begins() -> None:
+    about = {"numbers": [{"column": "area", "offset": 0}], "texts": [], "missing": [""], "decimal": "."}
+    lines = ["area,note\n", '1,"two\n', 'lines"\n', 'x,"three\n', "of\n", 'them"\n']
+    with pytest.raises(ValueError, match=r"row 2 \(line 4 of the file\)"):
+        inputs_of(csv.DictReader(lines), about)
+
+
 def test_a_comma_before_the_decimals() -> None:
     about = {"numbers": [{"column": "x", "offset": 0}], "texts": [], "missing": [""], "decimal": ","}
     inputs = inputs_of([{"x": "1,5"}, {"x": "-2"}, {"x": ""}], about)

@@ -136,7 +136,7 @@ def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
     ends = {}
     for option, value in settings[best].items():
         tried = {trial[option] for trial in settings if type(trial.get(option)) in (int, float)}
-        if len(tried) > 1 and value in (min(tried), max(tried)):
+        if len(tried) > 2 and value in (min(tried), max(tried)):
             ends[option] = f"{'smallest' if value == min(tried) else 'largest'} of {len(tried)}"
     return ends
 
