@@ -292,7 +292,7 @@ def test_stems_are_refused() -> None:
 def test_state_of_each_parameter_is_refused() -> None:
     with pytest.raises(UserError, match="rep_grad: torchjd's ExcessMTL keeps a sum for each column"):
         TorchJD(jd.ExcessMTL(), rep_grad=True)
-    with pytest.raises(TypeError):
+    with pytest.raises(UserError, match="rep_grad: there is no such option of DBMTL"):
         DBMTL(rep_grad=True)  # type: ignore[call-arg]
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 import lightning_meta as lm
 from lightning_meta.cli import main
+from lightning_meta.fitting.quiet import LOGGERS
 from lightning_meta.run import read_checkpoint
 from lightning_meta.tasks import EpisodeSpec
 from lightning_meta.testing import toys
@@ -500,6 +501,7 @@ def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureF
 
 def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder: Path) -> None:
     shown, messages = io.StringIO(), logging.getLogger("lightning.pytorch")
+    levels = [logging.getLogger(name).level for name in LOGGERS]
     handler = logging.StreamHandler(shown)
     messages.addHandler(handler)
     try:
@@ -510,7 +512,6 @@ def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder:
             lm.evaluate(module, sines(), tasks=2)
         assert shown.getvalue() == ""
         assert not [w.message for w in warned if "lightning" in w.filename]
-        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # the user's own is as it was
-        assert "GPU available" in shown.getvalue()
+        assert [logging.getLogger(name).level for name in LOGGERS] == levels  # a Trainer of the user's is as it was
     finally:
         messages.removeHandler(handler)
