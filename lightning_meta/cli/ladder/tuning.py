@@ -33,7 +33,7 @@ class Found:
         settings: Values of the tuned options; empty if the rung has none of them.
         weights: Weight of the loss by task; empty for rungs with another weighting.
         steps: Training steps of all trials.
-        ends: The options whose best value is the smallest or largest one tried, as "smallest of 4" or "largest of 4".
+        ends: The options whose best value is the smallest or largest of three or more tried, as "largest of 4".
     """
 
     trial: int
@@ -132,7 +132,7 @@ def _value(node: Any, path: Sequence[str]) -> Any:
 
 
 def _ends(settings: Sequence[Mapping[str, Any]], best: int) -> dict[str, str]:
-    """The options of which the best trial has the smallest or the largest of the numbers tried, and which of them."""
+    """The options of which the best trial has the smallest or the largest of three or more numbers tried."""
     ends = {}
     for option, value in settings[best].items():
         tried = {trial[option] for trial in settings if type(trial.get(option)) in (int, float)}
