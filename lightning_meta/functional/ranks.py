@@ -31,8 +31,8 @@ def world_size() -> int:
 def leave_group() -> None:
     """Leave the process group, if there is one, and wait for its threads.
 
-    A thread of gloo that still holds a tensor when the interpreter ends aborts the process ("terminate called without
-    an active exception"), although the training succeeded. Lightning leaves the group at exit for NCCL only.
+    A thread of gloo that is still at work when the interpreter ends can abort the process, although the training
+    succeeded. Lightning leaves the group at exit for NCCL only.
     """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

@@ -681,11 +681,19 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     def _example_losses(self, outputs: Mapping[str, Tensor], batch: TaskBatch) -> list[Losses]:
         """The loss of each example times its weight, grouped by type of task."""
         tasks = self.spec.tasks
+        if not isinstance(outputs, Mapping) or outputs.keys() != batch.targets.keys():
+            returned = ", ".join(outputs) if isinstance(outputs, Mapping) else f"a {type(outputs).__name__}"
+            raise UserError(
+                f"{type(self).__name__}.forward returned {returned or 'nothing'}; expected the outputs of each task of "
+                f"the batch by name: {', '.join(batch.targets)}"
+            )
         for name, of_task in outputs.items():  # the squared error of `(n,)` and `(n, 1)` is that of all pairs
             expected = (len(batch.targets[name]), tasks[name].outputs)
-            if of_task.shape != expected:
+            shape = getattr(of_task, "shape", None)
+            if shape != expected:
+                received = type(of_task).__name__ if shape is None else tuple(shape)
                 raise UserError(
-                    f"{type(self).__name__}.forward returned {tuple(of_task.shape)} for task {name!r}; expected "
+                    f"{type(self).__name__}.forward returned {received} for task {name!r}; expected "
                     f"{expected}: the outputs of each example"
                 )
         if self._together is None or self._together.tasks is not tasks:

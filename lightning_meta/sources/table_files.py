@@ -168,7 +168,7 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
 
 
 class _Written:
-    """A CSV file as it is written, which is read only for messages.
+    """A CSV file as it is written, which is read again only for messages, and its first rows for warnings.
 
     A cell may contain line breaks, and empty lines are no rows.
     """
@@ -212,18 +212,17 @@ def _records(path: Path, delimiter: str) -> Generator[tuple[int, list[str]], Non
 
 def _uneven(path: Path, delimiter: str) -> UserError | None:
     """Return the error for the first row that has not as many cells as the header; None if there is none."""
-    records = _records(path, delimiter)
-    first, header = next(records)
-    for line, cells in records:
-        if len(cells) != len(header):
-            count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
-            mend = "correct the line, or remove lines above the header"
-            if any("\n" in cell for cell in cells):
-                mend = "a cell in it has line breaks: a quotation mark may not be closed"
-            return UserError(
-                f"{path}: line {line} has {count}, but the header in line {first} has {len(header)}; {mend}"
-            )
-    return None
+    with closing(_records(path, delimiter)) as records:
+        first, header = next(records)
+        uneven = next(((line, cells) for line, cells in records if len(cells) != len(header)), None)
+    if uneven is None:
+        return None
+    line, cells = uneven
+    count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
+    mend = "correct the line, or remove lines above the header"
+    if any("\n" in cell for cell in cells):
+        mend = "a cell in it has line breaks: a quotation mark may not be closed"
+    return UserError(f"{path}: line {line} has {count}, but the header in line {first} has {len(header)}; {mend}")
 
 
 def _csv_options(

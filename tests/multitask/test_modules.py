@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -534,4 +534,16 @@ def test_outputs_of_a_wrong_shape_are_refused(name: str) -> None:
             return {**outputs, name: wrong}
 
     with pytest.raises(UserError, match=rf"Wrong.forward returned \(.*\) for task '{name}'; expected \(8, "):
+        trainer(1).fit(Wrong(backbone()), datamodule=data())
+
+
+@pytest.mark.parametrize("change", [lambda o: o.popitem() and o, lambda o: {**o, "other": None}, list, lambda o: None])
+def test_outputs_of_other_tasks_are_refused(change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """A task without outputs would never be trained."""
+
+    class Wrong(MultiHead):
+        def forward(self, x: Tensor, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return change(super().forward(x, rows))
+
+    with pytest.raises(UserError, match=r"Wrong.forward returned .*; expected the outputs of each task of the batch"):
         trainer(1).fit(Wrong(backbone()), datamodule=data())

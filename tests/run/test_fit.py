@@ -501,10 +501,13 @@ def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureF
 
 def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder: Path) -> None:
     shown, messages = io.StringIO(), logging.getLogger("lightning.pytorch")
-    levels = [logging.getLogger(name).level for name in LOGGERS]
     handler = logging.StreamHandler(shown)
+    loggers = [messages, *map(logging.getLogger, LOGGERS)]
+    levels = [logger.level for logger in loggers]  # scripts that other tests import set them
     messages.addHandler(handler)
     try:
+        for logger in loggers:
+            logger.setLevel(logging.INFO if logger is messages else logging.NOTSET)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             module = maml()
@@ -512,6 +515,9 @@ def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder:
             lm.evaluate(module, sines(), tasks=2)
         assert shown.getvalue() == ""
         assert not [w.message for w in warned if "lightning" in w.filename]
-        assert [logging.getLogger(name).level for name in LOGGERS] == levels  # a Trainer of the user's is as it was
+        Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # the user's own is as it was
+        assert "GPU available" in shown.getvalue()
     finally:
         messages.removeHandler(handler)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
