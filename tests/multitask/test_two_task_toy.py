@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
-from tests.multitask.two_task_toy import NEAR, STARTS, STEPS, descend, excess, gradients, losses
+from tests.multitask import two_task_toy
+from tests.multitask.two_task_toy import NEAR, SETTINGS, descend, excess, gradients, losses
 
 
 def test_losses_and_gradients_are_those_of_the_formula() -> None:
+    sizes = SETTINGS["Navon et al."].sizes
     for x1, x2 in ((-8.5, 7.5), (2.0, 1.0), (9.0, -1.0), (-3.0, -8.0)):
         first = math.log(max(abs(0.5 * (-x1 - 7) - math.tanh(-x2)), 5e-6)) + 6
         second = math.log(max(abs(0.5 * (-x1 + 3) + math.tanh(-x2) + 2), 5e-6)) + 6
@@ -18,9 +20,9 @@ def test_losses_and_gradients_are_those_of_the_formula() -> None:
         upper, lower = max(math.tanh(0.5 * x2), 0), max(math.tanh(-0.5 * x2), 0)
         wanted = [0.1 * (upper * first + lower * bowls[0]), upper * second + lower * bowls[1]]
         x = torch.tensor([x1, x2], dtype=torch.float64)
-        assert losses(x).tolist() == pytest.approx(wanted, rel=1e-6)
-        jacobian = torch.autograd.functional.jacobian(losses, x)
-        value, rows = gradients(x.unsqueeze(0))
+        assert losses(x, sizes).tolist() == pytest.approx(wanted, rel=1e-6)
+        jacobian = torch.autograd.functional.jacobian(lambda x: losses(x, sizes), x)
+        value, rows = gradients(x.unsqueeze(0), sizes)
         assert value[0].tolist() == pytest.approx(wanted, rel=1e-6)
         torch.testing.assert_close(rows[0], jacobian)
 
@@ -31,10 +33,18 @@ def test_the_front_lies_between_the_minima() -> None:
 
 
 @pytest.mark.slow
-def test_the_sum_stays_where_mgda_goes_on() -> None:
-    hard = STARTS.index((9.0, 9.0))
-    ends, steps = descend([*(("Adam", start) for start in STARTS), ("MGDA", STARTS[hard])])
+@pytest.mark.parametrize(
+    ("name", "fails", "limit", "helped"),
+    [("Liu et al.", [0, 2], 10_000, []), ("Navon et al.", [2], 40_000, ["MGDA"])],
+    ids=["Liu", "Navon"],
+)
+def test_the_sum_stays_where_mgda_goes_on(
+    name: str, fails: list[int], limit: int, helped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(two_task_toy, "STEPS", limit)
+    starts, sizes = SETTINGS[name]
+    runs = [*(("Adam", start) for start in starts), *((method, starts[i]) for method in helped for i in fails)]
+    ends, steps = descend(runs, sizes)
     arrived = (excess(ends) <= NEAR).tolist()
-    assert arrived == [*(i != hard for i in range(len(STARTS))), True]
-    assert steps[hard] == STEPS
-    assert steps[-1] < STEPS / 2
+    assert arrived == [*(i not in fails for i in range(len(starts))), *(True for _ in helped)]
+    assert [step == limit for step in steps] == [not there for there in arrived]
