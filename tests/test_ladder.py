@@ -18,6 +18,7 @@ from lightning_meta.cli import main
 from lightning_meta.cli.ladder.command import _Once
 from lightning_meta.run import read_checkpoint
 from lightning_meta.sources import table, table_cache
+from lightning_meta.sources.table_files import read_columns
 from tests.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -296,11 +297,11 @@ def test_a_large_table_is_read_once_and_messages_about_it_are_shown_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(table_cache, "LEAST", 1)  # as if it were large
-    read, readings = table.read_columns, list[Path]()
+    readings: list[Path] = []
 
     def counted(path: Path, **options: Any) -> Any:
         readings.append(path)
-        return read(path, **options)
+        return read_columns(path, **options)
 
     monkeypatch.setattr(table, "read_columns", counted)
     rows = [f"{i % 7},5,{'yes' if i % 10 == 0 else 'no'}" for i in range(100)]

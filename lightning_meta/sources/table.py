@@ -22,7 +22,7 @@ from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
-from lightning_meta.sources.table_cache import Encoded, is_large, read_or_encode, sets_of, tensors_of
+from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode, sets_of, tensors_of
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
 from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features, numbers_rows
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
@@ -230,10 +230,10 @@ class Table(TaskSource):
 
     @cached_property
     def _stored(self) -> _Stored | None:
-        """A large table, from the cache; None for a small one, and for a subclass, which may read in another way."""
-        if type(self) is not Table or not is_large([self.path]):
+        """A large table, from the cache; None if the file is small or a subclass may read it in another way."""
+        if not is_cached(self, [self.path]):
             return None
-        tensors, about = read_or_encode([self.path], self, self._encoded)
+        tensors, about = read_or_encode(lambda: [self.path], self, self._encoded)
         hashes = Hashes(about["sha256"]["whole"], about["sha256"]["splits"])
         kinds = {name: (kind, classes) for name, (kind, classes) in about["kinds"].items()}
         sets = HashedParts(sets_of(tensors, about["tasks"]), hashes)

@@ -46,18 +46,23 @@ class Encoded(NamedTuple):
     about: dict[str, Any]
 
 
-def is_large(files: Sequence[Path]) -> bool:
-    """Whether reading these files takes so long that the result is cached."""
+def is_cached(source: object, files: Sequence[Path]) -> bool:
+    """Whether a source keeps its table in the cache.
+
+    It does if reading the files takes long. A subclass of a user does not, because it may read them in another way.
+    """
+    if not type(source).__module__.startswith(f"{lightning_meta.__name__}."):
+        return False
     return sum(file.stat().st_size for file in files if file.is_file()) >= LEAST
 
 
-def read_or_encode(files: Sequence[Path], source: object, encode: Callable[[], Encoded]) -> Encoded:
+def read_or_encode(files_of: Callable[[], Sequence[Path]], source: object, encode: Callable[[], Encoded]) -> Encoded:
     """Read an encoded table from the cache; encode and store it first if it is missing, outdated or damaged.
 
     Messages of the first reading are logged again.
 
     Args:
-        files: Files of the table.
+        files_of: Function that returns the files of the table.
         source: Source whose public attributes are the options of reading and encoding.
         encode: Function that reads and encodes the table.
 
@@ -71,7 +76,8 @@ def read_or_encode(files: Sequence[Path], source: object, encode: Callable[[], E
     options = describe({name: value for name, value in vars(source).items() if not name.startswith("_")})
     if list(unknown_parts(options)):  # the key would not tell two values apart
         return encode()
-    states, key = _states(files), _key(options)
+    files, key = files_of(), _key(options)
+    states = _states(files)
     name = f"{type(source).__name__.lower()}-{_sha(key, [str(file.resolve()) for file in files])[:16]}"
     path, key = cache_folder() / "tables" / f"{name}.safetensors", key + _contents(files)
     stored = _read(path, key)
@@ -83,7 +89,7 @@ def read_or_encode(files: Sequence[Path], source: object, encode: Callable[[], E
     with noting() as messages:
         encoded = encode()
     pyarrow.default_memory_pool().release_unused()  # Arrow keeps what it has freed, nearly 1 GB for a million rows
-    if _states(files) != states:  # the result must not be stored under the hash of the earlier content
+    if _states(files_of()) != states:  # the result must not be stored under the hash of the earlier content
         raise UserError(f"{files[0]}: the table changed while it was read; wait until it is complete and run again")
     _write(path, key, encoded, messages)
     stored = _read(path, key)  # memory-mapped, so that processes share it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,18 @@ from pyarrow import csv, parquet
 from lightning_meta.batches import SPLITS
 from lightning_meta.configuration import describe
 from lightning_meta.errors import UserError
-from lightning_meta.sources import Table, Target, table, table_cache
+from lightning_meta.sources import (
+    LabelledTable,
+    RegressionTable,
+    Table,
+    Target,
+    labelled_table,
+    regression_table,
+    table,
+    table_cache,
+    table_folder,
+)
+from lightning_meta.sources.table_files import read_columns
 
 TARGETS: dict[str, Any] = {"price": None, "sold": Target("binary", metric="auroc"), "grade": None}
 
@@ -48,26 +60,31 @@ def path(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def readings(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that are read."""
-    read, files = table.read_columns, list[Path]()
+    files: list[Path] = []
 
-    def counted(path: Path, **options: Any) -> Any:
+    def counted(path: Path, *args: Any, **options: Any) -> Any:
         files.append(path)
-        return read(path, **options)
+        return read_columns(path, *args, **options)
 
-    monkeypatch.setattr(table, "read_columns", counted)
+    for module in (table, labelled_table, regression_table, table_folder):
+        monkeypatch.setattr(module, "read_columns", counted)
     return files
 
 
-def results(source: Table, caplog: pytest.LogCaptureFixture) -> tuple[Any, list[torch.Tensor]]:
+def results(source: Table, caplog: pytest.LogCaptureFixture) -> tuple[list[Any], list[torch.Tensor]]:
     """All that a source returns and says."""
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="lightning_meta"):
         source.prepare()
-        plain = [{name: describe(task) for name, task in source.tasks().items()}, source.classes(), source.input_names]
+        plain: list[Any] = [
+            {name: describe(task) for name, task in source.tasks().items()},
+            source.classes(),
+            source.input_names,
+        ]
         sets = source.sets()
     said = [(record.name, record.levelno, record.getMessage()) for record in caplog.records]
     plain += [describe(source.table()), source.fingerprint(), said]
-    tensors = []
+    tensors: list[torch.Tensor] = []
     for split in SPLITS:
         data = sets[split]
         plain.append(data.names)
@@ -109,6 +126,42 @@ def test_what_is_cached_is_the_same_as_a_new_reading(
         assert len(readings) == count
 
 
+def test_pools_of_rows_are_the_same_as_those_of_a_new_reading(
+    path: Path, readings: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = path.with_name("towns")
+    folder.mkdir()
+    for seed in range(3):
+        csv.write_csv(pyarrow.table(content(50, seed)), folder / f"town {seed}.csv")
+    label = {"label": "style", "features": ["area", "same", "grade"], "least_examples": 5}
+    by_column = {"targets": ["price", "area"], "task_column": "town", "leave_out": ["sold"]}
+    makers: list[Callable[[], Any]] = [
+        lambda: LabelledTable(path, **label),
+        lambda: RegressionTable(path, **by_column),
+        lambda: RegressionTable(folder, "price", leave_out=["sold"]),
+    ]
+    for make, files in zip(makers, (1, 1, 3), strict=True):
+        readings.clear()
+        found = []
+        for least in (10**9, 1, 1):
+            monkeypatch.setattr(table_cache, "LEAST", least)
+            caplog.clear()
+            with caplog.at_level(logging.INFO, logger="lightning_meta.sources"):
+                source = make()
+                source.prepare()
+                pools = source.pools()
+            said = [record.getMessage() for record in caplog.records if "is stored in" not in record.getMessage()]
+            tensors = [pools[split].x.numpy().tobytes() for split in SPLITS]
+            tensors += [pools[split].y.numpy().tobytes() for split in SPLITS if pools[split].y is not None]
+            names = [(pools[split].names, pools[split].groups, pools[split].sizes.tolist()) for split in SPLITS]
+            needs = dict.fromkeys(SPLITS, (9, 9))
+            found.append([source.fingerprint(), source.input_names, source.more_classes(needs), said, names, tensors])
+        assert found[0] == found[1] == found[2]
+        assert found[0][3]
+        assert len(readings) == 2 * files
+    assert torch.equal(source.inputs_of(folder / "town 0.csv"), makers[2]().inputs_of(folder / "town 0.csv"))
+
+
 def test_another_content_other_options_or_another_order_of_additions_is_read_anew(
     path: Path, cache: Path, readings: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +181,7 @@ def test_a_damaged_file_is_built_again(path: Path, cache: Path, readings: list[P
     (file,) = (cache / "tables").iterdir()
     intact = file.read_bytes()
     rng = np.random.default_rng(0)
-    for place in (*rng.integers(0, len(intact), 20).tolist(), len(intact) - 1, -1):
+    for place in (*rng.integers(0, len(intact), 8).tolist(), len(intact) - 1, -1):
         damaged = bytearray(intact)
         damaged[place] ^= 1 << int(rng.integers(8))
         file.unlink()  # the intact file is mapped
@@ -143,10 +196,8 @@ def test_a_damaged_file_is_built_again(path: Path, cache: Path, readings: list[P
 def test_a_table_that_changes_while_it_is_read_is_refused(
     path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = table.read_columns
-
     def changing(path: Path, **options: Any) -> Any:
-        columns = read(path, **options)
+        columns = read_columns(path, **options)
         path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
         return columns
 
