@@ -181,7 +181,7 @@ def _write(path: Path, key: str, encoded: Encoded, messages: Sequence[Message]) 
     except UserError as error:
         _log.warning("%s; without it, every run reads and encodes the table", error)
     else:
-        _log.info("the encoded table is stored in %s (%.1f GB) for further runs", path, path.stat().st_size / 1e9)
+        _log.info("the encoded table is stored in %s (%.0f MB) for further runs", path, path.stat().st_size / 1e6)
 
 
 def _read(path: Path, key: str) -> tuple[Encoded, list[Message]] | None:
