@@ -70,12 +70,12 @@ def learn_features(
                 say(_log, logging.WARNING, "%s: %s", column.where, advice)
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         names = ", ".join(map(repr, constant))
-        say(
-            _log,
-            logging.WARNING,
-            "Table: these columns are constant in the training rows, so their inputs are always 0: %s",
-            names,
-        )
+        message = "Table: these columns are constant in the training rows, so their inputs are always 0: %s"
+        say(_log, logging.WARNING, message, names)
+    if constant := [f.name for f in features if isinstance(f, TextFeature) and len(f.texts) == 1 and not f.missed]:
+        names = ", ".join(map(repr, constant))
+        message = "Table: these columns have the same text in all training rows, so nothing is learned from them: %s"
+        say(_log, logging.WARNING, message, names)
     return features
 
 
