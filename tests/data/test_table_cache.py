@@ -133,8 +133,8 @@ def test_pools_of_rows_are_the_same_as_those_of_a_new_reading(
     folder.mkdir()
     for seed in range(3):
         csv.write_csv(pyarrow.table(content(50, seed)), folder / f"town {seed}.csv")
-    label = {"label": "style", "features": ["area", "same", "grade"], "least_examples": 5}
-    by_column = {"targets": ["price", "area"], "task_column": "town", "leave_out": ["sold"]}
+    label: dict[str, Any] = {"label": "style", "features": ["area", "same", "grade"], "least_examples": 5}
+    by_column: dict[str, Any] = {"targets": ["price", "area"], "task_column": "town", "leave_out": ["sold"]}
     makers: list[Callable[[], Any]] = [
         lambda: LabelledTable(path, **label),
         lambda: RegressionTable(path, **by_column),
