@@ -157,6 +157,21 @@ def test_mistakes_that_only_training_finds(options: list[str], line: str, capsys
     assert not Path("runs/maml").exists()
 
 
+def test_what_another_optimizer_keeps_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.1}}
+    Path("adam.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"optimizer": adam}}}))
+    wrong = ["--config", "maml.yaml", "--config", "adam.yaml", "--runs", "adam.yaml"]  # ends before training
+    for options, line in (
+        (["--model.optimizer", "AdamW"], "AdamW keeps lr 0.1, weight_decay 0.0 of the optimizer that it replaces; "),
+        (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.2"], "AdamW keeps weight_decay 0.0 of"),
+        (["--model.optimizer", "{class_path: AdamW, init_args: {lr: 0.2, weight_decay: 0.1}}"], ""),
+        (["--model.optimizer.lr", "0.2"], ""),
+    ):
+        assert run("fit", *wrong, *options) == 2
+        said = capsys.readouterr().err
+        assert f"--model.optimizer {line}" in said if line else "keeps" not in said
+
+
 def test_logging_can_be_turned_off() -> None:
     assert run("fit", "--config", "maml.yaml", "--trainer.log_every_n_steps=0") == 0
 

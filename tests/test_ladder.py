@@ -17,6 +17,8 @@ import yaml
 from lightning_meta.cli import main
 from lightning_meta.cli.ladder.command import _Once
 from lightning_meta.run import read_checkpoint
+from lightning_meta.sources import table, table_cache
+from lightning_meta.sources.table_files import read_columns
 from tests.waiting import LIMIT, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -291,15 +293,25 @@ def test_options_of_fit_hold_for_every_rung() -> None:
     assert {json.loads((run / "results.json").read_text())["steps"] for run in runs().values()} == {5}
 
 
-def test_messages_about_the_data_are_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [f"{i % 7},{'yes' if i % 10 == 0 else 'no'}" for i in range(100)]
-    Path("table.csv").write_text("\n".join(["a,rare", *rows]) + "\n")
+def test_a_large_table_is_read_once_and_messages_about_it_are_shown_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_cache, "LEAST", 1)  # as if it were large
+    readings: list[Path] = []
+
+    def counted(path: Path, **options: Any) -> Any:
+        readings.append(path)
+        return read_columns(path, **options)
+
+    monkeypatch.setattr(table, "read_columns", counted)
+    rows = [f"{i % 7},5,{'yes' if i % 10 == 0 else 'no'}" for i in range(100)]
+    Path("table.csv").write_text("\n".join(["a,same,rare", *rows]) + "\n")
     source = {
         "class_path": "lightning_meta.sources.Table",
         "init_args": {"path": "table.csv", "targets": {"rare": None}},
     }
     data = {"class_path": "lightning_meta.MultiTaskDataModule", "init_args": {"source": source}}
-    network = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 1, "hidden": [2]}}
+    network = {"class_path": "lightning_meta.nn.MLP", "init_args": {"in_features": 2, "hidden": [2]}}
     save(
         shared={"data": data, "trainer": {**LADDER["shared"]["trainer"], "max_steps": 1}},
         model={"init_args": {"backbone": network}},
@@ -308,7 +320,9 @@ def test_messages_about_the_data_are_shown_once(capsys: pytest.CaptureFixture[st
     assert climb("--seeds=[1]") == 0
     said = capsys.readouterr().err
     assert said.count("metric: 1 of 1 tasks") == 1
-    assert said.count("table: inputs from the columns 'a'") == 1
+    assert said.count("constant in the training rows, so their inputs are always 0: 'same'") == 1
+    assert said.count("table: inputs from the columns 'a', 'same'") == 1
+    assert len(readings) == 1
 
 
 def test_warnings_about_a_run_are_shown_for_each_run() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ from lightning_meta.cli.config_text import check_fit_configs
 from lightning_meta.cli.helping import Parser
 from lightning_meta.cli.messages import one_line, parsing
 from lightning_meta.cli.options import as_option, as_options, naming_options, places_of
-from lightning_meta.cli.parsing import log_into_run, mistake_in, remember_networks, with_own_paths, with_save_dir
+from lightning_meta.cli.parsing import (
+    kept_by_optimizer,
+    log_into_run,
+    mistake_in,
+    remember_networks,
+    with_own_paths,
+    with_save_dir,
+)
 from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
@@ -24,6 +32,8 @@ from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training, as_list
 from lightning_meta.run import RunCheckpoint
 from lightning_meta.run.termination import Interrupted, status_of
+
+_log = logging.getLogger(__name__)
 
 
 class MetaCLI(LightningCLI):
@@ -85,6 +95,8 @@ class MetaCLI(LightningCLI):
             self.config = parser.parse_args(with_own_paths(with_save_dir(args)))
         if self.config.get("model") is None:
             raise UserError("--model must be given; name a configuration with --config FILE")
+        if line := kept_by_optimizer(self.config.model.get("init_args", Namespace()).get("optimizer"), args):
+            _log.warning("%s", line)
         check_seed(self.config.seed_everything, as_option)
         check_trainer(self.config.trainer, "train", as_option)
         check_monitor(self.config.trainer, self.config.checkpoint.monitor, as_option)

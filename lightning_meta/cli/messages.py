@@ -233,12 +233,13 @@ def _classes_of(module: str) -> list[str]:
 
 
 def _subclass_names(subtypes: str) -> list[str]:
-    """Names of the imported subclasses of the classes in a type."""
+    """Names of the imported subclasses of the classes in a type, without abstract ones."""
     names: list[str] = []
     for path in map("".join, re.findall(r"<class '([\w.]+)'>|\], ([\w.]+)\]", subtypes)):  # or what a callable returns
         cls = _class_of(path if "." in path else f"builtins.{path}")
         remaining = [] if cls is None or cls in (object, type(None)) else [cls]
         while remaining:
-            names.append(remaining[-1].__name__)
-            remaining += remaining.pop().__subclasses__()
+            if not inspect.isabstract(cls := remaining.pop()):
+                names.append(cls.__name__)
+            remaining += cls.__subclasses__()
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -137,6 +138,30 @@ def log_into_run(trainer: Namespace, run: RunLogger) -> None:
         if kind == "WandbLogger":
             logger.class_path = f"{WandbRunLogger.__module__}.{WandbRunLogger.__qualname__}"
             logger.init_args = Namespace(continued(logger.init_args.as_dict(), run))
+
+
+OPTIMIZER = re.compile(r"--model\.(?:init_args\.)?optimizer(?:\.init_args)?(?:\.(\w+))?(?:=.*)?", re.DOTALL)
+
+
+def kept_by_optimizer(optimizer: Any, args: Sequence[str]) -> str | None:
+    """Return a line about values that an optimizer named on the command line keeps from the one that it replaces.
+
+    jsonargparse keeps the arguments that both classes accept, defaults too, such as `weight_decay` 0 of Adam for AdamW.
+    """
+    given = {match[1] or "class_path" for arg in args if (match := OPTIMIZER.fullmatch(arg))}
+    if "class_path" not in given or not isinstance(optimizer, Namespace) or "init_args" not in optimizer:
+        return None
+    given |= set(re.findall(r"(\w+)[\"']?\s*:", " ".join(args)))  # as in {class_path: AdamW, init_args: {lr: 0.1}}
+    defaults = inspect.signature(import_object(optimizer.class_path)).parameters
+    values = {name: value for name, value in vars(optimizer.init_args).items() if name in defaults.keys() - given}
+    kept = [name for name, value in values.items() if value != defaults[name].default]
+    named, shown = optimizer.class_path.rpartition(".")[2], ", ".join(f"{name} {values[name]}" for name in kept)
+    advice = ", ".join(f"--model.optimizer.{name}" for name in kept)
+    return (
+        f"--model.optimizer {named} keeps {shown} of the optimizer that it replaces; change it by {advice}"
+        if kept
+        else None
+    )
 
 
 def remember_networks(config: Any) -> None:

@@ -22,7 +22,9 @@ from lightning_meta.reading import open_regular
 
 Listing = dict[Split, dict[str, list[Path]]]
 """Files of each class by split, in the order of the pool."""
-
+Faults = list[tuple[Path, UserError]]
+"""Files that cannot be decoded, and their errors."""
+NAMED = 5  # faulty files that an error names
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # Pillow selects a reader by the content, not the suffix, and some of its other readers start programs.
@@ -86,20 +88,23 @@ class ImageFilesSource(DecodedSource):
 
     def _pools_of(self, listing: Listing) -> dict[Split, Pool]:
         before = self._keyed
-        pools = {split: self._pool(listing[split], split) for split in SPLITS}
+        faults: Faults = []
+        pools = {split: self._pool(listing[split], split, faults) for split in SPLITS}
+        refuse(faults)
         if self._key_of(listing) != before:  # the pools must not be cached under the key of the earlier files
             raise UserError(f"{self.root}: files changed while they were read; wait until all are there and run again")
         return pools
 
-    def _pool(self, classes: dict[str, list[Path]], split: Split) -> Pool:
+    def _pool(self, classes: dict[str, list[Path]], split: Split, faults: Faults) -> Pool:
         files = [file for of_class in classes.values() for file in of_class]
         x = np.empty((len(files), self.channels, self.image_size, self.image_size), np.uint8)
         # Pillow releases the GIL, so threads decode in parallel. Its warning of a decompression bomb becomes an error.
         with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            decoded = threads.map(lambda file: decode(file, self.image_size, self.channels), files)
+            decoded = threads.map(lambda file: decode_or_note(faults, file, self.image_size, self.channels), files)
             for i, image in enumerate(progress(decoded, f"decoding the {split} images", total=len(files))):
-                x[i] = image
+                if image is not None:
+                    x[i] = image
         sizes = torch.tensor([len(of_class) for of_class in classes.values()], dtype=torch.int64)
         groups = tuple(name.rpartition("/")[0] for name in classes)
         return Pool(torch.from_numpy(x), sizes, tuple(classes), groups)
@@ -163,6 +168,32 @@ def refuse_deep(image: Image.Image, where: str) -> None:
     """
     if image.mode[0] in "IF":
         raise UserError(f"{where}: pixels of mode {image.mode}; convert the image to 8 bits a channel")
+
+
+def decode_or_note(faults: Faults, path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray | None:
+    """Return the result of `decode`; None if the file cannot be decoded, which is added to `faults`."""
+    try:
+        return decode(path, size, channels, invert)
+    except UserError as error:
+        faults.append((path, error))
+        return None
+
+
+def refuse(faults: Faults) -> None:
+    """Raise the error of the first file, which also names some of the others.
+
+    Raises:
+        UserError: There are faults.
+    """
+    if not faults:
+        return
+    (_, first), *others = sorted(faults, key=lambda fault: fault[0].as_posix())  # threads note them in any order
+    if not others:
+        raise first
+    files = "1 more file has such a fault" if len(others) == 1 else f"{len(others)} more files have such faults"
+    named = ", ".join(str(path) for path, _ in others[: NAMED - 1])
+    unnamed = len(others) - NAMED + 1
+    raise UserError(f"{first}; {files}: {named}{f' and {unnamed} more' if unnamed > 0 else ''}") from first
 
 
 def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.ndarray:

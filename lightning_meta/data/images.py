@@ -13,7 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lightning_meta.data.image_files import decode, folders_in, image_files_in, images_of, refuse_odd_name
+from lightning_meta.data.image_files import (
+    Faults,
+    decode_or_note,
+    folders_in,
+    image_files_in,
+    images_of,
+    refuse,
+    refuse_odd_name,
+)
 from lightning_meta.errors import UserError
 
 MOST_FOLDERS = 100_000  # a symbolic link to / leads to more
@@ -39,9 +47,12 @@ def read_images(files: str | Path | Iterable[str | Path], input_shape: Sequence[
         raise UserError(f"the model takes inputs of shape {tuple(input_shape)}, not square grey or RGB images")
     channels, size, _ = input_shape
     files = image_files([files]) if isinstance(files, str | Path) else files
+    faults: Faults = []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as threads:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        images = list(threads.map(lambda file: decode(Path(file), size, channels, invert), files))
+        decoded = threads.map(lambda file: decode_or_note(faults, Path(file), size, channels, invert), files)
+        images = [image for image in decoded if image is not None]
+    refuse(faults)
     return torch.from_numpy(np.stack(images)) if images else torch.empty(0, channels, size, size, dtype=torch.uint8)
 
 

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.checks import names_in_list, whole
-from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes, enough_classes
-from lightning_meta.sources.table_features import Scaling, encode, learn_features
+from lightning_meta.sources.table_features import Features, Scaling, encode, learn_features
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
+from lightning_meta.sources.table_messages import say
+from lightning_meta.sources.table_pools import TablePools
 
 _log = logging.getLogger(__name__)
 
 
-class LabelledTable(Source):
+class LabelledTable(TablePools):
     """A CSV or Parquet file whose rows are examples of many classes, with columns of features and a column of labels.
 
     The classes, not the rows, are divided between training, validation and test, either at random, depending only on
@@ -99,9 +99,12 @@ class LabelledTable(Source):
         self.fractions, self.seed = tuple(fractions), seed
         self.categorical, self.max_categories = tuple(categorical or ()), max_categories
 
-    def pools(self) -> dict[Split, Pool]:
-        """Return pools with inputs `(n, D)`, float32, sorted by class; the names of the classes are the labels."""
-        inputs, labels = self._inputs, np.array(self._columns[self.label].labels, dtype=object)
+    def _files(self) -> list[Path]:
+        return [self.path]
+
+    def _read_pools(self) -> dict[Split, Pool]:
+        inputs = encode(self._feature_columns, self._features)
+        labels = np.array(self._columns[self.label].labels, dtype=object)
         pools: dict[Split, Pool] = {}
         for split in SPLITS:
             names = self._classes[split]
@@ -124,19 +127,6 @@ class LabelledTable(Source):
         ways = f"; or set least_classes of LabelledTable and the ways of tasks to {fewer}" if fewer > 1 else ""
         return f"by more classes: tasks need {tasks}, and there are {count}{ways}"
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of all examples in the pools."""
-        return of_pools(self.pools()).whole
-
-    @cached_property
-    def input_names(self) -> list[str]:
-        """Names of the D inputs, each a column or `column=text`."""
-        return self._encoded[0]
-
-    @property
-    def _inputs(self) -> torch.Tensor:
-        return self._encoded[1]
-
     @cached_property
     def _columns(self) -> dict[str, Column]:
         columns = read_columns(self.path, spelling=self.spelling)
@@ -152,12 +142,15 @@ class LabelledTable(Source):
     @cached_property
     def _classes(self) -> dict[Split, list[str]]:
         """The classes of each split, sorted by name."""
+        if self._stored is not None:
+            return {split: list(pool.names) for split, pool in self._stored.pools.items()}
         column = self._columns[self.label]
         texts, codes = column.coded
         counts = dict(zip(texts, np.bincount(codes + 1, minlength=len(texts) + 1)[1:].tolist(), strict=True))
         kept = {name for name, count in counts.items() if count >= self.least_examples}
         if len(kept) < len(counts):
-            _log.info(
+            say(
+                *(_log, logging.INFO),
                 "LabelledTable: %d of %d classes have fewer than %d rows and are left out, such as %r",
                 *(len(counts) - len(kept), len(counts), self.least_examples, min(counts.keys() - kept)),
             )
@@ -185,7 +178,7 @@ class LabelledTable(Source):
         return {split: sorted(names) for split, names in classes.items()}
 
     @cached_property
-    def _encoded(self) -> tuple[list[str], torch.Tensor]:
+    def _feature_columns(self) -> dict[str, Column]:
         other_roles = {self.label, self.split_column}
         names = self.features if self.features is not None else [n for n in self._columns if n not in other_roles]
         if wrong := [name for name in names if name in other_roles]:
@@ -194,10 +187,11 @@ class LabelledTable(Source):
             raise UserError(f"LabelledTable categorical: {wrong[0]!r} is not a feature")
         if not names:
             raise UserError(f"{self.path}: no column is left for a feature; name some in `features`")
-        columns = {name: self._columns[name] for name in names}
+        return {name: self._columns[name] for name in names}
+
+    def _learn_features(self) -> Features:
         train = self._in_training()
-        features = learn_features(columns, train, self.categorical, self.max_categories, False, self.scaling)
-        return [name for feature in features for name in feature.inputs], encode(columns, features)
+        return learn_features(self._feature_columns, train, self.categorical, self.max_categories, False, self.scaling)
 
     def _in_training(self) -> NDArray[np.bool_]:
         """Return the mask `(n,)` of the rows that belong to a training class."""

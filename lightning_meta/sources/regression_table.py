@@ -17,23 +17,23 @@ from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.checks import names_in_list, whole
-from lightning_meta.data.hashes import of_pools
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source
 from lightning_meta.errors import UserError
 from lightning_meta.sources.class_lists import refuse_shared
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.division import divided_classes
 from lightning_meta.sources.table_features import Features, encode, learn_features
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
-from lightning_meta.sources.table_folder import read_folder
+from lightning_meta.sources.table_folder import read_folder, tables_in
+from lightning_meta.sources.table_messages import say
+from lightning_meta.sources.table_pools import TablePools
 from lightning_meta.sources.table_rows import columns_in, rows_of
 from lightning_meta.tasks.table import TableSpec
 
 _log = logging.getLogger(__name__)
 
 
-class RegressionTable(Source):
+class RegressionTable(TablePools):
     """Rows of many tasks with real targets, such as machines, patients or sensors: one table, or a folder of them.
 
     An episode consists of rows of one task: K rows with their targets, and Q other rows to predict. The tasks, not the
@@ -112,8 +112,10 @@ class RegressionTable(Source):
         self.spelling.check("RegressionTable", self.path)
         self._check_options()
 
-    def pools(self) -> dict[Split, Pool]:
-        """Return pools with inputs `(n, D)` float32 and targets `(n, outputs)` float64, sorted by task name."""
+    def _files(self) -> list[Path]:
+        return tables_in(self.path) if self.path.is_dir() else [self.path]
+
+    def _read_pools(self) -> dict[Split, Pool]:
         inputs, rows = encode(self._feature_columns, self._features), self._rows
         targets = np.stack([self._columns[name].numbers for name in self.targets], 1)
         pools: dict[Split, Pool] = {}
@@ -142,15 +144,6 @@ class RegressionTable(Source):
         for note in converted.notes:
             _log.warning("%s", note)
         return converted.inputs
-
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of all examples in the pools."""
-        return of_pools(self.pools()).whole
-
-    @property
-    def input_names(self) -> list[str]:
-        """Names of the D inputs, each a column or `column=text`."""
-        return [name for feature in self._features for name in feature.inputs]
 
     @cached_property
     def _read(self) -> tuple[dict[str, Column], list[str] | None]:
@@ -205,13 +198,15 @@ class RegressionTable(Source):
                 )
         missing: NDArray[np.bool_] = np.any([self._columns[name].missing for name in self.targets], axis=0)
         if missing.any():
-            _log.info("RegressionTable: %d of %d rows lack a target and are left out", missing.sum(), len(missing))
+            message = "RegressionTable: %d of %d rows lack a target and are left out"
+            say(_log, logging.INFO, message, missing.sum(), len(missing))
         rows: list[int] = np.flatnonzero(~missing).tolist()
         counts = Counter(self._task_of[row] for row in rows)
         names = sorted(set(self._task_of))
         too_few = [name for name in names if counts[name] < self.least_rows]
         if too_few:
-            _log.info(
+            say(
+                *(_log, logging.INFO),
                 "RegressionTable: %d of %d tasks have fewer than %d rows and are left out, such as %r",
                 *(len(too_few), len(names), self.least_rows, too_few[0]),
             )
@@ -275,8 +270,7 @@ class RegressionTable(Source):
             raise UserError(f"RegressionTable categorical: {wrong[0]!r} is not a feature")
         return {name: columns[name] for name in names}
 
-    @cached_property
-    def _features(self) -> Features:
+    def _learn_features(self) -> Features:
         train = set(self._tasks["train"])
         in_training = np.zeros(len(self._task_of), np.bool_)
         in_training[[row for row in self._rows if self._task_of[row] in train]] = True

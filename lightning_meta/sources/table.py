@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,13 +16,17 @@ from numpy.typing import NDArray
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.checks import names_in_list
+from lightning_meta.configuration import build, describe
+from lightning_meta.data.hashes import HashedParts, Hashes, of_sets
 from lightning_meta.data.source import TaskSource
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.sources.columns import Coded, Column
+from lightning_meta.sources.table_cache import Encoded, is_cached, read_or_encode, sets_of, tensors_of
 from lightning_meta.sources.table_division import by_time, hashes_of_rows, hashes_of_texts, stratified, twins
 from lightning_meta.sources.table_features import Categories, Scaling, encode_parts, learn_features, numbers_rows
 from lightning_meta.sources.table_files import Decimal, Spelling, instead_of, read_columns
+from lightning_meta.sources.table_messages import say
 from lightning_meta.sources.table_targets import Kind, Target, encoded, few_numbers, kind_of, task_of, yes_by_order
 from lightning_meta.sources.table_weights import row_weights, with_mean_1, with_weights
 from lightning_meta.tasks import Task
@@ -33,6 +38,15 @@ ROLES = ("task_column", *DIVIDING, "weights")
 COLUMNS = ("targets", "features", "leave_out", "categorical", *ROLES)
 
 _log = logging.getLogger(__name__)
+
+
+class _Stored(NamedTuple):
+    """A table in the cache: the kinds and classes of its targets, the names of its tasks, and its encoding and sets."""
+
+    kinds: dict[str, tuple[Kind, list[str]]]
+    task_names: list[str]
+    spec: TableSpec
+    sets: HashedParts
 
 
 class Table(TaskSource):
@@ -148,6 +162,10 @@ class Table(TaskSource):
         self.categories = categories
         self._check_options()
 
+    def prepare(self) -> None:
+        """Read and encode a large file into the cache, unless it is there; runs in one process per machine."""
+        _ = self._stored
+
     def tasks(self) -> dict[str, Task]:
         """Return a task per target, by name of the column; or a task per value of `task_column`, sorted by value."""
         kinds = self._kinds.items()
@@ -155,7 +173,7 @@ class Table(TaskSource):
         if self.task_column is None:
             return tasks
         (task,) = tasks.values()
-        return dict.fromkeys(self._column(self.task_column).classes(), task)
+        return dict.fromkeys(self._task_names, task)
 
     def classes(self) -> dict[str, list[str]]:
         """Return the labels of each classification target by class number; for a binary target, no and yes."""
@@ -166,6 +184,9 @@ class Table(TaskSource):
 
         Targets of a regression are `(n_i, 1)`, float64, or int64 if all are whole numbers; labels are `(n_i,)`.
         """
+        if self._stored is not None:
+            self.task_hashes = self._stored.sets
+            return dict(cast(Mapping[Split, TaskSet], self._stored.sets.parts))
         kinds = self._kinds
         values = {name: encoded(self._columns[name], *kinds[name]) for name in self.targets}
         present = {name: torch.from_numpy(~self._columns[name].missing) for name in self.targets}
@@ -196,7 +217,7 @@ class Table(TaskSource):
             return {"": np.flatnonzero(in_split)}
         texts, codes = self._column(self.task_column).coded
         rows = np.flatnonzero(in_split & self._labelled)
-        return {name: rows[codes[rows] == texts.index(name)] for name in self.tasks()}
+        return {name: rows[codes[rows] == texts.index(name)] for name in self._task_names}
 
     def table(self) -> TableSpec:
         """Return how rows of the file are converted to inputs, so that new rows can be converted in the same way."""
@@ -206,6 +227,24 @@ class Table(TaskSource):
     def input_names(self) -> list[str]:
         """Names of the D inputs, each a column, `column=text`, or `column is missing`."""
         return self._spec.inputs
+
+    @cached_property
+    def _stored(self) -> _Stored | None:
+        """A large table, from the cache; None if the file is small or a subclass may read it in another way."""
+        if not is_cached(self, [self.path]):
+            return None
+        tensors, about = read_or_encode(lambda: [self.path], self, self._encoded)
+        hashes = Hashes(about["sha256"]["whole"], about["sha256"]["splits"])
+        kinds = {name: (kind, classes) for name, (kind, classes) in about["kinds"].items()}
+        sets = HashedParts(sets_of(tensors, about["tasks"]), hashes)
+        return _Stored(kinds, about["tasks"], build(about["spec"]), sets)
+
+    def _encoded(self) -> Encoded:
+        fresh = copy(self)  # its columns are freed at the end, before the result is written
+        fresh.__dict__["_stored"] = None
+        sets = fresh.sets()
+        about = {"kinds": fresh._kinds, "tasks": fresh._task_names, "spec": describe(fresh._spec)}
+        return Encoded(tensors_of(sets), {**about, "sha256": of_sets(sets)._asdict()})
 
     @cached_property
     def _columns(self) -> dict[str, Column]:
@@ -227,7 +266,15 @@ class Table(TaskSource):
 
     @cached_property
     def _kinds(self) -> dict[str, tuple[Kind, list[str]]]:
+        if self._stored is not None:
+            return self._stored.kinds
         return {name: kind_of(self._columns[name], target) for name, target in self.targets.items()}
+
+    @cached_property
+    def _task_names(self) -> list[str]:
+        if self._stored is not None:
+            return self._stored.task_names
+        return list(self.targets) if self.task_column is None else self._column(self.task_column).classes()
 
     @cached_property
     def _feature_columns(self) -> dict[str, Column]:
@@ -241,6 +288,8 @@ class Table(TaskSource):
 
     @cached_property
     def _spec(self) -> TableSpec:
+        if self._stored is not None:
+            return self._stored.spec
         train = self._split_of == "train"
         if not train.any():
             raise UserError(f"{self.path}: there is no training row among {len(train)}; change the division")
@@ -258,14 +307,16 @@ class Table(TaskSource):
         ]
         for name, (kind, classes) in self._kinds.items():
             if kind == "binary" and (line := yes_by_order(name, self.targets[name], classes)):
-                _log.warning("Table: %s", line)
+                say(_log, logging.WARNING, "Table: %s", line)
             if kind == "regression" and (advice := self._columns[name].grouped) is not None:
-                _log.warning("%s: %s", self._columns[name].where, advice)
+                say(_log, logging.WARNING, "%s: %s", self._columns[name].where, advice)
             if kind == "regression" and (line := few_numbers(self._columns[name], name, self.targets[name])):
-                _log.warning("Table: %s", line)
+                say(_log, logging.WARNING, "Table: %s", line)
         if numbering := [name for name, column in self._feature_columns.items() if numbers_rows(column)]:
             names = ", ".join(map(repr, numbering))
-            _log.warning(
+            say(
+                _log,
+                logging.WARNING,
                 "Table: these features have a different whole number in every row, as IDs and times do; name "
                 "IDs in leave_out, and a time in time_column: %s",
                 names,
@@ -303,7 +354,9 @@ class Table(TaskSource):
                 return split_of
         leaked = twins(hashes_of_rows(self._feature_columns.values(), rows, ""), split_of[rows])
         if leaked:
-            _log.warning(
+            say(
+                _log,
+                logging.WARNING,
                 "%s: %d validation and test rows have the same features as a training row; if their labels are also "
                 "the same, their scores say little about new rows",
                 *(self.path, leaked),

@@ -157,7 +157,8 @@ def by_time(column: Column, rows: NDArray[np.int_], fractions: Sequence[float]) 
         wrong = np.array([*(DATE.fullmatch(text) is None for text in dates.texts), True])[dates.codes[rows]]
         if wrong.any():
             row = int(rows[wrong.argmax()])
-            raise column.wrong(row, "expected a number, or a date such as 2026-01-31 or 2026-01-31 14:05")
+            expected = "expected a number, or a date such as 2026-01-31 or 2026-01-31 14:05"
+            raise column.wrong(row, f"{expected}; write dates in this order, year, month and day, in the file")
         times = np.array([text.replace("T", " ") for text in dates.texts])[dates.codes[rows]]
     earlier = np.searchsorted(np.sort(times), times) / max(len(rows), 1)  # share of the rows with an earlier time
     bounds = np.cumsum(fractions)[:2] - 1e-9

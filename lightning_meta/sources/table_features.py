@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 from lightning_meta.sources.columns import Column
 from lightning_meta.sources.scaling import Standardiser, quantiles_of, scaled
+from lightning_meta.sources.table_messages import say
 from lightning_meta.tasks.table import FIRST, NumberFeature, TextFeature
 
 _log = logging.getLogger(__name__)
@@ -66,10 +67,15 @@ def learn_features(
         else:
             features.append(replace(_number(name, column, train, indicator, scaling), missed=missed))
             if (advice := column.grouped) is not None:
-                _log.warning("%s: %s", column.where, advice)
+                say(_log, logging.WARNING, "%s: %s", column.where, advice)
     if constant := [f.name for f in features if isinstance(f, NumberFeature) and f.constant]:
         names = ", ".join(map(repr, constant))
-        _log.warning("Table: these columns are constant in the training rows, so their inputs are always 0: %s", names)
+        message = "Table: these columns are constant in the training rows, so their inputs are always 0: %s"
+        say(_log, logging.WARNING, message, names)
+    if constant := [f.name for f in features if isinstance(f, TextFeature) and len(f.texts) == 1 and not f.missed]:
+        names = ", ".join(map(repr, constant))
+        message = "Table: these columns have the same text in all training rows, so nothing is learned from them: %s"
+        say(_log, logging.WARNING, message, names)
     return features
 
 
@@ -189,7 +195,7 @@ def _texts(column: Column, train: NDArray[np.bool_], stated: bool, max_categorie
             f"the features, or raise max_categories ({max_categories}){column.hint}"
         )
     if not stated and (hint := column.hint):
-        _log.warning("%s is text, such as %r%s", column.where, texts[0], hint)
+        say(_log, logging.WARNING, "%s is text, such as %r%s", column.where, texts[0], hint)
     return texts
 
 

@@ -54,6 +54,15 @@ def _one(arrays: Sequence[pyarrow.ChunkedArray]) -> pyarrow.ChunkedArray:
     return chunked_array([chunk for array in arrays for chunk in array.chunks], arrays[0].type)
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """Return the tables of a folder, sorted by name; hidden files and those with other suffixes are skipped."""
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.suffix.lower() in (*DELIMITERS, ".parquet") and not file.name.startswith(".") and file.is_file()
+    ]
+
+
 def read_folder(folder: Path, argument: str, spelling: Spelling = PLAIN) -> tuple[dict[str, Column], list[str]]:
     """Read all tables of a folder; hidden files and those with other suffixes are skipped.
 
@@ -69,11 +78,7 @@ def read_folder(folder: Path, argument: str, spelling: Spelling = PLAIN) -> tupl
         UserError: There is no table, two tables have the same name apart from the suffix, or a table cannot be read or
             has other columns.
     """
-    files = [
-        file
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in (*DELIMITERS, ".parquet") and not file.name.startswith(".") and file.is_file()
-    ]
+    files = tables_in(folder)
     if not files:
         raise UserError(f"{argument}{folder}: the folder holds no table; expected .csv, .tsv or .parquet files in it")
     names = [file.stem for file in files]

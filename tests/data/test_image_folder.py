@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_meta.batches import SPLITS
 from lightning_meta.data import EpisodicDataModule
+from lightning_meta.data.images import read_images
 from lightning_meta.errors import UserError
 from lightning_meta.sources.image_folder import ImageFolder
 
@@ -274,6 +275,26 @@ def test_images_that_cannot_be_read(divided: Path, make: object, message: str) -
     line = refused(ImageFolder(divided))
     assert line.startswith(f"{path}: ")
     assert message in line
+
+
+def test_of_several_images_that_cannot_be_read_five_are_named_and_all_counted(divided: Path) -> None:
+    files = sorted(divided.rglob("*.png"))  # in all splits
+    for count, end in (
+        (2, "1 more file has such a fault: {1}"),
+        (5, "4 more files have such faults: {1}, {2}, {3}, {4}"),
+    ):
+        for file in files[:count]:
+            file.write_bytes(b"no image" if count == 2 else b"")
+        line = refused(ImageFolder(divided))
+        assert line.startswith(f"{files[0]}: the file ")
+        assert line.endswith(f"; repair or remove it; {end.format(*files)}")
+        with pytest.raises(UserError, match=f"{re.escape(line)}$"):
+            read_images(divided, (1, 8, 8))
+    for file in files:
+        file.write_bytes(b"no image")
+    assert refused(ImageFolder(divided)).endswith(
+        f"; 9 more files have such faults: {', '.join(map(str, files[1:5]))} and 5 more"
+    )
 
 
 def test_folders_that_cannot_be_used(divided: Path, plain: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import logging
 import random
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -127,11 +128,14 @@ def test_by_time_the_earliest_rows_are_for_training(tmp_path: Path, dates: bool)
     sizes = [int((source._split_of == split).sum()) for split in SPLITS]
     assert np.abs(np.array(sizes) - [120, 40, 40]).max() <= 3
     if dates:
-        rows[4]["when"] = "31.1.2026"
-        with pytest.raises(
-            lm.UserError,
-            match=r"column 'when', row 5 \(line 6 of the file\) is '31\.1\.2026': expected a number, or a date such",
-        ):
+        expected = "expected a number, or a date such as .*; write dates in this order, year, month and day"
+        for date in ("31.1.2026", "04.06.2022", "04/06/2022", "4-6-22"):  # sorted as text, they would be in disorder
+            rows[4]["when"] = date
+            message = rf"column 'when', row 5 \(line 6 of the file\) is '{re.escape(date)}': {expected}, in the file$"
+            with pytest.raises(lm.UserError, match=message):
+                Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
+        rows = [{**row, "when": "1.2.2026"} for row in rows]
+        with pytest.raises(lm.UserError, match=expected):
             Table(write(tmp_path / "t.csv", rows), {"y": None}, time_column="when").sets()
 
 

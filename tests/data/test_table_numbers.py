@@ -178,12 +178,15 @@ def test_a_feature_that_never_changed_in_training_moves_nothing_later(
 ) -> None:
     """The weight of such an input was never trained: another number in a test row would be multiplied by chance."""
     columns = rows(a={i: 2020 + (i >= 40) for i in range(60)})
+    country = ["NL" if i < 40 else "BE" for i in range(60)]
+    columns |= {"country": country, "or_missing": [None if i == 3 else c for i, c in enumerate(country)]}
     with caplog.at_level(logging.WARNING, "lightning_meta"):
         source = Table(write(tmp_path, "csv", **columns), {"y": "regression"}, split_column="split")
         inputs = [source.sets()[split].inputs for split in SPLITS]
     assert all(isinstance(x, torch.Tensor) and not x[:, 0].any() and x[:, 1].any() for x in inputs)
     assert [r.getMessage() for r in caplog.records] == [
-        "Table: these columns are constant in the training rows, so their inputs are always 0: 'a'"
+        "Table: these columns are constant in the training rows, so their inputs are always 0: 'a'",
+        "Table: these columns have the same text in all training rows, so nothing is learned from them: 'country'",
     ]
 
 

@@ -30,10 +30,10 @@ def while_reading(change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let something happen once, just before the first image is decoded."""
     before, decode = [change], image_files.decode
 
-    def first_change(path: Path, size: int, channels: int) -> Any:
+    def first_change(path: Path, *options: Any) -> Any:
         if before:
             before.pop()()
-        return decode(path, size, channels)
+        return decode(path, *options)
 
     monkeypatch.setattr(image_files, "decode", first_change)
 
