@@ -59,7 +59,7 @@ EPISODIC = [
 CLASSIFIERS = [
     *(
         Pair(name, "torch loop")
-        for name in ("SimpleShot", "RFS", "BDCSPN", "LaplacianShot", "TIM", "AlphaTIM", "PTMAP")
+        for name in ["SimpleShot", "RFS", "BDCSPN", "LaplacianShot", "TIM", "AlphaTIM", "PTMAP"]
     ),
     Pair("Baseline", "torch loop", "features of length 1"),
 ]

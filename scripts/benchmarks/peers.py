@@ -77,6 +77,10 @@ class Peer:
         """The loss of each task."""
         return (self.loss(self.outputs(t), y) for t, y in enumerate(self.targets))
 
+    def predict(self) -> Tensor:
+        """The predictions of all tasks."""
+        return torch.stack([self.outputs(t) for t in range(len(self.targets))])
+
     def step(self) -> None:
         """A step of Adam, with a backward pass for each task, as in the examples of the libraries."""
         self.optimizer.zero_grad()
