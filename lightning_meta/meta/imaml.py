@@ -144,7 +144,7 @@ class IMAML(GradientBasedLearner):
 
             slope, (_, outcome) = grad_and_value(query_loss, has_aux=True)(phi)
 
-            _, hessian = vjp(grad(support_loss), phi)  # one forward pass for all products with it
+            hessian = vjp(grad(support_loss), phi)[1]  # one forward pass for all products with it
 
             def system(v: Tensors) -> Tensors:
                 """(I + ∇²L/λ) v."""
