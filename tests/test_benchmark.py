@@ -9,12 +9,13 @@ from pathlib import Path
 import benchmark
 import pytest
 import torch
-from benchmarks import images, measure, multi_task_graphs, peers, row, rows, work
+from benchmarks import images, measure, methods, multi_task_graphs, pairs, peers, row, rows, work
 
 import lightning_meta as lm
 from lightning_meta.data import EpisodeShape, Pool
 from lightning_meta.nn import Conv4
 from lightning_meta.tasks import EpisodeSpec
+from tests.methods import META
 
 
 def test_a_ratio_is_that_of_the_medians() -> None:
@@ -103,6 +104,20 @@ def test_learn2learns_own_network_computes_what_ours_does() -> None:
     for module in (work.image_maml(5, 1, 28, torch.device("cpu")), images.protonet_module(torch.device("cpu"))):
         x = torch.rand(10, 1, 28, 28)
         torch.testing.assert_close(peers.own_network(l2l, module)(x), module.network(x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_few_shot_method_has_a_step_and_an_evaluation_in_the_benchmark() -> None:
+    steps = {pair.name for each in pairs.KINDS.values() for pair in each}
+    evaluated = {pair.name for pair in pairs.FROM_EMBEDDINGS + pairs.GRADIENT_BASED + pairs.OF_SINES}
+    assert steps == evaluated == set(META)
+
+
+@pytest.mark.slow
+def test_steps_are_timed_beside_a_peer_with_the_same_loss() -> None:
+    pytest.importorskip("learn2learn")
+    timed = list(methods.method_steps(row.Setting(torch.device("cpu"), 1, 0, short=True)))
+    assert len(timed) == len(pairs.KINDS)
+    assert all(step.ratio is not None for step in timed)
 
 
 def test_a_step_needs_no_trainer() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, grad_and_value
+from torch.func import grad, grad_and_value, vjp
 
 from lightning_meta.batches import Examples
 from lightning_meta.checks import positive, whole
@@ -144,9 +144,11 @@ class IMAML(GradientBasedLearner):
 
             slope, (_, outcome) = grad_and_value(query_loss, has_aux=True)(phi)
 
+            hessian = vjp(grad(support_loss), phi)[1]  # one forward pass for all products with it
+
             def system(v: Tensors) -> Tensors:
                 """(I + ∇²L/λ) v."""
-                hessian_v = grad(lambda phi: _dot(grad(support_loss)(phi), v))(phi)
+                (hessian_v,) = hessian(v)
                 return {name: v[name] + hessian_v[name] / self.regularisation for name in v}
 
             gradient = conjugate_gradients(system, slope, self.solver_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from benchmarks import peers
+from benchmarks.pairs import TASKS
 from benchmarks.work import drawn
 from lightning_meta.batches import Examples
 from lightning_meta.data import Pool
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.functional import TaskMap, task_map
-from lightning_meta.meta import MetaModule, ProtoNet
+from lightning_meta.meta import MetaModule, ProtoNet, RelationNet
 from lightning_meta.tasks import EpisodeSpec
 
-TASKS, CHUNK, CLASSES, EACH, SIZE = 1000, 500, 100, 20, 64
+CHUNK, CLASSES, EACH, SIZE = 500, 100, 20, 64
+SPEC = EpisodeSpec("classification", (SIZE,), 5, CLASSES)
 
 
 def features() -> Pool:
@@ -32,12 +35,16 @@ def features() -> Pool:
 
 
 def our_evaluation(
-    pool: Pool, device: torch.device, method: type[MetaModule] = ProtoNet, shots: int = 1, tasks: int = TASKS
+    pool: Pool,
+    device: torch.device,
+    method: type[MetaModule] = ProtoNet,
+    shots: int = 1,
+    tasks: int = TASKS,
+    **options: Any,
 ) -> Callable[[], float]:
     """Mean accuracy over tasks, in meta-batches of up to 500."""
     chunk = min(CHUNK, tasks)
-    module = method(nn.Flatten(), strategy="vmap", episodes=EpisodeSpec("classification", (SIZE,), 0, CLASSES)).eval()
-    module.to(device)
+    module = method(nn.Flatten(), strategy="vmap", episodes=SPEC, **options).eval().to(device)
     pool = pool.to(device)
 
     def one_task(support: Examples, x: Tensor) -> Tensor:
@@ -56,31 +63,43 @@ def our_evaluation(
     return evaluate
 
 
-def sklearn_evaluation(pool: Pool, shots: int) -> Callable[[], float]:
+def sklearn_evaluation(pool: Pool, shots: int, tasks: int = TASKS) -> Callable[[], float]:
     """The same with the loop of RFS's authors (`meta_eval.py`): scikit-learn's logistic regression for each task."""
     from sklearn.linear_model import LogisticRegression
 
     def evaluate() -> float:
-        draw, accuracies = drawn(pool, CHUNK, EpisodeShape(5, shots, 15)), []
-        for _ in range(TASKS // CHUNK):
+        draw, accuracies = drawn(pool, min(CHUNK, tasks), EpisodeShape(5, shots, 15)), []
+        for _ in range(tasks // min(CHUNK, tasks)):
             batch = draw()
             support, query = (part._replace(x=F.normalize(part.x, dim=-1)) for part in (batch.support, batch.query))
-            for t in range(CHUNK):
+            for t in range(len(batch.tasks)):
                 classifier = LogisticRegression(C=1.0, max_iter=1000).fit(support.x[t].numpy(), support.y[t].numpy())
                 right = classifier.predict(query.x[t].numpy()) == query.y[t].numpy()
                 accuracies.append(float(right.mean()))
-        return sum(accuracies) / TASKS
+        return sum(accuracies) / len(accuracies)
 
     return evaluate
 
 
-def easyfsl_method(name: str) -> Any:
-    """A method of easyfsl for embeddings, by its name there, with its defaults."""
+def easyfsl_method(name: str, network: nn.Module, like: MetaModule | None = None) -> Any:
+    """A method of easyfsl for 64 features, by its name there, with its defaults; `like` gives the relation module."""
     peers.peer("easyfsl")
     from easyfsl import methods, modules
 
-    options = {"attention_module": modules.MultiHeadAttention(1, SIZE, SIZE, SIZE)} if name == "FEAT" else {}
-    return getattr(methods, name)(nn.Identity(), **options)
+    options: dict[str, Any] = {}
+    if name == "FEAT":
+        options["attention_module"] = modules.MultiHeadAttention(1, SIZE, SIZE, SIZE)
+    elif name == "PTMAP":
+        options["feature_normalization"] = 2  # longer features make its plan NaN, for all of 1000 iterations
+    elif name == "MatchingNetworks":
+        options["feature_dimension"] = SIZE
+    elif name == "RelationNetworks":
+        like = like or RelationNet(nn.Flatten(), channels=16, episodes=SPEC)
+        assert isinstance(like, RelationNet)
+        network = nn.Sequential(network, nn.Unflatten(1, like.map_shape))
+        options["relation_module"] = nn.Sequential(copy.deepcopy(like.relation), nn.Sigmoid())
+        options["feature_dimension"] = like.map_shape[0]
+    return getattr(methods, name)(network, **options)
 
 
 def easyfsl_evaluation(
@@ -106,5 +125,5 @@ def easyfsl_evaluation(
 
     sampler = Sampler()
     loader = DataLoader(data, batch_sampler=sampler, collate_fn=sampler.episodic_collate_fn)
-    model = easyfsl_method(name).to(device)
+    model = easyfsl_method(name, nn.Identity()).to(device)
     return lambda: float(evaluate(model, loader, device=str(device), use_tqdm=False))

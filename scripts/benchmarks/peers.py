@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,6 +50,43 @@ def own_network(l2l: Any, module: MetaModule) -> nn.Module:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+SAME = nn.Identity()
+
+
+class Peer:
+    """A method of another library on the tasks of one meta-batch.
+
+    Args:
+        outputs: Query predictions of task t.
+        targets: Query targets of each task.
+        loss: The loss of a task.
+        parameters: What a step trains.
+    """
+
+    def __init__(
+        self,
+        outputs: Callable[[int], Tensor],
+        targets: Iterable[Tensor],
+        loss: Loss,
+        parameters: Iterable[Any],
+    ) -> None:
+        self.outputs, self.targets, self.loss = outputs, list(targets), loss
+        self.optimizer = torch.optim.Adam(parameters, 0.001)
+
+    def losses(self) -> Iterator[Tensor]:
+        """The loss of each task."""
+        return (self.loss(self.outputs(t), y) for t, y in enumerate(self.targets))
+
+    def predict(self) -> Tensor:
+        """The predictions of all tasks."""
+        return torch.stack([self.outputs(t) for t in range(len(self.targets))])
+
+    def step(self) -> None:
+        """A step of Adam, with a backward pass for each task, as in the examples of the libraries."""
+        self.optimizer.zero_grad()
+        for loss in self.losses():
+            (loss / len(self.targets)).backward()
+        self.optimizer.step()
 
 
 def torchopt_losses(network: nn.Module, batch: Episode, steps: int, rate: float, loss: Loss) -> Tensor:
@@ -81,13 +119,59 @@ def higher_losses(network: nn.Module, batch: Episode, steps: int, rate: float, l
 
 def maml_losses(learner: Any, batch: Episode, steps: int, loss: Loss) -> Tensor:
     """MAML with learn2learn's documented loop: clone, adapt, and the query loss of each task."""
-    losses = []
-    for t in range(len(batch.tasks)):
-        clone = learner.clone()
-        for _ in range(steps):
-            clone.adapt(loss(clone(batch.support.x[t]), batch.support.y[t]))
-        losses.append(loss(clone(batch.query.x[t]), batch.query.y[t]))
-    return torch.stack(losses)
+    outputs = [maml_outputs(learner, batch, steps, loss, t) for t in range(len(batch.tasks))]
+    return torch.stack([loss(output, y) for output, y in zip(outputs, batch.query.y, strict=True)])
+
+
+def maml_outputs(
+    learner: Any, batch: Episode, steps: int, loss: Loss, t: int, before: nn.Module = SAME, after: nn.Module = SAME
+) -> Tensor:
+    """Query predictions of task t by learn2learn's loop; `before` and `after` are the parts that are not adapted."""
+    support, query = before(batch.support.x[t]), before(batch.query.x[t])
+    clone = learner.clone()
+    for _ in range(steps):
+        clone.adapt(loss(after(clone(support)), batch.support.y[t]))
+    outputs: Tensor = after(clone(query))
+    return outputs
+
+
+def maml_parts(l2l: Any, name: str, network: Any, rate: float, first_order: bool) -> tuple[Any, nn.Module, nn.Module]:
+    """MAML, Meta-SGD, or MAML over a part of the network (ANIL, BOIL): the learner, and the parts around it."""
+    maml = partial(l2l.algorithms.MAML, lr=rate, first_order=first_order)
+    if not isinstance(network, l2l.vision.models.OmniglotCNN):
+        return maml(network), SAME, SAME
+    features, head = network.features, network.classifier
+    if name == "ANIL":
+        return maml(head), features, SAME
+    if name == "BOIL":
+        return maml(features), SAME, head
+    whole = nn.Sequential(features, head)  # each layer once: its Meta-SGD adapts none that it meets twice
+    if name == "MetaSGD":
+        return l2l.algorithms.MetaSGD(whole, lr=rate, first_order=first_order), SAME, SAME
+    return maml(whole), SAME, SAME
+
+
+def easyfsl_episodes(model: Any, name: str, batch: Episode) -> Peer:
+    """A method of easyfsl, with the loss of its documentation."""
+
+    def outputs(t: int) -> Tensor:
+        model.process_support_set(batch.support.x[t], batch.support.y[t])
+        predicted: Tensor = model(batch.query.x[t])
+        return predicted
+
+    def squared_error(scores: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(scores, F.one_hot(y, scores.shape[-1]).to(scores.dtype))
+
+    losses: dict[str, Loss] = {"MatchingNetworks": F.nll_loss, "RelationNetworks": squared_error}
+    return Peer(outputs, batch.query.y, losses.get(name, F.cross_entropy), model.parameters())
+
+
+def protonet_outputs(network: nn.Module, batch: Episode, t: int) -> Tensor:
+    """Logits of task t as in `examples/vision/protonet_miniimagenet.py`, which embeds support and query together."""
+    x = torch.cat([batch.support.x[t], batch.query.x[t]])
+    support, query = network(x).flatten(1).split([len(batch.support.y[t]), len(batch.query.y[t])])
+    prototypes = support.reshape(batch.ways, -1, support.shape[-1]).mean(1)
+    return -((query.unsqueeze(1) - prototypes.unsqueeze(0)) ** 2).sum(2)
 
 
 def taskset(l2l: Any, pool: Pool, ways: int, examples: int) -> Any:
