@@ -47,13 +47,27 @@ def min_norm(products: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         $\alpha$, `(T,)` float64, at least 0 and of sum 1. Where a gradient is 0, all weight is on such gradients.
     """
+    return shortest(root(products.double()), lengths)
+
+
+def root(products: Tensor) -> Tensor:
+    """Vectors with given inner products, as the columns of `(T, T)`; products `(T, T)` float64, on the CPU."""
+    values, vectors = torch.linalg.eigh(products)
+    return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+
+
+def shortest(unit: Tensor, lengths: Tensor) -> Tensor:
+    r"""$\alpha$ of `min_norm` from the gradients themselves.
+
+    Args:
+        unit: Gradients divided by their lengths, as columns, `(D, T)` float64, on the CPU.
+        lengths: Lengths of the gradients, `(T,)`.
+    """
     if not (lengths > 0).all():
         zero = (lengths == 0).double()
         return zero / zero.sum()
     ratios = (lengths.min() / lengths).double()
-    values, vectors = torch.linalg.eigh(products.double())
-    root = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T  # its columns have the products of the gradients
-    matrix = torch.cat([root, ratios.unsqueeze(0)])
+    matrix = torch.cat([unit, ratios.unsqueeze(0)])
     wanted = torch.zeros(len(matrix), dtype=torch.float64)
     wanted[-1] = 1
     solution = torch.from_numpy(optimize.nnls(matrix.numpy(), wanted.numpy())[0]) * ratios

@@ -7,7 +7,7 @@ from scipy import optimize
 from torch import Tensor
 
 from lightning_meta.checks import not_negative
-from lightning_meta.functional.min_norm import min_norm, products
+from lightning_meta.functional.min_norm import products, root, shortest
 from lightning_meta.weightings.aggregator import GradientWeighting
 
 
@@ -80,13 +80,14 @@ def toward_worst(gram: Tensor, c: float) -> Tensor:
     if radius == 0:
         return torch.zeros(count, dtype=gram.dtype)
 
+    vectors = root(gram)  # the gradients as columns, up to a rotation
+    mean = vectors.mean(1, keepdim=True)
+
     def solve(r: float) -> tuple[Tensor, float]:
-        shift = r / radius
-        shifted = gram + shift * (of_mean.unsqueeze(0) + of_mean.unsqueeze(1)) + shift**2 * of_mean.mean()
-        lengths = shifted.diagonal().clamp(min=0).sqrt()
-        scale = torch.where(lengths > 0, lengths, 1)
-        w = min_norm(shifted / scale.outer(scale), lengths)
-        return w, float((w @ gram @ w).clamp(min=0).sqrt())
+        shifted = vectors + r / radius * mean
+        lengths = shifted.norm(dim=0)
+        w = shortest(shifted / torch.where(lengths > 0, lengths, 1), lengths)
+        return w, float((vectors @ w).norm())
 
     longest = float(gram.diagonal().max().sqrt())
     smallest = 1e-8 * longest
