@@ -38,6 +38,7 @@ from lightning_meta.modes import check_mode
 from lightning_meta.nn.features import as_input
 from lightning_meta.nn.normalization import task_norms
 from lightning_meta.nn.step_graph import StepGraphs
+from lightning_meta.overrides import check_overrides
 from lightning_meta.resuming import check_groups, check_resumed
 from lightning_meta.specifications import marked
 
@@ -58,6 +59,7 @@ class _BuiltWhenConstructed(ABCMeta):
     """Metaclass that builds a module after its outermost constructor, so that `build` sees attributes of subclasses."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        check_overrides(cls)
         try:
             module = super().__call__(*args, **kwargs)
         except TypeError as error:

@@ -154,7 +154,9 @@ def step_of(module: lm.MultiHead, datamodule: lm.MultiTaskDataModule) -> Callabl
     optimizer = module.configure_optimizers()
 
     def step() -> Tensor:
-        loss = module.training_step(batches[next(number)], 0)
+        batch = batches[next(number)]
+        module.on_train_batch_start(batch, 0)
+        loss = module.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
         module.on_before_optimizer_step(optimizer)

@@ -33,7 +33,7 @@ from lightning_meta.data.episodes import (
 from lightning_meta.data.loader import EvaluationSampler, TrainSampler, as_is, check_shared
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskGenerator
+from lightning_meta.data.source import Source, TaskGenerator, check_inputs, check_parts
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.nn.likeness import input_statistics
 from lightning_meta.tasks import EpisodeSpec, Regression
@@ -372,12 +372,14 @@ class EpisodicDataModule(SourceDataModule):
         """The pools of the source, opened and checked once for all stages of the Trainer."""
         assert isinstance(self.source, Source)
         of_source = self.source.pools()
+        check_parts(of_source, Pool, "pools()")
         pools = {split: of_source[split] for split in SPLITS}  # in this order
         check_disjoint(pools)
         shapes = {pool.input_shape for pool in pools.values()}
         if len(shapes) > 1:
             raise UserError(f"source: examples of all splits have one shape, these have {sorted(shapes)}")
         for split, pool in pools.items():
+            check_inputs(pool.x, f"source: {split} split")
             self._check_targets(split, pool, pools["train"])
         for split in self.rotations:
             pools[split] = pools[split].rotated()

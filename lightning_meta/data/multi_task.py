@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -16,7 +17,7 @@ from lightning_meta.data.hashes import Hashes, of_sets
 from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_only
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
-from lightning_meta.data.source import Source, TaskSource
+from lightning_meta.data.source import Source, TaskSource, check_inputs, check_parts
 from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
@@ -109,6 +110,8 @@ class MultiTaskDataModule(SourceDataModule):
         table = None
         if isinstance(self.source, TaskSource):
             tasks, sets, descriptors = self.source.tasks(), self.source.sets(), dict(self.source.descriptors())
+            check_tasks(tasks)
+            check_parts(sets, TaskSet, "sets()")
             parts, table = sets, self.source.table()
         else:
             parts = pools = self.source.held_out()
@@ -213,6 +216,21 @@ class MultiTaskDataModule(SourceDataModule):
         return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
 
 
+def check_tasks(tasks: Any) -> None:
+    """Refuse anything but tasks by name.
+
+    Raises:
+        UserError: It is no dictionary, a name is no text, or a task is no `Task`.
+    """
+    expected = "source: tasks() must return tasks by name, such as {'rain': Binary()}"
+    if not isinstance(tasks, Mapping):
+        raise UserError(f"{expected}, got {type(tasks).__name__}")
+    for name, task in tasks.items():
+        if not isinstance(name, str):
+            raise UserError(f"{expected}; the name {name!r} is {type(name).__name__}")
+        instance(f"source: task {name!r}", task, Task)
+
+
 def check_names(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
     """Refuse sets that do not have exactly the given tasks.
 
@@ -231,7 +249,7 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
     """Refuse sets that do not fit the tasks.
 
     Raises:
-        UserError: A task has no training example, a split is empty, or targets do not fit.
+        UserError: A task has no training example, a split is empty, targets do not fit, or inputs are not finite.
     """
     for split in SPLITS:
         data = sets[split]
@@ -240,6 +258,14 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
                 task.check(data.targets[name], task.outputs)
             except UserError as error:
                 raise UserError(f"task {name!r}, {split} split: {error}") from error
+            inputs, rows = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs, data.rows[name]
+            if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(inputs):
+                raise UserError(
+                    f"task {name!r}, {split} split: rows {int(rows.min())} to {int(rows.max())} are out of range, as "
+                    f"there are {len(inputs)} inputs"
+                )
+        for name, inputs in data.inputs.items() if isinstance(data.inputs, dict) else [("", data.inputs)]:
+            check_inputs(inputs, f"task {name!r}, {split} split" if name else f"source: {split} split")
         if data.input_shapes != sets["train"].input_shapes:
             name = next(n for n, shape in data.input_shapes.items() if shape != sets["train"].input_shapes[n])
             shapes = f"{data.input_shapes[name]} in the {split} split and {sets['train'].input_shapes[name]} in train"

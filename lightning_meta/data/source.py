@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from lightning_meta.batches import Examples, Split
+from lightning_meta.batches import SPLITS, Examples, Split
 from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.hashes import HashedParts, of_sets
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
+from lightning_meta.functional.precision import all_finite
 from lightning_meta.tasks import Task
 from lightning_meta.tasks.table import TableSpec
 
@@ -70,6 +72,45 @@ class Source(RemembersArguments, ABC):
     def fingerprint(self) -> str:
         """Return a hash of the decoded examples, which is recorded with the results; "" if there is none."""
         return ""
+
+
+def check_parts(parts: Any, kind: type, method: str) -> None:
+    """Refuse what is not an object of a kind for each split.
+
+    Args:
+        parts: Result of a method of a source.
+        kind: Expected class of the objects.
+        method: The method, for the error message.
+
+    Raises:
+        UserError: A split is missing, or its object is of another class.
+    """
+    expected = f"source: {method} must return a {kind.__name__} for each of {', '.join(SPLITS)}"
+    if not isinstance(parts, Mapping):
+        raise UserError(f"{expected}, got {type(parts).__name__}")
+    for split in SPLITS:
+        if split not in parts:
+            raise UserError(f"{expected}; {split} is missing")
+        if not isinstance(parts[split], kind):
+            raise UserError(f"{expected}; {split} is {type(parts[split]).__name__}")
+
+
+def check_inputs(x: Tensor, where: str) -> None:
+    """Refuse inputs whose predictions would be NaN, which would count as wrong labels.
+
+    Args:
+        x: Inputs `(n, *input_shape)`.
+        where: Their task or split, for the error message.
+
+    Raises:
+        UserError: A value is NaN or infinite.
+    """
+    if x.is_floating_point() and not all_finite(x):
+        count = int((~x.isfinite()).flatten(1).any(1).sum())
+        raise UserError(
+            f"{where}: {count} of {len(x)} inputs have values that are NaN or infinite; replace these values, or leave "
+            "the examples out"
+        )
 
 
 class TaskSource(RemembersArguments, ABC):

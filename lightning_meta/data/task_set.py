@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_meta.batches import Common, Consecutive, Examples, TaskBatch, dtype_name
+from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import loses_digits
 from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
@@ -56,9 +57,13 @@ class TaskSet:
             examples: Inputs `(n_i, *input_shape)` and targets `(n_i, ...)` of each task, by name.
 
         Raises:
-            UserError: A task has different numbers of targets and inputs.
+            UserError: There is no task, or one has different numbers of targets and inputs.
         """
+        if not examples:
+            raise UserError("a TaskSet needs one task at least, got none")
         for name, (x, y) in examples.items():
+            instance(f"inputs of task {name!r}", x, Tensor)
+            instance(f"targets of task {name!r}", y, Tensor)
             if len(x) != len(y):
                 raise UserError(f"task {name!r} has {len(x)} inputs and {len(y)} targets; every input needs one")
         targets = {name: y for name, (_, y) in examples.items()}

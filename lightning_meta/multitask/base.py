@@ -27,7 +27,7 @@ from lightning_meta.functional.ranks import sum_over_ranks, world_size
 from lightning_meta.metrics import NAMED, SMALL_IS_GOOD
 from lightning_meta.modes import Mode
 from lightning_meta.module import Graph
-from lightning_meta.multitask.combining import in_order
+from lightning_meta.multitask.combining import drop_gradients, in_order
 from lightning_meta.multitask.graphed_steps import GraphedSteps
 from lightning_meta.multitask.records import RecordTable, TaskRecords
 from lightning_meta.multitask.selection import BestSoFar, Improved, monitored, of_tasks
@@ -162,7 +162,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._stems_by_name = {name: per_task(stem, synchronised_too=False) for name, stem in (stems or {}).items()}
         self.register_buffer("key", torch.randint(2**62, ()))  # seed of what is drawn for a single task
         self._likenesses: dict[str, Likeness] = {}
-        self._stepped_on: set[str] = set()
+        self._batches = 0
+        self._last_batch_of: dict[str, int] = {}
+        self._last_batch_before: dict[int, int] = {}
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
@@ -422,7 +424,6 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             loss = weighting(weighed, present)
         self.check_finite(loss)
         means = sum_over_ranks(losses) / ranks if ranks > 1 else losses.detach()
-        self._stepped_on.update(outputs)
         if self.logs_this_step():
             self._log_training(loss, means, present, outputs, batch)
         if shared:
@@ -434,14 +435,17 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
             loss = loss + 0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
         return loss
 
+    def on_train_batch_start(self, batch: TaskBatch, batch_idx: int) -> None:
+        """Check a training batch, and note its tasks for `on_before_optimizer_step`."""
+        super().on_train_batch_start(batch, batch_idx)
+        self._note_batch(batch.targets)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of tasks absent since the last step: the optimizer would move their weights."""
-        for i, name in enumerate(self.names):
-            if name not in self._stepped_on:
-                for module in self.own_modules(i):
-                    for parameter in module.parameters():
-                        parameter.grad = None
-        self._stepped_on.clear()
+        absent = self.absent_tasks(optimizer)
+        own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
+        drop_gradients(own, optimizer)
+        self._last_batch_before[id(optimizer)] = self._batches
 
     def on_train_start(self) -> None:
         """Log the features of a table, since by default all remaining columns are inputs."""

@@ -6,11 +6,12 @@ import logging
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from lightning_meta.batches import TaskBatch
@@ -41,7 +42,9 @@ class CombinesGradients(TrainedModule, ABC):
     _step_gradients: StepGradients
     _step_features: StepFeatures
     _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
-    _stepped_on: set[str]
+    _batches: int  # batches of this training so far
+    _last_batch_of: dict[str, int]  # number of the last batch with a task, by its name
+    _last_batch_before: dict[int, int]  # number of the last batch before the last step of an optimizer, by its id
     _last_batch: TaskBatch | None  # the batch of a step, if the weighting computes its losses again
 
     @property
@@ -113,9 +116,16 @@ class CombinesGradients(TrainedModule, ABC):
         return self._step_gradients.combined
 
     def on_fit_start(self) -> None:
-        """Check that there are shared parameters if the weighting needs them."""
+        """Check that the weighting can do what it needs, such as combining gradients of shared parameters."""
         super().on_fit_start()
         self._clear_step()  # remains of an interrupted training
+        self._batches, self._last_batch_of, self._last_batch_before = 0, {}, {}
+        if not self.automatic_optimization and (isinstance(self.weighting, Aggregator) or self.weighting.looks_again):
+            raise UserError(
+                f"weighting: {type(self.weighting).__name__} takes part in the optimizer step, which manual "
+                "optimization (automatic_optimization = False) leaves to training_step; use automatic optimization, or "
+                "a weighting of the losses, such as Equal"
+            )
         if isinstance(self.weighting, Aggregator) and not self._shared_parameters(self._own_parameters()):
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} combines gradients of shared parameters, and this "
@@ -140,12 +150,22 @@ class CombinesGradients(TrainedModule, ABC):
         closure = optimizer_closure
         if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
             # Directly after the last backward pass: before gradients are unscaled, passed to callbacks and clipped.
-            closure = partial(self._aggregated, optimizer_closure)
+            closure = partial(self._aggregated, optimizer_closure, optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         self._clear_step()
         if self._last_batch is not None:
             self._look_again(self._last_batch)
             self._last_batch = None
+
+    def absent_tasks(self, optimizer: torch.optim.Optimizer | LightningOptimizer) -> set[str]:
+        """The names of the tasks that were in no batch since the last step of an optimizer."""
+        optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+        before = self._last_batch_before.get(id(optimizer), 0)
+        return {name for name in self.names if self._last_batch_of.get(name, 0) <= before}
+
+    def _note_batch(self, names: Iterable[str]) -> None:
+        self._batches += 1
+        self._last_batch_of.update(dict.fromkeys(names, self._batches))
 
     def _clear_step(self) -> None:
         self._step_gradients.clear()
@@ -208,7 +228,7 @@ class CombinesGradients(TrainedModule, ABC):
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
         return loss_with_gradients(objective, parameters, gradients)
 
-    def _aggregated(self, closure: Callable[[], Any]) -> Any:
+    def _aggregated(self, closure: Callable[[], Any], optimizer: Any) -> Any:
         result = closure()
         assert isinstance(self.weighting, Aggregator)
         scale, shared = self._loss_scale(), self._combined
@@ -222,8 +242,11 @@ class CombinesGradients(TrainedModule, ABC):
         if direction is not None:
             write_gradients(shared, direction, used)
             if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
-                weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
-                values = {f"train/weight/{name}": weight for name, weight in weights if name in self._stepped_on}
+                weights, absent = (
+                    zip(self.names, self.weighting.applied.tolist(), strict=True),
+                    self.absent_tasks(optimizer),
+                )
+                values = {f"train/weight/{name}": weight for name, weight in weights if name not in absent}
                 for logger in self.loggers:
                     logger.log_metrics(values, self.global_step)
         return result
@@ -260,6 +283,15 @@ def memory_of(device: torch.device) -> float:
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return float(memory_limit()) if device.type == "cpu" and sys.platform != "win32" else math.inf
+
+
+def drop_gradients(modules: Iterable[nn.Module], optimizer: torch.optim.Optimizer) -> None:
+    """Drop the gradients of modules, of those parameters that an optimizer has."""
+    parameters = [p for module in modules for p in module.parameters()]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]} if parameters else set()
+    for p in parameters:
+        if id(p) in held:
+            p.grad = None
 
 
 def in_order(losses: Tensor, present: Sequence[str], names: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_meta.batches import Common, Consecutive
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.base import MultiTaskModule
+from lightning_meta.multitask.combining import drop_gradients
 from lightning_meta.multitask.together import predictions
 from lightning_meta.nn.features import output_size
 from lightning_meta.tasks import TasksSpec
@@ -130,10 +131,8 @@ class Grouped(MultiTaskModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of groups without any task since the last step, and those of absent tasks."""
-        for backbone, group in self._networks():
-            if self._stepped_on.isdisjoint(group):
-                for parameter in backbone.parameters():
-                    parameter.grad = None
+        absent = self.absent_tasks(optimizer)
+        drop_gradients((backbone for backbone, group in self._networks() if absent.issuperset(group)), optimizer)
         super().on_before_optimizer_step(optimizer)
 
     def _networks(self) -> list[tuple[nn.Module, list[str]]]:

@@ -99,6 +99,8 @@ def _fix(network: nn.Module, shape: tuple[int, ...], real: bool) -> str:
         return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are no ids"
     if isinstance(network, MLP):  # flattens its inputs
         return f"set its in_features to {math.prod(shape)}"
+    if len(shape) == IMAGE_DIMS and shape[0] > shape[2] in (1, 3):
+        return "the channels of the data seem to come last: let the source give them first, as x.permute(2, 0, 1) does"
     if len(shape) == IMAGE_DIMS:
         return f"its in_channels must be {shape[0]}, and the data's image size must fit the backbone"
     if len(shape) == 1:

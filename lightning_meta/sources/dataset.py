@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -65,9 +65,10 @@ class FromDataset(Source):
         separate_labels: bool = False,
     ) -> None:
         for split, dataset in zip(SPLITS, (train, val, test), strict=True):
-            if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+            if not indexed or isinstance(dataset, Mapping):
                 raise UserError(
-                    f"FromDataset {split}: {type(dataset).__name__} has no length or no index; expected a "
+                    f"FromDataset {split}: {type(dataset).__name__} has no length or no index by number; expected a "
                     f"map-style dataset"
                 )
         if names is not None and separate_labels:
@@ -136,10 +137,16 @@ class FromDataset(Source):
         return Pool.from_examples(torch.stack(xs), [index[y] for y in ys], [self._name(y, split) for y in labels])
 
     def _pair(self, item: Any, where: str) -> tuple[Tensor, int]:
+        if isinstance(item, Mapping):  # its keys would be taken for the pair
+            keys = ", ".join(map(repr, item))
+            raise UserError(
+                f"{where}: expected a pair (x, y), got a row with the keys {keys}; give a dataset of pairs, such as "
+                "[(row['image'], row['label']) for row in rows]"
+            )
         try:
             x, y = item
         except (TypeError, ValueError):
-            raise UserError(f"{where}: expected a pair (x, y), got {type(item).__name__}") from None
+            raise UserError(f"{where}: expected a pair (x, y), got {_kind(item)}") from None
         try:
             if isinstance(y, bool):
                 raise TypeError
@@ -149,12 +156,26 @@ class FromDataset(Source):
             raise UserError(f"{where}: the label is {shown!r}, expected an integer") from None
         if self._names is not None and not 0 <= label < len(self._names):
             raise UserError(f"{where}: label {label} is out of range, {len(self._names)} names were given")
-        return _tensor(x, where), label
+        return _checked(_tensor(x, where), where), label
 
     def _name(self, label: int, split: Split) -> str:
         if self._names is not None:
             return self._names[label]
         return f"{split}/{label}" if self._separate else str(label)
+
+
+def _kind(item: Any) -> str:
+    length = f" of {len(item)}" if isinstance(item, tuple | list) else ""
+    return f"{type(item).__name__}{length}"
+
+
+def _checked(x: Tensor, where: str) -> Tensor:
+    if x.layout != torch.strided or x.is_complex():
+        kind = "complex" if x.is_complex() else "sparse"
+        raise UserError(f"{where}: x is a {kind} tensor, expected a dense one of real numbers")
+    if not x.dim():
+        raise UserError(f"{where}: x is a single number, expected at least one dimension, such as (1,)")
+    return x
 
 
 def _tensor(x: Any, where: str) -> Tensor:

@@ -195,6 +195,8 @@ class Classification(_Labels):
         """Refuse labels that are not integers in [0, N)."""
         if targets.is_floating_point():
             raise UserError(f"labels are whole numbers, these are {targets.dtype}; for real targets use regression")
+        if targets.dim() != 1:
+            raise UserError(f"labels are one number for each example, these are {tuple(targets.shape)}")
         if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < outputs:
             labels = f"{int(targets.min())} to {int(targets.max())}"
             raise UserError(f"labels {labels} are out of range: a task of {outputs} ways has labels 0 to {outputs - 1}")

@@ -82,6 +82,14 @@ def test_a_class_in_two_splits_leaks_unless_labels_are_separate() -> None:
         (torch.zeros(3), "train[1]: expected a pair (x, y), got Tensor"),
         (7, "train[1]: expected a pair (x, y), got int"),
         ((torch.zeros(4), 0), "train[1]: x is (4,) of torch.float32, but train[0] is (3,)"),
+        ((torch.zeros(3), 0, "a.png"), "train[1]: expected a pair (x, y), got tuple of 3"),
+        (
+            {"image": torch.zeros(3), "label": 0},
+            "train[1]: expected a pair (x, y), got a row with the keys 'image', 'l",
+        ),
+        ((torch.tensor(1.0), 0), "train[1]: x is a single number, expected at least one dimension, such as (1,)"),
+        ((torch.zeros(3).to_sparse(), 0), "train[1]: x is a sparse tensor, expected a dense one"),
+        ((torch.zeros(3) * 1j, 0), "train[1]: x is a complex tensor, expected a dense one of real numbers"),
         (("text", 0), "train[1]: x is a str, expected a tensor, an array or a PIL image"),
         ((Image.new("I;16", (2, 2)), 0), "train[1]: pixels of mode I;16"),
     ],
@@ -96,6 +104,8 @@ def test_bad_datasets_and_names() -> None:
 
     assert "the val dataset is empty" in refused(pairs([0]), [], pairs([2]))
     assert "FromDataset val: Stream has no length" in refused(pairs([0]), Stream(), pairs([2]))
+    columns: Any = {"x": torch.zeros(2, 3), "y": [0, 1]}
+    assert "FromDataset train: dict has no length or no index by number" in refused(columns, pairs([1]), pairs([2]))
     given = pairs([0]), pairs([1]), pairs([2])
     assert "test[0]: label 2 is out of range, 2 names were given" in refused(*given, names=["a", "b"])
     assert "a name occurs twice" in refused(*given, names=["a", "b", "b"])

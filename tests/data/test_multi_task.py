@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -190,6 +191,7 @@ EMPTY = {"a": LABELS[:0]}
         (Classification(2), sets_of(ONE), "task 'a', train split: labels 0 to 2 are out of range"),
         (Classification(3), sets_of(ONE, test={"a": LABELS - 1}), "task 'a', test split: labels -1 to 1 are out of"),
         (Classification(3), sets_of({"a": LABELS * 1.0}), "task 'a', train split: labels are whole numbers"),
+        (Classification(3), sets_of({"a": LABELS[:, None]}), "task 'a', train split: labels are one number for each"),
         (Binary(), sets_of(ONE), "task 'a', train split: labels are 0 or 1, these hold 2"),
         (Multilabel(2), sets_of(ONE), "task 'a', train split: labels of an example have shape (2,), these have ()"),
         (
@@ -232,6 +234,84 @@ def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
     logged = {name: float(value) for name, value in runner.callback_metrics.items()}
     assert math.isnan(logged["val/accuracy/b"])
     assert logged["val/score"] == logged["val/accuracy/a"]
+
+
+class Unusual(Grouped, TaskSource):
+    """Returns what is given, of whatever kind."""
+
+    def __init__(self, tasks: Any, sets: Any) -> None:
+        self._tasks, self._sets = tasks, sets
+
+    def tasks(self) -> Any:
+        return self._tasks
+
+    def sets(self) -> Any:
+        return self._sets
+
+    def pools(self) -> Any:
+        return self._sets
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sets", "says"),
+    [
+        ([Binary()], sets_of(ONE), "tasks() must return tasks by name, such as {'rain': Binary()}, got list"),
+        (
+            {1: Binary()},
+            sets_of(ONE),
+            "tasks() must return tasks by name, such as {'rain': Binary()}; the name 1 is int",
+        ),
+        ({"a": Binary}, sets_of(ONE), "source: task 'a': a Task is needed, got the class Binary; give an instance"),
+        ({}, [], "source: sets() must return a TaskSet for each of train, val, test, got list"),
+        (
+            {},
+            {"train": sets_of(ONE)["train"]},
+            "sets() must return a TaskSet for each of train, val, test; val is missing",
+        ),
+        (
+            {},
+            {split: {} for split in SPLITS},
+            "sets() must return a TaskSet for each of train, val, test; train is dict",
+        ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(X[:5], {"a": LABELS}, {"a": torch.arange(6)}) for split in SPLITS},
+            "task 'a', train split: rows 0 to 5 are out of range, as there are 5 inputs",
+        ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(X.log(), {"a": LABELS}, {"a": torch.arange(6)}) for split in SPLITS},
+            "source: train split: 1 of 6 inputs have values that are NaN or infinite; replace these values",
+        ),
+    ],
+)
+def test_what_a_users_source_returns_is_checked(tasks: Any, sets: Any, says: str) -> None:
+    with pytest.raises(UserError) as raised:
+        MultiTaskDataModule(Unusual(tasks, sets)).setup("fit")
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("pools", "says"),
+    [
+        ({}, "source: pools() must return a Pool for each of train, val, test; train is missing"),
+        (
+            {s: Pool(torch.full((2, 3), NAN), torch.tensor([2]), (s,), ("",)) for s in SPLITS},
+            "source: train split: 2 of 2 inputs have values that are NaN or infinite; replace these values",
+        ),
+    ],
+)
+def test_what_a_users_source_of_classes_returns_is_checked(pools: Any, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        EpisodicDataModule(Unusual({}, pools)).setup("fit")
+
+
+def test_examples_of_no_tensors_are_refused() -> None:
+    with pytest.raises(UserError, match="a TaskSet needs one task at least"):
+        TaskSet.of_examples({})
+    arrays: Any = Examples(X.numpy(), LABELS)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="inputs of task 'a': a Tensor is needed, got ndarray"):
+        TaskSet.of_examples({"a": arrays})
 
 
 def test_a_source_without_tasks_says_so() -> None:

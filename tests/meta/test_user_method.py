@@ -16,6 +16,7 @@ from lightning_meta.batches import Examples
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.meta import MetaModule, ProtoNet
+from lightning_meta.multitask import MultiHead
 from lightning_meta.nn import MLP, Conv4
 from lightning_meta.sources import FromDataset, Sinusoid
 from lightning_meta.testing.toys import pictures
@@ -135,3 +136,44 @@ def test_training_refuses_predictions_of_a_wrong_shape_and_a_loss_without_a_grad
         with pytest.raises(UserError, match=message):
             runs.fit(module, episodes)
         assert runs.global_step == 0
+
+
+def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
+    """Lightning's own hooks do nothing, so nobody calls them; a checkpoint, for example, would not load by its path."""
+
+    class Notes:
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["note"] = "mine"
+
+    class Silent(Notes, ProtoNet):
+        pass
+
+    class Derived(Silent):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            super().on_save_checkpoint(checkpoint)
+
+    class EveryEpoch(MultiHead):
+        def on_train_epoch_end(self) -> None:
+            print("done")
+
+    for made, message in [
+        (Silent, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
+        (Derived, r"Notes.on_save_checkpoint must call super\(\).on_save_checkpoint"),
+        (EveryEpoch, r"EveryEpoch.on_train_epoch_end must call .* what MultiTaskModule does there is left out"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            made(MLP(256, (8,)))
+
+    class Named(ProtoNet):
+        def on_train_epoch_end(self) -> None:
+            MetaModule.on_train_epoch_end(self)
+
+        def on_train_batch_end(self, *args: Any) -> None:  # the package has none
+            print("done")
+
+    class Improves(MultiHead):
+        def on_improved(self, improved: Any) -> None:  # that of the package does nothing
+            print(improved)
+
+    for cls in (Named, Improves):
+        cls(MLP(256, (8,)))

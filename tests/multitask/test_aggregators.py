@@ -24,7 +24,7 @@ from lightning_meta.multitask.step_gradients import StepGradients
 from lightning_meta.nn import MLP
 from lightning_meta.run import RunLogger
 from lightning_meta.tasks import Task
-from lightning_meta.weightings import Aggregator, GradientWeighting, PCGrad
+from lightning_meta.weightings import FAMO, Aggregator, GradientWeighting, PCGrad
 from tests.multitask.toys import backbone, data, train, trainer
 
 NAMES = ["sum", "largest", "sign"]
@@ -302,6 +302,15 @@ def test_a_module_that_shares_nothing_is_refused(method: str) -> None:
     )
     with pytest.raises(UserError, match=message):
         trainer(1).fit(module, datamodule=data())
+
+
+@pytest.mark.parametrize("weighting", [PCGrad, FAMO])
+def test_manual_optimization_is_refused_as_no_step_would_be_combined(weighting: Any) -> None:
+    class Manual(MultiHead):
+        automatic_optimization = False
+
+    with pytest.raises(UserError, match=f"weighting: {weighting.__name__} takes part in the optimizer step, .* manual"):
+        train(Manual, data(), steps=1, weighting=weighting(), trainer={"max_epochs": 1})
 
 
 def test_a_direction_of_another_shape_is_refused() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_meta
-from lightning_meta.batches import SPLITS, Examples
+from lightning_meta.batches import SPLITS, Examples, TaskBatch
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -262,6 +262,51 @@ def test_heads_of_absent_tasks_do_not_drift() -> None:
     batches = given.train_batches()
     assert moved == [set(batches.ids(number)) for number in range(30)]
     assert len(set(map(frozenset, moved))) == 3
+
+
+class OwnStep(MultiHead):
+    """A user's own training step."""
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Any:
+        return torch.stack(list(self.task_losses(batch).values())).sum()
+
+
+class TwoOptimizers(OwnStep):
+    """Manual optimization: the backbone steps after each batch, the heads after every second one or each."""
+
+    def __init__(self, backbone: nn.Module, every: int = 1, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.every, self.automatic_optimization = every, False
+
+    def configure_optimizers(self) -> Any:
+        return [self.optimizer(part.parameters()) for part in (self.backbone, self.heads)]
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer, every in zip(cast("list[Any]", self.optimizers()), (1, self.every), strict=True):
+            if (batch_idx + 1) % every == 0:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=False)  # a zero gradient moves weights by momentum
+
+
+@pytest.mark.parametrize(("method", "optimizers"), [(OwnStep, 1), (TwoOptimizers, 2)])
+def test_a_training_step_of_a_users_own_trains_every_weight(method: Any, optimizers: int) -> None:
+    given = data(tasks_per_batch=2)
+    own, ours = train(method, given, 4 * optimizers), train(MultiHead, given, 4)  # the steps of all optimizers count
+    for (name, weight), (_, expected) in zip(own.named_parameters(), ours.named_parameters(), strict=True):
+        assert torch.equal(weight, expected), name
+
+
+def test_an_optimizer_that_steps_less_often_loses_no_gradients() -> None:
+    given = data(tasks_per_batch=1)
+    start, end = (train(partial(TwoOptimizers, every=2), given, steps) for steps in (1, 3))  # 3: backbone, both
+    moved = {n for n, a, b in zip(start.names, start.heads, end.heads, strict=True) if _differ(a, b)}
+    assert moved == {name for number in (0, 1) for name in given.train_batches().ids(number)}
+    assert len(moved) == 2
+
+
+def _differ(one: nn.Module, other: nn.Module) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_the_backbone_sees_a_shared_input_once() -> None:

@@ -110,6 +110,11 @@ def test_finding_the_output_size_changes_nothing() -> None:
     [
         (Conv4(1), (3, 28, 28), ["backbone: Conv4", "(3, 28, 28)", "in_channels"]),
         (Conv4(1), (1, 8, 8), ["backbone: Conv4", "(1, 8, 8)", "image size"]),
+        (
+            Conv4(3),
+            (32, 32, 3),
+            ["backbone: Conv4", "(32, 32, 3)", "channels of the data seem to come last", "permute"],
+        ),
         (LeNet(1, 28), (1, 32, 32), ["backbone: LeNet", "(1, 32, 32)", "image size"]),
         (MLP(4), (5,), ["backbone: MLP", "(5,)", "set its in_features to 5"]),
         (Conv4(1), (5,), ["backbone: Conv4", "(5,)", "choose a network of vectors"]),
