@@ -15,6 +15,7 @@ import torch
 import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -241,9 +242,20 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         if not isinstance(spec, self.spec_type):
             raise UserError(f"{type(self).__name__} {self.wrong_data}")
         if not self.ready_to_build:
+            self._check_launch()
             setattr(self, self.spec_name, spec)
             self.update_init_args(**{self.spec_name: spec})
         return spec
+
+    def _check_launch(self) -> None:
+        """Refuse to build a module in a copy of the process, whose original would not have the trained parts."""
+        launched = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
+        if launched and self.trainer.state.fn == "fit":
+            raise UserError(
+                f"strategy: it trains in copies of this process, and {type(self).__name__} outside of them would lack "
+                "the parts that are made for the data, such as heads; make them before training: data.prepare_data(), "
+                f"data.setup('fit'), then give the module {self.spec_name}=data.spec; or run a script with strategy ddp"
+            )
 
     @property
     def synchronises_batch_norm(self) -> bool:

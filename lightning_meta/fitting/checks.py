@@ -9,6 +9,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
@@ -140,6 +141,24 @@ def check_seed(seed: Any, say: Naming = as_argument) -> None:
     """
     if not isinstance(seed, bool) and seed is not None and not 0 <= seed < SEEDS:
         raise UserError(f"{say('seed')}: expected 0 to {SEEDS - 1}, got {seed}")
+
+
+def check_launch(trainer: Trainer, say: Naming = as_argument) -> None:
+    """Refuse strategies that train in copies of this process, from which only weights return.
+
+    Args:
+        trainer: The Trainer of a run, which has chosen its strategy.
+        say: Formats the name of an argument in the error.
+
+    Raises:
+        UserError: The strategy is `ddp_spawn`, `ddp_fork` or `ddp_notebook`, which Lightning also chooses in notebooks.
+    """
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        ddp, one = say("trainer.strategy", "ddp"), say("trainer.devices", 1)
+        raise UserError(
+            f"{say('trainer.strategy')}: {type(trainer.strategy).__name__} would train in copies of this process, "
+            f"which do not return the results of a run; in a script use {ddp}, in a notebook {one}"
+        )
 
 
 def check_ranks(trainer: Trainer, data: LightningDataModule | None) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.fitting.checks import check_machine, check_ranks
+from lightning_meta.fitting.checks import check_launch, check_machine, check_ranks
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.progress_bar import progress_bar
@@ -77,7 +77,7 @@ class Training:
         say: Formats the name of an argument in messages.
 
     Raises:
-        UserError: The requested accelerator is not available.
+        UserError: The requested accelerator is not available, or the strategy starts copies of this process.
         Exception: The Trainer does not accept the options.
     """
 
@@ -126,6 +126,7 @@ class Training:
                 "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
             }
         )
+        check_launch(self.trainer, say)
 
     def run(self) -> Run:
         """Train, then test the best checkpoint.

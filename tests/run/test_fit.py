@@ -384,6 +384,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "data": ({"data": ToyData(broken=True)}, "ways: 50 classes are asked for"),
     "no data module": ({"data": [1]}, "data: a LightningDataModule is needed, got list"),
     "no module": ({"module": nn.Linear(5, 5)}, "module: a LightningModule is needed, got Linear"),
+    "copies of the process": (
+        {"strategy": "ddp_notebook", "devices": 2},
+        "strategy: DDPStrategy would train in copies of this process, .* use strategy='ddp', in a notebook devices=1",
+    ),
     "a device": ({"devices": 0}, "devices: 0 leaves nothing to train on"),
 }
 
