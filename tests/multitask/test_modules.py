@@ -281,7 +281,7 @@ class TwoOptimizers(OwnStep):
     def configure_optimizers(self) -> Any:
         return [self.optimizer(part.parameters()) for part in (self.backbone, self.heads)]
 
-    def training_step(self, batch: TaskBatch, batch_idx: int) -> None:
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Any:
         self.manual_backward(super().training_step(batch, batch_idx))
         for optimizer, every in zip(cast("list[Any]", self.optimizers()), (1, self.every), strict=True):
             if (batch_idx + 1) % every == 0:
