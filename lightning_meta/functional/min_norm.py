@@ -53,7 +53,8 @@ def min_norm(products: Tensor, lengths: Tensor) -> Tensor:
 def root(products: Tensor) -> Tensor:
     """Vectors with given inner products, as the columns of `(T, T)`; products `(T, T)` float64, on the CPU."""
     values, vectors = torch.linalg.eigh(products)
-    return values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+    columns: Tensor = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+    return columns
 
 
 def shortest(unit: Tensor, lengths: Tensor) -> Tensor:
