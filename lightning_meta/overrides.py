@@ -14,6 +14,8 @@ _HOOKS = ("setup", "configure_model", "optimizer_step", "backward")  # besides `
 def check_overrides(cls: type) -> None:
     """Check that methods which override a hook of this package mention it by name, as in `super().on_train_start()`.
 
+    `getattr(super(), "on_train_start", ...)` counts as well.
+
     Lightning's own hooks do nothing, so its users are not used to calling them.
 
     Args:
@@ -54,4 +56,4 @@ def _code(hook: Any) -> CodeType | None:
 
 def _uses(code: CodeType, name: str) -> bool:
     nested = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return name in code.co_names or any(_uses(part, name) for part in nested)
+    return name in code.co_names or name in code.co_consts or any(_uses(part, name) for part in nested)

@@ -162,14 +162,15 @@ def test_what_another_optimizer_keeps_is_said(capsys: pytest.CaptureFixture[str]
     Path("adam.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"optimizer": adam}}}))
     wrong = ["--config", "maml.yaml", "--config", "adam.yaml", "--runs", "adam.yaml"]  # ends before training
     for options, line in (
-        (["--model.optimizer", "AdamW"], "AdamW keeps lr 0.1, weight_decay 0.0 of the optimizer that it replaces; "),
-        (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.2"], "AdamW keeps weight_decay 0.0 of"),
+        (["--model.optimizer", "AdamW"], "AdamW has lr 0.1, weight_decay 0.0 from the configuration; "),
+        (["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.2"], "AdamW has weight_decay 0.0 from"),
         (["--model.optimizer", "{class_path: AdamW, init_args: {lr: 0.2, weight_decay: 0.1}}"], ""),
         (["--model.optimizer.lr", "0.2"], ""),
+        (["--model.optimizer", "AdamW", "--config", "adam.yaml"], ""),  # whose class is another again
     ):
         assert run("fit", *wrong, *options) == 2
         said = capsys.readouterr().err
-        assert f"--model.optimizer {line}" in said if line else "keeps" not in said
+        assert f"--model.optimizer {line}" in said if line else "from the configuration; change" not in said
 
 
 def test_logging_can_be_turned_off() -> None:

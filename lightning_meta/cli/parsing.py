@@ -144,24 +144,23 @@ OPTIMIZER = re.compile(r"--model\.(?:init_args\.)?optimizer(?:\.init_args)?(?:\.
 
 
 def kept_by_optimizer(optimizer: Any, args: Sequence[str]) -> str | None:
-    """Return a line about values that an optimizer named on the command line keeps from the one that it replaces.
+    """Return a line about values of an optimizer named on the command line that come from the configuration.
 
     jsonargparse keeps the arguments that both classes accept, defaults too, such as `weight_decay` 0 of Adam for AdamW.
     """
     given = {match[1] or "class_path" for arg in args if (match := OPTIMIZER.fullmatch(arg))}
     if "class_path" not in given or not isinstance(optimizer, Namespace) or "init_args" not in optimizer:
         return None
+    named = optimizer.class_path.rpartition(".")[2]
+    if not re.search(rf"\b{named}\b", " ".join(args)):  # a later configuration names another
+        return None
     given |= set(re.findall(r"(\w+)[\"']?\s*:", " ".join(args)))  # as in {class_path: AdamW, init_args: {lr: 0.1}}
     defaults = inspect.signature(import_object(optimizer.class_path)).parameters
     values = {name: value for name, value in vars(optimizer.init_args).items() if name in defaults.keys() - given}
     kept = [name for name, value in values.items() if value != defaults[name].default]
-    named, shown = optimizer.class_path.rpartition(".")[2], ", ".join(f"{name} {values[name]}" for name in kept)
+    shown = ", ".join(f"{name} {values[name]}" for name in kept)
     advice = ", ".join(f"--model.optimizer.{name}" for name in kept)
-    return (
-        f"--model.optimizer {named} keeps {shown} of the optimizer that it replaces; change it by {advice}"
-        if kept
-        else None
-    )
+    return f"--model.optimizer {named} has {shown} from the configuration; change it by {advice}" if kept else None
 
 
 def remember_networks(config: Any) -> None:

@@ -17,7 +17,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,8 +88,12 @@ def load_or_build(
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, like: Sequence[Path] = ()) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which is renamed to `path` at the end, or removed after an error.
+
+    Args:
+        path: File to be written.
+        like: Files whose content it repeats: nobody may read it who may not read all of these.
 
     Raises:
         UserError: The file cannot be written: a read-only folder or a full disk.
@@ -98,7 +103,9 @@ def replacing(path: Path) -> Iterator[Path]:
         remove_orphans(path.parent, _TEMPORARY)
         with staging(path) as temporary:
             temporary.touch()  # permissions by the umask, since pooch and safetensors create private files
-            mode = temporary.stat().st_mode
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            for file in like:
+                mode &= stat.S_IMODE(file.stat().st_mode) | 0o600
             temporary.unlink()
             yield temporary
             temporary.chmod(mode)

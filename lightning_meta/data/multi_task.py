@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -259,6 +260,9 @@ def check_sets(tasks: dict[str, Task], sets: dict[Split, TaskSet]) -> None:
             except UserError as error:
                 raise UserError(f"task {name!r}, {split} split: {error}") from error
             inputs, rows = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs, data.rows[name]
+            instance(f"task {name!r}, {split} split: rows", rows, Tensor)
+            if rows.dtype != torch.int64:
+                raise UserError(f"task {name!r}, {split} split: rows are numbers of inputs, int64; got {rows.dtype}")
             if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(inputs):
                 raise UserError(
                     f"task {name!r}, {split} split: rows {int(rows.min())} to {int(rows.max())} are out of range, as "

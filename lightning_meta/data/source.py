@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_meta.batches import SPLITS, Examples, Split
+from lightning_meta.checks import instance
 from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.hashes import HashedParts, of_sets
 from lightning_meta.data.pool import Pool
@@ -103,10 +104,11 @@ def check_inputs(x: Tensor, where: str) -> None:
         where: Their task or split, for the error message.
 
     Raises:
-        UserError: A value is NaN or infinite.
+        UserError: They are no tensor, or a value is NaN or infinite.
     """
+    instance(f"{where}: inputs", x, Tensor)
     if x.is_floating_point() and not all_finite(x):
-        count = int((~x.isfinite()).flatten(1).any(1).sum())
+        count = int((~x.isfinite()).reshape(len(x), -1).any(1).sum())
         raise UserError(
             f"{where}: {count} of {len(x)} inputs have values that are NaN or infinite; replace these values, or leave "
             "the examples out"

@@ -164,7 +164,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self._likenesses: dict[str, Likeness] = {}
         self._batches = 0
         self._last_batch_of: dict[str, int] = {}
-        self._last_batch_before: dict[int, int] = {}
+        self._last_batches: dict[int, tuple[int, int]] = {}
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
@@ -407,7 +407,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        weighting, ranks = self.weighting, world_size()
+        weighting, ranks, self._weighed = self.weighting, world_size(), True
         # With an aggregator, the objective only weights the losses for the tasks' own parameters.
         own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
         if isinstance(weighting, Aggregator):
@@ -445,7 +445,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         absent = self.absent_tasks(optimizer)
         own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
         drop_gradients(own, optimizer)
-        self._last_batch_before[id(optimizer)] = self._batches
+        self._last_batches[id(optimizer)] = self._batches_of(optimizer)
 
     def on_train_start(self) -> None:
         """Log the features of a table, since by default all remaining columns are inputs."""

@@ -42,9 +42,10 @@ class CombinesGradients(TrainedModule, ABC):
     _step_gradients: StepGradients
     _step_features: StepFeatures
     _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
+    _weighed = False  # whether `training_step` of this package ran since the last step
     _batches: int  # batches of this training so far
     _last_batch_of: dict[str, int]  # number of the last batch with a task, by its name
-    _last_batch_before: dict[int, int]  # number of the last batch before the last step of an optimizer, by its id
+    _last_batches: dict[int, tuple[int, int]]  # by the id of an optimizer: last batch before its last step, and of it
     _last_batch: TaskBatch | None  # the batch of a step, if the weighting computes its losses again
 
     @property
@@ -119,8 +120,8 @@ class CombinesGradients(TrainedModule, ABC):
         """Check that the weighting can do what it needs, such as combining gradients of shared parameters."""
         super().on_fit_start()
         self._clear_step()  # remains of an interrupted training
-        self._batches, self._last_batch_of, self._last_batch_before = 0, {}, {}
-        if not self.automatic_optimization and (isinstance(self.weighting, Aggregator) or self.weighting.looks_again):
+        self._batches, self._last_batch_of, self._last_batches = 0, {}, {}
+        if not self.automatic_optimization and self._takes_part:
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} takes part in the optimizer step, which manual "
                 "optimization (automatic_optimization = False) leaves to training_step; use automatic optimization, or "
@@ -148,9 +149,9 @@ class CombinesGradients(TrainedModule, ABC):
             NonFiniteLossError: The loss of a rank was not finite.
         """
         closure = optimizer_closure
-        if optimizer_closure is not None and isinstance(self.weighting, Aggregator):
+        if optimizer_closure is not None and self._takes_part:
             # Directly after the last backward pass: before gradients are unscaled, passed to callbacks and clipped.
-            closure = partial(self._aggregated, optimizer_closure, optimizer)
+            closure = partial(self._combining, optimizer_closure, optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, closure)
         self._clear_step()
         if self._last_batch is not None:
@@ -160,14 +161,28 @@ class CombinesGradients(TrainedModule, ABC):
     def absent_tasks(self, optimizer: torch.optim.Optimizer | LightningOptimizer) -> set[str]:
         """The names of the tasks that were in no batch since the last step of an optimizer."""
         optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-        before = self._last_batch_before.get(id(optimizer), 0)
-        return {name for name in self.names if self._last_batch_of.get(name, 0) <= before}
+        before, _ = self._batches_of(optimizer)
+        return {name for name in self.names if self._batches and self._last_batch_of.get(name, 0) <= before}
+
+    def _batches_of(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+        """The numbers of the last batch before a step of an optimizer and of the step's own last batch.
+
+        Further steps in the same batch, and further calls of the closure such as those of LBFGS, have the same.
+        """
+        before, last = self._last_batches.get(id(optimizer), (0, 0))
+        return (before if last == self._batches else last), self._batches
 
     def _note_batch(self, names: Iterable[str]) -> None:
         self._batches += 1
         self._last_batch_of.update(dict.fromkeys(names, self._batches))
 
+    @property
+    def _takes_part(self) -> bool:
+        """Whether the weighting does something in the optimizer step."""
+        return isinstance(self.weighting, Aggregator) or self.weighting.looks_again
+
     def _clear_step(self) -> None:
+        self._weighed = False
         self._step_gradients.clear()
         self._step_features.clear()
 
@@ -228,9 +243,17 @@ class CombinesGradients(TrainedModule, ABC):
             gradients += [None if g is None else g * weight.to(g.dtype) for g in of_parameters]
         return loss_with_gradients(objective, parameters, gradients)
 
-    def _aggregated(self, closure: Callable[[], Any], optimizer: Any) -> Any:
+    def _combining(self, closure: Callable[[], Any], optimizer: Any) -> Any:
+        """Compute the gradients of a step, and combine them by an aggregator."""
         result = closure()
-        assert isinstance(self.weighting, Aggregator)
+        if result is not None and not self._weighed:
+            raise UserError(
+                f"weighting: {type(self.weighting).__name__} takes part in the optimizer step with what training_step "
+                f"of this package keeps, and that of {type(self).__name__} does not call it; let it return "
+                "super().training_step(batch, batch_idx), or use a weighting of the losses, such as Equal"
+            )
+        if not isinstance(self.weighting, Aggregator):
+            return result
         scale, shared = self._loss_scale(), self._combined
         if self.weighting.rep_grad:
             direction = self._step_features.direction(self.weighting, shared, scale)
@@ -242,10 +265,8 @@ class CombinesGradients(TrainedModule, ABC):
         if direction is not None:
             write_gradients(shared, direction, used)
             if isinstance(self.weighting, GradientWeighting) and self.logs_this_step():
-                weights, absent = (
-                    zip(self.names, self.weighting.applied.tolist(), strict=True),
-                    self.absent_tasks(optimizer),
-                )
+                weights = zip(self.names, self.weighting.applied.tolist(), strict=True)
+                absent = self.absent_tasks(optimizer)
                 values = {f"train/weight/{name}": weight for name, weight in weights if name not in absent}
                 for logger in self.loggers:
                     logger.log_metrics(values, self.global_step)

@@ -48,8 +48,8 @@ class GraphedSteps(CombinesGradients, ABC):
 
     not_of_a_step: ClassVar[tuple[str, ...]] = (
         *("_at_floor", "_combined", "_last_batch", "_likenesses", "_logged_obstacle", "_parts"),
-        *("_batches", "_best", "_last_batch_before", "_last_batch_of"),
-        *("_step_features", "_step_gradients", "_together", "records"),
+        *("_batches", "_best", "_last_batches", "_last_batch_of"),
+        *("_step_features", "_step_gradients", "_together", "_weighed", "records"),
     )
     _logged_obstacle = False
     _together: LossesTogether | None

@@ -91,7 +91,7 @@ def read_or_encode(files_of: Callable[[], Sequence[Path]], source: object, encod
     pyarrow.default_memory_pool().release_unused()  # Arrow keeps what it has freed, nearly 1 GB for a million rows
     if _states(files_of()) != states:  # the result must not be stored under the hash of the earlier content
         raise UserError(f"{files[0]}: the table changed while it was read; wait until it is complete and run again")
-    _write(path, key, encoded, messages)
+    _write(path, key, encoded, messages, files)
     stored = _read(path, key)  # memory-mapped, so that processes share it
     return encoded if stored is None else stored[0]
 
@@ -168,7 +168,7 @@ def _contents(files: Sequence[Path]) -> str:
     return json.dumps(hashes)
 
 
-def _write(path: Path, key: str, encoded: Encoded, messages: Sequence[Message]) -> None:
+def _write(path: Path, key: str, encoded: Encoded, messages: Sequence[Message], files: Sequence[Path]) -> None:
     from safetensors.torch import save_file
 
     from lightning_meta.data.cache import replacing
@@ -176,7 +176,7 @@ def _write(path: Path, key: str, encoded: Encoded, messages: Sequence[Message]) 
     about = json.dumps({"about": encoded.about, "messages": messages})
     header = {"key": key, "about": about, "sha256": _sha(key, about, of_weights(sorted(encoded.tensors.items())))}
     try:
-        with replacing(path) as temporary:
+        with replacing(path, files) as temporary:
             save_file(encoded.tensors, temporary, metadata=header)
     except UserError as error:
         _log.warning("%s; without it, every run reads and encodes the table", error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import pytest
@@ -282,6 +282,21 @@ class Unusual(Grouped, TaskSource):
             {"a": Classification(3)},
             {split: TaskSet(X.log(), {"a": LABELS}, {"a": torch.arange(6)}) for split in SPLITS},
             "source: train split: 1 of 6 inputs have values that are NaN or infinite; replace these values",
+        ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(X[:, 0].log(), {"a": LABELS}, {"a": torch.arange(6)}) for split in SPLITS},
+            "source: train split: 1 of 6 inputs have values that are NaN or infinite; replace these values",
+        ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(cast(Any, X.numpy()), {"a": LABELS}, {"a": torch.arange(6)}) for split in SPLITS},
+            "source: train split: inputs: a Tensor is needed, got ndarray",
+        ),
+        (
+            {"a": Classification(3)},
+            {split: TaskSet(X, {"a": LABELS}, {"a": torch.arange(6.0)}) for split in SPLITS},
+            "task 'a', train split: rows are numbers of inputs, int64; got torch.float32",
         ),
     ],
 )

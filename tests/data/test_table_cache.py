@@ -176,6 +176,13 @@ def test_another_content_other_options_or_another_order_of_additions_is_read_ane
     assert len(readings) == 4
 
 
+def test_a_private_table_stays_private(path: Path, cache: Path) -> None:
+    path.chmod(0o600)
+    Table(path, TARGETS).sets()
+    (stored,) = (cache / "tables").iterdir()
+    assert stored.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_damaged_file_is_built_again(path: Path, cache: Path, readings: list[Path]) -> None:
     expected = Table(path, TARGETS).fingerprint()
     (file,) = (cache / "tables").iterdir()

@@ -164,6 +164,15 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
         with pytest.raises(UserError, match=message):
             made(MLP(256, (8,)))
 
+    class Cooperative:
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            getattr(super(), "on_save_checkpoint", print)(checkpoint)
+
+    class Mixed(Cooperative, ProtoNet):
+        pass
+
+    Mixed(MLP(256, (8,)))
+
     class Named(ProtoNet):
         def on_train_epoch_end(self) -> None:
             MetaModule.on_train_epoch_end(self)

@@ -313,6 +313,16 @@ def test_manual_optimization_is_refused_as_no_step_would_be_combined(weighting: 
         train(Manual, data(), steps=1, weighting=weighting(), trainer={"max_epochs": 1})
 
 
+@pytest.mark.parametrize("weighting", [PCGrad, FAMO])
+def test_a_step_of_a_users_own_that_leaves_out_the_weighting_is_refused(weighting: Any) -> None:
+    class Own(MultiHead):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.stack(list(self.task_losses(batch).values())).sum()
+
+    with pytest.raises(UserError, match=f"weighting: {weighting.__name__} takes part .* that of Own does not call it"):
+        train(Own, data(), steps=1, weighting=weighting())
+
+
 def test_a_direction_of_another_shape_is_refused() -> None:
     class Scalar(Sum):
         def direction(self, gradients: Tensor, losses: Tensor, present: Tensor) -> Tensor:

@@ -297,6 +297,44 @@ def test_a_training_step_of_a_users_own_trains_every_weight(method: Any, optimiz
         assert torch.equal(weight, expected), name
 
 
+class Repeated(MultiHead):
+    """Manual optimization: two steps on each batch."""
+
+    def __init__(self, backbone: nn.Module, **options: Any) -> None:
+        super().__init__(backbone, **options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: TaskBatch, batch_idx: int) -> Any:
+        optimizer: Any = self.optimizers()
+        for _ in range(2):
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+
+class TwoClosures(torch.optim.SGD):
+    """Computes the gradients of each step twice, as SAM and LBFGS do."""
+
+    def step(self, closure: Any = None) -> Any:
+        closure()
+        return super().step(closure)
+
+
+def test_a_second_step_on_a_batch_trains_the_heads() -> None:
+    sgd, given = partial(torch.optim.SGD, lr=0.1), data(tasks_per_batch=2, batch_size=200)
+    once, twice = train(MultiHead, given, 1, optimizer=sgd), train(Repeated, given, 2, optimizer=sgd)
+    for i, name in enumerate(once.names):
+        present = name in given.train_batches().ids(0)
+        assert _differ(once.heads[i], twice.heads[i]) == present, name
+
+
+def test_an_optimizer_that_computes_gradients_twice_trains_the_heads() -> None:
+    given = data(tasks_per_batch=2)
+    one, two = (train(MultiHead, given, 4, optimizer=partial(c, lr=0.1)) for c in (torch.optim.SGD, TwoClosures))
+    for (name, weight), (_, expected) in zip(two.named_parameters(), one.named_parameters(), strict=True):
+        assert torch.equal(weight, expected), name
+
+
 def test_an_optimizer_that_steps_less_often_loses_no_gradients() -> None:
     given = data(tasks_per_batch=1)
     start, end = (train(partial(TwoOptimizers, every=2), given, steps) for steps in (1, 3))  # 3: backbone, both
