@@ -7,7 +7,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")
+LOGGERS = (
+    "lightning.pytorch.utilities.rank_zero",
+    "pytorch_lightning.utilities.rank_zero",  # in place of the former, once something has imported pytorch_lightning
+    "lightning.fabric.utilities.seed",
+)
 WARNINGS = (
     # Episodes are drawn by tensor indexing, so worker processes do not help.
     ".*does not have many workers.*",

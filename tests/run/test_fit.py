@@ -504,14 +504,15 @@ def test_one_checkpoint_serves_two_runs(folder: Path, caplog: pytest.LogCaptureF
 
 
 def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder: Path) -> None:
-    shown, messages = io.StringIO(), logging.getLogger("lightning.pytorch")
+    shown, messages = io.StringIO(), [logging.getLogger(name) for name in ("lightning.pytorch", "pytorch_lightning")]
     handler = logging.StreamHandler(shown)
-    loggers = [messages, *map(logging.getLogger, LOGGERS)]
+    loggers = [*messages, *map(logging.getLogger, LOGGERS)]
     levels = [logger.level for logger in loggers]  # scripts that other tests import set them
-    messages.addHandler(handler)
+    for logger in messages:
+        logger.addHandler(handler)
     try:
         for logger in loggers:
-            logger.setLevel(logging.INFO if logger is messages else logging.NOTSET)
+            logger.setLevel(logging.INFO if logger in messages else logging.NOTSET)
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             module = maml()
@@ -522,6 +523,7 @@ def test_lightning_does_not_describe_the_trainer_that_this_package_makes(folder:
         Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)  # the user's own is as it was
         assert "GPU available" in shown.getvalue()
     finally:
-        messages.removeHandler(handler)
+        for logger in messages:
+            logger.removeHandler(handler)
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
