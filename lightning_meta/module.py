@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.distributed
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor, nn
@@ -54,6 +54,14 @@ _NOT_OF_A_STEP = (frozenset(vars(LightningModule())) - {"training"}) | {
     *("_needs_exact_derivatives", "_plan_of_tensors", "_sequences"),  # caches of `nn.stateless`
 }
 _PLAIN = (str, int, bool, type(None))
+
+
+def trains_in_copies(trainer: Trainer) -> bool:
+    """Whether a Trainer starts copies of this process, as `ddp_spawn`, `ddp_fork` and `ddp_notebook` do.
+
+    Only weights that the module has before training return from them.
+    """
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 class _BuiltWhenConstructed(ABCMeta):
@@ -249,8 +257,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
 
     def _check_launch(self) -> None:
         """Refuse to build a module in a copy of the process, whose original would not have the trained parts."""
-        launched = isinstance(self.trainer.strategy.launcher, _MultiProcessingLauncher)
-        if launched and self.trainer.state.fn == "fit":
+        if trains_in_copies(self.trainer) and self.trainer.state.fn == "fit":
             raise UserError(
                 f"strategy: it trains in copies of this process, and {type(self).__name__} outside of them would lack "
                 "the parts that are made for the data, such as heads; make them before training: data.prepare_data(), "

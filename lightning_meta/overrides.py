@@ -1,4 +1,4 @@
-"""Check that the hooks of a user's module call those of this package, which they would otherwise replace silently."""
+"""Check that the hooks of a user's module or data module call those of this package, which they replace."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ _HOOKS = ("setup", "configure_model", "optimizer_step", "backward")  # besides `
 def check_overrides(cls: type) -> None:
     """Check that methods which override a hook of this package mention it by name, as in `super().on_train_start()`.
 
-    `getattr(super(), "on_train_start", ...)` counts as well.
-
-    Lightning's own hooks do nothing, so its users are not used to calling them.
+    `getattr(super(), "on_train_start", ...)` counts as well. Lightning's own hooks do nothing, so its users seldom call
+    them.
 
     Args:
-        cls: Class of a module.
+        cls: Class of a module or data module.
 
     Raises:
         UserError: A hook is overridden without calling it; the message names it and the class that needs it.

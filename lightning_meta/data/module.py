@@ -17,6 +17,7 @@ from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoad
 from lightning_meta.data.validation import check_validates
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
+from lightning_meta.overrides import check_overrides
 
 Place = Literal["cpu", "accelerator"]
 
@@ -32,6 +33,7 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
 
     def __init__(self, seed: int | None, num_workers: int, pool_on: Place) -> None:
         super().__init__()
+        check_overrides(type(self))
         one_of("pool_on", pool_on, Place)
         whole(0, num_workers=num_workers)
         if pool_on == "accelerator" and num_workers:

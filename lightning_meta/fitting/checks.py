@@ -9,12 +9,12 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import reason
+from lightning_meta.module import trains_in_copies
 from lightning_meta.run.naming import Naming, as_argument
 
 SEEDS = 2**32
@@ -151,9 +151,9 @@ def check_launch(trainer: Trainer, say: Naming = as_argument) -> None:
         say: Formats the name of an argument in the error.
 
     Raises:
-        UserError: The strategy is `ddp_spawn`, `ddp_fork` or `ddp_notebook`, which Lightning also chooses in notebooks.
+        UserError: It has such a strategy; Lightning chooses one in notebooks.
     """
-    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+    if trains_in_copies(trainer):
         ddp, one = say("trainer.strategy", "ddp"), say("trainer.devices", 1)
         raise UserError(
             f"{say('trainer.strategy')}: {type(trainer.strategy).__name__} would train in copies of this process, "

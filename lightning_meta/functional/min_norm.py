@@ -63,6 +63,9 @@ def shortest(unit: Tensor, lengths: Tensor) -> Tensor:
     Args:
         unit: Gradients divided by their lengths, as columns, `(D, T)` float64, on the CPU.
         lengths: Lengths of the gradients, `(T,)`.
+
+    Returns:
+        $\alpha$, `(T,)` float64, at least 0 and of sum 1.
     """
     if not (lengths > 0).all():
         zero = (lengths == 0).double()

@@ -163,8 +163,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         self.register_buffer("key", torch.randint(2**62, ()))  # seed of what is drawn for a single task
         self._likenesses: dict[str, Likeness] = {}
         self._batches = 0
-        self._last_batch_of: dict[str, int] = {}
-        self._last_batches: dict[int, tuple[int, int]] = {}
+        self._batch_of_task: dict[str, int] = {}
+        self._batches_of_step: dict[int, tuple[int, int]] = {}
         self._at_floor = ""  # a warning about tasks that were at their bound in the best validation
         self._step_gradients, self._step_features = StepGradients(), StepFeatures(type(self).__name__)
         self._last_batch: TaskBatch | None = None
@@ -445,7 +445,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         absent = self.absent_tasks(optimizer)
         own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
         drop_gradients(own, optimizer)
-        self._last_batches[id(optimizer)] = self._batches_of(optimizer)
+        self._batches_of_step[id(optimizer)] = self._batches_of(optimizer)
 
     def on_train_start(self) -> None:
         """Log the features of a table, since by default all remaining columns are inputs."""

@@ -44,8 +44,8 @@ class CombinesGradients(TrainedModule, ABC):
     _combined: Sequence[nn.Parameter] = ()  # the shared parameters of the step
     _weighed = False  # whether `training_step` of this package ran since the last step
     _batches: int  # batches of this training so far
-    _last_batch_of: dict[str, int]  # number of the last batch with a task, by its name
-    _last_batches: dict[int, tuple[int, int]]  # by the id of an optimizer: last batch before its last step, and of it
+    _batch_of_task: dict[str, int]  # number of the last batch with a task, by its name
+    _batches_of_step: dict[int, tuple[int, int]]  # result of `_batches_of` for the last step of an optimizer, by its id
     _last_batch: TaskBatch | None  # the batch of a step, if the weighting computes its losses again
 
     @property
@@ -120,7 +120,7 @@ class CombinesGradients(TrainedModule, ABC):
         """Check that the weighting can do what it needs, such as combining gradients of shared parameters."""
         super().on_fit_start()
         self._clear_step()  # remains of an interrupted training
-        self._batches, self._last_batch_of, self._last_batches = 0, {}, {}
+        self._batches, self._batch_of_task, self._batches_of_step = 0, {}, {}
         if not self.automatic_optimization and self._takes_part:
             raise UserError(
                 f"weighting: {type(self.weighting).__name__} takes part in the optimizer step, which manual "
@@ -162,19 +162,19 @@ class CombinesGradients(TrainedModule, ABC):
         """The names of the tasks that were in no batch since the last step of an optimizer."""
         optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         before, _ = self._batches_of(optimizer)
-        return {name for name in self.names if self._batches and self._last_batch_of.get(name, 0) <= before}
+        return {name for name in self.names if self._batches and self._batch_of_task.get(name, 0) <= before}
 
     def _batches_of(self, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
         """The numbers of the last batch before a step of an optimizer and of the step's own last batch.
 
         Further steps in the same batch, and further calls of the closure such as those of LBFGS, have the same.
         """
-        before, last = self._last_batches.get(id(optimizer), (0, 0))
+        before, last = self._batches_of_step.get(id(optimizer), (0, 0))
         return (before if last == self._batches else last), self._batches
 
     def _note_batch(self, names: Iterable[str]) -> None:
         self._batches += 1
-        self._last_batch_of.update(dict.fromkeys(names, self._batches))
+        self._batch_of_task.update(dict.fromkeys(names, self._batches))
 
     @property
     def _takes_part(self) -> bool:

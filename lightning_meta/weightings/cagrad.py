@@ -75,8 +75,7 @@ def toward_worst(gram: Tensor, c: float) -> Tensor:
         The weights `(T,)`, float64.
     """
     count = len(gram)
-    of_mean = gram.mean(1)  # g_i · g_0
-    radius = c * float(of_mean.mean().clamp(min=0).sqrt())
+    radius = c * float(gram.mean().clamp(min=0).sqrt())  # c |g_0|
     if radius == 0:
         return torch.zeros(count, dtype=gram.dtype)
 

@@ -173,6 +173,13 @@ def test_a_hook_that_leaves_out_that_of_the_package_is_refused() -> None:
 
     Mixed(MLP(256, (8,)))
 
+    class Prepared(EpisodicDataModule):
+        def setup(self, stage: str) -> None:
+            print(stage)
+
+    with pytest.raises(UserError, match=r"Prepared.setup must call .* what EpisodicDataModule does there is left out"):
+        Prepared(Sinusoid(), shots=5, queries=10)
+
     class Named(ProtoNet):
         def on_train_epoch_end(self) -> None:
             MetaModule.on_train_epoch_end(self)
