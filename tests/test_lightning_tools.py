@@ -1127,13 +1127,13 @@ def test_loaders_in_place_of_a_data_module(family: Family, tmp_path: Path) -> No
     refused("give the module an? (EpisodeSpec|TasksSpec)", lambda: trainer(tmp_path).fit(without, **loaders))
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*It is recommended to use `self.log.*sync_dist=True")
 @pytest.mark.filterwarnings("ignore:Grad strides do not match")
 @two_families
 def test_copies_of_the_process_return_every_weight_or_are_refused(family: Family, tmp_path: Path) -> None:
     """Lightning returns weights by name, without those of modules that the original process does not have."""
-    copies: dict[str, Any] = {"strategy": "ddp_notebook"}
+    copies: dict[str, Any] = {"strategy": "ddp_spawn"}  # started afresh: a fork of a process with threads can stop
     with pytest.raises(Exception, match=r"the parts that are made for the data, .*=data\.spec"):
         fit(family, tmp_path, **copies)
     data = family.data()
