@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lightning_meta.batches import SPLITS, Split
 from lightning_meta.data.decoded import DecodedSource, progress
@@ -225,7 +225,8 @@ def decode(path: Path, size: int, channels: int, invert: bool = False) -> np.nda
     except UserError:
         raise
     except Exception as error:  # Pillow raises errors of other libraries, such as struct.error for a damaged EXIF tag
-        cause = str(error) or type(error).__name__
+        unknown = isinstance(error, UnidentifiedImageError)  # whose message has the number of the open file
+        cause = "its content is of no known format" if unknown else str(error) or type(error).__name__
         problem = "is empty" if path.exists() and not path.stat().st_size else f"cannot be read as an image ({cause})"
         raise UserError(f"{path}: the file {problem}; repair or remove it") from error
     return np.asarray(resized).reshape(size, size, channels).transpose(2, 0, 1)
