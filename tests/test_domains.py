@@ -21,6 +21,7 @@ from make_gallery import figures, gallery
 from reproducing.page import with_parts
 from reproducing.rows import ROOT, TABLES, read_rows
 from reproducing.storing import RunFolder
+from sklearn.linear_model import Ridge
 
 import lightning_meta as lm
 from lightning_meta.testing.toys import NoisyPictures
@@ -85,7 +86,16 @@ def test_the_shipped_entries_build_a_module_or_say_that_they_do_not_apply(file: 
     made = {domain.name: entry.build(domain) for domain in DOMAINS}
     refused = {name for name, module in made.items() if module is None}
     regression = {domain.name for domain in DOMAINS if domain.regression}
-    assert refused == (regression if entry.name == "protonet" else set())
+    everything = {domain.name for domain in DOMAINS}
+    assert refused == {"protonet": regression, "ridge": everything - regression}.get(entry.name, set())
+
+
+def test_the_ridge_entry_is_that_of_scikit_learn() -> None:
+    module = read_entry(ROOT / "scripts" / "entries" / "ridge.py").build(BY_NAME["parkinsons"])
+    x, y = torch.randn(10, 19), torch.randn(10, 2) + 3
+    expected = Ridge(alpha=30).fit(x, y).predict(x[:5] + 1)
+    found = module.predict(module.adapt(lm.Examples(x, y), 0), x[:5] + 1)
+    assert found.numpy() == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_folder_changes_with_the_file_the_steps_and_the_seed(tmp_path: Path) -> None:
