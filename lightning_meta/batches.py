@@ -5,6 +5,7 @@ Lightning can move them between devices, a DataLoader can pin them, and `torch.f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -91,13 +92,22 @@ class TaskBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> TaskBatch:
         """Return the batch on a device; Lightning calls this. A tensor that several tasks have is moved once."""
-        device, moved = torch.device(device), dict[int, Tensor]()
+        device = torch.device(device)
         wait = device.type in ("cpu", "mps")  # as in Lightning
+        return self._mapped(lambda x: x.to(device, non_blocking=not wait))
+
+    def pin_memory(self) -> TaskBatch:
+        """Return the batch in pinned memory; a DataLoader calls this. A tensor of several tasks is pinned once."""
+        return self._mapped(lambda x: x.pin_memory())
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> TaskBatch:
+        """Apply a function to each tensor, once to one that several tasks have."""
+        mapped: dict[int, Tensor] = {}
 
         def one(x: Tensor) -> Tensor:
-            if id(x) not in moved:
-                moved[id(x)] = x.to(device, non_blocking=not wait)
-            return moved[id(x)]
+            if id(x) not in mapped:
+                mapped[id(x)] = function(x)
+            return mapped[id(x)]
 
         def each(of: dict[str, Tensor]) -> dict[str, Tensor]:
             return type(of)(zip(of, map(one, of.values()), strict=True))

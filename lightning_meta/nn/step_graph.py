@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -309,11 +309,48 @@ def cuda_graph(function: Callable[[], Any], device: torch.device) -> tuple[Any, 
     Returns:
         Its result, valid after the first replay, and a function that replays the graph.
     """
-    graph = torch.cuda.CUDAGraph()
-    # Thread-local, since the data loader's thread that pins memory calls CUDA during the capture.
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        result = function()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream, generator = torch.cuda.current_stream(device), torch.cuda.default_generators[device.index]
+    random_state = generator.clone_state()
+    try:
+        # Thread-local, since the data loader's thread that pins memory calls CUDA during the capture.
+        with torch.cuda.device(device), torch.cuda.graph(graph, pool, capture_error_mode="thread_local"):
+            result = function()
+    except BaseException:
+        if torch.cuda.current_stream(device) != stream:  # CUDA has ended the capture, and torch did not clean up
+            _clean_up(graph, pool, stream, generator, random_state)
+        raise
     return result, graph.replay
+
+
+_ended_by_cuda: list[torch.cuda.CUDAGraph] = []  # kept, since torch's allocators keep pointers to them
+
+
+def _clean_up(
+    graph: torch.cuda.CUDAGraph,
+    pool: Any,
+    stream: torch.cuda.Stream,
+    generator: torch.Generator,
+    random_state: torch.Generator,
+) -> None:
+    """Leave a capture that CUDA ended by an error, such as for a solver that waits for the device.
+
+    torch raises before it leaves the capture: its stream stays current, random layers raise ever after ("Offset
+    increment outside graph capture"), and the allocator goes on as during a capture.
+
+    Args:
+        graph: The graph.
+        pool: Its memory pool.
+        stream: The stream before the capture.
+        generator: The default generator of the device.
+        random_state: A copy of it from before the capture.
+    """
+    _ended_by_cuda.append(graph)
+    torch.cuda.set_stream(stream)
+    generator.graphsafe_set_state(random_state)
+    with suppress(AttributeError, RuntimeError):  # private functions, and a later torch may do this itself
+        torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+        torch._C._cuda_releasePool(stream.device_index, pool)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.utils._pytree import tree_leaves
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from lightning_meta.batches import Common, Examples, Split, TaskBatch
 from lightning_meta.data.hashes import of_sets
@@ -78,6 +79,25 @@ def test_what_all_tasks_have_in_common_is_moved_once() -> None:
     assert isinstance(moved.rows, Common)
     assert moved.rows["a"] is moved.rows["b"]
     assert moved.ids["a"] is moved.ids["b"]
+
+
+def test_what_all_tasks_have_in_common_is_pinned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As before each copy to a GPU; without a GPU nothing can be pinned."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(x: torch.Tensor) -> torch.Tensor:
+        pinned.append(x.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    names, there = "abc", torch.ones(4, dtype=torch.bool)
+    data = TaskSet.of_columns(torch.arange(4.0).view(4, 1), *[dict.fromkeys(names, there)] * 2)
+    batch = pin_memory(data.batch(dict.fromkeys(names, torch.tensor([3, 1]))))
+    assert type(batch) is TaskBatch
+    assert isinstance(batch.rows, Common)
+    assert batch.rows["a"] is batch.rows["c"]
+    assert batch.ids["a"] is batch.ids["c"]
+    assert {id(leaf) for leaf in tree_leaves(batch) if leaf is not None} == set(map(id, pinned)), "each is pinned"
 
 
 def test_one_input_with_several_targets_is_in_a_batch_once() -> None:

@@ -120,14 +120,8 @@ def data() -> EpisodicDataModule:
 
 def runner(fails_in: str = "", **options: Any) -> L.Trainer:
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return L.Trainer(
-        accelerator="cpu",
-        enable_checkpointing=False,
-        callbacks=[Stages(fails_in)],
-        num_sanity_val_steps=0,
-        **quiet,
-        **options,
-    )
+    given = {"accelerator": "cpu", "devices": 1, **quiet, **options}
+    return L.Trainer(enable_checkpointing=False, callbacks=[Stages(fails_in)], num_sanity_val_steps=0, **given)
 
 
 def tf32_of_a_run(module: MetaModule, **options: Any) -> dict[str, set[bool]]:

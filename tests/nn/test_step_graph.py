@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -262,6 +264,50 @@ def test_on_a_cpu_there_is_nothing_to_record(caplog: pytest.LogCaptureFixture) -
     module = lm.ProtoNet(MLP(256, (8,)), graph="auto", optimizer=SGD)
     L.Trainer(fast_dev_run=2, accelerator="cpu", logger=False, enable_progress_bar=False).fit(module, pictures())
     assert "graph: steps run without a CUDA graph: the inputs are on cpu" in caplog.text
+
+
+@pytest.mark.parametrize("ended_by_cuda", [True, False])
+def test_a_failed_capture_leaves_stream_and_generator_as_they_were(
+    ended_by_cuda: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error of CUDA in a capture, torch leaves neither; `tests/gpu/test_graphs.py` has this on a card."""
+    before, capturing = (SimpleNamespace(device_index=0, stream_id=i) for i in range(2))
+    current, pool, calls = [before], (0, 7), []
+
+    class Generator:
+        def clone_state(self) -> str:
+            return "copy"
+
+        def graphsafe_set_state(self, state: str) -> None:
+            calls.append(("generator", state))
+
+    @contextmanager
+    def graph(*_: Any, **__: Any) -> Iterator[None]:
+        current.append(capturing)
+        try:
+            yield
+        finally:
+            if ended_by_cuda:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+            current.append(before)
+
+    def fails() -> None:
+        raise RuntimeError("in the step")
+
+    fakes: dict[str, Any] = {
+        "CUDAGraph": object, "graph_pool_handle": lambda: pool, "device": lambda _: nullcontext(), "graph": graph,
+        "current_stream": lambda _: current[-1], "set_stream": current.append, "default_generators": [Generator()],
+    }  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(torch._C, name, lambda *given, name=name: calls.append((name, *given)), raising=False)
+    monkeypatch.setattr(step_graph, "_ended_by_cuda", [], raising=False)
+    with pytest.raises(RuntimeError):
+        step_graph.cuda_graph(fails, torch.device("cuda", 0))
+    assert current[-1] is before
+    cleaned = [("generator", "copy"), ("_cuda_endAllocateToPool", 0, pool), ("_cuda_releasePool", 0, pool)]
+    assert calls == (cleaned if ended_by_cuda else [])
 
 
 # Keys.
