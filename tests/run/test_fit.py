@@ -491,6 +491,12 @@ def test_a_change_of_meaning_is_refused_or_allowed() -> None:
     assert Path("runs/maml/0/config.yaml").read_text().startswith("# From step 4 on: model.inner_lr 0.01 -> 0.02\n")
 
 
+def test_a_resumed_run_may_be_given_more_time() -> None:
+    for hours, resume in ((1, None), (2, "runs/toy/0")):
+        in_python("toy", 4, resume=resume, max_time={"hours": hours})
+    assert yaml.safe_load(Path("runs/toy/0/config.yaml").read_text())["trainer"]["max_time"] == {"hours": 2}
+
+
 def test_a_trial_run_leaves_nothing() -> None:
     run = in_python("toy", fast_dev_run=True)
     assert run.directory is None
