@@ -123,6 +123,13 @@ def test_predictions_that_are_not_finite_are_refused() -> None:
         lm.calibrate(Wrong(nn.Flatten()), lm.EpisodicDataModule(Noisy(), 3, 1, 5), tasks=7, accelerator="cpu")
 
 
+@pytest.mark.parametrize("option", [{"limit_val_batches": 1}, {"fast_dev_run": True}])
+def test_a_part_of_the_validation_tasks_is_refused(option: dict[str, Any]) -> None:
+    data = lm.EpisodicDataModule(Noisy(), 3, 1, 5)
+    with pytest.raises(UserError, match="limit_val_batches: 20 of 48 validation tasks were predicted"):
+        lm.calibrate(lm.ProtoNet(nn.Flatten()), data, tasks=40, accelerator="cpu", **option)
+
+
 def test_regression_is_refused() -> None:
     data = lm.EpisodicDataModule(lm.sources.Sinusoid(), shots=5, queries=5)
     with pytest.raises(UserError, match="regression tasks have no classes"):

@@ -360,6 +360,13 @@ BAD = {
         "'val/acc' is not logged in validation; monitor one of the logged metrics: val/",
     ),
     "bad device": (["--trainer.devices=x"], "`devices`"),
+    "no checkpoints": (
+        ["--trainer.enable_checkpointing=false"],
+        "--trainer.enable_checkpointing false: a run is tested and resumed from its best and last checkpoints; leave",
+    ),
+    "no logger": (["--trainer.logger=false"], "--trainer.logger false: a run writes metrics.csv; leave it out"),
+    "another folder": (["--trainer.default_root_dir=x"], "leave it out and give --runs"),
+    "a search": (["--trainer.callbacks=LearningRateFinder"], "--trainer.callbacks: LearningRateFinder would change"),
     "no run to resume": (["--ckpt_path=last"], "there is no run named 'maml' in runs"),
     "no such checkpoint": (["--ckpt_path=no.ckpt"], "there is no such file"),
     "no checkpoint": (["--ckpt_path=maml.yaml"], "is not a checkpoint, or is damaged"),

@@ -132,6 +132,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no shots": ({"shots": []}, "shots: a number from 1 up, or several of them, is needed"),
     "no number": ({"shots": ["2"]}, "shots: a whole number of at least 1 is needed, got '2'"),
     "no tasks": ({"tasks": 0}, "tasks: at least 1 is needed, got 0"),
+    "nothing logged": (
+        {"barebones": True},
+        "barebones: it turns off the logging that the results are read from; leave",
+    ),
     "of the Trainer": ({"devises": 2}, "devises"),
 }
 
@@ -146,6 +150,18 @@ def test_what_cannot_be_evaluated_is_one_line_before_the_first_task(case: str, m
         lm.evaluate(module, data, **options)
     assert str(raised.value).startswith(line) or case == "of the Trainer"
     assert line in str(raised.value)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_an_evaluation_in_another_precision_leaves_the_weights_as_they_are(precision: Any) -> None:
+    data = lm.EpisodicDataModule(Tiny(), 3, 1, 2, test_tasks=6)
+    module = lm.ProtoNet(lm.nn.Conv4(in_channels=1, width=4, blocks=1), batch_norm="inductive", episodes=SPEC)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    lm.evaluate(module, data, precision=precision, accelerator="cpu")
+    lm.calibrate(module, data, tasks=4, precision=precision, accelerator="cpu")
+    after = module.state_dict()
+    assert module.dtype == torch.float32
+    assert all(value.dtype == before[name].dtype and value.equal(before[name]) for name, value in after.items())
 
 
 @pytest.mark.parametrize("method", [lm.ProtoNet, lm.MAML])

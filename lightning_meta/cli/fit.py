@@ -29,6 +29,7 @@ from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
 from lightning_meta.fitting.place import find_place
+from lightning_meta.fitting.run_checks import check_run_options
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training, as_list
 from lightning_meta.run import RunCheckpoint
 from lightning_meta.run.termination import Interrupted, status_of
@@ -99,6 +100,7 @@ class MetaCLI(LightningCLI):
             _log.warning("%s", line)
         check_seed(self.config.seed_everything, as_option)
         check_trainer(self.config.trainer, "train", as_option)
+        check_run_options(self.config.trainer, as_option)
         check_monitor(self.config.trainer, self.config.checkpoint.monitor, as_option)
         files = [Path(str(file)) for file in as_list(self.config.get("config"))]
         default = files[-1].stem if files else "run"

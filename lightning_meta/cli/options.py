@@ -32,7 +32,8 @@ def as_option(name: str, *value: Any) -> str:
     >>> as_option("trainer.max_steps"), as_option("resume", "last"), as_option("allow_changes", True)
     ('--trainer.max_steps', '--ckpt_path last', '--allow_changes')
     """
-    shown = "".join("" if v is True else " null" if v is None else f" {v}" for v in value)
+    of_yaml = {True: "", False: " false", None: " null"}
+    shown = "".join(of_yaml[v] if v is None or isinstance(v, bool) else f" {v}" for v in value)
     return f"--{OF_FIT.get(name, name)}{shown}"
 
 

@@ -5,6 +5,10 @@ state of its files. The file is written under a temporary name and renamed, so t
 processes that build it at the same time each write a temporary file, and the last rename wins. The content is checked
 against the hash in the header, and a damaged file is rebuilt.
 
+A file that no process has opened for `UNUSED` days is removed when another one is written beside it, because data that
+change, or are read with other options, leave files that nothing reads again. A process that has mapped the file can
+still use it: on Linux and macOS its content stays until it is closed, and Windows refuses to remove it.
+
 The folder is `$LIGHTNING_META_CACHE`, or the platform's cache folder. A folder that cannot be written is an error and
 not a warning, because otherwise every process of every run would decode the data set again.
 """
@@ -18,6 +22,7 @@ import logging
 import os
 import re
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1  # part of every key; increment it when the layout of the files changes
 
+UNUSED = 60  # days
+
+_ENTRY = re.compile(r"([a-z0-9_]+-[0-9a-f]{16}|[0-9a-f]{32})\.safetensors")
 # Only temporary names of this module, safetensors and pooch, since the folder may contain a user's files.
 _TEMPORARY = re.compile(rf"\..+{STAGED}|\.tmp[A-Za-z0-9]{{6}}|tmp[a-z0-9_]{{8}}")
 
@@ -101,6 +109,7 @@ def replacing(path: Path, like: Sequence[Path] = ()) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_orphans(path.parent, _TEMPORARY)
+        _remove_unused(path.parent)
         with staging(path) as temporary:
             temporary.touch()  # permissions by the umask, since pooch and safetensors create private files
             mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -114,6 +123,23 @@ def replacing(path: Path, like: Sequence[Path] = ()) -> Iterator[Path]:
             f"cannot write {path.name} to the cache folder {path.parent} ({error}); "
             f"make it writable, make room, or set LIGHTNING_META_CACHE to another folder"
         ) from error
+
+
+def mark_used(path: Path) -> None:
+    """Set the time of the last access of a file that was opened: many file systems do not, or once a day."""
+    with contextlib.suppress(OSError):  # a cache of another user
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the files of the cache that were not used for a long time, and no others."""
+    for file in folder.iterdir():
+        if _ENTRY.fullmatch(file.name):
+            with contextlib.suppress(OSError):  # removed by another process, or mapped by one on Windows
+                state = file.stat()
+                if time.time() - max(state.st_atime, state.st_mtime) > UNUSED * 24 * 3600:
+                    file.unlink()
+                    _log.info("%s was not used for %d days and is removed", file, UNUSED)
 
 
 def _write(path: Path, key: str, pools: Mapping[Split, Pool], hashes: Hashes) -> None:
@@ -131,6 +157,7 @@ def _read(path: Path, key: str, hashes: Callable[[Mapping[Split, Pool]], Hashes]
     """Read and check the memory-mapped pools; None if the file is missing, outdated or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
+            mark_used(path)
             header = file.metadata()
             classes = json.loads(header["classes"])
             pools = {

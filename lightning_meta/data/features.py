@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lightning_meta.configuration import describe
-from lightning_meta.data.cache import cache_folder, replacing
+from lightning_meta.data.cache import cache_folder, mark_used, replacing
 from lightning_meta.data.decoded import progress
 from lightning_meta.data.hashes import bytes_of, of_weights
 from lightning_meta.data.pool import Pool
@@ -160,6 +160,7 @@ def _read(path: Path) -> Tensor | None:
     """Return the features in a file, memory-mapped; None if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
+            mark_used(path)
             features: Tensor = file.get_tensor("features")
             expected = file.metadata()["sha256"]
     except FileNotFoundError:

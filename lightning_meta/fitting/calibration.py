@@ -14,6 +14,7 @@ from lightning_meta.checks import instance, share, whole
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.evaluation import own_names
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.meta import MetaModule
@@ -104,6 +105,11 @@ def calibrate_by(
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     more = max(1, tasks // OF_TEMPERATURE)
     found = task_logits(trainer, module, data, "val", tasks + more, **sizes)
+    if len(found.logits) < tasks + more:
+        raise UserError(
+            f"limit_val_batches: {len(found.logits)} of {tasks + more} validation tasks were predicted, and a "
+            "calibration needs all; leave it out, as well as fast_dev_run and overfit_batches, or lower tasks"
+        )
     n = len(found.logits) - more
     then = TaskLogits(found.logits[:n], found.labels[:n], found.strangers)
     first = TaskLogits(found.logits[n:], found.labels[n:], found.strangers[:0])
@@ -168,7 +174,7 @@ def task_logits(
     recorder = _Recorder()
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]  # Lightning makes it a list
     try:
-        with own_names(), data.testing(shape, tasks, None, split):
+        with own_names(), keeping_weights(module), data.testing(shape, tasks, None, split):
             run = trainer.test if split == "test" else trainer.validate
             run(module, datamodule=data, verbose=False)
     finally:

@@ -102,6 +102,8 @@ def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
     Raises:
         UserError: An option is out of range, unknown, or not possible on this machine.
     """
+    if options.get("barebones"):
+        raise UserError("barebones: it turns off the logging that the results are read from; leave it out")
     check_trainer(options, "test")
     check_machine(options)
     try:

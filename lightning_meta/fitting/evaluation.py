@@ -16,6 +16,7 @@ from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.episodes import EpisodeShape
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.meta import MetaModule
 from lightning_meta.report.figures import Point
@@ -120,7 +121,7 @@ def evaluate_by(
     tasks: int | None,
 ) -> list[Evaluation]:
     """The same as `evaluate`, with a given Trainer."""
-    with _without_predictions(module), own_names():
+    with _without_predictions(module), own_names(), keeping_weights(module):
         if ways is None and shots is None and queries is None and tasks is None:
             return [_tested(trainer, module, data)]
         if data.test_task_list is not None:

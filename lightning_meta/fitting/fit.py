@@ -22,6 +22,7 @@ from lightning_meta.fitting.checks import check_monitor, check_trainer
 from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.quiet import quiet_lightning
+from lightning_meta.fitting.run_checks import check_run_options
 from lightning_meta.fitting.seeding import set_seed
 from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
 from lightning_meta.import_paths import reason
@@ -94,6 +95,7 @@ def fit(
     with naming_arguments(), _messages_on_stderr():
         instance("module", module, (LightningModule,))
         instance("data", data, (LightningDataModule,))
+        check_run_options({**trainer, "logger": logger})
         check_arguments(name, runs, resume, allow_changes, checkpoint, callbacks, logger)
         _check_names(trainer)
         check_counts(trainer)

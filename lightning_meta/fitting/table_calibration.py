@@ -11,6 +11,7 @@ from lightning_meta.checks import instance, share
 from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.checks import quiet_trainer
+from lightning_meta.fitting.conversion import keeping_weights
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.multitask.base import MultiTaskModule
 from lightning_meta.multitask.calibration import Measured, TableCalibration
@@ -91,7 +92,8 @@ def calibrate_table_by(
     recorder = _Recorder()
     trainer.callbacks.append(recorder)  # type: ignore[attr-defined]  # Lightning makes it a list
     try:
-        trainer.test(module, datamodule=data, verbose=False)
+        with keeping_weights(module):
+            trainer.test(module, datamodule=data, verbose=False)
     finally:
         trainer.callbacks.remove(recorder)  # type: ignore[attr-defined]
     tasks = module.spec.tasks

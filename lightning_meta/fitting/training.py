@@ -21,6 +21,7 @@ from lightning_meta.fitting.checks import check_launch, check_machine, check_ran
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.progress_bar import progress_bar
+from lightning_meta.fitting.run_checks import check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
@@ -77,7 +78,8 @@ class Training:
         say: Formats the name of an argument in messages.
 
     Raises:
-        UserError: The requested accelerator is not available, or the strategy starts copies of this process.
+        UserError: The requested accelerator is not available, the strategy starts copies of this process, or a run
+            cannot use the callbacks, the module or the data.
         Exception: The Trainer does not accept the options.
     """
 
@@ -95,10 +97,8 @@ class Training:
         say: Naming = as_argument,
     ) -> None:
         check_machine(options, say)
-        if any(isinstance(callback, RunCheckpoint) for callback in as_list(options.get("callbacks"))):
-            raise UserError(
-                f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
-            )
+        check_parts(as_list(options.get("callbacks")), as_list(options.get("plugins")), say)
+        check_stages(module, data, options, checkpoint.monitor, say)
         if options.get("max_steps") == 0:
             options = {**options, "limit_train_batches": 0}  # no training batch is read, nor its features computed
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say

@@ -26,7 +26,7 @@ HOW = ("model.strategy", "model.chunk_size", "model.compile", "model.recompute",
 
 # Patterns of option names, without `init_args`. Options not listed here affect the meaning of the results.
 HARMLESS = (
-    *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time"),
+    *("trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps", "trainer.min_steps", "trainer.max_time*"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy*", "trainer.barebones"),
     *("trainer.logger*", "trainer.log_every_n_steps", "trainer.callbacks*", "trainer.profiler*", "trainer.enable_*"),
     *("trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps"),

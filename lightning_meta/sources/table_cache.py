@@ -188,8 +188,11 @@ def _read(path: Path, key: str) -> tuple[Encoded, list[Message]] | None:
     """Read and check the memory-mapped tensors; None if the file is missing, outdated or damaged."""
     from safetensors import safe_open
 
+    from lightning_meta.data.cache import mark_used
+
     try:
         with safe_open(path, framework="pt") as file:
+            mark_used(path)
             header = file.metadata()
             if header["key"] != key:  # the table has changed
                 return None

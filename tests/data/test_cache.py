@@ -205,6 +205,32 @@ def test_orphans_go_after_a_day_and_nothing_else_does(cache: Path) -> None:
     assert {path.name for path in folder.iterdir() if not path.name.startswith("toy-")} == {*others, writing}
 
 
+def opened_days_ago(file: Path, days: float) -> None:
+    os.utime(file, (time.time() - days * 24 * 3600,) * 2)
+
+
+def test_what_is_not_opened_for_sixty_days_goes_and_nothing_else_does(cache: Path) -> None:
+    folder = cache / "decoded"
+    folder.mkdir(parents=True)
+    others = [folder / "mine.safetensors", folder / "table-0123.safetensors", folder / "table-0123456789abcdef.csv"]
+    for file in others:
+        file.touch()
+    files: dict[str, Path] = {}
+    mapped: dict[str, dict[Split, Pool]] = {}
+    for key in ("unused", "used", "recent"):
+        mapped[key] = load_or_build("x", key, pools).pools
+        (files[key],) = set(folder.iterdir()) - {*others, *files.values()}
+    for file in [*others, files["unused"], files["used"]]:
+        opened_days_ago(file, 61)
+    opened_days_ago(files["recent"], 59)
+    load_or_build("x", "used", pools)  # opens it
+    assert set(folder.iterdir()) == {*others, *files.values()}
+    load_or_build("x", "new", pools)
+    assert [key for key, file in files.items() if file.exists()] == ["used", "recent"]
+    assert all(file.exists() for file in others)
+    assert same(mapped["unused"], pools())
+
+
 def test_a_failure_while_writing_leaves_nothing_and_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,17 @@ def test_other_weights_have_other_features(cache: Path) -> None:
     np.testing.assert_allclose(second, outputs_of(without_cache(protonet(1)[0])), atol=1e-5)
     assert not np.allclose(first, second, atol=1e-3)
     assert len(list(cache.iterdir())) == 2
+
+
+def test_features_that_no_run_opens_are_removed(cache: Path) -> None:
+    for seed in (0, 1):
+        outputs_of(protonet(seed)[0])
+    files = list(cache.iterdir())
+    for file in files:
+        os.utime(file, (time.time() - 61 * 24 * 3600,) * 2)
+    outputs_of(protonet(1)[0])
+    outputs_of(protonet(2)[0])
+    assert sorted(file.exists() for file in files) == [False, True]
 
 
 def test_a_network_that_computes_something_else_is_found_out(caplog: pytest.LogCaptureFixture) -> None:

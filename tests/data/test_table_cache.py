@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +176,18 @@ def test_another_content_other_options_or_another_order_of_additions_is_read_ane
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     Table(path, TARGETS).sets()
     assert len(readings) == 4
+
+
+def test_tables_that_no_run_opens_are_removed(path: Path, cache: Path) -> None:
+    tables: list[Path] = []
+    for seed in (0, 1):
+        Table(path, TARGETS, seed=seed).sets()
+        tables += set((cache / "tables").iterdir()).difference(tables)
+    for file in tables:
+        os.utime(file, (time.time() - 61 * 24 * 3600,) * 2)
+    Table(path, TARGETS, seed=1).sets()
+    Table(path, TARGETS, seed=2).sets()
+    assert [file.exists() for file in tables] == [False, True]
 
 
 def test_a_private_table_stays_private(path: Path, cache: Path) -> None:

@@ -92,6 +92,7 @@ def test_what_is_shared_is_the_backbone_and_cagrad_combines_it() -> None:
     module: Any = train(LoRA, data(), 3, weighting=CAGrad())
     assert [id(p) for p in module.shared_parameters()] == [id(p) for p in module.backbone.parameters()]
     assert all(bool(update.up.any()) for of in module.updates for update in of)
+    assert not any(m._forward_hooks for m in module.modules())  # nor those of its backward passes
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")

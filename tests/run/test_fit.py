@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 
 import lightning_meta as lm
@@ -361,6 +362,25 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_is_a_keyboard_interrupt(capsys: py
     assert left("runs/toy/1") == left("runs/toy/0")
 
 
+class NoTest(ToyModule):
+    """Validated alone."""
+
+    test_step = LightningModule.test_step  # type: ignore[assignment]
+
+
+class NoValidation(ToyModule):
+    """Tested alone."""
+
+    validation_step = LightningModule.validation_step  # type: ignore[assignment]
+
+
+class NoData(ToyData):
+    """Data for training alone."""
+
+    val_dataloader = LightningDataModule.val_dataloader
+    test_dataloader = LightningDataModule.test_dataloader
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such argument": ({"max_step": 3}, "max_step: neither .* did you mean max_steps?"),
     "an option": ({"ckpt_path": "last"}, "ckpt_path: neither .* did you mean resume?"),
@@ -372,7 +392,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "two counts": ({"min_steps": 9, "max_steps": 8}, "min_steps: 9 is more than max_steps, 8"),
     "an accelerator": ({"accelerator": "gpus"}, "accelerator: expected .* got gpus"),
     "a metric": ({"checkpoint": "val/acc"}, "checkpoint.monitor: 'val/acc' is not logged in validation"),
-    "no validation": (
+    "validation turned off": (
         {"limit_val_batches": 0},
         r"limit_val_batches: 0 .* but checkpoint=RunCheckpoint\(monitor=",
     ),
@@ -389,6 +409,39 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "strategy: DDPStrategy would train in copies of this process, .* use strategy='ddp', in a notebook devices=1",
     ),
     "a device": ({"devices": 0}, "devices: 0 leaves nothing to train on"),
+    "no checkpoints": (
+        {"enable_checkpointing": False, "callbacks": ModelCheckpoint()},
+        "enable_checkpointing=False: a run is tested and resumed from .*; leave it out, or train with",
+    ),
+    "no logger": ({"logger": False}, "logger=False: a run writes metrics.csv; leave it out, or train with"),
+    "nothing but training": ({"barebones": True}, "barebones=True: it turns off the logging .*; leave it out"),
+    "another folder": ({"default_root_dir": "x"}, "default_root_dir: a run is written .*; leave it out and give runs"),
+    "other checkpoint files": (
+        {"plugins": [TorchCheckpointIO()]},
+        "plugins: a run writes its checkpoints itself, .* leave out TorchCheckpointIO",
+    ),
+    "a search for a batch size": (
+        {"callbacks": BatchSizeFinder()},
+        r"callbacks: BatchSizeFinder would change .*; search before the run, with .*\.scale_batch_size\(module, ",
+    ),
+    "a search for a rate": (
+        {"callbacks": [LearningRateFinder()]},
+        r"callbacks: LearningRateFinder would change .*; search before the run, with .*\.lr_find\(module, ",
+    ),
+    "no test": ({"module": NoTest(nn.Linear(5, 5))}, "NoTest has no test_step, .*; define one"),
+    "no test in a trial": ({"module": NoTest(nn.Linear(5, 5)), "fast_dev_run": True}, "NoTest has no test_step"),
+    "no test data": (
+        {"data": NoData(4)},
+        "NoData has no test_dataloader, .*; define one, or give limit_test_batches=0 to test nothing",
+    ),
+    "no validation": (
+        {"module": NoValidation(nn.Linear(5, 5))},
+        r"NoValidation has no validation_step, but .*monitor='val/accuracy'\) needs .*=None",
+    ),
+    "no validation data": (
+        {"data": NoData(4), "limit_test_batches": 0},
+        "NoData has no val_dataloader, but .* needs validation to .*; define one, or give checkpoint=RunCheckpoint",
+    ),
 }
 
 
@@ -404,6 +457,13 @@ def test_a_mistake_is_one_line_that_speaks_of_arguments_and_leaves_nothing(case:
     assert "\n" not in str(raised.value)
     assert "--" not in str(raised.value)
     assert set(Path().iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`")
+def test_a_run_without_validation_and_test_data_keeps_its_last_checkpoint() -> None:
+    run = lm.fit(toy(), NoData(4), checkpoint=lm.RunCheckpoint(None), max_steps=2, limit_test_batches=0, **OPTIONS)
+    assert run.metrics == {}
+    assert [file.name for file in Path("runs/run/0/checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_what_the_trainer_refuses_leaves_nothing() -> None:
@@ -429,6 +489,12 @@ def test_a_change_of_meaning_is_refused_or_allowed() -> None:
     assert files() == before
     resumed(maml(inner_lr=0.02), sines(), allow_changes=True)
     assert Path("runs/maml/0/config.yaml").read_text().startswith("# From step 4 on: model.inner_lr 0.01 -> 0.02\n")
+
+
+def test_a_resumed_run_may_be_given_more_time() -> None:
+    for hours, resume in ((1, None), (2, "runs/toy/0")):
+        in_python("toy", 4, resume=resume, max_time={"hours": hours})
+    assert yaml.safe_load(Path("runs/toy/0/config.yaml").read_text())["trainer"]["max_time"] == {"hours": 2}
 
 
 def test_a_trial_run_leaves_nothing() -> None:
