@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise, repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -261,14 +261,16 @@ class TaskSet:
             return common
         separate = self.overlapping or isinstance(self.inputs, dict) or joined.rows is None or joined.targets is None
         if separate or (self.weights is not None and joined.weights is None):
-            return [self._batch(ids) for ids in several]
+            return [self._batch(*several)] if len(several) == 1 else [self.batch(ids) for ids in several]
         names, numbers = [name for ids in several for name in ids], [i for ids in several for i in ids.values()]
         counts = [i.shape[0] for i in numbers]
         flat = torch.cat(numbers)
         places = self._places(flat, names, counts).to(self.device)
         numbers = numbers if flat.device == self.device else list(flat.to(self.device).split_with_sizes(counts))
-        of_all = joined.targets.index_select(0, places)
-        columns: list[Sequence[Any]] = [names, counts, numbers, of_all.split_with_sizes(counts)]
+        assert isinstance(self.inputs, Tensor)
+        assert joined.rows is not None
+        assert joined.targets is not None
+        columns: list[Sequence[Tensor]] = [numbers, joined.targets.index_select(0, places).split_with_sizes(counts)]
         if joined.weights is not None:
             columns.append(joined.weights.index_select(0, places).split_with_sizes(counts))
         bounds = list(pairwise(accumulate(map(len, several), initial=0)))
@@ -276,9 +278,9 @@ class TaskSet:
         inputs = self.inputs.index_select(0, rows).split_with_sizes([sum(counts[a:b]) for a, b in bounds])
         batches = []
         for x, (first, last) in zip(inputs, bounds, strict=True):
-            of_names, of_counts, *values = (column[first:last] for column in columns)
-            ids, targets, *weights = (dict(zip(of_names, column, strict=True)) for column in values)
-            consecutive = Consecutive(zip(of_names, self._numbered(of_counts), strict=True))
+            own = names[first:last]
+            ids, targets, *weights = (dict(zip(own, column[first:last], strict=True)) for column in columns)
+            consecutive = Consecutive(zip(own, self._numbered(counts[first:last]), strict=True))
             batches.append(TaskBatch(x, targets, consecutive, ids, *weights))
         return batches
 
@@ -333,6 +335,7 @@ class TaskSet:
 
         def parts(values: dict[str, Tensor], joined: Tensor | None) -> Iterator[dict[str, Tensor]]:
             sizes = [size] * count
+            of_batches: Iterable[tuple[Tensor, ...]]
             if joined is None:
                 of_batches = zip(*(v[flat].split_with_sizes(sizes) for v in values.values()), strict=True)
             else:
