@@ -35,5 +35,5 @@ class Equal(Weighting):
         return self.weight
 
     def forward(self, losses: Tensor, present: Tensor) -> Tensor:
-        """The sum of the losses, which are 0 for absent tasks; arguments as in `Weighting`."""
-        return losses.sum() if type(self) is Equal else super().forward(losses, present)
+        """The sum of the losses; arguments as in `Weighting`."""
+        return (losses * present).sum() if type(self) is Equal else super().forward(losses, present)
