@@ -92,6 +92,7 @@ def test_the_shipped_entries_build_a_module_or_say_that_they_do_not_apply(file: 
 
 def test_the_ridge_entry_is_that_of_scikit_learn() -> None:
     module = read_entry(ROOT / "scripts" / "entries" / "ridge.py").build(BY_NAME["parkinsons"])
+    assert module is not None
     x, y = torch.randn(10, 19), torch.randn(10, 2) + 3
     expected = Ridge(alpha=30).fit(x, y).predict(x[:5] + 1)
     found = module.predict(module.adapt(lm.Examples(x, y), 0), x[:5] + 1)
