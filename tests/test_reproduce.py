@@ -55,7 +55,7 @@ def record_of(value: float, seed: int = 1, row: Row | None = None, **options: st
 def test_a_row_has_a_configuration_and_every_published_figure_a_source(row: Row) -> None:
     assert row.file.is_file()
     assert row.figures
-    assert row.budget[0] >= 1
+    assert row.budget[0] >= 1 or row.config.startswith("pretrained_")
     assert all(figure.source and figure.protocol for figure in row.figures if figure.published is not None)
 
 
