@@ -21,8 +21,6 @@ from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
 # more examples, a gather for each task costs little in comparison.
 _MOST_JOINED = 10_000_000
 
-_ALIGNMENT = 64  # bytes, of torch's tensors on a CPU
-
 
 @dataclass(frozen=True)
 class TaskSet:
@@ -277,7 +275,7 @@ class TaskSet:
             columns.append(joined.weights.index_select(0, places).split_with_sizes(counts))
         bounds = list(pairwise(accumulate(map(len, several), initial=0)))
         rows = places if joined.in_order else joined.rows.index_select(0, places)
-        inputs = _aligned(self.inputs.index_select(0, rows).split_with_sizes([sum(counts[a:b]) for a, b in bounds]))
+        inputs = self.inputs.index_select(0, rows).split_with_sizes([sum(counts[a:b]) for a, b in bounds])
         batches = []
         for x, (first, last) in zip(inputs, bounds, strict=True):
             own = names[first:last]
@@ -349,8 +347,7 @@ class TaskSet:
         inputs = self.inputs.index_select(0, flat if self._every_row else self.rows[names[0]][flat])
         targets, rows = parts(self.targets, self._joined.targets), Common.fromkeys(names, *self._numbered([size]))
         weights = repeat(None, count) if self.weights is None else parts(self.weights, self._joined.weights)
-        inputs_of = _aligned(inputs.split_with_sizes([size] * count))
-        columns = zip(inputs_of, targets, common.unbind(), weights, strict=True)
+        columns = zip(inputs.split_with_sizes([size] * count), targets, common.unbind(), weights, strict=True)
         return [TaskBatch(x, y, Common(rows), dict.fromkeys(names, ids), w) for x, y, ids, w in columns]
 
     @cached_property
@@ -405,15 +402,6 @@ class _Joined(NamedTuple):
     targets: Tensor | None
     weights: Tensor | None
     in_order: bool
-
-
-def _aligned(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Copy the parts of a tensor that start elsewhere than torch would allocate them.
-
-    A matrix product on a CPU rounds by where its rows start. A resumed run may gather a batch alone that was gathered
-    with others before, and must get the same bits.
-    """
-    return [part if part.data_ptr() % _ALIGNMENT == 0 else part.clone() for part in parts]
 
 
 def _in_one(by_task: dict[str, Tensor]) -> Tensor | None:
