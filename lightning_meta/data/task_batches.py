@@ -7,14 +7,13 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.functional.random_bits import choose, key, name_key
 
 _SUBSET = 2  # part of the key of its draw
-_MOST_AHEAD, _BYTES_AHEAD = 16, 1_000_000  # batches that are drawn at once, and the memory of their inputs
 
 
 class TaskBatches(Dataset[TaskBatch], ABC):
@@ -29,8 +28,6 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __init__(self, data: TaskSet, batches: int, rank: int = 0, ranks: int = 1) -> None:
         self.data, self.batches, self.rank, self.ranks = data, batches, rank, ranks
-        self._ahead: dict[int, TaskBatch] = {}  # drawn, but not yet returned
-        self._at_once = 1
 
     @abstractmethod
     def ids(self, batch: int) -> dict[str, Tensor]:
@@ -51,20 +48,8 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """Return the share of this rank of a batch; a task may be empty in it."""
-        drawn = self._ahead.pop(batch, None)
-        if drawn is None:
-            # Small batches are drawn several at once. The workers of a loader return others in between.
-            count = 1 if get_worker_info() else self._at_once
-            with torch.inference_mode(False):  # a later training step may take them
-                first, *others = self.data.batches([self.share_of(number) for number in range(batch, batch + count)])
-            drawn, self._ahead = first, dict(enumerate(others, batch + 1))
-            if isinstance(drawn.inputs, Tensor):
-                self._at_once = min(_MOST_AHEAD, 1 + _BYTES_AHEAD // (drawn.inputs.nbytes + 1))
-        return drawn
-
-    def share_of(self, batch: int) -> dict[str, Tensor]:
-        """Return the labelled examples of a batch for this rank, by name of the task."""
-        return self.share(self.ids(batch)) if self.ranks > 1 else self.ids(batch)
+        ids = self.ids(batch)
+        return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 
     def share(self, ids: dict[str, Tensor]) -> dict[str, Tensor]:
         """Select every W-th labelled example, counted over all tasks; shares then differ by at most one example."""
@@ -114,10 +99,6 @@ class AllExamples(TaskBatches):
         bounds = torch.stack([starts, starts + batch_size])
         # First and last + 1 labelled example of each task in each batch, (batches, 2, T).
         self._bounds = torch.stack([torch.searchsorted(rows, bounds) for rows in labelled.values()]).permute(2, 1, 0)
-
-    def __getitem__(self, batch: int) -> TaskBatch:
-        """Return a batch, drawn alone."""
-        return self.data.batch(self.ids(batch))
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """Return the labelled examples of a batch, by name of the task."""

@@ -8,6 +8,7 @@ from math import ceil, exp
 import torch
 from torch import Tensor
 
+from lightning_meta.batches import TaskBatch
 from lightning_meta.data.task_batches import TaskBatches
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -134,9 +135,9 @@ class DrawnInputs(TaskBatches):
         """Return the labelled examples of the batch of all ranks, by name of the task."""
         return self._labelled(self._order(batch), 0, 1)
 
-    def share_of(self, batch: int) -> dict[str, Tensor]:
-        """Return the examples of this rank: every W-th input, with all its targets."""
-        return self._labelled(self._order(batch), self.rank, self.ranks)
+    def __getitem__(self, batch: int) -> TaskBatch:
+        """Return the share of this rank of a batch: every W-th input, with all its targets."""
+        return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
         """Return the examples of a rank for every task of the whole batch; a task may be empty on the rank."""

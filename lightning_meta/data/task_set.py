@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise, repeat
 from typing import NamedTuple
 
 import torch
@@ -248,56 +247,25 @@ class TaskSet:
             `aligned` and all tasks have the same tensor of distinct numbers, the examples are in the order of the
             inputs.
         """
-        return self.batches([ids])[0]
-
-    def batches(self, several: Sequence[Mapping[str, Tensor]]) -> list[TaskBatch]:
-        """Like `batch`, for several batches, whose examples are gathered at once if possible: this saves small gathers.
-
-        Args:
-            several: Of each batch, the numbers of the labelled examples by name of the task.
-        """
-        joined = self._joined
-        if common := self._common_batches(several):
-            return common
-        separate = self.overlapping or isinstance(self.inputs, dict) or joined.rows is None or joined.targets is None
-        if separate or (self.weights is not None and joined.weights is None):
-            return [self._batch(*several)] if len(several) == 1 else [self.batch(ids) for ids in several]
-        names, numbers = [name for ids in several for name in ids], [i for ids in several for i in ids.values()]
-        counts = [i.shape[0] for i in numbers]
-        flat = torch.cat(numbers)
-        places = self._places(flat, names, counts).to(self.device)
-        numbers = numbers if flat.device == self.device else list(flat.to(self.device).split_with_sizes(counts))
-        assert isinstance(self.inputs, Tensor)
-        assert joined.rows is not None
-        assert joined.targets is not None
-        columns: list[Sequence[Tensor]] = [numbers, joined.targets.index_select(0, places).split_with_sizes(counts)]
-        if joined.weights is not None:
-            columns.append(joined.weights.index_select(0, places).split_with_sizes(counts))
-        bounds = list(pairwise(accumulate(map(len, several), initial=0)))
-        rows = places if joined.in_order else joined.rows.index_select(0, places)
-        inputs = self.inputs.index_select(0, rows).split_with_sizes([sum(counts[a:b]) for a, b in bounds])
-        batches = []
-        for x, (first, last) in zip(inputs, bounds, strict=True):
-            own = names[first:last]
-            ids, targets, *weights = (dict(zip(own, column[first:last], strict=True)) for column in columns)
-            consecutive = Consecutive(zip(own, self._numbered(counts[first:last]), strict=True))
-            batches.append(TaskBatch(x, targets, consecutive, ids, *weights))
-        return batches
-
-    def _batch(self, ids: Mapping[str, Tensor]) -> TaskBatch:
-        """Like `batch`, with a gather for each task where the tensors of the tasks are not joined."""
-        names, joined, counts = list(ids), self._joined, [i.shape[0] for i in ids.values()]
+        names, joined, common = list(ids), self._joined, self._common(ids)
+        counts = [] if common is not None else [i.shape[0] for i in ids.values()]
 
         def by_task(values: Tensor) -> dict[str, Tensor]:
             return dict(zip(names, values.split_with_sizes(counts), strict=True))
 
-        flat = torch.cat(list(ids.values()))
-        places = self._places(flat, names, counts).to(self.device)
-        ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
+        if common is not None:
+            ids = dict.fromkeys(names, common)
+        else:
+            flat = torch.cat(list(ids.values()))
+            places = self._places(flat, names, counts).to(self.device)
+            ids = dict(ids) if flat.device == self.device else by_task(flat.to(self.device))
 
         def gathered(values: dict[str, Tensor], joined: Tensor | None) -> dict[str, Tensor]:
             if joined is None:
                 return {name: values[name][i] for name, i in ids.items()}
+            if common is not None:
+                of_tasks = joined.unflatten(0, (len(names), -1)).index_select(1, common)
+                return dict(zip(names, of_tasks.unbind(), strict=True))
             return by_task(joined.index_select(0, places))
 
         targets = gathered(self.targets, joined.targets)
@@ -306,6 +274,10 @@ class TaskSet:
             batch_rows = {name: torch.arange(len(i), device=i.device) for name, i in ids.items()}
             inputs = {name: self.inputs[name][r] for name, r in gathered(self.rows, joined.rows).items()}
             return TaskBatch(inputs, targets, batch_rows, ids, weights)
+        if common is not None:
+            rows = common if self._every_row else self.rows[names[0]][common]
+            batch_rows = Common.fromkeys(names, *self._numbered([common.shape[0]]))
+            return TaskBatch(self.inputs.index_select(0, rows), targets, batch_rows, ids, weights)
         if joined.in_order:
             rows = places
         elif joined.rows is None:
@@ -317,38 +289,6 @@ class TaskSet:
             return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
         consecutive = Consecutive(zip(names, self._numbered(counts), strict=True))
         return TaskBatch(self.inputs.index_select(0, rows), targets, consecutive, ids, weights)
-
-    def _common_batches(self, several: Sequence[Mapping[str, Tensor]]) -> list[TaskBatch]:
-        """The batches if each has the same tensor of distinct numbers for all tasks of an `aligned` set; else empty."""
-        firsts, names = [next(iter(ids.values())) for ids in several], self.names
-        size, count = firsts[0].shape[0], len(firsts)
-        if not self.aligned or any(
-            first.shape[0] != size or list(ids) != names or any(i is not first for i in ids.values())
-            for ids, first in zip(several, firsts, strict=True)
-        ):
-            return []
-        common = torch.stack(firsts).sort(1).values  # in the order of the inputs
-        if (common[:, 1:] == common[:, :-1]).any():
-            return []
-        common = common.to(self.device)
-        flat = common.view(-1)
-
-        def parts(values: dict[str, Tensor], joined: Tensor | None) -> Iterator[dict[str, Tensor]]:
-            sizes = [size] * count
-            of_batches: Iterable[tuple[Tensor, ...]]
-            if joined is None:
-                of_batches = zip(*(v[flat].split_with_sizes(sizes) for v in values.values()), strict=True)
-            else:
-                of_tasks = joined.unflatten(0, (len(names), -1)).index_select(1, flat)
-                of_batches = (part.unbind() for part in of_tasks.split_with_sizes(sizes, 1))
-            return (dict(zip(names, part, strict=True)) for part in of_batches)
-
-        assert isinstance(self.inputs, Tensor)
-        inputs = self.inputs.index_select(0, flat if self._every_row else self.rows[names[0]][flat])
-        targets, rows = parts(self.targets, self._joined.targets), Common.fromkeys(names, *self._numbered([size]))
-        weights = repeat(None, count) if self.weights is None else parts(self.weights, self._joined.weights)
-        columns = zip(inputs.split_with_sizes([size] * count), targets, common.unbind(), weights, strict=True)
-        return [TaskBatch(x, y, Common(rows), dict.fromkeys(names, ids), w) for x, y, ids, w in columns]
 
     @cached_property
     def _last_rows(self) -> dict[str, tuple[list[int], Sequence[Tensor]]]:
@@ -362,6 +302,22 @@ class TaskSet:
                 rows = torch.arange(sum(counts), device=self.device).split(counts)
             self._last_rows["last"] = counts, rows  # at once, so that threads see both or neither
         return rows
+
+    def _common(self, ids: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the numbers of the examples if they are the same for all tasks of an `aligned` set.
+
+        Args:
+            ids: Numbers of the examples of each task, by name.
+
+        Returns:
+            The numbers, `(n,)`, in ascending order, on the device of the set; None if `ids` is not one tensor of
+            distinct numbers for all tasks, or the set is not `aligned`.
+        """
+        first = next(iter(ids.values()))
+        if not self.aligned or list(ids) != self.names or any(i is not first for i in ids.values()):
+            return None
+        ascending = first.unique()  # in the order of the inputs
+        return ascending.to(self.device) if len(ascending) == len(first) else None
 
     def _places(self, numbers: Tensor, names: list[str], counts: list[int]) -> Tensor:
         """Return the positions of examples in the joined tensors.

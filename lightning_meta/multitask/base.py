@@ -443,9 +443,8 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of tasks absent since the last step: the optimizer would move their weights."""
         absent = self.absent_tasks(optimizer)
-        if absent:
-            own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
-            drop_gradients(own, optimizer)
+        own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
+        drop_gradients(own, optimizer)
         self._batches_of_step[id(optimizer)] = self._batches_of(optimizer)
 
     def on_train_start(self) -> None:

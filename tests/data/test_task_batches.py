@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice, permutations
 
 import pytest
@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader
 
 from lightning_meta.batches import Examples, TaskBatch
@@ -108,59 +107,6 @@ def test_a_batch_is_a_function_of_its_number(kind: str) -> None:
     found = {b: ids(again[b]) for b in shuffled}
     assert [found[b] for b in numbers] == expected
     assert {name: i.tolist() for name, i in again.ids(3).items()} == expected[3]
-
-
-def weighted_columns(rows: int = 40) -> TaskSet:
-    """A table with two real targets for each row, and weights of the examples."""
-    x, y = torch.randn(rows, 3), {name: torch.randn(rows, 1, dtype=torch.float64) for name in "ab"}
-    data = TaskSet.of_columns(x, y, dict.fromkeys(y, torch.ones(rows, dtype=torch.bool)))
-    return TaskSet(data.inputs, data.targets, data.rows, {name: torch.rand(rows) for name in y})
-
-
-def weighted_examples() -> TaskSet:
-    """Tasks with data sets of their own in any order of the rows, and weights of the examples."""
-    columns = weighted_columns()
-    rows = {"a": torch.arange(0, 40, 2), "b": torch.arange(1, 40, 3).mul(2).clamp(max=39)[:6] + 1}
-    targets = {name: columns.targets[name][i] for name, i in rows.items()}
-    return TaskSet(columns.inputs, targets, rows, {name: torch.rand(len(i)) for name, i in rows.items()})
-
-
-AHEAD: dict[str, Callable[..., TaskBatches]] = {
-    **DRAWN,
-    "common rows": lambda rank=0, ranks=1: DrawnInputs(weighted_columns(), 0, 6, rank=rank, ranks=ranks),
-    "weights": lambda rank=0, ranks=1: DrawnTasks(weighted_examples(), 0, 5, rank=rank, ranks=ranks),
-}
-
-
-@pytest.mark.parametrize("kind", AHEAD)
-@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (1, 2)])
-def test_batches_drawn_several_at_once_are_those_drawn_alone(kind: str, rank: int, ranks: int) -> None:
-    draws = AHEAD[kind](rank, ranks)
-    for number in range(40):
-        batch, alone = draws[number], draws.data.batch(draws.share_of(number))
-        assert type(batch.rows) is type(alone.rows)
-        assert (batch.weights is None) == (alone.weights is None)
-        (drawn, structure), (expected, expected_structure) = (
-            tree_flatten([part for part in of if part is not None]) for of in (batch, alone)
-        )
-        assert structure == expected_structure
-        assert all(map(torch.equal, drawn, expected))
-
-
-@pytest.mark.parametrize("kind", ["all tasks", "common rows"])
-def test_a_batch_drawn_ahead_may_be_changed_and_trained_on(kind: str) -> None:
-    draws = AHEAD[kind]()
-    with torch.inference_mode():
-        before = [inputs_of(draws[number], "a") for number in range(3)]
-    expected = inputs_of(draws[3], "a").clone()
-    (inputs_of(draws[4], "a") * torch.ones(1, requires_grad=True)).sum().backward()
-    for number in (3, 5):
-        drawn = draws[number].inputs
-        assert isinstance(drawn, Tensor)
-        drawn.zero_()  # as augmentation in place does
-    assert torch.equal(inputs_of(draws[3], "a"), expected)
-    assert inputs_of(draws[6], "a").any()
-    assert all(x.any() for x in before)
 
 
 @KINDS
