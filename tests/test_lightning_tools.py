@@ -32,13 +32,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_meta.cli import main
-from lightning_meta.configuration import describe
-from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.meta import MAML, Baseline, ProtoNet
 from lightning_meta.multitask import Conditioned, CrossStitch, Grouped, Independent, MixtureOfExperts, MultiHead
-from lightning_meta.testing import toys
 from tests import methods
 from tests.devices.toys import EPISODES, MULTI_TASK
 
@@ -1086,15 +1083,6 @@ def test_the_tuner_finds_a_batch_size(family: Family, tmp_path: Path) -> None:
     )
     assert found == getattr(data, family.size) == 8
     assert _size(next(iter(data.train_dataloader()))) == 8
-
-
-@pytest.mark.parametrize(("method", "name"), [("fit", "batch_size"), ("validate", "evaluation_batch_size")])
-def test_the_tuner_compares_a_batch_size_with_the_number_of_examples(method: Any, name: str, tmp_path: Path) -> None:
-    data = MultiTaskDataModule(toys.Sums(), batch_size=2, evaluation_batch_size=2)  # 72 inputs, 12 batches or more
-    options: dict[str, Any] = {"method": method, "steps_per_trial": 1, "batch_arg_name": name}
-    found = Tuner(trainer(tmp_path)).scale_batch_size(MultiHead(nn.Linear(4, 2)), datamodule=data, **options)
-    assert found == getattr(data, name) == 128
-    assert describe(data)["init_args"][name] == 128  # what config.yaml of a run with these data says
 
 
 # Habits

@@ -7,7 +7,8 @@ against the hash in the header, and a damaged file is rebuilt.
 
 A file that no process has opened for `UNUSED` days is removed when another one is written beside it, because data that
 change, or are read with other options, leave files that nothing reads again. A process that has mapped the file can
-still use it: on Linux and macOS its content stays until it is closed, and Windows refuses to remove it.
+still use it: on Linux and macOS its content stays until it is closed, and Windows refuses to remove it. Over NFS, a
+process on another machine that has mapped a file for so long would lose it.
 
 The folder is `$LIGHTNING_META_CACHE`, or the platform's cache folder. A folder that cannot be written is an error and
 not a warning, because otherwise every process of every run would decode the data set again.
@@ -137,7 +138,8 @@ def _remove_unused(folder: Path) -> None:
         if _ENTRY.fullmatch(file.name):
             with contextlib.suppress(OSError):  # removed by another process, or mapped by one on Windows
                 state = file.stat()
-                if time.time() - max(state.st_atime, state.st_mtime) > UNUSED * 24 * 3600:
+                ours = state.st_uid == getattr(os, "getuid", lambda: 0)()  # of others, the last use is not known
+                if ours and time.time() - max(state.st_atime, state.st_mtime) > UNUSED * 24 * 3600:
                     file.unlink()
                     _log.info("%s was not used for %d days and is removed", file, UNUSED)
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader, DistributedSampler, SequentialSampler
 
 from lightning_meta.data.episodes import Episodes
-from lightning_meta.data.task_batches import AllExamples, Counted, TaskBatches
+from lightning_meta.data.task_batches import AllExamples, TaskBatches
 from lightning_meta.errors import UserError
 
 the_only: Callable[[Any], Any] = itemgetter(0)
@@ -113,8 +113,7 @@ class TaskBatchSampler(ResumableSampler):
 
     def __init__(self, dataset: TaskBatches, counted_in: Mapping[str, float]) -> None:
         batches = len(dataset)
-        counted_in = {**counted_in, "batches_per_epoch": batches}
-        super().__init__(Counted(dataset), batches, 1, counted_in, num_replicas=1, rank=0)
+        super().__init__(dataset, batches, 1, {**counted_in, "batches_per_epoch": batches}, num_replicas=1, rank=0)
         self.collate = the_only
 
 

@@ -15,7 +15,6 @@ from lightning_meta.checks import whole
 from lightning_meta.configuration import RemembersArguments
 from lightning_meta.data.loader import FirstBatches, ResumableSampler, TrainLoader
 from lightning_meta.data.validation import check_validates
-from lightning_meta.describing import remember
 from lightning_meta.errors import UserError, one_of
 from lightning_meta.functional.precision import HAS_FLOAT64
 from lightning_meta.overrides import check_overrides
@@ -43,14 +42,6 @@ class SourceDataModule(RemembersArguments, LightningDataModule, ABC):
                 "use num_workers=0 or pool_on=cpu"
             )
         self.seed, self.num_workers, self.pool_on = seed, num_workers, pool_on
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Remember a batch size that `Tuner.scale_batch_size` sets as the argument, for `config.yaml`."""
-        super().__setattr__(name, value)
-        attributes = vars(self)
-        arguments = attributes.get("_init_args", {})
-        if name.endswith("batch_size") and name in arguments and attributes.get("trainer") is not None:
-            remember(self, {**arguments, name: value})
 
     @property
     def train_seed(self) -> int:

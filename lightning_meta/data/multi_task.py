@@ -19,7 +19,7 @@ from lightning_meta.data.loader import EvaluationSampler, TaskBatchSampler, the_
 from lightning_meta.data.module import Place, SourceDataModule
 from lightning_meta.data.pool import Pool
 from lightning_meta.data.source import Source, TaskSource, check_inputs, check_parts
-from lightning_meta.data.task_batches import AllExamples, Counted, TaskBatches, subset
+from lightning_meta.data.task_batches import AllExamples, TaskBatches, subset
 from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
@@ -214,7 +214,7 @@ class MultiTaskDataModule(SourceDataModule):
     def _evaluation_loader(self, data: TaskSet) -> DataLoader[TaskBatch]:
         dataset = AllExamples(data, self.evaluation_batch_size)
         sampler = EvaluationSampler(dataset, *self.ranks)
-        return DataLoader(Counted(dataset), batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
+        return DataLoader(dataset, batch_size=1, sampler=sampler, collate_fn=the_only, **self.loader_options())
 
 
 def check_tasks(tasks: Any) -> None:

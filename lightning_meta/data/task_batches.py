@@ -36,12 +36,6 @@ class TaskBatches(Dataset[TaskBatch], ABC):
     def __len__(self) -> int:
         return self.batches
 
-    @property
-    def examples(self) -> int:
-        """Number of inputs; that of the largest task if tasks have separate inputs."""
-        inputs = self.data.inputs
-        return max(map(len, inputs.values())) if isinstance(inputs, dict) else len(inputs)
-
     def __iter__(self) -> Iterator[TaskBatch]:
         """Iterate over one epoch; without this method, Python would index without end."""
         return map(self.__getitem__, range(self.batches))
@@ -58,23 +52,6 @@ class TaskBatches(Dataset[TaskBatch], ABC):
             taken[name] = i[(self.rank - start) % self.ranks :: self.ranks]
             start += len(i)
         return taken
-
-
-class Counted(Dataset[TaskBatch]):
-    """The batches of a dataset, but its length counts examples: `Tuner.scale_batch_size` compares batch sizes with it.
-
-    Args:
-        batches: The dataset, whose length is a number of batches.
-    """
-
-    def __init__(self, batches: TaskBatches) -> None:
-        self.batches = batches
-
-    def __getitem__(self, batch: int) -> TaskBatch:
-        return self.batches[batch]
-
-    def __len__(self) -> int:
-        return self.batches.examples
 
 
 class AllExamples(TaskBatches):

@@ -60,15 +60,12 @@ def check_parts(callbacks: Iterable[Callback], plugins: Iterable[Any], say: Nami
                 f"{say('trainer.callbacks')}: a run has one RunCheckpoint; give it as {say('checkpoint')} instead"
             )
         if isinstance(callback, BatchSizeFinder | LearningRateFinder):
-            search, found = (
-                ("scale_batch_size", "batch size of the data")
-                if isinstance(callback, BatchSizeFinder)
-                else ("lr_find", "learning rate of the optimizer")
+            found = (
+                "batch size of the data" if isinstance(callback, BatchSizeFinder) else "learning rate of the optimizer"
             )
             raise UserError(
                 f"{say('trainer.callbacks')}: {type(callback).__name__} would change the {found} after config.yaml has "
-                f"recorded it; search before the run, with lightning.pytorch.tuner.Tuner(Trainer()).{search}(module, "
-                "datamodule=data), and start the run with what it finds"
+                "recorded it; search before the run, and start the run with what you find"
             )
     for plugin in plugins:
         if isinstance(plugin, CheckpointIO):
@@ -82,16 +79,14 @@ def check_stages(
     module: LightningModule,
     data: LightningDataModule,
     options: Mapping[str, Any],
-    monitor: str | None,
     say: Naming = as_argument,
 ) -> None:
-    """Refuse a module or data that cannot be tested after training, or validated where a metric of it is monitored.
+    """Refuse a module or data that cannot be tested after training.
 
     Args:
         module: The module to train.
         data: The data module.
         options: Arguments of `lightning.pytorch.Trainer`.
-        monitor: Validation metric that selects the best checkpoint; None if there is none.
         say: Formats the name of an argument in the error.
 
     Raises:
@@ -104,12 +99,3 @@ def check_stages(
             f"{type(data).__name__} has no test_dataloader, and a run tests its best checkpoint; define one, or give "
             f"{say('trainer.limit_test_batches', 0)} to test nothing"
         )
-    if monitor is None or options.get("fast_dev_run") or options.get("max_steps") == 0:
-        return
-    for part, name in ((module, "validation_step"), (data, "val_dataloader")):
-        if not is_overridden(name, part):
-            raise UserError(
-                f"{type(part).__name__} has no {name}, but {say('checkpoint.monitor', monitor)} needs validation to "
-                f"choose the best checkpoint; define one, or give {say('checkpoint.monitor', None)} to test the last "
-                "checkpoint"
-            )

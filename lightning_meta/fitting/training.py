@@ -98,7 +98,7 @@ class Training:
     ) -> None:
         check_machine(options, say)
         check_parts(as_list(options.get("callbacks")), as_list(options.get("plugins")), say)
-        check_stages(module, data, options, checkpoint.monitor, say)
+        check_stages(module, data, options, say)
         if options.get("max_steps") == 0:
             options = {**options, "limit_train_batches": 0}  # no training batch is read, nor its features computed
         self.module, self.data, self.checkpoint, self.say = module, data, checkpoint, say

@@ -224,6 +224,9 @@ def test_what_is_not_opened_for_sixty_days_goes_and_nothing_else_does(cache: Pat
         opened_days_ago(file, 61)
     opened_days_ago(files["recent"], 59)
     load_or_build("x", "used", pools)  # opens it
+    os.utime(files["used"], (time.time() - 3600, files["used"].stat().st_mtime))
+    load_or_build("x", "used", pools)
+    assert files["used"].stat().st_atime > time.time() - 600, "file systems note at most one opening a day"
     assert set(folder.iterdir()) == {*others, *files.values()}
     load_or_build("x", "new", pools)
     assert [key for key, file in files.items() if file.exists()] == ["used", "recent"]
