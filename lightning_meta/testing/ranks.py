@@ -1,6 +1,6 @@
-"""Train the module of a test class on one or more ranks, and save its weights to a folder.
+"""Train the modules of test classes on one or more ranks, and save their weights to a folder.
 
-python -m lightning_meta.testing.ranks FILE CLASS FOLDER WORLD
+python -m lightning_meta.testing.ranks FOLDER WORLD FILE CLASS [CLASS ...]
 """
 
 from __future__ import annotations
@@ -9,14 +9,22 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import os
+import signal
+import subprocess
 import sys
+import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_meta.functional.ranks import leave_group
+
+TIMEOUT = 600  # seconds, enough for a loaded machine; ranks that wait for each other would never end
 
 
 def reach(cls: type) -> tuple[str, str]:
@@ -40,19 +48,43 @@ def found(file: str, name: str) -> Any:
     return getattr(importlib.import_module(".".join(parts)), name)
 
 
-def train(file: str, name: str, folder: str, world: int) -> None:
-    """Train for three steps in float64; rank 0 saves the weights."""
+def trained_on(world: int, file: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """The weights of each class after three steps on `world` ranks, trained in processes of their own."""
+    ours = ("LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR", "NODE_RANK", "WORLD_SIZE")
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "lightning_meta.testing.ranks", folder, str(world), file, *names]
+        said = Path(folder) / "said"
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            try:
+                process.wait(TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        told = said.read_text()[-2000:]
+        assert process.returncode == 0, f"training on {world} rank(s) failed, or took more than {TIMEOUT} s: {told}"
+        return {name: torch.load(Path(folder) / f"{name}.pt", weights_only=True) for name in names}
+
+
+def train(folder: str, world: int, file: str, names: list[str]) -> None:
+    """Train each for three steps in float64, one after the other; rank 0 saves the weights as `<class>.pt`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    tests = found(file, name)()
-    module = tests.made(exact=True)
-    trainer = tests.trainer(3, devices=world, strategy="ddp" if world > 1 else "auto", precision="64-true")
-    torch.manual_seed(0)  # so that weights made in `fit` are the same on all ranks
-    trainer.fit(module, datamodule=tests.make_data())
-    if trainer.is_global_zero:
-        torch.save({n: p.detach() for n, p in module.named_parameters()}, Path(folder) / "weights.pt")
+    for name in names:
+        print(f"{name}:", flush=True)  # what follows in the output, an error for instance, is about this class
+        tests = found(file, name)()
+        module = tests.made(exact=True)
+        trainer = tests.trainer(3, devices=world, strategy="ddp" if world > 1 else "auto", precision="64-true")
+        torch.manual_seed(0)  # so that weights made in `fit` are the same on all ranks
+        trainer.fit(module, datamodule=tests.make_data())
+        if trainer.is_global_zero:
+            torch.save({n: p.detach() for n, p in module.named_parameters()}, Path(folder) / f"{name}.pt")
     leave_group()
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    train(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:])

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import warnings
 from abc import abstractmethod
@@ -22,9 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.module import TrainedModule
 from lightning_meta.testing.comparing import differing, named_tensors
-from lightning_meta.testing.ranks import reach
-
-RANKS_TIMEOUT = 600  # seconds, enough for a loaded machine; ranks that wait for each other would never end
+from lightning_meta.testing.ranks import reach, trained_on
 
 
 class TrainedModuleTests:
@@ -156,27 +150,8 @@ class TrainedModuleTests:
 
     def trained_on(self, world: int) -> dict[str, Tensor]:
         """The weights after three steps on `world` ranks, trained in separate processes."""
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "lightning_meta.testing.ranks", *reach(type(self)), folder, str(world)]
-            ours = ("LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR", "NODE_RANK", "WORLD_SIZE")
-            env = {name: value for name, value in os.environ.items() if name not in ours}
-            env |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-            said = Path(folder) / "said"
-            with said.open("w") as output:
-                process = subprocess.Popen(
-                    command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-                )
-                try:
-                    process.wait(RANKS_TIMEOUT)
-                except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-            told = said.read_text()[-2000:]
-            assert process.returncode == 0, (
-                f"training on {world} rank(s) failed, or took more than {RANKS_TIMEOUT} s: {told}"
-            )
-            weights: dict[str, Tensor] = torch.load(Path(folder) / "weights.pt", weights_only=True)
-            return weights
+        file, name = reach(type(self))
+        return trained_on(world, file, [name])[name]
 
 
 def _late(cls: type[TrainedModule]) -> type[TrainedModule]:
