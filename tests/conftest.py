@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import Tensor
+
+from lightning_meta.sources import Glyphs
+from lightning_meta.sources.glyphs import Character
 
 settings.register_profile("tests", deadline=None)  # a loaded machine is slow, and that is no fault
 settings.load_profile("tests")
@@ -24,6 +28,25 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         patch.setenv("LIGHTNING_META_CACHE", str(folder))
         yield
         shutil.rmtree(folder, ignore_errors=True)  # pytest keeps temporary folders, and this one is large
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _glyphs_are_rendered_once() -> Iterator[None]:
+    """Rendering takes seconds, and hundreds of tests want the same images; each gets a copy of its own."""
+    render = Glyphs.render
+    rendered: dict[tuple[object, ...], Tensor] = {}
+
+    def rendered_once(glyphs: Glyphs, characters: Sequence[Character]) -> Tensor:
+        key = (glyphs.seed, glyphs.jitter, glyphs.copies, glyphs.image_size, tuple(characters))
+        if key not in rendered:
+            if len(rendered) > 4:
+                rendered.clear()
+            rendered[key] = render(glyphs, characters)
+        return rendered[key].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Glyphs, "render", rendered_once)
+        yield
 
 
 @pytest.fixture(autouse=True)

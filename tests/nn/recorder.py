@@ -6,10 +6,12 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
+from unittest import mock
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -31,7 +33,8 @@ def traced(function: Callable[[], _Result], device: torch.device) -> tuple[_Resu
         shapes.append((structure, [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    operations = make_fx(flat)()
+    with mock.patch.object(proxy_tensor, "set_meta", lambda proxy, _: proxy):  # shapes for compilers, most of the time
+        operations = make_fx(flat)()
     if any(node.target in COPIES for node in operations.graph.nodes):
         raise RuntimeError("the step copies numbers from the CPU, which a graph of CUDA cannot")
     structure, plain = shapes[0]
