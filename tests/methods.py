@@ -44,7 +44,7 @@ META: dict[str, Callable[..., lm.MetaModule]] = {
         conv4(), inner_lr=0.1, inner_steps=2, batch_norm="inductive", **options
     ),
     "ProtoNet": lambda **options: lm.ProtoNet(conv4(), **options),
-    "PTMAP": lambda **options: lm.PTMAP(MLP(256, (8,)), **options),
+    "PTMAP": lambda **options: lm.PTMAP(MLP(256, (8,)), steps=5, **options),
     "R2D2": lambda **options: lm.R2D2(conv4(), **options),
     "RelationNet": lambda **options: lm.RelationNet(conv4(), channels=4, width=4, **options),
     "Reptile": lambda **options: lm.Reptile(MLP(256, (8,)), 4, inner_lr=0.001, inner_steps=4, **options),

@@ -105,6 +105,10 @@ def briefly(config: Path, runs: Path) -> list[str]:
         options["model.init_args.groups"] = "[[Greek], [Armenian]]"
     if "Conv4" in config.read_text():
         options["model.init_args.backbone.init_args.width"] = 4
+    for name in re.findall(r"^    (\w*_?inner_steps|solver_steps):", config.read_text(), re.MULTILINE):
+        options[f"model.init_args.{name}"] = 1
+    if "TIM\n" in config.read_text():
+        options["model.init_args.steps"] = 2
     if "lightning_meta.RelationNet" in config.read_text():
         options["model.init_args.channels"] = 4
     if "ChannelNormalized" in config.read_text():

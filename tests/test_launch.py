@@ -124,21 +124,17 @@ def test_sigterm_to_any_rank_stops_all_with_a_checkpoint(tmp_path: Path, whole: 
 
 
 @pytest.mark.parametrize("rank", [0, -1])
-def test_control_c_to_one_or_all_ranks_stops_all_with_a_checkpoint(
-    tmp_path: Path, whole: dict[str, Tensor], rank: int
-) -> None:
+def test_control_c_to_one_or_all_ranks_stops_all_with_a_checkpoint(tmp_path: Path, rank: int) -> None:
     ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=rank, step=4, number=int(signal.SIGINT))))
     assert status == 130, output
     assert lines(output) == [f"stopped in step 5 by Ctrl-C; {GO_ON}"]
     assert "Traceback" not in output
     assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 5
-    ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
-    assert status == 0, output
-    assert distance(weights(tmp_path), whole) < 1e-12
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("hook", ["on_validation_batch_start", "on_train_end", "on_test_batch_start"])
+@pytest.mark.parametrize(
+    ("rank", "hook"), [(0, "on_validation_batch_start"), (1, "on_train_end"), (0, "on_test_batch_start")]
+)
 def test_sigterm_to_any_rank_outside_of_a_step_ends_all_with_its_status(tmp_path: Path, rank: int, hook: str) -> None:
     step = 3 if "validation" in hook else 8
     ((status, output),) = ended(start(tmp_path, *TWO, *accident(rank=rank, step=step, number=15, hook=hook)))
