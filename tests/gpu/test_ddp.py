@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.card import SLOW_ON_CPU
+from tests.gpu.card import on_card
 from tests.gpu.ddp_driver import GRAPHS, NAMES
 from tests.meta.oracles import relative_error
 from tests.ranks import run_driver
 
 Ranks = list[dict[str, Any]]
 BOUNDS = {"64-true": 1e-12, "32-true": 1e-4}
+CASES = [  # in CI, the CPU in one precision: its processes take long to start
+    pytest.param("cpu", "64-true", id="cpu-64", marks=pytest.mark.slow),
+    *(pytest.param("cuda", precision, id=f"cuda-{precision[:2]}", marks=on_card) for precision in BOUNDS),
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,7 @@ def weights(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.double().flatten() for tensor in state.values()])
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("where", SLOW_ON_CPU)
+@pytest.mark.parametrize(("where", "precision"), CASES)
 def test_two_ranks_that_share_a_device_train_as_one_process(where: str, precision: str, ran: Any) -> None:
     (one,), two = ran("one", where, precision), ran("gloo", where, precision)
     assert len(two) == 2
@@ -55,8 +58,7 @@ def test_two_ranks_that_share_a_device_train_as_one_process(where: str, precisio
             assert rank[name]["test"]["test/loss"] == pytest.approx(one[name]["test"]["test/loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("where", SLOW_ON_CPU)
+@pytest.mark.parametrize(("where", "precision"), CASES)
 def test_ranks_that_play_graphs_train_as_one_process_that_does_not(where: str, precision: str, ran: Any) -> None:
     (one,), two = ran("one", where, precision), ran("gloo", where, precision)
     for name in GRAPHS:
@@ -66,8 +68,7 @@ def test_ranks_that_play_graphs_train_as_one_process_that_does_not(where: str, p
             assert error < BOUNDS[precision], f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize("where", SLOW_ON_CPU[1:])
+@pytest.mark.parametrize(("where", "precision"), CASES[1:])
 def test_one_rank_of_nccl_trains_as_one_process(where: str, precision: str, ran: Any) -> None:
     (one,), (alone,) = ran("one", where, precision), ran("nccl", where, precision)
     for name in (*NAMES, "multi_head"):
