@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_meta.building import rebuilding
+from lightning_meta.checks import instance
 from lightning_meta.configuration import (
     TRUSTED,
     Allow,
@@ -118,8 +119,9 @@ def find_checkpoint(path: str | PathLike[str]) -> Path:
     """Find a checkpoint: the file itself, or the best, otherwise the last, of a run directory.
 
     Raises:
-        UserError: There is no checkpoint at the path.
+        UserError: There is no checkpoint at the path, or it is not a path.
     """
+    instance("path", path, (str, PathLike))
     given = Path(path)
     try:
         if given.exists() and not given.is_dir():

@@ -81,6 +81,10 @@ def test_another_shape(tmp_path: Path) -> None:
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="path: a str or PathLike is needed, got None"):
+        load(None)  # type: ignore[arg-type]
+    with Path(__file__).open() as opened, pytest.raises(UserError, match="PathLike is needed, got TextIOWrapper"):
+        load(opened)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "none.ckpt")
     with pytest.raises(UserError, match="has no checkpoints"):

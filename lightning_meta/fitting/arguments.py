@@ -29,8 +29,8 @@ def check_arguments(
         resume: Checkpoint or run directory to resume, a path or None.
         allow_changes: Whether changed options are accepted, a bool.
         checkpoint: A `RunCheckpoint` or None.
-        callbacks: A callback, or a list or tuple of them.
-        logger: A logger, or a list or tuple of them.
+        callbacks: A callback, a list or tuple of them, or None.
+        logger: A logger, a list or tuple of them, or None.
 
     Raises:
         UserError: An argument has the wrong type.
@@ -45,8 +45,8 @@ def check_arguments(
         raise UserError(
             f"checkpoint: a RunCheckpoint is needed, such as RunCheckpoint(monitor='val/loss'), got {_said(checkpoint)}"
         )
-    _check_each("callbacks", callbacks, Callback)
-    _check_each("logger", logger, Logger)
+    _check_each("callbacks", callbacks if callbacks is not None else (), Callback)
+    _check_each("logger", logger if logger is not None else (), Logger)
 
 
 def check_counts(trainer: Mapping[str, Any]) -> None:

@@ -46,8 +46,8 @@ def fit(
     resume: str | os.PathLike[str] | None = None,
     allow_changes: bool = False,
     checkpoint: RunCheckpoint | None = None,
-    callbacks: Callback | Sequence[Callback] = (),
-    logger: Logger | Sequence[Logger] = (),
+    callbacks: Callback | Sequence[Callback] | None = None,
+    logger: Logger | Sequence[Logger] | None = None,
     **trainer: Any,
 ) -> Run:
     """Train a module, keep its best and last checkpoints, test the best, and write a run directory.

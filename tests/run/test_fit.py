@@ -116,7 +116,7 @@ def test_either_resumes_a_run_of_the_other(begun: str, resumed: str, kind: str, 
 
 
 def test_the_configuration_runs_again_by_the_command_and_the_commands_take_the_directory() -> None:
-    run = in_python("maml", callbacks=[])
+    run = in_python("maml", callbacks=None, logger=None)
     assert run.directory is not None
     assert main(["fit", "--config", str(run.directory / "config.yaml")]) == 0
     assert left("runs/maml/1") == left("runs/maml/0")
