@@ -19,7 +19,7 @@ from lightning_meta.cli.ladder.command import _Once
 from lightning_meta.run import read_checkpoint
 from lightning_meta.sources import table, table_cache
 from lightning_meta.sources.table_files import read_columns
-from tests.waiting import LIMIT, wait_for
+from tests.waiting import KILL_ROUNDS, LIMIT, wait_for
 
 ROOT = Path(__file__).parents[1]
 LADDER: dict[str, Any] = {
@@ -139,7 +139,7 @@ def test_stopped_in_a_run_it_goes_on_there_to_the_same_end() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1] if KILL_ROUNDS else [0])
 def test_killed_at_random_moments_it_ends_as_if_it_never_was(seed: int, folder: Path) -> None:
     found = {}
     for name, kills in (("whole", 0), ("killed", 12)):

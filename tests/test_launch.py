@@ -118,9 +118,10 @@ def test_sigterm_to_any_rank_stops_all_with_a_checkpoint(tmp_path: Path, whole: 
     (line,) = lines(output)
     assert line == f"stopped in step 5 by SIGTERM; {GO_ON}"
     assert read_checkpoint(tmp_path / "runs/tiny/0/checkpoints/last.ckpt")["global_step"] == 5
-    ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
-    assert status == 0, output
-    assert distance(weights(tmp_path), whole) < 1e-12
+    if rank:  # the other checkpoint is the same
+        ((status, output),) = ended(start(tmp_path, *TWO, "--ckpt_path=last"))
+        assert status == 0, output
+        assert distance(weights(tmp_path), whole) < 1e-12
 
 
 @pytest.mark.parametrize("rank", [0, -1])

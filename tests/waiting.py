@@ -1,7 +1,8 @@
-"""How tests wait: for a condition or for the end of a process, never for a fixed time."""
+"""How tests wait: for a condition or for the end of a process, never for a fixed time; and how often they kill."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 # takes seconds, so no wait ends sooner; pytest's own limit, in pyproject.toml, is longer.
 LIMIT = 900.0
 ENDLESS = 2 * LIMIT  # seconds that a process sleeps which a test is to end; where the test fails, it ends by itself
+
+KILL_ROUNDS = int(os.environ.get("LIGHTNING_META_KILL_ROUNDS", "0"))
+"""Runs of each schedule that are killed; 0, in CI, is one run that is killed less often, and less elsewhere."""
 
 
 def wait_for(condition: Callable[[], Any], process: Any = None) -> None:

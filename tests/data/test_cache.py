@@ -20,7 +20,7 @@ from lightning_meta.data.group_tasks import hashes_of_groups
 from lightning_meta.data.hashes import Hashes, of_pools
 from lightning_meta.data.pool import Pool
 from lightning_meta.errors import UserError
-from tests.waiting import LIMIT
+from tests.waiting import KILL_ROUNDS, LIMIT
 
 SLOW = pytest.mark.slow
 # What a killed process wrote under a temporary name goes with the next build, or after a day.
@@ -178,7 +178,9 @@ while True:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
 @pytest.mark.parametrize(
-    ("kind", "kills"), [("toy", 4), pytest.param("toy", 50, marks=SLOW), pytest.param("images", 50, marks=SLOW)]
+    ("kind", "kills"),
+    [("toy", 4), pytest.param("images", 50 if KILL_ROUNDS else 20, marks=SLOW)]
+    + ([pytest.param("toy", 50, marks=SLOW)] if KILL_ROUNDS else []),
 )
 def test_killed_at_random_moments_a_cache_is_whole_or_absent(tmp_path: Path, kind: str, kills: int) -> None:
     command = [sys.executable, "-m", "tests.data.kill_cache", str(tmp_path), str(kills), "0", kind]

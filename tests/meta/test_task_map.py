@@ -65,7 +65,6 @@ TIES["MAML, Conv4 strides, inductive"] = 0.25  # over 12 seeds, a median of 0.03
 OLD = torch.__version__.startswith("2.6.")
 COMPILED = {
     "MAML, MLP, 2nd order": (torch.float64, torch.bfloat16),
-    "MAML, Conv4 strides, inductive": (torch.float64,),
     "ProtoNet, running": (torch.float64,),
 }
 

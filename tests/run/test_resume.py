@@ -17,7 +17,7 @@ import torch
 from lightning_meta.cli import main
 from lightning_meta.run import read_checkpoint
 from tests.run.toys import ToyModule
-from tests.waiting import LIMIT
+from tests.waiting import KILL_ROUNDS, LIMIT
 
 ROOT = Path(__file__).parents[2]
 MODEL = [
@@ -106,9 +106,6 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-ROUNDS = int(os.environ.get("LIGHTNING_META_KILL_ROUNDS", "0"))  # 0: one round with a third of the kills
-"""How many runs of each schedule are killed, at 12 moments each."""
-
 LIMITS = {"steps": ["--trainer.max_steps=23"], "epochs": ["--trainer.max_epochs=3"]}
 
 
@@ -125,8 +122,8 @@ def test_a_killed_run_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
 def test_killed_at_many_random_moments(tmp_path: Path, schedule: str, limit: str) -> None:
     options = [*SCHEDULES[schedule], *LIMITS[limit], "--trainer.log_every_n_steps=1"]
     whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
-    kills = 12 if ROUNDS else 4
-    for seed in range(ROUNDS or 1):
+    kills = 12 if KILL_ROUNDS else 4
+    for seed in range(KILL_ROUNDS or 1):
         assert fingerprint(drive(tmp_path / f"killed{seed}", options, kills=kills, seed=seed, events=500)) == whole
 
 
@@ -156,7 +153,7 @@ def test_shipped_methods_killed_at_random_moments(tmp_path: Path, config: str) -
     options += ["--trainer.max_steps=25", "--checkpoint.every_n_steps=3", "--trainer.log_every_n_steps=1"]
     options += ["--trainer.enable_progress_bar=false", *([] if "sinusoid" in config else ["--model.backbone.width=4"])]
     whole = fingerprint(drive(tmp_path / "whole", options, kills=0))
-    killed = drive(tmp_path / "killed", options, kills=8 if ROUNDS else 3, seed=1, events=400, seconds=8.0)
+    killed = drive(tmp_path / "killed", options, kills=8 if KILL_ROUNDS else 3, seed=1, events=400, seconds=8.0)
     assert fingerprint(killed) == whole
 
 
