@@ -204,4 +204,4 @@ def of_sweep(command: str) -> list[str]:
     """The options of a sweep with one trial, and those that make it short."""
     options = shlex.split(command)[2:]
     short = briefly(ROOT / "configs" / f"{config_of(command)}.yaml", Path())[5:]
-    return [*options, "--trials", "1", *short]
+    return [*options, "--trials", "1", *(option for option in short if "inner_steps" not in option)]  # the sweep's own
