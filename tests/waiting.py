@@ -13,7 +13,7 @@ LIMIT = 900.0
 ENDLESS = 2 * LIMIT  # seconds that a process sleeps which a test is to end; where the test fails, it ends by itself
 
 KILL_ROUNDS = int(os.environ.get("LIGHTNING_META_KILL_ROUNDS", "0"))
-"""Runs of each schedule that are killed; 0, in CI, is one run that is killed less often, and less elsewhere."""
+"""Runs of each schedule that are killed; 0, in CI, is one run that is killed less often, and of fewer kinds."""
 
 
 def wait_for(condition: Callable[[], Any], process: Any = None) -> None:
