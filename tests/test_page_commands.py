@@ -137,4 +137,5 @@ class Parsed(MetaCLI):
 def test_four_ranks_of_the_readme_need_a_meta_batch_that_they_can_share(clone: Path, data_folder: Path) -> None:
     one = "python scripts/fit.py --config configs/protonet_omniglot.yaml --trainer.devices 4 --trainer.strategy ddp"
     assert run(clone, one) == 2
-    check_shared(4, 4)  # as the README tells
+    config = Parsed([*shlex.split(one)[2:], "--data.meta_batch_size", "4"]).config  # as the page says
+    check_shared(config.data.init_args.meta_batch_size, int(config.trainer.devices))

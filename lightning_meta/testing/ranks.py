@@ -50,7 +50,7 @@ def found(file: str, name: str) -> Any:
     return getattr(importlib.import_module(".".join(parts)), name)
 
 
-def trained_on(world: int, file: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+def weights_on(world: int, file: str, names: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """The weights of each class after three steps on `world` ranks, trained in processes of their own."""
     ours = ("LOCAL_RANK", "MASTER_PORT", "MASTER_ADDR", "NODE_RANK", "WORLD_SIZE")
     env = {name: value for name, value in os.environ.items() if name not in ours}

@@ -18,7 +18,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.loading import load
 from lightning_meta.module import TrainedModule
 from lightning_meta.testing.comparing import differing, named_tensors
-from lightning_meta.testing.ranks import reach, trained_on
+from lightning_meta.testing.ranks import reach, weights_on
 
 
 class TrainedModuleTests:
@@ -151,7 +151,7 @@ class TrainedModuleTests:
     def trained_on(self, world: int) -> dict[str, Tensor]:
         """The weights after three steps on `world` ranks, trained in separate processes."""
         file, name = reach(type(self))
-        return trained_on(world, file, [name])[name]
+        return weights_on(world, file, [name])[name]
 
 
 def _late(cls: type[TrainedModule]) -> type[TrainedModule]:

@@ -33,7 +33,7 @@ def traced(function: Callable[[], _Result], device: torch.device) -> tuple[_Resu
         shapes.append((structure, [None if isinstance(leaf, Tensor) else (leaf,) for leaf in leaves]))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    with mock.patch.object(proxy_tensor, "set_meta", lambda proxy, _: proxy):  # shapes for compilers, most of the time
+    with mock.patch.object(proxy_tensor, "set_meta", lambda proxy, _: proxy):  # no shapes: they take most of the time
         operations = make_fx(flat)()
     if any(node.target in COPIES for node in operations.graph.nodes):
         raise RuntimeError("the step copies numbers from the CPU, which a graph of CUDA cannot")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from lightning_meta.testing.ranks import reach, trained_on
+from lightning_meta.testing.ranks import reach, weights_on
 from lightning_meta.testing.trained_module import TrainedModuleTests
 
 
@@ -26,7 +26,7 @@ def trained_together(request: pytest.FixtureRequest) -> dict[int, dict[str, dict
     items = [item for item in request.session.items if item.path == request.path and _is_of_ranks(item)]
     reached = [reach(item.cls) for item in items if isinstance(item, pytest.Function) and item.cls is not None]
     names = [name for _, name in reached]
-    return {world: trained_on(world, reached[0][0], names) for world in (1, 2)}
+    return {world: weights_on(world, reached[0][0], names) for world in (1, 2)}
 
 
 @pytest.fixture(autouse=True)
