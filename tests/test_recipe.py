@@ -164,7 +164,7 @@ def test_a_method_a_weighting_and_their_rows_are_all_that_it_takes(tmp_path: Pat
     assert halves in (tmp_path / "docs" / "multi_task.md").read_text()
     whole = ("tests/test_public_api.py", "tests/test_docs.py", "tests/test_configs.py")
     new = "Nearest or SmallHeads or Halves or nearest_ or small_heads_ or place or page_are or table"
-    options = ("-q", "-p", "no:cacheprovider", "-k", f"({new}) and not blocks")
+    options = ("-q", "-p", "no:cacheprovider", "-k", f"({new}) and not blocks and not ranks")
     summary = run("-m", "pytest", *options, *whole, "tests/testing/test_shipped.py", "tests/test_arguments.py")
     assert "passed" in summary
     assert "skipped" not in summary

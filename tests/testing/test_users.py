@@ -75,14 +75,14 @@ def test_a_users_own_method_under_pytest(tmp_path: Path) -> None:
     (tmp_path / "test_own.py").write_text("\n".join([*shown, OWN]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_own.py", "-k"]
     right = subprocess.run(
-        [*command, "TestMatchingNetwork or TestNearestMean"],
+        [*command, "TestNearestMean or TestMatchingNetwork and not ranks"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         timeout=LIMIT,
     )
     assert right.returncode == 0, right.stdout[-3000:]
-    assert "20 passed" in right.stdout
+    assert "19 passed" in right.stdout
     broken = subprocess.run(
         [*command, "TestWanders and changes"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
     )
