@@ -137,6 +137,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "barebones: it turns off the logging that the results are read from; leave",
     ),
     "of the Trainer": ({"devises": 2}, "devises"),
+    "no callback": ({"callbacks": [3]}, "callbacks: a Callback is needed, got int '3'"),
+    "a generator": ({"callbacks": (c for c in [L.Callback()])}, "callbacks: a Callback is needed, got generator"),
+    "no logger": ({"logger": "wandb"}, "logger: a Logger is needed, got str 'wandb'"),
+    "no time": ({"max_time": "1h"}, "max_time: a time above 0 is needed, as DD:HH:MM:SS"),
 }
 
 
@@ -150,6 +154,19 @@ def test_what_cannot_be_evaluated_is_one_line_before_the_first_task(case: str, m
         lm.evaluate(module, data, **options)
     assert str(raised.value).startswith(line) or case == "of the Trainer"
     assert line in str(raised.value)
+
+
+@pytest.mark.parametrize("several", [list, tuple, lambda callbacks: callbacks[0]], ids=["list", "tuple", "one"])
+def test_callbacks_are_used_however_they_are_given(several: Any) -> None:
+    class Counts(L.Callback):
+        ended = 0
+
+        def on_test_end(self, *args: Any) -> None:
+            self.ended += 1
+
+    counts = Counts()
+    lm.evaluate(lm.ProtoNet(nn.Flatten()), lm.EpisodicDataModule(Tiny(), 3, 2, 3), tasks=4, callbacks=several([counts]))
+    assert counts.ended == 1
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])

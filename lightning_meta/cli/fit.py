@@ -27,10 +27,10 @@ from lightning_meta.cli.parsing import (
 )
 from lightning_meta.configuration import Described, refuse_unknown
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.checks import check_monitor, check_seed, check_trainer
+from lightning_meta.fitting.checks import as_list, check_monitor, check_seed, check_trainer
 from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.run_checks import check_run_options
-from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training, as_list
+from lightning_meta.fitting.training import TRAINER_DEFAULTS, Training
 from lightning_meta.run import RunCheckpoint
 from lightning_meta.run.termination import Interrupted, status_of
 

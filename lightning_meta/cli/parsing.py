@@ -23,7 +23,7 @@ from lightning_meta import nn
 from lightning_meta.cli.options import Place, as_options
 from lightning_meta.configuration import RemembersArguments, remember
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.training import as_list
+from lightning_meta.fitting.checks import as_list
 from lightning_meta.import_paths import import_object
 from lightning_meta.run import RunLogger
 from lightning_meta.run.wandb_logger import WandbRunLogger, continued

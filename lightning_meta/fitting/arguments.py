@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from lightning_meta.checks import instance, switch
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.checks import LEAST, WITHOUT_END
+from lightning_meta.fitting.checks import LEAST, WITHOUT_END, as_list
 from lightning_meta.run.checkpoints import RunCheckpoint
 
 COUNTS = {name for name in LEAST if name not in ("gradient_clip_val", "fast_dev_run")}
@@ -45,8 +45,9 @@ def check_arguments(
         raise UserError(
             f"checkpoint: a RunCheckpoint is needed, such as RunCheckpoint(monitor='val/loss'), got {_said(checkpoint)}"
         )
-    _check_each("callbacks", callbacks if callbacks is not None else (), Callback)
-    _check_each("logger", logger if logger is not None else (), Logger)
+    for argument, value, kind in (("callbacks", callbacks, Callback), ("logger", logger, Logger)):
+        for item in [value] if isinstance(value, bool) else as_list(value):
+            instance(argument, item, kind)
 
 
 def check_counts(trainer: Mapping[str, Any]) -> None:
@@ -64,12 +65,6 @@ def check_counts(trainer: Mapping[str, Any]) -> None:
         if not optional and (isinstance(value, bool) or not isinstance(value, Integral)):
             without_end = ", or -1 for no limit" if name in WITHOUT_END else ""
             raise UserError(f"{name}: a whole number is needed{without_end}, got {_said(value)}")
-
-
-def _check_each(name: str, value: Any, kind: type) -> None:
-    """Check the type of a single object, or of each in a sequence."""
-    for item in value if isinstance(value, Sequence) and not isinstance(value, str) else [value]:
-        instance(name, item, kind)
 
 
 def _said(value: Any) -> str:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.loggers import Logger
 
+from lightning_meta.checks import instance
 from lightning_meta.data import EpisodicDataModule
 from lightning_meta.data.loader import check_shared
 from lightning_meta.errors import UserError
@@ -61,6 +64,7 @@ def check_trainer(options: Mapping[str, Any], used: str, say: Naming = as_argume
     for name in PARTS:
         needed = name in (f"limit_{used}_batches", "val_check_interval")
         _check_part(say(f"trainer.{name}"), options.get(name), needed)
+    _check_time(say("trainer.max_time"), options.get("max_time"))
     for unit in ("steps", "epochs"):
         low, high = options.get(f"min_{unit}"), options.get(f"max_{unit}")
         if low is not None and high is not None and -1 != high < low:
@@ -100,16 +104,26 @@ def quiet_trainer(options: Mapping[str, Any]) -> Trainer:
         options: Arguments of `lightning.pytorch.Trainer`, which take precedence over the quiet ones.
 
     Raises:
-        UserError: An option is out of range, unknown, or not possible on this machine.
+        UserError: An option is out of range, of the wrong type, unknown, or not possible on this machine.
     """
     if options.get("barebones"):
         raise UserError("barebones: it turns off the logging that the results are read from; leave it out")
+    for name, kind in (("callbacks", Callback), ("logger", Logger)):
+        for item in as_list(options.get(name)):
+            instance(name, item, kind)
     check_trainer(options, "test")
     check_machine(options)
     try:
-        return Trainer(**{**QUIET, **options})
+        return Trainer(**{**QUIET, **options, "callbacks": as_list(options.get("callbacks"))})
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise UserError(reason(error)) from error
+
+
+def as_list(value: Any) -> list[Any]:
+    """An empty list for None or a bool, a list of one for a single object."""
+    if value is None or isinstance(value, bool):
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def check_monitor(options: Mapping[str, Any], monitor: str | None, say: Naming = as_argument) -> None:
@@ -187,6 +201,16 @@ def _check_part(name: str, value: Any, needed: bool) -> None:
         raise UserError(
             f"{name}: a whole number of batches {low}, or a fraction of them {low} up to 1.0, is needed, got {value}"
         )
+
+
+def _check_time(name: str, value: Any) -> None:
+    """Refuse a time limit that is no time, or within which nothing is trained."""
+    try:
+        left = Timer(value).time_remaining()  # in seconds
+    except (AttributeError, TypeError, MisconfigurationException):
+        left = 0
+    if left is not None and left <= 0:
+        raise UserError(f"{name}: a time above 0 is needed, as DD:HH:MM:SS, such as 00:12:00:00 for 12 h, got {value}")
 
 
 def _is_number(value: Any) -> bool:

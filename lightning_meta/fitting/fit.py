@@ -18,13 +18,13 @@ from lightning.pytorch.loggers import Logger
 from lightning_meta.checks import instance
 from lightning_meta.errors import UserError
 from lightning_meta.fitting.arguments import check_arguments, check_counts
-from lightning_meta.fitting.checks import check_monitor, check_trainer
+from lightning_meta.fitting.checks import as_list, check_monitor, check_trainer
 from lightning_meta.fitting.description import config_of
 from lightning_meta.fitting.place import find_place
 from lightning_meta.fitting.quiet import quiet_lightning
 from lightning_meta.fitting.run_checks import check_run_options
 from lightning_meta.fitting.seeding import set_seed
-from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training, as_list
+from lightning_meta.fitting.training import TRAINER_DEFAULTS, Run, Training
 from lightning_meta.import_paths import reason
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import naming_arguments

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, Progres
 from lightning.pytorch.loggers import Logger
 
 from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.fitting.checks import check_launch, check_machine, check_ranks
+from lightning_meta.fitting.checks import as_list, check_launch, check_machine, check_ranks
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.progress_bar import progress_bar
@@ -260,10 +260,3 @@ def _pages(trainer: Trainer) -> Iterator[None]:
         for logger in trainer.loggers:
             if isinstance(logger, WandbRunLogger):
                 logger.close(status)
-
-
-def as_list(value: Any) -> list[Any]:
-    """An empty list for None or a bool, a list of one for a single object."""
-    if value is None or isinstance(value, bool):
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]

@@ -170,7 +170,7 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
     ),
     "a package of a precision": ([*M, "--trainer.precision=transformer-engine"], ("pip install", "transformer_engine")),
     "a package of a strategy": ([*M, "--trainer.strategy=deepspeed"], ("pip install", "deepspeed", HELP)),
-    "a time in words": ([*M, "--trainer.max_time=1h"], ("1h", "DD:HH:MM:SS", HELP)),
+    "a time in words": ([*M, "--trainer.max_time=1h"], ("1h", "DD:HH:MM:SS", "--trainer.max_time")),
     "an algorithm of clipping": (
         [*M, "--trainer.gradient_clip_val=1", "--trainer.gradient_clip_algorithm=l2"],
         ("gradient_clip_algorithm", "'value', 'norm'", HELP),

@@ -8,6 +8,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -506,6 +507,7 @@ def test_the_random_state_is_not_touched_by_a_mistake() -> None:
         ({"callbacks": lightning.Callback}, "callbacks: a Callback is needed, got the class Callback"),
         ({"callbacks": {lightning.Callback()}}, "callbacks: a Callback is needed, got set"),
         ({"logger": "wandb"}, "logger: a Logger is needed, got str 'wandb'"),
+        ({"callbacks": (c for c in [lightning.Callback()])}, "callbacks: a Callback is needed, got generator"),
         ({"logger": True}, "logger: a Logger is needed, got bool 'True'"),
         ({"name": 3}, "name: a str is needed, got int '3'"),
         ({"runs": 3}, "runs: a str or PathLike is needed, got int '3'"),
@@ -515,6 +517,10 @@ def test_the_random_state_is_not_touched_by_a_mistake() -> None:
         ({"max_steps": None, "max_epochs": 1}, "max_steps: a whole number is needed, or -1 for no limit, got None"),
         ({"max_steps": True}, "max_steps: a whole number is needed, or -1 for no limit, got bool 'True'"),
         ({"max_epochs": "1"}, "max_epochs: a whole number is needed"),
+        *(
+            ({"max_time": time}, "max_time: a time above 0 is needed, as DD:HH:MM:SS")
+            for time in (0, 60, -1, "1h", "00:00:00:00", {"seconds": 0}, {"weeks": "1"}, timedelta(hours=-1))
+        ),
         ({"epochs": 3}, "neither lightning_meta.fit nor the Trainer has such an argument; did you mean max_epochs?"),
         ({"precision": "foo"}, "foo"),
         ({"strategy": "foo"}, "foo"),
