@@ -498,6 +498,23 @@ def test_the_random_state_is_not_touched_by_a_mistake() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize(("machine", "capability", "precision", "slow"), [
+    ("x86_64", "AVX2", "bf16-mixed", True),
+    ("AMD64", "DEFAULT", "bf16-true", True),
+    ("x86_64", "AVX512", "bf16-mixed", False),
+    ("x86_64", "AVX2", "32-true", False),
+    ("aarch64", "DEFAULT", "bf16-mixed", False),
+])  # fmt: skip
+def test_a_precision_that_this_processor_emulates_is_named(
+    machine: str, capability: str, precision: Any, slow: bool, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    in_python("maml", precision=precision)
+    line = f"precision='{precision}': this CPU has no instructions for bfloat16"
+    assert [line in record.message for record in caplog.records if "bfloat16" in record.message] == [True] * slow
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
