@@ -21,7 +21,7 @@ from lightning_meta.fitting.checks import as_list, check_launch, check_machine, 
 from lightning_meta.fitting.ending import ending_well
 from lightning_meta.fitting.place import Place
 from lightning_meta.fitting.progress_bar import progress_bar
-from lightning_meta.fitting.run_checks import check_parts, check_stages, note_slow_precision
+from lightning_meta.fitting.run_checks import PrecisionNote, check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
@@ -111,6 +111,7 @@ class Training:
         # The order matters: the record compares options before the checkpoint callback truncates `metrics.csv`, and the
         # checkpoint callback writes the previous step before other callbacks log values for the next one.
         callbacks = [self.record, MonitorCheck(), checkpoint, self.termination, self.watch, save_config]
+        callbacks.append(PrecisionNote(say))
         callbacks += as_list(options.get("callbacks"))
         if not any(isinstance(c, LearningRateMonitor) for c in callbacks):
             callbacks.append(LearningRateMonitor("step"))
@@ -127,7 +128,6 @@ class Training:
             }
         )
         check_launch(self.trainer, say)
-        note_slow_precision(self.trainer, say)
 
     def run(self) -> Run:
         """Train, then test the best checkpoint.
