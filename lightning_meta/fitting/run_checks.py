@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import platform
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -16,8 +13,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_meta.errors import UserError
 from lightning_meta.run.checkpoints import RunCheckpoint
 from lightning_meta.run.naming import Naming, as_argument
-
-_log = logging.getLogger(__name__)
 
 TRAIN_ALONE = "leave it out, or train with lightning.pytorch.Trainer, without a run directory"
 TURNED_OFF: dict[str, tuple[bool, str]] = {
@@ -104,28 +99,3 @@ def check_stages(
             f"{type(data).__name__} has no test_dataloader, and a run tests its best checkpoint; define one, or give "
             f"{say('trainer.limit_test_batches', 0)} to test nothing"
         )
-
-
-class PrecisionNote(Callback):
-    """Warns, when training begins, if bfloat16, which is chosen for speed, is slower than float32 on this CPU.
-
-    Processors of the x86 family without AVX-512 have no instructions for it. A step of ProtoNet on Omniglot takes 8
-    times as long there as in float32.
-
-    Args:
-        say: Formats the name of an argument in the warning.
-    """
-
-    def __init__(self, say: Naming = as_argument) -> None:
-        self.say = say
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn once, after all checks of the input."""
-        on_cpu = trainer.strategy.root_device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
-        if not on_cpu or not str(trainer.precision).startswith("bf16") or not trainer.is_global_zero:
-            return
-        if not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX")):
-            _log.warning(
-                "%s: this CPU has no instructions for bfloat16, so a step can take several times as long as in 32-true",
-                self.say("trainer.precision", trainer.precision),
-            )

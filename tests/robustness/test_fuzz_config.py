@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import resource
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 
 from lightning_meta.cli import main
 from tests.robustness.fuzzing import SECONDS, repeated, short
+from tests.waiting import TooSlow, computing_at_most
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 CONTENT = {path.stem: yaml.safe_load(path.read_text()) for path in CONFIGS if not path.stem.startswith("ladder_")}
@@ -93,26 +93,6 @@ MEMORY = 12 * 2**30  # bytes of addresses; a width of a billion would take the m
 counts: Counter[str] = Counter()
 
 
-class TooSlow(BaseException):
-    """No error, which a library might take for its own."""
-
-
-def _too_slow(number: int, frame: Any) -> None:
-    raise TooSlow
-
-
-@contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Raise `TooSlow` after a while, and again where that was caught; pytest-timeout has the alarm to itself."""
-    before = signal.signal(signal.SIGPROF, _too_slow)
-    signal.setitimer(signal.ITIMER_PROF, PATIENCE, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 def outcome(text: str) -> str:
     """Fit with a configuration of this text; how it ended."""
     folder = Path("fuzz")
@@ -122,7 +102,7 @@ def outcome(text: str) -> str:
     before = set(Path().rglob("*"))
     said, shown = io.StringIO(), io.StringIO()
     try:
-        with patience(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+        with computing_at_most(PATIENCE), contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             status = main(["fit", "--config", str(file), *QUICK])
     except TooSlow:  # a billion inner steps are a wish like any other
         return "slow"
@@ -163,19 +143,6 @@ def torn(path: Path, data: st.DataObject) -> None:
         stop = min(len(text), start + data.draw(st.integers(0, 20)))
         text = text[:start] + data.draw(st.text(max_size=8)) + text[stop:]
     counts[outcome(text)] += 1
-
-
-def test_patience_leaves_the_limit_of_pytest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.robustness.test_fuzz_config.PATIENCE", 0.05)
-    limit, handlers = (
-        signal.getitimer(signal.ITIMER_REAL),
-        [signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGPROF)],
-    )
-    with pytest.raises(TooSlow), patience():
-        sum(iter(lambda: 1, 0))  # without end
-    assert bool(signal.getitimer(signal.ITIMER_REAL)[0]) == bool(limit[0])
-    assert [signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGPROF)] == handlers
-    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
 
 
 @pytest.mark.slow

@@ -7,11 +7,10 @@ import gzip
 import io
 import pickle
 import random
-import signal
 import tarfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from lightning_meta.sources import Table, cifar, mini_imagenet, mnist, omniglot,
 from lightning_meta.sources.labels_file import files_of_table
 from tests.report.transfer_runs import Simulated, write_run
 from tests.robustness.fuzzing import SECONDS
+from tests.waiting import computing_at_most
 
 EXAMPLES = 25 if not SECONDS else int(20 * SECONDS)
 PATIENCE = 10.0  # seconds of computing for one file
@@ -120,20 +120,6 @@ def shaken(value: Any, draw: random.Random) -> Any:
     return [shaken(v, draw) for v in value] if isinstance(value, list) else value
 
 
-@contextlib.contextmanager
-def in_time() -> Iterator[None]:
-    def late(number: int, frame: Any) -> None:
-        raise AssertionError("took for ever")
-
-    before = signal.signal(signal.SIGPROF, late)
-    signal.setitimer(signal.ITIMER_PROF, PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
-
-
 def fuzz(file: Path, read: Callable[[], Any], change: Callable[[bytes, random.Random], bytes] = torn) -> Counter[str]:
     """Read changes of a file, which is read whole first; how often it was read and refused."""
     whole, counts = file.read_bytes(), Counter[str]()
@@ -143,7 +129,7 @@ def fuzz(file: Path, read: Callable[[], Any], change: Callable[[bytes, random.Ra
         file.write_bytes(content)
         line = ""
         try:
-            with in_time():
+            with computing_at_most(PATIENCE):
                 read()
         except UserError as error:
             line = str(error)

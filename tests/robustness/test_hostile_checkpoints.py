@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 import resource
-import signal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +25,9 @@ from lightning_meta.run.outline import check_outline
 from lightning_meta.tasks import EpisodeSpec
 from tests.robustness.hostile_checkpoints import CALLS, FILES, NETWORKS, PLACES, VALUES, content, rewritten, saved
 from tests.run.test_resume import MODEL
+from tests.waiting import computing_at_most
 
-SECONDS, MEMORY = 60, 2**30  # the machine may be loaded; a hostile file would take hours and terabytes
+SECONDS, MEMORY = 60, 2**30  # of computing, and bytes; a hostile file would take hours and terabytes
 
 
 @pytest.fixture(autouse=True)
@@ -36,18 +36,11 @@ def bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before, hard = resource.getrlimit(resource.RLIMIT_AS)
-
-    def stop(*_: Any) -> None:
-        raise AssertionError(f"not done after {SECONDS} seconds")
-
-    handler = signal.signal(signal.SIGALRM, stop)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
-    signal.alarm(SECONDS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    signal.alarm(0)
+    with computing_at_most(SECONDS):
+        yield
     resource.setrlimit(resource.RLIMIT_AS, (before, hard))
-    signal.signal(signal.SIGALRM, handler)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < MEMORY / 2**10
 
 
