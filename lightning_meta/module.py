@@ -441,7 +441,7 @@ class TrainedModule(Described, LightningModule, metaclass=_BuiltWhenConstructed)
         Raises:
             NonFiniteLossError: The loss is not finite; the message gives its value and the step.
         """
-        alone = loss.device.type == "cpu" and world_size() == 1
+        alone = loss.is_cpu and world_size() == 1
         if alone and isfinite(loss.item()):  # without the lists that several losses need
             return
         self._loss_watch.note(loss, self.global_step)

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from lightning_meta.batches import TaskBatch
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.functional.random_bits import choose, key, name_key
 
 _SUBSET = 2  # part of the key of its draw
+_AHEAD, _AHEAD_BYTES = 32, 2**20  # most batches, and bytes, that are gathered at once
 
 
 class TaskBatches(Dataset[TaskBatch], ABC):
@@ -28,10 +29,25 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __init__(self, data: TaskSet, batches: int, rank: int = 0, ranks: int = 1) -> None:
         self.data, self.batches, self.rank, self.ranks = data, batches, rank, ranks
+        self.at_once = 1
+        self._ahead: dict[int, TaskBatch] = {}  # gathered and not yet returned
 
     @abstractmethod
     def ids(self, batch: int) -> dict[str, Tensor]:
         """Return the labelled examples of the batch of all ranks, by name of the task."""
+
+    def ids_of(self, first: int, count: int) -> Tensor | None:
+        """Return the labelled examples of up to `count` batches of an epoch, for `TaskSet.several`; None if it cannot.
+
+        Only called if a subclass has set `at_once`, the number of batches to gather together. In small batches the
+        calls of a gather take longer than its work.
+        """
+        return None
+
+    def gather_several(self, examples: int) -> None:
+        """Set `at_once` for batches of so many examples, if the ranks do not share them and the data allow it."""
+        if self.ranks == 1 and self.data.can_gather_several:
+            self.at_once = max(1, min(_AHEAD, _AHEAD_BYTES // (examples * self.data.example_bytes)))
 
     def __len__(self) -> int:
         return self.batches
@@ -42,6 +58,14 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """Return the share of this rank of a batch; a task may be empty in it."""
+        if self.at_once > 1 and batch not in self._ahead and get_worker_info() is None:  # a worker would send them all
+            numbers = self.ids_of(batch, min(self.at_once, self.batches - batch % self.batches))
+            self._ahead = {} if numbers is None else dict(enumerate(self.data.several(numbers), batch))
+        ready = self._ahead.pop(batch, None)  # not kept, since whoever gets it may change it
+        return self.single(batch) if ready is None else ready
+
+    def single(self, batch: int) -> TaskBatch:
+        """Gather the share of this rank of a batch."""
         ids = self.ids(batch)
         return self.data.batch(self.share(ids) if self.ranks > 1 else ids)
 

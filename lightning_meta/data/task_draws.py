@@ -67,6 +67,8 @@ class DrawnTasks(TaskBatches):
         super().__init__(data, batches, rank, ranks)
         self._schedules: dict[int, Tensor] = {}
         self._orders = _Orders(self._root)
+        if self.tasks_per_batch == len(names) and len(set(self.sizes.values())) == 1:
+            self.gather_several(sum(self.sizes.values()))
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """Return the labelled examples of the batch of all ranks, by name of the task."""
@@ -78,6 +80,15 @@ class DrawnTasks(TaskBatches):
             if then > seen
         }
         return dict(zip(wanted, self._orders.take_all(epoch, list(wanted.values())), strict=True))
+
+    def ids_of(self, first: int, count: int) -> Tensor:
+        """Return the labelled examples of several batches, `(count, T, n)`."""
+        epoch, number = divmod(first, self.batches)
+        size = next(iter(self.sizes.values()))
+        wanted = [
+            (key, number * size, count * size, n) for key, n in zip(self._keys.values(), self._counts, strict=True)
+        ]
+        return torch.stack(self._orders.take_all(epoch, wanted)).view(-1, count, size).transpose(0, 1)
 
     def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:
         """Return how often each task has been drawn in the epoch before a batch, and including it."""
@@ -130,14 +141,26 @@ class DrawnInputs(TaskBatches):
         super().__init__(data, ceil(n / batch_size) if batches is None else batches, rank, ranks)
         self.batch_size = batch_size
         self._orders = _Orders(key(seed))
+        if data.aligned:
+            self.gather_several(batch_size * len(data.names))
 
     def ids(self, batch: int) -> dict[str, Tensor]:
         """Return the labelled examples of the batch of all ranks, by name of the task."""
         return self._labelled(self._order(batch), 0, 1)
 
-    def __getitem__(self, batch: int) -> TaskBatch:
-        """Return the share of this rank of a batch: every W-th input, with all its targets."""
+    def single(self, batch: int) -> TaskBatch:
+        """Gather the share of this rank of a batch: every W-th input, with all its targets."""
         return self.data.batch(self._labelled(self._order(batch), self.rank, self.ranks))
+
+    def ids_of(self, first: int, count: int) -> Tensor | None:
+        """Return the labelled examples of several whole batches, `(count, n)`; None if the first is not whole."""
+        epoch, number = divmod(first, self.batches)
+        n, size = len(self._rows), self.batch_size
+        start = number * size
+        count = min(count, (n - start % n) // size)  # a batch of two turns may have an input twice
+        if not count:
+            return None
+        return self._orders.take(0, epoch, start, count * size, n).view(count, size).sort().values
 
     def _labelled(self, order: Tensor, rank: int, ranks: int) -> dict[str, Tensor]:
         """Return the examples of a rank for every task of the whole batch; a task may be empty on the rank."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -289,6 +290,57 @@ class TaskSet:
             return TaskBatch(self.inputs[distinct], targets, by_task(batch_row), ids, weights)
         consecutive = Consecutive(zip(names, self._numbered(counts), strict=True))
         return TaskBatch(self.inputs.index_select(0, rows), targets, consecutive, ids, weights)
+
+    @cached_property
+    def can_gather_several(self) -> bool:
+        """Whether `several` can be called."""
+        joined = self._joined
+        complete = joined.rows is not None and joined.targets is not None and isinstance(self.inputs, Tensor)
+        weighted = self.weights is None or joined.weights is not None
+        return complete and weighted and (self.aligned or not self.overlapping)
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of an example in a batch, with its number."""
+        tensors = [self.inputs, *self._joined[2:5]]
+        return 8 + sum(x[:1].nbytes for x in tensors if isinstance(x, Tensor))
+
+    def several(self, ids: Tensor) -> Iterator[TaskBatch]:
+        """Gather several batches at once, equal to those of `batch`; they are views of joint tensors.
+
+        Args:
+            ids: Numbers of the labelled examples in K batches, of which each has n examples of each task, `(K, T, n)`;
+                `(K, n)` if they are the same for all tasks of an `aligned` set, in ascending order.
+        """
+        joined, names, common = self._joined, self.names, ids.dim() == 2
+        assert isinstance(self.inputs, Tensor)
+        assert joined.rows is not None
+        assert joined.targets is not None
+        places = (ids.unsqueeze(1) if common else ids) + joined.begins.unsqueeze(1)
+        ids, places = ids.to(self.device), places.to(self.device)
+        rows = places[:, 0] if common else places.flatten(1)
+        if not (joined.in_order or (common and self._every_row)):
+            rows = joined.rows[rows]
+        _, tasks, n = places.shape
+        places = places.flatten()
+
+        def by_task(values: Tensor) -> Iterator[dict[str, Tensor]]:
+            parts = values.unflatten(0, (-1, n)).unbind()  # one call for all batches
+            return (dict(zip(names, parts[i : i + tasks], strict=True)) for i in range(0, len(parts), tasks))
+
+        inputs = self.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape).unbind()
+        targets = by_task(joined.targets.index_select(0, places))
+        weights = repeat(None) if joined.weights is None else by_task(joined.weights.index_select(0, places))
+        numbers: Iterator[dict[str, Tensor]]
+        batch_rows: dict[str, Tensor]
+        if common:
+            numbers = (dict.fromkeys(names, of_batch) for of_batch in ids.unbind())
+            batch_rows = Common.fromkeys(names, *self._numbered([n]))
+        else:
+            numbers = by_task(ids.flatten())
+            batch_rows = Consecutive(zip(names, self._numbered([n] * tasks), strict=True))
+        for x, y, of_batch, w in zip(inputs, targets, numbers, weights, strict=False):
+            yield TaskBatch(x, y, type(batch_rows)(batch_rows), of_batch, w)
 
     @cached_property
     def _last_rows(self) -> dict[str, tuple[list[int], Sequence[Tensor]]]:

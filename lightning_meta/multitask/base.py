@@ -407,7 +407,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        weighting, ranks, self._weighed = self.weighting, world_size(), True
+        weighting, names, ranks, self._weighed = self.weighting, self.names, world_size(), True
         # With an aggregator, the objective only weights the losses for the tasks' own parameters.
         own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
         if isinstance(weighting, Aggregator):
@@ -419,7 +419,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         else:
             with self._step_features.recorded() if by_features else nullcontext():
                 of_tasks, outputs = self._losses(batch)
-            losses, present = in_order(of_tasks, list(outputs), self.names)
+            losses, present = in_order(of_tasks, list(outputs), names)
             weighed = losses.detach().requires_grad_() if shared else losses
             loss = weighting(weighed, present)
         self.check_finite(loss)
@@ -442,9 +442,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Drop the gradients of tasks absent since the last step: the optimizer would move their weights."""
-        absent = self.absent_tasks(optimizer)
-        own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
-        drop_gradients(own, optimizer)
+        if absent := self.absent_tasks(optimizer):
+            own = (module for i, name in enumerate(self.names) if name in absent for module in self.own_modules(i))
+            drop_gradients(own, optimizer)
         self._batches_of_step[id(optimizer)] = self._batches_of(optimizer)
 
     def on_train_start(self) -> None:
@@ -692,7 +692,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
                 f"the batch by name: {', '.join(batch.targets)}"
             )
         for name, of_task in outputs.items():  # the squared error of `(n,)` and `(n, 1)` is that of all pairs
-            expected = (len(batch.targets[name]), tasks[name].outputs)
+            expected = (batch.targets[name].shape[0], tasks[name].outputs)
             shape = getattr(of_task, "shape", None)
             if shape != expected:
                 received = type(of_task).__name__ if shape is None else tuple(shape)

@@ -148,7 +148,7 @@ class TaskRecords(Metric):
         """Return the records over all ranks, each example once."""
         if not len(self.task_numbers):  # a list of tensors, or one tensor after gathering over ranks
             return RecordTable({})
-        task_numbers, ids, *others = (dim_zero_cat(getattr(self, name)).cpu() for name in _COLUMNS)
+        task_numbers, ids, *others = (_in_one(getattr(self, name)).cpu() for name in _COLUMNS)
         if not _ascends(task_numbers, ids):
             # An example may occur twice: a rank without examples evaluates one that another rank evaluates as well.
             # The sort is stable, so the first record of each example is kept.
@@ -190,37 +190,46 @@ class RecordTable:
 
     def __init__(self, of: dict[str, TaskRecord], columns: Mapping[str, Tensor] | None = None) -> None:
         self.of, self.columns = of, columns or {}
-        self._ranked: dict[str, float] = {}
+        self._values: dict[str, dict[str, float]] = {}
 
     def ranked_scores(self, tasks: Mapping[str, Task]) -> dict[str, float]:
         """`TaskRecord.ranked_score` by name."""
-        if not self._ranked:
-            scores = self._evaluated([(name, task, task.selection) for name, task in tasks.items()])
-            for (name, task), score in zip(tasks.items(), scores, strict=True):
-                self._ranked[name] = self.of[name].as_ranked(score, task)
-        return dict(self._ranked)
+        values = self._evaluated(tasks)
+        return {n: self.of[n].as_ranked(values[n][task.selection], task) for n, task in tasks.items()}
 
     def metrics(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
         """The metrics of each task besides its selection metric, by name of the task and of the metric."""
-        requests = [(n, task, m) for n, task in tasks.items() for m in task.beside if m != task.selection]
-        metrics: dict[str, dict[str, float]] = {name: {} for name in tasks}
-        for (name, _, metric), value in zip(requests, self._evaluated(requests), strict=True):
-            metrics[name][metric] = value
-        return {name: {**metrics[name], **self.of[name].further(task)} for name, task in tasks.items()}
+        values = self._evaluated(tasks)
+        return {
+            name: {**{m: values[name][m] for m in task.beside if m != task.selection}, **self.of[name].further(task)}
+            for name, task in tasks.items()
+        }
 
     def ranked_losses(self) -> dict[str, float]:
         """`TaskRecord.ranked_loss` by name."""
         means = zip(self.of.items(), means_of([record.losses for record in self.of.values()]), strict=True)
         return {name: record.as_ranked_loss(mean) for (name, record), mean in means}
 
-    def _evaluated(self, requests: Sequence[tuple[str, Task, str]]) -> list[float]:
-        """Evaluate metrics, each given by the name of the task, the task and the metric."""
-        records = [self.of[name] for name, _, _ in requests]
-        return evaluated([Evaluation(r.outputs, r.targets, *q[1:]) for r, q in zip(records, requests, strict=True)])
+    def _evaluated(self, tasks: Mapping[str, Task]) -> dict[str, dict[str, float]]:
+        """The selection metric of each task and those beside it, all at once, by name of the task and of the metric."""
+        if not self._values:
+            of_tasks = [(n, dict.fromkeys((task.selection, *task.beside))) for n, task in tasks.items()]
+            asked = [(name, metric) for name, metrics in of_tasks for metric in metrics]
+            of = self.of
+            values = evaluated([Evaluation(of[n].outputs, of[n].targets, tasks[n], metric) for n, metric in asked])
+            self._values = {name: {} for name in tasks}
+            for (name, metric), value in zip(asked, values, strict=True):
+                self._values[name][metric] = value
+        return self._values
 
     def example_scores(self, tasks: Mapping[str, Task]) -> Tensor:
         """`TaskRecord.example_scores` of all tasks, `(n,)`."""
         return torch.cat([self.of[name].example_scores(task) for name, task in tasks.items()])
+
+
+def _in_one(batches: list[Tensor] | Tensor) -> Tensor:
+    """Concatenate the records of all batches, without a copy of a single one."""
+    return batches[0] if isinstance(batches, list) and len(batches) == 1 else dim_zero_cat(batches)
 
 
 def _ascends(tasks: Tensor, ids: Tensor) -> bool:

@@ -17,6 +17,8 @@ from lightning_meta.tasks.regression import FEWEST_ROWS, Regression
 from lightning_meta.tasks.together import standardised, standards_of
 
 Rows = npt.NDArray[np.float64]
+Joined = dict[Hashable, tuple["_Segments", Rows, Rows]]
+"""Joint outputs and targets of several tasks, which several metrics need."""
 
 LARGE = 10_000
 """Tasks with more examples are evaluated one by one: it is as fast, and `mean` adds pairwise, which is more exact."""
@@ -48,9 +50,10 @@ def evaluated(evaluations: Sequence[Evaluation]) -> list[float]:
             values[i] = one.task.evaluate(one.outputs.double(), one.targets, one.metric)
         else:
             alike.setdefault(kind, []).append(i)
+    joined: Joined = {}
     for numbers in alike.values():
         of_kind = [evaluations[i] for i in numbers]
-        for i, value in zip(numbers, _METRICS[of_kind[0].metric](of_kind).tolist(), strict=True):
+        for i, value in zip(numbers, _METRICS[of_kind[0].metric](of_kind, joined).tolist(), strict=True):
             values[i] = value
     return values
 
@@ -81,7 +84,7 @@ def _kind(one: Evaluation) -> Hashable:
     return None
 
 
-def _accuracy(of_kind: Sequence[Evaluation]) -> Rows:
+def _accuracy(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
     task = of_kind[0].task
     assert isinstance(task, Classification | Binary | Multilabel)
     outputs, targets = (torch.cat([one[i] for one in of_kind]) for i in (0, 1))  # type: ignore[misc]
@@ -89,9 +92,8 @@ def _accuracy(of_kind: Sequence[Evaluation]) -> Rows:
     return _Segments([one.outputs.shape[0] for one in of_kind]).means(right)
 
 
-def _r2(of_kind: Sequence[Evaluation]) -> Rows:
-    segments = _Segments([one.outputs.shape[0] for one in of_kind])
-    outputs, targets = _standardised(of_kind, segments.counts.tolist())
+def _r2(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
+    segments, outputs, targets = _standardised(of_kind, joined)
     variance = segments.means(np.square(targets - segments.rows(segments.means(targets))))
     error = segments.means(np.square(outputs - targets))
     # R² is undefined if all targets of a task are equal; rounding can leave their computed variance above 0.
@@ -103,22 +105,26 @@ def _r2(of_kind: Sequence[Evaluation]) -> Rows:
     return means
 
 
-def _mae(of_kind: Sequence[Evaluation]) -> Rows:
-    segments = _Segments([one.outputs.shape[0] for one in of_kind])
-    outputs, targets = _standardised(of_kind, segments.counts.tolist())
+def _mae(of_kind: Sequence[Evaluation], joined: Joined) -> Rows:
+    segments, outputs, targets = _standardised(of_kind, joined)
     scales = [getattr(one.task, "scale", ()) or (1.0,) * one.task.outputs for one in of_kind]
     return segments.means((np.abs(outputs - targets) * segments.rows(np.array(scales))).mean(-1))
 
 
-_METRICS: dict[str, Callable[[Sequence[Evaluation]], Rows]] = {"accuracy": _accuracy, "r2": _r2, "mae": _mae}
+_METRICS: dict[str, Callable[[Sequence[Evaluation], Joined], Rows]] = {"accuracy": _accuracy, "r2": _r2, "mae": _mae}
 
 
-def _standardised(of_kind: Sequence[Evaluation], counts: Sequence[int]) -> tuple[Rows, Rows]:
-    """Return outputs and targets in standard units, in double precision."""
-    outputs = torch.cat([one.outputs for one in of_kind]).double()
-    targets = torch.cat([one.targets for one in of_kind])
-    standards = standards_of([one.task for one in of_kind], targets)
-    return outputs.numpy(), standardised(targets, counts, standards).double().numpy()
+def _standardised(of_kind: Sequence[Evaluation], joined: Joined) -> tuple[_Segments, Rows, Rows]:
+    """Return outputs and targets in standard units, in double precision, once for all metrics of the same tasks."""
+    which = tuple(id(one.outputs) for one in of_kind)
+    if which not in joined:
+        segments = _Segments([one.outputs.shape[0] for one in of_kind])
+        outputs = torch.cat([one.outputs for one in of_kind]).double()
+        targets = torch.cat([one.targets for one in of_kind])
+        standards = standards_of([one.task for one in of_kind], targets)
+        in_units = standardised(targets, segments.counts.tolist(), standards).double()
+        joined[which] = segments, outputs.numpy(), in_units.numpy()
+    return joined[which]
 
 
 class _Segments:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lightning_meta.functional.precision import at_least_float32
 from lightning_meta.tasks.base import Task
@@ -96,7 +95,7 @@ class LossesTogether:
             joined = at_least_float32(joined)
             mean, scale = self._standards_of_rows(names, counts, joined, task.outputs)
             joined = ((joined - mean) / scale).to(y.dtype)
-            errors = F.mse_loss(y, joined, reduction="none")
+            errors = (y - joined).square()
             values = errors.mean(-1) if task.outputs > 1 else errors.view(-1)
         else:
             values = task.losses(y, joined)

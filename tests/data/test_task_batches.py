@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice, permutations
 
 import pytest
@@ -24,6 +25,7 @@ from lightning_meta.errors import UserError
 # Under right draws a p-value falls below this once in a million; seeds are fixed, so tests do not flicker.
 UNLIKELY = 1e-6
 SIZES = {"a": 7, "b": 20, "c": 3}
+EQUAL = {"a": 9, "b": 9, "c": 9}
 Ids = dict[str, list[int]]
 
 
@@ -52,6 +54,16 @@ def incomplete() -> TaskSet:
     return shared(LABELLED, 30)
 
 
+def complete() -> TaskSet:
+    """Twenty-four inputs, of which twenty-two have all labels and the others none."""
+    labelled = [i for i in range(24) if i not in (2, 11)]
+    return shared({"a": labelled, "b": labelled}, 24)
+
+
+def weighted(data: TaskSet) -> TaskSet:
+    return replace(data, weights={name: y.double().cos() for name, y in data.targets.items()})
+
+
 def ids(batch: TaskBatch) -> Ids:
     return {name: i.tolist() for name, i in batch.ids.items()}
 
@@ -70,6 +82,17 @@ def assert_consistent(data: TaskSet, batch: TaskBatch) -> None:
         assert torch.equal(inputs_of(batch, name)[:, 0] + (1000 * t if data.overlapping else 0), batch.targets[name])
 
 
+def assert_equal(batch: TaskBatch, expected: TaskBatch) -> None:
+    """All parts are equal, with the types of `rows`."""
+    assert isinstance(batch.inputs, Tensor)
+    assert isinstance(expected.inputs, Tensor)
+    assert torch.equal(batch.inputs, expected.inputs)
+    for part, of in zip(batch[1:], expected[1:], strict=True):
+        assert type(part) is type(of)
+        assert list(part or ()) == list(of or ())
+        assert part is None or (of is not None and all(torch.equal(part[name], of[name]) for name in of))
+
+
 DRAWN = {
     "tasks": lambda rank=0, ranks=1, seed=0: DrawnTasks(apart(SIZES), seed, 4, 2, 0.5, 12, rank, ranks),
     "all tasks": lambda rank=0, ranks=1, seed=0: DrawnTasks(apart(SIZES), seed, 4, rank=rank, ranks=ranks),
@@ -77,6 +100,18 @@ DRAWN = {
     "inputs": lambda rank=0, ranks=1, seed=0: DrawnInputs(incomplete(), seed, 6, rank=rank, ranks=ranks),
     "endless inputs": lambda rank=0, ranks=1, seed=0: DrawnInputs(incomplete(), seed, 6, 9, rank, ranks),
 }
+GATHERED_TOGETHER = {
+    "equal tasks": lambda rank=0, ranks=1, seed=0: DrawnTasks(apart(EQUAL), seed, 4, rank=rank, ranks=ranks),
+    "endless equal tasks": lambda rank=0, ranks=1, seed=0: DrawnTasks(apart(EQUAL), seed, 4, None, 0, 7, rank, ranks),
+    "all of each task": lambda rank=0, ranks=1, seed=0: DrawnTasks(apart(EQUAL), seed, 9, None, 0, 7, rank, ranks),
+    "weighted": lambda rank=0, ranks=1, seed=0: DrawnTasks(weighted(apart(EQUAL)), seed, 4, rank=rank, ranks=ranks),
+    "complete inputs": lambda rank=0, ranks=1, seed=0: DrawnInputs(complete(), seed, 6, rank=rank, ranks=ranks),
+    "endless complete inputs": lambda rank=0, ranks=1, seed=0: DrawnInputs(complete(), seed, 6, 9, rank, ranks),
+    "weighted complete inputs": lambda rank=0, ranks=1, seed=0: DrawnInputs(
+        weighted(complete()), seed, 6, None, rank, ranks
+    ),
+}
+DRAWN |= GATHERED_TOGETHER
 KINDS = pytest.mark.parametrize("kind", DRAWN)
 
 
@@ -106,7 +141,36 @@ def test_a_batch_is_a_function_of_its_number(kind: str) -> None:
     shuffled = torch.randperm(len(numbers)).tolist()
     found = {b: ids(again[b]) for b in shuffled}
     assert [found[b] for b in numbers] == expected
-    assert {name: i.tolist() for name, i in again.ids(3).items()} == expected[3]
+    drawn = {name: sorted(i.tolist()) for name, i in again.ids(3).items()}  # a batch has aligned tasks in order
+    assert drawn == {name: sorted(i) for name, i in expected[3].items()}
+
+
+@pytest.mark.parametrize("kind", GATHERED_TOGETHER)
+def test_batches_that_are_gathered_together_are_those_gathered_one_by_one(kind: str) -> None:
+    whole = DRAWN[kind]()
+    assert whole.at_once > 1
+    for b in range(3 * len(whole) + 2):
+        assert_equal(whole[b], whole.single(b))
+    assert_equal(whole[1], whole.single(1))
+
+
+@pytest.mark.parametrize("kind", GATHERED_TOGETHER)
+def test_a_batch_that_was_changed_in_place_is_whole_again_when_it_is_asked_for_again(kind: str) -> None:
+    whole = DRAWN[kind]()
+    for b in (0, 1):
+        first = whole[b]
+        for tensor in (first.inputs, *first.targets.values()):
+            assert isinstance(tensor, Tensor)
+            tensor.zero_()
+        assert_equal(whole[b], whole.single(b))
+    assert_equal(whole[2], whole.single(2))
+
+
+def test_large_batches_and_unequal_ones_are_gathered_one_by_one() -> None:
+    images = {name: Examples(torch.zeros(9, 3, 84, 84), torch.zeros(9)) for name in "ab"}
+    assert DrawnTasks(TaskSet.of_examples(images), 0, 9).at_once == 1
+    assert all(DRAWN[kind]().at_once == 1 for kind in DRAWN if kind not in GATHERED_TOGETHER)
+    assert all(DRAWN[kind](0, 3).at_once == 1 for kind in DRAWN)
 
 
 @KINDS
