@@ -110,7 +110,7 @@ class PlainBatches(IterableDataset[Batch]):
         y = torch.stack(list(train.targets.values()))
         y = (y - y.mean(1, keepdim=True)) / y.std(1, keepdim=True, correction=0)
         assert isinstance(train.inputs, Tensor)
-        x = train.inputs if shared else train.inputs.unflatten(0, (len(y), ROWS))
+        x = train.inputs if shared else train.inputs.unflatten(0, (len(y), -1))
         self.tables = [(x, y[..., 0].T)] if shared else list(zip(x, y, strict=True))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -135,11 +135,11 @@ class PlainLightning(lightning.LightningModule):
         return torch.optim.Adam(self.parameters())
 
 
-def parts(tasks: int, shared: bool) -> tuple[lm.MultiHead, lm.MultiTaskDataModule, Plain]:
+def parts(tasks: int, shared: bool, rows: int = ROWS) -> tuple[lm.MultiHead, lm.MultiTaskDataModule, Plain]:
     """Create both networks with equal weights."""
     lightning.seed_everything(0, verbose=False)
     module = lm.MultiHead(lm.nn.MLP(INPUTS, (64, 64)))
-    datamodule = lm.MultiTaskDataModule(Tables(tasks, shared), batch_size=BATCH)
+    datamodule = lm.MultiTaskDataModule(Tables(tasks, shared, rows), batch_size=BATCH)
     trainer = lightning.Trainer(logger=False, log_every_n_steps=0, accelerator="cpu", **QUIET)
     datamodule.setup("fit")
     module.tasks = datamodule.spec
@@ -220,7 +220,7 @@ def steps(table: Table, options: argparse.Namespace) -> None:
     """Compare training steps with plain torch."""
     for tasks in options.tasks:
         for shared in (False, True):
-            module, datamodule, network = parts(tasks, shared)
+            module, datamodule, network = parts(tasks, shared, options.rows)
             check_same(module, datamodule, network, shared)
             sides = {
                 "ours": step_of(module, datamodule),
@@ -237,7 +237,7 @@ def trainer(table: Table, options: argparse.Namespace) -> None:
             taken: dict[str, list[float]] = {"ours": [], "plain": []}
             count = max(10, int(options.seconds * 1000 / (2 + tasks)))
             for _ in range(options.repeats):
-                module, datamodule, network = parts(tasks, shared)
+                module, datamodule, network = parts(tasks, shared, options.rows)
                 loader = DataLoader(PlainBatches(datamodule.sets["train"], shared), batch_size=None)
                 plain = PlainLightning(network)
                 taken["ours"].append(seconds_under(lambda t: t.fit(module, datamodule=datamodule), count))  # noqa: B023
@@ -325,6 +325,9 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 10, 50], help="numbers of tasks for the training")
     parser.add_argument(
         "--validated", nargs="+", type=int, default=[139, 1000], help="numbers of tasks for the validation"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=ROWS, help="rows of each task in the training, 32 of them in a batch"
     )
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each side")
     parser.add_argument("--seconds", type=float, default=0.3, help="minimum duration of a measurement")
