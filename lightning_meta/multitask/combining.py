@@ -7,7 +7,7 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -315,12 +315,6 @@ def drop_gradients(modules: Iterable[nn.Module], optimizer: torch.optim.Optimize
             p.grad = None
 
 
-@lru_cache(maxsize=8)
-def _all_present(count: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # kept for training steps
-        return torch.ones(count, dtype=torch.bool, device=device)
-
-
 def in_order(losses: Tensor, present: list[str], names: list[str]) -> tuple[Tensor, Tensor]:
     """The losses of all tasks, `(T,)`, 0 for absent ones; and which tasks are present, `(T,)` bool.
 
@@ -330,7 +324,7 @@ def in_order(losses: Tensor, present: list[str], names: list[str]) -> tuple[Tens
         names: Names of all T tasks.
     """
     if present == names:
-        return losses, _all_present(len(names), losses.device)
+        return losses, torch.ones(len(names), dtype=torch.bool, device=losses.device)
     numbers = {name: i for i, name in enumerate(names)}
     places = torch.tensor([numbers[name] for name in present], device=losses.device)
     of_all = losses.new_zeros(len(names)).index_copy(0, places, losses)
