@@ -31,6 +31,7 @@ class TaskBatches(Dataset[TaskBatch], ABC):
         self.data, self.batches, self.rank, self.ranks = data, batches, rank, ranks
         self.at_once = 1
         self._ahead: dict[int, TaskBatch] = {}  # gathered and not yet returned
+        self._next = -1
 
     @abstractmethod
     def ids(self, batch: int) -> dict[str, Tensor]:
@@ -58,9 +59,12 @@ class TaskBatches(Dataset[TaskBatch], ABC):
 
     def __getitem__(self, batch: int) -> TaskBatch:
         """Return the share of this rank of a batch; a task may be empty in it."""
-        if self.at_once > 1 and batch not in self._ahead and get_worker_info() is None:  # a worker would send them all
+        in_turn, self._next = batch == self._next, batch + 1
+        # A worker process gets only some of the batches.
+        if self.at_once > 1 and in_turn and batch not in self._ahead and get_worker_info() is None:
             numbers = self.ids_of(batch, min(self.at_once, self.batches - batch % self.batches))
-            self._ahead = {} if numbers is None else dict(enumerate(self.data.several(numbers), batch))
+            with torch.inference_mode(False):  # the others may be asked for in training
+                self._ahead = {} if numbers is None else dict(enumerate(self.data.several(numbers), batch))
         ready = self._ahead.pop(batch, None)  # not kept, since whoever gets it may change it
         return self.single(batch) if ready is None else ready
 

@@ -67,7 +67,7 @@ class DrawnTasks(TaskBatches):
         super().__init__(data, batches, rank, ranks)
         self._schedules: dict[int, Tensor] = {}
         self._orders = _Orders(self._root)
-        if self.tasks_per_batch == len(names) and len(set(self.sizes.values())) == 1:
+        if self.tasks_per_batch == len(names) and len(set(self.sizes.values())) == 1 and not data.overlapping:
             self.gather_several(sum(self.sizes.values()))
 
     def ids(self, batch: int) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ from lightning_meta.nn.likeness import SAMPLE, input_statistics, without
 # more examples, a gather for each task costs little in comparison.
 _MOST_JOINED = 10_000_000
 
+_LINE = 64  # bytes; torch begins each tensor in memory at a multiple of it
+
 
 @dataclass(frozen=True)
 class TaskSet:
@@ -306,7 +308,7 @@ class TaskSet:
         return 8 + sum(x[:1].nbytes for x in tensors if isinstance(x, Tensor))
 
     def several(self, ids: Tensor) -> Iterator[TaskBatch]:
-        """Gather several batches at once, equal to those of `batch`; they are views of joint tensors.
+        """Gather several batches at once, equal to those of `batch`.
 
         Args:
             ids: Numbers of the labelled examples in K batches, of which each has n examples of each task, `(K, T, n)`;
@@ -325,10 +327,10 @@ class TaskSet:
         places = places.flatten()
 
         def by_task(values: Tensor) -> Iterator[dict[str, Tensor]]:
-            parts = values.unflatten(0, (-1, n)).unbind()  # one call for all batches
-            return (dict(zip(names, parts[i : i + tasks], strict=True)) for i in range(0, len(parts), tasks))
+            of_batches = _placed(values.unflatten(0, (-1, tasks, n)).unbind())
+            return (dict(zip(names, of_batch.unbind(), strict=True)) for of_batch in of_batches)
 
-        inputs = self.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape).unbind()
+        inputs = _placed(self.inputs.index_select(0, rows.flatten()).unflatten(0, rows.shape).unbind())
         targets = by_task(joined.targets.index_select(0, places))
         weights = repeat(None) if joined.weights is None else by_task(joined.weights.index_select(0, places))
         numbers: Iterator[dict[str, Tensor]]
@@ -410,6 +412,14 @@ class _Joined(NamedTuple):
     targets: Tensor | None
     weights: Tensor | None
     in_order: bool
+
+
+def _placed(views: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return views of a joint tensor, or copies if some do not begin a line of memory, as tensors of their own do.
+
+    Products of matrices round by that: a run that is resumed within these batches would differ in the last bits.
+    """
+    return views if views[0].nbytes % _LINE == 0 else [view.clone() for view in views]
 
 
 def _in_one(by_task: dict[str, Tensor]) -> Tensor | None:

@@ -116,7 +116,7 @@ _METRICS: dict[str, Callable[[Sequence[Evaluation], Joined], Rows]] = {"accuracy
 
 def _standardised(of_kind: Sequence[Evaluation], joined: Joined) -> tuple[_Segments, Rows, Rows]:
     """Return outputs and targets in standard units, in double precision, once for all metrics of the same tasks."""
-    which = tuple(id(one.outputs) for one in of_kind)
+    which = tuple((id(one.outputs), id(one.targets), id(one.task)) for one in of_kind)
     if which not in joined:
         segments = _Segments([one.outputs.shape[0] for one in of_kind])
         outputs = torch.cat([one.outputs for one in of_kind]).double()

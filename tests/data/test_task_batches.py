@@ -151,7 +151,40 @@ def test_batches_that_are_gathered_together_are_those_gathered_one_by_one(kind: 
     assert whole.at_once > 1
     for b in range(3 * len(whole) + 2):
         assert_equal(whole[b], whole.single(b))
+    assert whole._ahead
     assert_equal(whole[1], whole.single(1))
+
+
+def aligned(batch: TaskBatch) -> list[int]:
+    """Places of the tensors in the lines of memory, by which products of matrices round."""
+    tensors = [batch.inputs, *batch.targets.values(), *(batch.weights or {}).values()]
+    return [tensor.data_ptr() % 64 for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+@pytest.mark.parametrize("kind", GATHERED_TOGETHER)
+def test_a_run_that_begins_in_the_middle_has_batches_in_the_same_places_of_memory(kind: str) -> None:
+    expected = [aligned(DRAWN[kind]().single(b)) for b in range(3)]
+    for first in range(3):
+        whole = DRAWN[kind]()
+        assert [aligned(whole[b]) for b in range(first, 3)] == expected[first:]
+        assert all(tensor.is_contiguous() for tensor in whole[2].targets.values())
+
+
+def test_batches_in_another_order_are_gathered_one_by_one() -> None:
+    whole = DRAWN["equal tasks"]()
+    for b in (4, 2, 0, 3):
+        assert_equal(whole[b], whole.single(b))
+        assert not whole._ahead
+
+
+def test_batches_that_were_gathered_in_inference_mode_can_be_trained_on() -> None:
+    whole = DRAWN["equal tasks"]()
+    with torch.inference_mode():
+        whole[0], whole[1]
+    assert whole._ahead
+    kept = whole[2].inputs
+    assert isinstance(kept, Tensor)
+    assert not kept.is_inference()
 
 
 @pytest.mark.parametrize("kind", GATHERED_TOGETHER)
