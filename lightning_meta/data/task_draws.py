@@ -85,9 +85,8 @@ class DrawnTasks(TaskBatches):
         """Return the labelled examples of several batches, `(count, T, n)`."""
         epoch, number = divmod(first, self.batches)
         size = next(iter(self.sizes.values()))
-        wanted = [
-            (key, number * size, count * size, n) for key, n in zip(self._keys.values(), self._counts, strict=True)
-        ]
+        names = self._keys.values()
+        wanted = [(name, number * size, count * size, n) for name, n in zip(names, self._counts, strict=True)]
         return torch.stack(self._orders.take_all(epoch, wanted)).view(-1, count, size).transpose(0, 1)
 
     def _drawn_before(self, epoch: int, number: int) -> list[list[int]]:

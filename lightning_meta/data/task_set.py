@@ -295,7 +295,7 @@ class TaskSet:
 
     @cached_property
     def can_gather_several(self) -> bool:
-        """Whether `several` can be called."""
+        """Whether `several` can be called: the set has one tensor each of inputs, targets and weights, if any."""
         joined = self._joined
         complete = joined.rows is not None and joined.targets is not None and isinstance(self.inputs, Tensor)
         weighted = self.weights is None or joined.weights is not None
@@ -303,8 +303,8 @@ class TaskSet:
 
     @property
     def example_bytes(self) -> int:
-        """Bytes of an example in a batch, with its number."""
-        tensors = [self.inputs, *self._joined[2:5]]
+        """Bytes of an example in a batch: its number, input, target and weight."""
+        tensors = [self.inputs, self._joined.targets, self._joined.weights]
         return 8 + sum(x[:1].nbytes for x in tensors if isinstance(x, Tensor))
 
     def several(self, ids: Tensor) -> Iterator[TaskBatch]:
@@ -313,6 +313,9 @@ class TaskSet:
         Args:
             ids: Numbers of the labelled examples in K batches, of which each has n examples of each task, `(K, T, n)`;
                 `(K, n)` if they are the same for all tasks of an `aligned` set, in ascending order.
+
+        Returns:
+            The K batches.
         """
         joined, names, common = self._joined, self.names, ids.dim() == 2
         assert isinstance(self.inputs, Tensor)
@@ -415,9 +418,10 @@ class _Joined(NamedTuple):
 
 
 def _placed(views: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Return views of a joint tensor, or copies if some do not begin a line of memory, as tensors of their own do.
+    """Return views of a joint tensor, or copies if the views do not all begin at a multiple of 64 bytes.
 
-    Products of matrices round by that: a run that is resumed within these batches would differ in the last bits.
+    Tensors of their own do. The rounding of matrix products depends on it, so a run that is resumed among these batches
+    would differ in the last bits.
     """
     return views if views[0].nbytes % _LINE == 0 else [view.clone() for view in views]
 

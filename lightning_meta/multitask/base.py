@@ -407,7 +407,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
 
     def training_step(self, batch: TaskBatch, batch_idx: int) -> Tensor:
         """The weighted loss of a batch of tasks."""
-        weighting, names, ranks, self._weighed = self.weighting, self.names, world_size(), True
+        weighting, ranks, self._weighed = self.weighting, world_size(), True
         # With an aggregator, the objective only weights the losses for the tasks' own parameters.
         own, shared, by_features = list[list[nn.Parameter]](), list[nn.Parameter](), False
         if isinstance(weighting, Aggregator):
@@ -419,7 +419,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         else:
             with self._step_features.recorded() if by_features else nullcontext():
                 of_tasks, outputs = self._losses(batch)
-            losses, present = in_order(of_tasks, list(outputs), names)
+            losses, present = in_order(of_tasks, list(outputs), self.names)
             weighed = losses.detach().requires_grad_() if shared else losses
             loss = weighting(weighed, present)
         self.check_finite(loss)

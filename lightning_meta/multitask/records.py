@@ -215,8 +215,10 @@ class RecordTable:
         if not self._values:
             of_tasks = [(n, dict.fromkeys((task.selection, *task.beside))) for n, task in tasks.items()]
             asked = [(name, metric) for name, metrics in of_tasks for metric in metrics]
-            of = self.of
-            values = evaluated([Evaluation(of[n].outputs, of[n].targets, tasks[n], metric) for n, metric in asked])
+            records = self.of
+            values = evaluated(
+                [Evaluation(records[n].outputs, records[n].targets, tasks[n], metric) for n, metric in asked]
+            )
             self._values = {name: {} for name in tasks}
             for (name, metric), value in zip(asked, values, strict=True):
                 self._values[name][metric] = value

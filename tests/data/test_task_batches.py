@@ -155,18 +155,18 @@ def test_batches_that_are_gathered_together_are_those_gathered_one_by_one(kind: 
     assert_equal(whole[1], whole.single(1))
 
 
-def aligned(batch: TaskBatch) -> list[int]:
-    """Places of the tensors in the lines of memory, by which products of matrices round."""
+def offsets(batch: TaskBatch) -> list[int]:
+    """Bytes by which each tensor begins after a multiple of 64; the rounding of matrix products depends on it."""
     tensors = [batch.inputs, *batch.targets.values(), *(batch.weights or {}).values()]
     return [tensor.data_ptr() % 64 for tensor in tensors if isinstance(tensor, Tensor)]
 
 
 @pytest.mark.parametrize("kind", GATHERED_TOGETHER)
-def test_a_run_that_begins_in_the_middle_has_batches_in_the_same_places_of_memory(kind: str) -> None:
-    expected = [aligned(DRAWN[kind]().single(b)) for b in range(3)]
+def test_batches_are_aligned_in_memory_in_the_same_way_wherever_a_run_begins(kind: str) -> None:
+    expected = [offsets(DRAWN[kind]().single(b)) for b in range(3)]
     for first in range(3):
         whole = DRAWN[kind]()
-        assert [aligned(whole[b]) for b in range(first, 3)] == expected[first:]
+        assert [offsets(whole[b]) for b in range(first, 3)] == expected[first:]
         assert all(tensor.is_contiguous() for tensor in whole[2].targets.values())
 
 
