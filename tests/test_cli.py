@@ -136,10 +136,29 @@ def test_a_run_leaves_a_whole_directory(capsys: pytest.CaptureFixture[str]) -> N
 )
 def test_help_explains_in_a_process_of_its_own(options: list[str], said: str) -> None:
     # Here other tests have imported every module; a user's process has not.
-    command = [sys.executable, "-m", "lightning_meta.cli", "fit", *options]
+    command = [sys.executable, "-m", "lightning_meta", "fit", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--version"], 0, "lightning_meta "),
+        (["--help"], 0, "usage: lightning-meta fit"),
+        (["configs"], 0, "protonet_glyphs "),
+        (["cruves", "runs"], 2, "there is no command cruves; did you mean curves?"),
+        (["fit", "--config=protonet_glyph"], 2, "did you mean protonet_glyphs"),
+        (["compare", "--threads=none"], 2, "--threads: expected a whole number"),
+    ],
+)
+def test_what_needs_no_torch_does_not_wait_for_it(arguments: list[str], status: int, said: str) -> None:
+    code = "import sys; from lightning_meta.cli import main; status = main(); assert 'torch' not in sys.modules"
+    command = [sys.executable, "-c", f"{code}; sys.exit(status)", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_the_end_of_a_run_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.slow
 def test_without_the_service_training_goes_on_offline(capsys: pytest.CaptureFixture[str]) -> None:
     env = {**os.environ, "WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "x" * 40}
-    command = [sys.executable, "-m", "lightning_meta.cli", "fit", "--config", "maml.yaml", LOGGED]
+    command = [sys.executable, "-m", "lightning_meta", "fit", "--config", "maml.yaml", LOGGED]
     done = _run(command, {**env, "WANDB_INIT_TIMEOUT": "3"})
     assert done.returncode == 0, done.stderr
     assert "W&B cannot be reached" in done.stderr
@@ -135,7 +135,7 @@ def test_without_the_service_training_goes_on_offline(capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_without_an_account_one_line_says_what_to_do() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")} | {"HOME": str(Path.cwd())}
-    done = _run([sys.executable, "-m", "lightning_meta.cli", "fit", "--config", "maml.yaml", LOGGED], env)
+    done = _run([sys.executable, "-m", "lightning_meta", "fit", "--config", "maml.yaml", LOGGED], env)
     assert done.returncode == 2
     assert "WANDB_MODE=offline" in done.stderr.strip().splitlines()[-1]
     assert not Path("runs").exists()

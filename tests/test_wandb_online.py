@@ -84,7 +84,7 @@ def started(service: Service, *words: str, env: Mapping[str, str] = PATIENT) -> 
 def fit(service: Service, *options: str, env: Mapping[str, str] = PATIENT) -> Any:
     """A run that has begun."""
     logged = ["--config=maml.yaml", "--trainer.logger=WandbLogger"]
-    return started(service, "lightning_meta.cli", "fit", *logged, *options, env=env)
+    return started(service, "lightning_meta", "fit", *logged, *options, env=env)
 
 
 def ended(process: Any, status: int = 0) -> str:

@@ -1,49 +1,46 @@
-"""Run a command line and return its exit status."""
+"""Run a command line and return its exit status.
+
+Importing torch and Lightning takes seconds, so only light modules are imported before a command runs: help, versions,
+the list of configurations and wrong names are printed at once.
+"""
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-from jsonargparse import ArgumentError
-
-from lightning_meta.cli import compare, curves, predict_options, test
-from lightning_meta.cli.fit import fit, fit_options
-from lightning_meta.cli.ladder import command as ladder
-from lightning_meta.cli.messages import of_lightning, one_line, unknown_command
-from lightning_meta.cli.parsing import option_names
-from lightning_meta.cli.predict import predict
 from lightning_meta.cli.shipped import configs, version, with_shipped
-from lightning_meta.cli.sweep import command as sweep
 from lightning_meta.cli.threads import using_threads
-from lightning_meta.errors import NonFiniteLossError, UserError
-from lightning_meta.fitting.disk import disk_trouble
-from lightning_meta.fitting.quiet import quiet_lightning
-from lightning_meta.run.memory import keep_freed_memory
+from lightning_meta.errors import NonFiniteLossError, UserError, similar
 
-COMMANDS = {
-    "fit": fit,
-    "test": test.test,
-    "predict": predict,
-    "compare": compare.compare,
-    "curves": curves.curves,
-    "ladder": ladder.ladder,
-    "sweep": sweep.sweep,
-    "configs": configs,
+MODULES = {
+    "fit": "fit",
+    "test": "test",
+    "predict": "predict",
+    "compare": "compare",
+    "curves": "curves",
+    "ladder": "ladder.command",
+    "sweep": "sweep.command",
 }
+
+
+def _later(command: str) -> Callable[[list[str]], None]:
+    """The function of a command. Calling it imports torch and Lightning, which takes seconds."""
+    return lambda options: getattr(_module(command), command)(options)
+
+
+def _module(command: str) -> ModuleType:
+    return import_module(f"lightning_meta.cli.{MODULES[command]}")
+
+
+COMMANDS = {command: _later(command) for command in MODULES} | {"configs": configs}
 TAKE_SHIPPED = ("fit", "test", "ladder")
-PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    "test": test.make_parser,
-    "compare": compare.make_parser,
-    "ladder": ladder.make_parser,
-    "sweep": sweep.make_parser,
-    "predict": predict_options.make_parser,
-    "curves": curves.make_parser,
-}
-
 USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]    test a trained model
        lightning-meta predict --ckpt_path RUN ...       label images of new classes, or predict new rows; export
@@ -67,35 +64,34 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if training failed, 2 after a mistake of the user, 130 after Ctrl-C.
     """
-    command, *options = [*(sys.argv[1:] if args is None else args), ""]
+    command, *options = (sys.argv[1:] if args is None else args) or [""]
+    if command == "--version":
+        print(version())
+        return 0
+    if command not in COMMANDS and command and not command.startswith("-"):
+        meant = similar(command, COMMANDS)
+        hint = f"did you mean {meant}?" if meant else f"expected {', '.join(COMMANDS)}, see lightning-meta --help"
+        return _fail(f"there is no command {command}; {hint}", 2)
     if command not in COMMANDS:
-        if command == "--version":
-            print(version())
-            return 0
         asked = command in ("-h", "--help")
-        if command and not command.startswith("-"):
-            return _fail(unknown_command(command, COMMANDS), 2)
         print(USAGE, file=sys.stdout if asked else sys.stderr)
         return 0 if asked else 2
     _show_log()
-    keep_freed_memory()
     if _may_import(command, options) and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
-        with quiet_lightning(), using_threads(command, options[:-1]) as rest:
-            COMMANDS[command](with_shipped(rest) if command in TAKE_SHIPPED else rest)
-    except NonFiniteLossError as error:
-        return _fail(str(error), 1)
-    except ArgumentError as error:
-        names = fit_options() if command == "fit" else option_names(PARSERS[command]())
-        return _fail(one_line(error, names, command), 2)
+        with using_threads(command, options) as rest:
+            if command in TAKE_SHIPPED:
+                rest = with_shipped(rest)
+            with nullcontext() if command == "configs" else _prepared():
+                COMMANDS[command](rest)
     except UserError as error:
         return _fail(" ".join(str(error).split()), 2)
+    except NonFiniteLossError as error:
+        return _fail(str(error), 1)
     except Exception as error:
-        if trouble := disk_trouble(error):
-            return _fail(f"cannot write ({trouble}); free disk space or fix it", 2)
-        if refused := of_lightning(error, command):
-            return _fail(refused, 2)
+        if message := _explained(error, command):
+            return _fail(message, 2)
         raise
     except KeyboardInterrupt:
         return _interrupted()
@@ -104,6 +100,29 @@ def main(args: Sequence[str] | None = None) -> int:
             return _interrupted()
         raise
     return 0
+
+
+def _prepared() -> AbstractContextManager[None]:
+    """Import torch with the memory of steps kept, and silence Lightning while a command runs."""
+    from lightning_meta.fitting.quiet import quiet_lightning
+    from lightning_meta.run.memory import keep_freed_memory
+
+    keep_freed_memory()
+    return quiet_lightning()
+
+
+def _explained(error: Exception, command: str) -> str | None:
+    """The line for an error of the parser, of the disk or of Lightning; None for any other."""
+    from lightning_meta.cli.messages import of_lightning, one_line
+    from lightning_meta.cli.parsing import option_names
+    from lightning_meta.fitting.disk import disk_trouble
+
+    if isinstance(error, ArgumentError):
+        names = _module("fit").fit_options() if command == "fit" else option_names(_module(command).make_parser())
+        return one_line(error, names, command)
+    if trouble := disk_trouble(error):
+        return f"cannot write ({trouble}); free disk space or fix it"
+    return of_lightning(error, command)
 
 
 def _may_import(command: str, options: Sequence[str]) -> bool:

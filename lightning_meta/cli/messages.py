@@ -70,13 +70,6 @@ def _of_factory(refusal: Refusal) -> Refusal:
     return replace(refusal, reason=found["reason"], owner=named[1] if named else refusal.owner)
 
 
-def unknown_command(name: str, commands: Iterable[str]) -> str:
-    """The message for an unknown command."""
-    commands = list(commands)
-    meant = _meant(name, commands) or f"; expected {', '.join(commands)}, see lightning-meta --help"
-    return f"there is no command {name}{meant}"
-
-
 def _message(refusal: Refusal, options: list[str], command: str) -> str | None:
     """A message of this package for the error; None to use the original text."""
     owner, reason = refusal.owner.rpartition(".")[2], refusal.reason

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace, add_instantiator
@@ -32,14 +32,6 @@ from lightning_meta.run.wandb_logger import WandbRunLogger, continued
 for _module in (lightning_meta, lightning_meta.nn, lightning_meta.sources, lightning_meta.weightings):
     for _name in _module.__all__:
         getattr(_module, _name)
-
-
-class PlainParser(argparse.ArgumentParser):
-    """Parser of a command that passes unknown options to `fit`; errors are raised as `UserError`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a `UserError`."""
-        raise UserError(message)
 
 
 # The public paths of the networks of this package, by their short names.

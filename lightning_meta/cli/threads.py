@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
-from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.errors import UserError
 from lightning_meta.reading import is_number
 
@@ -35,6 +33,8 @@ def using_threads(command: str, options: Sequence[str]) -> Iterator[list[str]]:
         return
     if not is_number(value) or not 1 <= int(value) <= 4096:
         raise UserError(f"{OPTION}: expected a whole number of at least 1, got {value!r}")
+    import torch  # takes seconds, and most commands are not given the option
+
     before = torch.get_num_threads()
     torch.set_num_threads(int(value))
     try:

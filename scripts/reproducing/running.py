@@ -22,7 +22,7 @@ End = Literal["finished", "held", "out of time", "failed"]
 GRACE = 60.0  # seconds for a process to write its last checkpoint
 POLL = 0.1  # seconds
 ACCELERATOR = {"cpu": "cpu", "gpu": "cuda"}
-CLI = ["-m", "lightning_meta.cli"]
+CLI = ["-m", "lightning_meta"]
 
 
 def run(stored: Stored, device: Device, machine: str, deadline: float, begin: Callable[[], None]) -> End:

@@ -221,7 +221,7 @@ def test_from_the_command_line_and_back(tmp_path: Path) -> None:
     """A configuration names its network and this package's GBML; the checkpoint loads by its path."""
     config = tmp_path / "gbml.yaml"
     config.write_text(CONFIG)
-    command = [sys.executable, "-W", "ignore", "-m", "lightning_meta.cli", "fit", "--config", str(config)]
+    command = [sys.executable, "-W", "ignore", "-m", "lightning_meta", "fit", "--config", str(config)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr[-2000:]
     module = lightning_meta.load(tmp_path / "runs/gbml/0", allow=["learn2learn"])

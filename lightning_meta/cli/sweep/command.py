@@ -17,7 +17,7 @@ from rich.table import Table
 
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
-from lightning_meta.cli.parsing import PlainParser
+from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial

@@ -1,4 +1,4 @@
-"""The console script as a module: `python -m lightning_meta.cli fit --config FILE`."""
+"""The console script as a module: `python -m lightning_meta fit --config FILE`."""
 
 import sys
 
