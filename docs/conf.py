@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 
@@ -16,14 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from make_tables import with_classes
 
 project = "lightning_meta"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 html_theme = "furo"
 html_title = "lightning_meta"
 html_show_copyright = False
+html_math_renderer = "mathml"  # browsers show it by themselves, without a script from another server
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # signatures stay short; the Args say what a value is
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 100  # a longer one has a line for each argument
 napoleon_custom_sections = ["At a glance", "Run it", "Logged", "Deviations"]
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -82,7 +85,9 @@ def _signature(app: Sphinx, what: str, name: str, thing: Any, *others: Any) -> t
         return None
     signature = inspect.signature(thing.__init__)
     arguments = list(signature.parameters.values())[1:]
-    text = stringify_signature(signature.replace(parameters=arguments), show_annotation=False)
+    text = stringify_signature(
+        signature.replace(parameters=arguments, return_annotation=signature.empty), unqualified_typehints=True
+    )
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", text), ""
 
 
@@ -105,11 +110,17 @@ def _one_entry_a_method(app: Sphinx, domain: str, kind: str, content: nodes.Elem
         content.parent["no-contents-entry"] = True
 
 
+def _formula(translator: Any, node: nodes.Element) -> None:
+    translator.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> None:
     """Have docstrings turned before napoleon takes their sections apart, and README's links as it is included.
 
     Pages name groups of classes, which are filled in as the pages are read.
     """
+    app.add_html_math_renderer("mathml", (_formula, None), (_formula, None))
     app.connect("autodoc-process-docstring", _docstring, priority=400)
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)

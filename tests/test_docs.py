@@ -325,7 +325,11 @@ def test_the_pages_are_built_without_a_warning(tmp_path: Path) -> None:
         assert f'src="_images/{name}"' in front
         assert (tmp_path / "html" / "_images" / name).is_file()
     assert 'href="methods.html#lightning_meta.MAML"' in front  # README's table leads to the pages
+    for page in (tmp_path / "html").glob("*.html"):  # readable without a network
+        assert not re.search(r"""<(script|link|img)\b[^>]*\b(src|href)=["']?(https?:)?//""", page.read_text())
+    assert methods.count('<math xmlns="http://www.w3.org/1998/Math/MathML" display="block">') > len(METHODS) / 2
     text = unescape(re.sub(r"<[^>]+>", "", methods[methods.index("<article") :]))
+    assert re.search(r"class lightning_meta\.MAML\(\s*backbone: nn.Module,\s*inner_lr: float = 0.01,", text)
     assert "`" not in text
     assert "$" not in text
     for heading in ("Run it", "Logged", "Deviations"):

@@ -16,7 +16,7 @@ from lightning_meta.functional.precision import at_least_float32
 def attention(queries: Tensor, keys: Tensor, values: Tensor, heads: int = 1) -> Tensor:
     r"""Multi-head dot-product attention (Vaswani et al. 2017, section 3.2).
 
-    $$\mathrm{softmax}\left(\frac{Q_h K_h^\top}{\sqrt{D / H}}\right) V_h, \quad h = 1, \dots, H$$
+    $$\mathrm{softmax}\left(\frac{Q_h K_h^\top}{\sqrt{D / H}}\right) V_h, \quad h = 1, \ldots, H$$
 
     with the outputs of the heads concatenated; head h uses columns $hD/H$ to $(h + 1)D/H$. Queries do not influence
     one another, and the order of the keys does not matter.

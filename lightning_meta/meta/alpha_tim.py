@@ -24,7 +24,7 @@ class AlphaTIM(TransductiveClassifier):
     each task the class weights minimise
 
     $$\lambda\, \mathrm{CE}(\text{support}) - H_\alpha(\bar p) + \mu\, \tfrac{1}{M} \sum_j H_\alpha(p_j), \qquad
-      H_\alpha(p) = \tfrac{1}{\alpha - 1} \Big(1 - \sum_n p_n^\alpha\Big)$$
+      H_\alpha(p) = \tfrac{1}{\alpha - 1} \left(1 - \sum_n p_n^\alpha\right)$$
 
     over the M queries j, by Adam from the class means of the support set. The α-entropies of Tsallis become Shannon's
     as α approaches 1, where the loss is that of `TIM`; with a larger α the marginal entropy is flatter around equal

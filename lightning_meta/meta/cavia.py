@@ -22,7 +22,7 @@ _CONTEXT = "context.values"
 class CAVIA(GradientBasedLearner):
     r"""MAML whose inner steps adapt a context vector, an additional input of the network (Zintgraf et al. 2019).
 
-    $$\phi_i = \phi_0 - \alpha \nabla_\phi L(\phi, \theta; \mathrm{support}_i)\big|_{\phi_0 = 0} \text{ (a few times)},
+    $$\phi_i = \phi_0 - \alpha \nabla_\phi L(\phi, \theta; \mathrm{support}_i)|_{\phi_0 = 0} \text{ (a few times)},
       \qquad \min_\theta \sum_i L(\phi_i, \theta; \mathrm{query}_i)$$
 
     (Fast Context Adaptation via Meta-Learning, ICML 2019, https://arxiv.org/abs/1810.03642, section 3) with φ appended

@@ -30,7 +30,7 @@ class LaplacianShot(CentredClassifier, TransductiveClassifier):
 
     with $w_{jk} = 1$ if query k is among the nearest neighbours of query j, else 0, by bound updates (algorithm 1):
 
-    $$y_j \propto \exp(-a_j), \quad\text{then}\quad y_j \propto \exp\Big(-a_j + \lambda \sum_k w_{jk} y_k\Big)$$
+    $$y_j \propto \exp(-a_j), \quad\text{then}\quad y_j \propto \exp\left(-a_j + \lambda \sum_k w_{jk} y_k\right)$$
 
     for `steps` updates. Before that, as in `BDCSPN`, queries are shifted to the mean of the support set and
     pseudo-labelled by the class mean $\bar x_n$ with the largest cosine. With $X_n$ the support examples of class n and

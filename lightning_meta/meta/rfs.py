@@ -44,7 +44,7 @@ class RFS(MetaModule):
     With a `teacher`, the run of an earlier generation, the network also learns its predictions p_t, at temperature T =
     4 (section 3.3):
 
-    $$\frac{1}{2} \big( -\log p_s(y \mid x) + T^2\, \mathrm{KL}(p_t^{1/T} \parallel p_s^{1/T}) \big)$$
+    $$\frac{1}{2} ( -\log p_s(y \mid x) + T^2\, \mathrm{KL}(p_t^{1/T} \parallel p_s^{1/T}) )$$
 
     At a glance:
         - Shared: features θ of a classifier of all training classes.

@@ -139,7 +139,7 @@ def informative_weights(
 def assignments(log_p: Tensor, entropy_weight: float) -> Tensor:
     r"""The auxiliary assignments q of the queries (proposition 1).
 
-    $$q_{jn} \propto p_{jn}^{1 + \alpha} \big/ \big(\sum_i p_{in}^{1 + \alpha}\big)^{1/2}$$
+    $$q_{jn} \propto p_{jn}^{1 + \alpha} / (\sum_i p_{in}^{1 + \alpha})^{1/2}$$
 
     Args:
         log_p: Log-probabilities `(M, N)` of the queries.

@@ -20,7 +20,7 @@ from lightning_meta.tasks import TasksSpec
 class MixtureOfExperts(MultiTaskModule):
     r"""Soft sharing by gates (MMoE; Ma, Zhao, Yi, Chen, Hong and Chi, KDD 2018).
 
-    $$f_i(x) = h_i\Big(\sum_e g_{ie}(x)\, f_e(x)\Big), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
+    $$f_i(x) = h_i\left(\sum_e g_{ie}(x)\, f_e(x)\right), \qquad g_i(x) = \mathrm{softmax}(W_i x)$$
 
     (section 4.2; https://doi.org/10.1145/3219819.3220007). Every input passes through all experts.
 

@@ -25,7 +25,7 @@ class MTAN(MultiTaskModule):
     r"""Soft sharing by attention (Multi-Task Attention Network; Liu, Johns and Davison, CVPR 2019).
 
     $$\hat a_i^{(j)} = a_i^{(j)} \odot p^{(j)}, \qquad
-    a_i^{(j)} = h_i^{(j)}\big(g_i^{(j)}\big([u^{(j)}; f^{(j)}(\hat a_i^{(j-1)})]\big)\big)$$
+    a_i^{(j)} = h_i^{(j)}(g_i^{(j)}([u^{(j)}; f^{(j)}(\hat a_i^{(j-1)})]))$$
 
     (equations 1 and 2; https://arxiv.org/abs/1803.10704). Block j consists of one or more stages of the backbone;
     $u^{(j)}$ are the features after its first stage and $p^{(j)}$ those after its last. g is a 1x1 convolution (a

@@ -17,7 +17,7 @@ from lightning_meta.tasks.table import FIRST, UNSEEN
 
 
 class CategoryEmbedding(nn.Module):
-    r"""$[x_{\text{numbers}}; E_1[c_1]; \dots; E_k[c_k]]$: numeric inputs, then the embedding of each code.
+    r"""$[x_{\text{numbers}}; E_1[c_1]; \ldots; E_k[c_k]]$: numeric inputs, then the embedding of each code.
 
     Guo and Berkhahn, Entity Embeddings of Categorical Variables (2016), https://arxiv.org/abs/1604.06737.
 

@@ -12,8 +12,8 @@ from lightning_meta.weightings.aggregator import GradientWeighting
 class MGDA(GradientWeighting):
     r"""Follows the shortest convex combination of the gradients, along which no task's loss increases.
 
-    $$T \sum_i \alpha_i g_i, \qquad \alpha = \arg\min_{\alpha \ge 0, \, \sum_i \alpha_i = 1} \Big\lVert \sum_i \alpha_i
-    g_i \Big\rVert^2,$$
+    $$T \sum_i \alpha_i g_i, \qquad \alpha = \arg\min_{\alpha \ge 0, \, \sum_i \alpha_i = 1} \left\lVert \sum_i \alpha_i
+    g_i \right\rVert^2,$$
 
     over the T tasks of the step. It is 0 at a Pareto-stationary point. Tasks with small gradients dominate the
     direction.

@@ -16,7 +16,7 @@ from lightning_meta.nn.stateless import Tensors
 class AdaptedTransforms:
     r"""The transforms u_ψ of one task; from the second call on, their weights first take a gradient step.
 
-    $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_{j-1} - \alpha\, u_\psi(g_{j-1}))\big|_{\psi = \psi_{j-1}}
+    $$\psi_j = \psi_{j-1} - \alpha \nabla_\psi L(\varphi_{j-1} - \alpha\, u_\psi(g_{j-1}))|_{\psi = \psi_{j-1}}
       = \psi_{j-1} + \alpha^2 (\partial u_\psi(g_{j-1}) / \partial \psi)^\top g_j$$
 
     with $g_j = \nabla_\varphi L(\varphi_j)$, so it needs the gradients only. It is differentiable with respect to ψ_0
