@@ -1,11 +1,11 @@
-"""Fail where a test was skipped whose data are at hand, or whose package `[dev]` has; with --none, where any was."""
+"""Fail if tests were skipped whose data are there, or whose package `[dev]` installs; with --none, if any was."""
 
 import os
 import re
 import sys
 from xml.etree import ElementTree
 
-PEERS = {"learn2learn", "easyfsl", "LibMTL", "torchvision", "timm"}  # that tests compare with where they are installed
+PEERS = {"learn2learn", "easyfsl", "LibMTL", "torchvision", "timm"}  # optional references of tests
 
 skipped = [
     f"{case.get('classname')}.{case.get('name')}: {skip.get('message')}"
@@ -15,7 +15,7 @@ skipped = [
     for skip in case.iter("skipped")
 ]
 for_data = [line for line in skipped if "LIGHTNING_META_DATA" in line]
-print(f"{len(skipped)} skipped, {len(for_data)} of them for want of data")
+print(f"{len(skipped)} skipped, {len(for_data)} of them because data are missing")
 for line in skipped:
     print(" ", line)
 if skipped and "--none" in sys.argv:

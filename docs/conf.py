@@ -19,6 +19,7 @@ from make_tables import with_classes
 project = "lightning_meta"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3  # links to headings, as on GitHub
 html_theme = "furo"
 html_title = "lightning_meta"
 html_show_copyright = False

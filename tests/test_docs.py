@@ -213,9 +213,18 @@ def test_the_readme_is_short() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files(page: Path) -> None:
-    links = re.findall(r"\]\(((?!https?:|#)[^)\s]+)\)", page.read_text())
-    assert not [link for link in links if not (page.parent / link).exists()]
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    links = re.findall(r"\]\(((?!https?:)[^)\s]+)\)", page.read_text())
+    parts = [link.partition("#") for link in links]
+    targets = [(page.parent / file if file else page, anchor) for file, _, anchor in parts]
+    assert not [str(file) for file, _ in targets if not file.exists()]
+    assert not [anchor for file, anchor in targets if anchor and anchor not in anchors(file)]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and Sphinx make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("cls", [*META, *MULTI_TASK, *SOURCES], ids=lambda cls: cls.__name__)

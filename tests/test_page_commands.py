@@ -22,7 +22,7 @@ from lightning_meta.data.loader import check_shared
 from tests.conftest import OF_RANKS
 from tests.page_commands import ELSEWHERE, ROOT, all_commands, of_ladder, of_sweep, shortened
 
-SUBSTITUTES = {"runs/mine/0": "runs/protonet_glyphs/0"}  # what is the reader's own
+SUBSTITUTES = {"runs/means/0": "runs/protonet_glyphs/0"}  # what is the reader's own
 STEPS = ("python scripts/", "configs/slurm/torchrun.sh ", "sbatch ")
 RECORDER = '#!/bin/sh\necho "$@" > called\n'  # in the place of torchrun and srun
 MACHINES = {"torchrun.sh": {"GPUS": "4"}, "fit.sbatch": {"SLURM_JOB_ID": "7"}}

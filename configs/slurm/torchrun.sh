@@ -1,10 +1,10 @@
 #!/bin/bash
-# Trains on several machines without SLURM; run it on each of them, with the number of the machine last but the options:
+# Trains on several machines without SLURM; run it on each machine, with the number of that machine:
 #
 #     configs/slurm/torchrun.sh ADDRESS_OF_MACHINE_0 MACHINES NUMBER CONFIG [options of fit.py]
 #
-# GPUS (of each machine, 1 by default) and PORT (29500) are taken from the environment. All machines share the folder
-# that it is run from. A rank that dies ends the others; go on with `--ckpt_path last`, on any number of machines.
+# GPUS (per machine, 1 by default) and PORT (29500) are taken from the environment. All machines share the folder from
+# which it is run. If a rank dies, the others are ended; resume with `--ckpt_path last`, on any number of machines.
 
 set -eu
 if [ $# -lt 4 ]; then

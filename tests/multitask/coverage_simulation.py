@@ -1,7 +1,7 @@
 """How often sets and intervals hold the label, where its distribution is known.
 
-`python -m tests.multitask.coverage_simulation` prints the table of docs/multi_task.md. Rows have two numbers x. Their
-targets are a number, normal with a deviation that grows with |x|, a class of three, and yes or no, with known
+`python -m tests.multitask.coverage_simulation` prints the table of docs/multi_task_results.md. Rows have two numbers x.
+Their targets are a number, normal with a deviation that grows with |x|, a class of three, and yes or no, with known
 probabilities; a fifth of the labels is missing. A network is trained on 200 rows, its epoch is chosen by validation
 rows with n labels of each target, and the calibration is learned from these rows, or from as many others. Coverage is
 exact for each of 10,000 new rows: the probability that the label lies in the set or interval.

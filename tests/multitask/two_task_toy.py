@@ -8,7 +8,7 @@ Two settings: that of Liu, Liu, Jin, Stone and Liu, Conflict-Averse Gradient Des
 Learning as a Bargaining Game (ICML 2022, https://arxiv.org/abs/2202.01017), figure 1, with five starts and the first
 loss at a tenth of its size. Adam with a rate of 0.001 and 100,000 steps, as in the code of Liu et al.
 
-`python -m tests.multitask.two_task_toy` prints the tables of `docs/multi_task.md`. It takes minutes.
+`python -m tests.multitask.two_task_toy` prints the tables of `docs/multi_task_results.md`. It takes minutes.
 """
 
 from __future__ import annotations

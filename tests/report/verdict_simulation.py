@@ -1,6 +1,6 @@
 """How often the report's verdicts are wrong and right, and what its intervals cover, in made-up comparisons.
 
-`python -m tests.report.verdict_simulation` prints the table of `docs/multi_task.md`.
+`python -m tests.report.verdict_simulation` prints the table of `docs/multi_task_results.md`.
 """
 
 from __future__ import annotations
