@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lightning_meta.cli import main
-from lightning_meta.cli.shipped import shipped, with_shipped
+from lightning_meta.cli.shipped import SWEEPS, shipped, with_shipped
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--trainer.max_steps=2", "--trainer.enable_progress_bar=false", "--data.init_args.meta_batches_per_epoch=2"]
@@ -47,10 +47,22 @@ def test_an_unknown_name_is_one_line_with_what_was_meant(capsys: pytest.CaptureF
     assert "lightning-meta configs" in line
 
 
+@pytest.mark.parametrize("name", shipped(SWEEPS))
+def test_a_shipped_sweep_starts_from_any_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", f"--config={name}", "--trials=1", "--trainer.max_step=2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean --trainer.max_steps" in line  # the configuration of its runs was found and read
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_list_and_a_configuration_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["configs"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    *lines, _, sweeps = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == list(shipped())
+    assert sweeps == f"for sweep --config NAME: {', '.join(shipped(SWEEPS))}"
     assert all(len(line.split()) > 3 and len(line) < 200 for line in lines)
     assert main(["configs", "maml_glyphs"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"] == "lightning_meta.MAML"
@@ -70,4 +82,5 @@ def test_the_wheel_holds_every_configuration(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"lightning_meta/configs/{name}.yaml" for name in shipped()} <= set(names)
+    assert {f"lightning_meta/configs/sweeps/{name}.yaml" for name in shipped(SWEEPS)} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "configs/", "scripts/"))]

@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-from lightning_meta.cli.shipped import configs, version, with_shipped
+from lightning_meta.cli.shipped import FOLDER, SWEEPS, configs, version, with_shipped
 from lightning_meta.cli.threads import using_threads
 from lightning_meta.errors import NonFiniteLossError, UserError, similar
 
@@ -40,14 +40,14 @@ def _module(command: str) -> ModuleType:
 
 
 COMMANDS = {command: _later(command) for command in MODULES} | {"configs": configs}
-TAKE_SHIPPED = ("fit", "test", "ladder")
+SHIPPED = {"fit": FOLDER, "test": FOLDER, "ladder": FOLDER, "sweep": SWEEPS}  # where `--config NAME` is looked up
 USAGE = """usage: lightning-meta fit --config NAME|FILE [options]  train, keep the best checkpoint and test it
        lightning-meta test --ckpt_path RUN [options]    test a trained model
        lightning-meta predict --ckpt_path RUN ...       label images of new classes, or predict new rows; export
        lightning-meta compare RUN... --baseline RUN...  what sharing did to each task
        lightning-meta curves RUN... [options]           training curves of several runs in one picture
        lightning-meta ladder --config NAME|FILE ...     train several methods over several seeds, then compare them
-       lightning-meta sweep --config FILE [options]     search options of fit, here or, by `wandb sweep`, anywhere
+       lightning-meta sweep --config NAME|FILE ...      search options of fit, here or, by `wandb sweep`, anywhere
        lightning-meta configs [NAME]                    list the configurations that are shipped, or print one
        lightning-meta --version                         print the versions of the package, torch and lightning
 
@@ -81,8 +81,8 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.path.append(here)  # a configuration may name classes in a file beside it, as with `python -m`
     try:
         with using_threads(command, options) as rest:
-            if command in TAKE_SHIPPED:
-                rest = with_shipped(rest)
+            if command in SHIPPED:
+                rest = with_shipped(rest, SHIPPED[command])
             with nullcontext() if command == "configs" else _prepared():
                 COMMANDS[command](rest)
     except UserError as error:

@@ -11,17 +11,22 @@ from pathlib import Path
 from lightning_meta.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "configs"  # in a clone a link to the top-level folder
+SWEEPS = FOLDER / "sweeps"
 NAME = re.compile(r"\w+")
 LONGEST = 100  # characters; the operating system refuses to look up a much longer file name
 
 
-def shipped() -> dict[str, Path]:
-    """The configurations of `fit` and `ladder`, by name."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.yaml"))}
+def shipped(folder: Path = FOLDER) -> dict[str, Path]:
+    """The configurations in a folder by name; by default those of `fit` and `ladder`."""
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def with_shipped(args: Sequence[str]) -> list[str]:
+def with_shipped(args: Sequence[str], folder: Path = FOLDER) -> list[str]:
     """Replace the name in `--config NAME` by the path of the shipped file, unless a file of this name exists.
+
+    Args:
+        args: Options of a command.
+        folder: Folder of its configurations.
 
     Raises:
         UserError: There is neither such a file nor such a shipped configuration.
@@ -29,17 +34,17 @@ def with_shipped(args: Sequence[str]) -> list[str]:
     resolved = list(args)
     for i, arg in enumerate(resolved):
         if arg in ("-c", "--config") and i + 1 < len(resolved):
-            resolved[i + 1] = _resolve(resolved[i + 1])
+            resolved[i + 1] = _resolve(resolved[i + 1], folder)
         elif arg.startswith(("-c=", "--config=")):
             option, _, value = arg.partition("=")
-            resolved[i] = f"{option}={_resolve(value)}"
+            resolved[i] = f"{option}={_resolve(value, folder)}"
     return resolved
 
 
-def _resolve(value: str) -> str:
+def _resolve(value: str, folder: Path) -> str:
     if not NAME.fullmatch(value) or (len(value) <= LONGEST and Path(value).is_file()):
         return value  # a path, or the text of a configuration
-    files = shipped()
+    files = shipped(folder)
     if value in files:
         return str(files[value])
     if len(value) <= LONGEST and Path(value).exists():
@@ -68,6 +73,7 @@ def configs(args: Sequence[str]) -> None:
         width = max(map(len, files), default=0)
         for name, file in files.items():
             print(f"{name:<{width}}  {_first_sentence(file)}")
+        print(f"\nfor sweep --config NAME: {', '.join(shipped(SWEEPS))}")
     elif len(args) == 1 and args[0] in files:
         print(files[args[0]].read_text(encoding="utf-8"), end="")
     else:

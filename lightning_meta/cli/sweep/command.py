@@ -18,6 +18,7 @@ from rich.table import Table
 from lightning_meta.cli.fit import fit, fit_options
 from lightning_meta.cli.messages import one_line
 from lightning_meta.cli.plain_parser import PlainParser
+from lightning_meta.cli.shipped import with_shipped
 from lightning_meta.cli.sweep.file import OF_THE_SWEEP, Sweep, read_sweep
 from lightning_meta.cli.sweep.study import STALE, SweepRecord, TrialFailedError
 from lightning_meta.cli.sweep.trial import RUN, OtherMetricError, reached, run_trial
@@ -37,7 +38,7 @@ def sweep(args: Sequence[str]) -> None:
     """Run trials up to the requested number, then print the best."""
     config, fit_args = make_parser().parse_known_args(list(args))
     if config.config is None:
-        raise UserError("--config: name the sweep's file, such as configs/sweeps/maml_glyphs.yaml")
+        raise UserError("--config: name the sweep's file, such as maml_glyphs")
     space = read_sweep(config.config)
     space = replace(space, options=(*space.options, *_checked(fit_args, space)))
     grid = math.prod(len(p.values) for p in space.parameters.values()) if space.method == "grid" else math.inf
@@ -70,7 +71,7 @@ def make_parser() -> PlainParser:
         "--trainer.max_steps=1000; they must be the same each time.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE", help="File of the sweep, such as configs/sweeps/maml_glyphs.yaml.")
+    parser.add_argument("--config", metavar="NAME|FILE", help="Name of a shipped sweep, such as maml_glyphs, or your file.")
     parser.add_argument("--trials", type=int, help="Total number of trials; by default all points of a grid.")
     parser.add_argument("--name", help="Name of the sweep; by default sweep_ and the name of the file.")
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
@@ -105,7 +106,7 @@ def _check_ends(space: Sweep) -> None:
 def _refusal(options: Sequence[str]) -> str | None:
     try:
         with redirect_stdout(io.StringIO()), using_threads("fit", options) as fit_args:
-            fit([*fit_args, "--print_config"])
+            fit([*with_shipped(fit_args), "--print_config"])
     except ArgumentError as error:
         return one_line(error, fit_options())
     except UserError as error:

@@ -69,7 +69,7 @@ def read_sweep(file: str | Path) -> Sweep:
     """
     path = Path(file)
     if not path.exists():
-        raise UserError(f"--config: there is no file {file}; sweeps are in configs/sweeps")
+        raise UserError(f"--config: there is no file {file}; `lightning-meta configs` lists the shipped sweeps")
     content = read_config(path)
     if not isinstance(content, dict) or not isinstance(content.get("parameters") or None, dict):
         raise UserError(f"{file} is not a sweep: it has no parameters; run a configuration with lightning-meta fit")
