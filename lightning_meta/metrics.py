@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanAbsoluteError, Metric, R2Score
 from torchmetrics import classification as of_classes
 
 from lightning_meta.errors import UserError
@@ -28,8 +28,11 @@ TAKEN = (*NAMED, "score", "joint_score", "loss", "weight", "tasks")
 GROUPS, FEWEST = 200, 10
 """Number of jackknife groups for the interval of a metric class: in all, and at least for each class."""
 
-# torchmetrics returns 0 for these if only one class occurs; the built-in ones return NaN, and else the same values.
+# The built-in ones return the same values, but NaN where the metric is not defined: with a single class, or with too
+# few rows for R². They also have bounds, so that one task cannot decide a mean alone.
 _NAMED = {
+    MeanAbsoluteError: "mae",
+    R2Score: "r2",
     of_classes.BinaryAUROC: "auroc",
     of_classes.MulticlassAUROC: "auroc",
     of_classes.MultilabelAUROC: "auroc",

@@ -24,7 +24,7 @@ from torchmetrics.classification import (
     MulticlassMatthewsCorrCoef,
     MultilabelAccuracy,
 )
-from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef
+from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, R2Score
 
 from lightning_meta.configuration import UntrustedClassError, build, describe
 from lightning_meta.errors import UserError
@@ -489,3 +489,9 @@ def test_a_table_says_the_metric_of_a_target(table: Callable[..., Table]) -> Non
 def test_a_wrong_metric_of_a_target_is_named(table: Callable[..., Table], metric: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         table(targets={"y": Target("binary", metric=metric)}).tasks()
+
+
+def test_r2_by_its_class_is_bounded_and_needs_rows_as_by_its_name() -> None:
+    by_name, by_class = (Regression(1, metric=metric) for metric in ("r2", R2Score))
+    assert (by_class.selection, by_class.floor) == (by_name.selection, by_name.floor)
+    assert by_class.comparable(-435.0) == by_name.comparable(-435.0) > -435

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from lightning_meta.tasks import TasksSpec
 
 STRENGTHS = tuple(10.0 ** (1 - i) for i in range(6))
 """λ, from 10 to 10⁻⁴: at 1, a direction in which features vary as much as on average keeps half of its weight."""
+NEGLIGIBLE = 1e-3
+"""Loss of a task below which differences hardly matter; a constant prediction of a standardised target has 1."""
 
 
 class Linear(MultiTaskModule):
@@ -31,8 +34,9 @@ class Linear(MultiTaskModule):
     two.
 
     The optimum is computed at the start of training from all training rows: in closed form for regression, by L-BFGS in
-    float64 for labels. The penalty λ is selected by the mean validation loss over tasks, from 10⁻⁴ to 10 in units of
-    the features' mean variance (`lightning_meta.functional.linear_models`). Training ends after the first validation.
+    float64 for labels. The penalty λ is selected by the geometric mean of the tasks' validation losses, in which no
+    task with large errors decides alone, from 10⁻⁴ to 10 in units of the features' mean variance
+    (`lightning_meta.functional.linear_models`). Training ends after the first validation.
 
     At a glance:
         - Shared: nothing; with `pooled` all but the intercepts.
@@ -152,18 +156,18 @@ class Linear(MultiTaskModule):
         train, val = ([self._rows(sets[split], name) for name in self.names] for split in ("train", "val"))
         groups = [train] if self.pooled else [[rows] for rows in train]
         paths = zip(*(linear_models(group, STRENGTHS) for group in groups), strict=True)
-        models = min(paths, key=lambda models: self._mean_loss(val, models))
+        models = min(paths, key=lambda models: self._mean_log_loss(val, models))
         weights = [weight.T for weight, _ in models]
         intercepts = [b for _, of_group in models for b in of_group]
         where = ["shared.0.weight"] if self.pooled else [f"heads.{i}.weight" for i in range(len(train))]
         biases = [f"heads.{i}.bias" for i in range(len(train))]
         return dict(zip([*where, *biases], [*weights, *intercepts], strict=True))
 
-    def _mean_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
-        """The mean over tasks of the mean loss on a split, without tasks that have no rows."""
+    def _mean_log_loss(self, rows: Sequence[Labelled], models: Sequence[tuple[Tensor, Tensor]]) -> float:
+        """The mean over tasks of the logarithm of the loss on a split, without tasks that have no rows."""
         each = [(weight, b) for weight, intercepts in models for b in intercepts]
         losses = [of.losses(of.x @ weight + b) for of, (weight, b) in zip(rows, each, strict=True) if len(of.y)]
-        return mean_of_known([float(of_task.mean()) for of_task in losses])
+        return mean_of_known([log(float(of_task.mean()) + NEGLIGIBLE) for of_task in losses])
 
     def _rows(self, data: TaskSet, name: str) -> Labelled:
         inputs = data.inputs[name] if isinstance(data.inputs, dict) else data.inputs

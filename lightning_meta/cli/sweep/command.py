@@ -71,7 +71,9 @@ def make_parser() -> PlainParser:
         "--trainer.max_steps=1000; they must be the same each time.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="NAME|FILE", help="Name of a shipped sweep, such as maml_glyphs, or your file.")
+    parser.add_argument(
+        "--config", metavar="NAME|FILE", help="Name of a shipped sweep, such as maml_glyphs, or your file."
+    )
     parser.add_argument("--trials", type=int, help="Total number of trials; by default all points of a grid.")
     parser.add_argument("--name", help="Name of the sweep; by default sweep_ and the name of the file.")
     parser.add_argument("--runs", default="runs", help="Folder of all runs.")
