@@ -53,15 +53,15 @@ T = TypeVar("T")
 
 
 def file_of(run: Path, ways: int, shots: int) -> Path:
-    """Where the calibration of a run for tasks of these ways and shots is stored."""
+    """Path of a run's calibration for tasks of these ways and shots."""
     return run / f"calibration_{ways}way_{shots}shot.json"
 
 
 def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
-    """Store a calibration in its run directory, in the place of an earlier one.
+    """Write a calibration into its run directory; replaces an earlier one for the same ways and shots.
 
     Returns:
-        The file.
+        Path of the file.
     """
     calibration, measured = found
     about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
@@ -87,14 +87,14 @@ def read_calibration(
     """The calibration of a run for tasks of these ways and shots.
 
     Args:
-        ckpt_path: The run directory or checkpoint, as the user gave it.
-        module: As loaded, with the options of the command.
+        ckpt_path: Run directory or checkpoint, as the user gave it.
+        module: The loaded model, with the command's options applied.
         ways: N.
         shots: K.
-        options: Those of the command that the module was loaded with, by name; None where they were left out.
+        options: Options of the command with which the model was loaded, by name; None for those not given.
 
     Raises:
-        UserError: There is none, it is of other weights or options, or it is damaged.
+        UserError: There is no calibration, it belongs to other weights or options, or the file is damaged.
     """
     run = _run_of(ckpt_path)
     path = file_of(run, ways, shots)
@@ -143,7 +143,7 @@ def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCali
 
 
 def print_calibration(found: Calibrated, path: Path) -> None:
-    """Print what was measured, by split, and where the calibration is."""
+    """Print the results by split and the path of the file."""
     calibration, measured = found
     shown = [SPLITS[split] for split in measured]
     table = Table(f"{calibration.ways}-way {calibration.shots}-shot", *shown)

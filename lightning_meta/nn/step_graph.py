@@ -159,8 +159,8 @@ class StepGraphs:
 
         Args:
             step: Function from the inputs to a pytree.
-            module: As for `loss`.
-            *inputs: As for `loss`.
+            module: Module that the step runs.
+            *inputs: Pytrees; only their tensors may change from step to step.
             unread: Submodules that the step does not run.
         """
         parts = _parts(module)

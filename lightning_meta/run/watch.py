@@ -46,7 +46,7 @@ class RankWatch(Callback):
     It replaces Lightning's observer, which only runs on the first rank and kills all ranks without a message.
 
     Args:
-        say: How messages name an argument.
+        say: Function that formats an argument name for messages.
     """
 
     def __init__(self, say: Naming = as_argument) -> None:
