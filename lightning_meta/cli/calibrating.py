@@ -153,13 +153,13 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     table.caption = (
         f"{calibration.tasks} tasks each; ± is the half-width of the 95 % interval over tasks. "
         "New tasks of the classes of calibration have the label in the set for "
-        f"{aim} of images or more, on average; for other classes this is no promise."
+        f"{aim} of images or more, on average; this is not guaranteed for other classes."
     )
     Console(markup=False, emoji=False).print(table)
-    said = (
-        f"temperature {calibration.temperature:.4g}, sets hold labels with probability {1 - calibration.quantile:.4g}"
+    print(
+        f"temperature {calibration.temperature:.4g}; a set contains the labels with a probability of at least "
+        f"{1 - calibration.quantile:.4g}; abstains below {calibration.threshold:.4g}"
     )
-    print(f"{said} and more, abstains below {calibration.threshold:.4g}")
     print(f"written to {path}")
 
 

@@ -150,15 +150,15 @@ def task_logits(
     """
     one_of("split", split, Split)
     if data.regression:
-        raise UserError("data: regression tasks have no classes that could be told apart; calibrate a classifier")
+        raise UserError("data: regression tasks have no classes; calibrate a classifier")
     if module.transductive:
         name, hint = type(module).__name__, "choose an inductive method"
         if not module.uses_query_set:
             hint = "give batch_norm inductive"
         argument = "module" if module.uses_query_set else "batch_norm"
         raise UserError(
-            f"{argument}: {name} predicts the queries of a task together, and how sure it is of one "
-            f"depends on the others; {hint}"
+            f"{argument}: {name} predicts the queries of a task together, so the probabilities of a query depend on "
+            f"the others; {hint}"
         )
     given: dict[str, Any] = {
         name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None
@@ -184,7 +184,7 @@ def task_logits(
     if bad := int((~outputs.isfinite()).flatten(1).any(1).sum()):
         raise UserError(
             f"module: its predictions for {bad} of {len(outputs)} tasks of the {split} split are NaN or infinite, so "
-            "nothing can be said of how sure they are; train anew, or adapt with a smaller inner_lr or fewer steps"
+            "they cannot be calibrated; retrain, or adapt with a smaller inner_lr or fewer steps"
         )
     return TaskLogits(outputs[:, :-1], targets[:, :-1], outputs[targets[:, -1] == 0, -1])
 

@@ -59,7 +59,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
             raise ValueError
     except Exception as error:  # each generator raises other errors
         raise UserError(
-            f"{path} cannot be resumed: what it says of the moment when it was written is damaged"
+            f"{path} cannot be resumed: its training state is damaged"
         ) from error
 
 
@@ -80,7 +80,7 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
-        f"weights with lightning_meta.load, or resume the run that it is of"
+        f"weights with lightning_meta.load, or resume the run it belongs to"
     )
 
 

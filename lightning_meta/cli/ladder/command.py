@@ -167,7 +167,7 @@ def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
     if options.jobs > 1 and options.jobs * options.threads > cores:
         raise UserError(
             f"--jobs {options.jobs} with --threads {options.threads} needs {options.jobs * options.threads} cores, and "
-            f"there are {cores}; more at a time would only be slower"
+            f"there are {cores}; use fewer jobs"
         )
 
 
