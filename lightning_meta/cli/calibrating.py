@@ -39,7 +39,7 @@ OF_ABSTENTION = {"accuracy": "accuracy", "abstained": "abstained", "accuracy_of_
 MEASURES = {
     **{"coverage": "label in the set", "set_size": "labels in a set"},
     **OF_ABSTENTION,
-    **{"abstained_strangers": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
+    **{"abstained_other_classes": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
 }
 OF_NUMBERS = {"coverage": "in the interval", "width": "interval width"}
 OF_CLASSES = {

@@ -58,9 +58,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
         if not (0 <= float(seconds) < LARGEST) or not isinstance(stopped, bool):
             raise ValueError
     except Exception as error:  # each generator raises other errors
-        raise UserError(
-            f"{path} cannot be resumed: its training state is damaged"
-        ) from error
+        raise UserError(f"{path} cannot be resumed: its training state is damaged") from error
 
 
 def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> UserError | None:
