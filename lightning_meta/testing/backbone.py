@@ -113,8 +113,8 @@ class BackboneTests:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=SLOWLY_MAPPED)
                 by_vmap = meta.gradient(TaskMap("vmap"))
-        except CANNOT_BE_MAPPED as error:
-            print(f"vmap cannot run {type(network).__name__}, so its tasks are run in a loop: {error}")
+        except CANNOT_BE_MAPPED as reason:
+            print(f"vmap cannot run {type(network).__name__}, so its tasks are run in a loop: {reason}")
             return
         if meta.draws():  # the loop and `vmap` draw different numbers
             error = meta.error(TaskMap("vmap"), by_vmap, noise, h)
