@@ -67,8 +67,8 @@ def paired_intervals(
     A seed may help all tasks at once, so T tasks are not T independent estimates of one variance: if they are pooled as
     such, 9 to 14 % of comparisons have a false verdict. From `FEW` tasks on $a_s$ is therefore $c_s + a_{s,i}$ (in
     units of $\sqrt{M_e}$), and $c_s$ is estimated by the mean over tasks with $S - 1$ degrees of freedom, which pooling
-    cannot add to. A verdict is about both: with $\alpha = 5\,\%$ and $\alpha_c = 3.5\,\%$ of it for c, the same error in
-    all tasks, task i differs where
+    cannot add to. A verdict is about both: with $\alpha = 5\,\%$ and $\alpha_c = 3.5\,\%$ of it for c, the same error
+    in all tasks, task i differs where
 
     $$|\bar d_i| > t_{S-1,\,1-\alpha_c/2}\, \mathrm{se}(\bar c) + t_{df_i}\, \mathrm{se}(\bar d_i - \bar c)$$
 
