@@ -17,7 +17,7 @@ The forms are:
 - `{"function_path": p, "init_args": {...}}`: what a function returns, such as `torchvision.models.resnet18`.
 - `{"import_path": p}`: a class or a function itself; with `init_args` a `functools.partial` of it, with `member` a
   member of an enumeration.
-- `{"instance": name}`: an object of which nobody knows how it was made.
+- `{"instance": name}`: an object whose constructor call is unknown.
 
 Only what a model is made of is built: modules, optimisers, schedules and tasks of `TRUSTED`, plus what the caller
 allows; functions are called only if the caller allows them. Every path of a specification is checked before anything is

@@ -30,5 +30,5 @@ def check_numbers(module: nn.Module, weights: Mapping[str, Tensor], file: str | 
             count = int((~torch.isfinite(stored)).sum())
             raise UserError(
                 f"{file}: {count} of {stored.numel()} numbers of {name} are NaN or infinite, so its predictions would "
-                "be; take another checkpoint of the run, or train anew"
+                "be; use another checkpoint of the run, or retrain"
             )

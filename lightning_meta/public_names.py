@@ -18,16 +18,16 @@ def public_names(package: str) -> dict[str, list[str]]:
     """The public names that lie in a subpackage, so that they need not be listed there again.
 
     Args:
-        package: Its name, such as "lightning_meta.meta".
+        package: Name of the subpackage, such as "lightning_meta.meta".
 
     Returns:
-        By module of the subpackage, such as "maml", the names that `lightning_meta` exports of it.
+        The names that `lightning_meta` exports from each module of the subpackage, such as "maml".
     """
-    room = package.partition(".")[2]
+    subpackage = package.partition(".")[2]
     names: defaultdict[str, list[str]] = defaultdict(list)
     for node in ast.parse(STUB.read_text()).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{room}."):
-            names[node.module.removeprefix(f"{room}.")] += [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(f"{subpackage}."):
+            names[node.module.removeprefix(f"{subpackage}.")] += [alias.name for alias in node.names]
     return dict(names)
 
 
@@ -35,8 +35,9 @@ def attach(package: str, file: str | None = None) -> Attached:
     """Return `__getattr__`, `__dir__` and `__all__` of a package that imports a public name when it is first used.
 
     Args:
-        package: Its name, such as "lightning_meta.nn".
-        file: Its `__init__.py`, beside which `__init__.pyi` lists the names; None for those of `public_names`.
+        package: Name of the package, such as "lightning_meta.nn".
+        file: The package's `__init__.py`, beside which `__init__.pyi` lists the names; None for the names of
+            `public_names`.
     """
     if file is None:
         imported, names, listed = lazy_loader.attach(package, submod_attrs=public_names(package))

@@ -63,13 +63,15 @@ class _WithoutMemory(TorchDispatchMode):
 
 @contextmanager
 def rehearsal(weights: Mapping[str, Any]) -> Iterator[None]:
-    """Within the context a module, of parts that look at no values, is made without memory; it cannot be used.
+    """A context in which a module is constructed without memory for its tensors; the module cannot be used.
+
+    Constructors that branch on values of tensors may fail or take another branch, as a number read from a tensor is 0.
 
     Args:
-        weights: What the module is for; they bound how large it may be.
+        weights: Weights to load, by name; they bound the module's size.
 
     Raises:
-        UserError: It asks for more than the weights account for, it does not fit them, or it cannot be made.
+        UserError: The module needs more memory or layers than the weights account for, or cannot be constructed.
     """
     try:
         with _silent(), _WithoutMemory(weights), META:

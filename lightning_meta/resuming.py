@@ -93,7 +93,7 @@ def check_groups(optimizers: Sequence[Optimizer], states: Sequence[Mapping[str, 
 
     Args:
         optimizers: The optimisers of the module.
-        states: Their states in the checkpoint.
+        states: States of the optimisers in the checkpoint.
 
     Raises:
         UserError: The number of optimisers, the number of parameter groups or the class differs.

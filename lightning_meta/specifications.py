@@ -8,7 +8,7 @@ from typing import Any
 from lightning_meta.errors import UserError
 from lightning_meta.import_paths import real_path
 
-# Bounds of a specification, far above any model's. Python's limit on recursion is no bound: it depends on the caller's
+# Bounds of a specification, far above any model's. Python's recursion limit is not enough: it depends on the caller's
 # stack and, in C, on the release. The second is for values repeated by reference: a short file can hold 2^60 of them.
 DEEPEST, LARGEST = 100, 1_000_000
 

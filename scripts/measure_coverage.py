@@ -54,7 +54,7 @@ def measured(
 
 def chosen(tasks: TaskLogits, rows: torch.Tensor) -> TaskLogits:
     """A subset of the tasks, with all examples of other classes."""
-    return TaskLogits(tasks.logits[rows], tasks.labels[rows], tasks.strangers)
+    return TaskLogits(tasks.logits[rows], tasks.labels[rows], tasks.other_classes)
 
 
 def row(name: str, ways: int, shots: int, same: Sequence[Measured], other: Measured) -> str:

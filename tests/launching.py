@@ -1,4 +1,4 @@
-"""Starts `scripts/fit.py` on ranks of its own, and lets a rank meet with an accident at a chosen step."""
+"""Starts `scripts/fit.py` on several ranks, and sends signals to a rank at a chosen step."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Accident(Callback):
     """Sends a signal to the process of one rank.
 
     Args:
-        rank: Whose; -1 is every rank's, as Ctrl-C in a terminal.
-        step: When.
-        number: The signal.
-        stall: Whether the others wait then for ever, as in a call that does not return.
-        seconds: How long that step takes on all ranks.
-        hook: Within which hook.
-        times: How many signals.
+        rank: Rank that gets the signal; -1 for all ranks, as after Ctrl-C in a terminal.
+        step: Training step at which the signal is sent.
+        number: Number of the signal.
+        stall: Whether the ranks then wait for ever, as in a call that does not return.
+        seconds: Duration of the step on all ranks, in seconds.
+        hook: Hook of the callback in which the signal is sent.
+        times: Number of signals.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from torch import nn
 import lightning_meta as lm
 from lightning_meta.cli.calibrating import MEASURES, print_calibration
 from lightning_meta.errors import UserError
-from lightning_meta.fitting.calibration import Calibrated, strangers, task_logits
+from lightning_meta.fitting.calibration import Calibrated, queries_of_other_classes, task_logits
 from lightning_meta.fitting.checks import QUIET
 from lightning_meta.meta.calibration import Calibration, TaskLogits
 from lightning_meta.tasks import EpisodeSpec
@@ -32,30 +32,30 @@ def test_logits_are_those_of_a_predictor_of_each_task() -> None:
     assert [len(b.tasks) for b in batches] == [7]
     module = lm.ProtoNet(nn.Flatten(), episodes=EpisodeSpec("classification", (1, 4, 4), 4))
     module.configure_model()
-    x, known = strangers(batches[0])
+    x, known = queries_of_other_classes(batches[0])
     for task in range(7):
         support, query = ([part[task] for part in examples] for examples in (batches[0].support, batches[0].query))
         predictor = module.predictor(*support)
         torch.testing.assert_close(found.logits[task], predictor.outputs(query[0]).double())
         assert torch.equal(found.labels[task], query[1])
-        torch.testing.assert_close(found.strangers[task], predictor.outputs(x[task]).double()[0])
+        torch.testing.assert_close(found.other_classes[task], predictor.outputs(x[task]).double()[0])
     assert known.all()
     assert module.episodes is not None  # the data module's own shape is as before
     assert data.test_conditions == "4-way 2-shot, chance 25 %"
 
 
-def test_a_stranger_is_a_query_of_another_task_and_class() -> None:
+def test_an_example_of_another_class_is_a_query_of_another_task() -> None:
     classes = torch.tensor([[0, 1, 2], [1, 2, 0], [3, 4, 0], [2, 1, 5]])
     y = torch.tensor([0, 0, 1, 1, 2, 2]).repeat(4, 1)
     x = classes.gather(1, y).float().unsqueeze(-1)  # a query shows its class
     batch = lm.Episode(lm.Examples(x, y), lm.Examples(x, y), 3, torch.arange(4), classes)
-    made, known = strangers(batch)
+    made, known = queries_of_other_classes(batch)
     assert known.all()
     assert not (made[:, 0] == classes).any()
     assert made[:, 0, 0].tolist()[:2] == [3, 3]  # of the next task that has one
     two = lm.Examples(x[:2], y[:2])
     alone = lm.Episode(two, two, 3, torch.arange(2), classes[:2])
-    assert not strangers(alone)[1].any()
+    assert not queries_of_other_classes(alone)[1].any()
 
 
 def test_measures_by_hand() -> None:
@@ -80,9 +80,9 @@ def test_measures_by_hand() -> None:
     }
     measured = calibration.measure(tasks)
     assert {name: measured[name] for name in expected} == pytest.approx(expected, abs=1e-6)
-    without = calibration.measure(tasks._replace(strangers=tasks.strangers[:0]))
-    assert without["open_set_auroc"] is without["abstained_strangers"] is None
-    assert calibration.measure(TaskLogits(logits[:1], labels[:1], tasks.strangers))["coverage_ci95"] is None
+    without = calibration.measure(tasks._replace(other_classes=tasks.other_classes[:0]))
+    assert without["open_set_auroc"] is without["abstained_other_classes"] is None
+    assert calibration.measure(TaskLogits(logits[:1], labels[:1], tasks.other_classes))["coverage_ci95"] is None
 
 
 def test_the_table_shows_the_interval_of_the_coverage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

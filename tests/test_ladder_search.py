@@ -23,7 +23,7 @@ from lightning_meta.cli.ladder.command import run_in_processes
 from lightning_meta.cli.ladder.file import read_ladder
 from lightning_meta.cli.ladder.plan import PlannedRun
 from lightning_meta.cli.ladder.search import Search, mean_weights
-from lightning_meta.cli.ladder.tuning import Found
+from lightning_meta.cli.ladder.tuning import SearchResult
 from lightning_meta.cli.ladder.verdicts import Row, Verdicts
 from lightning_meta.cli.sweep.file import Parameter
 from lightning_meta.errors import NonFiniteLossError, UserError
@@ -259,8 +259,8 @@ def test_a_row_is_short_with_many_tasks_and_the_table_warns_of_the_end_of_a_rang
     weights = {f"a superclass with a long name {i}": 0.25 + i / 10 for i in range(20)}
     method = method_verdicts({"cagrad": state(np.array([[0.1], [0.2], [0.0]]))[1]})["cagrad"]
     rows = [
-        Row("tuned_sum", 0.5, None, 12.3, 500.0, 90, Found(3, {LR: 0.00852763}, weights)),
-        Row("cagrad", 0.6, method, 12.3, 500.0, 90, Found(1, {LR: 0.1}, ends={LR: "largest of 4"})),
+        Row("tuned_sum", 0.5, None, 12.3, 500.0, 90, SearchResult(3, {LR: 0.00852763}, weights)),
+        Row("cagrad", 0.6, method, 12.3, 500.0, 90, SearchResult(1, {LR: 0.1}, ends={LR: "largest of 4"})),
     ]
     Verdicts("tuned_sum", rows).show()
     said = capsys.readouterr().out
@@ -269,7 +269,9 @@ def test_a_row_is_short_with_many_tasks_and_the_table_warns_of_the_end_of_a_rang
     assert line.endswith("baseline")
     assert "At 90 training steps for each method, trials included, no method is shown to beat tuned_sum." in said
     assert "another range may be better: lr of cagrad (largest of 4)." in said
-    assert replace(rows[0], found=Found(0, {}, dict.fromkeys(weights, 1.0))).settings == "all weights 1.00"
+    assert (
+        replace(rows[0], search_result=SearchResult(0, {}, dict.fromkeys(weights, 1.0))).settings == "all weights 1.00"
+    )
 
 
 def test_two_seeds_give_no_verdict() -> None:

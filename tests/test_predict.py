@@ -122,7 +122,7 @@ def test_the_accuracy_of_the_support_set_is_told_first_and_not_written(
         Path("support", "top", f"{number}.png").unlink()
     assert predict(trained / "protonet" / "0", "--out", "one.csv") == 0
     said = capsys.readouterr().out
-    assert "each class has one support image; with two, you are told" in said
+    assert "each class has one support image; with two or more, the leave-one-out accuracy" in said
     assert "left out" not in said
 
 
@@ -334,7 +334,7 @@ def test_images_that_cannot_be_read(trained: Path, capsys: pytest.CaptureFixture
     assert predict(run, "--skip_unreadable") == 0
     said = capsys.readouterr().out
     assert "1 image could not be read" in said
-    assert "passed over: query/broken.png" in said
+    assert "skipped: query/broken.png" in said
     assert len(rows()) == 12
     Path("predictions.csv").unlink()
     assert predict(run, "--skip_unreadable", "--query", "query/broken.png") == 2
@@ -457,7 +457,7 @@ def test_sets_and_abstention_in_the_table(run: Path, capsys: pytest.CaptureFixtu
     stored = json.loads((run / "calibration_3way_2shot.json").read_text())
     assert (stored["split"], stored["ways"], stored["shots"], stored["tasks"]) == ("val", 3, 2, 30)
     assert predict(run, "--calibrated") == 0
-    assert "images, whose classes are all too improbable" in capsys.readouterr().out
+    assert "images, for which no class is probable enough" in capsys.readouterr().out
     rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert list(rows[0]) == ["file", "label", "margin", "set", "abstained", "p(left)", "p(right)", "p(top)"]
     model = load(run)

@@ -52,13 +52,13 @@ class Service:
     """The service, up within `with`.
 
     Attributes:
-        state: `down` refuses connections, `error` answers 500, `deaf` takes what it gets and answers 500 all the same,
-            `hang` accepts connections and answers nothing.
-        pages: The runs, by number.
-        artifacts: What was asked for each artifact that was uploaded to its end, by type.
-        points: What the agents of the one sweep are still to try.
-        sweeps: What was asked for each sweep, by number.
-        asked: The names of all that it was asked.
+        state: `down` refuses connections; `error` answers 500; `deaf` stores what it receives but answers 500; `hang`
+            accepts connections and does not answer.
+        pages: Runs, by id.
+        artifacts: Request for each artifact whose upload was completed, by type.
+        points: Options that the agents of the sweep have not tried yet.
+        sweeps: Request for each sweep, by name.
+        asked: Names of all requests.
     """
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ OF_ABSTENTION = {"accuracy": "accuracy", "abstained": "abstained", "accuracy_of_
 MEASURES = {
     **{"coverage": "label in the set", "set_size": "labels in a set"},
     **OF_ABSTENTION,
-    **{"abstained_strangers": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
+    **{"abstained_other_classes": "abstained, images of other classes", "open_set_auroc": "open-set AUROC"},
 }
 OF_NUMBERS = {"coverage": "in the interval", "width": "interval width"}
 OF_CLASSES = {
@@ -53,15 +53,15 @@ T = TypeVar("T")
 
 
 def file_of(run: Path, ways: int, shots: int) -> Path:
-    """Where the calibration of a run for tasks of these ways and shots is stored."""
+    """Path of a run's calibration for tasks of these ways and shots."""
     return run / f"calibration_{ways}way_{shots}shot.json"
 
 
 def write_calibration(run: Path, module: MetaModule, found: Calibrated) -> Path:
-    """Store a calibration in its run directory, in the place of an earlier one.
+    """Write a calibration into its run directory; replaces an earlier one for the same ways and shots.
 
     Returns:
-        The file.
+        Path of the file.
     """
     calibration, measured = found
     about = {"split": "val", **calibration._asdict(), **identity(module), "measured": measured}
@@ -87,14 +87,14 @@ def read_calibration(
     """The calibration of a run for tasks of these ways and shots.
 
     Args:
-        ckpt_path: The run directory or checkpoint, as the user gave it.
-        module: As loaded, with the options of the command.
+        ckpt_path: Run directory or checkpoint, as the user gave it.
+        module: The loaded model, with the command's options applied.
         ways: N.
         shots: K.
-        options: Those of the command that the module was loaded with, by name; None where they were left out.
+        options: Options of the command with which the model was loaded, by name; None for those not given.
 
     Raises:
-        UserError: There is none, it is of other weights or options, or it is damaged.
+        UserError: There is no calibration, it belongs to other weights or options, or the file is damaged.
     """
     run = _run_of(ckpt_path)
     path = file_of(run, ways, shots)
@@ -143,7 +143,7 @@ def read_table_calibration(ckpt_path: str, module: MultiTaskModule) -> TableCali
 
 
 def print_calibration(found: Calibrated, path: Path) -> None:
-    """Print what was measured, by split, and where the calibration is."""
+    """Print the results by split and the path of the file."""
     calibration, measured = found
     shown = [SPLITS[split] for split in measured]
     table = Table(f"{calibration.ways}-way {calibration.shots}-shot", *shown)
@@ -153,13 +153,13 @@ def print_calibration(found: Calibrated, path: Path) -> None:
     table.caption = (
         f"{calibration.tasks} tasks each; ± is the half-width of the 95 % interval over tasks. "
         "New tasks of the classes of calibration have the label in the set for "
-        f"{aim} of images or more, on average; for other classes this is no promise."
+        f"{aim} of images or more, on average; this is not guaranteed for other classes."
     )
     Console(markup=False, emoji=False).print(table)
-    said = (
-        f"temperature {calibration.temperature:.4g}, sets hold labels with probability {1 - calibration.quantile:.4g}"
+    print(
+        f"temperature {calibration.temperature:.4g}; a set contains the labels with a probability of at least "
+        f"{1 - calibration.quantile:.4g}; abstains below {calibration.threshold:.4g}"
     )
-    print(f"{said} and more, abstains below {calibration.threshold:.4g}")
     print(f"written to {path}")
 
 

@@ -18,13 +18,13 @@ POLL = 0.1  # seconds
 
 
 class Children:
-    """Starts runs and waits for them. Those that still run at the end of `with` are stopped.
+    """Starts runs and waits for them. At the end of `with`, runs that have not ended are stopped.
 
     A child is asked by SIGTERM, so that it writes a checkpoint, and killed after a minute or at a further signal. If
     this process is killed, its children stop by themselves.
 
     Args:
-        signals: Those that stop this process.
+        signals: Signals that stop this process.
     """
 
     def __init__(self, signals: Signals) -> None:
@@ -32,11 +32,11 @@ class Children:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Children:
-        """Nothing runs yet."""
+        """Enter the context; no process is started."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop those that run."""
+        """Stop the runs that have not ended."""
         for process in self._running:
             process.terminate()
         signals_before, deadline = self._signals.count, time.monotonic() + GRACE
@@ -58,8 +58,8 @@ class Children:
 
         Args:
             arguments: Options of `fit`.
-            log: The file that what it prints is appended to.
-            threads: Of the run; by default those of this process.
+            log: File to which the output is appended.
+            threads: Number of threads of the run; by default that of this process.
         """
         share = {} if threads is None else {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         with log.open("ab") as output:
@@ -94,7 +94,7 @@ class Children:
 def last_line(log: Path) -> str:
     """The last line that a run printed."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "failed without a word"
+    return lines[-1] if lines else "failed without a message"
 
 
 def _close(process: subprocess.Popen[bytes]) -> None:

@@ -109,7 +109,7 @@ class MetaCLI(LightningCLI):
         if self.place.checkpoint is not None and self.config.seed_everything is True:  # any: that of the run
             self.config.seed_everything = self.place.seed()
         self.allow_changes = self.config.allow_changes
-        self.config.ckpt_path, self.config.allow_changes = None, False  # the saved configuration starts anew
+        self.config.ckpt_path, self.config.allow_changes = None, False  # the saved configuration starts a new run
 
     def instantiate_classes(self) -> None:
         """Instantiate the model, the data and the Trainer."""

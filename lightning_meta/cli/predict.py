@@ -41,7 +41,7 @@ ROUNDED = "{:.6f}"
 
 
 def predict(args: Sequence[str]) -> None:
-    """Say how good the labelled images are, label others, and write label, margin and probabilities of each."""
+    """Print the leave-one-out accuracy of the labelled images, and write the predictions for other images or rows."""
     config = make_parser().parse_args(list(args))
     check(config)
     if config.table is not None or config.support is None:
@@ -56,11 +56,11 @@ def predict(args: Sequence[str]) -> None:
     files, labels = files_of_table(config.support, config.labels) if in_table else labelled_files(config.support)
     queries = None if config.query is None else image_files(config.query)  # before the slow part
     calibration = _calibration(config, model, Counter(labels)) if config.calibrated else None
-    with _told(config.invert):
+    with _input_warnings_printed(config.invert):
         images = read_images(files, model.spec.input_shape, config.invert)
         predictor = Predictor(model, images, labels)
         left_out = held_out(model, images, labels)
-        _tell_held_out(left_out, Counter(labels))
+        _print_held_out(left_out, Counter(labels))
         if queries is not None:
             _label(config, model, predictor, queries, Counter(labels), left_out, calibration)
     if config.export is not None:  # last: a mistake in the query leaves nothing behind
@@ -68,7 +68,7 @@ def predict(args: Sequence[str]) -> None:
 
 
 def _export_tasks(config: Namespace, model: Any) -> None:
-    """Export a model of named tasks, which has nothing to learn first."""
+    """Export a model of named tasks, which needs no support images."""
     if not isinstance(model, MultiTaskModule):
         raise UserError(
             f"--support: {type(model).__name__} of {config.ckpt_path} learns new tasks; give a folder of labelled "
@@ -78,14 +78,14 @@ def _export_tasks(config: Namespace, model: Any) -> None:
     print(f"exported to {model.export(config.export)}")
 
 
-def _tell_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
-    """Say how many support images are labelled right by the others."""
+def _print_held_out(left_out: HeldOut | None, support: Counter[str]) -> None:
+    """Print the leave-one-out accuracy of the support images."""
     if left_out is not None:
         right, tried = left_out.right.total(), left_out.tried.total()
         share = f"{100 * right / tried:.1f} %"
         print(f"support images left out in turn: {right} of {tried} labelled right by the others, {share}")
     elif max(support.values()) == 1:
-        print("each class has one support image; with two, you are told how many are labelled right by the others")
+        print("each class has one support image; with two or more, the leave-one-out accuracy is shown")
 
 
 def _label(
@@ -122,13 +122,13 @@ def _label(
     _show(predictor, support, left_out, counts)
     if calibration is not None:
         print(
-            f"abstained from {abstained} of {counts.total()} images, whose classes are all too improbable (column "
+            f"abstained from {abstained} of {counts.total()} images, for which no class is probable enough (column "
             "abstained)"
         )
     if skipped:
         print(f"{len(skipped)} image{'' if len(skipped) == 1 else 's'} could not be read:")
     for line in skipped:
-        print(f"passed over: {line}")
+        print(f"skipped: {line}")
     if model.uses_query_set:
         print(f"the images were labelled together: {type(model).__name__} {model.uses_query_set} (transductive)")
     elif together:
@@ -137,8 +137,8 @@ def _label(
 
 
 @contextmanager
-def _told(inverted: bool) -> Iterator[None]:
-    """Print what is unlike the training images in a line each, with the option that mends it."""
+def _input_warnings_printed(inverted: bool) -> Iterator[None]:
+    """Print a line for each difference from the training images, with the option that fixes it."""
 
     show_others = warnings.showwarning
 
@@ -190,7 +190,7 @@ def _on_device(config: Namespace, model: Any) -> Any:
 def _batches(
     files: Sequence[Path], model: MetaModule, config: Namespace, skipped: list[str]
 ) -> Iterator[tuple[list[Path], Tensor]]:
-    """Images as they are needed, and their files; those that cannot be read are noted, where that was asked for."""
+    """Yield the files and images of each batch; with `--skip_unreadable`, errors of images are added to `skipped`."""
     starts = range(0, len(files), config.batch_size)
     for start in track(starts, "labelling", transient=True, disable=len(starts) < 2):
         part, images = list(files[start : start + config.batch_size]), []

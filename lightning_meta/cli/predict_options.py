@@ -15,7 +15,7 @@ from lightning_meta.run.files import check_target
 from lightning_meta.run.programs import FORMATS
 
 OF_IMAGES = ("support", "labels", "query", "batch_norm", "steps", "invert", "skip_unreadable")
-"""Options that a table has no use for."""
+"""Options that apply only to images."""
 
 
 def make_parser() -> ArgumentParser:
@@ -61,7 +61,7 @@ def make_parser() -> ArgumentParser:
         "--query",
         type=str,
         nargs="+",
-        help="Images to label: files, or folders with all that is below them; hidden ones are passed over.",
+        help="Images to label: files, or folders with all that is below them; hidden ones are skipped.",
     )
     parser.add_argument("--out", type=str, default="predictions.csv", help="The table: a row for each image or row.")
     parser.add_argument(
@@ -85,13 +85,13 @@ def make_parser() -> ArgumentParser:
         "enough; `test --calibrate` must have been run for as many classes and images of each as --support has. For "
         "--table: set and abstained for each target with classes, lower and upper for each numeric target.",
     )
-    parser.add_argument("--skip_unreadable", action="store_true", help="Pass over images that cannot be read.")
+    parser.add_argument("--skip_unreadable", action="store_true", help="Skip images that cannot be read.")
     parser.add_argument("--device", type=str, default="auto", help="cpu, cuda, ...; auto takes an accelerator.")
     return parser
 
 
 def check(config: Namespace) -> None:
-    """Refuse options that cannot work, and files that are there already.
+    """Refuse options that cannot be combined, and existing files.
 
     Raises:
         UserError: The option, what was received, and what was expected.
@@ -101,19 +101,17 @@ def check(config: Namespace) -> None:
     of_images = next((n for n in OF_IMAGES if (v := getattr(config, n)) is not None and v is not False), None)
     if config.table is not None:
         if of_images is not None:
-            raise UserError(f"--{of_images}: rows of --table have none; leave it out")
-    elif given := next((n for n in ("delimiter", "decimal") if getattr(config, n) is not None), None):
-        raise UserError(f"--{given}: it is of --table, which is not given; leave it out")
+            raise UserError(f"--{of_images} applies only to images; leave it out, or leave --table out")
+    elif of_table := next((n for n in ("delimiter", "decimal") if getattr(config, n) is not None), None):
+        raise UserError(f"--{of_table} requires --table; leave it out")
     elif config.support is None and (config.export is None or of_images is not None):
         raise UserError("--support: give a folder of labelled images, or --table a table of new rows")
     elif config.support is not None and config.query is None and config.export is None:
         raise UserError("--query: name the images to label, or --export a file for the learned task")
     if config.calibrated and config.export is not None:
-        raise UserError(
-            "--calibrated: an exported file gives probabilities that are not calibrated; leave one of both out"
-        )
+        raise UserError("--calibrated: an exported file returns uncalibrated probabilities; use one of the two options")
     if config.calibrated and config.query is None and config.table is None:
-        raise UserError("--calibrated: it is about the images of --query, which is not given; leave it out")
+        raise UserError("--calibrated requires --query or --table; leave it out")
     refuse_odd_name(Path(config.out))
     check_target(Path(config.out), option="--out")
     if config.query is not None or config.table is not None:

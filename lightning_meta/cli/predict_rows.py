@@ -56,7 +56,7 @@ def predict_rows(config: Namespace, model: Any) -> None:
     abstained = [of for of in predictions.values() if of.dtype == bool]
     if abstained:
         count = f"{sum(map(sum, abstained))} of {sum(map(len, abstained))}"
-        print(f"abstained from {count} labels, whose classes are all too improbable (columns abstained)")
+        print(f"abstained from {count} labels, for which no class is probable enough (columns abstained)")
     print(f"{rows} rows, {len(model.names)} {'task' if len(model.names) == 1 else 'tasks'}: written to {config.out}")
 
 

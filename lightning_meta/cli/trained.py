@@ -8,7 +8,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lightning_meta.checks import whole
-from lightning_meta.cli.trust import HELP, MEND
+from lightning_meta.cli.trust import HELP, SUGGESTED_FIX
 from lightning_meta.configuration import UntrustedClassError, class_paths
 from lightning_meta.errors import UserError
 from lightning_meta.loading import load
@@ -65,4 +65,6 @@ def load_trained(checkpoint: Path, config: Namespace) -> Any:
     try:
         return load(checkpoint, allow=allow, **overrides)
     except UntrustedClassError as error:
-        raise UserError(f"{checkpoint}: the class {error.path} is not one of lightning_meta's; {MEND}") from error
+        raise UserError(
+            f"{checkpoint}: the class {error.path} is not one of lightning_meta's; {SUGGESTED_FIX}"
+        ) from error

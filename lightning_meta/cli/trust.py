@@ -28,12 +28,12 @@ HELP = (
     "Also import and instantiate classes of other packages that the run names, such as a method in a file of yours. "
     "This runs their code: use it only for your own runs."
 )
-MEND = "give --trust if the run is yours: it imports what the run names, which runs its code"
+SUGGESTED_FIX = "give --trust if the run is yours: it imports what the run names, which runs its code"
 
 # Options of the Trainer that affect results are taken from any run. Devices, strategies and nodes, like the workers of
 # loaders, start processes and open ports: the user has to set them.
 OF_NUMBERS = ("precision", "deterministic", "inference_mode")
-ROOMS = ("lightning_meta.data", "lightning_meta.sources", "lightning_meta.integrations.learn2learn")
+TRUSTED_PACKAGES = ("lightning_meta.data", "lightning_meta.sources", "lightning_meta.integrations.learn2learn")
 KNOWN_METRICS = ("torchmetrics.classification.", "torchmetrics.regression.")  # these run no other code
 _CONTAINERS = {typing.Union, types.UnionType, list, tuple, set}
 _PLAIN = (str, int, float, bool, type(None), Path, PathLike, Ellipsis)
@@ -86,7 +86,7 @@ def check_untrusted(stored: Mapping[str, Any], file: Path) -> None:
             if not all(map(_is_harmless, value if isinstance(value, list) else [value])):
                 raise UserError(f"{name} is {repr(value)}")
     except UserError as error:
-        raise UserError(f"{file}: {error}; {MEND}") from error
+        raise UserError(f"{file}: {error}; {SUGGESTED_FIX}") from error
 
 
 def _check_object(spec: Any, key: str) -> None:
@@ -94,10 +94,10 @@ def _check_object(spec: Any, key: str) -> None:
     if not _named(spec) or not set(spec) <= {"class_path", "init_args"}:
         raise UserError(f"{key} is {repr(spec)}, and not a class_path with init_args")
     path, args = real_path(str(spec.get("class_path"))), spec.get("init_args") or {}
-    if not lies_in(path, ROOMS):
+    if not lies_in(path, TRUSTED_PACKAGES):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     cls = import_class(path)
-    if not lies_in(cls.__module__, ROOMS):
+    if not lies_in(cls.__module__, TRUSTED_PACKAGES):
         raise UserError(f"{key} names the class {path}, which is not one of lightning_meta.data")
     if not _named(args):
         raise UserError(f"{key}: {path} has no arguments by name")

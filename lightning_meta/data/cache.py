@@ -102,7 +102,7 @@ def replacing(path: Path, like: Sequence[Path] = ()) -> Iterator[Path]:
 
     Args:
         path: File to be written.
-        like: Files whose content it repeats: nobody may read it who may not read all of these.
+        like: Files whose content is copied into it; its permissions are at most those of these files.
 
     Raises:
         UserError: The file cannot be written: a read-only folder or a full disk.

@@ -221,7 +221,7 @@ def check_tasks(tasks: Any) -> None:
     """Refuse anything but tasks by name.
 
     Raises:
-        UserError: It is no dictionary, a name is no text, or a task is no `Task`.
+        UserError: The argument is not a dictionary, a name is not a string, or a task is not a `Task`.
     """
     expected = "source: tasks() must return tasks by name, such as {'rain': Binary()}"
     if not isinstance(tasks, Mapping):

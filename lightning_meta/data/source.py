@@ -67,7 +67,7 @@ class Source(RemembersArguments, ABC):
             UserError: The source has no such division.
         """
         raise UserError(
-            f"source: {type(self).__name__} does not divide the examples of a class; it serves episodes only"
+            f"source: {type(self).__name__} does not divide the examples of a class; it supports episodes only"
         )
 
     def fingerprint(self) -> str:
@@ -76,7 +76,7 @@ class Source(RemembersArguments, ABC):
 
 
 def check_parts(parts: Any, kind: type, method: str) -> None:
-    """Refuse what is not an object of a kind for each split.
+    """Check that there is an object of the expected class for each split.
 
     Args:
         parts: Result of a method of a source.
@@ -101,10 +101,10 @@ def check_inputs(x: Tensor, where: str) -> None:
 
     Args:
         x: Inputs `(n, *input_shape)`.
-        where: Their task or split, for the error message.
+        where: Task or split of the inputs, for the error message.
 
     Raises:
-        UserError: They are no tensor, or a value is NaN or infinite.
+        UserError: The inputs are not a tensor, or a value is NaN or infinite.
     """
     instance(f"{where}: inputs", x, Tensor)
     if x.is_floating_point() and not all_finite(x):

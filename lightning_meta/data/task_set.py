@@ -402,7 +402,7 @@ class _Joined(NamedTuple):
 
     Attributes:
         begins: Index of the first example of each task, `(T,)`.
-        begin: The same indices by name of the task.
+        begin: Index of the first example of each task, by name.
         rows: Rows of the inputs, as in `TaskSet`.
         targets: Targets.
         weights: Weights; None if the set has none.

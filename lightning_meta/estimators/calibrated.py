@@ -54,7 +54,7 @@ class PredictsSets:
                 raise UserError(
                     f"y: {str(labels[strange][0])!r} in column {i} is not one of the classes of fit; leave its rows out"
                 )
-            numbers = torch.from_numpy(np.searchsorted(known, labels))
+            numbers = torch.from_numpy(np.searchsorted(known, labels))  # `classes_` is sorted
             found.append(LabelCalibration.of(1 - error, z[torch.from_numpy(there)], numbers))
         self.calibrations_ = found
         return self

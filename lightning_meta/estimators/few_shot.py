@@ -173,7 +173,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
 
         Args:
             X: Examples not used in `fit`, from the distribution of the examples to predict.
-            y: Their labels, all of them in `classes_`.
+            y: Labels of `X`, all of them in `classes_`.
             error: α in (0, 1): the accepted share of new examples whose set does not contain their label.
 
         Returns:

@@ -100,19 +100,20 @@ def calibrate_by(
     queries: int | None,
     tasks: int,
 ) -> Calibrated:
-    """The same as `calibrate`, with a given Trainer."""
+    """Calibrate with an existing Trainer; the other arguments are those of `calibrate`."""
     whole(1, tasks=tasks)
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     more = max(1, tasks // OF_TEMPERATURE)
-    found = task_logits(trainer, module, data, "val", tasks + more, **sizes)
-    if len(found.logits) < tasks + more:
+    predicted = task_logits(trainer, module, data, "val", tasks + more, **sizes)
+    if len(predicted.logits) < tasks + more:
         raise UserError(
-            f"limit_val_batches: {len(found.logits)} of {tasks + more} validation tasks were predicted, and a "
+            f"limit_val_batches: {len(predicted.logits)} of {tasks + more} validation tasks were predicted, and a "
             "calibration needs all; leave it out, as well as fast_dev_run and overfit_batches, or lower tasks"
         )
-    n = len(found.logits) - more
-    then = TaskLogits(found.logits[:n], found.labels[:n], found.strangers)
-    first = TaskLogits(found.logits[n:], found.labels[n:], found.strangers[:0])
+    # The temperature is fitted on separate tasks: the guarantee of the quantiles needs tasks that it is independent of.
+    n = len(predicted.logits) - more
+    then = TaskLogits(predicted.logits[:n], predicted.labels[:n], predicted.other_classes)
+    first = TaskLogits(predicted.logits[n:], predicted.labels[n:], predicted.other_classes[:0])
     shape = data.test_shape
     calibration = Calibration.of(shape.shots if shots is None else shots, coverage, first, then)  # type: ignore[arg-type]
     test = task_logits(trainer, module, data, "test", tasks, **sizes)
@@ -150,22 +151,22 @@ def task_logits(
     """
     one_of("split", split, Split)
     if data.regression:
-        raise UserError("data: regression tasks have no classes that could be told apart; calibrate a classifier")
+        raise UserError("data: regression tasks have no classes; calibrate a classifier")
     if module.transductive:
         name, hint = type(module).__name__, "choose an inductive method"
         if not module.uses_query_set:
             hint = "give batch_norm inductive"
         argument = "module" if module.uses_query_set else "batch_norm"
         raise UserError(
-            f"{argument}: {name} predicts the queries of a task together, and how sure it is of one "
-            f"depends on the others; {hint}"
+            f"{argument}: {name} predicts the queries of a task together, so the probabilities of a query depend on "
+            f"the others; {hint}"
         )
-    given: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         name: n for name, n in (("ways", ways), ("shots", shots), ("queries", queries)) if n is not None
     }
     for least, name in ((2, "ways"), (1, "shots"), (1, "queries")):
-        whole(least, **{name: given.get(name)})
-    shape = data.test_shape._replace(dirichlet=None, support_dirichlet=None, **given)
+        whole(least, **{name: chosen.get(name)})
+    shape = data.test_shape._replace(dirichlet=None, support_dirichlet=None, **chosen)
     assert isinstance(shape.ways, int)
     if module.episodes is not None:
         module.check_ways(shape.ways)
@@ -184,7 +185,7 @@ def task_logits(
     if bad := int((~outputs.isfinite()).flatten(1).any(1).sum()):
         raise UserError(
             f"module: its predictions for {bad} of {len(outputs)} tasks of the {split} split are NaN or infinite, so "
-            "nothing can be said of how sure they are; train anew, or adapt with a smaller inner_lr or fewer steps"
+            "they cannot be calibrated; retrain, or adapt with a smaller inner_lr or fewer steps"
         )
     return TaskLogits(outputs[:, :-1], targets[:, :-1], outputs[targets[:, -1] == 0, -1])
 
@@ -198,9 +199,9 @@ class _Recorder(Callback):
 
     def record(self, trainer: Trainer, module: MetaModule, batch: Episode) -> None:
         """Predict a batch of tasks, with one example of another class per task."""
-        x, known = strangers(batch)
+        x, known = queries_of_other_classes(batch)
         count = batch.query.y.shape[1]
-        y = torch.cat([batch.query.y, torch.zeros_like(batch.query.y[:, :1])], 1)  # the stranger has no label
+        y = torch.cat([batch.query.y, torch.zeros_like(batch.query.y[:, :1])], 1)  # the additional example has no label
         with trainer.precision_plugin.forward_context():
             query = Examples(torch.cat([batch.query.x, x], 1), y)
             outputs = module.predict_step(batch._replace(query=query), 0)
@@ -223,7 +224,7 @@ class _Recorder(Callback):
     on_test_epoch_end = on_validation_epoch_end
 
 
-def strangers(batch: Episode) -> tuple[Tensor, Tensor]:
+def queries_of_other_classes(batch: Episode) -> tuple[Tensor, Tensor]:
     """For each task, choose a query of another task in the batch whose class the task does not have.
 
     Args:
@@ -238,7 +239,7 @@ def strangers(batch: Episode) -> tuple[Tensor, Tensor]:
     # Start with the queries of the next task, so that not all tasks get the same one.
     turns = torch.arange(tasks * count, device=class_of.device).unsqueeze(0)
     order = (turns + count * torch.arange(1, tasks + 1, device=class_of.device).unsqueeze(1)) % (tasks * count)
-    strange = (class_of[order].unsqueeze(-1) != batch.classes.unsqueeze(1)).all(-1)  # (T, T M)
-    first = strange.int().argmax(1, keepdim=True)
+    other = (class_of[order].unsqueeze(-1) != batch.classes.unsqueeze(1)).all(-1)  # (T, T M)
+    first = other.int().argmax(1, keepdim=True)
     x = batch.query.x.flatten(0, 1)[order.gather(1, first)]
-    return x, strange.any(1)
+    return x, other.any(1)

@@ -204,7 +204,7 @@ def _check_part(name: str, value: Any, needed: bool) -> None:
 
 
 def _check_time(name: str, value: Any) -> None:
-    """Refuse a time limit that is no time, or within which nothing is trained."""
+    """Refuse a time limit that is not a time, or that is too short for any training."""
     try:
         left = Timer(value).time_remaining()  # in seconds
     except (AttributeError, TypeError, MisconfigurationException):

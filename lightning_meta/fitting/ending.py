@@ -52,7 +52,7 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
     except (RuntimeError, OSError) as error:
         if trouble := disk_trouble(error):
             raise UserError(
-                f"cannot write ({trouble}); free disk space or fix it, then {watch.how_to_go_on()}"
+                f"cannot write ({trouble}); free disk space or fix it, then {watch.how_to_resume()}"
             ) from error
         if trainer.world_size == 1 or not lost_connection(error):
             raise
@@ -60,12 +60,12 @@ def ending_well(trainer: Trainer, termination: Termination, watch: RankWatch) ->
         if stopped_by := watch.stopped_by():
             _say(trainer, watch.stopped_line(stopped_by))
             raise _stopped_by(stopped_by) from None
-        if watch.speaks:
+        if watch.reports:
             dead = (
                 watch.dead() or f"rank {trainer.global_rank} lost its connection to another rank, which may have died"
             )
             step = f"in step {trainer.global_step}"
-            print(f"\nlightning-meta: error: {dead}, {step}; {watch.how_to_go_on()}", file=sys.stderr)
+            print(f"\nlightning-meta: error: {dead}, {step}; {watch.how_to_resume()}", file=sys.stderr)
         raise SystemExit(1) from None
 
 

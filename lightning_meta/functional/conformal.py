@@ -27,7 +27,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: Logits `(M, N)` of examples that the classifier was not trained on.
-        labels: Their labels `(M,)`, in [0, N).
+        labels: Labels of the examples, `(M,)`, in [0, N).
 
     Returns:
         The temperature T, a float64 scalar.
@@ -54,7 +54,7 @@ def conformal_quantile(probabilities: Tensor, labels: Tensor, error: float) -> T
 
     Args:
         probabilities: Probabilities `(n, N)` of examples that the classifier was not trained on.
-        labels: Their labels `(n,)`, in [0, N).
+        labels: Labels of the examples, `(n,)`, in [0, N).
         error: Error rate α, in (0, 1).
 
     Returns:

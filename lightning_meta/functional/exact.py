@@ -71,7 +71,7 @@ def calls_inexact(function: Callable[..., Any], *inputs: Any) -> bool:
 
     Args:
         function: A network; it is run once.
-        *inputs: Its inputs.
+        *inputs: Inputs of the function.
     """
     with ExactDerivatives() as mode:
         function(*inputs)

@@ -40,8 +40,8 @@ def seeded_generators(device: torch.device, seed: int) -> Iterator[None]:
     """A context in which the generators of torch, Python and NumPy start from a seed; it restores their states.
 
     Args:
-        device: As for `generator_states`.
-        seed: 0 to 2^32 - 1.
+        device: Device whose generator is seeded along with those of the CPU.
+        seed: Seed, from 0 to 2^32 - 1.
     """
     devices = [torch.device("cpu"), *([device] if _on_accelerator(device) else [])]
     start = [torch.Generator(own).manual_seed(seed).get_state() for own in devices]
@@ -67,7 +67,7 @@ def generators_restored(device: torch.device, start: list[Tensor] | None = None)
     """A context that restores the generators.
 
     Args:
-        device: As for `generator_states`.
+        device: Device whose generator is restored along with that of the CPU.
         start: Initial states within the context; by default the current ones.
     """
     before = generator_states(device)

@@ -41,8 +41,8 @@ def outside_inference_mode(function: Callable[..., Result], *inputs: Any) -> Res
 
     Args:
         function: The function.
-        *inputs: Its arguments, pytrees of tensors. They are copied, since tensors made in inference mode cannot be
-            differentiated.
+        *inputs: Arguments of the function, pytrees of tensors. They are copied, since tensors made in inference mode
+            cannot be differentiated.
 
     Returns:
         The result of the function.

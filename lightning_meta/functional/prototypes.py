@@ -46,7 +46,11 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 @in_float32
 def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`."""
+    """Squared Euclidean distances of `(M, D)` features to `(N, D)` prototypes: `(M, N)`.
+
+    >>> squared_euclidean(torch.tensor([[0.0], [3.0]]), torch.tensor([[1.0], [3.0]])).tolist()
+    [[1.0, 9.0], [4.0, 0.0]]
+    """
     # Distances are invariant to the origin; with the mean prototype as origin, less precision is lost by cancellation.
     origin = prototypes.mean(0)
     features, prototypes = features - origin, prototypes - origin
@@ -56,13 +60,21 @@ def squared_euclidean(features: Tensor, prototypes: Tensor) -> Tensor:
 
 @in_float32
 def cosine_similarity(features: Tensor, prototypes: Tensor) -> Tensor:
-    """Cosines of `(M, D)` features with `(N, D)` prototypes: `(M, N)` in [-1, 1]."""
+    """Cosines of `(M, D)` features with `(N, D)` prototypes: `(M, N)` in [-1, 1].
+
+    >>> cosine_similarity(torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]])).tolist()
+    [[1.0, 0.0]]
+    """
     return F.normalize(features, dim=-1) @ F.normalize(prototypes, dim=-1).T
 
 
 @in_float32
 def unit_length(features: Tensor) -> Tensor:
-    """Features `(M, D)` divided by their lengths; zero vectors stay 0, with a finite gradient."""
+    """Features `(M, D)` divided by their lengths; zero vectors stay 0, with a finite gradient.
+
+    >>> unit_length(torch.tensor([[4.0, 0.0], [0.0, 0.0]])).tolist()
+    [[1.0, 0.0], [0.0, 0.0]]
+    """
     squares = features.square().sum(-1, keepdim=True)
     # For zero vectors, `F.normalize` would divide the gradient by its epsilon of 1e-12.
     return features * torch.where(squares > 0, squares, 1.0).rsqrt()

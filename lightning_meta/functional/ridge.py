@@ -23,6 +23,9 @@ def ridge(x: Tensor, y: Tensor, penalty: Tensor) -> Tensor:
 
     Returns:
         Weights W `(F, N)`.
+
+    >>> ridge(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor(1.0)).tolist()
+    [[1.0]]
     """
     y = y.to(x.dtype)
     if len(x) <= x.shape[1]:

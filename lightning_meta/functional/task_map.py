@@ -46,6 +46,9 @@ def task_map(function: Callable[..., Result], how: TaskMap, *tasks: Any) -> Resu
 
     Returns:
         The results of the function, with a leading dimension T.
+
+    >>> task_map(torch.sum, TaskMap("vmap"), torch.tensor([[1, 2], [3, 4]])).tolist()
+    [3, 7]
     """
     if torch.is_inference_mode_enabled():
         outside: Result = outside_inference_mode(partial(task_map, function, how), *tasks)

@@ -22,12 +22,12 @@ class TaskLogits(NamedTuple):
     Attributes:
         logits: Logits of the queries, `(n, M, N)`.
         labels: Labels of the queries, `(n, M)` in [0, N).
-        strangers: Logits `(m, N)` of examples of other classes than those of the task, at most one per task.
+        other_classes: Logits `(m, N)` of examples of other classes than those of the task, at most one per task.
     """
 
     logits: Tensor
     labels: Tensor
-    strangers: Tensor
+    other_classes: Tensor
 
 
 class Calibration(NamedTuple):
@@ -101,13 +101,13 @@ class Calibration(NamedTuple):
             `accuracy_of_rest`, accuracy on the others. `coverage_ci95` is the half-width of the 95 % confidence
             interval of the coverage over new tasks (`mean_and_interval`), None for a single task; it does not apply to
             the tasks of the calibration, to which the sets were fitted. For examples of other classes:
-            `abstained_strangers`, and `open_set_auroc`, the AUROC of the largest probability in separating them from
-            queries. None if there is no such example.
+            `abstained_other_classes`, and `open_set_auroc`, the AUROC of the largest probability in separating them
+            from queries. None if there is no such example.
         """
         p = self.probabilities(predicted.logits)
         sets, abstained, right = self.sets(p), self.abstained(p), p.argmax(-1) == predicted.labels
-        strange = self.probabilities(predicted.strangers)
-        some = len(strange) > 0
+        p_other = self.probabilities(predicted.other_classes)
+        some = len(p_other) > 0
         covered = sets.gather(-1, predicted.labels.unsqueeze(-1)).squeeze(-1).double()
         _, interval = mean_and_interval(covered.mean(1), 1 / covered.shape[1])
         means: dict[str, Tensor | None] = {
@@ -117,8 +117,8 @@ class Calibration(NamedTuple):
             "accuracy": right.double().mean(),
             "abstained": abstained.double().mean(),
             "accuracy_of_rest": None if abstained.all() else right[~abstained].double().mean(),
-            "abstained_strangers": self.abstained(strange).double().mean() if some else None,
-            "open_set_auroc": open_set_auroc(p.flatten(0, 1), strange) if some else None,
+            "abstained_other_classes": self.abstained(p_other).double().mean() if some else None,
+            "open_set_auroc": open_set_auroc(p.flatten(0, 1), p_other) if some else None,
         }
         rounded = {name: None if mean is None else round(float(mean), 6) for name, mean in means.items()}
         return {"tasks": float(len(covered)), **rounded}

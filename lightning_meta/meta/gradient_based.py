@@ -115,7 +115,7 @@ class GradientBasedLearner(MetaModule, ABC):
         refuse_other_batch_norms(self.backbone)
         self._trained: frozenset[str] = frozenset()  # the weights that were trained before `freeze()`
         self._random = True  # whether the backbone draws random numbers; see `_check_randomness`
-        # In a dict these are no submodules, so each parameter is listed once.
+        # In a dict these are not submodules, so each parameter is listed once.
         self._sequences: dict[tuple[str, ...], nn.Sequential] = {}
 
     second_derivatives: ClassVar[bool] = False

@@ -29,7 +29,7 @@ class MAML(GradientBasedLearner):
     Logged:
         - `test/accuracy_step_<j>` (`test/mse_step_<j>` in regression), and likewise for `val`: the mean over tasks
           after j = 0, ..., `test_inner_steps` inner steps, with its `_ci95`. Step 0 is θ itself: about chance in
-          classification, as labels are dealt out anew in each task. The last step is `test/accuracy`.
+          classification, as labels are assigned at random in each task. The last step is `test/accuracy`.
         - `train/loss`, `train/accuracy`: on the query sets of one meta-batch, after `inner_steps` inner steps.
 
         `MetaModule` explains the other metrics and what the intervals cover.

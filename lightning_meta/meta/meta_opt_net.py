@@ -41,7 +41,7 @@ class MetaOptNet(MetricLearner):
         `MetaModule` explains the other metrics and what the intervals cover.
 
     Deviations:
-        - The head is ridge regression, in closed form. The paper's SVM, which is no better on CIFAR-FS, is not
+        - The head is ridge regression, in closed form. The paper's SVM, which is not better on CIFAR-FS, is not
           implemented.
         - The authors' code solves the dual problem, whose weights are 2 W, with γ = 1 initially; here γ is 2 initially.
         - Section 4.1, label smoothing of the query loss by 0.1, is not implemented.

@@ -1,4 +1,4 @@
-"""What all methods share that compare examples in a learned embedding."""
+"""The base class of methods that compare examples in a learned embedding."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lightning_meta.nn.stateless import Tensors, own_buffers, stateless_call
 
 BatchNorm = Literal["running", "inductive", "transductive"]
 
-# Where support and query examples take their normalisation statistics from. Gradients flow through those of the
-# support set where the query set is normalised by them, so there they are no constants.
+# The origin of the normalisation statistics of support and query examples. If the query set is normalised by statistics
+# of the support set, gradients flow through them: they are not constants.
 _SUPPORT: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "batch", "transductive": "fused"}
 _QUERY: dict[BatchNorm, Statistics] = {"running": "stored", "inductive": "stored", "transductive": "fused"}
 
@@ -37,7 +37,7 @@ class MetricLearner(MetaModule, ABC):
             the support set; `transductive`, those of the support set for itself and of the query set for itself.
         scale_features: Divide each feature vector by its length before features are compared, which helps where the
             backbone was trained for something else.
-        **options: Those of `MetaModule`.
+        **options: Options of `MetaModule`.
     """
 
     inner_gradients = False
@@ -59,32 +59,32 @@ class MetricLearner(MetaModule, ABC):
 
     @abstractmethod
     def summarise(self, support: Examples, ways: int) -> dict[str, Tensor]:
-        """What predictions need of a support set.
+        """Summarise a support set for predictions, for example by prototypes.
 
         Args:
-            support: `x` are features `(M, F)`, `y` labels `(M,)` in [0, N).
-            ways: N.
+            support: Support set: `x` are features `(M, F)`, `y` labels `(M,)` in [0, N).
+            ways: Number of classes N.
 
         Returns:
-            Tensors by name; "statistics" is taken.
+            Tensors by name; the name "statistics" is reserved.
         """
 
     @abstractmethod
     def logits(self, summary: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Logits `(M, N)` of query features `(M, F)`, given what `summarise` returned."""
+        """Logits `(M, N)` of query features `(M, F)`, from the result of `summarise`."""
 
     def outer_loss(self, summary: dict[str, Tensor], query: Examples, outputs: Tensor) -> Tensor:
         """The loss of one training task, a scalar: the cross-entropy of the query set, unless a method adds to it.
 
         Args:
-            summary: What `summarise` returned.
-            query: `x` are features `(M, F)`, `y` labels `(M,)`.
-            outputs: Their logits `(M, N)`.
+            summary: Result of `summarise`.
+            query: Query set: `x` are features `(M, F)`, `y` labels `(M,)` in [0, N).
+            outputs: Logits of the query set, `(M, N)`.
         """
         return self.task.loss(outputs, query.y)
 
     def adapt(self, support: Examples, ways: int) -> dict[str, Any]:
-        """What `summarise` returns, and under "statistics" those that the support set was normalised by."""
+        """The result of `summarise`, and under "statistics" the normalisation statistics of the support set."""
         features, buffers = self._embed(support.x, _SUPPORT[self.batch_norm])
         own = own_buffers(self.backbone)
         statistics = {name: tensor for name, tensor in buffers.items() if name not in own}
@@ -125,8 +125,8 @@ class MetricLearner(MetaModule, ABC):
             return any(norm.running_mean is None for norm in norms)
         return self.batch_norm == "transductive" and bool(norms)
 
-    def _embed(self, x: Tensor, statistics: Statistics, given: Tensors | None = None) -> tuple[Tensor, Tensors]:
-        """Features, of length 1 where that was asked for, and the buffers after the pass."""
-        buffers = {**own_buffers(self.backbone), **(given or {})}
+    def _embed(self, x: Tensor, statistics: Statistics, of_support: Tensors | None = None) -> tuple[Tensor, Tensors]:
+        """Features, of length 1 with `scale_features`, and the buffers after the forward pass."""
+        buffers = {**own_buffers(self.backbone), **(of_support or {})}
         features, after = stateless_call(self.backbone, buffers, x, statistics)
         return (unit_length(features) if self.scale_features else features), after

@@ -96,7 +96,7 @@ class RelationNet(MetricLearner):
         side = math.isqrt(self.feature_size // channels)
         if channels * side**2 != self.feature_size:
             raise UserError(
-                f"channels: the backbone's {self.feature_size} features are no square maps of {channels} channels; "
+                f"channels: the backbone's {self.feature_size} features are not square maps of {channels} channels; "
                 "give the width of its last block, and square images"
             )
         self.map_shape = (channels, side, side)

@@ -21,14 +21,14 @@ class TransductiveClassifier(ClassifierLearner, ABC):
     """Why a single query is refused, as a clause that begins with a verb; empty if it is not."""
 
     def adapt(self, support: Examples, ways: int) -> Tensors:
-        """The features `(K, F)` of the support set, of length 1, and its labels, one-hot `(K, N)`."""
+        """The features of the support set, `(M, F)`, scaled to length 1, and its one-hot labels `(M, N)`."""
         return {"features": self.scaled_features(support.x), "members": one_hot(support.y, ways)}
 
     def check_queries(self, count: int) -> None:
         """Refuse a single query if the method cannot predict one.
 
         Raises:
-            UserError: What happens to it.
+            UserError: The method cannot predict a single query.
         """
         if count == 1 and self.one_query_refused:
             raise UserError(

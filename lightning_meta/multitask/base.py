@@ -102,7 +102,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         optimizer: Optimizer of all parameters.
         lr_scheduler: Learning rate schedule, stepped once per training step.
         weighting: Combination of the tasks' losses; their sum by default.
-        stems: For tasks with inputs of different shapes, a network in front of the backbone by name of the task.
+        stems: Networks in front of the backbone by name of the task, for tasks with inputs of different shapes.
         tasks: Specification of the tasks; filled in by the data module.
         head_hidden: Widths of the hidden layers of each head; linear heads by default.
         head_dropout: Probability that a hidden unit of a head is dropped in training, in [0, 1).
@@ -143,7 +143,7 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         if hasattr(type(self), "selection_score"):
             raise UserError(
                 f"{type(self).__name__}.selection_score is not called any more; give `followed`, what each task is "
-                "selected by, or `kept`, what is logged in place of the scores of the weights at hand"
+                "selected by, or `kept`, what is logged in place of the scores of the current weights"
             )
         check_head(head_hidden, head_dropout)
         if stems is not None:

@@ -273,14 +273,14 @@ class CombinesGradients(TrainedModule, ABC):
         return result
 
 
-def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Parameter], speaks: bool = True) -> None:
+def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Parameter], log: bool = True) -> None:
     """Log the memory that the gradients of the tasks take, and refuse more than there is.
 
     Args:
         aggregator: The aggregator.
         tasks: Number of tasks T.
         shared: The shared parameters, on the device of training.
-        speaks: Whether this process logs.
+        log: Whether this process logs.
 
     Raises:
         UserError: There is not enough memory for two copies of the matrix.
@@ -294,7 +294,7 @@ def check_matrix(aggregator: Aggregator, tasks: int, shared: Sequence[nn.Paramet
     memory = memory_of(shared[0].device)
     if 2 * size > memory:
         raise UserError(f"{message}, and a copy of them; {shared[0].device} has {memory / 1e6:,.0f} MB: {fix}")
-    if speaks:
+    if log:
         large = size > LARGE
         _log.log(logging.WARNING if large else logging.INFO, "%s%s", message, f"; if that is too much, {fix}" * large)
 

@@ -1,4 +1,4 @@
-"""A model of named tasks as a file that needs nothing of this package."""
+"""Export a model of named tasks to a file that runs without this package."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ EXAMPLES = 3
 
 
 class ServedTasks(nn.Module):
-    """A copy of a multi-task module as a plain function of inputs, with the weights that a test uses.
+    """A copy of a multi-task module as a plain function of inputs, with the weights that are used in testing.
 
     Args:
-        module: What is copied.
-        tasks: The tasks that it predicts for.
-        apart: Whether each input runs by itself, under `vmap`: for a method that asks how many rows a task has, of
-            which an exported program may have any number.
+        module: Module to copy.
+        tasks: Names of the tasks to predict, in the order of the outputs.
+        one_by_one: Whether to run each input separately under `vmap`. An exported program accepts any number of rows,
+            which cannot be traced through a method that depends on the number of rows of a task.
     """
 
-    def __init__(self, module: MultiTaskModule, tasks: Sequence[str], apart: bool) -> None:
+    def __init__(self, module: MultiTaskModule, tasks: Sequence[str], one_by_one: bool) -> None:
         super().__init__()
         with module.selected_weights():
             self.module = copy.deepcopy(module)
         self.module.selected_weights = nullcontext  # type: ignore[method-assign]  # they are in place for good
-        self._tasks, self._apart = list(tasks), apart
+        self._tasks, self._one_by_one = list(tasks), one_by_one
         self.requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Inputs `(M, *input_shape)` to predictions by task: in units of the targets, or probabilities."""
-        if self._apart:
+        if self._one_by_one:
             outputs = {name: y.squeeze(1) for name, y in torch.vmap(self._outputs)(x.unsqueeze(1)).items()}
         else:
             outputs = self._outputs(x)
@@ -60,21 +60,21 @@ class ServedTasks(nn.Module):
 
 
 class ServedTable(nn.Module):
-    """The same of the raw cells of a table.
+    """A copy of a multi-task module as a plain function of the raw cells of a table.
 
     Args:
-        module: As `ServedTasks` takes it, and so are the others.
-        tasks: As there.
-        apart: As there.
-        table: How rows become inputs.
+        module: Module to copy, trained on a table.
+        tasks: Names of the tasks to predict, in the order of the outputs.
+        one_by_one: Whether to run each row separately under `vmap`, see `ServedTasks`.
+        table: Conversion of rows to inputs.
     """
 
-    def __init__(self, module: MultiTaskModule, tasks: Sequence[str], apart: bool, table: TableSpec) -> None:
+    def __init__(self, module: MultiTaskModule, tasks: Sequence[str], one_by_one: bool, table: TableSpec) -> None:
         super().__init__()
-        self.encoder, self.served = TableEncoder(table), ServedTasks(module, tasks, apart)
+        self.encoder, self.served = TableEncoder(table), ServedTasks(module, tasks, one_by_one)
 
     def forward(self, numbers: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Numbers and codes, as `TableEncoder` takes them, to predictions by task."""
+        """Numbers and codes, the inputs of `TableEncoder`, to predictions by task."""
         predictions: dict[str, Tensor] = self.served(self.encoder(numbers, codes))
         return predictions
 
@@ -85,16 +85,19 @@ def export(
     dtype: torch.dtype | None = None,
     tasks: Sequence[str] | None = None,
 ) -> Path:
-    """Write a trained model to a file; what `MultiTaskModule.export` does.
+    """Write a trained model to a file; implements `MultiTaskModule.export`.
 
     Args:
-        module: The model.
-        file: Where to.
-        dtype: Of the inputs, where these are not the cells of a table.
-        tasks: The tasks that it predicts for.
+        module: Model to export.
+        file: Output file, `.pt2` or `.onnx`.
+        dtype: Data type of the inputs; not for models of a table, whose inputs are cells.
+        tasks: Names of the tasks to predict; by default all.
+
+    Returns:
+        Path of the file.
 
     Raises:
-        UserError: As there.
+        UserError: The file name, the data type or the tasks are not valid, or the model cannot be exported.
     """
     path = Path(file)
     check_target(path, FORMATS)
@@ -111,14 +114,14 @@ def export(
             "codes": torch.zeros(EXAMPLES, len(encoder.texts), dtype=torch.int64),
         }
         about |= _of_table(encoder, spec.table)
-        made = [partial(ServedTable, module, chosen, apart, spec.table) for apart in (False, True)]
+        made = [partial(ServedTable, module, chosen, one_by_one, spec.table) for one_by_one in (False, True)]
     else:
         shape = spec.input_shapes[chosen[0]]
         dtype = chosen_dtype(dtype, served_dtypes(shape, spec.input_dtypes.get(chosen[0], "")))
         example = {"x": torch.zeros(EXAMPLES, *shape, dtype=dtype)}
         before, within = image_steps(shape, dtype)
         about |= {"input_shape": list(shape), "input": INPUTS[dtype], "before": before, "within": within}
-        made = [partial(ServedTasks, module, chosen, apart) for apart in (False, True)]
+        made = [partial(ServedTasks, module, chosen, one_by_one) for one_by_one in (False, True)]
     about["tasks"] = [_of_task(task, spec.tasks[task], spec.table) for task in chosen]
     names = [f"prediction_{i}" for i in range(len(chosen))]
     write_program(path, [partial(_on_cpu, make) for make in made], example, about, name, outputs=names)
@@ -131,7 +134,7 @@ def _on_cpu(make: Any) -> nn.Module:
 
 
 def _chosen(module: MultiTaskModule, tasks: Sequence[str] | None) -> list[str]:
-    """The tasks that were asked for, whose inputs are of one kind."""
+    """Check the chosen tasks, whose inputs must have the same shape and type; by default all tasks."""
     names_in_list(tasks=tasks)
     chosen = module.names if tasks is None else list(tasks)
     if unknown := [name for name in chosen if name not in module.names]:
@@ -147,7 +150,7 @@ def _chosen(module: MultiTaskModule, tasks: Sequence[str] | None) -> list[str]:
 
 
 def _of_table(encoder: TableEncoder, table: TableSpec) -> dict[str, Any]:
-    """What `exported_rows.inputs_of` must know."""
+    """The description of the table that `exported_rows.inputs_of` needs."""
     from pyarrow import csv
 
     return {
@@ -161,7 +164,7 @@ def _of_table(encoder: TableEncoder, table: TableSpec) -> dict[str, Any]:
 
 
 def _of_task(name: str, task: Task, table: TableSpec | None) -> dict[str, Any]:
-    """What the predictions for a task are."""
+    """Describe the predictions for a task."""
     output = "predictions"
     if isinstance(task, Binary):
         output = "probability of yes"

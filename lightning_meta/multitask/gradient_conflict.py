@@ -85,9 +85,9 @@ class GradientConflict(Callback):
         self._directory = None
         if trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
             # Without a logger all runs share a folder, and a new run would delete the records of another.
-            anew = trainer.global_step == 0 and trainer.ckpt_path is None and Path(directory) != self._own
+            is_new = trainer.global_step == 0 and trainer.ckpt_path is None and Path(directory) != self._own
             for name in COLUMNS:
-                if anew and (Path(directory) / name).is_file():
+                if is_new and (Path(directory) / name).is_file():
                     raise UserError(
                         f"{Path(directory) / name} was recorded by another run; give the Trainer a logger or another "
                         "default_root_dir, or remove the file"

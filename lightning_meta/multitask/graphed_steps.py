@@ -105,7 +105,7 @@ class GraphedSteps(CombinesGradients, ABC):
     def _constants_of_this_run(self) -> Iterator[None]:
         """A context in which a run to be captured makes its own constants of the losses.
 
-        Those that other steps keep may be freed, and a graph would go on reading them.
+        Tensors that other steps keep may be freed, and a graph would continue to read their memory.
         """
         kept = self._together
         if StepConstants.active():

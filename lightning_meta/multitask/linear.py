@@ -41,7 +41,7 @@ class Linear(MultiTaskModule):
     At a glance:
         - Shared: nothing; with `pooled` all but the intercepts.
         - Own: weights and an intercept; with `pooled` an intercept.
-        - New task: fit anew.
+        - New task: refit.
 
     Run it:
         `python scripts/fit.py --config configs/linear_parkinsons.yaml`; compared with networks in a ladder: `python

@@ -100,6 +100,7 @@ class StepGradients:
         if self._gradients is None:
             self._gradients, self.used = gradients, list(used)
         else:
+            # In place: with gradient accumulation a second T x P tensor would double the memory.
             self._gradients += gradients
             self.used = [before or now for before, now in zip(self.used, used, strict=True)]
         self.means.add(losses, present)
@@ -116,6 +117,7 @@ class StepGradients:
         """
         if self._gradients is None:
             return None
+        # Averaged before combining: aggregators are not linear, and all ranks must take the same step.
         gradients = mean_over_ranks(self._gradients)
         self._gradients, self.combined = None, gradients
         if not all_finite(gradients):

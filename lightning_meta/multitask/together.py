@@ -18,12 +18,12 @@ def rows_of(features: Tensor, rows: Mapping[str, Tensor], separately: bool = Fal
     """The features of each task.
 
     Args:
-        features: `(B, ...)`.
-        rows: By name of the task, `(n_i,)` int64.
+        features: Features of the batch, `(B, ...)`.
+        rows: Row numbers of each task's examples by name of the task, `(n_i,)` int64.
         separately: Whether the loss of each task will be differentiated separately.
 
     Returns:
-        For each task, `(n_i, ...)`.
+        Features of each task, `(n_i, ...)`.
     """
     if isinstance(rows, Common):
         return [features] * len(rows)
@@ -43,11 +43,11 @@ def predictions(heads: Sequence[nn.Module], features: Tensor, rows: Mapping[str,
 
     Args:
         heads: The T heads.
-        features: `(B, F)`.
-        rows: By name of the task, `(n_i,)` int64.
+        features: Features of the batch, `(B, F)`.
+        rows: Row numbers of each task's examples by name of the task, `(n_i,)` int64.
 
     Returns:
-        For each task, `(n_i, outputs_i)`.
+        Predictions of each task, `(n_i, outputs_i)`.
     """
     several = len(heads) >= FEWEST and equally_many([i.shape[0] for i in rows.values()])
     layers = _equal_layers(heads) if several else None

@@ -137,7 +137,7 @@ def take_columns(networks: Mapping[str, nn.Module], columns: Sequence[int]) -> N
 
 
 def awaits_columns(network: nn.Module) -> bool:
-    """Whether a part of a network makes its layers in `take_columns` and has not been told its columns yet."""
+    """Whether a part of a network makes its layers in `take_columns` and does not know its columns yet."""
     return any(
         callable(getattr(part, "take_columns", None)) and getattr(part, "columns", ()) is None
         for part in network.modules()

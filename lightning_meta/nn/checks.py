@@ -41,7 +41,8 @@ _BY_INNER_GRADIENTS: tuple[_Refusal, ...] = (
     ),
     (
         lambda m: getattr(m, "scale_grad_by_freq", False),
-        "scale_grad_by_freq is no derivative, so second-order gradients through it are undefined; leave it out",
+        "scale_grad_by_freq returns something other than the derivative, so second-order gradients through it are "
+        "undefined; leave it out",
     ),
     (
         lambda m: getattr(m, "sparse", False) and isinstance(m, nn.Embedding | nn.EmbeddingBag),

@@ -96,7 +96,7 @@ def shape_after(
 def _fix(network: nn.Module, shape: tuple[int, ...], real: bool) -> str:
     """What to change for a network that does not take inputs of a shape, by the kind of data."""
     if not real:
-        return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are no ids"
+        return "let it begin with torch.nn.Embedding, or let the source give float32 inputs if they are not ids"
     if isinstance(network, MLP):  # flattens its inputs
         return f"set its in_features to {math.prod(shape)}"
     if len(shape) == IMAGE_DIMS and shape[0] > shape[2] in (1, 3):

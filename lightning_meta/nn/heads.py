@@ -31,8 +31,8 @@ def check_head(hidden: Sequence[int], dropout: float) -> None:
     """Check the options of heads.
 
     Args:
-        hidden: A module's `head_hidden`.
-        dropout: Its `head_dropout`.
+        hidden: Widths of the hidden layers, `head_hidden`.
+        dropout: Dropout probability of the hidden layers, `head_dropout`.
 
     Raises:
         UserError: An option is invalid.

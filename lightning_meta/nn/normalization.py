@@ -41,11 +41,11 @@ class TaskBatchNorm(_BatchNorm):
         track_running_stats: Whether to keep running statistics.
 
     Attributes:
-        statistics: Which statistics normalise; None for the behaviour of torch's layer.
+        statistics: Statistics used for normalisation; None for the behaviour of torch's layer.
         frozen: Whether the user keeps the layer in evaluation mode during training: it then always uses the stored
             statistics.
-        collected: Within `collected_statistics`, the mean and variance of each batch.
-        calls: Within `statistics_from`, the number of calls so far; the buffers hold the mean over calls.
+        collected: Mean and variance of each batch, in the context of `collected_statistics`.
+        calls: Number of calls so far, in the context of `statistics_from`; the buffers hold the mean over calls.
     """
 
     statistics: Statistics | None = None

@@ -88,6 +88,6 @@ def _name_of(function: Any) -> str:
     module, name = str(getattr(function, "__module__", "")), str(getattr(function, "__name__", function))
     if module.partition(".")[0] != "torchvision":
         raise UserError(
-            f"name: {name} is no function of torchvision.models; wrap a network of your own in lightning_meta.nn.Frozen"
+            f"name: {name} is not a function of torchvision.models; wrap another network in lightning_meta.nn.Frozen"
         )
     return f"torchvision/{name}"

@@ -108,7 +108,7 @@ def _drop_last_layer(network: nn.Module, model: str) -> None:
     """
     path, last = [(n, m) for n, m in network.named_modules() if next(m.parameters(recurse=False), None) is not None][-1]
     if not isinstance(last, nn.Linear):
-        raise UserError(f"name: the last layer of torchvision/{model} is no Linear but {type(last).__name__}")
+        raise UserError(f"name: the last layer of torchvision/{model} is not a Linear but a {type(last).__name__}")
     above, _, name = path.rpartition(".")
     setattr(network.get_submodule(above), name, nn.Identity())
 

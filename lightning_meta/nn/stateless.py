@@ -83,7 +83,7 @@ def swapped(
     Args:
         module: The module; it is restored at the end, also after an error.
         tensors: Tensors by their first name, as in `named_parameters` and `named_buffers`.
-        statistics: As for `stateless_call`; None does not change the mode of batch normalisation.
+        statistics: Statistics that batch normalisation uses, see `stateless_call`; None does not change its mode.
 
     Yields:
         A dictionary that is filled with the tensors at the end of the context.
@@ -285,7 +285,7 @@ def untouched(module: nn.Module, parts: Sequence[nn.Module] | None = None) -> It
 
     Args:
         module: The module that runs.
-        parts: Those of its `parts_of` that have buffers, if the caller has them already.
+        parts: Submodules that have buffers, from `parts_of`; None to find them here.
     """
     parts = parts_of(module) if parts is None else parts
     # In training mode torch's batch normalisation changes running statistics without increasing their version.

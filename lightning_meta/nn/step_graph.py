@@ -159,8 +159,8 @@ class StepGraphs:
 
         Args:
             step: Function from the inputs to a pytree.
-            module: As for `loss`.
-            *inputs: As for `loss`.
+            module: Module that the step runs.
+            *inputs: Pytrees; only their tensors may change from step to step.
             unread: Submodules that the step does not run.
         """
         parts = _parts(module)
@@ -336,14 +336,14 @@ def _clean_up(
     """Leave a capture that CUDA ended by an error, such as for a solver that waits for the device.
 
     torch raises before it leaves the capture: its stream stays current, random layers raise ever after ("Offset
-    increment outside graph capture"), and the allocator goes on as during a capture.
+    increment outside graph capture"), and the allocator stays in the state of a capture.
 
     Args:
         graph: The graph.
-        pool: Its memory pool.
+        pool: Memory pool of the graph.
         stream: The stream before the capture.
         generator: The default generator of the device.
-        random_state: A copy of it from before the capture.
+        random_state: A copy of the generator's state from before the capture.
     """
     _ended_by_cuda.append(graph)
     torch.cuda.set_stream(stream)

@@ -64,8 +64,8 @@ class TabularMLP(Described, nn.Module):
             return
         if not columns:
             raise UserError(
-                "TabularMLP gets its columns from a lightning_meta.sources.Table, and the data is no table; use MLP, "
-                "or give columns"
+                "TabularMLP gets its columns from a lightning_meta.sources.Table, and the data is not a table; use "
+                "MLP, or give columns"
             )
         check_columns(columns)
         self.columns = tuple(columns)

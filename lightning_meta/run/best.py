@@ -35,8 +35,8 @@ class BestScore:
         """Add a validation, and return whether it is the best so far.
 
         Args:
-            score: Its score.
-            loss: Its loss, which breaks ties; NaN counts as infinity.
+            score: Score of the validation.
+            loss: Loss of the validation, which breaks ties; NaN counts as infinity.
         """
         self.validations += 1
         loss = math.inf if math.isnan(loss) else loss

@@ -67,7 +67,8 @@ class RunCheckpoint(Callback):
         self._loaders: list[Any] = []
         self._seconds_before = 0.0
         self._began: float | None = None
-        self._quiet: dict[str, Any] | None = None  # set while a checkpoint is written in a quiet moment
+        # Additional state for the checkpoint that is being written between two steps; None otherwise.
+        self._state_between_steps: dict[str, Any] | None = None
         self._resumed: dict[str, Any] | None = None
 
     @property
@@ -177,8 +178,8 @@ class RunCheckpoint(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the state that a resumed run needs."""
-        if self._quiet is not None:
-            checkpoint["quiet_moment"] = self._quiet
+        if self._state_between_steps is not None:
+            checkpoint["quiet_moment"] = self._state_between_steps
             checkpoint["loops"]["fit_loop"]["state_dict"]["combined_loader"] = self._loaders
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -197,8 +198,8 @@ class RunCheckpoint(Callback):
         if logger is not None and not logger.is_new and trainer.is_global_zero:
             logger.cut(self._resumed["rows"], self._resumed.get("columns", ()))
         more_steps = trainer.max_steps == -1 or checkpoint["global_step"] < trainer.max_steps
-        goes_on = more_steps and not self._resumed["stopped"]
-        if goes_on and self._resumed["batches_of_ended_epoch"] is not None:
+        continues = more_steps and not self._resumed["stopped"]
+        if continues and self._resumed["batches_of_ended_epoch"] is not None:
             _begin_next_step(checkpoint["loops"]["fit_loop"], self._resumed["batches_of_ended_epoch"])
 
     def write_last(self, trainer: Trainer, ended: bool = False) -> None:
@@ -215,7 +216,7 @@ class RunCheckpoint(Callback):
         logger = run_logger(trainer)
         if logger is not None:
             logger.flush()
-        self._quiet = {
+        self._state_between_steps = {
             "rows": logger.rows if logger else 0,
             "columns": list(logger.columns) if logger else [],
             "random": random_state(),
@@ -231,7 +232,7 @@ class RunCheckpoint(Callback):
                 if due:
                     trainer.save_checkpoint(folder / name, weights_only=False)
         finally:
-            self._quiet = None
+            self._state_between_steps = None
 
     def _check_best_is_there(self, trainer: Trainer) -> None:
         """Forget the best score of a resumed run if its best checkpoint is lost or damaged."""

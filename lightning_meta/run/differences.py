@@ -65,7 +65,7 @@ class Difference:
     """An option that has changed.
 
     Attributes:
-        option: Its name, without `init_args`.
+        option: Name of the option, without `init_args`.
         old: The old value as plain data; None also if there was no such option.
         new: The new value.
         kind: "harmless" if the results keep their meaning, "meaning" if they do not, "impossible" if the new value
@@ -94,7 +94,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], plateau: bool = 
 
     Args:
         old: Options of the run, as plain data as in `config.yaml`.
-        new: Options of the resume, likewise.
+        new: Options of the resume, as plain data.
         plateau: Whether a `ReduceLROnPlateau` has set the learning rate.
 
     Returns:

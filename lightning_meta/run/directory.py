@@ -21,7 +21,7 @@ def checkpoint_to_resume(resume: str, runs: str, name: str, say: Naming = as_arg
         resume: A checkpoint, a run directory, or `last` for the newest run with the name.
         runs: Folder of all runs.
         name: Name of the run.
-        say: How messages name an argument.
+        say: Function that formats an argument name for messages.
 
     Raises:
         UserError: There is no intact checkpoint.
@@ -40,7 +40,7 @@ def checkpoint_to_resume(resume: str, runs: str, name: str, say: Naming = as_arg
     if is_folder:
         folder = path / "checkpoints"
         if not folder.is_dir() and not (path / "config.yaml").is_file():
-            raise UserError(f"{argument}: {path} is no run directory; name one, such as {runs}/{name}/0")
+            raise UserError(f"{argument}: {path} is not a run directory; name one, such as {runs}/{name}/0")
         if not any((folder / file).is_file() for file in ("last.ckpt", "best.ckpt")):
             raise UserError(f"{argument}: {path} stopped before its first checkpoint; start a new run")
         return _intact(folder / "last.ckpt", say)

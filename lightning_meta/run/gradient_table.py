@@ -57,6 +57,7 @@ def cut_rows(file: Path, step: int) -> None:
     """Keep only the rows of earlier steps; does nothing if there is no file."""
     if not file.is_file():
         return
+    # The run repeats the steps after its checkpoint, and would record them twice.
     kept = [row for row in read_rows(file) if int(row[0]) < step]
     if not kept:
         file.unlink()

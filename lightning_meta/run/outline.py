@@ -140,7 +140,7 @@ class _Reader:
 
     def _call(self, opcode: str, function: Any, arguments: Any) -> _Node:
         if not isinstance(function, _Global) or not isinstance(arguments, tuple):
-            raise pickle.UnpicklingError("a call of what is no function")
+            raise pickle.UnpicklingError("a call of an object that is not a function")
         kind = function.removeprefix("torch._utils.")
         if function in self.own:
             return _Node("own", [arguments])
@@ -190,7 +190,7 @@ class _Reader:
 
 def _fill(target: Any, kind: str, items: list[Any]) -> None:
     if not isinstance(target, _Node) or target.kind not in (kind, "own"):
-        raise HostileError(f"it fills what is no {kind}")
+        raise HostileError(f"it adds items to an object that is not a {kind}")
     if kind == "dict":
         for key in items[::2]:
             _check_key(key)
@@ -214,7 +214,7 @@ def _check_key(key: Any) -> None:
 def _check_attributes(state: Any) -> None:
     """Refuse attributes that replace those of every tensor, such as `data`."""
     if not isinstance(state, _Node) or state.kind != "dict":
-        raise HostileError("the attributes of a tensor are no dictionary")
+        raise HostileError("the attributes of a tensor are not a dictionary")
     for name in state.children[::2]:
         if not isinstance(name, str) or hasattr(torch.nn.Parameter, name):
             raise RefusedError(f"a tensor has {str(name)[:50]!r} set")

@@ -58,9 +58,7 @@ def check_progress(checkpoint: Mapping[str, Any], path: str | PathLike[str]) -> 
         if not (0 <= float(seconds) < LARGEST) or not isinstance(stopped, bool):
             raise ValueError
     except Exception as error:  # each generator raises other errors
-        raise UserError(
-            f"{path} cannot be resumed: what it says of the moment when it was written is damaged"
-        ) from error
+        raise UserError(f"{path} cannot be resumed: its training state is damaged") from error
 
 
 def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> UserError | None:
@@ -80,7 +78,7 @@ def restoring_error(error: BaseException, path: str | PathLike[str] | None) -> U
     reason = " ".join(str(error).split())[:200]
     return UserError(
         f"{path} cannot be resumed: what it holds does not fit this run ({type(error).__name__}: {reason}); load its "
-        f"weights with lightning_meta.load, or resume the run that it is of"
+        f"weights with lightning_meta.load, or resume the run it belongs to"
     )
 
 

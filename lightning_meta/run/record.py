@@ -44,7 +44,7 @@ class RunRecord(Callback):
         options: The configuration as plain data.
         allow: Whether to accept changes that affect the meaning of the results.
         began: Start of the process, by `time.monotonic`.
-        say: How messages name an argument.
+        say: Function that formats an argument name for messages.
 
     Attributes:
         start: The training step at which this process started.
@@ -89,9 +89,8 @@ class RunRecord(Callback):
         known = {name: part for name, part in now.items() if name in record}
         unknown += [f"the {name}" for name in now if name not in record and name != "options"]
         if "examples" not in now:
-            unknown.append(
-                f"the examples, of which {type(getattr(trainer, 'datamodule', None)).__name__} tells nothing"
-            )
+            name = type(getattr(trainer, "datamodule", None)).__name__
+            unknown.append(f"the examples ({name} provides no hash of its data)")
         made = {option for part in (record, now) for option in undescribed(part.get("options") or {})}
         unknown += [f"{option}, made in Python" for option in sorted(made) if is_compared(option)]
         plateau = _watches(checkpoint.get("lr_schedulers"), self.options)
@@ -201,7 +200,7 @@ def take_new_options(
     Args:
         checkpoint: The checkpoint; changed in place.
         optimizers: New optimisers of the module, whose state has not been restored.
-        schedules: Their schedules, in order.
+        schedules: Schedules of the optimisers, in the same order.
     """
     stored = checkpoint.get("lr_schedulers") or []
     watched = any(isinstance(schedule.scheduler, ReduceLROnPlateau) for schedule in schedules)

@@ -65,8 +65,8 @@ def facts(module: LightningModule, data: LightningDataModule | None, trainer: Tr
 
     Args:
         module: The model.
-        data: Its data module; None for other data.
-        trainer: Its Trainer.
+        data: Data module of the run; None for other data.
+        trainer: Trainer of the run.
 
     Returns:
         Plain data. `precision` is that of the Trainer. `float32` is the precision of products of float32 numbers:

@@ -79,14 +79,14 @@ def _read(file: Path, rows: int | None) -> tuple[list[str], list[list[str]], boo
         raise UserError(f"{file} cannot be read ({error.strerror})") from error
     whole = text[: text.rfind("\n") + 1]
     if text and not whole and _is_binary(text):
-        raise UserError(f"{file} is damaged: it holds bytes that are no text")
+        raise UserError(f"{file} is damaged: it is not a text file")
     try:
         reader = csv.reader(io.StringIO(whole, newline=""), strict=True)
         columns, table = next(reader, []), list(islice(reader, rows))
     except csv.Error as error:
         raise UserError(f"{file} is damaged: {error}") from error
     if any(_is_binary(cell) for row in (columns, *table) for cell in row):
-        raise UserError(f"{file} is damaged: it holds bytes that are no text")
+        raise UserError(f"{file} is damaged: it is not a text file")
     if len(set(columns)) < len(columns):
         raise UserError(f"{file} is damaged: two of its columns have one name")
     return columns, [list(map(as_text, row)) for row in table], whole != text and (rows is None or len(table) < rows)

@@ -120,7 +120,7 @@ class WandbRunLogger(WandbLogger):
             run.finish(exit_code=status)
         except (TimeoutError, KeyboardInterrupt) as error:
             sync = f"wandb sync --include-online {folder_of(run)}"  # without the option it leaves such runs out
-            _log.warning("W&B has not taken everything: the page of the run is incomplete; later, `%s`", sync)
+            _log.warning("the upload to W&B is incomplete; run `%s` later", sync)
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted from None
 

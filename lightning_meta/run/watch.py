@@ -46,7 +46,7 @@ class RankWatch(Callback):
     It replaces Lightning's observer, which only runs on the first rank and kills all ranks without a message.
 
     Args:
-        say: How messages name an argument.
+        say: Function that formats an argument name for messages.
     """
 
     def __init__(self, say: Naming = as_argument) -> None:
@@ -111,11 +111,11 @@ class RankWatch(Callback):
         self._ended.set()
 
     @property
-    def speaks(self) -> bool:
+    def reports(self) -> bool:
         """Whether this rank reports that a rank died: the first one, or the second if the first one died."""
         return self._local_rank == 0 or (self._local_rank == 1 and self.dead() is not None)
 
-    def how_to_go_on(self) -> str:
+    def how_to_resume(self) -> str:
         """How to resume this run after it was stopped, for messages."""
         if self.last is None or not self.last.is_file():
             return "there is no checkpoint yet: start it again"
@@ -142,18 +142,18 @@ class RankWatch(Callback):
     def stopped_line(self, number: int) -> str:
         """The message about a run that a signal stopped."""
         step = self._trainer.global_step if self._trainer else 0
-        return f"\nstopped in step {step} by {NAMES[signal.Signals(number)]}; {self.how_to_go_on()}"
+        return f"\nstopped in step {step} by {NAMES[signal.Signals(number)]}; {self.how_to_resume()}"
 
     def _run(self) -> None:
         while not self._ended.wait(PERIOD):
             if self.dead() and not self._ended.wait(GRACE):
-                self._say_and_end()
+                self._report_and_end()
 
-    def _say_and_end(self) -> None:
-        line, status = f"\nlightning-meta: error: {self.dead()}; {self.how_to_go_on()}", 1
+    def _report_and_end(self) -> None:
+        line, status = f"\nlightning-meta: error: {self.dead()}; {self.how_to_resume()}", 1
         if number := self.stopped_by():
             line, status = self.stopped_line(number), status_of(number)
-        if self.speaks:
+        if self.reports:
             print(line, file=sys.stderr, flush=True)
         self._kill_others()
         os._exit(status)  # the main thread may be blocked in a collective operation

@@ -69,7 +69,7 @@ class Parkinsons(TaskSource):
         target: Score predicted for each subject, by default `total_UPDRS`; cannot be combined with `tasks="targets"`.
         hold_out: What is held out: `sessions`, or `subjects`, which requires `tasks="targets"`. With `subjects`, of
             every five people, by number, the 2nd is for val and the 4th for test: 25, 9 and 8 people in train, val and
-            test, and nobody in two splits.
+            test, and no person is in two splits.
         extra_features: Names of columns used in addition to the 16 measures of the voice. `age` and `sex` are constant
             for a subject; with `test_time` the interpolated scores can be predicted without the voice.
         url: URL from which to download the file.

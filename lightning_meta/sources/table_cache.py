@@ -196,7 +196,7 @@ def _read(path: Path, key: str) -> tuple[Encoded, list[Message]] | None:
             header = file.metadata()
             if header["key"] != key:  # the table has changed
                 return None
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dictionary
         if header["sha256"] != _sha(key, header["about"], of_weights(sorted(tensors.items()))):
             raise ValueError("its content differs from its hash")
         content = json.loads(header["about"])

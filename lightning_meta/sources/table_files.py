@@ -170,7 +170,7 @@ def _read_csv(path: Path, spelling: Spelling) -> dict[str, Column]:
 class _Written:
     """A CSV file as it is written, which is read again only for messages, and its first rows for warnings.
 
-    A cell may contain line breaks, and empty lines are no rows.
+    A cell may contain line breaks, and empty lines are skipped.
     """
 
     def __init__(self, path: Path, delimiter: str) -> None:
@@ -219,10 +219,10 @@ def _uneven(path: Path, delimiter: str) -> UserError | None:
         return None
     line, cells = uneven
     count = f"{len(cells)} cell{'s' * (len(cells) != 1)}"
-    mend = "correct the line, or remove lines above the header"
+    fix = "correct the line, or remove lines above the header"
     if any("\n" in cell for cell in cells):
-        mend = "a cell in it has line breaks: a quotation mark may not be closed"
-    return UserError(f"{path}: line {line} has {count}, but the header in line {first} has {len(header)}; {mend}")
+        fix = "a cell in it has line breaks: a quotation mark may not be closed"
+    return UserError(f"{path}: line {line} has {count}, but the header in line {first} has {len(header)}; {fix}")
 
 
 def _csv_options(

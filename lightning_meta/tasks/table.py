@@ -1,4 +1,4 @@
-"""How the rows of a table become inputs, and predictions become columns: plain data that a checkpoint holds."""
+"""Plain data, stored in checkpoints, on how rows of a table are converted to inputs and what the targets are."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ from typing import Any
 from lightning_meta.errors import UserError
 
 UNSEEN, FIRST = 0, 2
-"""Codes of a column of text: of a text that no training row has, and of the first one; 1 is a missing text."""
+"""Codes in a column of text: of texts that no training row has, and of the first text; 1 is the missing text."""
 
 
 @dataclass(frozen=True)
 class NumberFeature:
-    """A column of numbers: the input is (x − offset − mean) / scale, 0 where x is missing.
+    """A column of numbers: the input is (x − offset − mean) / scale, or 0 if x is missing.
 
-    With quantiles it is F(x − offset), the share of training numbers below, or Φ⁻¹ of it, and the median where missing.
+    With quantiles the input is F(x − offset), the share of training numbers below x, or Φ⁻¹ of this share; the median
+    if x is missing.
 
     Attributes:
         name: The column.
-        mean: μ of the training rows, less the offset.
-        scale: σ of the training rows, > 0.
-        offset: Taken off whole numbers first, which are exact where float64 would merge them.
+        mean: Mean μ of the training rows minus the offset.
+        scale: Standard deviation σ of the training rows, > 0.
+        offset: Integer subtracted before conversion to float64, so that large integers stay distinct.
         constant: Whether all training rows have the same number: the input is 0 whatever the number.
-        indicator: Whether one more input says where the number is missing.
-        quantiles: Of the training rows, less the offset, at evenly spaced levels from 0 to 1; none for standard units.
-        normal: Whether Φ⁻¹ is taken of the share, so that training inputs are normally distributed.
+        indicator: Whether an additional input marks missing numbers.
+        quantiles: Quantiles of the training rows minus the offset, at evenly spaced levels from 0 to 1; empty for
+            standardised columns.
+        normal: Whether Φ⁻¹ is applied to the share, so that training inputs are normally distributed.
         missed: Whether a training row misses the number; None in checkpoints of earlier versions.
     """
 
@@ -48,11 +50,11 @@ class NumberFeature:
         _check_missed(self)
         object.__setattr__(self, "quantiles", _ascending(self.name, self.quantiles))
         if not (isfinite(self.mean) and isfinite(self.scale) and self.scale > 0):
-            raise UserError(f"column {self.name!r}: mean {self.mean} and scale {self.scale} are no figures of a column")
+            raise UserError(f"column {self.name!r}: mean {self.mean} and scale {self.scale} are not valid")
 
     @property
     def missing_input(self) -> float:
-        """The input where the number is missing: the mean, or the median."""
+        """The input for a missing number: the mean, or with quantiles the median."""
         return 0.5 if self.quantiles and not self.normal else 0.0
 
     @property
@@ -63,16 +65,17 @@ class NumberFeature:
 
 @dataclass(frozen=True)
 class TextFeature:
-    """A column of text: an input of 0 or 1 for each text of the training rows, all 0 for another or a missing one.
+    """A column of text: an input of 0 or 1 for each text of the training rows; all are 0 for unseen and missing texts.
 
-    Coded it is one input: 0 for another text, 1 for a missing one, 2 for the first text, 3 for the second, ...
+    With `coded` it is a single input: 0 for an unseen text, 1 for a missing one, 2 for the first text, 3 for the
+    second, ...
 
     Attributes:
         name: The column.
-        texts: Those of the training rows, sorted.
+        texts: Distinct texts of the training rows, sorted.
         of_numbers: Whether the column held numbers, so that 1 and 1.0 are the same text.
-        indicator: Whether one more input says where the text is missing.
-        coded: Whether its input is a code.
+        indicator: Whether an additional input marks missing texts.
+        coded: Whether the input is an integer code.
         missed: Whether a training row misses the text; None in checkpoints of earlier versions.
     """
 
@@ -105,7 +108,7 @@ class TableTarget:
     Attributes:
         name: The column.
         classes: The names of class 0, 1, ...; none for a regression.
-        unit: What the numbers of a regression are measured in; "" where nobody said so.
+        unit: Unit of a regression target; "" if unknown.
     """
 
     name: str
@@ -119,15 +122,15 @@ class TableTarget:
 
 @dataclass(frozen=True)
 class TableSpec:
-    """How the rows of a `Table` become inputs, learned on its training rows, and what its targets are called.
+    """The conversion of rows of a `Table` to inputs, fitted to its training rows, and the names of its targets.
 
     Attributes:
-        features: In the order of their inputs.
-        targets: In the order of the tasks; one where there is a task column.
-        task_column: The column that names each row's task; "" where each target is a task.
-        task_of_numbers: Whether that column held numbers, so that 1 and 1.0 are the same task.
-        delimiter: What divided the columns of its CSV file; "" for what the name of the file says.
-        decimal: What stood before the decimals of a number.
+        features: Features, in input order.
+        targets: Targets, in task order; a single one if there is a task column.
+        task_column: Name of the column with each row's task; "" if each target is a task.
+        task_of_numbers: Whether the task column held numbers, so that 1 and 1.0 are the same task.
+        delimiter: Column separator of the CSV file; "" if it follows from the file's suffix.
+        decimal: Decimal mark of the CSV file.
     """
 
     features: Sequence[NumberFeature | TextFeature]
@@ -142,26 +145,26 @@ class TableSpec:
         for name, kinds in (("features", (NumberFeature, TextFeature)), ("targets", (TableTarget,))):
             values = getattr(self, name)
             if not isinstance(values, list | tuple) or not all(isinstance(value, kinds) for value in values):
-                raise UserError(f"TableSpec: {name} are no {name} of a table")
+                raise UserError(f"TableSpec: {name} are not {name} of a table")
             object.__setattr__(self, name, tuple(values))
 
     @property
     def inputs(self) -> list[str]:
-        """What each of the D inputs is: a column, `column=text`, or `column is missing`."""
+        """Names of the D inputs: a column, `column=text`, or `column is missing`."""
         return [name for feature in self.features for name in feature.inputs]
 
     @property
     def codes(self) -> list[int]:
-        """For each of the D inputs how many codes it has, of unseen and missing texts too; 0 for a number."""
-        found: list[int] = []
+        """Number of codes of each of the D inputs, including those of unseen and missing texts; 0 for a number."""
+        counts: list[int] = []
         for feature in self.features:
             coded = isinstance(feature, TextFeature) and feature.coded
-            found += [len(feature.texts) + FIRST] if coded else [0] * len(feature.inputs)  # type: ignore[union-attr]
-        return found
+            counts += [len(feature.texts) + FIRST] if coded else [0] * len(feature.inputs)  # type: ignore[union-attr]
+        return counts
 
 
 def _check_types(owner: Any, **kinds: type) -> None:
-    """Refuse what a damaged checkpoint may hold."""
+    """Refuse attributes of another type, which a damaged checkpoint may have."""
     for name, kind in kinds.items():
         value = getattr(owner, name)
         if type(value) is not kind:

@@ -55,9 +55,9 @@ class BackboneTests:
         tensors = {**tensors_of(network)[0], **tensors_of(network)[1]}
         together = stateless_call(network, tensors, x[0], "stored")[0]
         alone = stateless_call(network, tensors, x[0, :1], "stored")[0]
-        apart = relative_error(alone.detach(), together[:1].detach())
-        assert apart < 1e-9, (
-            f"an example's features change by {apart:.1e}, relatively, with what else is in the batch; expected no "
+        error = relative_error(alone.detach(), together[:1].detach())
+        assert error < 1e-9, (
+            f"an example's features change by {error:.1e}, relatively, with what else is in the batch; expected no "
             "change in evaluation mode"
         )
 
@@ -104,27 +104,27 @@ class BackboneTests:
         by_loop = meta.gradient(TaskMap("loop"))
         noise = torch.randn_like(by_loop)
         h = 1e-7  # small, as rectifiers and maxima have kinks
-        apart = meta.error(TaskMap("loop"), by_loop, noise, h)
-        assert apart < 1e-2, (
-            f"the gradient through two inner steps is off by {apart:.1e}, relatively, from finite differences; "
+        error = meta.error(TaskMap("loop"), by_loop, noise, h)
+        assert error < 1e-2, (
+            f"the gradient through two inner steps is off by {error:.1e}, relatively, from finite differences; "
             "expected less than 0.01: is something detached?"
         )
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=SLOWLY_MAPPED)
                 by_vmap = meta.gradient(TaskMap("vmap"))
-        except CANNOT_BE_MAPPED as error:
-            print(f"vmap cannot run {type(network).__name__}, so its tasks are run in a loop: {error}")
+        except CANNOT_BE_MAPPED as reason:
+            print(f"vmap cannot run {type(network).__name__}, so its tasks are run in a loop: {reason}")
             return
         if meta.draws():  # the loop and `vmap` draw different numbers
-            apart = meta.error(TaskMap("vmap"), by_vmap, noise, h)
-            assert apart < 1e-2, (
-                f"the gradient through two inner steps under vmap is off by {apart:.1e}, relatively, from finite "
+            error = meta.error(TaskMap("vmap"), by_vmap, noise, h)
+            assert error < 1e-2, (
+                f"the gradient through two inner steps under vmap is off by {error:.1e}, relatively, from finite "
                 "differences; expected less than 0.01"
             )
         else:
-            apart = relative_error(by_vmap, by_loop)
-            assert apart < 1e-9, (
-                f"the gradient through two inner steps under vmap differs from the loop's by {apart:.1e}, relatively; "
+            error = relative_error(by_vmap, by_loop)
+            assert error < 1e-9, (
+                f"the gradient through two inner steps under vmap differs from the loop's by {error:.1e}, relatively; "
                 "expected less than 1e-9"
             )

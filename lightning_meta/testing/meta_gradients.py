@@ -76,7 +76,7 @@ class MetaGradients:
         """Compare a gradient with a central difference along the sum of its direction and a random direction.
 
         Args:
-            how: How tasks are computed.
+            how: Strategy by which tasks are computed.
             gradient: Result of `gradient`.
             noise: Random vector of the same size, 0 where the gradient is 0 by definition.
             h: Half the distance between the two points.

@@ -85,15 +85,15 @@ class MetaModuleTests(TrainedModuleTests):
         support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
         outputs = self.predicted(module, support, query.x, batch.ways)
         order = torch.arange(len(query.x) - 1, -1, -1)
-        apart = relative_error(self.predicted(module, support, query.x[order], batch.ways), outputs[order])
-        assert apart < self.task_tolerance, (
-            f"reversing the query set changes predictions by {apart:.1e}, relatively; expected no change"
+        error = relative_error(self.predicted(module, support, query.x[order], batch.ways), outputs[order])
+        assert error < self.task_tolerance, (
+            f"reversing the query set changes predictions by {error:.1e}, relatively; expected no change"
         )
         order = torch.arange(len(support.x) - 1, -1, -1)
         turned = Examples(support.x[order], support.y[order])
-        apart = relative_error(self.predicted(module, turned, query.x, batch.ways), outputs)
-        assert apart < self.task_tolerance, (
-            f"reversing the support set changes predictions by {apart:.1e}, relatively; expected no change"
+        error = relative_error(self.predicted(module, turned, query.x, batch.ways), outputs)
+        assert error < self.task_tolerance, (
+            f"reversing the support set changes predictions by {error:.1e}, relatively; expected no change"
         )
 
     def test_a_prediction_does_not_depend_on_its_company(self) -> None:
@@ -103,9 +103,9 @@ class MetaModuleTests(TrainedModuleTests):
         support, query = (Examples(part.x[0], part.y[0]) for part in (batch.support, batch.query))
         with torch.no_grad():
             state = module.adapt(support, batch.ways)
-            apart = relative_error(module.predict(state, query.x[:1]), module.predict(state, query.x)[:1])
-        assert module.transductive or apart < self.task_tolerance, (
-            f"a prediction changes by {apart:.1e}, relatively, with the queries beside it; expected no change: "
+            error = relative_error(module.predict(state, query.x[:1]), module.predict(state, query.x)[:1])
+        assert module.transductive or error < self.task_tolerance, (
+            f"a prediction changes by {error:.1e}, relatively, with the queries beside it; expected no change: "
             "normalise by running statistics or those of the support set, as MetricLearner does, or set the property "
             "`transductive` to True"
         )

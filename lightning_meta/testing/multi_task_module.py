@@ -41,9 +41,9 @@ class MultiTaskModuleTests(TrainedModuleTests):
         outputs = module.outputs(batch)
         for name in batch.rows:
             alone = module.outputs(batch._replace(rows={name: batch.rows[name]}))[name]
-            apart = relative_error(alone.detach(), outputs[name].detach())
-            assert apart < 1e-9, (
-                f"predictions of task {name!r} change by {apart:.1e}, relatively, where the other tasks are absent "
+            error = relative_error(alone.detach(), outputs[name].detach())
+            assert error < 1e-9, (
+                f"predictions of task {name!r} change by {error:.1e}, relatively, where the other tasks are absent "
                 "from the batch; expected no change"
             )
 
@@ -65,9 +65,9 @@ class MultiTaskModuleTests(TrainedModuleTests):
             with _same_dropout():
                 total = torch.stack(list(module.task_losses(batch).values())).sum()
             expected = torch.cat([g.flatten() for g in torch.autograd.grad(total, shared, materialize_grads=True)])
-            apart = relative_error(rows.sum(0), expected)
-            assert apart < 1e-9, (
-                f"the sum of the rows of task_gradients differs from the gradient of the summed losses by {apart:.1e}, "
+            error = relative_error(rows.sum(0), expected)
+            assert error < 1e-9, (
+                f"the sum of the rows of task_gradients differs from the gradient of the summed losses by {error:.1e}, "
                 "relatively; expected less than 1e-9"
             )
 

@@ -68,8 +68,8 @@ def weights_on(world: int, file: str, names: Sequence[str]) -> dict[str, dict[st
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        told = said.read_text()[-2000:]
-        assert process.returncode == 0, f"training on {world} rank(s) failed, or took more than {limit} s: {told}"
+        printed = said.read_text()[-2000:]
+        assert process.returncode == 0, f"training on {world} rank(s) failed, or took more than {limit} s: {printed}"
         return {name: torch.load(Path(folder) / f"{name}.pt", weights_only=True) for name in names}
 
 

@@ -129,10 +129,10 @@ class TrainedModuleTests:
             first = self.trainer(2, enable_checkpointing=True, callbacks=[within_training])
             first.fit(self.made(), datamodule=self.make_data())
             self.trainer(4).fit(resumed, datamodule=self.make_data(), ckpt_path=Path(folder) / "step=2.ckpt")
-        apart = differing(named_tensors(whole), named_tensors(resumed))
-        assert not apart, (
-            f"after a resume {apart} differ; expected the weights of an uninterrupted run: does the checkpoint lack "
-            "some of the training state?"
+        different = differing(named_tensors(whole), named_tensors(resumed))
+        assert not different, (
+            f"after a resume {different} differ; expected the weights of an uninterrupted run: does the checkpoint "
+            "lack some of the training state?"
         )
 
     def test_two_ranks_train_as_one_process(self) -> None:
@@ -142,10 +142,10 @@ class TrainedModuleTests:
         assert one.keys() == two.keys(), (
             f"two ranks have the parameters {sorted(two)}; expected those of one process, {sorted(one)}"
         )
-        apart = [name for name in one if float((one[name] - two[name]).abs().max()) > self.tolerance]
-        assert not apart, (
-            f"after training on two ranks {apart} differ by more than {self.tolerance:g}; expected the weights of one "
-            "process: is something not reduced over ranks?"
+        different = [name for name in one if float((one[name] - two[name]).abs().max()) > self.tolerance]
+        assert not different, (
+            f"after training on two ranks {different} differ by more than {self.tolerance:g}; expected the weights of "
+            "one process: is something not reduced over ranks?"
         )
 
     def trained_on(self, world: int) -> dict[str, Tensor]:

@@ -67,17 +67,19 @@ class LossWeighting(Weighting, ABC):
 
 @torch.no_grad()
 def kept(place: Tensor, values: Tensor) -> Tensor:
-    """Values that an attribute keeps for after the step, in the same place if they fit, as a CUDA graph needs it.
+    """Store values in an attribute for use after the step, in place if shape, dtype and device are the same.
+
+    A captured CUDA graph writes to the same memory in every replay, so the attribute must keep its memory.
 
     Args:
-        place: What the attribute has kept so far.
-        values: The values of this step.
+        place: Current value of the attribute.
+        values: Values of this step.
 
     Returns:
-        The tensor for the attribute.
+        New value of the attribute: `place`, overwritten, or a copy of `values`.
     """
-    alike = (place.shape, place.dtype, place.device) == (values.shape, values.dtype, values.device)
-    if alike and place.is_inference() == torch.is_inference_mode_enabled():
+    fits = (place.shape, place.dtype, place.device) == (values.shape, values.dtype, values.device)
+    if fits and place.is_inference() == torch.is_inference_mode_enabled():
         return place.copy_(values)
     return values.detach().clone()
 

@@ -162,7 +162,7 @@ def test_only_a_state_dict_is_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="save the state_dict alone"):
         convert_maml(tmp_path / "pickled.pt", module)
     torch.save([torch.ones(1)], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="is no state_dict"):
+    with pytest.raises(UserError, match="is not a state_dict"):
         convert_maml(tmp_path / "list.pt", module)
     with pytest.raises(UserError, match="there is no file"):
         convert_maml(tmp_path / "absent.pt", module)

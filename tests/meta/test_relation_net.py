@@ -189,11 +189,11 @@ def test_checkpoints_have_the_channels_of_the_version_that_wrote_them(earlier: b
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: made(channels=3), "channels: the backbone's 64 features are no square maps of 3 channels"),
-        (lambda: made(channels=32), "features are no square maps of 32 channels"),
+        (lambda: made(channels=3), "channels: the backbone's 64 features are not square maps of 3 channels"),
+        (lambda: made(channels=32), "features are not square maps of 32 channels"),
         (
             lambda: made(EpisodeSpec("classification", (1, 8, 16), 3), Conv4(1, 4, blocks=2), channels=4),
-            "features are no square maps of 4 channels; .* square images",
+            "features are not square maps of 4 channels; .* square images",
         ),
         (lambda: made(channels=0), "channels"),
         (lambda: made(hidden=0), "hidden"),

@@ -310,7 +310,7 @@ def test_the_command_exports_beside_predictions_and_refuses_what_it_cannot(
     command = ["predict", "--ckpt_path", str(run), "--export", "model.pt2"]
     for wrong, said in {
         ("--labels", "x.csv"): "--support: give a folder",
-        ("--table", "new.csv", "--steps", "3"): "--steps: rows of --table have none",
+        ("--table", "new.csv", "--steps", "3"): "--steps applies only to images",
         ("--table", "new.csv", "--out", "model.pt2"): "--out names the same file",
     }.items():
         assert main([*command, *wrong]) == 2

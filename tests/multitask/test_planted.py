@@ -52,7 +52,7 @@ def test_a_planted_conflict_hurts_and_a_planted_twin_helps(tmp_path: Path) -> No
     methods = {method["method"]: method for method in report["methods"]}
     pooled = {task["task"]: task for task in methods["pooled"]["tasks"]}
     assert pooled["flipped"]["verdict"] == "hurt"
-    assert pooled["flipped"]["enemy"] == "interference"
+    assert pooled["flipped"]["cause"] == "interference"
     assert pooled["flipped"]["delta"] < -0.3
     assert pooled["flipped"]["high"] < 0
     for twin in ("twin_1", "twin_2"):

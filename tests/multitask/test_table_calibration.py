@@ -78,7 +78,7 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
     held_out = [row for row in ROWS if row["split"] == "test"]
     write(Path("new.csv"), held_out, leave_out=("price", "sold", "grade", "split"))
     assert main(["predict", "--ckpt_path", str(run), "--table", "new.csv", "--calibrated", "--batch_size", "7"]) == 0
-    assert "labels, whose classes are all too improbable (columns abstained)" in capsys.readouterr().out
+    assert "labels, for which no class is probable enough (columns abstained)" in capsys.readouterr().out
     written = read("predictions.csv")
     plain = lm.load(run).predict_table("new.csv", batch_size=7)
     assert list(written[0]) == [
@@ -112,7 +112,7 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
         of_task = stored["tasks"][task]
         p, y = _probabilities(found, task, classes), np.array([classes.index(label) for label in wanted])
         of_label = p[np.arange(len(y)), y]
-        assert of_task["labels"] == len(y) < 60  # missing labels are passed over
+        assert of_task["labels"] == len(y) < 60  # missing labels are skipped
         assert of_task["quantile"] == pytest.approx(kth(1 - of_label, 0.8), abs=1e-6)
         assert of_task["threshold"] == pytest.approx(1 - kth(1 - p.max(1), 0.8), abs=1e-6)
         loss = lambda beta, p=p, y=y: -np.log(_sharper(p, np.exp(beta))[np.arange(len(y)), y]).mean()  # noqa: E731

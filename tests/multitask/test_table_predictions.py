@@ -351,7 +351,7 @@ def test_the_command_refuses_what_cannot_be_in_a_line(tmp_path: Path, capsys: py
     for options, told in (
         (["--ckpt_path", "earlier.ckpt", "--table", str(new)], "the checkpoint does not say how a row becomes inputs"),
         (["--ckpt_path", str(run), "--table", "no.csv"], "--table no.csv: there is no such file"),
-        (["--ckpt_path", str(run), "--table", str(new), "--support", "x"], "--support: rows of --table have none"),
+        (["--ckpt_path", str(run), "--table", str(new), "--support", "x"], "--support applies only to images"),
         (["--ckpt_path", str(run)], "--support: give a folder of labelled images, or --table a table of new rows"),
         (["--ckpt_path", str(run), "--support", "x", "--query", "x"], "give --table for new rows of the table"),
     ):

@@ -15,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_meta.report.transfer import TransferReport, compare, print_report, write_report
-from lightning_meta.report.transfer.comparison import dominating_tasks, enemy, mean_ranks, shares
+from lightning_meta.report.transfer.comparison import cause_if_hurt, dominating_tasks, mean_ranks, shares
 from lightning_meta.report.transfer.table import printable
 from lightning_meta.report.transfer.writing import draw_forest, draw_gap
 from tests.report.transfer_runs import Simulated, draw, write_run
@@ -49,7 +49,7 @@ def against_independent(root: Path, *methods: str) -> TransferReport:
 
 
 def verdicts(report: TransferReport) -> dict[str, tuple[str, str]]:
-    return {t.task: (t.verdict, t.enemy) for t in report.methods[0].tasks}
+    return {t.task: (t.verdict, t.cause) for t in report.methods[0].tasks}
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_rule_of_domination() -> None:
     assert dominating_tasks(shares(np.array([3.0, 0.3, 3.1, 0.3, 0.3, 0.3]))) == [2, 0]
     assert dominating_tasks(shares(np.array([1.0, np.nan]))) == []
     assert np.isnan(shares(np.array([1.0, -1.0]))).all()
-    assert enemy(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True) == "unclear"
+    assert cause_if_hurt(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True) == "unclear"
 
 
 def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_what_helps_over_139_small_tasks_is_said_once_for_all(tmp_path: Path) ->
     write_report(report, tmp_path / "report")
     with Image.open(tmp_path / "report" / "forest.png") as forest:
         assert forest.height < 2500  # 30 pixels for each of 139 rows would be 4170
-    assert f"For these trained models: better over the tasks: better in {method.for_models.better} of 139" in said
+    assert f"For these trained models: better on average (better in {method.for_models.better} of 139" in said
     assert f"For the method: helps: mean Δ {method.for_method.mean:+.3f}, 95 % interval over 3 seeds" in said
     assert said.count("Smallest Δ that could have been shown") == 2
 

@@ -1,4 +1,4 @@
-"""How often the report's verdicts are wrong and right, and what its intervals cover, in made-up comparisons.
+"""Rates of false and correct verdicts of the transfer report, and coverage of its intervals, in simulated comparisons.
 
 `python -m tests.report.verdict_simulation` prints the table of `docs/multi_task_results.md`.
 """
@@ -21,8 +21,8 @@ class Case(NamedTuple):
 
     Attributes:
         each: Standard deviation of the effect on each task.
-        alike: Standard deviation of the effect on all tasks.
-        unequal: How unequal the effect on all tasks is between tasks.
+        alike: Standard deviation of the effect common to all tasks.
+        unequal: Largest relative deviation of the common effect between tasks, in [0, 1].
         noisy: Factor of `each` for every tenth task.
         tasks: Number of tasks.
     """
@@ -46,15 +46,16 @@ CASES = {
 }
 
 
-class Found(NamedTuple):
+class Rates(NamedTuple):
     """Rates over simulations.
 
     Attributes:
-        false: At least one false verdict among tasks that do not differ.
-        power: A right verdict for a task that differs by `EFFECT`, `AFFECTED` tasks do.
-        coverage: A task's 95 % interval holds the truth.
-        method_power: "Helps" of one that adds a half of `EFFECT` to every task.
-        method_coverage: The method's interval holds the truth; the rest are false verdicts of the method.
+        false: Rate of at least one false verdict if no task differs.
+        power: Rate of correct verdicts for the `AFFECTED` tasks that differ by `EFFECT`.
+        coverage: Rate at which a task's 95 % interval contains the true difference.
+        method_power: Rate of the verdict "helps" for a method that adds half of `EFFECT` to every task.
+        method_coverage: Rate at which the method's interval contains the true difference; the others are false
+            verdicts of the method.
     """
 
     false: float
@@ -64,8 +65,8 @@ class Found(NamedTuple):
     method_coverage: float
 
 
-def simulate(case: str, seeds: int, trials: int) -> Found:
-    """Compare methods that do nothing, then the same with effects added."""
+def simulate(case: str, seeds: int, trials: int) -> Rates:
+    """Simulate comparisons of a method without an effect, and of the same method with effects added."""
     each, alike, unequal, noisy, tasks = CASES[case]
     rng = np.random.default_rng([seeds, list(CASES).index(case)])
     rows = []
@@ -79,7 +80,7 @@ def simulate(case: str, seeds: int, trials: int) -> Found:
         d = (by_seed + of_examples).transpose(1, 0, 2)
         null = paired_intervals(list(d), [False] * tasks)
         some = paired_intervals(list(d + effect[:, None, None]), [False] * tasks)
-        on_these_examples = by_seed.mean(2)  # of which the statement is
+        on_these_examples = by_seed.mean(2)  # the statement over seeds is about these test examples
         method, helped = state(on_these_examples)[1], state(on_these_examples + EFFECT / 2)[1]
         rows.append(
             (
@@ -90,7 +91,7 @@ def simulate(case: str, seeds: int, trials: int) -> Found:
                 method.low <= 0 <= method.high,
             )
         )
-    return Found(*map(float, np.array(rows, dtype=float).mean(0)))
+    return Rates(*map(float, np.array(rows, dtype=float).mean(0)))
 
 
 def table(trials: int) -> str:

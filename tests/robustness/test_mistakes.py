@@ -176,8 +176,11 @@ MISTAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
         ("gradient_clip_algorithm", "'value', 'norm'", HELP),
     ),
     # Runs
-    "a folder that is no run": ([*M, "--ckpt_path=pets"], ("--ckpt_path pets: pets is no run directory", "name one")),
-    "an empty path": ([*M, "--ckpt_path="], ("--ckpt_path", "is no run directory", "name one")),
+    "a folder that is no run": (
+        [*M, "--ckpt_path=pets"],
+        ("--ckpt_path pets: pets is not a run directory", "name one"),
+    ),
+    "an empty path": ([*M, "--ckpt_path="], ("--ckpt_path", "is not a run directory", "name one")),
     "a table for a checkpoint": ([*M, "--ckpt_path=houses.csv"], ("houses.csv is not a checkpoint",)),
     "a metric that stopping follows": (
         [*M, "--trainer.callbacks=EarlyStopping", "--trainer.callbacks.monitor=val/acuracy"],

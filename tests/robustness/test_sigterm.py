@@ -38,10 +38,10 @@ class Stops(Callback):
     """Sends a signal to this process.
 
     Args:
-        hook: Within which hook.
-        step: After how many training steps.
-        number: The signal.
-        times: How often.
+        hook: Hook of the callback in which the signal is sent.
+        step: Number of training steps after which the signal is sent.
+        number: Number of the signal.
+        times: Number of signals.
     """
 
     def __init__(self, hook: str, step: int, number: int, times: int = 1) -> None:

@@ -13,9 +13,9 @@ class Scripted(ToyModule):
 
     Args:
         backbone: The network.
-        metric: The name of the scores.
-        scores: With commas between them.
-        losses: As `val/loss`, likewise; by default none is logged.
+        metric: Name under which the scores are logged.
+        scores: Scores of the validations, separated by commas.
+        losses: Values of `val/loss`, separated by commas; by default it is not logged.
     """
 
     def __init__(

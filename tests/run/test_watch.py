@@ -42,7 +42,7 @@ def test_a_rank_whose_connection_is_gone_waits_for_the_end_of_the_other(monkeypa
     monkeypatch.setattr(os, "getppid", lambda: next(parents, 2))
     with watching(1, []) as watch:
         watch.on_exception(None, None, RuntimeError())  # type: ignore[arg-type]
-        assert not watch.speaks
+        assert not watch.reports
         watch.await_end_of_starter()
-        assert watch.speaks
+        assert watch.reports
         assert watch.dead() == "rank 0 died"

@@ -22,7 +22,7 @@ from lightning_meta.cli.ladder.file import OF_THE_LADDER, Ladder, read_ladder
 from lightning_meta.cli.ladder.groups import GroupedRung, compare_with_extremes, grouped_rung
 from lightning_meta.cli.ladder.linear import compare_with_linear
 from lightning_meta.cli.ladder.plan import PlannedRun, plan
-from lightning_meta.cli.ladder.tuning import Found, has_failed, note_failure, tuned
+from lightning_meta.cli.ladder.tuning import SearchResult, has_failed, note_failure, tuned
 from lightning_meta.cli.ladder.verdicts import verdicts
 from lightning_meta.cli.plain_parser import PlainParser
 from lightning_meta.cli.threads import OPTION, using_threads
@@ -49,12 +49,14 @@ def ladder(args: Sequence[str]) -> None:
         rungs, grouped_name, notes = _with_groups(rungs, grouped)
     for line in notes:
         print(line, flush=True)
-    found: dict[str, Found] = {}
+    search_results: dict[str, SearchResult] = {}
     # A search starts many runs: each gets a child process, which frees all memory at its end.
     separate = rungs.search is not None
     try:
         if rungs.search is not None:
-            rungs, found = tuned(rungs, rungs.search, lambda trials: _train(trials, options, separate, note_failure))
+            rungs, search_results = tuned(
+                rungs, rungs.search, lambda trials: _train(trials, options, separate, note_failure)
+            )
         _train(plan(rungs), options, separate)
     except (KeyboardInterrupt, SystemExit, StoppedBySignal) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:
@@ -65,7 +67,7 @@ def ladder(args: Sequence[str]) -> None:
     if grouped is not None:
         models = {rung: config["model"]["class_path"] for rung, config in rungs.rungs.items()}
         notes += compare_with_extremes(grouped_name, models, runs)
-    _report(rungs, runs, found, notes, options.wandb_project)
+    _report(rungs, runs, search_results, notes, options.wandb_project)
 
 
 def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, list[str]]:
@@ -83,7 +85,11 @@ def _with_groups(ladder: Ladder, grouped: GroupedRung) -> tuple[Ladder, str, lis
 
 
 def _report(
-    ladder: Ladder, runs: Sequence[PlannedRun], found: Mapping[str, Found], notes: Sequence[str], wandb: str | None
+    ladder: Ladder,
+    runs: Sequence[PlannedRun],
+    search_results: Mapping[str, SearchResult],
+    notes: Sequence[str],
+    wandb: str | None,
 ) -> None:
     """Compare the rungs with the baseline; print and write the report, with further notes, also to a W&B project."""
     others = [run.directory for run in runs if run.directory and run.rung != ladder.baseline]
@@ -91,7 +97,7 @@ def _report(
         return
     baseline = [run.directory for run in runs if run.directory and run.rung == ladder.baseline]
     report = compare(others, baseline, [] if ladder.search is None else ladder.search.parameters)
-    linear, equal_budget = compare_with_linear(runs), verdicts(report, runs, found) if found else None
+    linear, equal_budget = compare_with_linear(runs), verdicts(report, runs, search_results) if search_results else None
     tables = [table for table in (linear, equal_budget) if table is not None]
     notes = [*(line for table in tables for line in table.lines), *notes]
     folder = ladder.folder / "report"
@@ -167,7 +173,7 @@ def _check(options: argparse.Namespace, fit_args: Sequence[str]) -> None:
     if options.jobs > 1 and options.jobs * options.threads > cores:
         raise UserError(
             f"--jobs {options.jobs} with --threads {options.threads} needs {options.jobs * options.threads} cores, and "
-            f"there are {cores}; more at a time would only be slower"
+            f"there are {cores}; use fewer jobs"
         )
 
 

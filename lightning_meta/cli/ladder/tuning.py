@@ -25,7 +25,7 @@ Configs = dict[str, list[dict[str, Any]]]  # configurations of the trials by run
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """Result of the search of one rung.
 
     Attributes:
@@ -43,7 +43,9 @@ class Found:
     ends: Mapping[str, str] = field(default_factory=dict)
 
 
-def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], None]) -> tuple[Ladder, dict[str, Found]]:
+def tuned(
+    ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], None]
+) -> tuple[Ladder, dict[str, SearchResult]]:
     """Train the trials of all rungs, and return the ladder with the best settings of each rung.
 
     Args:
@@ -75,7 +77,7 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
             config = _weighted(configs[rung][first], weights[rung][-1])
             configs[rung].append({**config, "name": f"{rung}_trial_{number}"})
     train(_planned(ladder, search, {rung: configs[rung] for rung in sums}))
-    rungs, found = {}, {}
+    rungs, results = {}, {}
     for rung, config in ladder.rungs.items():
         source = ladder.weights.get(rung, rung)
         searched = rung if source == TUNED else source
@@ -87,8 +89,8 @@ def tuned(ladder: Ladder, search: Search, train: Callable[[list[PlannedRun]], No
             chosen = _weighted(chosen, task_weights)
         rungs[rung] = {**chosen, **{key: config[key] for key in ("name", "runs")}}
         ends = _ends(settings[rung], best) if searched == rung else {}
-        found[rung] = Found(best, settings[searched][best], task_weights, sum(map(steps_of, runs)), ends)
-    return replace(ladder, rungs=rungs), found
+        results[rung] = SearchResult(best, settings[searched][best], task_weights, sum(map(steps_of, runs)), ends)
+    return replace(ladder, rungs=rungs), results
 
 
 def note_failure(run: PlannedRun) -> None:

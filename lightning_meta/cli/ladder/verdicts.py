@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.cli.ladder.tuning import Found
+from lightning_meta.cli.ladder.tuning import SearchResult
 from lightning_meta.report.transfer import TransferReport
 from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodVerdict, method_verdicts
@@ -41,7 +41,7 @@ class Row:
         milliseconds: Training time per step in ms, including validation.
         memory: Peak memory of a run in MB; NaN if unknown.
         steps: Training steps of all trials and runs.
-        found: Result of the search.
+        search_result: Result of the search.
     """
 
     rung: str
@@ -50,13 +50,13 @@ class Row:
     milliseconds: float
     memory: float
     steps: int
-    found: Found
+    search_result: SearchResult
 
     @property
     def settings(self) -> str:
         """The tuned settings and weights as text."""
-        settings = [f"{_short(name)} {value}" for name, value in self.found.settings.items()]
-        weights = self.found.weights
+        settings = [f"{_short(name)} {value}" for name, value in self.search_result.settings.items()]
+        weights = self.search_result.weights
         if 0 < len(weights) <= NAMED_WEIGHTS:
             settings.append("weights " + ", ".join(f"{task} {weight:.2f}" for task, weight in weights.items()))
         elif weights:
@@ -100,7 +100,9 @@ class Verdicts:
     @property
     def _ends(self) -> list[str]:
         """What to say of settings at an end of those tried: one line, or none."""
-        ends = [f"{_short(name)} of {row.rung} ({end})" for row in self.rows for name, end in row.found.ends.items()]
+        ends = [
+            f"{_short(name)} of {row.rung} ({end})" for row in self.rows for name, end in row.search_result.ends.items()
+        ]
         if not ends:
             return []
         return [f"The best value is an end of those tried, so another range may be better: {', '.join(ends)}."]
@@ -134,17 +136,19 @@ class Verdicts:
         names = ("mean", "low", "high", "p_holm", "smallest", "verdict")
         rows: list[Sequence[Any]] = [COLUMNS]
         for row in self.rows:
-            found = row.found
-            searched = [found.trial, found.steps, json.dumps(found.settings), json.dumps(found.weights)]
+            result = row.search_result
+            searched = [result.trial, result.steps, json.dumps(result.settings), json.dumps(result.weights)]
             figures = [row.score, *(getattr(row.verdict, name, "") for name in names), row.milliseconds, row.memory]
             cells = ["" if isinstance(figure, float) and not math.isfinite(figure) else figure for figure in figures]
             rows.append([row.rung, *cells, row.steps, *searched])
         write_table(folder / FILE, rows)
 
 
-def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[str, Found]) -> Verdicts:
+def verdicts(
+    report: TransferReport, runs: Sequence[PlannedRun], search_results: Mapping[str, SearchResult]
+) -> Verdicts:
     """Compute the cost and the verdict of each rung."""
-    by_rung: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *found)}
+    by_rung: dict[str, list[dict[str, Any]]] = {rung: [] for rung in (report.baseline, *search_results)}
     for run in runs:
         if run.directory is not None:
             by_rung[run.rung].append(read_results(run.directory))
@@ -159,8 +163,8 @@ def verdicts(report: TransferReport, runs: Sequence[PlannedRun], found: Mapping[
                 verdict_of.get(rung),
                 1000 * sum(results["train_time_s"] for results in seeds) / max(steps, 1),
                 fmean(_number(results, "peak_memory_mb") for results in seeds),
-                steps + found[rung].steps,
-                found[rung],
+                steps + search_results[rung].steps,
+                search_results[rung],
             )
         )
     return Verdicts(report.baseline, rows)

@@ -112,7 +112,7 @@ def _tensors(path: str | PathLike[str]) -> Tensors:
     except Exception as error:  # torch.load raises errors of many types
         raise UserError(f"{path} holds more than tensors, or is damaged; save the state_dict alone") from error
     if not isinstance(state, dict) or not all(map(_is_named_tensor, state.items())):
-        raise UserError(f"{path} is no state_dict: save learn2learn's MAML(...).state_dict()")
+        raise UserError(f"{path} is not a state_dict: save learn2learn's MAML(...).state_dict()")
     return state
 
 

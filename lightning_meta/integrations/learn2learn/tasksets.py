@@ -27,8 +27,8 @@ class FromTasksets(Source):
 
     Args:
         train: A `Taskset`, a `MetaDataset` (filtered, or a union), or a data set of pairs, for training.
-        validation: The same for validation.
-        test: The same for testing.
+        validation: Data set for validation, of the same types.
+        test: Data set for testing, of the same types.
         separate_labels: Whether each split numbers its own classes from 0, as in learn2learn's mini-ImageNet.
         ignore_transforms: Whether to skip, without a warning or an error, task transforms that are not run.
 

@@ -25,13 +25,14 @@ from lightning_meta.report.transfer.results import (
 )
 
 RULES = (
-    "Of a task that is hurt: its training loss at the selected checkpoint (evaluation mode, a fixed subset) rose "
-    "against the baseline in every seed: interference; fell in every seed: generalisation gap; else: unclear. "
-    "Interference takes shared parameters, and a best validation before the last one on both sides in every seed; "
-    "where it was the last, and the loss did not fall: not converged, train longer. "
-    "'few tasks dominate' is added where the shares of the gradient (of the training loss where no gradient was "
-    "recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's own share is below "
-    "1/T; the dominating tasks are the fewest that hold half of the total."
+    "A hurt task is labelled by its training loss at the selected checkpoint (evaluation mode, a fixed subset), "
+    "compared with the baseline's: 'interference' if it rose in every seed, 'generalisation gap' if it fell in every "
+    "seed, else 'unclear'. 'Interference' requires that the method shares parameters (else 'nothing is shared') and "
+    "that for both the method and the baseline the best validation was before the last one in every seed; if it was "
+    "the last one and the loss did not fall in every seed, the label is 'not converged: train longer'. 'few tasks "
+    "dominate' is added if the shares s of the gradient (of the training loss if no gradient was recorded) have an "
+    "effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's share is below 1/T; the dominating "
+    "tasks are the fewest that make up half of the total."
 )
 NOT_CONVERGED = "not converged: train longer"
 
@@ -53,15 +54,15 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     values = np.array([[m.mean(name, "test") for name in names] for m in everyone])
     ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in names])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
-    selection = {m.name: found for m in everyone if (found := _selected(m, names)) is not None}
-    said = (
+    selection = {m.name: selected for m in everyone if (selected := _selected(m, names)) is not None}
+    notes = (
         *what_seeds_support(against, transfers),
         *constants(everyone, names),
         *without_interval(everyone, names),
         *not_converged(everyone, names),
         *differences_in_common(against, methods, tuned),
     )
-    return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, said)
+    return TransferReport(against.name, against.seeds, transfers, float(ranks[0]), selection, notes)
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
@@ -87,7 +88,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
         for name, of, pair in zip(names, classes, scores, strict=True)
     ]
-    signs = [against.runs[0].tasks[name].sign for name in names]
+    signs = [against.runs[0].tasks[name].sign for name in names]  # −1 for errors, so that above 0 is better
     interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
     losses, loss_before = method.per_seed(names, "train_loss"), against.per_seed(names, "train_loss")
     loss_share = shares(losses.mean(0))
@@ -102,7 +103,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             verdict = "too few seeds"
         elif interval.p_holm[i] < ALPHA:
             verdict = "helped" if interval.delta[i] > 0 else "hurt"
-        hurts = enemy(
+        cause = cause_if_hurt(
             losses[:, i] - loss_before[:, i],
             float(deciding[i]),
             dominating,
@@ -126,7 +127,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 p=float(interval.p[i]),
                 p_holm=float(interval.p_holm[i]),
                 verdict=verdict,
-                enemy=hurts if verdict == "hurt" else "",
+                cause=cause if verdict == "hurt" else "",
                 baseline_train_loss=float(loss_before[:, i].mean()),
                 train_loss=float(losses[:, i].mean()),
                 baseline_gap=first.sign * (against.mean(name, "train") - against.mean(name, "val")),
@@ -141,6 +142,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
+        # Errors in units of a constant prediction's, so that `FLOOR` in `delta_m` does not depend on units of targets.
         units = [unit(t.better, against.mean(t.task, "constant"), t.baseline) for t in comparable]
         ours, theirs = (
             torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
@@ -188,7 +190,7 @@ def _selected(method: Method, names: Sequence[str]) -> Selected | None:
     return Selected(float(own), float(joint), len(known))
 
 
-def enemy(
+def cause_if_hurt(
     change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
 ) -> str:
     """Name the cause if a task is hurt.
@@ -196,14 +198,15 @@ def enemy(
     Args:
         change_of_loss: `(S,)` training loss of the method − the baseline's, by seed.
         share: The task's share of the gradient, or of the loss.
-        dominating: The tasks that dominate; none where none do.
-        tasks: T.
+        dominating: Names of the tasks that dominate; may be empty.
+        tasks: Number of tasks T.
         shares: Whether the method's tasks share parameters.
-        converged: Whether both sides' best validation of the task came before the last; None where it is not known.
+        converged: Whether the best validation of the task came before the last, for the method and the baseline; None
+            if unknown.
 
     Returns:
-        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`, and where it applies
-        ", few tasks dominate".
+        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`; ", few tasks dominate"
+        is appended to the first three if it applies.
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
     if fell:
@@ -218,22 +221,22 @@ def enemy(
 
 
 def shares(amounts: np.ndarray) -> np.ndarray:
-    """Amounts by task as shares of their sum, `(T,)`; NaN where one is unknown or negative, or all are zero."""
+    """Amounts by task as shares of their sum, `(T,)`; all NaN if one is unknown or negative, or all are zero."""
     total = amounts.sum()
     return amounts / total if total > 0 and (amounts >= 0).all() else np.full(len(amounts), np.nan)
 
 
 def dominating_tasks(share: np.ndarray) -> list[int]:
-    r"""The few tasks that hold half of the total, where it is concentrated.
+    r"""The fewest tasks that make up half of the total, if it is concentrated.
 
-    Concentrated is an effective number of tasks (the inverse of Simpson's index, Hill 1973) of at most half way
-    between one and all: $1 / \sum_i s_i^2 \le (T + 1) / 2$.
+    The total is concentrated if the effective number of tasks (the inverse of Simpson's index, Hill 1973) is at most
+    half way between one and T: $1 / \sum_i s_i^2 \le (T + 1) / 2$.
 
     Args:
-        share: s, `(T,)`, adding up to 1.
+        share: Shares s of the tasks, `(T,)`, with sum 1.
 
     Returns:
-        Their numbers, the largest share first; empty where the total is not concentrated or not known.
+        Task numbers, the largest share first; empty if the total is not concentrated or unknown.
     """
     if len(share) < 2 or not np.isfinite(share).all() or 1 / (share**2).sum() > (len(share) + 1) / 2:
         return []

@@ -15,16 +15,17 @@ ALPHA, FOR_SEEDS = 0.05, 0.035  # family-wise error of a method, and the part of
 HEAVY_TAILED = 5.5  # degrees of freedom; chosen in simulations, see docs/multi_task.md
 FEW = 5  # with fewer tasks, common and task-specific seed effects cannot be separated
 METHOD = (
-    "Metrics that are no means over examples (AUROC and others) enter by what each example adds to them (infinitesimal "
-    "jackknife; of the AUROC that is DeLong's method), with a variance for each class of test examples: few of a class "
-    "are few degrees of freedom, and where there is one the task has no interval. "
     "Two-way random-effects analysis of variance (seeds x test examples, no replication) of the paired differences, "
-    "Satterthwaite degrees of freedom, t interval. From five tasks on, what a seed does to all tasks alike is "
-    "estimated apart, with S - 1 degrees of freedom; what it does to each is moderated over tasks (empirical Bayes, "
-    "Smyth 2004) and never taken below the task's own. For accuracy two pseudo-examples are added (Agresti and Min "
-    "2005). Verdicts, from three seeds on: of each difference the 96.5 % limit of what seeds do to all tasks alike is "
-    "taken off, then Holm's correction over the tasks of a method at the remaining 1.5 %; together 5 %. Of fewer than "
-    "five tasks: Holm's correction at 5 %."
+    "Satterthwaite degrees of freedom, t interval. For AUROC and other metrics that are not means over examples, the "
+    "contribution of each example is estimated by the infinitesimal jackknife (for the AUROC this is DeLong's method), "
+    "with a variance for each class of test examples. A class with few examples gives few degrees of freedom; a task "
+    "with a single example of a class has no interval. From five tasks on, the effect of a seed that is common to all "
+    "tasks is estimated separately, with S - 1 degrees of freedom; its effects on single tasks are moderated over "
+    "tasks (empirical Bayes, Smyth 2004), but a task's estimate is never below its own mean square. For accuracy two "
+    "pseudo-examples are added (Agresti and Min 2005). Verdicts, from three seeds on: the 96.5 % limit of the common "
+    "seed effect is subtracted from the size of each difference, then Holm's correction is applied over the tasks of "
+    "a method at the remaining 1.5 %, so that the error rate is 5 % in total. With fewer than five tasks: Holm's "
+    "correction at 5 %."
 )
 
 
@@ -63,11 +64,11 @@ def paired_intervals(
     Satterthwaite's (1946). Three seeds give $M_a$ two degrees of freedom, too few for 50 tests: `moderated` pools it.
     One seed has no $M_a$: its interval is over test examples alone.
 
-    A lucky seed may help all tasks at once, so T tasks are not T estimates of one variance: pooled as if they were,
-    false verdicts came in 9 to 14 % of comparisons. From `FEW` tasks on $a_s$ is therefore $c_s + a_{s,i}$ (in units of
-    $\sqrt{M_e}$), and $c_s$ is estimated by the mean over tasks with $S - 1$ degrees of freedom, which pooling cannot
-    add to. A verdict is about both: with $\alpha = 5\,\%$ and $\alpha_c = 3.5\,\%$ of it for c, the same error in all
-    tasks, task i differs where
+    A seed may help all tasks at once, so T tasks are not T independent estimates of one variance: if they are pooled as
+    such, 9 to 14 % of comparisons have a false verdict. From `FEW` tasks on $a_s$ is therefore $c_s + a_{s,i}$ (in
+    units of $\sqrt{M_e}$), and $c_s$ is estimated by the mean over tasks with $S - 1$ degrees of freedom, which pooling
+    cannot add to. A verdict is about both: with $\alpha = 5\,\%$ and $\alpha_c = 3.5\,\%$ of it for c, the same error
+    in all tasks, task i differs where
 
     $$|\bar d_i| > t_{S-1,\,1-\alpha_c/2}\, \mathrm{se}(\bar c) + t_{df_i}\, \mathrm{se}(\bar d_i - \bar c)$$
 
@@ -105,9 +106,9 @@ def paired_intervals(
             usable = (residual > 0) & np.isfinite(own)
             if usable.sum() >= FEW:
                 means = np.stack([d.mean(1) for d in differences], 1)[:, usable] / np.sqrt(residual[usable])
-                variance, apart = without_common(means)
+                variance, rest = without_common(means)
                 spent, common[usable] = FOR_SEEDS, variance * (residual * sizes / count)[usable]
-                own[usable] = (sizes * residual)[usable] * apart
+                own[usable] = (sizes * residual)[usable] * rest
                 own, df_seeds = moderated(own, residual, sizes, seeds)
             terms += [(own, df_seeds), (residual, df_residual)]
             largest = np.maximum.reduce([own + between_examples - residual, own, between_examples, residual])

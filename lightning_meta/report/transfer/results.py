@@ -19,11 +19,11 @@ SEEDS_FOR_VERDICTS = 3  # with two, t has one degree of freedom and almost never
 FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 RULES = (
     "For these trained models: the mean over tasks of the mean over seeds, t interval with T - 1 degrees of freedom; "
-    "it is about other tasks of the same kind and says nothing of other seeds. For the method: the mean over tasks of "
-    "each seed, t interval with S - 1 degrees of freedom; it is about other seeds on the same tasks and test examples, "
-    f"and a verdict needs {SEEDS_FOR_VERDICTS} seeds. No task counts for less than an R² of -1; errors are in units of "
-    "what a constant prediction has, and count at √2 of it at most, a log loss at twice. `smallest` is the true "
-    "difference that such a comparison shows in 4 of 5 cases (noncentral t)."
+    "it applies to other tasks of the same kind, not to other seeds. For the method: the mean over tasks for each "
+    "seed, t interval with S - 1 degrees of freedom; it applies to other seeds on the same tasks and test examples, "
+    f"and a verdict needs {SEEDS_FOR_VERDICTS} seeds. R² is clipped at -1. Errors are divided by that of a constant "
+    "prediction and clipped at √2 (log loss: 2). `smallest` is the true difference that such a comparison detects in "
+    "4 of 5 cases (noncentral t)."
 )
 OverSeedsVerdict = Literal["helps", "hurts", "no difference shown", "too few seeds", "seeds do not differ"]
 VERDICTS = {"helps": "better", "hurts": "worse"}  # the baseline may share parameters as well
@@ -32,7 +32,7 @@ Verdict = Literal["helped", "hurt", "no difference shown", "too few seeds", "not
 
 @dataclass(frozen=True)
 class ForTheseModels:
-    """Statement about the trained models, over tasks; it says nothing about the method with other seeds.
+    """Statement about the trained models, over tasks; it does not apply to other seeds.
 
     Attributes:
         mean: Mean Δ over tasks; above 0 is an improvement.
@@ -234,11 +234,12 @@ class TaskTransfer:
         p: Two-sided p-value of no difference.
         p_holm: p-value corrected for the number of tasks and for seed effects that tasks share.
         verdict: "helped" or "hurt" if `p_holm` is below 5 %, from three seeds on.
-        enemy: The cause if the task is hurt, see `comparison.RULES`; else "".
+        cause: The cause if the task is hurt, see `comparison.RULES`; else "".
         baseline_train_loss: Training loss of the baseline at its selected checkpoint.
         train_loss: Training loss of the method.
-        baseline_gap: How much better the baseline's metric is in training than in validation.
-        gap: The same of the method.
+        baseline_gap: Difference of the baseline's metric between training and validation; above 0 if training is
+            better.
+        gap: Difference of the method's metric between training and validation.
         loss_share: Share of the task in the method's training loss.
         gradient_share: Share of the task in the gradient of the shared parameters; NaN if it was not recorded.
         baseline_joint: Metric of the baseline with one selected epoch for all tasks; NaN if it always selects so.
@@ -259,7 +260,7 @@ class TaskTransfer:
     p: float
     p_holm: float
     verdict: Verdict
-    enemy: str
+    cause: str
     baseline_train_loss: float
     train_loss: float
     baseline_gap: float

@@ -82,7 +82,7 @@ def _print_tasks(
     for number, task in enumerate(tasks):
         if between and number == SHOWN // 2:
             table.add_row(f"… {between} more")
-        verdict, more = MARKS[task.verdict], f": {task.enemy}" if task.enemy else ""
+        verdict, more = MARKS[task.verdict], f": {task.cause}" if task.cause else ""
         brief = "–" if task.verdict in ("no difference shown", "too few seeds") else verdict
         last = [brief] if narrow else [change_text(task.metric, task.gap), verdict + more]
         table.add_row(*map(Text, [*_figures(task), *last]))
@@ -97,8 +97,8 @@ def _print_tasks(
     if narrow:
         console.print(Text("–: no difference shown, or too few seeds for a verdict"))
     for task in tasks if narrow else ():
-        if task.enemy:
-            console.print(Text(f"▼ {printable(task.task)}: {task.enemy}"))
+        if task.cause:
+            console.print(Text(f"▼ {printable(task.task)}: {task.cause}"))
 
 
 def _figures(task: TaskTransfer) -> list[str]:
@@ -183,9 +183,9 @@ def _of_models(method: MethodTransfer, metric: str) -> str:
         return f"{counts}; {mean}; {why}."
     verdict = "not shown to differ"
     if models.low > 0 or models.high < 0:
-        verdict = "better over the tasks" if models.low > 0 else "worse over the tasks"
+        verdict = "better on average" if models.low > 0 else "worse on average"
     interval = f"95 % interval over tasks {_interval(metric, models.low, models.high)}"
-    return f"{verdict}: {counts}; {mean}, {interval}. {_smallest(metric, models.smallest)}"
+    return f"{verdict} ({counts}); {mean}, {interval}. {_smallest(metric, models.smallest)}"
 
 
 def _of_method(method: MethodTransfer, metric: str) -> str:
@@ -193,7 +193,7 @@ def _of_method(method: MethodTransfer, metric: str) -> str:
     missing = SEEDS_FOR_VERDICTS - over_seeds.seeds
     needed = f"a verdict takes {SEEDS_FOR_VERDICTS} seeds: train {missing} more"
     if over_seeds.seeds == 1:
-        return f"one seed says nothing about other seeds; {needed}."
+        return f"one seed gives no statement about other seeds; {needed}."
     seeds = f"{over_seeds.seeds} seeds"
     if not math.isfinite(over_seeds.low):
         more = f"; {needed}." if missing > 0 else "."
@@ -220,7 +220,7 @@ def _smallest(metric: str, value: float) -> str:
 
 
 def printable(name: str) -> str:
-    """A task's or method's name without characters that steer a terminal."""
+    """A task's or method's name without control characters."""
     return "".join(c if c.isprintable() else "?" for c in name)
 
 

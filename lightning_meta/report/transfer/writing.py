@@ -96,7 +96,7 @@ def write_json(report: TransferReport, file: Path) -> None:
     content = {
         "sign": "higher is better",
         "intervals": METHOD,
-        "enemies": RULES,
+        "causes": RULES,
         "statements": STATEMENTS,
         **asdict(report),
     }
