@@ -225,7 +225,7 @@ def test_a_task_without_training_data_is_refused_until_it_is_left_out() -> None:
     fit({"source": source, "tasks": ["a"]})
 
 
-def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
+def test_a_task_without_validation_data_is_trained_and_has_no_score(caplog: pytest.LogCaptureFixture) -> None:
     tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
     few = {"a": LABELS, "b": LABELS[:0]}
     module = MultiHead(backbone())
@@ -234,6 +234,9 @@ def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
     logged = {name: float(value) for name, value in runner.callback_metrics.items()}
     assert math.isnan(logged["val/accuracy/b"])
     assert logged["val/score"] == logged["val/accuracy/a"]
+    (said,) = [message for message in caplog.messages if message.startswith("examples: ")]
+    assert "1 of 2 tasks" in said
+    assert "'b' 6/0/6" in said
 
 
 class Unusual(Grouped, TaskSource):

@@ -193,6 +193,27 @@ def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None
     print_report(report, Console(file=None, quiet=True))
 
 
+def test_a_task_without_test_examples_is_named_and_leaves_the_others_compared(tmp_path: Path) -> None:
+    names = [f"task_{i}" for i in range(6)]
+    effects = {"shared": {"task_1": -1.5}}
+    whole = against_independent(story(tmp_path / "whole", names, effects))
+
+    def emptied(method: str, name: str, task: Simulated) -> Simulated:
+        return task.but(scores=np.zeros(0), joint=None) if name == "empty" else task
+
+    report = against_independent(story(tmp_path / "some", ["empty", *names], effects, change=emptied))
+    empty, *others = report.methods[0].tasks
+    assert (empty.verdict, empty.test_examples) == ("not comparable", 0)
+    assert repr([t.p_holm for t in others]) == repr([t.p_holm for t in whole.methods[0].tasks])
+    for field in ("delta_m", "mean_delta", "mean_gap", "harmed", "helped", "for_models", "for_method", "mean_rank"):
+        assert repr(getattr(report.methods[0], field)) == repr(getattr(whole.methods[0], field)), field
+    assert any(note.startswith("Not comparable are 1 of 7 tasks") for note in report.notes)
+    assert any("empty (0 test examples)" in note for note in report.notes)
+    assert any("corrected for the 6 tasks" in note for note in report.notes)
+    write_report(report, tmp_path / "report")
+    print_report(report, Console(file=None, quiet=True))
+
+
 def test_one_seed_says_what_it_cannot_say(tmp_path: Path) -> None:
     report = against_independent(story(tmp_path, ["a", "b"], {"shared": {}}, seeds=(4,)))
     assert "One seed (4)" in report.notes[0]

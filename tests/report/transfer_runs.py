@@ -62,7 +62,7 @@ def write_run(
                 t.best_step,
                 t.train,
                 t.val,
-                t.scores.mean(),
+                t.scores.mean() if len(t.scores) else "nan",
             ]
             row += [t.train_loss, 1, 1, "" if t.joint is None else t.joint]
             writer.writerow([*row, "" if t.gradient_share is None else t.gradient_share])

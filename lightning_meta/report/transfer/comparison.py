@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lightning_meta.functional.delta_m import FLOOR, delta_m
-from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
-from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
+from lightning_meta.report.transfer.intervals import ALPHA, Intervals, paired_intervals
+from lightning_meta.report.transfer.matching import (
+    Method,
+    classes_of_examples,
+    compared_tasks,
+    differences_in_common,
+    match,
+)
 from lightning_meta.report.transfer.results import (
     SEEDS_FOR_VERDICTS,
     MethodTransfer,
@@ -34,6 +41,7 @@ RULES = (
     "1/T; the dominating tasks are the fewest that hold half of the total."
 )
 NOT_CONVERGED = "not converged: train longer"
+UNKNOWN = {field.name: math.nan for field in fields(Intervals)}  # of a task that is not compared
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: Collection[str] = ()) -> TransferReport:
@@ -49,15 +57,15 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     """
     against, methods = match(runs, baseline)
     everyone = [against, *methods]
-    names = list(against.runs[0].tasks)
-    values = np.array([[m.mean(name, "test") for name in names] for m in everyone])
-    ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in names])
+    names, compared = list(against.runs[0].tasks), compared_tasks(everyone)
+    values = np.array([[m.mean(name, "test") for name in compared] for m in everyone])
+    ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in compared])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
-    selection = {m.name: found for m in everyone if (found := _selected(m, names)) is not None}
+    selection = {m.name: found for m in everyone if (found := _selected(m)) is not None}
     said = (
         *what_seeds_support(against, transfers),
-        *constants(everyone, names),
-        *without_interval(everyone, names),
+        *constants(everyone),
+        *without_interval(everyone, compared),
         *not_converged(everyone, names),
         *differences_in_common(against, methods, tuned),
     )
@@ -80,15 +88,8 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
-    names = list(against.runs[0].tasks)
-    scores = [(method.scores(name), against.scores(name)) for name in names]
-    classes = [classes_of_examples([method, against], name) for name in names]
-    bounded = [
-        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
-        for name, of, pair in zip(names, classes, scores, strict=True)
-    ]
-    signs = [against.runs[0].tasks[name].sign for name in names]
-    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
+    names, compared = list(against.runs[0].tasks), compared_tasks([method, against])
+    intervals = _intervals(method, against, compared)
     losses, loss_before = method.per_seed(names, "train_loss"), against.per_seed(names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = method.per_seed(names, "gradient_share").mean(0)
@@ -97,11 +98,13 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     tasks = []
     for i, name in enumerate(names):
         first = against.runs[0].tasks[name]
-        verdict: Verdict = "no difference shown" if math.isfinite(interval.delta[i]) else "not comparable"
+        interval = intervals.get(name, UNKNOWN)
+        verdict: Verdict = "no difference shown" if name in compared else "not comparable"
         if len(method.seeds) < SEEDS_FOR_VERDICTS and verdict != "not comparable":
             verdict = "too few seeds"
-        elif interval.p_holm[i] < ALPHA:
-            verdict = "helped" if interval.delta[i] > 0 else "hurt"
+        elif interval["p_holm"] < ALPHA:
+            verdict = "helped" if interval["delta"] > 0 else "hurt"
+        joint = against.mean(name, "joint")
         hurts = enemy(
             losses[:, i] - loss_before[:, i],
             float(deciding[i]),
@@ -119,12 +122,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 test_examples=len(first.ids),
                 baseline=against.mean(name, "test"),
                 value=method.mean(name, "test"),
-                delta=float(interval.delta[i]),
-                low=float(interval.low[i]),
-                high=float(interval.high[i]),
-                df=float(interval.df[i]),
-                p=float(interval.p[i]),
-                p_holm=float(interval.p_holm[i]),
+                **interval,
                 verdict=verdict,
                 enemy=hurts if verdict == "hurt" else "",
                 baseline_train_loss=float(loss_before[:, i].mean()),
@@ -133,11 +131,11 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 gap=first.sign * (method.mean(name, "train") - method.mean(name, "val")),
                 loss_share=float(loss_share[i]),
                 gradient_share=float(gradient_share[i]),
-                baseline_joint=against.mean(name, "joint"),
-                delta_joint=first.sign * (method.mean(name, "test") - against.mean(name, "joint")),
+                baseline_joint=joint,
+                delta_joint=first.sign * (method.mean(name, "test") - joint) if name in compared else math.nan,
             )
         )
-    comparable = [t for t in tasks if math.isfinite(t.delta)]
+    comparable = [t for t in tasks if t.task in compared]
     worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
@@ -148,7 +146,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         )
         change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
         relative, excluded = change.relative.item(), int(change.excluded)
-    for_models, for_method = state(differences(method, against))
+    for_models, for_method = state(differences(method, against, compared))
     return MethodTransfer(
         method=method.name,
         tasks=tuple(tasks),
@@ -156,30 +154,50 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         for_method=for_method,
         delta_m=relative,
         delta_m_excluded=excluded,
-        mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
-        mean_delta_joint=float(np.mean([t.delta_joint for t in tasks if math.isfinite(t.delta_joint)] or [math.nan])),
-        harmed=_rate(tasks, "hurt"),
-        helped=_rate(tasks, "helped"),
+        mean_delta=_mean([t.delta for t in comparable]),
+        mean_delta_joint=_mean([t.delta_joint for t in comparable]),
+        harmed=_rate(comparable, "hurt"),
+        helped=_rate(comparable, "helped"),
         worst=worst,
         mean_rank=rank,
-        mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
+        mean_gap=_mean([t.gap for t in comparable]),
         dominating=tuple(dominating),
     )
+
+
+def _intervals(method: Method, against: Method, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The fields of `Intervals` by name of the task."""
+    if not names:
+        return {}
+    scores = [(method.scores(name), against.scores(name)) for name in names]
+    classes = [classes_of_examples([method, against], name) for name in names]
+    bounded = [
+        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
+        for name, of, pair in zip(names, classes, scores, strict=True)
+    ]
+    signs = [against.runs[0].tasks[name].sign for name in names]
+    found = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
+    return {name: {field: float(getattr(found, field)[i]) for field in UNKNOWN} for i, name in enumerate(names)}
 
 
 def _both(a: bool | None, b: bool | None) -> bool | None:
     return False if a is False or b is False else a and b
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; NaN without any."""
+    return float(np.mean([value for value in values if math.isfinite(value)] or [math.nan]))
+
+
 def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
-    """Share of tasks with a verdict; NaN if there are too few seeds for verdicts."""
-    none = any(t.verdict == "too few seeds" for t in tasks)
+    """Share of the compared tasks with a verdict; NaN if there are none, or too few seeds for verdicts."""
+    none = not tasks or any(t.verdict == "too few seeds" for t in tasks)
     return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
-def _selected(method: Method, names: Sequence[str]) -> Selected | None:
+def _selected(method: Method) -> Selected | None:
     """Mean metric of a method, selected by task and jointly; None without both, or if tasks have different metrics."""
-    results = method.runs[0].tasks
+    results, names = method.runs[0].tasks, compared_tasks([method])
     both = [(method.mean(name, "test"), method.mean(name, "joint")) for name in names]
     known = [pair for pair in both if np.isfinite(pair).all()]
     if not known or len({results[name].metric for name in names}) > 1:
@@ -244,6 +262,7 @@ def dominating_tasks(share: np.ndarray) -> list[int]:
 def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
     """Lines on what the intervals cover and which tasks the means leave out."""
     seeds, tasks = len(against.seeds), len(against.runs[0].tasks)
+    compared = max(sum(t.verdict != "not comparable" for t in m.tasks) for m in transfers)
     listed = ", ".join(map(str, against.seeds))
     halves = [(t.high - t.low) / 2 for m in transfers for t in m.tasks if math.isfinite(t.low)]
     lines = []
@@ -264,29 +283,31 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
         points = " (0.01 is a percentage point of accuracy)" if "accuracy" in metrics else ""
         lines.append(
             f"Each interval is for a single task; the median half-width is {half:.3f} in the metric{points}. Verdicts "
-            f"are corrected for the {tasks} tasks of a method."
+            f"are corrected for the {compared} tasks of a method."
         )
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:
+        sizes = {task.task: task.test_examples for task in transfers[0].tasks if task.task in unknown}
+        named = _some([f"{name} ({count} test example{'s' * (count != 1)})" for name, count in sizes.items()])
         lines.append(
-            "Not comparable, as they have no test examples or all targets are equal: "
-            f"{', '.join(sorted(unknown))}; means are over the other tasks."
+            f"Not comparable are {len(unknown)} of {tasks} tasks, which have no test examples, or whose metric is not "
+            f"defined, as where all targets are equal: {named}. Means, counts and statements are over the other tasks."
         )
     if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
         lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; compare Δm or single tasks.")
     if excluded := max(m.delta_m_excluded for m in transfers):
         lines.append(
-            f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}, or for errors below "
+            f"Δm leaves out up to {excluded} of {compared} tasks: their baseline is below {FLOOR}, or for errors below "
             f"{FLOOR} times the error of a constant prediction."
         )
     return lines
 
 
-def constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+def constants(methods: Sequence[Method]) -> list[str]:
     """A line for each method with tasks in which it is not better than a prediction that ignores the input."""
     lines = []
     for method in methods:
-        tasks = method.runs[0].tasks
+        tasks, names = method.runs[0].tasks, compared_tasks([method])
         reached = {name: tasks[name].sign * (method.mean(name, "test") - tasks[name].constant) for name in names}
         if failed := [name for name, difference in reached.items() if difference <= 0]:
             lines.append(

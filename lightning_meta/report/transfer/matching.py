@@ -77,6 +77,15 @@ class Method:
         return float(self.per_seed([task], field).mean())
 
 
+def compared_tasks(methods: Sequence[Method]) -> list[str]:
+    """The tasks on which methods can be compared, in order; all means, counts, statements and Δm are over these.
+
+    A task is left out if it has no test examples, or if its metric is not defined in a run, as where all its test
+    targets are equal.
+    """
+    return [name for name in methods[0].runs[0].tasks if all(np.isfinite(m.mean(name, "test")) for m in methods)]
+
+
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:
     """The class of each test example of a task, `(n,)`.
 

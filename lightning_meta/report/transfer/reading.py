@@ -242,18 +242,18 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
     own = np.flatnonzero(arrays["task"] == number)
     own = own[np.argsort(arrays["id"][own], kind="stable")]
     ids, scores = arrays["id"][own], arrays["score"][own]
-    if not len(ids) or (np.diff(ids) == 0).any():
-        raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
     try:
         numbers = {k: float(row[k]) if row[k] else math.nan for k in COLUMNS if k != "metric"}
         numbers |= {k: float(row.get(k) or "nan") for k in OPTIONAL}
         examples = int(row["train_examples"])
     except ValueError as error:
         raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: {_brief(error)}") from error
-    test = numbers["test"]
-    if not np.isclose(scores.mean(), test, rtol=1e-3, atol=1e-4, equal_nan=True):
+    if len(ids) != numbers["test_examples"] or (np.diff(ids) == 0).any():
+        raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
+    test, mean = numbers["test"], scores.mean() if len(ids) else math.nan
+    if not np.isclose(mean, test, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(
-            f"{directory}: task {name!r} scores {scores.mean():.4g} in predictions.npz and {test:.4g} in "
+            f"{directory}: task {name!r} scores {mean:.4g} in predictions.npz and {test:.4g} in "
             "per_task.csv; the run is damaged, test it again"
         )
     better = row.get("better") or "higher"  # earlier versions had no other metrics

@@ -101,9 +101,8 @@ def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
     return models, ForTheMethod(*over_seeds, seeds, verdict)
 
 
-def differences(method: Method, against: Method) -> np.ndarray:
+def differences(method: Method, against: Method, names: Sequence[str]) -> np.ndarray:
     """Δ of every seed and task, `(S, T)`, in units in which tasks can be averaged; see `RULES`."""
-    names = list(against.runs[0].tasks)
     change: np.ndarray = _comparable(method, against, names) - _comparable(against, against, names)
     return change
 
