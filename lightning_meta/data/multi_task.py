@@ -313,7 +313,7 @@ def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
         shown = [f"{name!r} {'/'.join(map(str, counts[name]))}" for name in few]
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         _log.warning(
-            "examples: %d of %d tasks have none in a split, so they are not in its means over tasks (train/val/test): %s%s",
+            "examples: %d of %d tasks have none in a split, whose means are over the others (train/val/test): %s%s",
             *(len(few), len(counts), ", ".join(shown[:5]), more),
         )
 

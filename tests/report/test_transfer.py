@@ -170,7 +170,7 @@ def test_the_rule_of_domination() -> None:
     assert dominating_tasks(shares(np.array([3.0, 0.3, 3.1, 0.3, 0.3, 0.3]))) == [2, 0]
     assert dominating_tasks(shares(np.array([1.0, np.nan]))) == []
     assert np.isnan(shares(np.array([1.0, -1.0]))).all()
-    assert enemy(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True) == "unclear"
+    assert enemy(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True, near=True) == "unclear"
 
 
 def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None:
@@ -238,6 +238,8 @@ def test_unequal_budgets_are_said(tmp_path: Path) -> None:
         ("independent", 100, "not converged: train longer"),
         ("", 0, "nothing is shared"),
         ("unknown", 100, "unclear"),
+        ("never validated", 100, "unclear"),
+        ("selected for others", 100, "selected for other tasks"),
     ],
 )
 def test_interference_takes_shared_parameters_and_training_to_the_end(
@@ -249,11 +251,23 @@ def test_interference_takes_shared_parameters_and_training_to_the_end(
             hurt = Simulated((rng.random(400) < level).astype(float), train_loss=1 - level)
             if method == late and seed == 2:
                 hurt = hurt.but(best_step=20)  # of 20 steps
+            if method == "shared" and late == "never validated":
+                hurt = hurt.but(best_step=-1)
+            if method == "shared" and late == "selected for others":
+                hurt = hurt.but(val=0.3, best_val=0.75)  # of the 0.6 that it loses, selection costs 0.45
+            if method == "independent":
+                hurt = hurt.but(joint=0.25)
             run = write_run(tmp_path / method / str(seed), {"a": hurt}, seed=seed, shared_parameters=shared_parameters)
             if late == "unknown":
                 (run / "metrics.csv").unlink()
     report = against_independent(tmp_path)
     assert verdicts(report) == {"a": ("hurt", expected)}
+    with (tmp_path / "table").open("w") as file:
+        print_report(report, Console(file=file, width=140))
+    joint = (
+        f"▼ a: {expected}; Δ {100 * report.methods[0].tasks[0].delta_joint:+.1f} against the baseline with one joint"
+    )
+    assert (joint in (tmp_path / "table").read_text()) == (late == "selected for others")
     said = [note for note in report.notes if "not converged" in note]
     assert [note.split()[0] for note in said] == ([late] if late in ("shared", "independent") else [])
 

@@ -250,7 +250,7 @@ def test_delta_m_of_errors_does_not_depend_on_units(
 def result(metric: str, targets: list[Any], outputs: int) -> TaskResult:
     rows = np.array(targets, dtype=float).reshape(len(targets), -1)
     numbers = dict.fromkeys(
-        ("train", "val", "test", "train_loss", "joint", "gradient_share", "constant", "best_step"), 0.5
+        ("train", "val", "test", "train_loss", "joint", "gradient_share", "constant", "best_step", "best_val"), 0.5
     )
     ids = np.arange(len(rows))
     return TaskResult(metric, "higher", 9, **numbers, ids=ids, scores=ids * 1.0, targets=rows, outputs=outputs)

@@ -21,6 +21,7 @@ from lightning_meta.report.transfer.matching import (
 )
 from lightning_meta.report.transfer.results import (
     SEEDS_FOR_VERDICTS,
+    SELECTED,
     MethodTransfer,
     Selected,
     TaskTransfer,
@@ -34,8 +35,10 @@ from lightning_meta.report.transfer.results import (
 RULES = (
     "Of a task that is hurt: its training loss at the selected checkpoint (evaluation mode, a fixed subset) rose "
     "against the baseline in every seed: interference; fell in every seed: generalisation gap; else: unclear. "
-    "Interference takes shared parameters, and a best validation before the last one on both sides in every seed; "
-    "where it was the last, and the loss did not fall: not converged, train longer. "
+    "Interference takes shared parameters, a best validation before the last one on both sides in every seed, and a "
+    "kept checkpoint near the task's own best: its validation metric there, mean over seeds, is below its best by at "
+    "most half of what the task loses; where it is further below, and the loss did not fall: selected for other tasks. "
+    "Where the best validation was the last, and the loss did not fall: not converged, train longer. "
     "'few tasks dominate' is added where the shares of the gradient (of the training loss where no gradient was "
     "recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's own share is below "
     "1/T; the dominating tasks are the fewest that hold half of the total."
@@ -112,6 +115,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             len(names),
             shares=method.runs[0].shares,
             converged=_both(method.converged(name), against.converged(name)),
+            near=_is_near(method.lost_by_selection(name), -interval["delta"]),
         )
         tasks.append(
             TaskTransfer(
@@ -184,6 +188,11 @@ def _both(a: bool | None, b: bool | None) -> bool | None:
     return False if a is False or b is False else a and b
 
 
+def _is_near(lost: float, harm: float) -> bool | None:
+    """Whether selection for other tasks costs a task at most half of its harm; None where it is not known."""
+    return lost <= harm / 2 if math.isfinite(lost) else None
+
+
 def _mean(values: Sequence[float]) -> float:
     """The mean of the finite values; NaN without any."""
     return float(np.mean([value for value in values if math.isfinite(value)] or [math.nan]))
@@ -207,7 +216,13 @@ def _selected(method: Method) -> Selected | None:
 
 
 def enemy(
-    change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
+    change_of_loss: np.ndarray,
+    share: float,
+    dominating: list[str],
+    tasks: int,
+    shares: bool,
+    converged: bool | None,
+    near: bool | None,
 ) -> str:
     """Name the cause if a task is hurt.
 
@@ -218,20 +233,23 @@ def enemy(
         tasks: T.
         shares: Whether the method's tasks share parameters.
         converged: Whether both sides' best validation of the task came before the last; None where it is not known.
+        near: Whether the kept checkpoint is near the task's own best validation; None where it is not known.
 
     Returns:
-        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`, and where it applies
-        ", few tasks dominate".
+        "interference", "generalisation gap", "unclear", "nothing is shared", `SELECTED` or `NOT_CONVERGED`, and for the
+        first three, where it applies, ", few tasks dominate".
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
     if fell:
         name = "generalisation gap"
+    elif near is False:
+        return SELECTED
     elif converged is False:
         return NOT_CONVERGED
     elif not shares:
         return "nothing is shared"
     else:
-        name = "interference" if rose and converged else "unclear"
+        name = "interference" if rose and converged and near else "unclear"
     return f"{name}, few tasks dominate" if dominating and share < 1 / tasks else name
 
 

@@ -61,11 +61,17 @@ class Method:
         return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in self.runs])
 
     def converged(self, task: str) -> bool | None:
-        """Whether a task's best validation came before the last one in every seed; None if a run does not record it."""
+        """Whether a task's own best validation came before the last one in every seed; None if it is not known."""
         if self.is_fitted:
             return True
         left = np.array([run.last_step - run.tasks[task].best_step for run in self.runs])
         return bool((left > 0).all()) if np.isfinite(left).all() else None
+
+    def lost_by_selection(self, task: str) -> float:
+        """How much better the task's metric was at its own best validation than at the kept checkpoint, over seeds."""
+        if self.is_fitted:
+            return 0.0
+        return self.runs[0].tasks[task].sign * (self.mean(task, "best_val") - self.mean(task, "val"))
 
     @property
     def is_fitted(self) -> bool:

@@ -15,6 +15,7 @@ from lightning_meta.report.transfer.matching import Method
 
 LEVEL, POWER = 0.95, 0.8
 SEEDS_FOR_VERDICTS = 3  # with two, t has one degree of freedom and almost never gives a verdict
+SELECTED = "selected for other tasks"  # why a task is hurt, see `comparison.RULES`
 # As in `val/score`, except that errors and the log loss are divided by those of a constant prediction.
 FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 RULES = (

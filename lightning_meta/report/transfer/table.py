@@ -12,7 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.report.drawing import label_of
-from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.results import (
+    SEEDS_FOR_VERDICTS,
+    SELECTED,
+    MethodTransfer,
+    TaskTransfer,
+    TransferReport,
+)
 
 PIPED_WIDTH = 140
 JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks, as the method has
@@ -96,9 +102,17 @@ def _print_tasks(
         )
     if narrow:
         console.print(Text("–: no difference shown, or too few seeds for a verdict"))
-    for task in tasks if narrow else ():
-        if task.enemy:
-            console.print(Text(f"▼ {printable(task.task)}: {task.enemy}"))
+    for task in tasks:
+        joint = _against_joint(task)
+        if task.enemy and (narrow or joint):
+            console.print(Text(f"▼ {printable(task.task)}: {task.enemy}{joint}"))
+
+
+def _against_joint(task: TaskTransfer) -> str:
+    """For a task that selection hurts, Δ against the baseline that was selected jointly as well."""
+    if task.enemy != SELECTED or not math.isfinite(task.delta_joint):
+        return ""
+    return f"; Δ {change_text(task.metric, task.delta_joint)} against the baseline with one joint epoch"
 
 
 def _figures(task: TaskTransfer) -> list[str]:
