@@ -96,6 +96,35 @@ def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Pat
     assert np.concatenate([line.get_xdata() for line in tests]) == pytest.approx([60, 70, 0.3])
 
 
+def test_scores_below_zero_are_drawn_where_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = ["a,cohen_kappa,90,0.9,0.8,-0.2", "b,r2,80,0.9,0.8,-7"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    write_figures(tmp_path)
+    kappa, r2 = drawn[0].axes
+    tests = [
+        np.asarray(line.get_xdata())[0] for axes in (kappa, r2) for line in axes.lines if line.get_label() == "test"
+    ]
+    assert tests == pytest.approx([-0.2, -1])
+    assert kappa.get_xlabel() == "cohen kappa"
+
+
+@pytest.mark.parametrize(("second", "shown"), [("auroc", "AUROC"), ("accuracy", "score")])
+def test_the_curve_of_training_is_of_what_tasks_are_compared_by(
+    second: str, shown: str, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """The accuracy in training is of some tasks only, that in validation of all."""
+    rows = ["a,auroc,90,0.9,0.8,0.7", f"b,{second},80,0.9,0.8,0.6"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    header = "step,train/accuracy,val/accuracy,val/auroc,val/score"
+    (tmp_path / "metrics.csv").write_text(f"{header}\n9,0.5,0.9,0.6,0.7\n")
+    write_figures(tmp_path, {"model": "lightning_meta.MultiHead", "test/accuracy": 0.9})
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == shown
+    assert [line.get_label() for line in axes.lines] == ["validation"]
+    assert axes.get_title() == "MultiHead: training, mean over 2 tasks"
+    assert drawn[1].legends, "outside the panels, where it covers no mark"
+
+
 def test_many_named_tasks_fit_on_a_page(tmp_path: Path, drawn: list[Figure]) -> None:
     rows = [f"school {i},r2,70,0.5,0.4,{i / 1000}" for i in range(139)]
     (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))

@@ -214,6 +214,23 @@ def test_a_task_without_test_examples_is_named_and_leaves_the_others_compared(tm
     print_report(report, Console(file=None, quiet=True))
 
 
+def test_a_task_of_few_test_examples_decides_nothing(tmp_path: Path) -> None:
+    def few(method: str, name: str, task: Simulated) -> Simulated:
+        lost = np.full(4, float(method == "independent"))
+        return task.but(scores=lost, joint=None) if name == "few" else task
+
+    names = [f"task_{i}" for i in range(6)]
+    whole = against_independent(story(tmp_path / "whole", names, {"shared": {}}))
+    report = against_independent(story(tmp_path / "some", ["few", *names], {"shared": {}}, change=few))
+    assert report.methods[0].tasks[0].verdict == "not comparable"
+    for field in ("delta_m", "mean_delta", "worst", "for_models", "for_method", "mean_rank"):
+        assert repr(getattr(report.methods[0], field)) == repr(getattr(whole.methods[0], field)), field
+    assert any("few (4 test examples)" in note for note in report.notes)
+    with (tmp_path / "table").open("w") as file:
+        print_report(report, Console(file=file, width=140))
+    assert "Over 6 of 7 tasks" in (tmp_path / "table").read_text()
+
+
 def test_one_seed_says_what_it_cannot_say(tmp_path: Path) -> None:
     report = against_independent(story(tmp_path, ["a", "b"], {"shared": {}}, seeds=(4,)))
     assert "One seed (4)" in report.notes[0]

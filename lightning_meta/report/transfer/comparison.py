@@ -28,9 +28,12 @@ from lightning_meta.report.transfer.results import (
     TransferReport,
     Verdict,
     differences,
+    differences_joint,
+    one_unit,
     state,
     unit,
 )
+from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
 RULES = (
     "Of a task that is hurt: its training loss at the selected checkpoint (evaluation mode, a fixed subset) rose "
@@ -91,7 +94,7 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
-    names, compared = list(against.runs[0].tasks), compared_tasks([method, against])
+    names, compared = list(against.runs[0].tasks), compared_tasks([against, method])
     intervals = _intervals(method, against, compared)
     losses, loss_before = method.per_seed(names, "train_loss"), against.per_seed(names, "train_loss")
     loss_share = shares(losses.mean(0))
@@ -140,7 +143,10 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             )
         )
     comparable = [t for t in tasks if t.task in compared]
-    worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
+    change, change_joint = (f(method, against, compared).mean(0) for f in (differences, differences_joint))
+    if alike := one_unit(comparable):
+        change, change_joint = (np.array([getattr(t, k) for t in comparable]) for k in ("delta", "delta_joint"))
+    worst = compared[int(change.argmin())] if compared else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
         units = [unit(t.better, against.mean(t.task, "constant"), t.baseline) for t in comparable]
@@ -148,8 +154,8 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
             for k in ("value", "baseline")
         )
-        change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
-        relative, excluded = change.relative.item(), int(change.excluded)
+        relative_change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
+        relative, excluded = relative_change.relative.item(), int(relative_change.excluded)
     for_models, for_method = state(differences(method, against, compared))
     return MethodTransfer(
         method=method.name,
@@ -158,13 +164,13 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         for_method=for_method,
         delta_m=relative,
         delta_m_excluded=excluded,
-        mean_delta=_mean([t.delta for t in comparable]),
-        mean_delta_joint=_mean([t.delta_joint for t in comparable]),
+        mean_delta=_mean(change.tolist()),
+        mean_delta_joint=_mean(change_joint.tolist()),
         harmed=_rate(comparable, "hurt"),
         helped=_rate(comparable, "helped"),
         worst=worst,
         mean_rank=rank,
-        mean_gap=_mean([t.gap for t in comparable]),
+        mean_gap=_mean([t.gap for t in comparable]) if alike else math.nan,
         dominating=tuple(dominating),
     )
 
@@ -296,23 +302,26 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
             + (" Two seeds give no verdicts; train one more." if seeds < SEEDS_FOR_VERDICTS else "")
         )
     if halves:
-        half = float(np.median(halves))
-        metrics = {task.metric for method in transfers for task in method.tasks}
-        points = " (0.01 is a percentage point of accuracy)" if "accuracy" in metrics else ""
-        lines.append(
-            f"Each interval is for a single task; the median half-width is {half:.3f} in the metric{points}. Verdicts "
-            f"are corrected for the {compared} tasks of a method."
-        )
+        typical = ""
+        if one_unit([task for task in transfers[0].tasks if task.verdict != "not comparable"]):
+            points = " (0.01 is a percentage point of accuracy)" if transfers[0].tasks[0].metric == "accuracy" else ""
+            typical = f"; the median half-width is {np.median(halves):.3f} in the metric{points}"
+        corrected = f" Verdicts are corrected for the {compared} tasks of a method."
+        lines.append(f"Each interval is for a single task{typical}.{corrected * (seeds >= SEEDS_FOR_VERDICTS)}")
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:
         sizes = {task.task: task.test_examples for task in transfers[0].tasks if task.task in unknown}
         named = _some([f"{name} ({count} test example{'s' * (count != 1)})" for name, count in sizes.items()])
         lines.append(
-            f"Not comparable are {len(unknown)} of {tasks} tasks, which have no test examples, or whose metric is not "
-            f"defined, as where all targets are equal: {named}. Means, counts and statements are over the other tasks."
+            f"Not comparable are {len(unknown)} of {tasks} tasks, with fewer than {FEWEST_ROWS} test examples, or whose"
+            f" metric is not defined, as where all targets are equal: {named}. Means, counts and statements are over "
+            "the other tasks."
         )
     if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
-        lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; compare Δm or single tasks.")
+        lines.append(
+            f"Tasks have different metrics ({', '.join(sorted(metrics))}): the mean Δ and the statements are in "
+            "comparable units, errors over that of a constant prediction, and there is no mean gap."
+        )
     if excluded := max(m.delta_m_excluded for m in transfers):
         lines.append(
             f"Δm leaves out up to {excluded} of {compared} tasks: their baseline is below {FLOOR}, or for errors below "

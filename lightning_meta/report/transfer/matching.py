@@ -15,6 +15,7 @@ from lightning_meta.metrics import NAMED
 from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
 from lightning_meta.run.differences import HOW
+from lightning_meta.tasks.few_rows import enough_rows
 
 MODE = "checkpoint.mode"
 # Options that the methods of a fair comparison have in common, as paths in `config.yaml`.
@@ -84,12 +85,18 @@ class Method:
 
 
 def compared_tasks(methods: Sequence[Method]) -> list[str]:
-    """The tasks on which methods can be compared, in order; all means, counts, statements and Δm are over these.
+    """The tasks on which methods can be compared, in the order of the first.
 
-    A task is left out if it has no test examples, or if its metric is not defined in a run, as where all its test
-    targets are equal.
+    All means, counts, statements and Δm are over these. A task is left out if it has too few test examples, see
+    `enough_rows`, or if its metric is not defined in a run, as where all its test targets are equal.
     """
-    return [name for name in methods[0].runs[0].tasks if all(np.isfinite(m.mean(name, "test")) for m in methods)]
+    tasks = methods[0].runs[0].tasks
+    enough = enough_rows([len(task.ids) for task in tasks.values()])
+    return [
+        name
+        for name, counts in zip(tasks, enough, strict=True)
+        if counts and all(np.isfinite(m.mean(name, "test")) for m in methods)
+    ]
 
 
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:

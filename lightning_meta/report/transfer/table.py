@@ -129,7 +129,10 @@ def _figures(task: TaskTransfer) -> list[str]:
 
 
 def _methods(report: TransferReport) -> Table:
-    title = f"Over all {len(report.methods[0].tasks)} tasks, against {printable(report.baseline)}"
+    total = len(report.methods[0].tasks)
+    compared = max(method.for_models.tasks for method in report.methods)
+    over = f"all {total} tasks" if compared == total else f"{compared} of {total} tasks"
+    title = f"Over {over}, against {printable(report.baseline)}"
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("")
     columns = [_over_all(method) for method in report.methods]
@@ -145,7 +148,8 @@ def _methods(report: TransferReport) -> Table:
 
 
 def _over_all(method: MethodTransfer) -> dict[str, str]:
-    metric, worst = _common_metric(method), min(method.tasks, key=_by_delta)
+    metric = _common_metric(method)
+    worst = next((task for task in method.tasks if task.task == method.worst), method.tasks[0])
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
         JOINT: change_text(metric, method.mean_delta_joint),
