@@ -28,6 +28,7 @@ from lightning_meta.report.drawing import (
     scale_of,
     shortened,
 )
+from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import check_target
 from lightning_meta.run.tables import numbers_of, read_table, write_table
 
@@ -277,8 +278,13 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     scale = scale_of(short_name)
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
-    drawn = []
+    drawn, labels = [], []
+    chances: set[float] = set()
     for number, run in enumerate(map(Path, runs)):
+        finished = (run / "results.json").is_file()
+        about = About.of(read_results(run)) if finished else About()
+        labels.append(f"{run}{f' ({about.method})' if about.method else ''}")
+        chances |= set() if about.chance is None else {about.chance}
         file = run / "metrics.csv"
         if not file.is_file():
             raise UserError(f"{run}: there is no metrics.csv; name a run directory, such as runs/protonet_glyphs/0")
@@ -299,7 +305,11 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     shade = "; shade: 95 % interval over tasks" if axes.collections else ""
     axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
     # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
-    axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
+    for chance in sorted(chances):
+        draw_chance(axes, short_name, chance)
+    at_chance = axes.lines[len(drawn) :]
+    labels += [str(line.get_label()) for line in at_chance]
+    axes.legend([*drawn, *at_chance], labels, frameon=False, fontsize=7)
     save_figure(figure, target)
     return target
 

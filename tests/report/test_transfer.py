@@ -407,6 +407,7 @@ def test_mixed_metrics_do_not_share_an_axis(tmp_path: Path, monkeypatch: pytest.
         assert label in axes.get_xlabel()
     for axes, value, label in zip(gap.axes, (20, 0.2), ("percentage points of accuracy", "R²"), strict=True):
         assert axes.lines[0].get_ydata() == pytest.approx([value])
+        assert axes.get_title() == f"shared and independent: 1 task of {'accuracy' if value == 20 else 'R²'}"
         assert label in axes.get_ylabel()
 
 
