@@ -42,6 +42,7 @@ from lightning_meta.fitting.table_calibration import calibrate_table_by
 from lightning_meta.loading import find_checkpoint
 from lightning_meta.meta import MetaModule
 from lightning_meta.multitask import MultiTaskModule
+from lightning_meta.multitask.selection import with_best_steps
 from lightning_meta.reading import is_number, refuse_link
 from lightning_meta.run import RunLogger
 from lightning_meta.run.differences import undescribed
@@ -104,7 +105,7 @@ def test(args: Sequence[str]) -> None:
         print_grid(evaluations, logger.directory)
         return
     if report := getattr(module, "test_report", None):
-        write_report(logger.directory, report)
+        write_report(logger.directory, {**report, "per_task": with_best_steps(report["per_task"], checkpoint)})
     about |= test_facts(objects["data"])
     write_outcome(logger.directory, metrics, about)
     print_summary(metrics, logger.directory, getattr(objects["data"], "test_conditions", ""))

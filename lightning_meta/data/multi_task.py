@@ -24,6 +24,7 @@ from lightning_meta.data.task_draws import DrawnInputs, DrawnTasks
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError
 from lightning_meta.tasks import Task, TasksSpec
+from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class MultiTaskDataModule(SourceDataModule):
         fitted = {name: _fitted(name, task, train.targets[name]) for name, task in tasks.items()}
         if self.trainer is None or self.trainer.is_global_zero:
             say_metrics(tasks, fitted)
+            say_few_rows(sets)
         self.spec = TasksSpec(
             fitted,
             train.input_shapes,
@@ -301,6 +303,20 @@ def say_metrics(tasks: Mapping[str, Task], fitted: Mapping[str, Task]) -> None:
             "metric: %d of %d tasks are selected and compared by %s and not by %s, since one class has more than 80 %% "
             "of their training labels (%s); give a task its metric to choose another",
             *(len(moved), len(tasks), new, old, _listed(moved, 3)),
+        )
+
+
+def say_few_rows(sets: Mapping[Split, TaskSet]) -> None:
+    """Warn of tasks with too few examples in a split, in one line with the number of examples in each."""
+    counts = {name: [sets[split].counts[name] for split in SPLITS] for name in sets["train"].names}
+    few = [name for name, numbers in counts.items() if min(numbers[1:]) < FEWEST_ROWS]
+    if few:
+        shown = [f"{name!r} {'/'.join(map(str, counts[name]))}" for name in few]
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        _log.warning(
+            "examples: %d of %d tasks have fewer than %d for validation or test, where their scores do not count in "
+            "means over tasks (train/val/test): %s%s",
+            *(len(few), len(counts), FEWEST_ROWS, ", ".join(shown[:5]), more),
         )
 
 

@@ -144,7 +144,8 @@ def _write(folder: Path, importances: Sequence[Importance]) -> None:
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks and columns are text
 def _draw(folder: Path, importances: Sequence[Importance]) -> None:
     """Draw a panel for each of the first tasks, with its most important columns; error bars are ± one deviation."""
-    tasks = list(dict.fromkeys(importance.task for importance in importances))[:SHOWN]
+    names = list(dict.fromkeys(importance.task for importance in importances))
+    tasks = names[:SHOWN]
     figure = Figure((7, 2.5 * len(tasks)), layout="constrained")
     for axes, task in zip(figure.subplots(len(tasks), squeeze=False)[:, 0], tasks, strict=True):
         top = sorted((i for i in importances if i.task == task), key=lambda i: i.mean)[-SHOWN:]
@@ -152,5 +153,8 @@ def _draw(folder: Path, importances: Sequence[Importance]) -> None:
         axes.set_yticks(range(len(top)), [i.column for i in top], fontsize=7)
         axes.set_title(task, fontsize=9)
         axes.axvline(0, color="0.3", lw=0.5)
-    axes.set_xlabel("increase of the test loss when the column is permuted")
+    label = "increase of the test loss when the column is permuted (error bars: ± one standard deviation)"
+    axes.set_xlabel(label, fontsize=9)
+    if len(names) > SHOWN:
+        figure.suptitle(f"the first {SHOWN} of {len(names)} tasks; all are in importance.csv", fontsize=9)
     save_figure(figure, folder / "importance.png")

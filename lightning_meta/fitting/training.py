@@ -26,6 +26,7 @@ from lightning_meta.fitting.run_checks import check_parts, check_stages
 from lightning_meta.fitting.seeding import note_use_of_seed
 from lightning_meta.fitting.summary import print_summary, write_outcome
 from lightning_meta.loading import weights_error
+from lightning_meta.multitask.selection import with_best_steps
 from lightning_meta.nn.frozen import FeatureExtractor
 from lightning_meta.resuming import check_class
 from lightning_meta.run.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -229,7 +230,7 @@ class Training:
         if (peak := peak_memory(self.trainer.strategy.root_device)) is not None:
             about |= {"peak_memory_mb": peak}
         if report := getattr(self.module, "test_report", None):
-            write_report(directory, report)
+            write_report(directory, {**report, "per_task": with_best_steps(report["per_task"], tested)})
         about |= {**test_facts(self.data), **facts(self.module, self.data, self.trainer)}
         if self.record.resumes:
             about["resumes"] = self.record.resumes

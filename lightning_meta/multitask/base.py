@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -40,6 +41,7 @@ from lightning_meta.multitask.tables import (
     check_same_tasks,
     comparable,
     counted,
+    few_rows,
     mean_of_known,
     rows_of_tasks,
 )
@@ -76,8 +78,9 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
           `accuracy` or `r2`, and `auroc` for rare labels. Metrics for which lower is better enter with a minus sign,
           errors in units of the training targets' standard deviation. A task's contribution is bounded below by twice
           the squared error of the mean (R² of −1) or twice the log loss of a uniform guess, so that no single task
-          dominates; a warning at the end of training names tasks at this bound in the best validation. Use `val/score`
-          for checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations set `checkpoint:
+          dominates, and a task with fewer than five examples in the split does not count, unless none has; a
+          warning at the end of training names tasks at this bound in the best validation. Use `val/score` for
+          checkpoints and early stopping: `lightning_meta.fit` does by default, and configurations set `checkpoint:
           {monitor: val/score}`.
         - `val/accuracy/<task>`, `val/f1/<task>` (macro average), `val/auroc/<task>`, `val/r2/<task>`, `val/mae/<task>`
           (in the units of the targets), and likewise for `test`: metrics of each task, over all labelled examples of
@@ -537,9 +540,12 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
     def followed(self, table: RecordTable, logged: Mapping[str, float]) -> Tensor:
         """The score of each task that selection follows, `(T,)`, higher is better: the terms of the monitored mean."""
         monitor, sign = monitored(self.trainer)
-        own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()))
+        few = few_rows(table)  # selected by the loss, as tasks without a score are
+        own = comparable(self.spec.tasks, list(table.ranked_scores(self.spec.tasks).values()), few)
         of_task = of_tasks(monitor, self.names, logged)
         scores = [sign * of_task[n] if n in of_task else score for n, score in zip(self.names, own, strict=True)]
+        if monitor.partition("/")[2].partition("/")[0] != "loss":  # a loss is defined for any number of examples
+            scores = [math.nan if n in few else score for n, score in zip(self.names, scores, strict=True)]
         return torch.tensor(scores, dtype=torch.float64)
 
     def on_test_epoch_end(self) -> None:
@@ -750,14 +756,15 @@ class MultiTaskModule(ChecksBatches, GraphedSteps, ABC):
         ranked, further = table.ranked_scores(tasks), table.metrics(tasks)
         scores = {n: {task.selection: ranked[n], **further[n]} for n, task in tasks.items()}
         losses = {f"{stage}/loss/{name}": loss for name, loss in table.ranked_losses().items()}
-        values = {**by_task(stage, scores), **counted(stage, scores), **losses}
+        few = few_rows(table)
+        values = {**by_task(stage, scores, few), **counted(stage, scores, few), **losses}
         values[f"{stage}/loss"] = mean_of_known(list(losses.values()))
-        values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values())))
+        values[f"{stage}/score"] = mean_of_known(comparable(tasks, list(ranked.values()), few))
         return values
 
     def _floor_line(self, table: RecordTable) -> str:
         tasks = self.spec.tasks
-        return at_floor(tasks, list(table.ranked_scores(tasks).values()))
+        return at_floor(tasks, list(table.ranked_scores(tasks).values()), few_rows(table))
 
     def _warn(self, stage: str, line: str) -> None:
         if line and self.trainer.is_global_zero:

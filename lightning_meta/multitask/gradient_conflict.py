@@ -129,7 +129,7 @@ class GradientConflict(Callback):
         if writes and (directory / PAIRS).is_file():
             from lightning_meta.report.gradients import write_conflict_figures  # matplotlib is slow to import
 
-            write_conflict_figures(directory)
+            write_conflict_figures(directory, type(pl_module).__name__)
 
     @staticmethod
     @contextmanager

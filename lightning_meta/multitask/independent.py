@@ -30,6 +30,7 @@ from lightning_meta.nn.features import output_size, shape_after
 from lightning_meta.nn.heads import seeded
 from lightning_meta.nn.stateless import Tensors, exact_derivatives, put_buffers, swapped, untouched
 from lightning_meta.tasks import TasksSpec
+from lightning_meta.tasks.few_rows import enough_rows
 from lightning_meta.weightings import Equal
 
 _log = logging.getLogger(__name__)
@@ -246,8 +247,11 @@ class Independent(MultiTaskModule):
     def on_test_epoch_end(self) -> None:
         """Log the scores for both selections."""
         super().on_test_epoch_end()
-        joint = [row["joint"] for row in self.test_report["per_task"]]
-        self.log("test/joint_score", mean_of_known(comparable(self.spec.tasks, joint)))
+        rows = self.test_report["per_task"]
+        enough = enough_rows([row["test_examples"] for row in rows])
+        few = [row["task"] for row, counts in zip(rows, enough, strict=True) if not counts]
+        joint = comparable(self.spec.tasks, [row["joint"] for row in rows], few)
+        self.log("test/joint_score", mean_of_known(joint))
 
     @contextmanager
     def weights(self, of: Literal["selected", "joint"]) -> Iterator[None]:

@@ -34,8 +34,8 @@ class MultiHead(MultiTaskModule):
 
     Logged:
         - `test/accuracy/<task>` or `test/r2/<task>`: score of each task on its test examples, with the checkpoint of
-          the best `val/score`, the same for all tasks. `best_step` in `per_task.csv` is the step at which each task was
-          best.
+          the best `val/score`, the same for all tasks. `best_step` in `per_task.csv` is the step of each task's own
+          best validation in the whole training.
         - `test/score`: the mean over tasks.
         - `train/loss`: sum of the losses over tasks, or their combination by `weighting`.
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite, isnan
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from lightning_meta.errors import UserError
+from lightning_meta.run.checkpoint_io import read_checkpoint
 from lightning_meta.run.checkpoints import RunCheckpoint
 
 SCORE = "val/score"
@@ -38,6 +41,30 @@ def of_tasks(monitor: str, names: list[str], logged: Mapping[str, float]) -> dic
     stage, _, rest = monitor.partition("/")
     metric = rest.partition("/")[0]
     return {name: logged[key] for name in names if (key := f"{stage}/{metric}/{name}") in logged}
+
+
+def with_best_steps(rows: Sequence[Mapping[str, Any]], checkpoint: Path) -> list[dict[str, Any]]:
+    """Rows of `per_task.csv` with each task's `best_step` over the whole training.
+
+    A best checkpoint only knows the validations before it. If tasks are selected jointly, a task may be best later,
+    which the last checkpoint of the run knows.
+
+    Args:
+        rows: One row for each task, in order; rows without a `best_step` are returned as they are.
+        checkpoint: The tested checkpoint. Without an intact `last.ckpt` beside it, the rows keep what it knows itself.
+    """
+    last, found = checkpoint.with_name("last.ckpt"), [dict(row) for row in rows]
+    if not found or "best_step" not in found[0] or not last.is_file():
+        return found
+    try:
+        state = read_checkpoint(last)["state_dict"].get("best._extra_state")
+    except (UserError, KeyError):
+        return found
+    if state is None or state.shape[-1] != len(found) + 1:
+        return found
+    best = BestSoFar(len(found))
+    best.set_extra_state(state)
+    return [{**row, "best_step": step} for row, step in zip(found, best.steps, strict=True)]
 
 
 class Improved(NamedTuple):

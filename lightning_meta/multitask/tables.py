@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import inf, isfinite, isnan, nan
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_meta.errors import UserError
 from lightning_meta.multitask.records import RecordTable
 from lightning_meta.tasks import Task, TasksSpec
+from lightning_meta.tasks.few_rows import enough_rows
 
 STAGES = ("train", "val", "test")
 NOT_BETTER = "not better than a constant"
@@ -24,47 +25,60 @@ def mean_of_known(values: Tensor | Sequence[float]) -> float:
     return sum(known) / len(known) if known else nan
 
 
-def by_task(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def by_task(stage: str, scores: Mapping[str, Mapping[str, float]], few: Collection[str] = ()) -> dict[str, float]:
     """Scores by their logged names: the mean of each metric over the tasks that have it, and those of each task.
 
     Args:
         stage: `train`, `val` or `test`.
         scores: Metrics of each task by name; NaN if undefined.
+        few: Tasks with too few examples to count in the means.
     """
     own: dict[str, float] = {}
     of_metric: dict[str, list[float]] = {}
     for name, metrics in scores.items():
         for metric, score in metrics.items():
             own[f"{stage}/{metric}/{name}"] = score
-            of_metric.setdefault(metric, []).append(score)
+            of_metric.setdefault(metric, []).append(nan if name in few else score)
     return {**{f"{stage}/{m}": mean_of_known(of) for m, of in of_metric.items()}, **own}
 
 
-def counted(stage: str, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def counted(stage: str, scores: Mapping[str, Mapping[str, float]], few: Collection[str] = ()) -> dict[str, float]:
     """The number of tasks in each mean of `by_task`, by its logged name, such as `val/auroc_tasks`."""
     numbers: dict[str, float] = {}
-    for metrics in scores.values():
+    for task, metrics in scores.items():
         for metric, score in metrics.items():
             name = f"{stage}/{metric}_tasks"
-            numbers[name] = numbers.get(name, 0) + (not isnan(score))
+            numbers[name] = numbers.get(name, 0) + (task not in few and not isnan(score))
     return numbers
 
 
-def comparable(tasks: Mapping[str, Task], scores: Sequence[float]) -> list[float]:
-    """The tasks' scores as they enter `val/score`, higher is better; −∞ stays, for predictions that are not finite."""
+def few_rows(table: RecordTable) -> list[str]:
+    """The tasks whose score does not count in means over tasks, since they have too few examples in the split."""
+    enough = enough_rows([len(record.ids) for record in table.of.values()])
+    return [name for name, counts in zip(table.of, enough, strict=True) if not counts]
+
+
+def comparable(tasks: Mapping[str, Task], scores: Sequence[float], few: Collection[str]) -> list[float]:
+    """The tasks' scores as they enter `val/score`, higher is better; −∞ stays, for predictions that are not finite.
+
+    Args:
+        tasks: The tasks by name.
+        scores: The selection metric of each.
+        few: Tasks with too few examples to count, which get NaN.
+    """
     signs = [1 if task.selection_mode == "max" else -1 for task in tasks.values()]
     return [
-        -inf if sign * score == -inf else task.comparable(score)
-        for sign, task, score in zip(signs, tasks.values(), scores, strict=True)
+        nan if name in few else -inf if sign * score == -inf else task.comparable(score)
+        for sign, (name, task), score in zip(signs, tasks.items(), scores, strict=True)
     ]
 
 
-def at_floor(tasks: Mapping[str, Task], scores: Sequence[float]) -> str:
+def at_floor(tasks: Mapping[str, Task], scores: Sequence[float], few: Collection[str] = ()) -> str:
     """A line on the tasks that count as their floor in `val/score`, and would decide it alone; "" where none does."""
     held = [
         (name, task, score)
         for (name, task), score in zip(tasks.items(), scores, strict=True)
-        if isfinite(score) and task.comparable(score) == task.floor
+        if name not in few and isfinite(score) and task.comparable(score) == task.floor
     ]
     if not held:
         return ""
@@ -104,7 +118,7 @@ def rows_of_tasks(
         best_steps: The training step of each task's best validation.
         shares: The share of each task in the gradient, where it was recorded.
     """
-    rows = []
+    rows, few = [], few_rows(tables["test"])
     for (name, task), step in zip(spec.tasks.items(), best_steps, strict=True):
         found = {stage: table.of[name] for stage, table in tables.items() if name in table.of}
         better = "higher" if task.selection_mode == "max" else "lower"
@@ -115,7 +129,10 @@ def rows_of_tasks(
         row |= {f"{stage}_loss": found[stage].loss() if stage in found else "" for stage in STAGES}
         row |= {"joint": found["joint"].score(task) if "joint" in found else "", "gradient_share": shares.get(name, "")}
         row["constant"] = found["test"].constant_score(task)
-        row["mark"] = NOT_BETTER if task.comparable(row["test"]) <= task.comparable(row["constant"]) else ""
+        not_better = task.comparable(row["test"]) <= task.comparable(row["constant"])
+        count = row["test_examples"]
+        too_few = f"{count} test example{'s' * (count != 1)}, not in the means"
+        row["mark"] = too_few if name in few else NOT_BETTER if not_better else ""
         rows.append(row)
     return rows
 

@@ -28,6 +28,7 @@ from lightning_meta.report.drawing import (
     scale_of,
     shortened,
 )
+from lightning_meta.report.transfer.reading import read_results
 from lightning_meta.run.files import check_target
 from lightning_meta.run.tables import numbers_of, read_table, write_table
 
@@ -56,14 +57,21 @@ def write_figures(directory: Path, results: Mapping[str, Any] | None = None) -> 
     metric = next((m for m in ("accuracy", "mse", "r2") if f"test/{m}" in results), "accuracy")
     about = About.of(results)
     figures: dict[str, Figure | None] = {}
+    file = directory / "per_task.csv"
+    columns = columns_of(file, words=True) if file.is_file() else {}
+    of_training, what = metric, "training"
+    if "metric" in columns:  # a fixed set of tasks, each with a name
+        count = len(columns["task"])
+        # Tasks of different metrics have the mean `val/score` in common, and no such mean in training.
+        own = set(columns["metric"].tolist())
+        of_training = own.pop() if len(own) == 1 else "score"
+        what = f"training, mean over {count} task{'s' if count > 1 else ''}"
     if (directory / "metrics.csv").is_file():
-        figures["training.png"] = _training(columns_of(directory / "metrics.csv"), metric, about)
-    if (directory / "per_task.csv").is_file():
-        columns = columns_of(directory / "per_task.csv", words=True)
-        if "metric" in columns:  # a fixed set of tasks, each with a name
-            figures["tasks.png"] = named_tasks_figure(columns, about.method)
-        else:
-            figures["tasks.png"] = _tasks(columns, metric, about)
+        figures["training.png"] = _training(columns_of(directory / "metrics.csv"), of_training, about, what)
+    if "metric" in columns:
+        figures["tasks.png"] = named_tasks_figure(columns, about.method)
+    elif columns:
+        figures["tasks.png"] = _tasks(columns, metric, about)
     drawn = {folder / name: figure for name, figure in figures.items() if figure is not None}
     for target, figure in drawn.items():
         save_figure(figure, target)
@@ -95,7 +103,7 @@ def _column(file: Path, name: str, values: list[str], words: bool) -> np.ndarray
         raise
 
 
-def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figure | None:
+def _training(columns: dict[str, np.ndarray], metric: str, about: About, what: str) -> Figure | None:
     """Draw the training and validation metric against the step, with its 95 % interval shaded; None if not logged."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
@@ -114,7 +122,7 @@ def _training(columns: dict[str, np.ndarray], metric: str, about: About) -> Figu
     if not axes.lines:
         return None
     draw_chance(axes, metric, about.chance)
-    axes.set(xlabel="training step", ylabel=label_of(metric), title=about.title("training"))
+    axes.set(xlabel="training step", ylabel=label_of(metric), title=about.title(what))
     if metric == "mse" and any((line.get_ydata() > 0).any() for line in axes.lines):  # type: ignore[operator,union-attr]
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
@@ -207,7 +215,8 @@ def named_tasks_figure(columns: dict[str, np.ndarray], method: str = "") -> Figu
         _draw(panel_axes, panel, str(metric))
     tasks = len(columns["task"])
     figure.suptitle(About(method).title(f"{tasks} task{'s' if tasks > 1 else ''} (number of training examples)"))
-    axes[0].legend(frameon=False, loc="best", fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -218,12 +227,13 @@ def _draw(axes: Axes, columns: dict[str, np.ndarray], metric: str) -> None:
     better = columns.get("better", np.array([]))
     sign = np.where(better == "lower", -1, 1) if len(better) else 1
     order = np.argsort(np.nan_to_num(sign * scores["test"], nan=-np.inf))
-    low, named = -1.0 if metric == "r2" else 0.0, named_rows(len(order))
+    low, named = -1.0 if metric == "r2" else -np.inf, named_rows(len(order))
     rows = heights(named)
 
-    # +∞ is not drawn; scores below `low`, including −∞, are drawn at it.
+    # +∞ is not drawn; scores of an R² below −1, including −∞, are drawn there; other metrics have no lower end.
     def shown(values: np.ndarray) -> np.ndarray:
-        return np.maximum(np.where(values == np.inf, np.nan, values)[order], low)
+        ended = np.maximum(values[order], low)
+        return np.where(np.isfinite(ended), ended, np.nan)
 
     axes.hlines(rows, shown(scores["test"]), shown(scores["train"]), color="0.75", lw=1, zorder=1)
     marks = [("training", "train", "|", "0.4"), ("validation", "val", "o", "white"), ("test", "test", "o", "k")]
@@ -268,8 +278,13 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     scale = scale_of(short_name)
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
-    drawn = []
+    drawn, labels = [], []
+    chances: set[float] = set()
     for number, run in enumerate(map(Path, runs)):
+        finished = (run / "results.json").is_file()
+        about = About.of(read_results(run)) if finished else About()
+        labels.append(f"{run}{f' ({about.method})' if about.method else ''}")
+        chances |= set() if about.chance is None else {about.chance}
         file = run / "metrics.csv"
         if not file.is_file():
             raise UserError(f"{run}: there is no metrics.csv; name a run directory, such as runs/protonet_glyphs/0")
@@ -290,7 +305,11 @@ def compare_training(runs: Sequence[str | Path], out: str | Path, metric: str = 
     shade = "; shade: 95 % interval over tasks" if axes.collections else ""
     axes.set_title(f"{STAGES.get(stage, stage)}{shade}", fontsize=9)
     # Lines are passed explicitly, since matplotlib leaves out labels that begin with "_".
-    axes.legend(drawn, list(map(str, runs)), frameon=False, fontsize=7)
+    for chance in sorted(chances):
+        draw_chance(axes, short_name, chance)
+    at_chance = axes.lines[len(drawn) :]
+    labels += [str(line.get_label()) for line in at_chance]
+    axes.legend([*drawn, *at_chance], labels, frameon=False, fontsize=7)
     save_figure(figure, target)
     return target
 
@@ -349,6 +368,8 @@ def draw_points(points: Sequence[Point], metric: str, left_out: Sequence[str] = 
             capsize=3,
             label=f"{ways}-way (chance {100 / ways:.0f} %)" if ways else None,
         )
+        if ways:
+            axes.axhline(scale / ways, ls=line, color="0.6", lw=0.8)
     axes.set_xscale("log")
     shots = sorted({p.shots for p in points})
     axes.set_xticks(shots, [str(k) for k in shots])

@@ -16,7 +16,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import save_figure, shortened
+from lightning_meta.report.drawing import About, save_figure, shortened
 from lightning_meta.report.figures import SIZE
 from lightning_meta.report.transfer.reading import run_directories
 from lightning_meta.run.gradient_table import PAIRS, mean_pairs
@@ -28,7 +28,7 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @matplotlib.rc_context({"text.parse_math": False})  # names of tasks are text
-def write_conflict_figures(directory: str | Path) -> list[Path]:
+def write_conflict_figures(directory: str | Path, method: str = "") -> list[Path]:
     """Draw `figures/gradient_cosine.png`, `affinity.png` and `conflict_share.png` from `gradient_conflict.csv`.
 
     Values are means over the measurements of a run with both tasks in the batch. In both matrices, tasks are in the
@@ -37,6 +37,7 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
 
     Args:
         directory: The run directory.
+        method: Name of the method, for the titles.
 
     Returns:
         The files of the figures: none without a measurement of two tasks, and no affinity if it was not measured.
@@ -51,13 +52,16 @@ def write_conflict_figures(directory: str | Path) -> list[Path]:
     order = _clustered(cosines)
     labels = [names[i] for i in order]
     np.fill_diagonal(cosines, np.nan)  # always 1
-    figures = {
-        "gradient_cosine.png": _heatmap(cosines[np.ix_(order, order)], labels, "mean cosine between task gradients")
-    }
+    about = About(method)
+    over = f"{len(names)} tasks, {len(conflicts)} measurement{'s' * (len(conflicts) != 1)}"
+    title = about.title(f"mean cosine between task gradients\n{over}")
+    figures = {"gradient_cosine.png": _heatmap(cosines[np.ix_(order, order)], labels, title)}
     if np.isfinite(affinity[off_diagonal]).any():
         axes = ("relative fall of the loss of task j", "after a gradient step of task i")
-        figures["affinity.png"] = _heatmap(affinity[np.ix_(order, order)], labels, "mean inter-task affinity", *axes)
-    figures["conflict_share.png"] = _over_steps(conflicts)
+        figures["affinity.png"] = _heatmap(
+            affinity[np.ix_(order, order)], labels, about.title(f"mean inter-task affinity\n{over}"), *axes
+        )
+    figures["conflict_share.png"] = _over_steps(conflicts, about.title(f"tasks in conflict, {over}"))
     folder = directory / "figures"
     for name, figure in figures.items():
         save_figure(figure, folder / name)
@@ -119,7 +123,7 @@ def _print_values(axes: Axes, shown: np.ndarray, limit: float) -> None:
             axes.text(j, i, text.replace("-", "−"), ha="center", va="center", fontsize=7, color=colour)
 
 
-def _over_steps(conflicts: dict[int, float]) -> Figure:
+def _over_steps(conflicts: dict[int, float], title: str) -> Figure:
     """Draw the share of pairs in conflict (a cosine below 0) by training step, and its moving average."""
     figure = Figure(SIZE, layout="constrained")
     axes = figure.subplots()
@@ -132,7 +136,7 @@ def _over_steps(conflicts: dict[int, float]) -> Figure:
         axes.plot(*middle, "k", label=f"mean of {window}")
     axes.axhline(shares.mean(), color="k", ls="--", lw=0.8, label=f"mean {shares.mean():.2f}")
     axes.set(xlabel="training step", ylabel="share of pairs with cosine < 0", ylim=(-0.03, 1.03))
-    axes.set_title("Tasks in conflict")
+    axes.set_title(title, fontsize=9)
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 

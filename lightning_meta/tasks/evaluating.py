@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lightning_meta.tasks.base import Task
 from lightning_meta.tasks.classification import Binary, Classification, Multilabel
-from lightning_meta.tasks.regression import FEWEST_ROWS, Regression
+from lightning_meta.tasks.few_rows import FEWEST_ROWS
+from lightning_meta.tasks.regression import Regression
 from lightning_meta.tasks.together import standardised, standards_of
 
 Rows = npt.NDArray[np.float64]

@@ -12,9 +12,7 @@ from lightning_meta.errors import UserError
 from lightning_meta.functional.precision import HAS_FLOAT64, at_least_float32
 from lightning_meta.functional.weighted_metrics import weighted_mean
 from lightning_meta.tasks.base import MetricChoice, Task
-
-FEWEST_ROWS = 5
-"""Fewest examples for R²: with fewer, the estimated variance in its denominator may be off by a factor of two."""
+from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
 
 class Regression(Task):

@@ -225,7 +225,7 @@ def test_a_task_without_training_data_is_refused_until_it_is_left_out() -> None:
     fit({"source": source, "tasks": ["a"]})
 
 
-def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
+def test_a_task_without_validation_data_is_trained_and_has_no_score(caplog: pytest.LogCaptureFixture) -> None:
     tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
     few = {"a": LABELS, "b": LABELS[:0]}
     module = MultiHead(backbone())
@@ -234,6 +234,22 @@ def test_a_task_without_validation_data_is_trained_and_has_no_score() -> None:
     logged = {name: float(value) for name, value in runner.callback_metrics.items()}
     assert math.isnan(logged["val/accuracy/b"])
     assert logged["val/score"] == logged["val/accuracy/a"]
+    (said,) = [message for message in caplog.messages if message.startswith("examples: ")]
+    assert "1 of 2 tasks" in said
+    assert "'b' 6/0/6" in said
+
+
+def test_a_task_of_one_test_example_does_not_count_in_the_mean() -> None:
+    tasks: dict[str, Task] = {name: Classification(3) for name in TWO}
+    few = {"a": LABELS, "b": LABELS[:1]}
+    given = MultiTaskDataModule(Given(tasks, sets_of(TWO, val=few, test=few)), batches_per_epoch=2)
+    module, runner = MultiHead(backbone()), trainer(2)
+    runner.fit(module, datamodule=given)
+    runner.test(module, datamodule=given, verbose=False)
+    logged = {name: float(value) for name, value in runner.callback_metrics.items()}
+    assert logged["test/score"] == logged["test/accuracy"] == logged["test/accuracy/a"]
+    assert logged["test/accuracy_tasks"] == 1
+    assert [row["mark"] for row in module.test_report["per_task"]][1] == "1 test example, not in the means"
 
 
 class Unusual(Grouped, TaskSource):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import lightning_meta as lm
+from lightning_meta.batches import Examples, Split
+from lightning_meta.cli import main
+from lightning_meta.data import MultiTaskDataModule
 from lightning_meta.migration import with_losses
+from lightning_meta.multitask import MultiHead
 from lightning_meta.multitask.records import TaskRecord
 from lightning_meta.multitask.selection import BestSoFar
 from lightning_meta.multitask.tables import mean_of_known
+from lightning_meta.nn import MLP
+from lightning_meta.run import RunCheckpoint
 from lightning_meta.run.best import BestScore
+from lightning_meta.run.tables import read_table
 from lightning_meta.tasks import Regression
+from tests.multitask.toys import Toys
 
 VALUES = st.sampled_from([math.nan, -math.inf, -1.0, 0.0, 0.5])
 
@@ -36,6 +48,38 @@ def test_a_task_is_selected_as_a_run_is(validations: list[tuple[float, float]]) 
         best = restored
         assert best.mean_step == expected
         assert best.steps == [of_loss if expected < 0 else expected]
+
+
+class Noisy(Toys):
+    """Toys of which the labels of one are noise, so that it is best before it learns."""
+
+    def examples(self, split: Split) -> dict[str, Examples]:
+        found = super().examples(split)
+        x = found["sign"].x
+        noise = torch.randint(2, (len(x),), generator=torch.Generator().manual_seed(len(x)))
+        return {**found, "sign": Examples(x, noise)}
+
+
+def test_best_steps_are_those_of_the_whole_training_also_in_a_later_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task decides which checkpoint is kept, early."""
+    monkeypatch.chdir(tmp_path)
+    module = MultiHead(MLP(4, (12, 12)), optimizer=partial(torch.optim.Adam, lr=0.03))
+    options: dict[str, Any] = {"max_steps": 60, "accelerator": "cpu", "enable_progress_bar": False}
+    given = MultiTaskDataModule(Noisy(), batch_size=8, batches_per_epoch=5)
+    run = lm.fit(module, given, seed=1, name="run", checkpoint=RunCheckpoint("val/loss/sign"), **options)
+    assert run.directory is not None
+    header, rows = read_table(run.directory / "metrics.csv", ["step"])
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    cells = zip(*(columns[name] for name in ("val/loss/sum", "step")), strict=True)
+    expected = 1 - max((-float(loss), -int(step)) for loss, step in cells if loss)[1]  # steps are logged from 0
+    assert expected > lm.load(run.directory).best.steps[0], "the task is best after the kept checkpoint"
+    assert main(["test", "--ckpt_path", str(run.directory), "--trust"]) == 0
+    for file in ("per_task.csv", "tests/0/per_task.csv"):
+        header, rows = read_table(run.directory / file)
+        steps = {row[header.index("task")]: int(row[header.index("best_step")]) for row in rows}
+        assert steps["sum"] == expected, file
 
 
 def record(outputs: Tensor, targets: Tensor) -> TaskRecord:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from lightning_meta.report import write_figures
-from lightning_meta.report.figures import _edges, columns_of
+from lightning_meta.report.figures import Point, _edges, columns_of, draw_points
+from lightning_meta.report.gradients import write_conflict_figures
 
 
 def test_draws_what_there_is(tmp_path: Path) -> None:
@@ -94,6 +95,51 @@ def test_named_tasks_of_different_metrics_have_panels_of_their_own(tmp_path: Pat
     ]
     tests = [line for axes in figure.axes for line in axes.lines if line.get_label() == "test"]
     assert np.concatenate([line.get_xdata() for line in tests]) == pytest.approx([60, 70, 0.3])
+
+
+def test_scores_below_zero_are_drawn_where_they_are(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = ["a,cohen_kappa,90,0.9,0.8,-0.2", "b,r2,80,0.9,0.8,-7"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    write_figures(tmp_path)
+    kappa, r2 = drawn[0].axes
+    tests = [
+        np.asarray(line.get_xdata())[0] for axes in (kappa, r2) for line in axes.lines if line.get_label() == "test"
+    ]
+    assert tests == pytest.approx([-0.2, -1])
+    assert kappa.get_xlabel() == "cohen kappa"
+
+
+@pytest.mark.parametrize(("second", "shown"), [("auroc", "AUROC"), ("accuracy", "score")])
+def test_the_curve_of_training_is_of_what_tasks_are_compared_by(
+    second: str, shown: str, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """The accuracy in training is of some tasks only, that in validation of all."""
+    rows = ["a,auroc,90,0.9,0.8,0.7", f"b,{second},80,0.9,0.8,0.6"]
+    (tmp_path / "per_task.csv").write_text("\n".join(["task,metric,train_examples,train,val,test", *rows, ""]))
+    header = "step,train/accuracy,val/accuracy,val/auroc,val/score"
+    (tmp_path / "metrics.csv").write_text(f"{header}\n9,0.5,0.9,0.6,0.7\n")
+    write_figures(tmp_path, {"model": "lightning_meta.MultiHead", "test/accuracy": 0.9})
+    (axes,) = drawn[0].axes
+    assert axes.get_ylabel() == shown
+    assert [line.get_label() for line in axes.lines] == ["validation"]
+    assert axes.get_title() == "MultiHead: training, mean over 2 tasks"
+    assert drawn[1].legends, "outside the panels, where it covers no mark"
+
+
+def test_figures_of_gradients_name_the_method_and_what_was_measured(tmp_path: Path, drawn: list[Figure]) -> None:
+    rows = [f"{step},{i},{j},0.5,0.1" for step in (0, 9) for i in "ab" for j in "ab"]
+    (tmp_path / "gradient_conflict.csv").write_text("\n".join(["step,task_i,task_j,cosine,affinity", *rows, ""]))
+    (tmp_path / "gradient_share.csv").write_text("step,task,norm,share\n0,a,1,0.5\n0,b,1,0.5\n")
+    write_conflict_figures(tmp_path, "MultiHead")
+    titles = [figure.get_suptitle() or figure.axes[0].get_title() for figure in drawn]
+    assert len(titles) == 3
+    assert all(title.startswith("MultiHead: ") and "2 tasks, 2 measurements" in title for title in titles)
+
+
+def test_chance_is_drawn_for_each_number_of_ways() -> None:
+    figure = draw_points([Point(5, 1, 0.5, 0.1, 9), Point(20, 1, 0.3, 0.1, 9)], "accuracy")
+    levels = [np.asarray(line.get_ydata()) for line in figure.axes[0].lines]
+    assert {20.0, 5.0} <= {float(y[0]) for y in levels if len(y) == 2 and y[0] == y[1]}
 
 
 def test_many_named_tasks_fit_on_a_page(tmp_path: Path, drawn: list[Figure]) -> None:

@@ -226,6 +226,14 @@ def test_curves_of_several_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == runs
     assert len({handle.get_linestyle() for handle in legend.legend_handles if isinstance(handle, Line2D)}) == 2
+    facts = {"model": "lightning_meta.ProtoNet", "test_chance": 0.2}
+    (Path(runs[0]) / "results.json").write_text(json.dumps(facts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", kept)
+        assert main(["curves", *runs, "--out", "all.png"]) == 0
+    legend = figures[-1].axes[0].get_legend()
+    assert legend is not None
+    assert [t.get_text() for t in legend.get_texts()] == [f"{runs[0]} (ProtoNet)", runs[1], "chance, 20 %"]
     capsys.readouterr()
     for options, said in (
         (["runs/run/7"], "no metrics.csv"),

@@ -170,7 +170,7 @@ def test_the_rule_of_domination() -> None:
     assert dominating_tasks(shares(np.array([3.0, 0.3, 3.1, 0.3, 0.3, 0.3]))) == [2, 0]
     assert dominating_tasks(shares(np.array([1.0, np.nan]))) == []
     assert np.isnan(shares(np.array([1.0, -1.0]))).all()
-    assert cause_if_hurt(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True) == "unclear"
+    assert cause_if_hurt(np.array([0.1, -0.1]), 0.5, [], 2, shares=True, converged=True, near=True) == "unclear"
 
 
 def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None:
@@ -191,6 +191,44 @@ def test_regression_whose_targets_never_vary_is_left_out(tmp_path: Path) -> None
     assert np.isfinite(report.methods[0].delta_m)
     write_report(report, tmp_path / "report")
     print_report(report, Console(file=None, quiet=True))
+
+
+def test_a_task_without_test_examples_is_named_and_leaves_the_others_compared(tmp_path: Path) -> None:
+    names = [f"task_{i}" for i in range(6)]
+    effects = {"shared": {"task_1": -1.5}}
+    whole = against_independent(story(tmp_path / "whole", names, effects))
+
+    def emptied(method: str, name: str, task: Simulated) -> Simulated:
+        return task.but(scores=np.zeros(0), joint=None) if name == "empty" else task
+
+    report = against_independent(story(tmp_path / "some", ["empty", *names], effects, change=emptied))
+    empty, *others = report.methods[0].tasks
+    assert (empty.verdict, empty.test_examples) == ("not comparable", 0)
+    assert repr([t.p_holm for t in others]) == repr([t.p_holm for t in whole.methods[0].tasks])
+    for field in ("delta_m", "mean_delta", "mean_gap", "harmed", "helped", "for_models", "for_method", "mean_rank"):
+        assert repr(getattr(report.methods[0], field)) == repr(getattr(whole.methods[0], field)), field
+    assert any(note.startswith("Not comparable are 1 of 7 tasks") for note in report.notes)
+    assert any("empty (0 test examples)" in note for note in report.notes)
+    assert any("corrected for the 6 tasks" in note for note in report.notes)
+    write_report(report, tmp_path / "report")
+    print_report(report, Console(file=None, quiet=True))
+
+
+def test_a_task_of_few_test_examples_decides_nothing(tmp_path: Path) -> None:
+    def few(method: str, name: str, task: Simulated) -> Simulated:
+        lost = np.full(4, float(method == "independent"))
+        return task.but(scores=lost, joint=None) if name == "few" else task
+
+    names = [f"task_{i}" for i in range(6)]
+    whole = against_independent(story(tmp_path / "whole", names, {"shared": {}}))
+    report = against_independent(story(tmp_path / "some", ["few", *names], {"shared": {}}, change=few))
+    assert report.methods[0].tasks[0].verdict == "not comparable"
+    for field in ("delta_m", "mean_delta", "worst", "for_models", "for_method", "mean_rank"):
+        assert repr(getattr(report.methods[0], field)) == repr(getattr(whole.methods[0], field)), field
+    assert any("few (4 test examples)" in note for note in report.notes)
+    with (tmp_path / "table").open("w") as file:
+        print_report(report, Console(file=file, width=140))
+    assert "Over 6 of 7 tasks" in (tmp_path / "table").read_text()
 
 
 def test_one_seed_says_what_it_cannot_say(tmp_path: Path) -> None:
@@ -217,6 +255,8 @@ def test_unequal_budgets_are_said(tmp_path: Path) -> None:
         ("independent", 100, "not converged: train longer"),
         ("", 0, "nothing is shared"),
         ("unknown", 100, "unclear"),
+        ("never validated", 100, "unclear"),
+        ("selected for others", 100, "selected for other tasks"),
     ],
 )
 def test_interference_takes_shared_parameters_and_training_to_the_end(
@@ -228,11 +268,23 @@ def test_interference_takes_shared_parameters_and_training_to_the_end(
             hurt = Simulated((rng.random(400) < level).astype(float), train_loss=1 - level)
             if method == late and seed == 2:
                 hurt = hurt.but(best_step=20)  # of 20 steps
+            if method == "shared" and late == "never validated":
+                hurt = hurt.but(best_step=-1)
+            if method == "shared" and late == "selected for others":
+                hurt = hurt.but(val=0.3, best_val=0.75)  # of the 0.6 that it loses, selection costs 0.45
+            if method == "independent":
+                hurt = hurt.but(joint=0.25)
             run = write_run(tmp_path / method / str(seed), {"a": hurt}, seed=seed, shared_parameters=shared_parameters)
             if late == "unknown":
                 (run / "metrics.csv").unlink()
     report = against_independent(tmp_path)
     assert verdicts(report) == {"a": ("hurt", expected)}
+    with (tmp_path / "table").open("w") as file:
+        print_report(report, Console(file=file, width=140))
+    joint = (
+        f"▼ a: {expected}; Δ {100 * report.methods[0].tasks[0].delta_joint:+.1f} against the baseline with one joint"
+    )
+    assert (joint in (tmp_path / "table").read_text()) == (late == "selected for others")
     said = [note for note in report.notes if "not converged" in note]
     assert [note.split()[0] for note in said] == ([late] if late in ("shared", "independent") else [])
 
@@ -355,6 +407,7 @@ def test_mixed_metrics_do_not_share_an_axis(tmp_path: Path, monkeypatch: pytest.
         assert label in axes.get_xlabel()
     for axes, value, label in zip(gap.axes, (20, 0.2), ("percentage points of accuracy", "R²"), strict=True):
         assert axes.lines[0].get_ydata() == pytest.approx([value])
+        assert axes.get_title() == f"shared and independent: 1 task of {'accuracy' if value == 20 else 'R²'}"
         assert label in axes.get_ylabel()
 
 

@@ -222,13 +222,34 @@ def test_selections_of_different_metrics_have_no_mean(tmp_path: Path) -> None:
 
 
 def test_the_worst_difference_has_its_unit_where_metrics_differ(tmp_path: Path) -> None:
-    for method, right in (("alone", [0, 1, 1, 1]), ("together", [0, 0, 1, 1])):
+    for method, right in (("alone", [0, 1, 1, 1] * 2), ("together", [0, 0, 1, 1] * 2)):
         tasks = {"a": Simulated(np.array(right, float)), "r": Simulated(np.full(9, 0.5), metric="r2")}
         write_run(tmp_path / method / "0", tasks)
     print_report(
         compare([tmp_path / "together"], [tmp_path / "alone"]), Console(file=(text := io.StringIO()), width=140)
     )
     assert "-25.0 points" in next(line for line in text.getvalue().splitlines() if "worst Δ" in line)
+
+
+def test_means_over_different_metrics_are_in_comparable_units(tmp_path: Path) -> None:
+    """100 of 1000 in the unit of a currency and 0.2 of accuracy are 0.1 and 0.2."""
+    for method, cost, right in (("alone", 1000.0, 5), ("together", 1100.0, 7)):
+        tasks = {
+            "cost": Simulated(np.full(10, cost), metric="rmse", joint=cost, train=1.0, val=500.0),
+            "grade": Simulated(np.arange(10) < right, joint=right / 10),
+        }
+        run = write_run(tmp_path / method / "0", tasks)
+        header, *rows = (run / "per_task.csv").read_text().splitlines()
+        ends = ["better", "lower", "higher"]
+        lines = [f"{line},{end}" for line, end in zip([header, *rows], ends, strict=True)]
+        (run / "per_task.csv").write_text("\n".join([*lines, ""]))
+    report = compare([tmp_path / "together"], [tmp_path / "alone"])
+    (method_transfer,) = report.methods
+    assert method_transfer.mean_delta == pytest.approx((-0.1 + 0.2) / 2)
+    assert method_transfer.mean_delta_joint == pytest.approx((-0.1 + 0.2) / 2)
+    assert math.isnan(method_transfer.mean_gap)
+    assert method_transfer.worst == "cost"
+    assert not any("half-width" in note or "corrected for" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
@@ -250,7 +271,7 @@ def test_delta_m_of_errors_does_not_depend_on_units(
 def result(metric: str, targets: list[Any], outputs: int) -> TaskResult:
     rows = np.array(targets, dtype=float).reshape(len(targets), -1)
     numbers = dict.fromkeys(
-        ("train", "val", "test", "train_loss", "joint", "gradient_share", "constant", "best_step"), 0.5
+        ("train", "val", "test", "train_loss", "joint", "gradient_share", "constant", "best_step", "best_val"), 0.5
     )
     ids = np.arange(len(rows))
     return TaskResult(metric, "higher", 9, **numbers, ids=ids, scores=ids * 1.0, targets=rows, outputs=outputs)

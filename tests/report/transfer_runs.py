@@ -29,6 +29,7 @@ class Simulated:
     metric: str = "accuracy"
     targets: np.ndarray | None = None
     best_step: int = 9
+    best_val: float | None = None
 
     def but(self, **changes: Any) -> Simulated:
         return replace(self, **changes)
@@ -48,8 +49,11 @@ def write_run(
     directory.joinpath("config.yaml").write_text(yaml.safe_dump(content))
     found = {"test/accuracy": 0.5, "test/score": 0.5, "seed": seed, "data_fingerprint": "abc", "model": "M", **results}
     directory.joinpath("results.json").write_text(json.dumps(found))
-    validations = "".join(f"{step},0.5,\n" for step in range(4, steps, 5))  # steps count from 0
-    directory.joinpath("metrics.csv").write_text(f"step,val/score,test/score\n{validations}{steps},,0.5\n")
+    best = {f"val/{t.metric}/{n}": t.val if t.best_val is None else t.best_val for n, t in tasks.items()}
+    with directory.joinpath("metrics.csv").open("w", newline="") as file:
+        validations = [[step, 0.5, "", *best.values()] for step in range(4, steps, 5)]  # steps count from 0
+        csv.writer(file).writerows([["step", "val/score", "test/score", *best], *validations])
+        csv.writer(file).writerow([steps, "", 0.5, *("" for _ in best)])
     with directory.joinpath("per_task.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*HEADER.split(","), "gradient_share"])
@@ -62,7 +66,7 @@ def write_run(
                 t.best_step,
                 t.train,
                 t.val,
-                t.scores.mean(),
+                t.scores.mean() if len(t.scores) else "nan",
             ]
             row += [t.train_loss, 1, 1, "" if t.joint is None else t.joint]
             writer.writerow([*row, "" if t.gradient_share is None else t.gradient_share])

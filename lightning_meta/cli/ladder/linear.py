@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -14,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.cli.ladder.plan import PlannedRun
-from lightning_meta.report.transfer.reading import Run, read_results, read_run
+from lightning_meta.report.transfer.matching import Method, compared_tasks
+from lightning_meta.report.transfer.reading import read_results, read_run
 
 SCORE, SECONDS = "test/score", "train_time_s"  # the score is the mean over tasks of each task's metric
 
@@ -91,16 +91,16 @@ def compare_with_linear(runs: Sequence[PlannedRun]) -> LinearComparison | None:
         {rung: fmean(results[key] for results in seeds) for rung, seeds in by_rung.items()} for key in (SCORE, SECONDS)
     )
     by_linear = {rung: [run.directory for run in runs if run.rung == rung and run.directory] for rung in linear}
-    chances = {rung: _tasks_at_chance([read_run(d) for d in directories]) for rung, directories in by_linear.items()}
+    chances = {
+        rung: _tasks_at_chance(Method(rung, tuple(map(read_run, directories))))
+        for rung, directories in by_linear.items()
+    }
     at_chance = {rung: (failed, count) for rung, (failed, count) in chances.items() if 2 * failed >= count > 0}
     return LinearComparison(scores, seconds, linear, at_chance) if linear else None
 
 
-def _tasks_at_chance(runs: Sequence[Run]) -> tuple[int, int]:
+def _tasks_at_chance(method: Method) -> tuple[int, int]:
     """Return the number of tasks in which runs are on average not better than a constant, and of those compared."""
-    differences = [
-        fmean(run.tasks[name].sign * (run.tasks[name].test - run.tasks[name].constant) for run in runs)
-        for name in runs[0].tasks
-    ]
-    known = [difference for difference in differences if isfinite(difference)]
-    return sum(difference <= 0 for difference in known), len(known)
+    tasks, compared = method.runs[0].tasks, compared_tasks([method])
+    failed = [tasks[n].sign * (method.mean(n, "test") - method.mean(n, "constant")) <= 0 for n in compared]
+    return sum(failed), len(compared)

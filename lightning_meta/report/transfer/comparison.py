@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from lightning_meta.functional.delta_m import FLOOR, delta_m
-from lightning_meta.report.transfer.intervals import ALPHA, paired_intervals
-from lightning_meta.report.transfer.matching import Method, classes_of_examples, differences_in_common, match
+from lightning_meta.report.transfer.intervals import ALPHA, Intervals, paired_intervals
+from lightning_meta.report.transfer.matching import (
+    Method,
+    classes_of_examples,
+    compared_tasks,
+    differences_in_common,
+    match,
+)
 from lightning_meta.report.transfer.results import (
     SEEDS_FOR_VERDICTS,
+    SELECTED,
     MethodTransfer,
     Selected,
     TaskTransfer,
     TransferReport,
     Verdict,
     differences,
+    differences_joint,
+    one_unit,
     state,
     unit,
 )
+from lightning_meta.tasks.few_rows import FEWEST_ROWS
 
 RULES = (
     "A hurt task is labelled by its training loss at the selected checkpoint (evaluation mode, a fixed subset), "
     "compared with the baseline's: 'interference' if it rose in every seed, 'generalisation gap' if it fell in every "
-    "seed, else 'unclear'. 'Interference' requires that the method shares parameters (else 'nothing is shared') and "
-    "that for both the method and the baseline the best validation was before the last one in every seed; if it was "
-    "the last one and the loss did not fall in every seed, the label is 'not converged: train longer'. 'few tasks "
-    "dominate' is added if the shares s of the gradient (of the training loss if no gradient was recorded) have an "
-    "effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's share is below 1/T; the dominating "
-    "tasks are the fewest that make up half of the total."
+    "seed, else 'unclear'. 'Interference' requires that the method shares parameters (else 'nothing is shared'), that "
+    "for both the method and the baseline the best validation was before the last one in every seed, and that the kept "
+    "checkpoint is near the task's own best: its validation metric there, mean over seeds, is below its best by at most "
+    "half of what the task loses. If it is further below and the loss did not fall in every seed, the label is 'selected "
+    "for other tasks'; if the best validation was the last one and the loss did not fall, it is 'not converged: train "
+    "longer'. 'few tasks dominate' is added if the shares s of the gradient (of the training loss if no gradient was "
+    "recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's share is below 1/T; "
+    "the dominating tasks are the fewest that make up half of the total."
 )
 NOT_CONVERGED = "not converged: train longer"
+UNKNOWN = {field.name: math.nan for field in fields(Intervals)}  # of a task that is not compared
 
 
 def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: Collection[str] = ()) -> TransferReport:
@@ -50,15 +64,15 @@ def compare(runs: Sequence[str | Path], baseline: Sequence[str | Path], tuned: C
     """
     against, methods = match(runs, baseline)
     everyone = [against, *methods]
-    names = list(against.runs[0].tasks)
-    values = np.array([[m.mean(name, "test") for name in names] for m in everyone])
-    ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in names])
+    names, compared = list(against.runs[0].tasks), compared_tasks(everyone)
+    values = np.array([[m.mean(name, "test") for name in compared] for m in everyone])
+    ranks = mean_ranks(values * [against.runs[0].tasks[name].sign for name in compared])
     transfers = tuple(_transfer(m, against, float(r)) for m, r in zip(methods, ranks[1:], strict=True))
-    selection = {m.name: selected for m in everyone if (selected := _selected(m, names)) is not None}
+    selection = {m.name: selected for m in everyone if (selected := _selected(m)) is not None}
     notes = (
         *what_seeds_support(against, transfers),
-        *constants(everyone, names),
-        *without_interval(everyone, names),
+        *constants(everyone),
+        *without_interval(everyone, compared),
         *not_converged(everyone, names),
         *differences_in_common(against, methods, tuned),
     )
@@ -81,15 +95,8 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
-    names = list(against.runs[0].tasks)
-    scores = [(method.scores(name), against.scores(name)) for name in names]
-    classes = [classes_of_examples([method, against], name) for name in names]
-    bounded = [
-        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
-        for name, of, pair in zip(names, classes, scores, strict=True)
-    ]
-    signs = [against.runs[0].tasks[name].sign for name in names]  # −1 for errors, so that above 0 is better
-    interval = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
+    names, compared = list(against.runs[0].tasks), compared_tasks([against, method])
+    intervals = _intervals(method, against, compared)
     losses, loss_before = method.per_seed(names, "train_loss"), against.per_seed(names, "train_loss")
     loss_share = shares(losses.mean(0))
     gradient_share = method.per_seed(names, "gradient_share").mean(0)
@@ -98,11 +105,13 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
     tasks = []
     for i, name in enumerate(names):
         first = against.runs[0].tasks[name]
-        verdict: Verdict = "no difference shown" if math.isfinite(interval.delta[i]) else "not comparable"
+        interval = intervals.get(name, UNKNOWN)
+        verdict: Verdict = "no difference shown" if name in compared else "not comparable"
         if len(method.seeds) < SEEDS_FOR_VERDICTS and verdict != "not comparable":
             verdict = "too few seeds"
-        elif interval.p_holm[i] < ALPHA:
-            verdict = "helped" if interval.delta[i] > 0 else "hurt"
+        elif interval["p_holm"] < ALPHA:
+            verdict = "helped" if interval["delta"] > 0 else "hurt"
+        joint = against.mean(name, "joint")
         cause = cause_if_hurt(
             losses[:, i] - loss_before[:, i],
             float(deciding[i]),
@@ -110,6 +119,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             len(names),
             shares=method.runs[0].shares,
             converged=_both(method.converged(name), against.converged(name)),
+            near=_is_near(method.lost_by_selection(name), -interval["delta"]),
         )
         tasks.append(
             TaskTransfer(
@@ -120,12 +130,7 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 test_examples=len(first.ids),
                 baseline=against.mean(name, "test"),
                 value=method.mean(name, "test"),
-                delta=float(interval.delta[i]),
-                low=float(interval.low[i]),
-                high=float(interval.high[i]),
-                df=float(interval.df[i]),
-                p=float(interval.p[i]),
-                p_holm=float(interval.p_holm[i]),
+                **interval,
                 verdict=verdict,
                 cause=cause if verdict == "hurt" else "",
                 baseline_train_loss=float(loss_before[:, i].mean()),
@@ -134,12 +139,15 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
                 gap=first.sign * (method.mean(name, "train") - method.mean(name, "val")),
                 loss_share=float(loss_share[i]),
                 gradient_share=float(gradient_share[i]),
-                baseline_joint=against.mean(name, "joint"),
-                delta_joint=first.sign * (method.mean(name, "test") - against.mean(name, "joint")),
+                baseline_joint=joint,
+                delta_joint=first.sign * (method.mean(name, "test") - joint) if name in compared else math.nan,
             )
         )
-    comparable = [t for t in tasks if math.isfinite(t.delta)]
-    worst = min(comparable, key=lambda t: t.delta).task if comparable else ""
+    comparable = [t for t in tasks if t.task in compared]
+    change, change_joint = (f(method, against, compared).mean(0) for f in (differences, differences_joint))
+    if alike := one_unit(comparable):
+        change, change_joint = (np.array([getattr(t, k) for t in comparable]) for k in ("delta", "delta_joint"))
+    worst = compared[int(change.argmin())] if compared else ""
     relative, excluded = math.nan, len(comparable)
     if comparable:
         # Errors in units of a constant prediction's, so that `FLOOR` in `delta_m` does not depend on units of targets.
@@ -148,9 +156,9 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
             torch.tensor([getattr(t, k) / u for t, u in zip(comparable, units, strict=True)], dtype=torch.float64)
             for k in ("value", "baseline")
         )
-        change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
-        relative, excluded = change.relative.item(), int(change.excluded)
-    for_models, for_method = state(differences(method, against))
+        relative_change = delta_m(ours, theirs, torch.tensor([t.better == "higher" for t in comparable]))
+        relative, excluded = relative_change.relative.item(), int(relative_change.excluded)
+    for_models, for_method = state(differences(method, against, compared))
     return MethodTransfer(
         method=method.name,
         tasks=tuple(tasks),
@@ -158,30 +166,55 @@ def _transfer(method: Method, against: Method, rank: float) -> MethodTransfer:
         for_method=for_method,
         delta_m=relative,
         delta_m_excluded=excluded,
-        mean_delta=float(np.mean([t.delta for t in comparable])) if comparable else math.nan,
-        mean_delta_joint=float(np.mean([t.delta_joint for t in tasks if math.isfinite(t.delta_joint)] or [math.nan])),
-        harmed=_rate(tasks, "hurt"),
-        helped=_rate(tasks, "helped"),
+        mean_delta=_mean(change.tolist()),
+        mean_delta_joint=_mean(change_joint.tolist()),
+        harmed=_rate(comparable, "hurt"),
+        helped=_rate(comparable, "helped"),
         worst=worst,
         mean_rank=rank,
-        mean_gap=float(np.mean([t.gap for t in tasks if math.isfinite(t.gap)] or [math.nan])),
+        mean_gap=_mean([t.gap for t in comparable]) if alike else math.nan,
         dominating=tuple(dominating),
     )
+
+
+def _intervals(method: Method, against: Method, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The fields of `Intervals` by name of the task."""
+    if not names:
+        return {}
+    scores = [(method.scores(name), against.scores(name)) for name in names]
+    classes = [classes_of_examples([method, against], name) for name in names]
+    bounded = [
+        of is None and (against.runs[0].tasks[name].metric == "accuracy" or bool(np.isin(pair, (0, 1)).all()))
+        for name, of, pair in zip(names, classes, scores, strict=True)
+    ]
+    signs = [against.runs[0].tasks[name].sign for name in names]  # −1 for errors, so that above 0 is better
+    found = paired_intervals([sign * (a - b) for sign, (a, b) in zip(signs, scores, strict=True)], bounded, classes)
+    return {name: {field: float(getattr(found, field)[i]) for field in UNKNOWN} for i, name in enumerate(names)}
 
 
 def _both(a: bool | None, b: bool | None) -> bool | None:
     return False if a is False or b is False else a and b
 
 
+def _is_near(lost: float, harm: float) -> bool | None:
+    """Whether selection for other tasks costs a task at most half of its harm; None where it is not known."""
+    return lost <= harm / 2 if math.isfinite(lost) else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean of the finite values; NaN without any."""
+    return float(np.mean([value for value in values if math.isfinite(value)] or [math.nan]))
+
+
 def _rate(tasks: Sequence[TaskTransfer], verdict: Verdict) -> float:
-    """Share of tasks with a verdict; NaN if there are too few seeds for verdicts."""
-    none = any(t.verdict == "too few seeds" for t in tasks)
+    """Share of the compared tasks with a verdict; NaN if there are none, or too few seeds for verdicts."""
+    none = not tasks or any(t.verdict == "too few seeds" for t in tasks)
     return math.nan if none else sum(t.verdict == verdict for t in tasks) / len(tasks)
 
 
-def _selected(method: Method, names: Sequence[str]) -> Selected | None:
+def _selected(method: Method) -> Selected | None:
     """Mean metric of a method, selected by task and jointly; None without both, or if tasks have different metrics."""
-    results = method.runs[0].tasks
+    results, names = method.runs[0].tasks, compared_tasks([method])
     both = [(method.mean(name, "test"), method.mean(name, "joint")) for name in names]
     known = [pair for pair in both if np.isfinite(pair).all()]
     if not known or len({results[name].metric for name in names}) > 1:
@@ -191,7 +224,13 @@ def _selected(method: Method, names: Sequence[str]) -> Selected | None:
 
 
 def cause_if_hurt(
-    change_of_loss: np.ndarray, share: float, dominating: list[str], tasks: int, shares: bool, converged: bool | None
+    change_of_loss: np.ndarray,
+    share: float,
+    dominating: list[str],
+    tasks: int,
+    shares: bool,
+    converged: bool | None,
+    near: bool | None,
 ) -> str:
     """Name the cause if a task is hurt.
 
@@ -203,20 +242,23 @@ def cause_if_hurt(
         shares: Whether the method's tasks share parameters.
         converged: Whether the best validation of the task came before the last, for the method and the baseline; None
             if unknown.
+        near: Whether the kept checkpoint is near the task's own best validation; None if unknown.
 
     Returns:
-        "interference", "generalisation gap", "unclear", "nothing is shared" or `NOT_CONVERGED`; ", few tasks dominate"
-        is appended to the first three if it applies.
+        "interference", "generalisation gap", "unclear", "nothing is shared", `SELECTED` or `NOT_CONVERGED`; ", few
+        tasks dominate" is appended to the first three if it applies.
     """
     rose, fell = bool((change_of_loss > 0).all()), bool((change_of_loss < 0).all())
     if fell:
         name = "generalisation gap"
+    elif near is False:
+        return SELECTED
     elif converged is False:
         return NOT_CONVERGED
     elif not shares:
         return "nothing is shared"
     else:
-        name = "interference" if rose and converged else "unclear"
+        name = "interference" if rose and converged and near else "unclear"
     return f"{name}, few tasks dominate" if dominating and share < 1 / tasks else name
 
 
@@ -247,6 +289,7 @@ def dominating_tasks(share: np.ndarray) -> list[int]:
 def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> list[str]:
     """Lines on what the intervals cover and which tasks the means leave out."""
     seeds, tasks = len(against.seeds), len(against.runs[0].tasks)
+    compared = max(sum(t.verdict != "not comparable" for t in m.tasks) for m in transfers)
     listed = ", ".join(map(str, against.seeds))
     halves = [(t.high - t.low) / 2 for m in transfers for t in m.tasks if math.isfinite(t.low)]
     lines = []
@@ -262,34 +305,39 @@ def what_seeds_support(against: Method, transfers: Sequence[MethodTransfer]) -> 
             + (" Two seeds give no verdicts; train one more." if seeds < SEEDS_FOR_VERDICTS else "")
         )
     if halves:
-        half = float(np.median(halves))
-        metrics = {task.metric for method in transfers for task in method.tasks}
-        points = " (0.01 is a percentage point of accuracy)" if "accuracy" in metrics else ""
-        lines.append(
-            f"Each interval is for a single task; the median half-width is {half:.3f} in the metric{points}. Verdicts "
-            f"are corrected for the {tasks} tasks of a method."
-        )
+        typical = ""
+        if one_unit([task for task in transfers[0].tasks if task.verdict != "not comparable"]):
+            points = " (0.01 is a percentage point of accuracy)" if transfers[0].tasks[0].metric == "accuracy" else ""
+            typical = f"; the median half-width is {np.median(halves):.3f} in the metric{points}"
+        corrected = f" Verdicts are corrected for the {compared} tasks of a method."
+        lines.append(f"Each interval is for a single task{typical}.{corrected * (seeds >= SEEDS_FOR_VERDICTS)}")
     unknown = {t.task for m in transfers for t in m.tasks if t.verdict == "not comparable"}
     if unknown:
+        sizes = {task.task: task.test_examples for task in transfers[0].tasks if task.task in unknown}
+        named = _some([f"{name} ({count} test example{'s' * (count != 1)})" for name, count in sizes.items()])
         lines.append(
-            "Not comparable, as they have no test examples or all targets are equal: "
-            f"{', '.join(sorted(unknown))}; means are over the other tasks."
+            f"Not comparable are {len(unknown)} of {tasks} tasks, with fewer than {FEWEST_ROWS} test examples, or whose"
+            f" metric is not defined, as where all targets are equal: {named}. Means, counts and statements are over "
+            "the other tasks."
         )
     if len(metrics := {t.metric for m in transfers for t in m.tasks}) > 1:
-        lines.append(f"Means over tasks mix {' and '.join(sorted(metrics))}; compare Δm or single tasks.")
+        lines.append(
+            f"Tasks have different metrics ({', '.join(sorted(metrics))}): the mean Δ and the statements are in "
+            "comparable units, errors over that of a constant prediction, and there is no mean gap."
+        )
     if excluded := max(m.delta_m_excluded for m in transfers):
         lines.append(
-            f"Δm leaves out up to {excluded} of {tasks} tasks: their baseline is below {FLOOR}, or for errors below "
+            f"Δm leaves out up to {excluded} of {compared} tasks: their baseline is below {FLOOR}, or for errors below "
             f"{FLOOR} times the error of a constant prediction."
         )
     return lines
 
 
-def constants(methods: Sequence[Method], names: Sequence[str]) -> list[str]:
+def constants(methods: Sequence[Method]) -> list[str]:
     """A line for each method with tasks in which it is not better than a prediction that ignores the input."""
     lines = []
     for method in methods:
-        tasks = method.runs[0].tasks
+        tasks, names = method.runs[0].tasks, compared_tasks([method])
         reached = {name: tasks[name].sign * (method.mean(name, "test") - tasks[name].constant) for name in names}
         if failed := [name for name, difference in reached.items() if difference <= 0]:
             lines.append(

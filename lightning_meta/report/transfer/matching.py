@@ -15,6 +15,7 @@ from lightning_meta.metrics import NAMED
 from lightning_meta.modes import known_mode
 from lightning_meta.report.transfer.reading import Run, read_run, run_directories
 from lightning_meta.run.differences import HOW
+from lightning_meta.tasks.few_rows import enough_rows
 
 MODE = "checkpoint.mode"
 # Options that the methods of a fair comparison have in common, as paths in `config.yaml`.
@@ -61,11 +62,17 @@ class Method:
         return np.array([[getattr(run.tasks[task], field) for task in tasks] for run in self.runs])
 
     def converged(self, task: str) -> bool | None:
-        """Whether a task's best validation came before the last one in every seed; None if a run does not record it."""
+        """Whether a task's own best validation came before the last one in every seed; None if it is not known."""
         if self.is_fitted:
             return True
         left = np.array([run.last_step - run.tasks[task].best_step for run in self.runs])
         return bool((left > 0).all()) if np.isfinite(left).all() else None
+
+    def lost_by_selection(self, task: str) -> float:
+        """How much better the task's metric was at its own best validation than at the kept checkpoint, over seeds."""
+        if self.is_fitted:
+            return 0.0
+        return self.runs[0].tasks[task].sign * (self.mean(task, "best_val") - self.mean(task, "val"))
 
     @property
     def is_fitted(self) -> bool:
@@ -75,6 +82,21 @@ class Method:
     def mean(self, task: str, field: str) -> float:
         """The mean over seeds of a field of `TaskResult`."""
         return float(self.per_seed([task], field).mean())
+
+
+def compared_tasks(methods: Sequence[Method]) -> list[str]:
+    """The tasks on which methods can be compared, in the order of the first.
+
+    All means, counts, statements and Δm are over these. A task is left out if it has too few test examples, see
+    `enough_rows`, or if its metric is not defined in a run, as where all its test targets are equal.
+    """
+    tasks = methods[0].runs[0].tasks
+    enough = enough_rows([len(task.ids) for task in tasks.values()])
+    return [
+        name
+        for name, counts in zip(tasks, enough, strict=True)
+        if counts and all(np.isfinite(m.mean(name, "test")) for m in methods)
+    ]
 
 
 def classes_of_examples(methods: Sequence[Method], task: str) -> np.ndarray | None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import mul
@@ -46,7 +46,8 @@ class TaskResult:
         joint: Test metric with one selected epoch for all tasks; NaN if the run always selects so.
         gradient_share: Share of the task in the gradient of the shared parameters; NaN if it was not recorded.
         constant: Test metric of the best prediction that ignores the input; NaN if it was not recorded.
-        best_step: Training step of the task's best validation; NaN if it was not recorded.
+        best_step: Training step of the task's best validation; NaN if it was not recorded, or there was none.
+        best_val: Validation metric at the task's best validation, of all in `metrics.csv`; NaN if it is not there.
         ids: Numbers of the test examples, `(n,)`, ascending.
         scores: Contribution of each test example to the metric, `(n,)`; their mean is `test`.
         targets: Targets of the test examples, `(n, d)`.
@@ -64,6 +65,7 @@ class TaskResult:
     gradient_share: float
     constant: float
     best_step: float
+    best_val: float
     ids: np.ndarray
     scores: np.ndarray
     targets: np.ndarray
@@ -144,13 +146,13 @@ def read_run(directory: Path) -> Run:
     names = [str(n) for n in arrays["names"]]
     if sorted(names) != sorted(rows):
         raise UserError(f"{directory}: predictions.npz and per_task.csv name different tasks; the run is damaged")
-    tasks = {name: _task(directory, name, rows[name], arrays, names.index(name)) for name in rows}
+    last_step, best = _validations(directory / "metrics.csv", rows)
+    tasks = {name: _task(directory, name, rows[name], arrays, names.index(name), best[name]) for name in rows}
     seed, fingerprint = results.get("seed"), results.get("data_fingerprint")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise UserError(f"{directory / 'results.json'}: the seed must be a whole number, got {seed!r}")
     shared = results.get("shared_parameters")  # earlier versions did not record it
     shares = shared > 0 if isinstance(shared, int) else results.get("model") not in SHARE_NOTHING
-    last_step = _last_validation(directory / "metrics.csv")
     config = _config(directory / "config.yaml")
     return Run(
         directory,
@@ -164,14 +166,29 @@ def read_run(directory: Path) -> Run:
     )
 
 
-def _last_validation(file: Path) -> float:
-    """The number of training steps before the last validation in `metrics.csv`; NaN if there is none."""
+def _validations(file: Path, tasks: Mapping[str, Mapping[str, str]]) -> tuple[float, dict[str, float]]:
+    """What `metrics.csv` says of the validations of a run.
+
+    Args:
+        file: The file.
+        tasks: The row of each task in `per_task.csv`.
+
+    Returns:
+        The number of training steps before the last validation, and the best value of each task's metric; NaN if there
+        is none.
+    """
+    best = dict.fromkeys(tasks, math.nan)
     if not file.is_file():
-        return math.nan
+        return math.nan, best
     header, rows = read_table(file, ["step"])
-    val_columns = [i for i, name in enumerate(header) if name.startswith("val/")]
-    steps = [row[header.index("step")] for row in rows if any(row[i] for i in val_columns)]
-    return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan  # the first step is number 0
+    columns = {name: i for i, name in enumerate(header) if name.startswith("val/")}
+    steps = [row[header.index("step")] for row in rows if any(row[i] for i in columns.values())]
+    for name, task in tasks.items():
+        if (i := columns.get(column := f"val/{task['metric']}/{name}")) is not None:
+            values = numbers_of(file, column, [row[i] for row in rows])
+            known = [value for value in values if math.isfinite(value)]
+            best[name] = (min if task.get("better") == "lower" else max)(known, default=math.nan)
+    return numbers_of(file, "step", steps[-1:])[0] + 1 if steps else math.nan, best  # the first step is number 0
 
 
 def read_results(directory: Path) -> dict[str, Any]:
@@ -237,23 +254,25 @@ def _arrays(file: Path, results: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int) -> TaskResult:
-    """Combine a row of `per_task.csv` with the predictions for its task, which has a number in `arrays`."""
+def _task(
+    directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.ndarray], number: int, best: float
+) -> TaskResult:
+    """Combine a row of `per_task.csv`, and the best validation, with the predictions of the task of a number."""
     own = np.flatnonzero(arrays["task"] == number)
     own = own[np.argsort(arrays["id"][own], kind="stable")]
     ids, scores = arrays["id"][own], arrays["score"][own]
-    if not len(ids) or (np.diff(ids) == 0).any():
-        raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
     try:
         numbers = {k: float(row[k]) if row[k] else math.nan for k in COLUMNS if k != "metric"}
         numbers |= {k: float(row.get(k) or "nan") for k in OPTIONAL}
         examples = int(row["train_examples"])
     except ValueError as error:
         raise UserError(f"{directory / 'per_task.csv'}, task {name!r}: {_brief(error)}") from error
-    test = numbers["test"]
-    if not np.isclose(scores.mean(), test, rtol=1e-3, atol=1e-4, equal_nan=True):
+    if len(ids) != numbers["test_examples"] or (np.diff(ids) == 0).any():
+        raise UserError(f"{directory}: predictions.npz must have each test example of task {name!r} exactly once")
+    test, mean = numbers["test"], scores.mean() if len(ids) else math.nan
+    if not np.isclose(mean, test, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise UserError(
-            f"{directory}: task {name!r} scores {scores.mean():.4g} in predictions.npz and {test:.4g} in "
+            f"{directory}: task {name!r} scores {mean:.4g} in predictions.npz and {test:.4g} in "
             "per_task.csv; the run is damaged, test it again"
         )
     better = row.get("better") or "higher"  # earlier versions had no other metrics
@@ -263,6 +282,9 @@ def _task(directory: Path, name: str, row: dict[str, str], arrays: dict[str, np.
         )
     outputs = int((~np.isnan(arrays["output"][own]).all(0)).sum())  # narrower rows are padded with NaN
     rest: dict[str, Any] = {k: numbers[k] for k in ("train", "val", "test", "train_loss", *OPTIONAL)}
+    if rest["best_step"] < 0:  # the task was never validated
+        rest["best_step"] = math.nan
+    rest["best_val"] = best
     targets = arrays["target"][own]
     return TaskResult(row["metric"], better, examples, **rest, ids=ids, scores=scores, targets=targets, outputs=outputs)
 

@@ -15,6 +15,7 @@ from lightning_meta.report.transfer.matching import Method
 
 LEVEL, POWER = 0.95, 0.8
 SEEDS_FOR_VERDICTS = 3  # with two, t has one degree of freedom and almost never gives a verdict
+SELECTED = "selected for other tasks"  # why a task is hurt, see `comparison.RULES`
 # As in `val/score`, except that errors and the log loss are divided by those of a constant prediction.
 FLOORS = {"r2": -1.0, "rmse": -math.sqrt(2), "mae": -math.sqrt(2), "log_loss": -2.0}
 RULES = (
@@ -101,16 +102,26 @@ def state(differences: np.ndarray) -> tuple[ForTheseModels, ForTheMethod]:
     return models, ForTheMethod(*over_seeds, seeds, verdict)
 
 
-def differences(method: Method, against: Method) -> np.ndarray:
+def differences(method: Method, against: Method, names: Sequence[str]) -> np.ndarray:
     """Δ of every seed and task, `(S, T)`, in units in which tasks can be averaged; see `RULES`."""
-    names = list(against.runs[0].tasks)
     change: np.ndarray = _comparable(method, against, names) - _comparable(against, against, names)
     return change
 
 
-def _comparable(method: Method, against: Method, names: Sequence[str]) -> np.ndarray:
+def differences_joint(method: Method, against: Method, names: Sequence[str]) -> np.ndarray:
+    """`differences` to the baseline with one selected epoch for all tasks; NaN if it was not recorded."""
+    change: np.ndarray = _comparable(method, against, names) - _comparable(against, against, names, "joint")
+    return change
+
+
+def one_unit(tasks: Sequence[TaskTransfer]) -> bool:
+    """Whether the tasks' metrics can be averaged as they are: all have the same metric, which is not an error."""
+    return len({task.metric for task in tasks}) <= 1 and all(task.better == "higher" for task in tasks)
+
+
+def _comparable(method: Method, against: Method, names: Sequence[str], field: str = "test") -> np.ndarray:
     """Test metrics `(S, T)` in comparable units, higher is better."""
-    values = method.per_seed(names, "test")
+    values = method.per_seed(names, field)
     for i, name in enumerate(names):
         task = against.runs[0].tasks[name]
         if task.better == "lower":
@@ -283,14 +294,16 @@ class MethodTransfer:
         delta_m: Δm ↑, a ratio: 0.1 for 10 %.
         delta_m_excluded: Number of tasks that Δm leaves out because their baseline is below `functional.delta_m.FLOOR`;
             errors are in units of the error of a constant prediction.
-        mean_delta: Mean Δ over tasks, in the units of the metric.
+        mean_delta: Mean Δ over tasks, in the unit of the metric; in the comparable units of `RULES` if tasks have
+            different metrics, or errors.
         mean_delta_joint: Mean Δ against the baseline with one selected epoch for all tasks, as the method has; NaN if
             the baseline always selects so.
         harmed: Share of tasks with the verdict "hurt"; NaN if there are too few seeds for verdicts.
         helped: Share of tasks with the verdict "helped".
-        worst: Name of the task with the smallest Δ.
+        worst: Name of the task with the smallest Δ, in the units of `mean_delta`.
         mean_rank: Mean over tasks of the method's rank among all methods and the baseline; 1 is best.
-        mean_gap: Mean over tasks of the difference between training and validation metric.
+        mean_gap: Mean over tasks of the difference between training and validation metric; NaN if tasks
+            have different metrics, or errors.
         dominating: Names of the few tasks with half of the gradient (or training loss), if it is concentrated.
     """
 

@@ -12,7 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from lightning_meta.report.drawing import label_of
-from lightning_meta.report.transfer.results import SEEDS_FOR_VERDICTS, MethodTransfer, TaskTransfer, TransferReport
+from lightning_meta.report.transfer.results import (
+    SEEDS_FOR_VERDICTS,
+    SELECTED,
+    MethodTransfer,
+    TaskTransfer,
+    TransferReport,
+)
 
 PIPED_WIDTH = 140
 JOINT = "mean Δ ↑, joint baseline"  # against the baseline with one selected epoch for all tasks, as the method has
@@ -96,9 +102,17 @@ def _print_tasks(
         )
     if narrow:
         console.print(Text("–: no difference shown, or too few seeds for a verdict"))
-    for task in tasks if narrow else ():
-        if task.cause:
-            console.print(Text(f"▼ {printable(task.task)}: {task.cause}"))
+    for task in tasks:
+        joint = _against_joint(task)
+        if task.cause and (narrow or joint):
+            console.print(Text(f"▼ {printable(task.task)}: {task.cause}{joint}"))
+
+
+def _against_joint(task: TaskTransfer) -> str:
+    """For a task that selection hurts, Δ against the baseline that was selected jointly as well."""
+    if task.cause != SELECTED or not math.isfinite(task.delta_joint):
+        return ""
+    return f"; Δ {change_text(task.metric, task.delta_joint)} against the baseline with one joint epoch"
 
 
 def _figures(task: TaskTransfer) -> list[str]:
@@ -115,7 +129,10 @@ def _figures(task: TaskTransfer) -> list[str]:
 
 
 def _methods(report: TransferReport) -> Table:
-    title = f"Over all {len(report.methods[0].tasks)} tasks, against {printable(report.baseline)}"
+    total = len(report.methods[0].tasks)
+    compared = max(method.for_models.tasks for method in report.methods)
+    over = f"all {total} tasks" if compared == total else f"{compared} of {total} tasks"
+    title = f"Over {over}, against {printable(report.baseline)}"
     table = Table(title=Text(title), box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("")
     columns = [_over_all(method) for method in report.methods]
@@ -131,7 +148,8 @@ def _methods(report: TransferReport) -> Table:
 
 
 def _over_all(method: MethodTransfer) -> dict[str, str]:
-    metric, worst = _common_metric(method), min(method.tasks, key=_by_delta)
+    metric = _common_metric(method)
+    worst = next((task for task in method.tasks if task.task == method.worst), method.tasks[0])
     return {
         "Δm ↑": f"{100 * method.delta_m:+.1f} %" if math.isfinite(method.delta_m) else "–",
         JOINT: change_text(metric, method.mean_delta_joint),

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from lightning_meta.errors import UserError
-from lightning_meta.report.drawing import heights, name_rows, named_rows, save_figure, scale_of, shortened
+from lightning_meta.report.drawing import heights, label_of, name_rows, named_rows, save_figure, scale_of, shortened
 from lightning_meta.report.transfer.comparison import RULES
 from lightning_meta.report.transfer.intervals import METHOD
 from lightning_meta.report.transfer.results import RULES as STATEMENTS
@@ -189,7 +189,10 @@ def _draw_gaps(axes: Axes, report: TransferReport, metric: str) -> list[Line2D]:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("training examples of the task")
     axes.set_ylabel(f"gap train − validation,\n{unit({metric})}")
-    axes.set_title(f"{len(chosen)} task{'s' if len(chosen) > 1 else ''}", fontsize=9)
+    compared = report.methods[0].method if len(report.methods) == 1 else "methods"
+    count = f"{len(chosen)} task{'s' if len(chosen) > 1 else ''}"
+    title = f"{printable(compared)} and {printable(report.baseline)}: {count} of {label_of(metric).partition(',')[0]}"
+    axes.set_title(title, fontsize=9, parse_math=False)
     return drawn
 
 
