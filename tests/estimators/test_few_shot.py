@@ -199,6 +199,20 @@ def test_calibration_by_further_examples() -> None:
         own.calibrate(x[:2], ["a", "e"])
 
 
+@pytest.mark.parametrize("learner", ["ridge", "logistic", "nearest_mean"])
+def test_a_few_easy_examples_do_not_make_it_certain_of_others(learner: Any) -> None:
+    """All 15 calibration examples are right, so that the likelihood alone would make every probability 1."""
+    draw, y = np.random.default_rng(0), np.repeat(["a", "b", "c"], 5)
+    centres = 5 * np.eye(3)[np.repeat(np.arange(3), 5)]
+    own = FewShotClassifier(learner=learner).fit(centres + draw.normal(size=(15, 3)), y)
+    more = centres + draw.normal(size=(15, 3))
+    own.calibrate(more, y)
+    assert own.score(more, y) == 1
+    assert own.predict_proba(more).max(1).mean() < 0.97
+    between = (5 * (np.ones((3, 3)) - np.eye(3)) / 2).repeat(10, 0) + 0.3 * draw.normal(size=(30, 3))
+    assert own.abstain(between, 0.9).mean() > 0.9
+
+
 def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[str]) -> None:
     (x, y), (images, names) = wine, pictures
     mistakes: list[tuple[dict[str, Any], Any, Any, str]] = [
