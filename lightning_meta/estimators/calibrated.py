@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_meta.checks import share
+from lightning_meta.checks import probability, share
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
 from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
@@ -21,18 +21,21 @@ class PredictsSets:
 
     _many: bool
     classes_: Any
+    predict_proba: Any
     _outputs: Any
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
-        r"""Determine the sets of `predict_set` from labelled rows, for each target separately.
+        r"""Calibrate the probabilities, the sets and the abstention on labelled rows, for each target separately.
 
-        The method is split conformal prediction (`lightning_meta.functional.conformal.conformal_quantile`). It does not
-        change predicted labels and probabilities. A new `fit` discards the calibration.
+        Afterwards `predict_proba` uses the temperature that fits these rows best, and `predict_set` and `abstain` keep
+        to `error` (`lightning_meta.multitask.calibration.LabelCalibration`, as with `lightning-meta test --calibrate`).
+        Predicted labels do not change. A new `fit` discards the calibration.
 
         Args:
             X: Features `(n, F)` of rows that were not used in `fit`, distributed like the rows to be predicted.
             y: Labels `(n,)` or `(n, T)`, all of them in `classes_`; NaN or None where missing.
-            error: Error rate α in (0, 1), the largest fraction of new rows whose set does not contain their label.
+            error: Error rate α in (0, 1), the largest fraction of new rows whose set does not contain their label, and
+                of new rows for which `abstain` is True by default.
 
         Returns:
             The estimator.
@@ -74,6 +77,30 @@ class PredictsSets:
         calibrations = _calibrations(self, "predict_set")
         sets = [of.sets(z).numpy() for of, (_, z) in zip(calibrations, self._outputs(X), strict=True)]
         return sets if self._many else sets[0]
+
+    def abstain(self, X: Any, threshold: float | None = None) -> NDArray[np.bool_]:
+        """Return whether the largest probability is so small that the label should not be used, for each target.
+
+        Args:
+            X: Features `(n, F)`.
+            threshold: Probability in [0, 1] that the largest one of `predict_proba` must reach; reliable only after
+                `calibrate`. By default the threshold of `calibrate`, which applies to the probabilities without the
+                temperature: of new rows like those of `calibrate`, it abstains from at most the fraction α.
+
+        Returns:
+            `(n,)`, or `(n, T)` for several targets, as `predict`.
+
+        Raises:
+            UserError: The threshold is not a probability, or is left out before `calibrate`.
+        """
+        if threshold is None:
+            calibrations = _calibrations(self, "abstain")
+            columns = [of.abstained(z).numpy() for of, (_, z) in zip(calibrations, self._outputs(X), strict=True)]
+        else:
+            probability(threshold=threshold)
+            predicted = self.predict_proba(X)
+            columns = [p.max(1) < threshold for p in (predicted if self._many else [predicted])]
+        return np.stack(columns, axis=1) if self._many else columns[0]
 
 
 class PredictsIntervals:

@@ -313,15 +313,24 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
 
     Attributes:
         classes_: Sorted labels `(N,)`; a list with one such array per target if `y` has two dimensions.
+        calibrations_: The `lightning_meta.multitask.calibration.LabelCalibration` of each target; only after
+            `calibrate`.
     """
 
     def predict_proba(self, X: Any) -> Any:
         """Return the class probabilities `(n, N)`, or a list with one such array per target, like `classes_`.
 
+        After `calibrate`, the logits are divided by the temperature of their target.
+
         Args:
             X: Features `(n, F)`.
         """
-        probabilities = [task.for_classes(y).numpy() for task, y in self._outputs(X)]
+        outputs = self._outputs(X)
+        if hasattr(self, "calibrations_"):
+            pairs = zip(self.calibrations_, outputs, strict=True)
+            probabilities = [calibration.probabilities(y).numpy() for calibration, (_, y) in pairs]
+        else:
+            probabilities = [task.for_classes(y).numpy() for task, y in outputs]
         return probabilities if self._many else probabilities[0]
 
     def predict(self, X: Any) -> NDArray[Any]:
