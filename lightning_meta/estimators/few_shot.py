@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lightning_meta.checks import positive, probability, share, whole
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.estimators.calibrated import check_count
+from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
 from lightning_meta.estimators.images import are_images, as_images
 from lightning_meta.estimators.needed import (
@@ -25,7 +27,6 @@ from lightning_meta.estimators.needed import (
     check_is_fitted,
     column_or_1d,
     forget,
-    validate_data,
 )
 from lightning_meta.functional.prototypes import unit_length
 from lightning_meta.multitask.calibration import LabelCalibration
@@ -127,7 +128,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if self.of_images_:
             check_consistent_length(X, y)
         else:
-            X, y = validate_data(self, X, y, dtype=np.float64)
+            X, y = read_features(self, X, y=y)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
@@ -183,15 +184,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             The estimator.
 
         Raises:
-            UserError: A label is not in `classes_`, or α is not in (0, 1).
+            UserError: A label is not in `classes_`, or there are fewer than (1 − α) / α examples.
         """
         share(0.1, error=error)
-        logits, targets = torch.from_numpy(self._logits(X)), np.asarray(y)
+        logits, targets = torch.from_numpy(self._logits(X)), column_or_1d(y, warn=True)
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():
             unknown = targets[~np.isin(targets, self.classes_)][0]
             raise UserError(f"y: {str(unknown)!r} is not one of the classes of fit; leave its examples out")
         labels = torch.from_numpy(np.searchsorted(self.classes_, targets))
+        check_count(len(labels), error, "labelled examples", "y")
         self.calibration_ = LabelCalibration.of(1 - error, logits, labels)
         self.temperature_ = self.calibration_.temperature
         return self
@@ -251,7 +253,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             kinds = ("features, a 2-D array", "images, files or a 4-D array")
             raise UserError(f"X: fitted to {kinds[self.of_images_]}, got {kinds[not self.of_images_]}")
         if not self.of_images_:
-            X = validate_data(self, X, dtype=np.float64, reset=False)
+            X = read_features(self, X, reset=False)
         if self.learner_ is None:
             return self.head_.logits(self._features(X)).numpy()
         x = self._inputs(X)

@@ -269,3 +269,33 @@ def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
         own.fit([[0.0], [1.0]], ["c", "c"])
     with pytest.raises(NotFittedError):
         own.predict([[0.0]])
+
+
+def test_labels_of_calibration_may_be_a_column_and_must_be_enough() -> None:
+    x, y = np.array([[0.0], [1.0]] * 10), np.array(["a", "b"] * 10)
+    own = FewShotClassifier().fit(x, y)
+    with pytest.warns(match="column-vector y"):
+        column = own.calibrate(x, y[:, None]).predict_proba(x)
+    assert (column == own.calibrate(x, y).predict_proba(x)).all()
+    with pytest.raises(
+        lm.UserError, match=r"error: 0\.01 needs 99 labelled examples, and y has 20; give 0\.048 or more"
+    ):
+        own.calibrate(x, y, error=0.01)
+    own.calibrate(x, y, error=0.048)  # as the message says
+
+
+def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], pictures: Arrays) -> None:
+    pandas = pytest.importorskip("pandas", reason="the developer tools bring it")
+    images, y = [Image.fromarray(x.transpose(1, 2, 0)) for x in pictures[0]], pictures[1]
+    frame = pandas.DataFrame({"file": files})
+    mistakes: list[tuple[Any, str]] = [
+        ((file for file in files), r"X: expected a list of files, or an array; got a generator; give list\(X\)"),
+        (frame, r"if it names files, give the column: X\['file'\]"),
+        (images, r"X: a list of images of Pillow; give their files, or an array"),
+        (frame.assign(x=1.0), r"could not convert string to float.*ColumnTransformer"),
+        (pandas.DataFrame({"born": [pandas.Timestamp("2001-05-01")] * 24}), "X: column 'born' holds dates"),
+    ]
+    for x, said in mistakes:
+        with pytest.raises(lm.UserError, match=said):
+            FewShotClassifier(nn.Flatten(), image_size=8).fit(x, y)
+    assert FewShotClassifier(nn.Flatten(), image_size=8).fit(frame["file"], y).score(frame["file"], y) == 1
