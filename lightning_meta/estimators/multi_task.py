@@ -229,7 +229,7 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
 
     Args:
         method: Name of a multi-task method (`MultiHead`, `Independent`, `Conditioned`, `CrossStitch`,
-            `MixtureOfExperts`, `Linear`), or a subclass of `MultiTaskModule`.
+            `MixtureOfExperts`, `CGC`, `PLE`, `MTAN`, `LoRA`, `Linear`), or a subclass of `MultiTaskModule`.
         hidden: Layer widths of the backbone, a `lightning_meta.nn.MLP`.
         backbone: Network that maps `(M, F)` to `(M, features)`, used instead of the MLP; a copy of it is trained.
         options: Further arguments of the method, such as `{"weighting": lm.weightings.Uncertainty()}`.
