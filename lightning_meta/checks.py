@@ -98,6 +98,17 @@ def share(example: float, **values: Any) -> None:
         raise UserError(f"{name}: a share above 0 and below 1 is needed, such as {example}; got {value!r}{meant}")
 
 
+def probability(**values: Any) -> None:
+    """Check that values are probabilities, in [0, 1].
+
+    Args:
+        **values: Values by name of the argument.
+    """
+    for name, value in values.items():
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise UserError(f"{name}: a probability in [0, 1] is needed, got {value!r}")
+
+
 def instance(name: str, value: Any, kinds: type | tuple[type, ...]) -> None:
     """Check that a value is an instance of a class, and not the class itself or its name.
 

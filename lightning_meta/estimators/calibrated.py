@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lightning_meta.checks import share
+from lightning_meta.checks import probability, share
 from lightning_meta.errors import UserError
 from lightning_meta.estimators.needed import check_consistent_length, check_is_fitted
-from lightning_meta.estimators.targets import labelled_rows, labels_of, numbers_of, plain
+from lightning_meta.estimators.targets import columns_of, labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.multitask.calibration import LabelCalibration, NumberCalibration, fewest_labels
+
+ROWS = "rows with a target in each column of y"
 
 
 class PredictsSets:
@@ -21,18 +23,21 @@ class PredictsSets:
 
     _many: bool
     classes_: Any
+    predict_proba: Any
     _outputs: Any
 
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
-        r"""Determine the sets of `predict_set` from labelled rows, for each target separately.
+        r"""Calibrate the probabilities, the sets and the abstention on labelled rows, for each target separately.
 
-        The method is split conformal prediction (`lightning_meta.functional.conformal.conformal_quantile`). It does not
-        change predicted labels and probabilities. A new `fit` discards the calibration.
+        Afterwards `predict_proba` uses the temperature that fits these rows best, and `predict_set` and `abstain` keep
+        to `error` (`lightning_meta.multitask.calibration.LabelCalibration`, as with `lightning-meta test --calibrate`).
+        Predicted labels do not change. A new `fit` discards the calibration.
 
         Args:
             X: Features `(n, F)` of rows that were not used in `fit`, distributed like the rows to be predicted.
             y: Labels `(n,)` or `(n, T)`, all of them in `classes_`; NaN or None where missing.
-            error: Error rate α in (0, 1), the largest fraction of new rows whose set does not contain their label.
+            error: Error rate α in (0, 1), the largest fraction of new rows whose set does not contain their label, and
+                of new rows for which `abstain` is True by default.
 
         Returns:
             The estimator.
@@ -44,11 +49,11 @@ class PredictsSets:
         check_is_fitted(self)
         check_consistent_length(X, y)
         outputs = self._outputs(X)
-        columns = _columns(labels_of(y), len(outputs), self._many)
+        columns = columns_of(labels_of(y), len(outputs), self._many)
         found = []
         for i, (column, (_, z)) in enumerate(zip(columns, outputs, strict=True)):
             there, known = labelled_rows(column), self.classes_[i] if self._many else self.classes_
-            _check_count(i, int(there.sum()), error)
+            check_count(int(there.sum()), error, ROWS, f"column {i}")
             labels = plain(column[there])
             if (strange := ~np.isin(labels, known)).any():
                 raise UserError(
@@ -74,6 +79,30 @@ class PredictsSets:
         calibrations = _calibrations(self, "predict_set")
         sets = [of.sets(z).numpy() for of, (_, z) in zip(calibrations, self._outputs(X), strict=True)]
         return sets if self._many else sets[0]
+
+    def abstain(self, X: Any, threshold: float | None = None) -> NDArray[np.bool_]:
+        """Return whether the largest probability is so small that the label should not be used, for each target.
+
+        Args:
+            X: Features `(n, F)`.
+            threshold: Probability in [0, 1] that the largest one of `predict_proba` must reach; reliable only after
+                `calibrate`. By default the threshold of `calibrate`, which applies to the probabilities without the
+                temperature: of new rows like those of `calibrate`, it abstains from at most the fraction α.
+
+        Returns:
+            `(n,)`, or `(n, T)` for several targets, as `predict`.
+
+        Raises:
+            UserError: The threshold is not a probability, or is left out before `calibrate`.
+        """
+        if threshold is None:
+            calibrations = _calibrations(self, "abstain")
+            columns = [of.abstained(z).numpy() for of, (_, z) in zip(calibrations, self._outputs(X), strict=True)]
+        else:
+            probability(threshold=threshold)
+            predicted = self.predict_proba(X)
+            columns = [p.max(1) < threshold for p in (predicted if self._many else [predicted])]
+        return np.stack(columns, axis=1) if self._many else columns[0]
 
 
 class PredictsIntervals:
@@ -105,11 +134,11 @@ class PredictsIntervals:
         check_consistent_length(X, y)
         predicted = self.predict(X)
         tasks = predicted.shape[1] if self._many else 1
-        residuals = np.abs(_columns(numbers_of(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
+        residuals = np.abs(columns_of(numbers_of(y), tasks, self._many) - predicted.reshape(len(predicted), -1).T)
         found = []
         for i, column in enumerate(residuals):
             there = ~np.isnan(column)
-            _check_count(i, int(there.sum()), error)
+            check_count(int(there.sum()), error, ROWS, f"column {i}")
             found.append(NumberCalibration.of(1 - error, torch.from_numpy(column[there])))
         self.calibrations_ = found
         return self
@@ -141,18 +170,18 @@ def _calibrations(estimator: Any, method: str) -> list[Any]:
     return calibrations
 
 
-def _columns(y: NDArray[Any], tasks: int, many: bool) -> NDArray[Any]:
-    """The targets by column, `(T, n)`; refused if their shape is not that of `fit`."""
-    if (y.ndim == 2) != many or y.reshape(len(y), -1).shape[1] != tasks:
-        expected = f"(n, {tasks})" if many else "(n,)"
-        raise UserError(f"y: the shape {expected} of fit is needed, got {y.shape}")
-    return y.reshape(len(y), -1).T
+def check_count(count: int, error: float, needed: str, where: str) -> None:
+    """Check that there are enough labels for sets or intervals with an error rate.
 
+    Args:
+        count: Number of labels.
+        error: Error rate α in (0, 1).
+        needed: What is counted, for the message.
+        where: Where the labels are, for the message.
 
-def _check_count(column: int, count: int, error: float) -> None:
+    Raises:
+        UserError: There are fewer than (1 − α) / α.
+    """
     if count < (least := fewest_labels(1 - error)):
         larger = f"give {math.ceil(1000 / (count + 1)) / 1000:g} or more, or " if count else "give "
-        raise UserError(
-            f"error: {error:g} needs {least} rows with a target in each column of y, and column {column} has {count}; "
-            f"{larger}more rows"
-        )
+        raise UserError(f"error: {error:g} needs {least} {needed}, and {where} has {count}; {larger}more rows")

@@ -12,8 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_meta.checks import positive, share, whole
+from lightning_meta.checks import positive, probability, share, whole
 from lightning_meta.errors import UserError, one_of
+from lightning_meta.estimators.calibrated import check_count
+from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.heads import LearnerName, fit_head, slope
 from lightning_meta.estimators.images import are_images, as_images
 from lightning_meta.estimators.needed import (
@@ -25,10 +27,9 @@ from lightning_meta.estimators.needed import (
     check_is_fitted,
     column_or_1d,
     forget,
-    validate_data,
 )
-from lightning_meta.functional.conformal import conformal_quantile, fit_temperature, prediction_sets
 from lightning_meta.functional.prototypes import unit_length
+from lightning_meta.multitask.calibration import LabelCalibration
 from lightning_meta.nn.features import as_input, images_at_once
 from lightning_meta.nn.stateless import in_evaluation_mode
 
@@ -82,7 +83,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         classes_: Sorted labels, `(N,)`.
         n_features_in_: Number of columns of `X`; only after a fit to features.
         feature_names_in_: Column names of `X`; only after a fit to a DataFrame.
-        temperature_: Divisor of the logits in `predict_proba`; only after `calibrate`.
+        calibration_: The `lightning_meta.multitask.calibration.LabelCalibration`; only after `calibrate`.
+        temperature_: Its temperature, the divisor of the logits in `predict_proba`.
     """
 
     def __init__(
@@ -126,7 +128,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         if self.of_images_:
             check_consistent_length(X, y)
         else:
-            X, y = validate_data(self, X, y, dtype=np.float64)
+            X, y = read_features(self, X, y=y)
         check_classification_targets(y)
         self.classes_, numbers = np.unique(column_or_1d(y, warn=True), return_inverse=True)
         if len(self.classes_) < 2:
@@ -168,30 +170,32 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
     def calibrate(self, X: Any, y: Any, error: float = 0.1) -> Self:
         r"""Calibrate the probabilities on further labelled examples, for `predict_set` and `abstain`.
 
-        Afterwards `predict_proba` uses the temperature that fits these examples best
-        (`lightning_meta.functional.conformal`). Predicted labels do not change. `fit` discards the calibration.
+        Afterwards `predict_proba` uses the temperature that fits these examples best, and `predict_set` and `abstain`
+        keep to `error` (`lightning_meta.multitask.calibration.LabelCalibration`). Predicted labels do not change. `fit`
+        discards the calibration.
 
         Args:
             X: Examples not used in `fit`, from the distribution of the examples to predict.
             y: Labels of `X`, all of them in `classes_`.
-            error: α in (0, 1): the accepted share of new examples whose set does not contain their label.
+            error: α in (0, 1): the accepted share of new examples whose set does not contain their label, and of those
+                for which `abstain` is True by default.
 
         Returns:
             The estimator.
 
         Raises:
-            UserError: A label is not in `classes_`, or α is not in (0, 1).
+            UserError: A label is not in `classes_`, or there are fewer than (1 − α) / α examples.
         """
         share(0.1, error=error)
-        logits, targets = torch.from_numpy(self._logits(X)), np.asarray(y)
+        logits, targets = torch.from_numpy(self._logits(X)), column_or_1d(y, warn=True)
         check_consistent_length(logits, targets)
         if not np.isin(targets, self.classes_).all():
             unknown = targets[~np.isin(targets, self.classes_)][0]
             raise UserError(f"y: {str(unknown)!r} is not one of the classes of fit; leave its examples out")
         labels = torch.from_numpy(np.searchsorted(self.classes_, targets))
-        # The quantile uses the uncalibrated probabilities, because the temperature is fitted to the same examples.
-        self.quantile_ = float(conformal_quantile(logits.softmax(1), labels, error))
-        self.temperature_ = float(fit_temperature(logits, labels))
+        check_count(len(labels), error, "labelled examples", "y")
+        self.calibration_ = LabelCalibration.of(1 - error, logits, labels)
+        self.temperature_ = self.calibration_.temperature
         return self
 
     def predict_set(self, X: Any) -> NDArray[np.bool_]:
@@ -203,26 +207,35 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
         Args:
             X: Examples from the distribution of those given to `calibrate`.
         """
-        if not hasattr(self, "quantile_"):
-            raise UserError(
-                "predict_set: call calibrate(X, y) first, with labelled examples that were not learned from"
-            )
-        probabilities = torch.from_numpy(self._logits(X)).softmax(1)
-        quantile = torch.tensor(self.quantile_, dtype=probabilities.dtype)
-        sets: NDArray[np.bool_] = prediction_sets(probabilities, quantile).numpy()
+        calibration = self._calibration("predict_set")
+        sets: NDArray[np.bool_] = calibration.sets(torch.from_numpy(self._logits(X))).numpy()
         return sets
 
-    def abstain(self, X: Any, threshold: float) -> NDArray[np.bool_]:
-        """Return `(M,)`: whether the largest probability is below a threshold, so the label should not be used.
+    def abstain(self, X: Any, threshold: float | None = None) -> NDArray[np.bool_]:
+        """Return `(M,)`: whether the largest probability is so small that the label should not be used.
 
         Args:
             X: Examples of the kind given to `fit`.
-            threshold: Probability in [0, 1]; reliable only after `calibrate`.
+            threshold: Probability in [0, 1] that the largest one of `predict_proba` must reach; reliable only after
+                `calibrate`. By default the threshold of `calibrate`, which applies to the probabilities without the
+                temperature: of new examples like those of `calibrate`, it abstains from at most the share α.
+
+        Raises:
+            UserError: The threshold is not a probability, or is left out before `calibrate`.
         """
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold: a probability in [0, 1] is needed, got {threshold}")
+        if threshold is None:
+            calibration = self._calibration("abstain")
+            abstained: NDArray[np.bool_] = calibration.abstained(torch.from_numpy(self._logits(X))).numpy()
+            return abstained
+        probability(threshold=threshold)
         unsure: NDArray[np.bool_] = self.predict_proba(X).max(1) < threshold
         return unsure
+
+    def _calibration(self, method: str) -> LabelCalibration:
+        check_is_fitted(self)
+        if not hasattr(self, "calibration_"):
+            raise UserError(f"{method}: call calibrate(X, y) first, with labelled examples that were not learned from")
+        return self.calibration_
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable labels `(M,)`.
@@ -240,7 +253,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  
             kinds = ("features, a 2-D array", "images, files or a 4-D array")
             raise UserError(f"X: fitted to {kinds[self.of_images_]}, got {kinds[not self.of_images_]}")
         if not self.of_images_:
-            X = validate_data(self, X, dtype=np.float64, reset=False)
+            X = read_features(self, X, reset=False)
         if self.learner_ is None:
             return self.head_.logits(self._features(X)).numpy()
         x = self._inputs(X)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_meta.data.images import read_images
@@ -19,13 +20,20 @@ def are_images(X: Any) -> bool:
     """Whether inputs are images: a list, tuple, array or column of files, or an array of four dimensions."""
     if isinstance(X, str | PathLike):
         raise UserError(f"X: expected a list of files, such as [{str(X)!r}], or an array; got one text")
+    if isinstance(X, Iterator):
+        raise UserError(f"X: expected a list of files, or an array; got a {type(X).__name__}; give list(X)")
     dims = getattr(X, "ndim", None)
+    if dims == 2 and hasattr(X, "columns") and X.shape[1] == 1 and _all_paths(X.iloc[:, 0].tolist()):
+        name = X.columns[0]
+        raise UserError(f"X: a table with one column of text; if it names files, give the column: X[{name!r}]")
     if dims == IMAGE_DIMS + 1:
         return True
     if dims == IMAGE_DIMS:
         raise UserError("X: an array of three dimensions is neither features nor images; images are (M, C, H, W)")
     if isinstance(X, list | tuple) and not X:
         raise UserError("X: the list is empty; expected files, such as a list by glob, or an array")
+    if isinstance(X, list | tuple) and isinstance(X[0], Image.Image):
+        raise UserError("X: a list of images of Pillow; give their files, or an array (M, channels, height, width)")
     first = X if dims is None or dims == 1 else ()
     first = first.tolist() if hasattr(first, "tolist") else first  # arrays and columns of a DataFrame
     return isinstance(first, Sequence) and _all_paths(first)

@@ -20,6 +20,7 @@ from lightning_meta.data.multi_task import MultiTaskDataModule
 from lightning_meta.data.task_set import TaskSet
 from lightning_meta.errors import UserError, meant
 from lightning_meta.estimators.calibrated import PredictsIntervals, PredictsSets
+from lightning_meta.estimators.features import read_features
 from lightning_meta.estimators.needed import (
     BaseEstimator,
     ClassifierMixin,
@@ -30,9 +31,8 @@ from lightning_meta.estimators.needed import (
     check_is_fitted,
     forget,
     r2_score,
-    validate_data,
 )
-from lightning_meta.estimators.targets import first_dates, labelled_rows, labels_of, numbers_of, plain
+from lightning_meta.estimators.targets import columns_of, labelled_rows, labels_of, numbers_of, plain
 from lightning_meta.estimators.training import Arrays, device_of, held_out_rows, quiet, train
 from lightning_meta.functional.generators import seeded_generators
 from lightning_meta.multitask.base import MultiTaskModule
@@ -151,6 +151,8 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
     def _checked(self) -> type[MultiTaskModule]:
         """Validate the options and return the class of the method."""
         name = type(self).__name__
+        if not isinstance(self.options, Mapping | None):
+            raise UserError(f"options: a dict of arguments by name is needed, got {self.options!r}")
         whole(1, batch_size=self.batch_size, max_epochs=self.max_epochs, patience=self.patience)
         widths(hidden=self.hidden)
         positive(learning_rate=self.learning_rate)
@@ -160,12 +162,14 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         import lightning_meta as lm
 
         cls = getattr(lm, self.method, None) if isinstance(self.method, str) else self.method
-        if not (isinstance(cls, type) and issubclass(cls, MultiTaskModule)) or cls is MultiTaskModule:
+        if not _is_method(cls):
+            methods = [each for each in dir(lm.multitask) if _is_method(getattr(lm.multitask, each, None))]
             raise UserError(
                 f"method: {name} takes a multi-task method, such as 'MultiHead', 'Independent' or 'Conditioned', or "
-                f"its class; got {self.method!r}{meant(self.method, dir(lm))}"
+                f"its class; got {self.method!r}{meant(self.method, methods)}"
             )
-        return cls
+        method: Any = cls
+        return method  # type: ignore[no-any-return]
 
     def _module(self, cls: type[MultiTaskModule], features: int) -> MultiTaskModule:
         options = copy.deepcopy(dict(self.options or {}))  # a weighting may have trainable parameters
@@ -176,18 +180,8 @@ class _MultiTask(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has 
         return cls(backbone, **{"optimizer": optimizer, **options})
 
     def _read_features(self, X: Any, reset: bool) -> NDArray[np.float64]:
-        if (dates := first_dates(X)) is not None:
-            raise UserError(f"X: column {dates!r} holds dates; give numbers, such as days since the first date")
-        try:
-            read: NDArray[np.float64] = validate_data(self, X, dtype=np.float64, reset=reset)
-            return read
-        except ValueError as error:
-            if "could not convert string" not in str(error):
-                raise
-            raise UserError(
-                f"X: {error}; encode columns of text first, such as by sklearn.compose.ColumnTransformer with a "
-                "OneHotEncoder, in a Pipeline"
-            ) from error
+        read: NDArray[np.float64] = read_features(self, X, reset=reset)
+        return read
 
     @torch.no_grad()
     def _outputs(self, X: Any) -> list[tuple[Task, Tensor]]:
@@ -235,7 +229,7 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
 
     Args:
         method: Name of a multi-task method (`MultiHead`, `Independent`, `Conditioned`, `CrossStitch`,
-            `MixtureOfExperts`, `Linear`), or a subclass of `MultiTaskModule`.
+            `MixtureOfExperts`, `CGC`, `PLE`, `MTAN`, `LoRA`, `Linear`), or a subclass of `MultiTaskModule`.
         hidden: Layer widths of the backbone, a `lightning_meta.nn.MLP`.
         backbone: Network that maps `(M, F)` to `(M, features)`, used instead of the MLP; a copy of it is trained.
         options: Further arguments of the method, such as `{"weighting": lm.weightings.Uncertainty()}`.
@@ -279,9 +273,9 @@ class MultiTaskRegressor(PredictsIntervals, RegressorMixin, _MultiTask):  # type
             y: Targets `(n,)` or `(n, T)`; NaN marks a missing target.
             sample_weight: Weights of the rows, `(n,)`.
         """
-        predicted = self.predict(X).reshape(len(y), -1)
-        targets = numbers_of(y).reshape(len(y), -1)
-        return _mean_score(r2_score, targets.T, predicted.T, ~np.isnan(targets).T, sample_weight)
+        predicted = self.predict(X).reshape(len(y), -1).T
+        targets = columns_of(numbers_of(y), len(predicted), self._many)
+        return _mean_score(r2_score, targets, predicted, ~np.isnan(targets), sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
         numbers = numbers_of(y)
@@ -313,15 +307,24 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
 
     Attributes:
         classes_: Sorted labels `(N,)`; a list with one such array per target if `y` has two dimensions.
+        calibrations_: The `lightning_meta.multitask.calibration.LabelCalibration` of each target; only after
+            `calibrate`.
     """
 
     def predict_proba(self, X: Any) -> Any:
         """Return the class probabilities `(n, N)`, or a list with one such array per target, like `classes_`.
 
+        After `calibrate`, the logits are divided by the temperature of their target.
+
         Args:
             X: Features `(n, F)`.
         """
-        probabilities = [task.for_classes(y).numpy() for task, y in self._outputs(X)]
+        outputs = self._outputs(X)
+        if hasattr(self, "calibrations_"):
+            pairs = zip(self.calibrations_, outputs, strict=True)
+            probabilities = [calibration.probabilities(y).numpy() for calibration, (_, y) in pairs]
+        else:
+            probabilities = [task.for_classes(y).numpy() for task, y in outputs]
         return probabilities if self._many else probabilities[0]
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -347,10 +350,10 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
             y: Labels `(n,)` or `(n, T)`; NaN or None marks a missing label.
             sample_weight: Weights of the rows, `(n,)`.
         """
-        predicted = self.predict(X).reshape(len(y), -1)
-        labels = labels_of(y).reshape(len(y), -1)
-        there = np.stack([labelled_rows(column) for column in labels.T])
-        return _mean_score(_accuracy, labels.T, predicted.T, there, sample_weight)
+        predicted = self.predict(X).reshape(len(y), -1).T
+        labels = columns_of(labels_of(y), len(predicted), self._many)
+        there = np.stack([labelled_rows(column) for column in labels])
+        return _mean_score(_accuracy, labels, predicted, there, sample_weight)
 
     def _read_targets(self, y: Any) -> tuple[list[Task], list[NDArray[Any]], list[NDArray[np.bool_]]]:
         labels = labels_of(y)
@@ -377,6 +380,10 @@ class MultiTaskClassifier(PredictsSets, ClassifierMixin, _MultiTask):  # type: i
     def _groups(self, targets: list[NDArray[Any]], present: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_]]:
         pairs = zip(targets, present, strict=True)
         return [there & (target == label) for target, there in pairs for label in np.unique(target[there])]
+
+
+def _is_method(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, MultiTaskModule) and cls is not MultiTaskModule
 
 
 def _accuracy(labels: NDArray[Any], predicted: NDArray[Any], sample_weight: Any) -> float:

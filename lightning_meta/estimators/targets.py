@@ -35,11 +35,16 @@ def labels_of(y: Any) -> NDArray[Any]:
     return labels
 
 
-def first_dates(X: Any) -> Any:
-    """Return the name of the first column of a DataFrame that holds dates or durations; None if there is none."""
-    dtypes: Any = getattr(X, "dtypes", None)
-    kinds = dtypes.items() if hasattr(dtypes, "items") else ()
-    return next((name for name, dtype in kinds if getattr(dtype, "kind", "") in ("m", "M")), None)
+def columns_of(y: NDArray[Any], tasks: int, many: bool) -> NDArray[Any]:
+    """Return the targets by column, `(T, n)`.
+
+    Raises:
+        UserError: Their shape is not that of `fit`.
+    """
+    if (y.ndim == 2) != many or y.reshape(len(y), -1).shape[1] != tasks:
+        expected = f"(n, {tasks})" if many else "(n,)"
+        raise UserError(f"y: the shape {expected} of fit is needed, got {y.shape}")
+    return y.reshape(len(y), -1).T
 
 
 def labelled_rows(column: NDArray[Any]) -> NDArray[np.bool_]:

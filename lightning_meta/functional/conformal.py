@@ -15,15 +15,21 @@ BISECTIONS = 60  # of log β between -20 and 20, which is more than float64 reso
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
-    r"""Fit the temperature T that maximises the likelihood of held-out labels.
+    r"""Fit the temperature T to held-out labels by maximum likelihood, with smoothed labels.
 
-    $$\min_{T > 0} \sum_{(z, y)} -\log \mathrm{softmax}_y(z / T)$$
+    $$\min_{T > 0} \sum_{(z, y)} -\sum_k t_k \log \mathrm{softmax}_k(z / T), \qquad
+    t_y = \frac{M + 1}{M + 2}, \quad t_{k \neq y} = \frac{1}{(M + 2)(N - 1)}$$
 
     Guo, Pleiss, Sun and Weinberger, On Calibration of Modern Neural Networks (ICML 2017,
-    https://arxiv.org/abs/1706.04599, section 4.2). The loss is convex in β = 1 / T: its slope
-    $\sum \mathbb{E}_p[z] - z_y$ grows with β, and its zero is found by bisection between e⁻²⁰ and e²⁰. If every label
-    has the largest logit, the optimum is T = 0, and a T so small is returned that these probabilities are 1 to
-    rounding.
+    https://arxiv.org/abs/1706.04599, section 4.2), with the targets of Platt, Probabilistic Outputs for Support Vector
+    Machines (1999, section 2.1). With targets of 1, T would be 0 and every probability 1 if all M predictions are
+    right, which is common with few examples. By Laplace's rule of succession, the next prediction is then right with
+    probability (M + 1) / (M + 2). The smoothing weighs as much as one wrong label, so the fit tends to the maximum
+    likelihood as M grows.
+
+    The loss is convex in β = 1 / T: its slope $\sum \mathbb{E}_p[z] - \sum_k t_k z_k$ grows with β, and its zero is
+    found by bisection between e⁻²⁰ and e²⁰. If the logits carry no information about the labels, the result is e²⁰,
+    and the probabilities are uniform.
 
     Args:
         logits: Logits `(M, N)` of examples that the classifier was not trained on.
@@ -34,10 +40,12 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> Tensor:
     """
     z = logits.double()
     z = z - z.gather(1, labels[:, None])  # so that the logit of the label is 0
+    count, ways = z.shape
+    smoothed = z.sum() / ((count + 2) * (ways - 1))  # Σ t_k z_k
     low, high = z.new_tensor(-20.0), z.new_tensor(20.0)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        slope = ((z * middle.exp()).softmax(1) * z).sum()
+        slope = ((z * middle.exp()).softmax(1) * z).sum() - smoothed
         low, high = torch.where(slope < 0, middle, low), torch.where(slope < 0, high, middle)
     return (-(low + high) / 2).exp()
 

@@ -29,9 +29,8 @@ class LabelCalibration(NamedTuple):
 
     Attributes:
         labels: Number n of labelled rows that the calibration used.
-        temperature: Temperature T > 0 (`lightning_meta.functional.conformal.fit_temperature`); 1 if the most probable
-            label is correct for all n rows, since the likelihood is then largest at T = 0. It is very large, and the
-            probabilities are uniform, if the logits carry no information about the label.
+        temperature: Temperature T > 0 (`lightning_meta.functional.conformal.fit_temperature`). It is very large, and
+            the probabilities are uniform, if the logits carry no information about the label.
         quantile: Quantile q in [0, 1] (`lightning_meta.functional.conformal.hierarchical_quantile` with one example per
             task).
         threshold: Threshold in [0, 1]; at most a fraction 1 − coverage of new rows has a smaller largest probability.
@@ -54,9 +53,7 @@ class LabelCalibration(NamedTuple):
         p = logits.double().softmax(-1)
         of_label = p.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         quantile, unsure = (_quantile(1 - s, coverage) for s in (of_label, p.amax(-1)))
-        right = bool((logits.argmax(-1) == labels).all())
-        temperature = 1.0 if right else float(fit_temperature(logits, labels))
-        return cls(len(labels), temperature, min(quantile, 1.0), 1 - min(unsure, 1.0))
+        return cls(len(labels), float(fit_temperature(logits, labels)), min(quantile, 1.0), 1 - min(unsure, 1.0))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Probabilities with the temperature, `(M, N)` float64."""

@@ -199,6 +199,20 @@ def test_calibration_by_further_examples() -> None:
         own.calibrate(x[:2], ["a", "e"])
 
 
+@pytest.mark.parametrize("learner", ["ridge", "logistic", "nearest_mean"])
+def test_a_few_easy_examples_do_not_make_it_certain_of_others(learner: Any) -> None:
+    """All 15 calibration examples are right, so that the likelihood alone would make every probability 1."""
+    draw, y = np.random.default_rng(0), np.repeat(["a", "b", "c"], 5)
+    centres = 5 * np.eye(3)[np.repeat(np.arange(3), 5)]
+    own = FewShotClassifier(learner=learner).fit(centres + draw.normal(size=(15, 3)), y)
+    more = centres + draw.normal(size=(15, 3))
+    own.calibrate(more, y)
+    assert own.score(more, y) == 1
+    assert own.predict_proba(more).max(1).mean() < 0.97
+    between = (5 * (np.ones((3, 3)) - np.eye(3)) / 2).repeat(10, 0) + 0.3 * draw.normal(size=(30, 3))
+    assert own.abstain(between, 0.9).mean() > 0.9
+
+
 def test_mistakes_are_one_line_each(wine: Arrays, pictures: Arrays, files: list[str]) -> None:
     (x, y), (images, names) = wine, pictures
     mistakes: list[tuple[dict[str, Any], Any, Any, str]] = [
@@ -255,3 +269,33 @@ def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
         own.fit([[0.0], [1.0]], ["c", "c"])
     with pytest.raises(NotFittedError):
         own.predict([[0.0]])
+
+
+def test_labels_of_calibration_may_be_a_column_and_must_be_enough() -> None:
+    x, y = np.array([[0.0], [1.0]] * 10), np.array(["a", "b"] * 10)
+    own = FewShotClassifier().fit(x, y)
+    with pytest.warns(match="column-vector y"):
+        column = own.calibrate(x, y[:, None]).predict_proba(x)
+    assert (column == own.calibrate(x, y).predict_proba(x)).all()
+    with pytest.raises(
+        lm.UserError, match=r"error: 0\.01 needs 99 labelled examples, and y has 20; give 0\.048 or more"
+    ):
+        own.calibrate(x, y, error=0.01)
+    own.calibrate(x, y, error=0.048)  # as the message says
+
+
+def test_inputs_that_are_neither_files_nor_numbers_are_named(files: list[str], pictures: Arrays) -> None:
+    pandas = pytest.importorskip("pandas", reason="the developer tools bring it")
+    images, y = [Image.fromarray(x.transpose(1, 2, 0)) for x in pictures[0]], pictures[1]
+    frame = pandas.DataFrame({"file": files})
+    mistakes: list[tuple[Any, str]] = [
+        ((file for file in files), r"X: expected a list of files, or an array; got a generator; give list\(X\)"),
+        (frame, r"if it names files, give the column: X\['file'\]"),
+        (images, r"X: a list of images of Pillow; give their files, or an array"),
+        (frame.assign(x=1.0), r"could not convert string to float.*ColumnTransformer"),
+        (pandas.DataFrame({"born": [pandas.Timestamp("2001-05-01")] * 24}), "X: column 'born' holds dates"),
+    ]
+    for x, said in mistakes:
+        with pytest.raises(lm.UserError, match=said):
+            FewShotClassifier(nn.Flatten(), image_size=8).fit(x, y)
+    assert FewShotClassifier(nn.Flatten(), image_size=8).fit(frame["file"], y).score(frame["file"], y) == 1

@@ -226,6 +226,9 @@ def test_mistakes_are_one_line_each() -> None:
         ({"validation_fraction": 1}, x, y, "validation_fraction: a share above 0 and below 1"),
         ({"random_state": -1}, x, y, "random_state: a whole number"),
         ({"max_epochs": 0}, x, y, "max_epochs: at least 1 is needed, got 0"),
+        ({"method": "MultiHed"}, x, y, "got 'MultiHed'; did you mean 'MultiHead'"),
+        ({"method": "ProtoNet"}, x, y, "got 'ProtoNet'$"),
+        ({"options": ["a"]}, x, y, r"options: a dict of arguments by name is needed, got \['a'\]"),
         ({"backbone": "mlp"}, x, y, "backbone: a network is needed, got str"),
         ({}, x, nothing, "y: column 1 has no label"),
         ({}, x[:1], y[1:2], "X: n_samples=1 leave no row for validation"),
@@ -244,3 +247,14 @@ def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one() -> None:
         regressor.fit(x, np.full_like(y, np.nan))
     with pytest.raises(NotFittedError):
         regressor.predict(x)
+
+
+@pytest.mark.parametrize("cls", [MultiTaskRegressor, MultiTaskClassifier])
+def test_targets_to_score_have_the_shape_of_those_of_fit(cls: Any) -> None:
+    x, y = rows(60)
+    y = (y > np.nanmean(y, 0)).astype(float)
+    own = cls("Linear").fit(x, y)
+    with pytest.raises(lm.UserError, match=r"y: the shape \(n, 2\) of fit is needed, got \(60, 3\)"):
+        own.score(x, np.hstack([y, y[:, :1]]))
+    with pytest.raises(lm.UserError, match=r"y: the shape \(n, 2\) of fit is needed, got \(60,\)"):
+        own.score(x, y[:, 0])

@@ -27,21 +27,47 @@ def drawn(count: int, scale: float, seed: int = 0) -> tuple[torch.Tensor, torch.
     return scale * logits, labels
 
 
-@pytest.mark.parametrize("scale", [0.2, 1.0, 30.0])
-def test_the_temperature_is_that_of_least_loss(scale: float) -> None:
-    logits, labels = drawn(400, scale)
+def best_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
+    """The temperature with the least cross-entropy, by scipy."""
 
     def loss(log_t: float) -> float:
-        return float(F.cross_entropy(logits / np.exp(log_t), labels))
+        return float(F.cross_entropy(logits / np.exp(log_t), targets))
 
-    found = minimize_scalar(loss, bounds=(-5, 8), method="bounded", options={"xatol": 1e-9})
-    assert float(fit_temperature(logits, labels)) == pytest.approx(np.exp(found.x), rel=1e-5)
-    assert float(fit_temperature(logits, labels)) == pytest.approx(scale, rel=0.3)
+    return float(np.exp(minimize_scalar(loss, bounds=(-9, 9), method="bounded", options={"xatol": 1e-9}).x))
 
 
-def test_logits_that_are_always_right_have_the_least_temperature() -> None:
-    assert float(fit_temperature(torch.eye(3), torch.arange(3))) < 0.002  # softmax is 1 to rounding
-    assert float(fit_temperature(-torch.eye(3), torch.arange(3))) > 1e8  # always wrong: no better than a guess
+@pytest.mark.parametrize("scale", [0.2, 1.0, 30.0])
+@pytest.mark.parametrize("count", [7, 400])
+def test_the_temperature_is_that_of_least_loss_with_smoothed_labels(scale: float, count: int) -> None:
+    logits, labels = drawn(count, scale)
+    smoothed = torch.full((count, 4), 1 / (count + 2) / 3, dtype=torch.float64)
+    smoothed.scatter_(1, labels[:, None], (count + 1) / (count + 2))
+    assert float(fit_temperature(logits, labels)) == pytest.approx(best_temperature(logits, smoothed), rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 30.0])
+def test_of_many_examples_the_temperature_is_that_of_maximum_likelihood(scale: float) -> None:
+    logits, labels = drawn(20_000, scale)
+    found = float(fit_temperature(logits, labels))
+    assert found == pytest.approx(best_temperature(logits, labels), rel=0.001)
+    assert found == pytest.approx(scale, rel=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 9, 15, 100])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("ways", [2, 3, 20])
+def test_predictions_that_are_all_right_are_no_surer_than_their_number_allows(
+    count: int, scale: float, ways: int
+) -> None:
+    """Laplace's rule of succession: after M of M, the next is right with probability (M + 1) / (M + 2)."""
+    labels = torch.arange(count) % ways
+    logits = scale * F.one_hot(labels, ways).double()
+    p = (logits / fit_temperature(logits, labels)).softmax(1)
+    torch.testing.assert_close(p.amax(1), torch.full((count,), (count + 1) / (count + 2), dtype=torch.float64))
+
+
+def test_logits_that_are_always_wrong_give_a_guess() -> None:
+    assert float(fit_temperature(-torch.eye(3), torch.arange(3))) > 1e8
 
 
 @pytest.mark.parametrize(("count", "error", "rank"), [(9, 0.1, 9), (10, 0.1, 10), (19, 0.1, 18), (99, 0.05, 95)])

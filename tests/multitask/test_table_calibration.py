@@ -115,7 +115,9 @@ def test_the_command_learns_from_validation_rows_and_predict_writes_sets_and_int
         assert of_task["labels"] == len(y) < 60  # missing labels are skipped
         assert of_task["quantile"] == pytest.approx(kth(1 - of_label, 0.8), abs=1e-6)
         assert of_task["threshold"] == pytest.approx(1 - kth(1 - p.max(1), 0.8), abs=1e-6)
-        loss = lambda beta, p=p, y=y: -np.log(_sharper(p, np.exp(beta))[np.arange(len(y)), y]).mean()  # noqa: E731
+        smoothed = np.full(p.shape, 1 / (len(y) + 2) / (len(classes) - 1))
+        smoothed[np.arange(len(y)), y] = (len(y) + 1) / (len(y) + 2)
+        loss = lambda beta, p=p, t=smoothed: -(t * np.log(_sharper(p, np.exp(beta)))).sum()  # noqa: E731
         assert of_task["temperature"] == pytest.approx(np.exp(-minimize_scalar(loss).x), rel=1e-3)
         p = _probabilities(plain, task, classes)
         expected = _sharper(p, 1 / of_task["temperature"])
@@ -210,11 +212,11 @@ def test_a_quantile_is_finite_from_the_fewest_labels_on() -> None:
         assert finite == [n >= least for n in sizes]
 
 
-def test_labels_that_are_all_predicted_right_leave_probabilities_as_they_are() -> None:
-    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
-    calibration = LabelCalibration.of(0.5, logits, torch.tensor([0, 1, 0]))
-    assert calibration.temperature == 1
-    torch.testing.assert_close(calibration.probabilities(logits), logits.double().softmax(1))
+def test_nine_labels_that_are_all_predicted_right_do_not_make_the_model_certain() -> None:
+    labels = torch.arange(9) % 2
+    logits = torch.linspace(1, 3, 9)[:, None] * torch.nn.functional.one_hot(labels, 2)
+    p = LabelCalibration.of(0.9, logits, labels).probabilities(logits).amax(1)
+    assert p.min() < 10 / 11 < p.max() < 0.99
 
 
 def test_each_row_has_the_calibration_of_its_own_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
