@@ -44,8 +44,8 @@ RULES = (
     "most half of what the task loses. If it is further below and the loss did not fall in every seed, the label is "
     "'selected for other tasks'; if the best validation was the last one and the loss did not fall, it is 'not "
     "converged: train longer'. 'few tasks dominate' is added if the shares s of the gradient (of the training loss if "
-    "no gradient was recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's share "
-    "is below 1/T; the dominating tasks are the fewest that make up half of the total."
+    "no gradient was recorded) have an effective number of tasks 1/Σ s² of at most (T + 1)/2, and the hurt task's "
+    "share is below 1/T; the dominating tasks are the fewest that make up half of the total."
 )
 NOT_CONVERGED = "not converged: train longer"
 UNKNOWN = {field.name: math.nan for field in fields(Intervals)}  # of a task that is not compared
