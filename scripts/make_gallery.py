@@ -115,7 +115,12 @@ def _reproduced(line: dict[str, str]) -> Figure:
     if line["half_width"]:
         conditions += f"; interval over {line['interval_over']}"
     measured = shown(line["measured"], line["half_width"]) if line["measured"] else "not finite"
-    published = f"{line['published']}{unit}" if line["published"] else ""
+    if line["deviations"]:
+        conditions += f"; not as published: {line['deviations']}"
+    published = ""
+    if line["published"]:
+        around = f" ± {line['published_half_width']}" if line["published_half_width"] else ""
+        published = f"{line['published']}{around}{unit} ({line['verdict']})"
     what = f"`{line['row']}`, {line['figure']}"
     return Figure(what, measured, published, conditions, "[reproduction](reproduction.md)")
 
