@@ -23,8 +23,9 @@ def test_false_verdicts_power_and_coverage() -> None:
     trials = TRIALS * len(of_three)
     assert sum(rates.false for rates in of_three) * TRIALS <= stats.binom.ppf(0.997, trials, 0.05)
     for case in CASES:  # and effects are found
-        assert found[case, 5].power > (0.45 if CASES[case].tasks == 20 else 0.03)
-        assert found[case, 10].power > 0.9
+        signs_differ = CASES[case].unequal > 1
+        assert found[case, 5].power > (0.03 if CASES[case].tasks > 20 else 0.3 if signs_differ else 0.45)
+        assert found[case, 10].power > (0.7 if signs_differ else 0.9)
         assert found[case, 10].method_power > 0.9
     assert found["nothing", 3].power > 0.9
     assert found["each task alone", 3].power > 0.25  # Holm over t tests with two degrees of freedom finds 3 %

@@ -22,7 +22,7 @@ class Case(NamedTuple):
     Attributes:
         each: Standard deviation of the effect on each task.
         alike: Standard deviation of the effect common to all tasks.
-        unequal: Largest relative deviation of the common effect between tasks, in [0, 1].
+        unequal: Largest relative deviation of the common effect between tasks; above 1 its sign differs between tasks.
         noisy: Factor of `each` for every tenth task.
         tasks: Number of tasks.
     """
@@ -43,7 +43,10 @@ CASES = {
     "2 tasks 5 times, and all alike": Case(0.2, 0.2, noisy=5.0),
     "14 of 139 tasks 10 times as much": Case(0.2, noisy=10.0, tasks=139),
     "20 of 200 tasks 10 times as much": Case(0.2, noisy=10.0, tasks=200),
+    "all tasks, some the other way": Case(0.1, 0.3, 2.0),
 }
+BEYOND = {"60 tasks strongly, some the other way": Case(0.1, 1.0, 2.0, tasks=60)}
+"""Cases that the verdicts are not made for: the effect common to all tasks is as large as those of methods."""
 
 
 class Rates(NamedTuple):
@@ -67,8 +70,9 @@ class Rates(NamedTuple):
 
 def simulate(case: str, seeds: int, trials: int) -> Rates:
     """Simulate comparisons of a method without an effect, and of the same method with effects added."""
-    each, alike, unequal, noisy, tasks = CASES[case]
-    rng = np.random.default_rng([seeds, list(CASES).index(case)])
+    cases = {**CASES, **BEYOND}
+    each, alike, unequal, noisy, tasks = cases[case]
+    rng = np.random.default_rng([seeds, list(cases).index(case)])
     rows = []
     effect = np.where(np.isin(np.arange(tasks), range(1, 1 + AFFECTED)), EFFECT, 0.0)  # none of the noisy ones
     for _ in range(trials):
@@ -100,7 +104,7 @@ def table(trials: int) -> str:
         "| seeds change | seeds | any false verdict | effect found | covered | method: effect found | covered |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for case in CASES:
+    for case in (*CASES, *BEYOND):
         for seeds in SEEDS:
             rates = " | ".join(f"{100 * rate:.1f}" for rate in simulate(case, seeds, trials))
             lines.append(f"| {case} | {seeds} | {rates} |")
